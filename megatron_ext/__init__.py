@@ -1,0 +1,1 @@
+"""What Megatron-Core lacks: ponder blocks, attention with weighted keys, layers, optimizer, host support."""

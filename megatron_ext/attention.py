@@ -1,0 +1,95 @@
+"""Megatron's core attention with one weight per key column (METHODS 2.6).
+
+Megatron hands three things through its layers to the core attention unchanged, and this module uses them so that
+no layer of Megatron's needs to be rewritten:
+
+* ``attention_mask`` carries ``log w`` of the key columns, [B, R], or None. It is the argument through which
+  gradients also flow under activation recompute;
+* ``packed_seq_params`` carries a :class:`RowContext`;
+* ``rotary_pos_emb`` carries the angles of the pass.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_ext.ponder.attention import key_weighted_attention
+from megatron_ext.ponder.masks import Segments
+
+
+class KeyValueStore(Protocol):
+    """Where decoding keeps the keys and values of earlier rows."""
+
+    def extend(
+        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Append rows of one layer and return all rows of it.
+
+        Args:
+            layer_number: 1-based, over the whole model.
+            key, value: [rows, B, G, d], after rotary.
+            log_weight: [B, rows].
+        Returns:
+            Keys, values and weights of all rows so far, in the same layouts.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowContext:
+    """What attention must know about the rows of a pass besides their content.
+
+    Attributes:
+        segments: runs of rows that see each other, or None where every sequence is one document.
+        store: earlier rows in cached decoding; the rows of the call are then the newest ones, seeing all.
+        qkv_format: read by Megatron; says that the rows are a plain [rows, B, ...] layout.
+    """
+
+    segments: Segments | None = None
+    store: KeyValueStore | None = None
+    qkv_format: str = "sbhd"
+
+
+class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is untyped
+    """Causal attention over rows, keys weighted by their tail mass, documents apart."""
+
+    def __init__(self, config: TransformerConfig, layer_number: int, **_: Any) -> None:
+        """Keep the layer number; there are no weights. The other arguments of Megatron's builder are fixed here."""
+        super().__init__(config=config)
+        self.layer_number = layer_number
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        packed_seq_params: RowContext,
+        attn_mask_type: object = None,
+        attention_bias: None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: [R, B, A, d]; key, value: [R, B, G, d], after rotary.
+            attention_mask: log w of the key columns, [B, R], or None.
+            packed_seq_params: the row context.
+            attn_mask_type, attention_bias: Megatron's, without meaning here.
+        Returns:
+            [R, B, A * d].
+        """
+        store = packed_seq_params.store
+        if store is not None:
+            assert attention_mask is not None, "cached rows need their log weight"
+            key, value, attention_mask = store.extend(self.layer_number, key, value, attention_mask)
+        # [R, B, A, d] -> [B, A, R, d]
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        output = key_weighted_attention(
+            query, key, value, attention_mask, causal=store is None, segments=packed_seq_params.segments
+        )
+        # [B, A, R, d] -> [R, B, A * d]
+        return output.permute(2, 0, 1, 3).flatten(2).contiguous()

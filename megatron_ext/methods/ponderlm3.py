@@ -1,0 +1,106 @@
+"""PonderLM-3: latent thoughts, of which each token takes as many as it needs (METHODS 2.5)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from megatron_ext.methods.base import PassContext, Readout
+from megatron_ext.methods.ponderlm2 import PonderLM2
+from megatron_ext.ponder import halting
+from megatron_ext.ponder.config import PonderConfig
+from megatron_ext.ponder.penalties import halting_penalty
+from megatron_ext.ponder.slots import split_slots
+
+ROUTER_REDUCTION = 4
+# The router starts with 0.9 of the probability on the last step: close to PonderLM-2 (METHODS 2.7).
+LAST_STEP_ODDS = 9.0
+
+
+class PonderLM3(PonderLM2):
+    """A router on slot 0 weighs the steps: softly in training, with hard pruning at inference."""
+
+    def __init__(self, config: PonderConfig, hidden_size: int) -> None:
+        """Build the router Linear(H, H/4), exact GELU, Linear(H/4, K + 1)."""
+        super().__init__(config, hidden_size)
+        inner = hidden_size // ROUTER_REDUCTION
+        self.router = nn.Sequential(
+            nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, config.num_slots)
+        )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start with 0.9 on step K, whatever the token."""
+        output = self.router[2]
+        nn.init.zeros_(output.weight)
+        nn.init.zeros_(output.bias)
+        if self.config.num_latent_thoughts > 0:
+            output.bias[-1] = math.log(LAST_STEP_ODDS * self.config.num_latent_thoughts)
+
+    def route(self, token_hidden: Tensor) -> Tensor:
+        """Router logits in at least float32, whatever the weights' dtype: small tail masses need it.
+
+        Args:
+            token_hidden: h^0, [S, B, H].
+        Returns:
+            [S, B, K + 1].
+        """
+        dtype = torch.promote_types(token_hidden.dtype, torch.float32)
+        hidden = token_hidden.to(dtype)
+        for layer in self.router:
+            if isinstance(layer, nn.Linear):
+                hidden = nn.functional.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype))
+            else:
+                hidden = layer(hidden)
+        return hidden
+
+    def _log_weight(self, slots: Tensor, num_slots: int, context: PassContext) -> Tensor:
+        """The next pass is masked by this pass's slot 0."""
+        mass = halting.tail_mass(halting.step_distribution(self.route(slots[:, 0])))[:, :num_slots]
+        if context.prune:
+            return halting.hard_log_tail_mass(mass, self.config.pruning_threshold)
+        return halting.log_tail_mass(mass)
+
+    def read(self, hidden: Tensor, context: PassContext) -> Readout:
+        """The expectation over steps, by the final pass's own slot 0."""
+        slots = split_slots(hidden, self.config.num_slots)
+        logits = self.route(slots[:, 0])
+        distribution = halting.step_distribution(logits)
+        mass = halting.tail_mass(distribution)
+        weights = distribution
+        if context.prune:
+            weights = torch.where(mass >= self.config.pruning_threshold, distribution, 0.0)
+        mixed = halting.mix_steps(slots, weights)
+
+        # From here on every rank works on all tokens.
+        mass, distribution = context.axis.to_full_use(mass), context.axis.to_full_use(distribution)
+        penalty = halting_penalty(mass, context.real, self.config.penalty, self.config.bottom_k_fraction)
+        steps = halting.steps_taken(mass, self.config.pruning_threshold)
+        self._record(steps, mass, distribution, penalty, context)
+        context.observe("router_logits", logits)
+        context.observe("s", distribution)
+        context.observe("tail_mass", mass)
+        context.observe("mixed_hidden", mixed)
+        return Readout(hidden=mixed, penalty=penalty, steps=steps)
+
+    def statistics_layout(self) -> dict[str, int]:
+        """Sums over real tokens, beside the residuals."""
+        slots = self.config.num_slots
+        own = {"steps_count": slots, "tail_mass": slots, "router_entropy": 1, "penalty": 1}
+        return super().statistics_layout() | own
+
+    @torch.no_grad()
+    def _record(
+        self, steps: Tensor, mass: Tensor, distribution: Tensor, penalty: Tensor, context: PassContext
+    ) -> None:
+        real = context.real
+        taken = nn.functional.one_hot(steps, self.config.num_slots)
+        context.statistics |= {
+            # [S, B, K + 1] -> [K + 1]
+            "steps_count": (taken * real.unsqueeze(-1)).sum(dim=(0, 1)).to(mass.dtype),
+            # [S, K + 1, B] -> [K + 1]
+            "tail_mass": (mass * real.unsqueeze(1)).sum(dim=(0, 2)),
+            "router_entropy": (halting.step_entropy(distribution) * real).sum().reshape(1),
+            "penalty": (penalty * real.sum()).reshape(1),
+        }

@@ -1,0 +1,133 @@
+"""One configuration object for Megatron's layers and for what a pondering model adds."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import init_method_normal, scaled_init_method_normal
+from torch import Tensor
+from torch.nn import functional
+
+from megatron_ext.ponder.config import PonderConfig
+
+
+class Architecture(StrEnum):
+    """The two backbones."""
+
+    GPT_NEOX = "gpt_neox"
+    LLAMA = "llama"
+
+
+class Initialization(StrEnum):
+    """How weights start: Megatron's scheme, or that of the published PonderLM-2 code (METHODS 2.7)."""
+
+    MEGATRON = "megatron"
+    PONDERLM2 = "ponderlm2"
+
+
+@dataclass
+class ModelConfig(TransformerConfig):  # type: ignore[misc]  # Megatron is untyped
+    """Megatron's TransformerConfig, the backbone's remaining facts, and the pondering method.
+
+    Attributes:
+        architecture: which backbone.
+        ponder: the pondering method.
+        vocab_size: rows of the vocabulary that stand for a piece of the tokenizer.
+        padded_vocab_size: rows that exist; a multiple of the tensor-parallel size.
+        rotary_percent: rotated share of each head.
+        rotary_base: rotary base.
+        tie_embeddings: the head uses the embedding's weight.
+        padding_token_id: token whose embedding row receives no gradient from look-ups, or None.
+    """
+
+    architecture: Architecture = Architecture.LLAMA
+    ponder: PonderConfig = field(kw_only=True)
+    vocab_size: int = field(kw_only=True)
+    padded_vocab_size: int = field(kw_only=True)
+    rotary_percent: float = 1.0
+    rotary_base: float = 10000.0
+    tie_embeddings: bool = False
+    padding_token_id: int | None = None
+
+    @property
+    def rotary_size(self) -> int:
+        """Rotated channels of a head."""
+        return int(self.kv_channels * self.rotary_percent)
+
+
+def architecture_settings(architecture: Architecture) -> dict[str, Any]:
+    """TransformerConfig fields that the backbone fixes."""
+    if architecture is Architecture.GPT_NEOX:
+        return {"normalization": "LayerNorm", "add_bias_linear": True, "activation_func": functional.gelu}
+    return {
+        "normalization": "RMSNorm",
+        "add_bias_linear": False,
+        "activation_func": functional.silu,
+        "gated_linear_unit": True,
+    }
+
+
+def initialization_settings(
+    kind: Initialization,
+    *,
+    architecture: Architecture,
+    std: float,
+    hidden_size: int,
+    num_layers: int,
+    num_slots: int,
+) -> dict[str, Any]:
+    """TransformerConfig fields that say how weights start.
+
+    Args:
+        kind: the scheme.
+        architecture: the published PonderLM-2 scheme differs between backbones.
+        std: standard deviation of Megatron's scheme; the other computes its own.
+        hidden_size, num_layers: of the backbone.
+        num_slots: K + 1.
+    """
+    if kind is Initialization.MEGATRON:
+        inner, output = init_method_normal(std), scaled_init_method_normal(std, num_layers)
+    else:
+        std = math.sqrt(2 / (5 * hidden_size))
+        depth = num_layers * (num_slots if architecture is Architecture.GPT_NEOX else 1)
+        inner, output = _truncated_normal(std), _truncated_normal(std / math.sqrt(2 * depth))
+    return {
+        "init_method": inner,
+        "embedding_init_method": inner,
+        "output_layer_init_method": output,
+        "init_method_std": std,
+    }
+
+
+def host_settings() -> dict[str, Any]:
+    """TransformerConfig fields that are the same for every model of ours."""
+    return {
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        # Weights are drawn whole and then split, so that every layout starts from the same numbers.
+        "use_cpu_initialization": True,
+        # These fusions need CUDA extensions; torch's own kernels serve every device.
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "apply_rope_fusion": False,
+        "persist_layer_norm": False,
+    }
+
+
+def pad_vocabulary(vocab_size: int, divisible_by: int, tensor_parallel: int) -> int:
+    """Megatron's rule: the next multiple of ``divisible_by * tensor_parallel``."""
+    multiple = divisible_by * tensor_parallel
+    return math.ceil(vocab_size / multiple) * multiple
+
+
+def _truncated_normal(std: float) -> Callable[[Tensor], Tensor]:
+    def initialize(weight: Tensor) -> Tensor:
+        return torch.nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
+
+    return initialize

@@ -1,0 +1,112 @@
+"""The few movements between tensor-parallel ranks that pondering needs beside Megatron's layers.
+
+With sequence parallelism every rank holds a contiguous share of the tokens wherever hidden states are whole. Since
+all slots of a token are neighbours, slot arithmetic stays local; only what attention and the vocabulary need crosses
+ranks, and that is decided here. Without it these are Megatron's copy and reduce; with one rank they do nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import tensor_parallel
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True, slots=True)
+class TensorAxis:
+    """The tensor axis: its group, and whether tokens are sharded over it.
+
+    Attributes:
+        group: ranks that share the layers' weights.
+        shards_tokens: sequence parallelism.
+    """
+
+    group: ProcessGroup
+    shards_tokens: bool
+
+    @property
+    def size(self) -> int:
+        """Ranks on the axis."""
+        return self.group.size()
+
+    @property
+    def rank(self) -> int:
+        """This rank's coordinate."""
+        return self.group.rank()
+
+    def to_partial_use(self, rows: Tensor) -> Tensor:
+        """Give every rank all rows, for a use of which each rank computes a part (its heads, its vocabulary).
+
+        Each rank then holds a partial gradient: backward sums them over ranks.
+
+        Args:
+            rows: [R or R / tp, ...].
+        Returns:
+            [R, ...].
+        """
+        if self.shards_tokens:
+            return tensor_parallel.gather_from_sequence_parallel_region(rows, True, group=self.group)
+        copied = tensor_parallel.copy_to_tensor_model_parallel_region(rows, group=self.group)
+        return _ContiguousGradient.apply(copied)  # type: ignore[no-any-return, no-untyped-call]
+
+    def to_full_use(self, rows: Tensor) -> Tensor:
+        """Give every rank all rows, for a use that every rank repeats in full; backward takes its own share."""
+        if self.shards_tokens:
+            return tensor_parallel.gather_from_sequence_parallel_region(rows, False, group=self.group)
+        return rows
+
+    def from_partial_sums(self, rows: Tensor) -> Tensor:
+        """Add up partial rows over ranks and keep what this rank holds: [R, ...] -> [R or R / tp, ...]."""
+        if self.shards_tokens:
+            return tensor_parallel.reduce_scatter_to_sequence_parallel_region(rows, group=self.group)
+        return self.sum_over_ranks(rows)
+
+    def sum_over_ranks(self, partial: Tensor) -> Tensor:
+        """Add up partial values over ranks, all ranks keeping the whole; backward passes through."""
+        # Megatron reduces a contiguous copy of its argument and returns the argument.
+        return tensor_parallel.reduce_from_tensor_model_parallel_region(partial.contiguous(), group=self.group)
+
+    def max_over_ranks(self, values: Tensor) -> Tensor:
+        """Element-wise maximum over ranks, without gradient."""
+        values = values.detach().clone()
+        if self.size > 1:
+            torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=self.group)
+        return values
+
+    def gather_last_dim(self, values: Tensor) -> Tensor:
+        """Concatenate values of all ranks along the last dim, without gradient."""
+        values = values.detach().contiguous()
+        if self.size == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, values, group=self.group)
+        return torch.cat(parts, dim=-1)
+
+    def own_tokens(self, per_token: Tensor) -> Tensor:
+        """The share of [S, ...] that belongs to the hidden states this rank holds."""
+        if not self.shards_tokens:
+            return per_token
+        return per_token.chunk(self.size, dim=0)[self.rank]
+
+    def total_of_own_tokens(self, sums: Tensor) -> Tensor:
+        """Turn sums over the tokens this rank holds into sums over all tokens, without gradient."""
+        if self.shards_tokens and self.size > 1:
+            sums = sums.detach().clone()
+            torch.distributed.all_reduce(sums, group=self.group)
+        return sums
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """Identity whose gradient is contiguous: Megatron's reduction of any other gradient is lost without a word."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        del ctx
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        del ctx
+        return gradient.contiguous()

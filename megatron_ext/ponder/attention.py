@@ -1,0 +1,117 @@
+"""Attention with one additive weight per key column, at the price of plain attention (METHODS 2.6).
+
+``softmax(Q K^T / sqrt(d) + 1 log w^T)`` is plain attention with the key extended by the column ``sqrt(d) * log w``
+and the query by a column of ones, at the unchanged scale ``1 / sqrt(d)``. Every fused kernel applies and gives the
+gradient of ``log w`` as one more column of the key's gradient.
+
+B = batch, A = query heads, G = key/value heads, Q = query rows, R = key rows, d = head size.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from megatron_ext.ponder.masks import Segments
+
+# Fused kernels on GPUs want head sizes in steps of eight channels.
+HEAD_SIZE_STEP = 8
+
+
+def key_weighted_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_weight: Tensor | None = None,
+    *,
+    causal: bool = True,
+    segments: Segments | None = None,
+) -> Tensor:
+    """Attention in which key column r is weighted by ``exp(log_weight[r])`` in every softmax.
+
+    Args:
+        query: [B, A, Q, d].
+        key, value: [B, G, R, d], G a divisor of A.
+        log_weight: [B, R] added to the logits of each key column after the 1/sqrt(d) scaling, or None.
+        causal: query row i sees key rows 0..i; otherwise it sees all.
+        segments: runs of rows that see each other, for causal attention over packed documents.
+    Returns:
+        [B, A, Q, d].
+    """
+    head_size = query.shape[-1]
+    if log_weight is not None:
+        query, key, value = _augment(query, key, value, log_weight)
+    scale = 1.0 / math.sqrt(head_size)
+    if segments is None:
+        output = _attend(query, key, value, causal=causal, scale=scale)
+    else:
+        output = _attend_by_segment(query, key, value, segments=segments, scale=scale)
+    return output[..., :head_size]
+
+
+def dense_bias_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_weight: Tensor | None = None,
+    *,
+    visible: Tensor | None = None,
+) -> Tensor:
+    """The obvious twin of :func:`key_weighted_attention` with a dense [B, 1, Q, R] bias: for tests and benchmarks.
+
+    Args:
+        query, key, value, log_weight: as there.
+        visible: [B, Q, R] bool; None for plain causal attention.
+    """
+    group_size = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(group_size, dim=1) for x in (key, value))
+    logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    if log_weight is not None:
+        logits = logits + log_weight[:, None, None, :]
+    if visible is None:
+        visible = torch.ones(logits.shape[-2:], dtype=torch.bool, device=query.device).tril().unsqueeze(0)
+    logits = logits.masked_fill(~visible.unsqueeze(1), float("-inf"))
+    return torch.softmax(logits, dim=-1).to(value.dtype) @ value
+
+
+def _augment(query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    head_size = query.shape[-1]
+    columns = _weight_columns(log_weight * math.sqrt(head_size), key.dtype)
+    padding = -(head_size + columns.shape[-1]) % HEAD_SIZE_STEP
+    # [B, R, C] -> [B, G, R, C]
+    columns = columns.unsqueeze(1).expand(-1, key.shape[1], -1, -1)
+    ones = query.new_ones(*query.shape[:-1], columns.shape[-1])
+    query = functional.pad(torch.cat([query, ones], dim=-1), (0, padding))
+    key = functional.pad(torch.cat([key, columns], dim=-1), (0, padding))
+    value = functional.pad(value, (0, columns.shape[-1] + padding))
+    return query, key, value
+
+
+def _weight_columns(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, R] -> [B, R, C]: one column, or the value and its remainder where the dtype is narrower."""
+    if dtype.itemsize >= weight.dtype.itemsize:
+        return weight.to(dtype).unsqueeze(-1)
+    # The gradients of the two columns are the same number; it reaches the weight through the first one only.
+    coarse = weight.to(dtype)
+    remainder = (weight.detach() - coarse.detach().to(weight.dtype)).to(dtype)
+    return torch.stack([coarse, remainder], dim=-1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float) -> Tensor:
+    return functional.scaled_dot_product_attention(
+        query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+def _attend_by_segment(
+    query: Tensor, key: Tensor, value: Tensor, *, segments: Segments, scale: float
+) -> Tensor:
+    sequences = []
+    for b, runs in enumerate(segments):
+        outputs = [
+            _attend(*(x[b : b + 1, :, start:stop] for x in (query, key, value)), causal=True, scale=scale)
+            for start, stop in runs
+        ]
+        sequences.append(torch.cat(outputs, dim=2))
+    return torch.cat(sequences, dim=0)

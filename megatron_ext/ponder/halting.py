@@ -1,0 +1,83 @@
+"""Token-wise halting of PonderLM-3: tail mass, soft and hard masks, readout (METHODS 2.5).
+
+S = tokens, B = micro-batch, K = latent thoughts, H = hidden size. Step quantities are laid out [S, K + 1, B], so
+that a slot of a token and its number stand at the same place as in :mod:`megatron_ext.ponder.slots`.
+"""
+
+import torch
+from torch import Tensor
+
+# log w is clamped here in training: w below it multiplies a softmax term by what float32 rounds away.
+SMALLEST_TAIL_MASS = 1e-9
+
+# Stands for log 0 in a hard mask. Finite, so that splitting it into two bfloat16 columns gives no NaN;
+# exp of it is exactly 0 in every floating type used here.
+PRUNED_LOG_MASS = -1e9
+
+
+def step_distribution(router_logits: Tensor) -> Tensor:
+    """s: where a token stops, as probabilities over steps 0..K.
+
+    Args:
+        router_logits: [S, B, K + 1].
+    Returns:
+        [S, K + 1, B], in at least float32.
+    """
+    wide = router_logits.to(torch.promote_types(router_logits.dtype, torch.float32))
+    # [S, B, K + 1] -> [S, K + 1, B]
+    return torch.softmax(wide, dim=-1).transpose(1, 2)
+
+
+def tail_mass(steps: Tensor) -> Tensor:
+    """w: probability that a token takes at least k steps, summed from k = K downwards.
+
+    The sum runs from the end because 1 - cumsum loses all digits of a small tail. ``w_0`` is 1 exactly and
+    carries no gradient.
+
+    Args:
+        steps: s, [S, K + 1, B].
+    Returns:
+        [S, K + 1, B], non-increasing along dim 1.
+    """
+    tail = steps[:, 1:].flip(1).cumsum(1).flip(1)
+    return torch.cat([torch.ones_like(steps[:, :1]), tail], dim=1)
+
+
+def log_tail_mass(mass: Tensor) -> Tensor:
+    """Soft mask: log w, clamped below at 1e-9 without gradient there. Shape is kept."""
+    return torch.log(mass.clamp_min(SMALLEST_TAIL_MASS))
+
+
+def hard_log_tail_mass(mass: Tensor, threshold: float) -> Tensor:
+    """Hard mask: log w on the slots that are kept, log 0 on the pruned ones. Shape is kept."""
+    return torch.where(mass >= threshold, log_tail_mass(mass), PRUNED_LOG_MASS)
+
+
+def steps_taken(mass: Tensor, threshold: float) -> Tensor:
+    """K_hat: the last step whose tail mass reaches the threshold.
+
+    Args:
+        mass: w, [S, K + 1, B].
+        threshold: tau.
+    Returns:
+        [S, B] int64, in 0..K.
+    """
+    # w is non-increasing, so counting the kept steps gives the last one.
+    return (mass[:, 1:] >= threshold).sum(dim=1)
+
+
+def mix_steps(hidden: Tensor, steps: Tensor) -> Tensor:
+    """Readout: the expectation of the hidden state over steps.
+
+    Args:
+        hidden: [S, K + 1, B, H].
+        steps: s, [S, K + 1, B]; set to 0 where pruned.
+    Returns:
+        [S, B, H] in the dtype of `hidden`; the sum runs in the dtype of `steps`.
+    """
+    return (hidden * steps.unsqueeze(-1)).sum(dim=1).to(hidden.dtype)
+
+
+def step_entropy(steps: Tensor) -> Tensor:
+    """Entropy of s in nats: [S, K + 1, B] -> [S, B]."""
+    return -torch.special.xlogy(steps, steps).sum(dim=1)
