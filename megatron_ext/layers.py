@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from megatron_ext.attention import KeyWeightedAttention, RowContext
-from megatron_ext.model_config import Architecture, ModelConfig
+from megatron_ext.model_config import Architecture, PonderTransformerConfig
 from megatron_ext.norms import TorchNorm
 from megatron_ext.parallel.tensor import TensorAxis
 
@@ -62,7 +62,7 @@ class ParallelResidualLayer(TransformerLayer):  # type: ignore[misc]
         return hidden_states + update + attention_bias + mlp_bias, None
 
 
-def block_spec(config: ModelConfig) -> TransformerBlockSubmodules:
+def block_spec(config: PonderTransformerConfig) -> TransformerBlockSubmodules:
     """Name the layers of this pipeline stage.
 
     Args:

@@ -7,6 +7,7 @@ a rank holds S / tp of the tokens wherever hidden states are whole.
 from dataclasses import dataclass, field
 
 import torch
+from megatron.core.enums import ModelType
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -19,7 +20,7 @@ from megatron_ext.batch import TokenBatch
 from megatron_ext.layers import block_spec
 from megatron_ext.methods.base import Observer, PassContext, PassInput, Readout
 from megatron_ext.methods.registry import build_method
-from megatron_ext.model_config import ModelConfig
+from megatron_ext.model_config import PonderTransformerConfig
 from megatron_ext.norms import TorchNorm
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL, mask_padding_rows, mix_embeddings, token_losses
@@ -48,7 +49,7 @@ class ModelOutput:
 class PonderModel(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
     """A GPT-NeoX or Llama language model that ponders by the configured method."""
 
-    def __init__(self, config: ModelConfig, pg_collection: ProcessGroupCollection | None = None) -> None:
+    def __init__(self, config: PonderTransformerConfig, pg_collection: ProcessGroupCollection | None = None) -> None:
         """Build the parts of this rank.
 
         Args:
@@ -57,6 +58,7 @@ class PonderModel(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         """
         super().__init__(config, pg_collection)
         self.axis = TensorAxis(self.tp_group, config.sequence_parallel)
+        self.model_type = ModelType.encoder_or_decoder
         self.pre_process = self.post_process = True
         self.share_embeddings_and_output_weights = config.tie_embeddings
         self.embedding = LanguageModelEmbedding(
@@ -248,3 +250,6 @@ class PonderModel(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
                 "nll_by_steps": losses.new_zeros(size).index_add_(0, index, losses.flatten()),
                 "labelled_by_steps": losses.new_zeros(size).index_add_(0, index, has_label.flatten().to(losses.dtype)),
             }
+        # A forward without sweeps has no residuals; its sums are zero, so that every forward has the same names.
+        for name, size in self.statistics_layout().items():
+            context.statistics.setdefault(name, losses.new_zeros(size))

@@ -30,7 +30,7 @@ class Initialization(StrEnum):
 
 
 @dataclass
-class ModelConfig(TransformerConfig):  # type: ignore[misc]  # Megatron is untyped
+class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megatron is untyped
     """Megatron's TransformerConfig, the backbone's remaining facts, and the pondering method.
 
     Attributes:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_ext.model import PonderModel
-from megatron_ext.model_config import Architecture, ModelConfig
+from megatron_ext.model_config import Architecture, PonderTransformerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Entry:
     is_vocabulary: bool = False
 
 
-def entries(config: ModelConfig) -> Iterator[Entry]:
+def entries(config: PonderTransformerConfig) -> Iterator[Entry]:
     """All parameters of a model, in order."""
     if config.architecture is Architecture.GPT_NEOX:
         yield from _neox_entries(config)
@@ -127,7 +127,7 @@ def _with_bias(native: str, source: str) -> Iterator[Entry]:
         yield _same(f"{native}.{kind}", f"{source}.{kind}")
 
 
-def _neox_entries(config: ModelConfig) -> Iterator[Entry]:
+def _neox_entries(config: PonderTransformerConfig) -> Iterator[Entry]:
     # GPT-NeoX stores q, k and v of a head together, which is Megatron's order for plain multi-head attention.
     yield _same("embedding.word_embeddings.weight", "gpt_neox.embed_in.weight", is_vocabulary=True)
     for index in range(config.num_layers):
@@ -143,7 +143,7 @@ def _neox_entries(config: ModelConfig) -> Iterator[Entry]:
         yield _same("output_layer.weight", "embed_out.weight", is_vocabulary=True)
 
 
-def _llama_entries(config: ModelConfig) -> Iterator[Entry]:
+def _llama_entries(config: PonderTransformerConfig) -> Iterator[Entry]:
     yield _same("embedding.word_embeddings.weight", "model.embed_tokens.weight", is_vocabulary=True)
     for index in range(config.num_layers):
         native, source = f"decoder.layers.{index}", f"model.layers.{index}"
@@ -163,7 +163,7 @@ def _llama_entries(config: ModelConfig) -> Iterator[Entry]:
         yield _same("output_layer.weight", "lm_head.weight", is_vocabulary=True)
 
 
-def _grouped_qkv(config: ModelConfig, native: str, source: str) -> Entry:
+def _grouped_qkv(config: PonderTransformerConfig, native: str, source: str) -> Entry:
     """Megatron interleaves by key/value group: the group's queries, its key, its value."""
     groups, head_size = config.num_query_groups, config.kv_channels
     queries = config.num_attention_heads // groups
@@ -181,7 +181,7 @@ def _grouped_qkv(config: ModelConfig, native: str, source: str) -> Entry:
     return Entry(native=native, sources=names, join=join, split=split)
 
 
-def _method_entries(config: ModelConfig) -> Iterator[Entry]:
+def _method_entries(config: PonderTransformerConfig) -> Iterator[Entry]:
     if config.ponder.method == "ponderlm3":
         for layer in (0, 2):
             yield from _with_bias(f"ponder.router.{layer}", f"ponder.router.{layer}")

@@ -1,0 +1,179 @@
+"""Let Megatron-Core run on the device that is there: CUDA, or the CPU where there is none.
+
+Nothing else in the project branches on the device. Where CUDA is absent, :func:`prepare_host` gives the few
+names through which Megatron reaches CUDA their CPU meaning:
+
+* ``torch.cuda`` functions that can only raise without CUDA answer for the CPU;
+* ``Tensor.cuda()`` returns the tensor itself;
+* the Megatron modules that write ``device="cuda"`` get a ``torch`` whose factories read it as the CPU.
+  (A global ``TorchFunctionMode`` would do the same at a cost for each operation of a run.)
+* inside ``megatron.core.optimizer``, which checks precisions by name, ``Tensor.type()`` names CPU tensors as
+  CUDA ones.
+
+On every device without apex and Transformer Engine, Megatron's optimizer slot receives our AdamW.
+"""
+
+import functools
+import importlib
+import importlib.util
+import logging
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["device", "prepare_host"]
+
+logger = logging.getLogger(__name__)
+
+# Megatron modules that name the device literally and are reachable from a training run.
+_MODULES_NAMING_CUDA = (
+    "megatron.core.dist_checkpointing.exchange_utils",
+    "megatron.core.dist_checkpointing.strategies.state_dict_saver",
+    "megatron.core.distributed.param_and_grad_buffer",
+    "megatron.core.optimizer.clip_grads",
+    "megatron.core.optimizer.grad_scaler",
+    "megatron.core.optimizer.optimizer",
+    "megatron.core.pipeline_parallel.schedules",
+    "megatron.core.tensor_parallel.data",
+    "megatron.core.transformer.utils",
+    "megatron.core.utils",
+)
+_FACTORIES = ("empty", "empty_like", "ones", "tensor", "zeros")
+# Said by Megatron and torch at import and at the first step, of things that this project replaces or pins.
+_ANSWERED_WARNINGS = (
+    "Transformer Engine and Apex are not installed",
+    "Apex is not installed",
+    "full scope is deprecated",
+    "The .grad attribute of a Tensor that is not a leaf Tensor",
+    r"`torch\.distributed\.\w+` is deprecated",
+    "When using async grad allreduce it is recommended to set the environment variable",
+)
+_RNG_MODULE = "megatron.core.tensor_parallel.random"
+
+
+def device() -> torch.device:
+    """Return the device of this rank's parameters and batches."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+@functools.cache
+def prepare_host() -> None:
+    """Make Megatron-Core usable on this machine.
+
+    Call it before the first Megatron module is imported or built; repeating it is free.
+    """
+    _silence_warnings_about_what_is_replaced()
+    if not torch.cuda.is_available():
+        # First, because fusers decorate at import: torch.compile needs a compiler that a CPU host may lack.
+        importlib.import_module("megatron.core.jit").disable_jit_fuser()
+        _answer_cuda_calls_for_cpu()
+        _name_cpu_tensors_as_cuda_for_the_optimizer()
+        for name in _MODULES_NAMING_CUDA:
+            vars(importlib.import_module(name))["torch"] = _torch_with_cuda_read_as_cpu()
+        _use_the_cpu_generator()
+    if not _is_installed("apex") and not _is_installed("transformer_engine"):
+        logger.info("neither apex nor Transformer Engine is installed: AdamW runs on torch's fused kernel")
+        _fill_optimizer_slot()
+
+
+def _silence_warnings_about_what_is_replaced() -> None:
+    for message in _ANSWERED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _is_installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _answer_cuda_calls_for_cpu() -> None:
+    answers: dict[str, Callable[..., Any]] = {
+        "current_device": lambda: torch.device("cpu"),
+        "set_device": _do_nothing,
+        "synchronize": _do_nothing,
+        "manual_seed": torch.manual_seed,
+        "get_rng_state": _get_rng_state,
+        "set_rng_state": _set_rng_state,
+    }
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, answer)
+    torch.cuda.random.get_rng_state = _get_rng_state
+    torch.cuda.random.set_rng_state = _set_rng_state
+    torch.Tensor.cuda = _stay  # type: ignore[method-assign, assignment]  # the CPU meaning of .cuda()
+
+
+def _do_nothing(*_arguments: object) -> None:
+    return None
+
+
+def _get_rng_state(*_arguments: object, **_keywords: object) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_rng_state(new_state: torch.Tensor, *_arguments: object, **_keywords: object) -> None:
+    torch.set_rng_state(new_state)
+
+
+def _stay(tensor: torch.Tensor, *_arguments: object, **_keywords: object) -> torch.Tensor:
+    return tensor
+
+
+def _name_cpu_tensors_as_cuda_for_the_optimizer() -> None:
+    plain_type = torch.Tensor.type
+
+    @functools.wraps(plain_type)
+    def type_seen_by_megatron(tensor: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+        answer = plain_type(tensor, *arguments, **keywords)
+        asked_by = sys._getframe(1).f_globals.get("__name__", "")
+        if isinstance(answer, str) and asked_by.startswith("megatron.core.optimizer"):
+            return answer.replace("torch.", "torch.cuda.", 1)
+        return answer
+
+    torch.Tensor.type = type_seen_by_megatron  # type: ignore[method-assign, assignment]  # same signature
+
+
+@functools.cache
+def _torch_with_cuda_read_as_cpu() -> types.ModuleType:
+    stand_in = types.ModuleType("torch", "torch whose factories read the device 'cuda' as the CPU")
+    stand_in.__dict__.update({name: value for name, value in vars(torch).items() if name != "__name__"})
+    for name in _FACTORIES:
+        setattr(stand_in, name, _with_cuda_read_as_cpu(getattr(torch, name)))
+    return stand_in
+
+
+def _with_cuda_read_as_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def make(*arguments: Any, **keywords: Any) -> torch.Tensor:
+        if keywords.get("device") == "cuda":
+            keywords["device"] = "cpu"
+        return factory(*arguments, **keywords)
+
+    return make
+
+
+def _use_the_cpu_generator() -> None:
+    module = importlib.import_module(_RNG_MODULE)
+    vars(module)["_get_cuda_rng_state"] = _get_rng_state
+    vars(module)["_set_cuda_rng_state"] = _set_rng_state
+    # The tracker warns when the CPU generator moves inside its context; here it is the generator it tracks.
+    logging.getLogger(_RNG_MODULE).addFilter(
+        lambda record: "CPU RNG state changed" not in record.getMessage()
+    )
+
+
+def _fill_optimizer_slot() -> None:
+    from megatron_ext.optimizer import AdamW
+
+    optimizer_module: Any = importlib.import_module("megatron.core.optimizer")
+    distributed_module: Any = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
+    optimizer_module.Adam = AdamW
+    optimizer_module.USING_PYTORCH_OPTIMIZER = False
+    distributed_module.Adam = AdamW
+    # "As apex has it": the step is one number of the parameter group, not a tensor of each parameter.
+    distributed_module.HAVE_APEX_OR_TE = True
+    distributed_module.USING_APEX_OPTIMIZER = True

@@ -1,0 +1,231 @@
+"""What moves the weights: AdamW, Megatron's optimizer around it, the schedule, data-parallel gradients."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+__all__ = [
+    "AdamW",
+    "OptimizerSettings",
+    "ScheduleSettings",
+    "build_optimizer",
+    "build_scheduler",
+    "connect_schedule",
+    "wrap_ddp",
+]
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW (Loshchilov and Hutter, 2019) on torch's fused kernel, with apex's ``FusedAdam`` state layout.
+
+    The step count is one number of the parameter group, not a tensor of every parameter as in
+    ``torch.optim.AdamW``: Megatron's fully reshardable checkpoint stores what a parameter owns as a tensor of
+    the parameter's shape, so a per-parameter step cannot be stored. The updates equal those of
+    ``torch.optim.AdamW(fused=True)``.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate.
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled weight decay.
+        adam_w_mode: Megatron's request for decoupled weight decay; nothing else is offered.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        adam_w_mode: bool = True,
+    ) -> None:
+        if not adam_w_mode:
+            raise ValueError(
+                "decoupled_weight_decay must be True: this optimizer is AdamW, but Adam was asked for"
+            )
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient. Closures are refused: Megatron calls none."""
+        if closure is not None:
+            raise ValueError("closure must be None: the loss is computed before the step")
+        for group in self.param_groups:
+            # Counted on every rank and in empty groups too, so that all ranks agree on it.
+            group["step"] += 1
+            self._update(group)
+
+    def _update(self, group: dict[str, Any]) -> None:
+        params = [param for param in group["params"] if param.grad is not None]
+        if not params:
+            return
+        states = [self._state_of(param) for param in params]
+        # The kernel raises each parameter's own count by one, so they start one below.
+        steps = torch.full((len(params),), float(group["step"] - 1), device=params[0].device)
+        beta1, beta2 = group["betas"]
+        adamw(
+            params,
+            [param.grad for param in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            max_exp_avg_sqs=[],
+            state_steps=list(steps.unbind()),
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+    def _state_of(self, param: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[param]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(param)
+            state["exp_avg_sq"] = torch.zeros_like(param)
+        return state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW, clipping, precision and whether data-parallel ranks share the optimizer's state."""
+
+    lr: float
+    min_lr: float = 0.0
+    weight_decay: float = 0.1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    clip_grad: float = 1.0
+    """Largest norm of all gradients together; 0 does not clip."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    use_distributed_optimizer: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleSettings:
+    """Learning rate by iteration: linear warm-up from 0 to ``lr``, then the decay to ``min_lr``."""
+
+    lr: float
+    min_lr: float = 0.0
+    lr_decay_style: Literal["cosine", "wsd", "constant", "linear"] = "cosine"
+    lr_warmup_iters: int = 0
+    lr_decay_iters: int
+    """Iteration at which ``min_lr`` is reached, warm-up included; above ``lr_warmup_iters``."""
+    wsd_decay_iters: int | None = None
+    """Length of the final decay; needed by wsd alone."""
+    weight_decay: float = 0.1
+
+
+def wrap_ddp(
+    module: Any, *, use_distributed_optimizer: bool = True, overlap_grad_reduce: bool = False
+) -> Any:
+    """Wrap a MegatronModule into Megatron's DistributedDataParallel.
+
+    Gradients collect in one float32 buffer (``param.main_grad``), whatever the parameters' precision. They
+    are averaged over the data-parallel ranks, or summed where ``config.calculate_per_token_loss`` leaves the
+    division to ``finalize_model_grads``.
+
+    Args:
+        module: model with a ``config``; already on its device and in its precision.
+        use_distributed_optimizer: reduce-scatter gradients, for an optimizer whose state is spread over the
+            data-parallel ranks.
+        overlap_grad_reduce: reduce while the backward still runs. Counts how often each parameter's gradient
+            hook fires, so it is wrong where weights are used a varying number of times in one backward.
+    """
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=overlap_grad_reduce,
+        use_distributed_optimizer=use_distributed_optimizer,
+        # NCCL alone has an averaging reduction; scaling before a sum means the same on both backends.
+        average_in_collective=False,
+    )
+    return DistributedDataParallel(config=module.config, ddp_config=ddp_config, module=module)
+
+
+def build_optimizer(model_chunks: list[Any], settings: OptimizerSettings) -> Any:
+    """Build Megatron's optimizer over wrapped model chunks.
+
+    Weight decay applies to matrices only: biases and all one-dimensional parameters (norms) are exempt. bf16
+    keeps float32 master weights in the optimizer.
+
+    Args:
+        model_chunks: from :func:`wrap_ddp`, whose ``use_distributed_optimizer`` must be the same.
+        settings: see :class:`OptimizerSettings`.
+
+    Returns:
+        ``MegatronOptimizer``; its ``step()`` returns (updated, gradient norm, zeros or None).
+    """
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+
+    is_bf16 = settings.precision == "bf16"
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_eps=settings.adam_eps,
+        clip_grad=settings.clip_grad,
+        bf16=is_bf16,
+        params_dtype=torch.bfloat16 if is_bf16 else torch.float32,
+        use_distributed_optimizer=settings.use_distributed_optimizer,
+    )
+    return get_megatron_optimizer(config, model_chunks)
+
+
+def build_scheduler(optimizer: Any, settings: ScheduleSettings) -> Any:
+    """Build Megatron's ``OptimizerParamScheduler``; call ``step(increment=1)`` after each iteration.
+
+    As in Megatron, iteration n is trained with the rate of n - 1 finished ones: with warm-up the first is 0.
+    A loaded checkpoint sets the count alone; rates and lengths stay those of ``settings``.
+    """
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    is_wsd = settings.lr_decay_style == "wsd"
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=settings.lr,
+        min_lr=settings.min_lr,
+        lr_warmup_steps=settings.lr_warmup_iters,
+        lr_decay_steps=settings.lr_decay_iters,
+        lr_decay_style="WSD" if is_wsd else settings.lr_decay_style,
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=settings.lr_decay_iters,
+        wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
+        wsd_decay_steps=settings.wsd_decay_iters,
+        lr_wsd_decay_style="exponential" if is_wsd else None,
+    )
+
+
+def connect_schedule(ddp_model: Any, optimizer: Any) -> None:
+    """Tell Megatron's forward-backward schedule how to reduce this model's gradients and scale its loss.
+
+    Args:
+        ddp_model: from :func:`wrap_ddp`.
+        optimizer: from :func:`build_optimizer`.
+    """
+    from megatron.core.distributed import finalize_model_grads
+
+    config = ddp_model.config
+    config.finalize_model_grads_func = finalize_model_grads
+    config.grad_scale_func = optimizer.scale_loss
+    if ddp_model.ddp_config.overlap_grad_reduce:
+        config.no_sync_func = ddp_model.no_sync

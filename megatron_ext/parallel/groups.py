@@ -1,0 +1,100 @@
+"""The parallel layout of a run: sizes, this rank's coordinates, and Megatron's process groups."""
+
+from dataclasses import dataclass
+
+import torch.distributed
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from torch.distributed import ProcessGroup
+
+from megatron_ext.host import prepare_host
+
+__all__ = ["ParallelGroups", "destroy_groups", "initialize_groups"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelGroups:
+    """Sizes, coordinates and process groups of this rank.
+
+    Neighbouring ranks share the tensor axis, then the data axis, then the pipeline axis.
+    """
+
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp_size: int
+    dp_rank: int
+    dp_size: int
+    pp_rank: int
+    pp_size: int
+    pg_collection: ProcessGroupCollection
+    tp: ProcessGroup
+    """Ranks that share the layers' weights."""
+    dp: ProcessGroup
+    """Ranks that hold the same weights and read different samples."""
+    pp: ProcessGroup
+    """Ranks that hold consecutive layers of one model."""
+    mp: ProcessGroup
+    """All ranks of one copy of the model: tensor and pipeline axes."""
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank holds the embedding."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank holds the head and computes the loss."""
+        return self.pp_rank == self.pp_size - 1
+
+
+def initialize_groups(*, tensor: int = 1, pipeline: int = 1, seed: int = 1234) -> ParallelGroups:
+    """Split the started process group into Megatron's axes and seed the model-parallel generators.
+
+    What tensor and pipeline leave over is data parallel.
+
+    Args:
+        tensor: size of the tensor axis.
+        pipeline: size of the pipeline axis.
+        seed: base seed; the tensor-parallel generators derive theirs from it.
+
+    Raises:
+        ValueError: the world size is not a multiple of ``tensor * pipeline``.
+    """
+    prepare_host()
+    world_size = torch.distributed.get_world_size()
+    if world_size % (tensor * pipeline) != 0:
+        raise ValueError(
+            "the number of ranks must be a multiple of parallel.tensor * parallel.pipeline "
+            f"({tensor} * {pipeline}), but is {world_size}; start {tensor * pipeline} of them or a multiple"
+        )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        # Gloo groups beside the NCCL ones serve the optimizer's gathers in host memory.
+        create_gloo_process_groups=True,
+    )
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    pg_collection = ProcessGroupCollection.use_mpu_process_groups()
+    return ParallelGroups(
+        rank=torch.distributed.get_rank(),
+        world_size=world_size,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=tensor,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=pipeline,
+        pg_collection=pg_collection,
+        tp=pg_collection.tp,
+        dp=pg_collection.dp,
+        pp=pg_collection.pp,
+        mp=pg_collection.mp,
+    )
+
+
+def destroy_groups() -> None:
+    """Forget the layout, so that another can be built on the same process group."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()

@@ -1,0 +1,119 @@
+"""Put a run's parts together: data, model, optimizer, schedule. Reads the configuration so that others need not."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megatron_ext.model import PonderModel
+from megatron_ext.optimizer import build_optimizer, build_scheduler, connect_schedule, wrap_ddp
+from megatron_ext.parallel.groups import ParallelGroups
+from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.config.schema import RunConfig
+from pipeline.data.batches import BatchLayout, HeldoutBatches, PackingOptions, TrainingBatches
+from pipeline.data.dataset import TokenDataset, open_dataset
+from pipeline.data.order import SampleOrder
+from pipeline.megatron_config import optimizer_settings, schedule_settings, transformer_config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingParts:
+    """What a training loop moves.
+
+    Attributes:
+        module: the model itself.
+        ddp: the model in Megatron's data-parallel wrapper.
+        optimizer: Megatron's optimizer.
+        scheduler: learning rate by iteration.
+    """
+
+    module: PonderModel
+    ddp: Any
+    optimizer: Any
+    scheduler: Any
+
+
+def open_split(config: RunConfig, split: str) -> TokenDataset:
+    """Open one split of the run's data and hold its vocabulary against the model's.
+
+    Raises:
+        ConfigError: the model has fewer ids than the tokenizer.
+        DataError: the data cannot be read.
+    """
+    dataset = open_dataset(config.data.path, split, seq_length=config.training.seq_length)
+    given = config.model.vocab_size
+    if given is not None and given < dataset.vocab_size:
+        raise ConfigError(
+            [
+                ConfigProblem(
+                    path="model.vocab_size",
+                    rule=f"must be at least the {dataset.vocab_size} ids of the tokenizer in {config.data.path}",
+                    value=str(given),
+                    cure=f"set it to {dataset.vocab_size} or leave it out",
+                )
+            ]
+        )
+    return dataset
+
+
+def vocab_size_of(config: RunConfig, dataset: TokenDataset) -> int:
+    """Ids the model knows: the configured number, else the tokenizer's."""
+    return config.model.vocab_size or dataset.vocab_size
+
+
+def build_module(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> PonderModel:
+    """Build the model from the run's seed; every layout starts from the same weights."""
+    torch.manual_seed(config.seed)
+    return PonderModel(transformer_config(config, vocab_size), groups.pg_collection)
+
+
+def build_training(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> TrainingParts:
+    """Build the model and what trains it."""
+    module = build_module(config, vocab_size, groups)
+    parallel = config.parallel
+    ddp = wrap_ddp(
+        module,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+    )
+    optimizer = build_optimizer([ddp], optimizer_settings(config))
+    connect_schedule(ddp, optimizer)
+    scheduler = build_scheduler(optimizer, schedule_settings(config))
+    return TrainingParts(module=module, ddp=ddp, optimizer=optimizer, scheduler=scheduler)
+
+
+def training_batches(config: RunConfig, dataset: TokenDataset, groups: ParallelGroups) -> TrainingBatches:
+    """This rank's share of every global batch."""
+    order = SampleOrder(num_samples=len(dataset), seed=config.seed, shuffled=config.data.order == "shuffled")
+    return TrainingBatches(dataset, order, layout=_layout(config, groups), packing=_packing(config))
+
+
+def heldout_batches(
+    config: RunConfig, dataset: TokenDataset, groups: ParallelGroups, *, max_global_batches: int
+) -> HeldoutBatches:
+    """The same held-out samples at every evaluation, spread over the split."""
+    order = SampleOrder(num_samples=len(dataset), seed=config.seed, shuffled=True)
+    return HeldoutBatches(
+        dataset,
+        order,
+        layout=_layout(config, groups),
+        packing=_packing(config),
+        max_global_batches=max_global_batches,
+    )
+
+
+def _layout(config: RunConfig, groups: ParallelGroups) -> BatchLayout:
+    return BatchLayout(
+        global_batch_size=config.training.global_batch_size,
+        micro_batch_size=config.training.micro_batch_size,
+        dp_rank=groups.dp_rank,
+        dp_size=groups.dp_size,
+    )
+
+
+def _packing(config: RunConfig) -> PackingOptions:
+    return PackingOptions(
+        reset_positions=config.data.reset_positions,
+        reset_attention=config.data.reset_attention,
+        mask_document_boundaries=config.data.mask_document_boundaries,
+    )

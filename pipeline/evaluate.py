@@ -1,0 +1,68 @@
+"""The loss and the halting on held-out text, by the training forward without gradients."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from megatron_ext.batch import TokenBatch
+from megatron_ext.host import device
+from megatron_ext.model import PonderModel
+from megatron_ext.parallel.groups import ParallelGroups
+from pipeline.metrics.ponder_scalars import Sums, mean_loss
+from pipeline.metrics.statistics import StatisticsAccumulator
+from pipeline.train_step import StepSettings, run_schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What an evaluation measured.
+
+    Attributes:
+        sums: statistics over all held-out tokens, on every rank.
+        seconds: how long it took.
+    """
+
+    sums: Sums
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy, nats per labelled token."""
+        return mean_loss(self.sums)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens per second over all ranks."""
+        return self.sums["real_tokens"][0] / self.seconds
+
+
+@torch.no_grad()
+def evaluate(
+    module: PonderModel,
+    batches: Iterable[list[TokenBatch]],
+    *,
+    num_jacobi_iterations: int,
+    groups: ParallelGroups,
+) -> Evaluation:
+    """Run the model over held-out global batches; all ranks call it together.
+
+    Args:
+        module: the bare model; its training mode is restored.
+        batches: this rank's micro-batches of each global batch, equally many on every rank.
+        num_jacobi_iterations: J.
+        groups: the layout.
+    """
+    started = time.monotonic()
+    statistics = StatisticsAccumulator(module.statistics_layout(), device=device())
+    settings = StepSettings(num_jacobi_iterations=num_jacobi_iterations, penalty_weight=0.0)
+    was_training = module.training
+    module.eval()
+    for micro_batches in batches:
+        run_schedule(
+            module, micro_batches, settings, groups=groups, statistics=statistics, forward_only=True
+        )
+    module.train(was_training)
+    sums = statistics.reduce(groups.dp)
+    return Evaluation(sums=sums, seconds=time.monotonic() - started)

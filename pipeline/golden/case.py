@@ -1,0 +1,113 @@
+"""Golden test vectors on disk: one case is a JSON file and a safetensors file beside it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from megatron_ext.ponder.config import Method
+
+# The vectors call PonderLM-2 by the name of its published flag.
+METHOD_NAMES: Mapping[str, Method] = {
+    "vanilla": Method.VANILLA,
+    "ours": Method.PONDERLM2,
+    "ponderlm3": Method.PONDERLM3,
+    "adaponderlm": Method.ADAPONDERLM,
+    "ponderlm": Method.PONDERLM,
+    "ponderlm1": Method.PONDERLM,
+    "loop": Method.LOOP,
+    "pause": Method.PAUSE,
+}
+WEIGHT_PREFIX = "weights/"
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One case.
+
+    Attributes:
+        folder: where it lies.
+        facts: its JSON file.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """File name without suffix."""
+        return str(self.facts["name"])
+
+    @property
+    def kind(self) -> str:
+        """``forward`` or ``decode``."""
+        return str(self.facts["kind"])
+
+    @property
+    def method(self) -> Method:
+        """The method in our naming."""
+        return METHOD_NAMES[self.facts["method"]]
+
+    @property
+    def flags(self) -> Mapping[str, Any]:
+        """The method's settings."""
+        return self.facts["flags"]  # type: ignore[no-any-return]
+
+    @property
+    def backbone(self) -> Mapping[str, Any]:
+        """The Hugging Face configuration of the backbone."""
+        return self.facts["config"]  # type: ignore[no-any-return]
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Inputs, outputs and gradients."""
+        return load_file(self.folder / f"{self.name}.safetensors")
+
+    def weights(self) -> dict[str, Tensor]:
+        """All parameters by Hugging Face name, float32."""
+        files = [self.facts[key] for key in ("weights_file", "extra_weights_file") if key in self.facts]
+        return {
+            name.removeprefix(WEIGHT_PREFIX): tensor
+            for file in files
+            for name, tensor in load_file(self.folder / file).items()
+        }
+
+    def tolerance(self, name: str, *, double: bool) -> float:
+        """Largest allowed absolute error of a recorded tensor.
+
+        Raises:
+            KeyError: if the case records none.
+        """
+        if double:
+            return float(self.facts["tolerance_float64_atol"] or 1e-9)
+        for pattern, tolerance in self.facts["tolerance_float32_atol"].items():
+            if fnmatch(name, pattern):
+                return float(tolerance)
+        raise KeyError(name)
+
+
+def read_cases(folder: Path) -> list[GoldenCase]:
+    """Read every case of a folder, in the order of names.
+
+    Raises:
+        ValueError: if the folder is missing or a file in it is no case.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"the golden vectors must lie in a folder, but {folder} is none; pass the folder itself")
+    cases = []
+    for path in sorted(folder.glob("*.json")):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        lacking = {"name", "kind", "method", "arch", "config", "flags"} - facts.keys()
+        if lacking or facts["method"] not in METHOD_NAMES:
+            raise ValueError(
+                f"{path} must be a golden case of a known method, but lacks {sorted(lacking) or 'nothing'} "
+                f"and names the method {facts.get('method')!r}"
+            )
+        cases.append(GoldenCase(folder=folder, facts=facts))
+    return cases

@@ -1,0 +1,127 @@
+"""Hold the production model against a folder of golden vectors (`megaponder golden`)."""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from megatron_ext.ponder.config import Method
+from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.exit_codes import ExitCode
+from pipeline.golden.case import GoldenCase, read_cases
+from pipeline.golden.compare import CaseResult, Status
+from pipeline.launch import run_ranks
+
+Kind = Literal["forward", "decode", "all"]
+QUANTITIES = ("logits", "loss", "thoughts", "hidden", "halting", "gradients")
+STYLES = {
+    Status.PASSED: "green",
+    Status.FAILED: "bold red",
+    Status.NOT_APPLICABLE: "dim",
+    Status.NOT_SUPPORTED: "yellow",
+}
+
+
+def run_golden(
+    folder: Path,
+    *,
+    kind: Kind = "forward",
+    method: Method | None = None,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    json_file: Path | None = None,
+    console: Console | None = None,
+) -> ExitCode:
+    """Compute every case of a folder and print its worst errors over their tolerances.
+
+    Args:
+        folder: cases as JSON and safetensors files.
+        kind: which cases.
+        method: only cases of this method; None takes all.
+        tensor_parallel: ranks the layers are split over.
+        pipeline_parallel: 1.
+        json_file: also write the results there.
+        console: where the table goes.
+    Returns:
+        DONE if every case that ran passed; CRASH if one failed or none ran; NOT_SUPPORTED if cases were left out
+        because this version cannot compute them.
+    Raises:
+        ConfigError: a layout or a folder that cannot be used.
+    """
+    cases = _chosen(folder, kind, method, tensor_parallel, pipeline_parallel)
+    results = _compute(folder, [case.name for case in cases], tensor_parallel) if cases else []
+    _print(results, console or Console())
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8")
+    return _exit_code(results)
+
+
+def _chosen(
+    folder: Path, kind: Kind, method: Method | None, tensor_parallel: int, pipeline_parallel: int
+) -> list[GoldenCase]:
+    problems = []
+    if pipeline_parallel != 1:
+        problems.append(
+            ConfigProblem(
+                path="--pipeline-parallel",
+                rule="must be 1, because all layers run on one pipeline stage",
+                value=str(pipeline_parallel),
+                cure="leave it out",
+            )
+        )
+    if tensor_parallel < 1:
+        problems.append(
+            ConfigProblem(
+                path="--tensor-parallel", rule="must be at least 1", value=str(tensor_parallel), cure="try 1 or 2"
+            )
+        )
+    try:
+        cases = read_cases(folder)
+    except ValueError as error:
+        problems.append(ConfigProblem(path="DIR", rule=str(error), value=str(folder)))
+    if problems:
+        raise ConfigError(problems)
+    return [case for case in cases if kind in ("all", case.kind) and method in (None, case.method)]
+
+
+def _compute(folder: Path, names: Sequence[str], tensor_parallel: int) -> list[CaseResult]:
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "results.json"
+        code = run_ranks(
+            ["-W", "ignore", "-m", "pipeline.golden.worker", str(folder), "--output", str(output), "--names", *names],
+            num_ranks=tensor_parallel,
+        )
+        if code != 0:
+            raise RuntimeError(f"the ranks that compute the golden cases left with code {code}")
+        rows = json.loads(output.read_text())
+    return [CaseResult(**{**row, "status": Status(row["status"])}) for row in rows]
+
+
+def _print(results: Sequence[CaseResult], console: Console) -> None:
+    name = Column("case", no_wrap=True)
+    table = Table(name, *QUANTITIES, "status", title="largest error / tolerance (at most 1 passes)")
+    for result in results:
+        cells = [_cell(result, quantity) for quantity in QUANTITIES]
+        status = f"[{STYLES[result.status]}]{result.status}[/]"
+        table.add_row(result.name, *cells, f"{status}: {result.reason}" if result.reason else status)
+    console.print(table)
+    counts = Counter(result.status for result in results)
+    console.print(", ".join(f"{counts[status]} {status}" for status in Status))
+
+
+def _cell(result: CaseResult, quantity: str) -> str:
+    values = [value for name, value in result.worst.items() if name.split(" ")[0] == quantity]
+    return f"{max(values):.3f}" if values else "-"
+
+
+def _exit_code(results: Sequence[CaseResult]) -> ExitCode:
+    statuses = Counter(result.status for result in results)
+    if statuses[Status.FAILED] or not statuses[Status.PASSED]:
+        return ExitCode.CRASH
+    return ExitCode.NOT_SUPPORTED if statuses[Status.NOT_SUPPORTED] else ExitCode.DONE

@@ -1,0 +1,79 @@
+"""One rank of a golden run: compute every case on the layout, write the results as JSON from rank 0."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from megatron_ext.host import prepare_host
+from megatron_ext.methods.registry import METHODS
+from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
+from pipeline.distributed import Ranks, start_process_group, stop_process_group
+from pipeline.golden.case import GoldenCase, read_cases
+from pipeline.golden.compare import DOUBLE_PREFIX, CaseResult, Status, compare
+from pipeline.golden.forward import compute_forward
+
+TIMEOUT_SECONDS = 300
+
+
+def main() -> None:
+    """Parse the arguments of :func:`pipeline.golden.command.run_golden` and run this rank."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--names", nargs="*", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    prepare_host()
+    ranks = Ranks.from_environment()
+    start_process_group(ranks, timeout_seconds=TIMEOUT_SECONDS)
+    try:
+        groups = initialize_groups(tensor=ranks.world_size)
+        chosen = set(arguments.names)
+        cases = [case for case in read_cases(arguments.folder) if case.name in chosen]
+        results = [_run(case, groups) for case in cases]
+        if ranks.rank == 0:
+            arguments.output.write_text(json.dumps([dataclasses.asdict(result) for result in results]))
+    finally:
+        stop_process_group()
+
+
+def _run(case: GoldenCase, groups: ParallelGroups) -> CaseResult:
+    obstacle = _why_not_supported(case)
+    if obstacle:
+        return CaseResult(name=case.name, status=Status.NOT_SUPPORTED, reason=obstacle)
+    obstacle = _why_not_applicable(case, groups)
+    if obstacle:
+        return CaseResult(name=case.name, status=Status.NOT_APPLICABLE, reason=obstacle)
+    result = compare(case, compute_forward(case, groups, torch.float32), double=False)
+    if result.status is Status.PASSED and any(name.startswith(DOUBLE_PREFIX) for name in case.tensors):
+        exact = compare(case, compute_forward(case, groups, torch.float64), double=True)
+        worst = {**result.worst, **{f"{name} (float64)": value for name, value in exact.worst.items()}}
+        result = dataclasses.replace(result, status=exact.status, reason=exact.reason, worst=worst)
+    return result
+
+
+def _why_not_supported(case: GoldenCase) -> str:
+    if case.kind != "forward":
+        return f"cases of kind {case.kind}"
+    if case.method not in METHODS:
+        return f"method {case.method}"
+    return ""
+
+
+def _why_not_applicable(case: GoldenCase, groups: ParallelGroups) -> str:
+    heads = case.backbone["num_attention_heads"]
+    sizes = {
+        "attention heads": heads,
+        "key/value heads": case.backbone.get("num_key_value_heads", heads),
+        "intermediate size": case.backbone["intermediate_size"],
+    }
+    for name, size in sizes.items():
+        if size % groups.tp_size != 0:
+            return f"{size} {name} on {groups.tp_size} tensor-parallel ranks"
+    return ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What is measured between two log lines: sums on the device, times on the host, one collective to read them."""
+
+from collections.abc import Mapping
+
+from megatron_ext.host import device
+from megatron_ext.parallel.groups import ParallelGroups
+from pipeline.checkpoint_folder import TrainState
+from pipeline.config.schema import RunConfig
+from pipeline.flops import FlopsAccount
+from pipeline.metrics.ponder_scalars import mean_loss, ponder_scalars
+from pipeline.metrics.records import TrainingRecord
+from pipeline.metrics.statistics import StatisticsAccumulator
+from pipeline.train_step import StepResult, StepSettings
+
+
+class IntervalMeter:
+    """Collects the steps of one logging interval."""
+
+    def __init__(self, config: RunConfig, flops: FlopsAccount, layout: Mapping[str, int]) -> None:
+        """Start an empty interval.
+
+        Args:
+            config: the run.
+            flops: cost account of the model.
+            layout: names and sizes of the model's statistics.
+        """
+        self.flops = flops
+        self.statistics = StatisticsAccumulator(layout, device=device())
+        self.penalty_weight = 0.0
+        self._config = config
+        self._grad_norm: float | None = None
+        self._clear()
+
+    def add_step(self, settings: StepSettings, result: StepResult, seconds: float) -> None:
+        """Take in one step; its statistics were added by the step itself."""
+        self.penalty_weight = settings.penalty_weight
+        self._grad_norm = result.grad_norm
+        self._num_steps += 1
+        self._sweeps += settings.num_jacobi_iterations
+        self._seconds += seconds
+
+    def read(self, state: TrainState, *, learning_rate: float, groups: ParallelGroups) -> TrainingRecord:
+        """Make the record of the interval and begin the next; all data-parallel ranks call it together.
+
+        Args:
+            state: how far the run is.
+            learning_rate: of the next step.
+            groups: the layout.
+        """
+        sums = self.statistics.reduce(groups.dp)
+        sweeps = self._sweeps / self._num_steps
+        training = self._config.training
+        tokens_per_second = (
+            self._num_steps * training.global_batch_size * training.seq_length / self._seconds
+        )
+        record = TrainingRecord(
+            iteration=state.iteration,
+            total_iterations=training.train_iters,
+            consumed_samples=state.consumed_samples,
+            elapsed_seconds=self._seconds / self._num_steps,
+            tokens_per_second=tokens_per_second,
+            tflops_per_device=tokens_per_second * self.flops.training_per_token(sweeps) / groups.world_size / 1e12,
+            learning_rate=learning_rate,
+            global_batch_size=training.global_batch_size,
+            world_size=groups.world_size,
+            loss=mean_loss(sums),
+            grad_norm=self._grad_norm,
+            skipped_iterations=state.skipped_iterations,
+            scalars=ponder_scalars(
+                sums, num_jacobi_iterations=sweeps, penalty_weight=self.penalty_weight, flops=self.flops
+            ),
+            steps_count=sums.get("steps_count"),
+        )
+        self._clear()
+        return record
+
+    def _clear(self) -> None:
+        self._num_steps = 0
+        self._sweeps = 0
+        self._seconds = 0.0

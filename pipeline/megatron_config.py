@@ -1,0 +1,118 @@
+"""From the run's configuration to the objects the model and Megatron take: the only place where names are translated."""
+
+from typing import Any
+
+import torch
+
+from megatron_ext.model_config import (
+    Architecture,
+    Initialization,
+    PonderTransformerConfig,
+    architecture_settings,
+    host_settings,
+    initialization_settings,
+)
+from megatron_ext.optimizer import OptimizerSettings, ScheduleSettings
+from megatron_ext.ponder.config import Method, Penalty, PonderConfig
+from pipeline.config.schema import PonderSection, RunConfig
+from pipeline.run_account import max_sweeps
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def ponder_config(ponder: PonderSection) -> PonderConfig:
+    """The method's settings."""
+    return PonderConfig(
+        method=Method(ponder.method),
+        num_latent_thoughts=ponder.num_latent_thoughts,
+        max_jacobi_iterations=max_sweeps(ponder),
+        scale_embeds=ponder.scale_embeds,
+        interpolation=ponder.interpolation,
+        interpolation_topk=ponder.interpolation_topk if ponder.interpolation_use_topk else None,
+        pruning_threshold=ponder.pruning_threshold,
+        penalty=Penalty(ponder.penalty),
+        bottom_k_fraction=ponder.bottom_k_fraction,
+    )
+
+
+def transformer_config(config: RunConfig, vocab_size: int) -> PonderTransformerConfig:
+    """The model on the run's layout.
+
+    Args:
+        config: the run.
+        vocab_size: ids of the tokenizer that made the data.
+    """
+    model, parallel = config.model, config.parallel
+    architecture = Architecture(model.architecture)
+    ponder = ponder_config(config.ponder)
+    return PonderTransformerConfig(
+        architecture=architecture,
+        ponder=ponder,
+        vocab_size=vocab_size,
+        padded_vocab_size=config.padded_vocab_size(vocab_size),
+        rotary_percent=model.rotary_percent,
+        rotary_base=model.rotary_base,
+        tie_embeddings=not model.untie_embeddings_and_output_weights,
+        padding_token_id=model.padding_token_id,
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        layernorm_epsilon=model.norm_epsilon,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        sequence_parallel=parallel.sequence_parallel,
+        params_dtype=PRECISIONS[config.training.precision],
+        bf16=config.training.precision == "bf16",
+        **_recompute_settings(parallel.recompute),
+        **architecture_settings(architecture),
+        **initialization_settings(
+            Initialization(model.init),
+            architecture=architecture,
+            std=model.init_std,
+            hidden_size=model.hidden_size,
+            num_layers=model.num_layers,
+            num_slots=ponder.num_slots,
+        ),
+        **host_settings(),
+    )
+
+
+def optimizer_settings(config: RunConfig) -> OptimizerSettings:
+    """AdamW, clipping and precision."""
+    optimizer = config.optimizer
+    return OptimizerSettings(
+        lr=optimizer.lr,
+        min_lr=optimizer.min_lr,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.adam_beta1,
+        adam_beta2=optimizer.adam_beta2,
+        adam_eps=optimizer.adam_eps,
+        clip_grad=optimizer.clip_grad,
+        precision=config.training.precision,
+        use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+    )
+
+
+def schedule_settings(config: RunConfig) -> ScheduleSettings:
+    """Learning rate by iteration."""
+    optimizer = config.optimizer
+    return ScheduleSettings(
+        lr=optimizer.lr,
+        min_lr=optimizer.min_lr,
+        lr_decay_style=optimizer.lr_decay_style,
+        lr_warmup_iters=optimizer.lr_warmup_iters,
+        lr_decay_iters=config.lr_decay_iters,
+        wsd_decay_iters=optimizer.wsd_decay_iters,
+        weight_decay=optimizer.weight_decay,
+    )
+
+
+def _recompute_settings(kind: str) -> dict[str, Any]:
+    if kind == "none":
+        return {}
+    if kind == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}

@@ -1,0 +1,248 @@
+"""The training loop: decides when to step, log, evaluate, save and stop. How is decided elsewhere."""
+
+import logging
+import math
+import time
+from dataclasses import dataclass, replace
+
+from megatron_ext.host import device, prepare_host
+from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
+from megatron_ext.ponder.passes import draw_jacobi_iterations
+from megatron_ext.ponder.penalties import ramp
+from pipeline.build import (
+    TrainingParts,
+    build_training,
+    heldout_batches,
+    open_split,
+    training_batches,
+    vocab_size_of,
+)
+from pipeline.checkpoint import TrainState, latest_iteration, load_checkpoint, save_checkpoint
+from pipeline.config.schema import RunConfig
+from pipeline.data.batches import HeldoutBatches, TrainingBatches
+from pipeline.distributed import Ranks, start_process_group, stop_process_group
+from pipeline.evaluate import evaluate
+from pipeline.exit_codes import ExitCode
+from pipeline.interval import IntervalMeter
+from pipeline.metrics.collapse import CollapseAlarm
+from pipeline.metrics.ponder_scalars import ponder_scalars
+from pipeline.metrics.records import ValidationRecord
+from pipeline.metrics.sinks import SinkGroup
+from pipeline.progress import TrainingProgress
+from pipeline.run_account import flops_account
+from pipeline.run_output import config_file, open_run_progress, open_sinks, show_summary, start_output
+from pipeline.signals import StopFlag
+from pipeline.train_step import StepSettings, train_step
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig) -> ExitCode:
+    """Train on the ranks that are there; every rank calls it.
+
+    Args:
+        config: the run; its layout has as many ranks as were started.
+    Returns:
+        DONE at the last iteration; REQUEUE after a signal, with a checkpoint; DO_NOT_REQUEUE after divergence.
+    Raises:
+        ConfigError, DataError, CheckpointError: before anything was written.
+    """
+    prepare_host()
+    start_process_group(Ranks.from_environment(), timeout_seconds=config.parallel.timeout_seconds)
+    try:
+        groups = initialize_groups(
+            tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, seed=config.seed
+        )
+        with StopFlag(device()) as stop:
+            return _prepare(config, groups).run(stop)
+    finally:
+        stop_process_group()
+
+
+def _prepare(config: RunConfig, groups: ParallelGroups) -> "TrainingRun":
+    data = open_split(config, config.data.train_split)
+    heldout = open_split(config, config.data.heldout_split)
+    vocab_size = vocab_size_of(config, data)
+    parts = build_training(config, vocab_size, groups)
+    show_summary(config, vocab_size, parts.module, groups)
+    state = _initial_state(config, parts, groups)
+    start_output(config, groups)
+    meter = IntervalMeter(config, flops_account(config, vocab_size), parts.module.statistics_layout())
+    return TrainingRun(
+        config=config,
+        groups=groups,
+        parts=parts,
+        batches=training_batches(config, data, groups),
+        heldout=heldout_batches(config, heldout, groups, max_global_batches=config.evaluation.iters),
+        meter=meter,
+        sinks=open_sinks(config, groups, start_iteration=state.iteration),
+        progress=open_run_progress(config, groups, start_iteration=state.iteration),
+        alarm=CollapseAlarm(config.metrics.collapse_patience),
+        state=state,
+    )
+
+
+def _initial_state(config: RunConfig, parts: TrainingParts, groups: ParallelGroups) -> TrainState:
+    directory = config.checkpoint_directory
+    if config.checkpoint.resume and latest_iteration(directory) is not None:
+        state = load_checkpoint(
+            directory,
+            module=parts.module,
+            optimizer=parts.optimizer,
+            scheduler=parts.scheduler,
+            groups=groups,
+        )
+        logger.info("resumed from iteration %d in %s", state.iteration, directory)
+        return state
+    return TrainState(iteration=0, consumed_samples=0)
+
+
+@dataclass(kw_only=True)
+class TrainingRun:
+    """A run under way.
+
+    Attributes:
+        config: the run.
+        groups: the layout.
+        parts: model, optimizer, schedule.
+        batches, heldout: this rank's data.
+        meter: what was measured since the last log line.
+        sinks, progress, alarm: where it goes.
+        state: how far the run is.
+        saved_iteration: iteration of the newest checkpoint of this process.
+    """
+
+    config: RunConfig
+    groups: ParallelGroups
+    parts: TrainingParts
+    batches: TrainingBatches
+    heldout: HeldoutBatches
+    meter: IntervalMeter
+    sinks: SinkGroup
+    progress: TrainingProgress
+    alarm: CollapseAlarm
+    state: TrainState
+    saved_iteration: int | None = None
+
+    def run(self, stop: StopFlag) -> ExitCode:
+        """Iterate until the last iteration, a signal, or divergence."""
+        try:
+            code = self._iterate(stop)
+            if code is not ExitCode.DO_NOT_REQUEUE:
+                self._save()
+            return code
+        finally:
+            self.progress.close()
+            self.sinks.close()
+
+    def _iterate(self, stop: StopFlag) -> ExitCode:
+        last = self.config.training.train_iters
+        while self.state.iteration < last:
+            self._step()
+            iteration = self.state.iteration
+            if _is_due(iteration, self.config.metrics.interval, last) and not self._log():
+                return ExitCode.DO_NOT_REQUEUE
+            if _is_due(iteration, self.config.evaluation.interval, last):
+                self._evaluate()
+            if iteration < last and _is_due(iteration, self.config.checkpoint.interval, last):
+                self._save()
+            if stop.is_set_on_any_rank() and self.state.iteration < last:
+                logger.warning("told to stop at iteration %d; saving", iteration)
+                return ExitCode.REQUEUE
+        return ExitCode.DONE
+
+    def _step(self) -> None:
+        settings = self._step_settings(self.state.iteration)
+        started = time.monotonic()
+        result = train_step(
+            self.parts,
+            self.batches.micro_batches(self.state.consumed_samples),
+            settings,
+            groups=self.groups,
+            statistics=self.meter.statistics,
+        )
+        seconds = time.monotonic() - started
+        self.meter.add_step(settings, result, seconds)
+        training = self.config.training
+        self.state = replace(
+            self.state,
+            iteration=self.state.iteration + 1,
+            consumed_samples=self.state.consumed_samples + training.global_batch_size,
+            consumed_tokens=self.state.consumed_tokens + training.global_batch_size * training.seq_length,
+            skipped_iterations=self.state.skipped_iterations + (not result.was_updated),
+            training_seconds=self.state.training_seconds + seconds,
+        )
+
+    def _step_settings(self, iteration: int) -> StepSettings:
+        """J and lambda of the step after `iteration` finished ones: pure functions of seed and step."""
+        ponder = self.config.ponder
+        sweeps = ponder.num_jacobi_iterations
+        if ponder.random_jacobi_iterations is not None:
+            sweeps = draw_jacobi_iterations(self.config.seed, iteration, *ponder.random_jacobi_iterations)
+        weight = ponder.penalty_weight * ramp(iteration, *ponder.penalty_ramp)
+        return StepSettings(num_jacobi_iterations=sweeps, penalty_weight=weight)
+
+    def _log(self) -> bool:
+        """Write the interval; False where the loss has left the finite numbers."""
+        record = self.meter.read(
+            self.state, learning_rate=self.parts.optimizer.param_groups[0]["lr"], groups=self.groups
+        )
+        self.sinks.write_training(record)
+        self.progress.update(
+            record.iteration, loss=record.loss, tokens_per_second=record.tokens_per_second
+        )
+        if record.steps_count is not None:
+            warning = self.alarm.observe(record.steps_count, penalty_weight=self.meter.penalty_weight)
+            if warning is not None:
+                logger.warning("%s", warning)
+        if not math.isfinite(record.loss):
+            logger.error(
+                "the loss must be finite, but is %s at iteration %d; the last checkpoint is untouched: "
+                "lower optimizer.lr or ponder.penalty_weight and start again from it",
+                record.loss,
+                record.iteration,
+            )
+            return False
+        return True
+
+    def _evaluate(self) -> None:
+        sweeps = self.config.ponder.num_jacobi_iterations
+        evaluation = evaluate(
+            self.parts.module, self.heldout, num_jacobi_iterations=sweeps, groups=self.groups
+        )
+        scalars = ponder_scalars(
+            evaluation.sums,
+            num_jacobi_iterations=sweeps,
+            penalty_weight=self.meter.penalty_weight,
+            flops=self.meter.flops,
+        )
+        self.sinks.write_validation(
+            ValidationRecord(
+                iteration=self.state.iteration,
+                consumed_samples=self.state.consumed_samples,
+                loss=evaluation.loss,
+                scalars=scalars,
+                steps_count=evaluation.sums.get("steps_count"),
+            )
+        )
+
+    def _save(self) -> None:
+        if self.saved_iteration == self.state.iteration:
+            return
+        folder = save_checkpoint(
+            self.config.checkpoint_directory,
+            self.state,
+            module=self.parts.module,
+            optimizer=self.parts.optimizer,
+            scheduler=self.parts.scheduler,
+            groups=self.groups,
+            config_file=config_file(self.config),
+            keep_last=self.config.checkpoint.keep_last,
+        )
+        self.saved_iteration = self.state.iteration
+        logger.info("saved %s", folder)
+
+
+def _is_due(iteration: int, interval: int | None, last: int) -> bool:
+    """Every `interval` iterations, and at the last one."""
+    return iteration == last or (interval is not None and iteration % interval == 0)
