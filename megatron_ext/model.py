@@ -173,6 +173,18 @@ class PonderModel(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         logits, _ = self.output_layer(hidden, weight=weight)
         return mask_padding_rows(logits, self.config.vocab_size, self.axis)
 
+    def mix_embeddings(self, rows: Tensor) -> Tensor:
+        """Softmax mixture of unscaled embeddings that the head predicts for each row: [R, B, H] -> same."""
+        embedding = self.embedding.word_embeddings.weight
+        return mix_embeddings(
+            rows,
+            embedding if self.config.tie_embeddings else self.output_layer.weight,
+            embedding,
+            vocab_size=self.config.vocab_size,
+            topk=self.config.ponder.interpolation_topk,
+            axis=self.axis,
+        )
+
     def statistics_layout(self) -> dict[str, int]:
         """Names and sizes of the sums in :attr:`ModelOutput.statistics`."""
         layout = {"real_tokens": 1, "labelled_tokens": 1, "nll": 1} | self.ponder.statistics_layout()
@@ -187,7 +199,7 @@ class PonderModel(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         context = PassContext(
             real=batch.is_real.transpose(0, 1).to(batch.tokens.device),
             axis=self.axis,
-            mix_embeddings=self._mix_embeddings,
+            mix_embeddings=self.mix_embeddings,
             prune=prune,
         )
         if observe is not None:
@@ -220,17 +232,6 @@ class PonderModel(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         context.observe(f"log_w/pass_{index:02d}", entered.log_weight)
         rows = self.axis.to_partial_use(merge_slots(entered.log_weight))
         return keys_of_slots(rows.unsqueeze(1))
-
-    def _mix_embeddings(self, rows: Tensor) -> Tensor:
-        embedding = self.embedding.word_embeddings.weight
-        return mix_embeddings(
-            rows,
-            embedding if self.config.tie_embeddings else self.output_layer.weight,
-            embedding,
-            vocab_size=self.config.vocab_size,
-            topk=self.config.ponder.interpolation_topk,
-            axis=self.axis,
-        )
 
     @torch.no_grad()
     def _record_losses(

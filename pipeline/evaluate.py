@@ -1,14 +1,14 @@
 """The loss and the halting on held-out text, by the training forward without gradients."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
 from megatron_ext.batch import TokenBatch
 from megatron_ext.host import device
-from megatron_ext.model import PonderModel
+from megatron_ext.model import ModelOutput, PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.metrics.ponder_scalars import Sums, mean_loss
 from pipeline.metrics.statistics import StatisticsAccumulator
@@ -45,6 +45,7 @@ def evaluate(
     *,
     num_jacobi_iterations: int,
     groups: ParallelGroups,
+    observe: Callable[[TokenBatch, ModelOutput], None] | None = None,
 ) -> Evaluation:
     """Run the model over held-out global batches; all ranks call it together.
 
@@ -53,6 +54,7 @@ def evaluate(
         batches: this rank's micro-batches of each global batch, equally many on every rank.
         num_jacobi_iterations: J.
         groups: the layout.
+        observe: called with every micro-batch of this rank and what the model made of it.
     """
     started = time.monotonic()
     statistics = StatisticsAccumulator(module.statistics_layout(), device=device())
@@ -61,7 +63,13 @@ def evaluate(
     module.eval()
     for micro_batches in batches:
         run_schedule(
-            module, micro_batches, settings, groups=groups, statistics=statistics, forward_only=True
+            module,
+            micro_batches,
+            settings,
+            groups=groups,
+            statistics=statistics,
+            forward_only=True,
+            observe=observe,
         )
     module.train(was_training)
     sums = statistics.reduce(groups.dp)

@@ -1,6 +1,6 @@
 """One optimizer step: the micro-batches of this rank through Megatron's schedule, then the update."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -81,6 +81,7 @@ def run_schedule(
     groups: ParallelGroups,
     statistics: StatisticsAccumulator,
     forward_only: bool = False,
+    observe: Callable[[TokenBatch, ModelOutput], None] | None = None,
 ) -> None:
     """Run Megatron's forward-backward schedule over the micro-batches.
 
@@ -88,6 +89,7 @@ def run_schedule(
         model: the wrapped model, or the bare one with `forward_only`.
         batches, settings, groups, statistics: see :func:`train_step`.
         forward_only: no gradients.
+        observe: called with every micro-batch and what the model made of it.
     """
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
@@ -98,6 +100,8 @@ def run_schedule(
         batch = next(iterator)
         output = module(batch.to(device()), num_jacobi_iterations=settings.num_jacobi_iterations)
         statistics.add(output.statistics)
+        if observe is not None:
+            observe(batch, output)
         loss = partial(_loss, output, totals, settings.penalty_weight, scale)
         return output.token_losses, loss
 

@@ -81,6 +81,19 @@ class Readout:
     steps: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halting:
+    """How one token goes on after its slot 0, in decoding.
+
+    Attributes:
+        log_weights: [k], log w of the slots still to run.
+        shares: [k + 1], share of each slot in the readout.
+    """
+
+    log_weights: Tensor
+    shares: Tensor
+
+
 class PonderMethod(nn.Module):
     """Base of the methods: no thoughts, one pass, the hidden state itself is read."""
 
@@ -140,6 +153,24 @@ class PonderMethod(nn.Module):
         """
         del context
         return Readout(hidden=hidden)
+
+    def halt(self, first_hidden: Tensor) -> Halting:
+        """Decide in decoding which slots follow slot 0.
+
+        Args:
+            first_hidden: h^0 of one token, [1, 1, H].
+        """
+        return Halting(log_weights=first_hidden.new_zeros(0), shares=first_hidden.new_ones(1))
+
+    def next_thought(self, hidden: Tensor, mix_embeddings: Callable[[Tensor], Tensor]) -> Tensor:
+        """Make the input of the next slot from the hidden state of this one; shapes are kept.
+
+        Args:
+            hidden: [R, B, H].
+            mix_embeddings: see :class:`PassContext`.
+        """
+        del mix_embeddings
+        return hidden
 
     def statistics_layout(self) -> dict[str, int]:
         """Names and sizes of the sums that a forward collects in :attr:`PassContext.statistics`."""

@@ -1,11 +1,12 @@
 """PonderLM-2: latent thoughts refined by Jacobi iteration (METHODS 2.1 to 2.4)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from megatron_ext.methods.base import PassCarry, PassContext, PassInput, PonderMethod, Readout
+from megatron_ext.methods.base import Halting, PassCarry, PassContext, PassInput, PonderMethod, Readout
 from megatron_ext.ponder.passes import PassPlan, jacobi_plan
 from megatron_ext.ponder.residual import squared_change
 from megatron_ext.ponder.slots import merge_slots, rows_of_pass, split_slots
@@ -37,7 +38,9 @@ class PonderLM2(PonderMethod):
     ) -> PassCarry:
         """Refresh every thought at once from this pass, and append one while building up."""
         slots = split_slots(hidden, plan.slots[index])
-        thoughts = self._to_thoughts(slots[:, : plan.slots[index + 1] - 1], context)
+        num_thoughts = plan.slots[index + 1] - 1
+        rows = self.next_thought(merge_slots(slots[:, :num_thoughts]), context.mix_embeddings)
+        thoughts = split_slots(rows, num_thoughts)
         context.observe(f"thoughts/after_pass_{index:02d}", thoughts)
         sweep = plan.sweep_of(index)
         if sweep is not None:
@@ -50,17 +53,23 @@ class PonderLM2(PonderMethod):
         del context
         return Readout(hidden=split_slots(hidden, self.config.num_slots)[:, -1])
 
+    def halt(self, first_hidden: Tensor) -> Halting:
+        """Every token takes all K steps and is read at the last."""
+        num_thoughts = self.config.num_latent_thoughts
+        shares = first_hidden.new_zeros(num_thoughts + 1)
+        shares[-1] = 1.0
+        return Halting(log_weights=first_hidden.new_zeros(num_thoughts), shares=shares)
+
+    def next_thought(self, hidden: Tensor, mix_embeddings: Callable[[Tensor], Tensor]) -> Tensor:
+        """z^{k+1} = h^k, or the mixture of embeddings it predicts (METHODS 2.1, 2.2)."""
+        if not self.config.interpolation:
+            return hidden
+        return mix_embeddings(hidden) * self.embedding_scale
+
     def statistics_layout(self) -> dict[str, int]:
         """Squared change and norm of the thoughts in each sweep."""
         sweeps = self.config.max_jacobi_iterations
         return {"residual_change": sweeps, "residual_norm": sweeps}
-
-    def _to_thoughts(self, slots: Tensor, context: PassContext) -> Tensor:
-        """z^{k+1} = h^k, or the mixture of embeddings it predicts. [S, m, B, H] -> same."""
-        if not self.config.interpolation:
-            return slots
-        mixed = context.mix_embeddings(merge_slots(slots)) * self.embedding_scale
-        return split_slots(mixed, slots.shape[1])
 
     def _log_weight(self, slots: Tensor, num_slots: int, context: PassContext) -> Tensor | None:
         """All slots count in full."""

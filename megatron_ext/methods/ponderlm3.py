@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from megatron_ext.methods.base import PassContext, Readout
+from megatron_ext.methods.base import Halting, PassContext, Readout
 from megatron_ext.methods.ponderlm2 import PonderLM2
 from megatron_ext.ponder import halting
 from megatron_ext.ponder.config import PonderConfig
@@ -83,6 +83,15 @@ class PonderLM3(PonderLM2):
         context.observe("tail_mass", mass)
         context.observe("mixed_hidden", mixed)
         return Readout(hidden=mixed, penalty=penalty, steps=steps)
+
+    def halt(self, first_hidden: Tensor) -> Halting:
+        """Run the steps whose tail mass reaches tau; the shares of the others are dropped, not given away."""
+        distribution = halting.step_distribution(self.route(first_hidden))
+        mass = halting.tail_mass(distribution)
+        kept = int(halting.steps_taken(mass, self.config.pruning_threshold))
+        return Halting(
+            log_weights=halting.log_tail_mass(mass[0, 1 : kept + 1, 0]), shares=distribution[0, : kept + 1, 0]
+        )
 
     def statistics_layout(self) -> dict[str, int]:
         """Sums over real tokens, beside the residuals."""

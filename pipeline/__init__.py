@@ -1,0 +1,1 @@
+"""A run: configuration, data loading, training loop, checkpoints, metrics, evaluation, commands."""

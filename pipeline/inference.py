@@ -1,0 +1,78 @@
+"""Open a checkpoint for evaluation and generation, on the ranks that are there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.tokenizer import Tokenizer
+from megatron_ext.host import prepare_host
+from megatron_ext.model import PonderModel
+from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from pipeline.build import build_module, open_split, vocab_size_of
+from pipeline.checkpoint import load_weights
+from pipeline.checkpoint_folder import CONFIG_NAME, TrainState, resolve_checkpoint
+from pipeline.config.load import load_config
+from pipeline.config.schema import RunConfig
+from pipeline.data.dataset import TokenDataset
+from pipeline.data.prompts import load_tokenizer
+from pipeline.distributed import Ranks, start_process_group, stop_process_group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedCheckpoint:
+    """A trained model and what it was trained with.
+
+    Attributes:
+        folder: the checkpoint's own folder.
+        config: the run, with the layout it was opened on.
+        state: how far the run was.
+        module: the model, in evaluation mode.
+        heldout: held-out split of the run's data.
+        tokenizer: of the run's data.
+        groups: the layout.
+    """
+
+    folder: Path
+    config: RunConfig
+    state: TrainState
+    module: PonderModel
+    heldout: TokenDataset
+    tokenizer: Tokenizer
+    groups: ParallelGroups
+
+
+@contextmanager
+def opened_checkpoint(path: Path, *, iteration: int | None = None) -> Iterator[OpenedCheckpoint]:
+    """Load a model onto all ranks of this job, tensor parallel, whatever layout it was trained on.
+
+    Args:
+        path: a run's checkpoint folder, or one ``iter_`` folder.
+        iteration: which one; None takes the newest.
+    Raises:
+        CheckpointError, ConfigError, DataError: what is wrong with checkpoint, configuration or data.
+    """
+    folder = resolve_checkpoint(path, iteration=iteration)
+    ranks = Ranks.from_environment()
+    layout = (f"parallel.tensor={ranks.world_size}", "parallel.data=1", "parallel.sequence_parallel=false")
+    config = load_config(folder / CONFIG_NAME, layout)
+    prepare_host()
+    start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)
+    try:
+        groups = initialize_groups(tensor=ranks.world_size, seed=config.seed)
+        heldout = open_split(config, config.data.heldout_split)
+        module = build_module(config, vocab_size_of(config, heldout), groups)
+        state = load_weights(folder, module=module)
+        module.eval()
+        yield OpenedCheckpoint(
+            folder=folder,
+            config=config,
+            state=state,
+            module=module,
+            heldout=heldout,
+            tokenizer=load_tokenizer(config.data.path, heldout),
+            groups=groups,
+        )
+    finally:
+        destroy_groups()
+        stop_process_group()

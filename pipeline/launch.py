@@ -1,0 +1,182 @@
+"""Start the ranks of a run on this machine and see to it that none outlives the run.
+
+Each rank leads a process group of its own and dies with the launcher (``PR_SET_PDEATHSIG``), however the
+launcher ends. Ctrl-C reaches the launcher alone, which passes it on once and waits a bounded time before it
+kills.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+
+from pipeline.exit_codes import ExitCode
+
+__all__ = ["run_ranks"]
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1
+_PR_SET_PDEATHSIG = 1
+_FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Codes with which ranks leave together, by agreement.
+_AGREED_CODES = (ExitCode.REQUEUE, ExitCode.DO_NOT_REQUEUE, ExitCode.INTERRUPTED)
+
+
+def run_ranks(
+    arguments: Sequence[str],
+    *,
+    num_ranks: int,
+    stop_timeout_seconds: float = 120.0,
+    failure_timeout_seconds: float = 10.0,
+    environment: Mapping[str, str] | None = None,
+) -> int:
+    """Run ``python <arguments>`` on local ranks with torchrun's variables; return the run's exit code.
+
+    Must be called from the main thread, because it handles signals.
+
+    Args:
+        arguments: what follows the interpreter, e.g. ``["-m", "pipeline.cli", "train", ...]``.
+        num_ranks: how many ranks to start.
+        stop_timeout_seconds: how long ranks may take to save and leave after SIGINT or SIGTERM.
+        failure_timeout_seconds: how long the others may take to leave after a rank has failed.
+        environment: variables added to this process's own.
+
+    Returns:
+        0 if all ranks left with 0, else the code of the first rank that did not; 128 + N where signal N ended
+        it.
+    """
+    launcher = _Launcher(stop_timeout_seconds, failure_timeout_seconds)
+    previous = {number: signal.signal(number, launcher.forward) for number in _FORWARDED_SIGNALS}
+    try:
+        launcher.start(arguments, num_ranks, environment or {})
+        return launcher.wait()
+    finally:
+        launcher.kill_all()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Launcher:
+    def __init__(self, stop_timeout_seconds: float, failure_timeout_seconds: float) -> None:
+        self._stop_timeout_seconds = stop_timeout_seconds
+        self._failure_timeout_seconds = failure_timeout_seconds
+        self._ranks: list[subprocess.Popen[bytes]] = []
+        self._deadline = float("inf")
+        self._was_told_to_stop = False
+
+    def start(self, arguments: Sequence[str], num_ranks: int, environment: Mapping[str, str]) -> None:
+        port = _free_port()
+        for rank in range(num_ranks):
+            if self._was_told_to_stop:
+                return
+            self._ranks.append(
+                subprocess.Popen(
+                    [sys.executable, *arguments],
+                    env={**os.environ, **environment, **_rank_variables(rank, num_ranks, port)},
+                    stdin=subprocess.DEVNULL,
+                    process_group=0,
+                    preexec_fn=_die_with_parent(os.getpid()),
+                )
+            )
+
+    def wait(self) -> int:
+        """Wait until all ranks have left or the deadline has passed; return the run's exit code."""
+        failed: int | None = None
+        while True:
+            codes = [_code_of(rank) for rank in self._ranks]
+            if failed is None:
+                failed = _first_failed(codes)
+                if failed is not None:
+                    self._stop_others(failed, codes)
+            if None not in codes or time.monotonic() > self._deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+        staying = [rank for rank, code in enumerate(codes) if code is None]
+        if staying:
+            logger.error("ranks %s did not leave in time and are killed", staying)
+        code = codes[failed] if failed is not None else None
+        if code is not None:
+            return code
+        return 128 + signal.SIGKILL if staying else 0
+
+    def forward(self, number: int, _frame: FrameType | None) -> None:
+        """Pass the first signal on to every rank; later ones change nothing, the deadline is set."""
+        if self._was_told_to_stop:
+            return
+        self._was_told_to_stop = True
+        self._deadline = time.monotonic() + self._stop_timeout_seconds
+        for rank in self._ranks:
+            os.kill(rank.pid, number)
+
+    def kill_all(self) -> None:
+        """Kill the process group of every rank, helpers included, and reap the rank."""
+        for rank in self._ranks:
+            # A rank that has left is not reaped yet, so its number cannot belong to another process.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(rank.pid, signal.SIGKILL)
+            rank.wait()
+
+    def _stop_others(self, failed: int, codes: Sequence[int | None]) -> None:
+        if self._was_told_to_stop:
+            return
+        self._deadline = time.monotonic() + self._failure_timeout_seconds
+        if codes[failed] not in _AGREED_CODES:
+            logger.error(
+                "rank %d of %d failed with exit code %s; stopping the others",
+                failed,
+                len(codes),
+                codes[failed],
+            )
+
+
+def _rank_variables(rank: int, num_ranks: int, port: int) -> dict[str, str]:
+    # Ranks share the cores; torch would give all of them to each.
+    threads = max((os.cpu_count() or 1) // num_ranks, 1)
+    return {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _die_with_parent(parent: int) -> Callable[[], None]:
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def ask_kernel() -> None:
+        """Runs between fork and exec; takes no lock that a thread of the launcher could hold."""
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0 or os.getppid() != parent:
+            os._exit(ExitCode.CRASH)
+
+    return ask_kernel
+
+
+def _code_of(rank: subprocess.Popen[bytes]) -> int | None:
+    """Return the exit code of a rank as a shell tells it, or None while it runs; the rank is not reaped."""
+    left = os.waitid(os.P_PID, rank.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if left is None:
+        return None
+    return left.si_status if left.si_code == os.CLD_EXITED else 128 + left.si_status
+
+
+def _first_failed(codes: Sequence[int | None]) -> int | None:
+    failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
+    # One rank's death makes the others fail: of several, the one ended by a signal was the cause.
+    return max(failed, key=lambda rank: (codes[rank] or 0) > 128, default=None)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
