@@ -1,0 +1,144 @@
+"""A look into a finished folder of shards: summary, decoded samples, and whether the bytes still hold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from data_prep.files import file_sha256
+from data_prep.manifest import ShardEntry, ShardManifest, load_manifest
+from data_prep.shard_reader import iterate_documents
+from data_prep.tokenizer import Tokenizer
+
+SAMPLE_TOKENS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentSample:
+    """The beginning of a document, decoded from its stored tokens."""
+
+    split: str
+    shard: str
+    num_tokens: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardProblem:
+    """A shard whose file is not what the manifest says."""
+
+    shard: str
+    finding: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """Result of :func:`inspect_shards`; ``problems`` is None where checksums were not asked for."""
+
+    folder: Path
+    manifest: ShardManifest
+    samples: tuple[DocumentSample, ...]
+    problems: tuple[ShardProblem, ...] | None
+
+
+def inspect_shards(folder: Path, *, num_samples: int = 2, verify: bool = False) -> Inspection:
+    """Summarize a prepared folder.
+
+    Args:
+        folder: where ``manifest.json`` lies.
+        num_samples: documents to decode from the start of each split.
+        verify: read every shard whole and compare it with the manifest.
+    Raises:
+        DataError: the folder is not finished, or a shard to sample from is damaged.
+    """
+    manifest = load_manifest(folder)
+    problems = tuple(find_problems(folder, manifest)) if verify else None
+    damaged = {problem.shard for problem in problems or ()}
+    tokenizer = Tokenizer.load(folder / manifest.header.tokenizer.file)
+    samples = tuple(
+        sample
+        for split in manifest.splits
+        for sample in islice(_samples(folder, manifest.split_shards(split), tokenizer, damaged), num_samples)
+    )
+    return Inspection(folder=folder, manifest=manifest, samples=samples, problems=problems)
+
+
+def find_problems(folder: Path, manifest: ShardManifest) -> Iterator[ShardProblem]:
+    """Compare existence, size, checksum and token counts of every shard with the manifest."""
+    for entry in manifest.shards:
+        if (finding := _finding(folder / entry.name, entry, manifest.header.tokenizer.eod_id)) is not None:
+            yield ShardProblem(shard=entry.name, finding=finding)
+
+
+def render_inspection(inspection: Inspection) -> RenderableType:
+    """What ``megaponder data inspect`` shows."""
+    manifest = inspection.manifest
+    tokenizer = manifest.header.tokenizer
+    facts = Text(
+        f"{inspection.folder}: {manifest.header.inputs.source}, {manifest.header.inputs.num_files:,} files, "
+        f"{manifest.header.inputs.num_bytes / 1e6:,.1f} MB of text, {len(manifest.rejected)} files rejected\n"
+        f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, end of document {tokenizer.eod_id}, "
+        f"sha256 {tokenizer.sha256[:12]}; tokens stored as {manifest.header.token_type}"
+    )
+    rejected = [Text(f"rejected: {file.path}: {file.reason}") for file in manifest.rejected]
+    panels = [
+        Panel(Text(sample.text), title=f"{sample.shard}: a document of {sample.num_tokens:,} tokens")
+        for sample in inspection.samples
+    ]
+    return Group(facts, _split_table(manifest), *rejected, *panels, *_verification(inspection))
+
+
+def _finding(path: Path, entry: ShardEntry, eod_id: int) -> str | None:
+    if not path.is_file():
+        return "the file is missing"
+    if (size_bytes := path.stat().st_size) != entry.size_bytes:
+        return f"it must have {entry.size_bytes} bytes, but has {size_bytes}"
+    if (sha256 := file_sha256(path)) != entry.sha256:
+        return f"its sha256 must be {entry.sha256}, but is {sha256}"
+    lengths = np.array([len(document) for document in iterate_documents(path, eod_id)], dtype=np.int64)
+    if (counts := (len(lengths), int(lengths.sum()))) != (entry.num_documents, entry.num_tokens):
+        expected = (entry.num_documents, entry.num_tokens)
+        return f"documents and tokens in it must be {expected}, but are {counts}"
+    return None
+
+
+def _samples(
+    folder: Path, entries: tuple[ShardEntry, ...], tokenizer: Tokenizer, damaged: set[str]
+) -> Iterator[DocumentSample]:
+    for entry in entries:
+        if entry.name in damaged:
+            continue
+        for tokens in iterate_documents(folder / entry.name, tokenizer.eod_id):
+            yield DocumentSample(
+                split=entry.split,
+                shard=entry.name,
+                num_tokens=len(tokens),
+                text=tokenizer.decode(tokens[:SAMPLE_TOKENS]),
+            )
+
+
+def _split_table(manifest: ShardManifest) -> Table:
+    table = Table("split", "shards", "documents", "tokens", "MB", "tokens/document")
+    for split in manifest.splits:
+        entries = manifest.split_shards(split)
+        num_documents, num_tokens = manifest.num_documents(split), manifest.num_tokens(split)
+        megabytes = sum(entry.size_bytes for entry in entries) / 1e6
+        mean = num_tokens / num_documents if num_documents else 0.0
+        row = (len(entries), num_documents, num_tokens, round(megabytes, 1), round(mean))
+        table.add_row(split, *(f"{value:,}" for value in row))
+    return table
+
+
+def _verification(inspection: Inspection) -> list[Text]:
+    if inspection.problems is None:
+        return [Text("checksums were not compared; --verify does")]
+    if not inspection.problems:
+        return [Text(f"verified: all {len(inspection.manifest.shards)} shards are as the manifest says")]
+    problems = inspection.problems
+    return [Text(f"damaged: {problem.shard}: {problem.finding}", style="bold red") for problem in problems]

@@ -1,0 +1,56 @@
+"""What a preparation has finished so far, one line per shard: an interrupted run goes on where it was."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from data_prep.errors import DataError
+from data_prep.files import write_atomically
+from data_prep.manifest import PreparationHeader, ShardEntry, summarize
+
+JOURNAL_NAME = "progress.jsonl"
+
+
+def start_journal(folder: Path, header: PreparationHeader, entries: Iterable[ShardEntry]) -> None:
+    """Replace the journal by one with this header and the shards that stay valid."""
+    lines = [header.model_dump_json(), *(entry.model_dump_json() for entry in entries)]
+    write_atomically(folder / JOURNAL_NAME, "".join(line + "\n" for line in lines).encode())
+
+
+def append_entry(folder: Path, entry: ShardEntry) -> None:
+    """Note a finished shard; it is on disk when this returns."""
+    with (folder / JOURNAL_NAME).open("ab") as file:
+        file.write((entry.model_dump_json() + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_journal(folder: Path) -> tuple[PreparationHeader, tuple[ShardEntry, ...]] | None:
+    """Read the journal, or return None where there is none.
+
+    A last line without its end was being written when the process died; its shard counts as not done.
+
+    Raises:
+        DataError: a line that was written whole cannot be understood.
+    """
+    path = folder / JOURNAL_NAME
+    try:
+        lines = list(_whole_lines(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    try:
+        header = PreparationHeader.model_validate_json(lines[0])
+        return header, tuple(ShardEntry.model_validate_json(line) for line in lines[1:])
+    except (IndexError, ValidationError) as error:
+        finding = summarize(error) if isinstance(error, ValidationError) else "it is empty"
+        raise DataError(
+            f"{path} must be the journal of an interrupted preparation by this version, but is not: "
+            f"{finding}; run again with --overwrite to start anew"
+        ) from error
+
+
+def _whole_lines(content: bytes) -> Iterator[bytes]:
+    whole, _, _ = content.rpartition(b"\n")
+    return iter(whole.split(b"\n")) if whole else iter(())

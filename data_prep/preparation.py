@@ -1,0 +1,235 @@
+"""From text to a finished folder of token shards; who executes the tasks is given from outside."""
+
+import logging
+import re
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
+
+from data_prep.documents import InputFile, TextFolder, files_fingerprint, find_files
+from data_prep.errors import DataError
+from data_prep.files import folder_lock, write_atomically
+from data_prep.journal import JOURNAL_NAME, append_entry, load_journal, start_journal
+from data_prep.manifest import (
+    MANIFEST_NAME,
+    InputEntry,
+    PreparationHeader,
+    PrepareSettings,
+    ShardEntry,
+    ShardManifest,
+    TokenizerEntry,
+    load_manifest,
+    save_manifest,
+    token_type_for,
+)
+from data_prep.plan import PlannedShard, plan_shards
+from data_prep.progress import PrepareProgress, WorkTotals
+from data_prep.tasks import ShardTask, TaskReport, tokenize_shard
+from data_prep.tokenizer import TOKENIZER_NAME, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+# Runs tasks in any order, yields each report as it comes, and stops its workers when the generator is closed
+Executor = Callable[[Sequence[ShardTask]], Generator[TaskReport, None, None]]
+
+_SHARD_FILE = re.compile(r"\.?(train|heldout)-\d{6,}\.tar(\.tmp-[0-9a-f]+)?")
+
+
+class PrepareRequest(BaseModel):
+    """What to prepare, and how. Only ``settings`` and the tokenizer decide the bytes of the shards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: TextFolder
+    output: Path
+    tokenizer: Path
+    settings: PrepareSettings = PrepareSettings()
+    workers: NonNegativeInt = Field(default=2, description="Ray workers; 0 runs in this process, without Ray")
+    overwrite: bool = Field(default=False, description="replace shards made from other text or settings")
+    task_timeout_seconds: PositiveFloat = Field(default=3600.0, description="longest wait for a shard")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    header: PreparationHeader
+    shards: Sequence[PlannedShard]
+    finished: dict[str, ShardEntry]
+
+    @property
+    def missing(self) -> list[PlannedShard]:
+        return [shard for shard in self.shards if shard.name not in self.finished]
+
+
+def execute_here(tasks: Sequence[ShardTask]) -> Generator[TaskReport, None, None]:
+    """Execute tasks one after the other in this process."""
+    return (tokenize_shard(task) for task in tasks)
+
+
+def prepare_shards(request: PrepareRequest, execute: Executor, progress: PrepareProgress) -> ShardManifest:
+    """Bring the output folder to the state the request describes; what is there already is kept.
+
+    Raises:
+        DataError: the request cannot be met, or the folder holds shards of other text or settings.
+    """
+    request.output.mkdir(parents=True, exist_ok=True)
+    with folder_lock(request.output):
+        work = _survey(request)
+        if not work.missing and _finished_header(request.output) == work.header:
+            manifest = load_manifest(request.output)
+            progress.finish(manifest, num_new_shards=0)
+            return manifest
+        _begin(request, work)
+        finished = {**work.finished, **_run(request, work, execute, progress)}
+        return _complete(request.output, work, finished, progress)
+
+
+def _survey(request: PrepareRequest) -> _Work:
+    """Compare what is asked for with what is there; nothing is written."""
+    tokenizer = Tokenizer.load(request.tokenizer)
+    files = find_files(request.source)
+    header = _header(request, tokenizer, files)
+    shards = plan_shards(files, request.settings)
+    previous, entries = _previous_state(request)
+    if previous is not None and previous != header and not request.overwrite:
+        raise DataError(
+            f"{request.output} must be prepared from the text, tokenizer and settings it was begun with, "
+            f"but {_difference(previous, header)}; choose a fresh output folder, "
+            "or --overwrite to replace the shards"
+        )
+    same_bytes = previous is not None and previous.model_copy(update={"inputs": header.inputs}) == header
+    finished = _still_valid(request.output, shards, entries) if same_bytes else {}
+    return _Work(header=header, shards=shards, finished=finished)
+
+
+def _header(request: PrepareRequest, tokenizer: Tokenizer, files: Sequence[InputFile]) -> PreparationHeader:
+    return PreparationHeader(
+        token_type=token_type_for(tokenizer.vocab_size),
+        tokenizer=TokenizerEntry(
+            file=TOKENIZER_NAME,
+            sha256=tokenizer.sha256,
+            vocab_size=tokenizer.vocab_size,
+            eod_id=tokenizer.eod_id,
+        ),
+        settings=request.settings,
+        inputs=InputEntry(
+            source=request.source.description,
+            num_files=len(files),
+            num_bytes=sum(file.size_bytes for file in files),
+            fingerprint=files_fingerprint(files),
+        ),
+    )
+
+
+def _previous_state(request: PrepareRequest) -> tuple[PreparationHeader | None, tuple[ShardEntry, ...]]:
+    # a journal is newer than a manifest beside it: the run that replaces a finished folder begins with it
+    try:
+        if (journal := load_journal(request.output)) is not None:
+            return journal
+        if (request.output / MANIFEST_NAME).exists():
+            manifest = load_manifest(request.output)
+            return manifest.header, manifest.shards
+    except DataError:
+        if not request.overwrite:
+            raise
+        logger.warning("the state of %s cannot be read; everything in it is made anew", request.output)
+    return None, ()
+
+
+def _still_valid(
+    output: Path, shards: Sequence[PlannedShard], entries: Iterable[ShardEntry]
+) -> dict[str, ShardEntry]:
+    """Entries whose shard is planned again from the same files, and lies in the folder with its full size."""
+    planned = {shard.name: shard.input_range for shard in shards}
+    return {
+        entry.name: entry
+        for entry in entries
+        if planned.get(entry.name) == entry.inputs and _size_bytes(output / entry.name) == entry.size_bytes
+    }
+
+
+def _size_bytes(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _difference(previous: PreparationHeader, header: PreparationHeader) -> str:
+    """Name every field that differs, with both values."""
+    before, now = _flat(previous.model_dump()), _flat(header.model_dump())
+    changed = [key for key in now if before.get(key) != now[key]]
+    return ", ".join(f"{key} was {before.get(key)} and is {now[key]} now" for key in changed)
+
+
+def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _finished_header(output: Path) -> PreparationHeader | None:
+    if (output / JOURNAL_NAME).exists() or not (output / MANIFEST_NAME).exists():
+        return None
+    return load_manifest(output).header
+
+
+def _begin(request: PrepareRequest, work: _Work) -> None:
+    """Make the folder unfinished, in an order that a crash at any point leaves readable."""
+    start_journal(request.output, work.header, work.finished.values())
+    (request.output / MANIFEST_NAME).unlink(missing_ok=True)
+    write_atomically(request.output / TOKENIZER_NAME, request.tokenizer.read_bytes())
+
+
+def _run(
+    request: PrepareRequest, work: _Work, execute: Executor, progress: PrepareProgress
+) -> dict[str, ShardEntry]:
+    tasks = [_task(request, work.header, shard) for shard in work.missing]
+    progress.start(
+        WorkTotals(
+            num_shards=len(tasks),
+            num_skipped_shards=len(work.finished),
+            text_bytes=sum(shard.num_bytes for shard in work.missing),
+        )
+    )
+    entries: dict[str, ShardEntry] = {}
+    try:
+        with closing(execute(tasks)) as reports:
+            for report in reports:
+                append_entry(request.output, report.entry)
+                entries[report.entry.name] = report.entry
+                progress.advance(report.entry)
+    finally:
+        progress.stop()
+    return entries
+
+
+def _task(request: PrepareRequest, header: PreparationHeader, shard: PlannedShard) -> ShardTask:
+    return ShardTask(
+        shard=shard,
+        source_root=request.source.root.resolve(),
+        output=request.output.resolve(),
+        tokenizer=request.output.resolve() / header.tokenizer.file,
+        tokenizer_sha256=header.tokenizer.sha256,
+        token_type=header.token_type,
+        member_tokens=header.settings.member_tokens,
+    )
+
+
+def _complete(
+    output: Path, work: _Work, finished: dict[str, ShardEntry], progress: PrepareProgress
+) -> ShardManifest:
+    """Write the manifest in planned order, then drop the journal and files no shard of it needs."""
+    manifest = ShardManifest(header=work.header, shards=tuple(finished[shard.name] for shard in work.shards))
+    save_manifest(manifest, output)
+    (output / JOURNAL_NAME).unlink()
+    _remove_leftovers(output, keep={shard.name for shard in manifest.shards})
+    progress.finish(manifest, num_new_shards=len(finished) - len(work.finished))
+    return manifest
+
+
+def _remove_leftovers(output: Path, *, keep: set[str]) -> None:
+    for path in output.iterdir():
+        if _SHARD_FILE.fullmatch(path.name) and path.name not in keep:
+            logger.info("removing %s: no shard of the manifest", path)
+            path.unlink()

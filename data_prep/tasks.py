@@ -1,0 +1,103 @@
+"""What one worker does: a run of input files becomes one shard."""
+
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_prep.documents import read_document
+from data_prep.errors import DataError
+from data_prep.manifest import RejectedFile, ShardEntry, TokenType
+from data_prep.plan import PlannedShard
+from data_prep.shard_writer import ShardWriter, WrittenShard
+from data_prep.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardTask:
+    """Everything a worker needs; small, because text never travels with it."""
+
+    shard: PlannedShard
+    source_root: Path
+    output: Path
+    tokenizer: Path
+    tokenizer_sha256: str
+    token_type: TokenType
+    member_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskReport:
+    """A finished shard and the seconds it took."""
+
+    entry: ShardEntry
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Omissions:
+    rejected: list[RejectedFile] = field(default_factory=list)
+    num_empty: int = 0
+
+
+def tokenize_shard(task: ShardTask) -> TaskReport:
+    """Tokenize the task's files into its shard; running it again writes the same bytes.
+
+    Raises:
+        DataError: the tokenizer or an input file is not what it was when the work was planned.
+    """
+    start = time.monotonic()
+    tokenizer = _load_tokenizer(task.tokenizer, task.tokenizer_sha256)
+    omissions = _Omissions()
+    with ShardWriter(
+        task.output / task.shard.name,
+        token_type=task.token_type,
+        eod_id=tokenizer.eod_id,
+        member_tokens=task.member_tokens,
+    ) as writer:
+        for ids in tokenizer.encode_batch(_documents(task, omissions)):
+            writer.add_document(ids)
+        written = writer.finish()
+    return TaskReport(entry=_entry(task, written, omissions), seconds=time.monotonic() - start)
+
+
+def _documents(task: ShardTask, omissions: _Omissions) -> Iterator[str]:
+    for file in task.shard.files:
+        try:
+            text = read_document(task.source_root, file)
+        except UnicodeDecodeError as error:
+            reason = f"not UTF-8 at byte {error.start}: {error.reason}"
+            omissions.rejected.append(RejectedFile(path=file.path, reason=reason))
+            continue
+        if text:
+            yield text
+        else:
+            omissions.num_empty += 1
+
+
+def _entry(task: ShardTask, written: WrittenShard, omissions: _Omissions) -> ShardEntry:
+    return ShardEntry(
+        name=task.shard.name,
+        split=task.shard.split,
+        size_bytes=written.size_bytes,
+        sha256=written.sha256,
+        num_tokens=written.num_tokens,
+        num_documents=written.num_documents,
+        num_members=written.num_members,
+        tokenizer_sha256=task.tokenizer_sha256,
+        inputs=task.shard.input_range,
+        num_empty_files=omissions.num_empty,
+        rejected=tuple(omissions.rejected),
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _load_tokenizer(path: Path, sha256: str) -> Tokenizer:
+    # a worker runs many tasks of one preparation: the model is parsed once
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.sha256 != sha256:
+        raise DataError(
+            f"the tokenizer must not change while text is tokenized, but {path} did; run the command again"
+        )
+    return tokenizer

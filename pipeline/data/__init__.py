@@ -1,0 +1,1 @@
+"""Token shards to batches: a pure function of seed and consumed samples."""

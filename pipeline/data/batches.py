@@ -1,0 +1,219 @@
+"""From samples to the batches of one data-parallel rank.
+
+B = rows of a micro-batch, S = tokens per row.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megatron_ext.batch import TokenBatch
+from megatron_ext.ponder.masks import PADDING_DOCUMENT
+from pipeline.data.dataset import TokenDataset, TokenRows
+from pipeline.data.fingerprint import hash_rows
+from pipeline.data.order import SampleOrder, global_batch_indices
+
+NO_LABEL = -100
+# stands for a row of nothing but padding where a batch is not full
+NO_SAMPLE = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackingOptions:
+    """How documents that share a row treat each other."""
+
+    reset_positions: bool = True
+    reset_attention: bool = True
+    mask_document_boundaries: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLayout:
+    """How a global batch is shared out.
+
+    Raises:
+        ValueError: the sizes do not divide, or the rank does not exist.
+    """
+
+    global_batch_size: int
+    micro_batch_size: int
+    dp_rank: int
+    dp_size: int
+
+    def __post_init__(self) -> None:
+        rows_per_round = self.micro_batch_size * self.dp_size
+        if self.global_batch_size < 1 or rows_per_round < 1 or self.global_batch_size % rows_per_round != 0:
+            raise ValueError(
+                "training.global_batch_size must be a multiple of training.micro_batch_size "
+                f"({self.micro_batch_size}) times the data-parallel size ({self.dp_size}), "
+                f"but is {self.global_batch_size}; "
+                f"try {max(1, self.global_batch_size // max(1, rows_per_round)) * rows_per_round}"
+            )
+        if not 0 <= self.dp_rank < self.dp_size:
+            raise ValueError(
+                f"the data-parallel rank must be in 0..{self.dp_size - 1}, but is {self.dp_rank}"
+            )
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches per rank and global batch."""
+        return self.global_batch_size // (self.micro_batch_size * self.dp_size)
+
+    def micro_batches(self, indices: Sequence[int]) -> list[Sequence[int]]:
+        """Share of this rank: ranks take micro-batches of the global batch in turn, together all of them."""
+        assert len(indices) == self.global_batch_size, (
+            f"{len(indices)} samples must be {self.global_batch_size}"
+        )
+        first = self.dp_rank * self.micro_batch_size
+        stride = self.dp_size * self.micro_batch_size
+        return [
+            indices[start : start + self.micro_batch_size] for start in range(first, len(indices), stride)
+        ]
+
+
+def build_batch(
+    dataset: TokenDataset,
+    indices: Sequence[int],
+    *,
+    reset_positions: bool,
+    reset_attention: bool,
+    mask_document_boundaries: bool,
+) -> TokenBatch:
+    """Pack samples into rows; an index of -1 gives a row of padding.
+
+    Documents end with their end-of-document token. Padding has document id -1, no labels, and the
+    end-of-document token as its token.
+
+    Args:
+        dataset: where the samples are.
+        indices: [B] sample numbers.
+        reset_positions: positions begin at 0 in every document (and in every row).
+        reset_attention: each document of a row gets its own id; otherwise all are 0.
+        mask_document_boundaries: the last token of a document has no label.
+    """
+    rows = dataset.rows(indices)
+    options = PackingOptions(
+        reset_positions=reset_positions,
+        reset_attention=reset_attention,
+        mask_document_boundaries=mask_document_boundaries,
+    )
+    return pack_rows(rows, eod_id=dataset.eod_id, options=options)
+
+
+def pack_rows(rows: TokenRows, *, eod_id: int, options: PackingOptions) -> TokenBatch:
+    """Derive labels, positions and document ids from rows of S + 1 tokens."""
+    # [B, S + 1] -> [B, S] twice, shifted by one
+    tokens = np.ascontiguousarray(rows.tokens[:, :-1])
+    labels = rows.tokens[:, 1:].copy()
+    columns = np.arange(tokens.shape[1], dtype=np.int64)
+    ends_document = tokens == eod_id
+    labels[columns + 1 >= rows.lengths[:, None]] = NO_LABEL
+    if options.mask_document_boundaries:
+        labels[ends_document] = NO_LABEL
+    positions = (
+        _positions(ends_document) if options.reset_positions else np.broadcast_to(columns, tokens.shape)
+    )
+    documents = _documents(ends_document) if options.reset_attention else np.zeros_like(tokens)
+    documents[columns >= rows.lengths[:, None]] = PADDING_DOCUMENT
+    return TokenBatch(
+        tokens=torch.from_numpy(tokens),
+        labels=torch.from_numpy(labels),
+        position_ids=torch.from_numpy(np.array(positions)),
+        document_ids=torch.from_numpy(documents),
+    )
+
+
+def _documents(ends_document: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[B, S]: documents that ended in the row before each token."""
+    ended: NDArray[np.int64] = np.cumsum(ends_document, axis=1, dtype=np.int64) - ends_document
+    return ended
+
+
+def _positions(ends_document: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[B, S]: distance of each token from where its document begins, or the row if that is nearer."""
+    columns = np.arange(ends_document.shape[1], dtype=np.int64)
+    starts = np.zeros(ends_document.shape, dtype=np.int64)
+    starts[:, 1:] = np.where(ends_document[:, :-1], columns[1:], 0)
+    distances: NDArray[np.int64] = columns - np.maximum.accumulate(starts, axis=1)
+    return distances
+
+
+class TrainingBatches:
+    """The batches of one data-parallel rank, by the number of samples consumed before them.
+
+    There is no state: the number of consumed samples is all that a resumed run needs.
+    """
+
+    def __init__(
+        self, dataset: TokenDataset, order: SampleOrder, *, layout: BatchLayout, packing: PackingOptions
+    ) -> None:
+        if order.num_samples != len(dataset):
+            raise ValueError(f"the order must cover {len(dataset)} samples, but covers {order.num_samples}")
+        self.dataset = dataset
+        self.order = order
+        self.layout = layout
+        self.packing = packing
+
+    def micro_batches(self, consumed_samples: int) -> list[TokenBatch]:
+        """This rank's micro-batches of the global batch that begins after ``consumed_samples``."""
+        indices = self._indices(consumed_samples)
+        return [_build(self.dataset, share, self.packing) for share in self.layout.micro_batches(indices)]
+
+    def data_hash(self, consumed_samples: int) -> str:
+        """SHA-256 of the token ids of that global batch, whatever the data-parallel and micro-batch size.
+
+        It reads the whole global batch, so one rank computes it, on steps that are logged.
+        """
+        return hash_rows(self.dataset.rows(self._indices(consumed_samples)))
+
+    def epoch(self, consumed_samples: int) -> float:
+        """Passes over the split after ``consumed_samples``."""
+        return consumed_samples / len(self.dataset)
+
+    def _indices(self, consumed_samples: int) -> list[int]:
+        return global_batch_indices(self.order, consumed_samples, self.layout.global_batch_size)
+
+
+class HeldoutBatches:
+    """A fixed, finite number of held-out global batches, as this rank's micro-batches.
+
+    Every rank gets equally many. No sample comes twice: where the split is too small for the number asked
+    for, there are fewer batches, and rows of padding fill up the last one.
+    """
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        order: SampleOrder,
+        *,
+        layout: BatchLayout,
+        packing: PackingOptions,
+        max_global_batches: int,
+    ) -> None:
+        if max_global_batches < 1:
+            raise ValueError(f"evaluation.iters must be at least 1, but is {max_global_batches}")
+        num_samples = min(len(dataset), max_global_batches * layout.global_batch_size)
+        self.dataset = dataset
+        self.layout = layout
+        self.packing = packing
+        self.num_samples = num_samples
+        self._indices = [int(index) for index in order.indices(0, num_samples)]
+
+    def __len__(self) -> int:
+        """Number of global batches."""
+        return -(-self.num_samples // self.layout.global_batch_size)
+
+    def __iter__(self) -> Iterator[list[TokenBatch]]:
+        """Yield this rank's micro-batches of each global batch; may be iterated any number of times."""
+        size = self.layout.global_batch_size
+        for start in range(0, self.num_samples, size):
+            indices = self._indices[start : start + size]
+            indices += [NO_SAMPLE] * (size - len(indices))
+            yield [_build(self.dataset, share, self.packing) for share in self.layout.micro_batches(indices)]
+
+
+def _build(dataset: TokenDataset, indices: Sequence[int], packing: PackingOptions) -> TokenBatch:
+    return pack_rows(dataset.rows(indices), eod_id=dataset.eod_id, options=packing)

@@ -1,0 +1,28 @@
+"""The loss of a model that knows how often each token occurs and nothing else."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.dataset import TokenDataset
+
+
+def unigram_entropy(dataset: TokenDataset) -> float:
+    """Entropy of the split's token frequencies, in nats per token, end-of-document tokens included.
+
+    No model that predicts every token without looking at the others has a lower mean loss on the split.
+    """
+    return entropy(count_tokens(dataset))
+
+
+def count_tokens(dataset: TokenDataset) -> NDArray[np.int64]:
+    """[vocab_size]: how often each id occurs in the split."""
+    counts = np.zeros(dataset.vocab_size, dtype=np.int64)
+    for tokens in dataset.stream.runs():
+        counts += np.bincount(tokens, minlength=dataset.vocab_size)
+    return counts
+
+
+def entropy(counts: NDArray[np.int64]) -> float:
+    """Entropy in nats of the distribution proportional to ``counts``."""
+    seen = counts[counts > 0] / counts.sum()
+    return float(-(seen * np.log(seen)).sum())
