@@ -1,0 +1,1 @@
+"""How a run reaches machines. Renders and submits jobs; knows `pipeline.config` and imports no torch."""

@@ -1,0 +1,34 @@
+"""Times of several ways to do the same thing, taken in turns."""
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+
+
+def median_seconds(
+    ways: Mapping[str, Callable[[], object]], *, repeats: int, device: torch.device
+) -> dict[str, float]:
+    """Time each way `repeats` times, in turns, after one untimed round.
+
+    Taking turns lets a change of the machine's speed hit all ways alike, so that their ratio holds.
+
+    Args:
+        ways: what to run, by name.
+        repeats: timed rounds, at least 1.
+        device: waited for before the clock is read.
+
+    Returns:
+        median seconds by name.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, run in ways.items():
+            started = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: median(taken) for name, taken in seconds.items()}

@@ -1,0 +1,41 @@
+"""`megaponder`: the one entry of the program."""
+
+import sys
+
+import typer
+
+from pipeline.commands import bench, data, demo, evaluate, generate, golden, report, tokenizer, train
+from pipeline.commands.failures import USER_ERRORS, exit_code_of
+
+app = typer.Typer(
+    name="megaponder",
+    help="Pretrain language models that decide per token how long to think, on Megatron-Core.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    # A crash keeps Python's own traceback, which logs and schedulers can read.
+    pretty_exceptions_enable=False,
+)
+
+app.command(epilog=demo.EPILOG)(demo.demo)
+app.command(epilog=train.EPILOG)(train.train)
+app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command(epilog=generate.EPILOG)(generate.generate)
+app.command(epilog=report.EPILOG)(report.report)
+app.command(epilog=golden.EPILOG)(golden.golden)
+app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
+app.add_typer(tokenizer.app, name="tokenizer")
+
+
+def main() -> None:
+    """Run the command line; errors meant for users end in a message and an exit code, not a traceback."""
+    try:
+        app()
+    except USER_ERRORS as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(exit_code_of(error))
+
+
+if __name__ == "__main__":
+    main()

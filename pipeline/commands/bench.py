@@ -1,0 +1,75 @@
+"""`megaponder bench`."""
+
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.commands.shared import examples
+from pipeline.exit_codes import ExitCode
+
+app = typer.Typer(no_args_is_help=True, help="Measure: two ways to compute the same, in one run.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `attention` a subcommand while it is the only one."""
+
+
+@app.command(
+    epilog=examples(
+        "megaponder bench attention",
+        "megaponder bench attention --rows 4096 --precision bf16 --minimum-speedup 2",
+    )
+)
+def attention(
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of a sequence: tokens x slots.")] = 2048,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences.")] = 1,
+    heads: Annotated[int, typer.Option(min=1, metavar="N", help="Query heads.")] = 8,
+    query_groups: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Key heads; default: as many.", show_default=False)
+    ] = None,
+    head_size: Annotated[int, typer.Option(min=1, metavar="N", help="Channels of a head.")] = 64,
+    precision: Annotated[
+        Literal["fp32", "bf16"], typer.Option(help="Type of queries, keys, values.")
+    ] = "fp32",
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Timed rounds; medians are shown.")] = 5,
+    minimum_speedup: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="RATIO", help="Exit with 1 below this ratio.", show_default=False),
+    ] = None,
+) -> None:
+    """Time attention with weighted keys against a dense bias, forward and backward, on the same inputs."""
+    import torch
+
+    from megatron_ext.host import device
+    from pipeline.bench.attention import AttentionSizes, time_attention
+
+    groups = query_groups or heads
+    if heads % groups:
+        raise typer.BadParameter(
+            f"must divide --heads ({heads}), but is {groups}", param_hint="--query-groups"
+        )
+    sizes = AttentionSizes(
+        batch_size=batch_size,
+        num_rows=rows,
+        num_heads=heads,
+        num_query_groups=groups,
+        head_size=head_size,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+    )
+    times = time_attention(sizes, repeats=repeats, device=device())
+    table = Table(
+        title=f"{batch_size} x {rows} rows, {heads} heads ({groups} key heads) of {head_size}, {precision}, "
+        f"{device()} with {torch.get_num_threads()} thread(s)"
+    )
+    for column in ("attention", "forward and backward", "speed"):
+        table.add_column(column, justify="left" if column == "attention" else "right")
+    table.add_row("dense bias", f"{1e3 * times.dense_seconds:.1f} ms", "1.00 x")
+    table.add_row("weighted keys", f"{1e3 * times.weighted_seconds:.1f} ms", f"{times.speedup:.2f} x")
+    console = Console()
+    console.print(table)
+    console.print(f"largest relative difference of outputs and gradients: {times.largest_difference:.1e}")
+    too_slow = minimum_speedup is not None and times.speedup < minimum_speedup
+    raise typer.Exit(ExitCode.CRASH if too_slow else ExitCode.DONE)

@@ -1,0 +1,85 @@
+"""`megaponder data`: raw text to token shards, and a look at them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipeline.commands.shared import examples, set_up_logging
+from pipeline.commands.text_source import (
+    HeldoutFraction,
+    PythonStandardLibrary,
+    Source,
+    Suffixes,
+    choose_source,
+)
+from pipeline.exit_codes import ExitCode
+
+app = typer.Typer(no_args_is_help=True, help="Turn raw text into token shards, and look at them.")
+
+
+@app.command(
+    epilog=examples(
+        "megaponder data prepare corpus/ --tokenizer tokenizer.model --output runs/data",
+        "megaponder data prepare --python-stdlib --tokenizer tokenizer.model --output runs/data --workers 4",
+    )
+)
+def prepare(
+    tokenizer: Annotated[
+        Path, typer.Option(metavar="FILE", help="sentencepiece model; see megaponder tokenizer train.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for shards and manifest.")
+    ],
+    source: Source = None,
+    suffix: Suffixes = [".txt"],  # noqa: B006 (typer's way to give a list a default; it is never changed)
+    python_stdlib: PythonStandardLibrary = False,
+    heldout_fraction: HeldoutFraction = 0.05,
+    workers: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Ray workers; 0 uses this process alone.")
+    ] = 2,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace shards that were made from other text or settings.")
+    ] = False,
+) -> None:
+    """Tokenize text into webdataset shards with a manifest.
+
+    A second run makes only what is missing; shards of an unchanged input are kept.
+    """
+    from data_prep.manifest import PrepareSettings
+    from data_prep.preparation import PrepareRequest
+    from data_prep.progress import build_progress
+    from data_prep.run import prepare as prepare_shards
+
+    set_up_logging()
+    request = PrepareRequest(
+        source=choose_source(source, suffix, python_stdlib),
+        output=output,
+        tokenizer=tokenizer,
+        settings=PrepareSettings(heldout_fraction=heldout_fraction),
+        workers=workers,
+        overwrite=overwrite,
+    )
+    prepare_shards(request, build_progress(Console(stderr=True)))
+    typer.echo(f"shards and manifest are in {output}")
+
+
+@app.command(
+    epilog=examples("megaponder data inspect runs/data", "megaponder data inspect runs/data --verify")
+)
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with manifest.json.")],
+    samples: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Documents of each split to decode and show.")
+    ] = 2,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every shard and compare it with its checksum.")
+    ] = False,
+) -> None:
+    """Show what is in a folder of shards; exit code 1 if --verify finds damage."""
+    from data_prep.inspection import inspect_shards, render_inspection
+
+    inspection = inspect_shards(folder, num_samples=samples, verify=verify)
+    Console().print(render_inspection(inspection))
+    raise typer.Exit(ExitCode.CRASH if inspection.problems else ExitCode.DONE)

@@ -1,0 +1,19 @@
+"""Errors meant for users: which exit code each has. Everything else is a crash and keeps its traceback."""
+
+from data_prep.errors import DataError
+from pipeline.checkpoint_folder import CheckpointError
+from pipeline.config.errors import ConfigError
+from pipeline.exit_codes import ExitCode
+
+EXIT_CODES: dict[type[Exception], ExitCode] = {
+    ConfigError: ExitCode.USAGE,
+    DataError: ExitCode.USAGE,
+    CheckpointError: ExitCode.DO_NOT_REQUEUE,
+}
+
+USER_ERRORS = tuple(EXIT_CODES)
+
+
+def exit_code_of(error: Exception) -> ExitCode:
+    """Return the exit code of an error that is meant for users."""
+    return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))

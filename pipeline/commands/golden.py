@@ -1,0 +1,52 @@
+"""`megaponder golden`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipeline.commands.shared import examples, set_up_logging
+from pipeline.config.schema import Method
+
+EPILOG = examples(
+    "megaponder golden tests/golden",
+    "megaponder golden tests/golden --method ponderlm3 --tensor-parallel 2 --json golden.json",
+)
+
+
+def golden(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of cases (.json with .safetensors).")],
+    kind: Annotated[
+        Literal["forward", "decode", "all"], typer.Option(help="Training forwards, decoding, or both.")
+    ] = "all",
+    tensor_parallel: Annotated[int, typer.Option(min=1, metavar="N", help="Tensor-parallel ranks.")] = 1,
+    pipeline_parallel: Annotated[int, typer.Option(min=1, metavar="N", help="Pipeline-parallel ranks.")] = 1,
+    method: Annotated[
+        Method | None,
+        typer.Option(help="Only the cases of this method; default: of all.", show_default=False),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the results there too.", show_default=False),
+    ] = None,
+) -> None:
+    """Hold the production model against golden vectors.
+
+    Prints per case the worst error over its tolerance for logits, loss, thoughts and gradients.
+
+    Exit code 0: all cases that apply passed; 1: one exceeded its tolerance, or none ran; 3: some are of
+    methods that this version does not have, and --method does not leave them out.
+    """
+    from megatron_ext.ponder.config import Method as ModelMethod
+    from pipeline.golden.command import run_golden
+
+    set_up_logging()
+    code = run_golden(
+        folder,
+        kind=kind,
+        method=ModelMethod(method) if method else None,
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel,
+        json_file=json_file,
+    )
+    raise typer.Exit(code)

@@ -1,0 +1,49 @@
+"""Running a command on the ranks its configuration asks for."""
+
+from collections.abc import Callable, Sequence
+
+from pipeline.commands.shared import set_up_logging
+from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.config.schema import RunConfig
+
+
+def run_on_layout(config: RunConfig, arguments: Sequence[str], *, run_here: Callable[[], int]) -> int:
+    """Run a command on `config.parallel.world_size` ranks.
+
+    A process that a launcher (torchrun, srun, or this function) has started is one of the ranks and does the
+    work. Any other starts the ranks on this machine, unless one is enough.
+
+    Args:
+        config: its layout decides how many ranks there are.
+        arguments: the command line of `megaponder` that the ranks run, without its first word.
+        run_here: does the work of this rank; returns the exit code.
+
+    Returns:
+        the exit code of the command.
+
+    Raises:
+        ConfigError: a launcher started another number of ranks than the layout needs.
+    """
+    from pipeline.distributed import Ranks
+    from pipeline.launch import run_ranks
+
+    ranks = Ranks.from_environment()
+    set_up_logging(speaks=ranks.rank == 0)
+    needed = config.parallel.world_size
+    if not ranks.is_launched and needed > 1:
+        return run_ranks(["-m", "pipeline.cli", *arguments], num_ranks=needed)
+    if ranks.world_size != needed:
+        raise ConfigError([_wrong_number_of_ranks(config, ranks.world_size)])
+    return run_here()
+
+
+def _wrong_number_of_ranks(config: RunConfig, found: int) -> ConfigProblem:
+    model_parallel = config.parallel.tensor * config.parallel.pipeline
+    needed = config.parallel.world_size
+    fits = found % model_parallel == 0
+    return ConfigProblem(
+        path="parallel",
+        rule=f"tensor x pipeline x data ({needed}) must equal the number of ranks started",
+        value=str(found),
+        cure=f"set parallel.data={found // model_parallel}" if fits else f"start {needed} ranks",
+    )

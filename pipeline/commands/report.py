@@ -1,0 +1,66 @@
+"""`megaponder report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipeline.commands.shared import examples
+from pipeline.config.errors import ConfigError, ConfigProblem
+
+EPILOG = examples("megaponder report runs/demo", "megaponder report runs/demo --output demo.html")
+
+
+def report(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a run that was trained and evaluated.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Default: RUN/report.html.", show_default=False),
+    ] = None,
+) -> None:
+    """Write the report of a run: one HTML file that opens from disk.
+
+    Needs the held-out evaluation of `megaponder eval`; shows a coloured text where `megaponder generate` has
+    left one.
+    """
+    from data_prep.manifest import load_manifest
+    from pipeline.config.load import load_config
+    from pipeline.demo_facts import further_commands, run_facts
+    from pipeline.report.collect import CONFIG_FILE, collect_report
+    from pipeline.report.render import write_report
+    from pipeline.report.table import render_results
+    from pipeline.run_account import flops_account
+
+    config_file = run / CONFIG_FILE
+    if not config_file.is_file():
+        raise ConfigError([_missing(run, CONFIG_FILE, "train a run into it first")])
+    config = load_config(config_file)
+    manifest = load_manifest(config.data.path)
+    facts = run_facts(config, manifest, {})
+    try:
+        data = collect_report(
+            run,
+            name=config.name,
+            flops=flops_account(config, manifest.header.tokenizer.vocab_size),
+            facts=tuple((name, value) for name, value in facts if value),
+            commands=further_commands(config, config_file),
+        )
+    except FileNotFoundError as error:
+        cure = "run `megaponder eval` on its checkpoints first"
+        raise ConfigError([_missing(run, Path(error.filename).name, cure)]) from error
+    path = output or run / "report.html"
+    write_report(data, path)
+    Console().print(render_results(data))
+    typer.echo(f"report: {path.resolve()}")
+
+
+def _missing(run: Path, name: str, cure: str) -> ConfigProblem:
+    return ConfigProblem(
+        path=str(run),
+        rule="must be the folder of a run that was trained and evaluated",
+        value=f"without {name}",
+        cure=cure,
+    )

@@ -1,0 +1,34 @@
+"""A generated text in the terminal, each token on the colour of its steps."""
+
+from collections import Counter
+
+from rich.text import Text
+
+from pipeline.report.colors import DARK_RAMP, step_colors
+from pipeline.report.inputs import TextSample
+
+
+def render_sample(sample: TextSample) -> Text:
+    """Colour the tokens by their steps; what was given is dim, what was generated is not."""
+    styles = _styles(sample)
+    text = Text()
+    for token in sample.tokens:
+        style = styles[token.steps] if styles else ""
+        text.append(token.piece, style=f"dim {style}" if token.is_prompt else style)
+    return text
+
+
+def render_legend(sample: TextSample) -> Text:
+    """Say what each colour stands for and how many tokens have it; empty for a method that does not halt."""
+    counts = Counter(token.steps for token in sample.tokens)
+    legend = Text()
+    for steps, style in enumerate(_styles(sample)):
+        legend.append(f" {steps} steps: {counts[steps]} tokens ", style=style)
+        legend.append(" ")
+    return legend
+
+
+def _styles(sample: TextSample) -> list[str]:
+    if sample.pruning_threshold is None:
+        return []
+    return [f"white on {color}" for color in step_colors(DARK_RAMP, sample.num_latent_thoughts + 1)]

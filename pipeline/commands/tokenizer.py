@@ -1,0 +1,63 @@
+"""`megaponder tokenizer`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipeline.commands.shared import examples, set_up_logging
+from pipeline.commands.text_source import (
+    HeldoutFraction,
+    PythonStandardLibrary,
+    Source,
+    Suffixes,
+    choose_source,
+)
+
+app = typer.Typer(no_args_is_help=True, help="Make tokenizers.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `train` a subcommand while it is the only one."""
+
+
+@app.command(
+    epilog=examples(
+        "megaponder tokenizer train corpus/ --output tokenizer.model --vocab-size 8192",
+        "megaponder tokenizer train --python-stdlib --output tokenizer.model --vocab-size 2048",
+    )
+)
+def train(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the model goes.")],
+    source: Source = None,
+    suffix: Suffixes = [".txt"],  # noqa: B006 (typer's way to give a list a default; it is never changed)
+    python_stdlib: PythonStandardLibrary = False,
+    vocab_size: Annotated[
+        int, typer.Option(min=259, max=1_000_000, metavar="N", help="Pieces, the 256 bytes included.")
+    ] = 4096,
+    model_type: Annotated[Literal["bpe", "unigram"], typer.Option(help="Algorithm.")] = "bpe",
+    sample_bytes: Annotated[
+        int, typer.Option(min=1, metavar="BYTES", help="Text to train on, taken evenly from the documents.")
+    ] = 4_000_000,
+    heldout_fraction: HeldoutFraction = 0.05,
+) -> None:
+    """Train a sentencepiece tokenizer with byte fallback.
+
+    Held-out documents are not looked at. With equal text and settings nothing is trained again.
+    """
+    from data_prep.tokenizer_training import TokenizerTraining, train_tokenizer
+
+    set_up_logging()
+    trained = train_tokenizer(
+        TokenizerTraining(
+            source=choose_source(source, suffix, python_stdlib),
+            output=output,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            sample_bytes=sample_bytes,
+            heldout_fraction=heldout_fraction,
+        )
+    )
+    state = "trained" if trained.was_trained else "up to date"
+    typer.echo(f"{trained.path}: {state}, {trained.vocab_size} pieces from {trained.num_files} files")

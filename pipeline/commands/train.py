@@ -1,0 +1,48 @@
+"""`megaponder train`."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.ranks import run_on_layout
+from pipeline.commands.shared import ConfigFile, Overrides, examples
+from pipeline.config.load import load_config, render_config
+from pipeline.config.schema import RunConfig
+from pipeline.exit_codes import ExitCode
+
+EPILOG = examples(
+    "megaponder train --config pipeline/recipes/tiny_ponderlm3.yaml data.path=runs/data",
+    "megaponder train --config run.yaml parallel.tensor=2 train-iters=500 lr=1e-3",
+    "torchrun --nproc-per-node 8 -m pipeline.cli train --config run.yaml parallel.data=8",
+)
+
+
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the settings, print all of them, and start nothing.")
+    ] = False,
+) -> None:
+    """Train a model; go on from its newest checkpoint where there is one.
+
+    Starts as many ranks on this machine as the layout asks for (tensor x data), unless a launcher such as
+    torchrun has started them.
+
+    Ctrl-C and SIGTERM end the run after the step at hand with a checkpoint; the same command goes on from it.
+    """
+    settings = overrides or []
+    run = load_config(config, settings)
+    if dry_run:
+        typer.echo(render_config(run), nl=False)
+        typer.echo(f"# valid; needs {run.parallel.world_size} rank(s)", err=True)
+        raise typer.Exit(ExitCode.DONE)
+    raise typer.Exit(
+        run_on_layout(run, ["train", "--config", str(config), *settings], run_here=lambda: _train(run))
+    )
+
+
+def _train(run: RunConfig) -> int:
+    from pipeline.trainer import train as train_run
+
+    return train_run(run)

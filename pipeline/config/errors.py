@@ -1,0 +1,42 @@
+"""What is wrong with a configuration, in words a user can act on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigProblem:
+    """One broken rule of a configuration.
+
+    Attributes:
+        path: dotted path of the setting, such as `parallel.tensor`.
+        rule: what must hold.
+        value: what was found, as the user would write it.
+        cure: what to write instead; empty where the rule says it all.
+    """
+
+    path: str
+    rule: str
+    value: str
+    cure: str = ""
+
+    def __str__(self) -> str:
+        sentence = f"{self.path}: {self.rule}, but is {self.value}"
+        return f"{sentence}; {self.cure}" if self.cure else sentence
+
+
+class ConfigError(ValueError):
+    """All problems of a configuration at once, so that one round of editing mends them."""
+
+    def __init__(self, problems: Sequence[ConfigProblem], *, source: str = "") -> None:
+        if not problems:
+            raise ValueError("a ConfigError needs at least one problem")
+        self.problems = tuple(problems)
+        self.source = source
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        count = len(self.problems)
+        headline = f"{count} problem{'s' if count > 1 else ''} in the configuration"
+        origin = f" ({self.source})" if self.source else ""
+        return "\n".join([f"{headline}{origin}:", *(f"  - {problem}" for problem in self.problems)])

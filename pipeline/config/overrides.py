@@ -1,0 +1,74 @@
+"""`group.key=value` from the command line."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from pipeline.config.aliases import find_alias
+from pipeline.config.errors import ConfigProblem
+from pipeline.config.messages import unknown_setting
+from pipeline.config.yaml_text import parse_yaml
+
+
+def apply_overrides(
+    settings: dict[str, Any], overrides: Sequence[str], known_paths: Sequence[str]
+) -> list[ConfigProblem]:
+    """Write overrides into nested settings, later ones over earlier ones.
+
+    Args:
+        settings: nested groups as read from YAML; changed in place.
+        overrides: `path=value`; the path is dotted or Megatron's name, the value is YAML.
+        known_paths: dotted paths of all settings.
+
+    Returns:
+        what is wrong with overrides that could not be applied.
+    """
+    problems = []
+    for override in overrides:
+        problem = _apply(settings, override, known_paths)
+        if problem is not None:
+            problems.append(problem)
+    return problems
+
+
+def _apply(settings: dict[str, Any], override: str, known_paths: Sequence[str]) -> ConfigProblem | None:
+    name, separator, text = override.partition("=")
+    name = name.strip()
+    if not separator or not name:
+        return ConfigProblem(
+            path=name or "override",
+            rule="must be written group.key=value",
+            value=repr(override),
+            cure="for example training.train_iters=100",
+        )
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError:
+        return ConfigProblem(
+            path=name, rule="must have a YAML value", value=repr(text), cure="quote it: key='\"text\"'"
+        )
+    path, value = _resolve(name, value, known_paths)
+    if path not in known_paths:
+        return unknown_setting(path, known_paths)
+    return _write(settings, path.split("."), value)
+
+
+def _resolve(name: str, value: Any, known_paths: Sequence[str]) -> tuple[str, Any]:
+    alias = None if name in known_paths else find_alias(name)
+    return (alias.path, alias.convert(value)) if alias else (name, value)
+
+
+def _write(settings: dict[str, Any], path: Sequence[str], value: Any) -> ConfigProblem | None:
+    *groups, leaf = path
+    target = settings
+    for group in groups:
+        inner = target.get(group)
+        if inner is None:
+            inner = target[group] = {}
+        if not isinstance(inner, dict):
+            # The check of types reports the group itself.
+            return None
+        target = inner
+    target[leaf] = value
+    return None

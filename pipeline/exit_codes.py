@@ -1,0 +1,26 @@
+"""Exit codes of every `megaponder` command; schedulers and launchers read them."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a finished process tells whoever started it."""
+
+    DONE = 0
+    """Finished, or stopped early as planned."""
+    CRASH = 1
+    """An error nobody handled, or a check that did not pass."""
+    USAGE = 2
+    """The command line or the configuration is wrong; nothing was started."""
+    NOT_SUPPORTED = 3
+    """A check met a case that this version cannot compute."""
+    RESUME_TO_DISAMBIGUATE = 16
+    """Megatron's code: resume on other hardware to tell a fault apart."""
+    FAILED_VALIDATION = 17
+    """Megatron's code: a repeated computation gave another result."""
+    REQUEUE = 75
+    """Saved; start the same command again to go on."""
+    DO_NOT_REQUEUE = 93
+    """Starting again cannot help: divergence, or a configuration that no longer fits its checkpoint."""
+    INTERRUPTED = 130
+    """Stopped from the keyboard before there was anything to save (128 + SIGINT)."""
