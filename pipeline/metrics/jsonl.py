@@ -1,0 +1,116 @@
+"""``metrics.jsonl``: one JSON object per event, and its reader.
+
+An object holds ``event`` (``training`` or ``validation``), ``iteration``, ``consumed_samples``, ``time``
+(seconds since the epoch) and one value per tag. JSON has no NaN or infinity: such a value is written as null.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.metrics import names
+from pipeline.metrics.records import TrainingRecord, ValidationRecord
+
+METRICS_FILE = "metrics.jsonl"
+TRAINING = "training"
+VALIDATION = "validation"
+
+
+def training_event(record: TrainingRecord) -> dict[str, Any]:
+    """Return the object of one logging interval, without its time."""
+    event = {"event": TRAINING, "iteration": record.iteration, "consumed_samples": record.consumed_samples}
+    return event | _values(training_scalars(record)) | _histogram(record)
+
+
+def validation_event(record: ValidationRecord) -> dict[str, Any]:
+    """Return the object of one evaluation, without its time."""
+    event = {"event": VALIDATION, "iteration": record.iteration, "consumed_samples": record.consumed_samples}
+    scalars = {names.LM_LOSS_VALIDATION: record.loss, names.LM_LOSS_VALIDATION_PPL: record.perplexity}
+    return event | _values(scalars | dict(record.scalars)) | _histogram(record)
+
+
+def training_scalars(record: TrainingRecord) -> dict[str, float]:
+    """Return every curve of an interval by its tag; what was not measured is absent."""
+    scalars: dict[str, float | None] = {
+        names.LM_LOSS: record.loss,
+        names.LEARNING_RATE: record.learning_rate,
+        names.BATCH_SIZE: record.global_batch_size,
+        names.LOSS_SCALE: record.loss_scale,
+        names.WORLD_SIZE: record.world_size,
+        names.GRAD_NORM: record.grad_norm,
+        names.NUM_ZEROS: record.num_zeros,
+        names.PARAMS_NORM: record.params_norm,
+        names.ITERATION_TIME: record.elapsed_seconds,
+        names.THROUGHPUT: record.tflops_per_device,
+        names.TOKENS_PER_SECOND: record.tokens_per_second,
+    }
+    measured = {tag: float(value) for tag, value in scalars.items() if value is not None}
+    return measured | dict(record.scalars)
+
+
+class JsonlSink:
+    """Append one line per event; each line reaches the file at once, so that a crash loses none."""
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path`` for appending; its folder is made."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
+
+    def write_training(self, record: TrainingRecord) -> None:
+        """Append one logging interval."""
+        self._write(training_event(record))
+
+    def write_validation(self, record: ValidationRecord) -> None:
+        """Append one evaluation."""
+        self._write(validation_event(record))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self._file.write(json.dumps(event | {"time": round(time.time(), 3)}, allow_nan=False) + "\n")
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Read the events of a run in the order of its iterations.
+
+    A resumed run writes some iterations twice; of each kind of event the later writing counts, and
+    whatever it went back behind is dropped. A last line that a crash cut short is left out.
+
+    Raises:
+        ValueError: a line before the last is not a JSON object.
+    """
+    kept: dict[str, list[dict[str, Any]]] = {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(
+                f"{path}:{number} must be a JSON object, but is {line[:80]!r}; remove it"
+            ) from error
+        events = kept.setdefault(event["event"], [])
+        while events and events[-1]["iteration"] >= event["iteration"]:
+            events.pop()
+        events.append(event)
+    return [event for events in kept.values() for event in events]
+
+
+def curve(events: list[dict[str, Any]], event: str, tag: str) -> tuple[tuple[float, float], ...]:
+    """Return the (iteration, value) points of one tag; null values are left out."""
+    rows = (row for row in events if row["event"] == event and row.get(tag) is not None)
+    return tuple((float(row["iteration"]), float(row[tag])) for row in rows)
+
+
+def _values(scalars: Mapping[str, float]) -> dict[str, float | None]:
+    return {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}
+
+
+def _histogram(record: TrainingRecord | ValidationRecord) -> dict[str, list[float]]:
+    return {} if record.steps_count is None else {names.STEPS_HISTOGRAM: list(record.steps_count)}

@@ -1,0 +1,61 @@
+"""Names of everything that is measured, in one place.
+
+Megatron-LM's own tags are kept letter by letter where it has one; everything about pondering lives under
+``ponder/``.
+"""
+
+from typing import Final
+
+# Megatron-LM's TensorBoard tags.
+LM_LOSS: Final = "lm loss"
+LM_LOSS_VALIDATION: Final = "lm loss validation"
+LM_LOSS_VALIDATION_PPL: Final = "lm loss validation ppl"
+LEARNING_RATE: Final = "learning-rate"
+BATCH_SIZE: Final = "batch-size"
+LOSS_SCALE: Final = "loss-scale"
+WORLD_SIZE: Final = "world-size"
+GRAD_NORM: Final = "grad-norm"
+NUM_ZEROS: Final = "num-zeros"
+PARAMS_NORM: Final = "params-norm"
+ITERATION_TIME: Final = "iteration-time"
+THROUGHPUT: Final = "throughput"
+
+# Megatron Bridge's tag for what Megatron-LM does not plot.
+TOKENS_PER_SECOND: Final = "throughput/tokens_per_sec"
+
+MEAN_STEPS: Final = "ponder/mean-steps"
+STEPS_HISTOGRAM: Final = "ponder/steps-histogram"
+ROUTER_ENTROPY: Final = "ponder/router-entropy"
+PENALTY: Final = "ponder/penalty"
+PENALTY_WEIGHT: Final = "ponder/penalty-weight"
+JACOBI_ITERATIONS: Final = "ponder/jacobi-iterations"
+CONTRACTION: Final = "ponder/contraction"
+FLOPS_PER_TOKEN_TRAIN: Final = "ponder/flops-per-token-train"
+FLOPS_PER_TOKEN_INFER: Final = "ponder/flops-per-token-infer"
+FLOPS_SAVED: Final = "ponder/flops-saved"
+
+ACTIVE_FRACTION: Final = "ponder/active-fraction"
+HALT_FRACTION: Final = "ponder/halt-fraction"
+TAIL_MASS: Final = "ponder/tail-mass"
+NLL_BY_STEPS: Final = "ponder/nll-by-steps"
+JACOBI_RESIDUAL: Final = "ponder/jacobi-residual"
+
+
+def per_step(family: str, step: int) -> str:
+    """Name the curve of one ponder step (0..K), such as ``ponder/halt-fraction/step_2``."""
+    return f"{family}/step_{step}"
+
+
+def per_sweep(family: str, sweep: int) -> str:
+    """Name the curve of one Jacobi sweep (1..J), such as ``ponder/jacobi-residual/sweep_1``."""
+    return f"{family}/sweep_{sweep}"
+
+
+def versus_samples(tag: str) -> str:
+    """Name the twin of a curve whose horizontal axis is consumed samples instead of iterations."""
+    return f"{tag} vs samples"
+
+
+def on_validation(tag: str) -> str:
+    """Name the same statistic measured on the held-out split."""
+    return f"{tag} validation"

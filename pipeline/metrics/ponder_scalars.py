@@ -1,0 +1,116 @@
+"""From the sums of an interval to the values of the curves. Pure."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pipeline.flops import FlopsAccount
+from pipeline.metrics import names
+
+Sums = Mapping[str, Sequence[float]]
+
+
+def mean_loss(sums: Sums) -> float:
+    """Return the cross-entropy in nats per labelled token; NaN where no token had a label."""
+    return _ratio(sums["nll"][0], sums["labelled_tokens"][0], default=math.nan)
+
+
+def ponder_scalars(
+    sums: Sums,
+    *,
+    num_jacobi_iterations: float,
+    penalty_weight: float,
+    flops: FlopsAccount,
+) -> dict[str, float]:
+    """Compute every ``ponder/`` curve that the method at hand has.
+
+    Args:
+        sums: what :class:`pipeline.metrics.statistics.StatisticsAccumulator` returned; statistics that the
+            method does not have are absent.
+        num_jacobi_iterations: mean number of sweeps in the interval.
+        penalty_weight: the current weight of the ponder penalty in the loss.
+        flops: cost account of the model.
+    Returns:
+        Value by tag. A tag is absent where it has no value, such as the loss of a step that no token took.
+    """
+    scalars = {names.FLOPS_PER_TOKEN_TRAIN: flops.training_per_token(num_jacobi_iterations)}
+    if "residual_change" in sums:
+        scalars[names.JACOBI_ITERATIONS] = num_jacobi_iterations
+        scalars |= _residual_scalars(jacobi_residuals(sums))
+    mean_steps = float(flops.num_latent_thoughts)
+    if "steps_count" in sums:
+        scalars |= _halting_scalars(sums)
+        scalars[names.PENALTY_WEIGHT] = penalty_weight
+        mean_steps = scalars.get(names.MEAN_STEPS, mean_steps)
+        scalars[names.FLOPS_SAVED] = flops.saved_fraction(mean_steps)
+    scalars[names.FLOPS_PER_TOKEN_INFER] = flops.inference_per_token(mean_steps)
+    return scalars
+
+
+def jacobi_residuals(sums: Sums) -> list[float]:
+    """Return ``rms(new - old) / rms(old)`` of each sweep that ran, first sweep first."""
+    pairs = zip(sums["residual_change"], sums["residual_norm"], strict=True)
+    return [math.sqrt(change / norm) for change, norm in pairs if norm > 0]
+
+
+def contraction(residuals: Sequence[float]) -> float | None:
+    """Fit one factor by which a sweep shrinks the residual: the geometric mean of successive ratios.
+
+    None with fewer than two positive residuals; one of exactly zero has converged and says nothing more.
+    """
+    positive = [residual for residual in residuals if residual > 0]
+    if len(positive) < 2:
+        return None
+    # The product of successive ratios telescopes.
+    return math.pow(positive[-1] / positive[0], 1 / (len(positive) - 1))
+
+
+def fractions(counts: Sequence[float]) -> list[float]:
+    """Divide counts by their total; all zero where nothing was counted."""
+    total = sum(counts)
+    return [_ratio(count, total, default=0.0) for count in counts]
+
+
+def active_fractions(steps_count: Sequence[float]) -> list[float]:
+    """Return the share of tokens that take at least k steps, for k = 0..K, from the tokens with exactly k."""
+    halted = fractions(steps_count)
+    return [sum(halted[step:]) for step in range(len(halted))]
+
+
+def mean_steps_of(steps_count: Sequence[float]) -> float:
+    """Return the mean number of steps; 0 where nothing was counted."""
+    return sum(step * share for step, share in enumerate(fractions(steps_count)))
+
+
+def _residual_scalars(residuals: Sequence[float]) -> dict[str, float]:
+    scalars = {
+        names.per_sweep(names.JACOBI_RESIDUAL, sweep): value for sweep, value in enumerate(residuals, start=1)
+    }
+    factor = contraction(residuals)
+    return scalars if factor is None else scalars | {names.CONTRACTION: factor}
+
+
+def _halting_scalars(sums: Sums) -> dict[str, float]:
+    real_tokens = sums["real_tokens"][0]
+    if real_tokens == 0:
+        return {}
+    scalars = {
+        names.MEAN_STEPS: mean_steps_of(sums["steps_count"]),
+        names.ROUTER_ENTROPY: sums["router_entropy"][0] / real_tokens,
+        names.PENALTY: sums["penalty"][0] / real_tokens,
+    }
+    scalars |= _step_curves(names.HALT_FRACTION, fractions(sums["steps_count"]))
+    scalars |= _step_curves(names.ACTIVE_FRACTION, active_fractions(sums["steps_count"]))
+    scalars |= _step_curves(names.TAIL_MASS, [mass / real_tokens for mass in sums["tail_mass"]])
+    losses = zip(sums["nll_by_steps"], sums["labelled_by_steps"], strict=True)
+    for step, (nll, labelled) in enumerate(losses):
+        if labelled > 0:
+            scalars[names.per_step(names.NLL_BY_STEPS, step)] = nll / labelled
+    return scalars
+
+
+def _step_curves(family: str, values: Sequence[float]) -> dict[str, float]:
+    return {names.per_step(family, step): value for step, value in enumerate(values)}
+
+
+def _ratio(numerator: float, denominator: float, *, default: float) -> float:
+    return numerator / denominator if denominator else default

@@ -1,0 +1,53 @@
+"""What the training loop hands to every sink."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+# Beyond this loss the perplexity is a meaningless overflow; Megatron-LM cuts at the same value.
+MAX_LOSS_FOR_PERPLEXITY = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRecord:
+    """One logging interval of training.
+
+    ``loss`` is the mean in nats per labelled token over the interval, ``elapsed_seconds`` the mean per
+    iteration, ``tflops_per_device`` model TFLOP/s (recomputation not counted). ``None``: it was not measured.
+    ``scalars`` are further curves by tag; ``steps_count`` the tokens by the number of steps they took.
+    """
+
+    iteration: int
+    total_iterations: int
+    consumed_samples: int
+    elapsed_seconds: float
+    tokens_per_second: float
+    learning_rate: float
+    global_batch_size: int
+    world_size: int
+    loss: float
+    tflops_per_device: float | None = None
+    loss_scale: float = 1.0
+    grad_norm: float | None = None
+    num_zeros: int | None = None
+    params_norm: float | None = None
+    skipped_iterations: int = 0
+    nan_iterations: int = 0
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    steps_count: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationRecord:
+    """One evaluation on the held-out split, made after ``iteration``; ``loss`` in nats per labelled token."""
+
+    iteration: int
+    consumed_samples: int
+    loss: float
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    steps_count: Sequence[float] | None = None
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the loss, cut where it would only overflow."""
+        return math.exp(min(MAX_LOSS_FOR_PERPLEXITY, self.loss))

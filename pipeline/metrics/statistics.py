@@ -1,0 +1,75 @@
+"""Exact sums over the global batch, gathered with one collective per logging interval."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def statistics_layout(method: str, *, num_latent_thoughts: int, max_jacobi_iterations: int) -> dict[str, int]:
+    """List the statistics that a method's final pass returns, with their lengths.
+
+    Args:
+        method: ``vanilla``, ``ponderlm2`` or ``ponderlm3``.
+        num_latent_thoughts: K.
+        max_jacobi_iterations: the largest number of sweeps that a forward pass of the run may do.
+    """
+    layout = {"real_tokens": 1, "labelled_tokens": 1, "nll": 1}
+    if method in ("ponderlm2", "ponderlm3"):
+        layout |= {"residual_change": max_jacobi_iterations, "residual_norm": max_jacobi_iterations}
+    if method == "ponderlm3":
+        num_steps = num_latent_thoughts + 1
+        layout |= {"steps_count": num_steps, "tail_mass": num_steps, "router_entropy": 1, "penalty": 1}
+        layout |= {"nll_by_steps": num_steps, "labelled_by_steps": num_steps}
+    return layout
+
+
+class StatisticsAccumulator:
+    """Add up the statistics of many micro-batches on the device; read them once per interval.
+
+    All sums lie side by side in one flat float64 vector, so that adding costs two kernels and reducing one
+    all-reduce and one copy to the host, however many statistics there are. Float64, because counts of tokens
+    pass 2**24 within an interval of a large run.
+    """
+
+    def __init__(self, layout: Mapping[str, int], *, device: torch.device) -> None:
+        """Reserve room for ``layout``: length of each statistic by name, in a fixed order."""
+        self._layout = dict(layout)
+        self._flat = torch.zeros(sum(self._layout.values()), dtype=torch.float64, device=device)
+
+    def add(self, statistics: Mapping[str, Tensor]) -> None:
+        """Add the sums of one micro-batch; nothing waits for the device.
+
+        Args:
+            statistics: one tensor [length] for each name of the layout.
+        Raises:
+            ValueError: a name or a length differs from the layout.
+        """
+        self._check(statistics)
+        self._flat += torch.cat([statistics[name].detach() for name in self._layout])
+
+    def reduce(self, group: dist.ProcessGroup | None = None) -> dict[str, list[float]]:
+        """Return the sums over all ranks of ``group`` and start again from zero.
+
+        Args:
+            group: the data-parallel group; None means that this process holds the whole batch.
+        """
+        if group is not None and dist.get_world_size(group) > 1:
+            dist.all_reduce(self._flat, group=group)
+        values = self._flat.tolist()
+        self._flat.zero_()
+        sums, start = {}, 0
+        for name, length in self._layout.items():
+            sums[name] = values[start : start + length]
+            start += length
+        return sums
+
+    def _check(self, statistics: Mapping[str, Tensor]) -> None:
+        if statistics.keys() != self._layout.keys():
+            expected, found = sorted(self._layout), sorted(statistics)
+            raise ValueError(f"statistics must be {expected}, but are {found}; adapt statistics_layout")
+        for name, length in self._layout.items():
+            if statistics[name].shape != (length,):
+                shape = tuple(statistics[name].shape)
+                raise ValueError(f"statistic `{name}` must have shape ({length},), but has {shape}")

@@ -1,0 +1,173 @@
+"""TensorBoard: Megatron-LM's tags for what it has, ``ponder/`` for the rest."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from pipeline.metrics import names
+from pipeline.metrics.jsonl import training_scalars
+from pipeline.metrics.records import TrainingRecord, ValidationRecord
+
+# torch ships this function without types.
+describe_settings: Callable[..., tuple[Any, Any, Any]] = hparams
+
+TENSORBOARD_FOLDER = "tensorboard"
+
+# Megatron-LM plots these a second time over consumed samples.
+ALSO_VERSUS_SAMPLES = (
+    names.LEARNING_RATE,
+    names.BATCH_SIZE,
+    names.LOSS_SCALE,
+    names.WORLD_SIZE,
+    names.GRAD_NORM,
+    names.NUM_ZEROS,
+    names.PARAMS_NORM,
+    names.LM_LOSS,
+)
+
+
+class TensorBoardSink:
+    """Write scalars, the histogram of steps, the layout of charts, and what the run was configured with."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_latent_thoughts: int,
+        max_jacobi_iterations: int,
+        purge_step: int | None = None,
+    ) -> None:
+        """Open ``folder`` for a run.
+
+        Args:
+            purge_step: on resume, the first iteration to come; what was written from there on is hidden.
+        """
+        writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self._writer = cast(_Writer, writer)
+        self._writer.add_custom_scalars(
+            custom_scalars_layout(
+                num_latent_thoughts=num_latent_thoughts, max_jacobi_iterations=max_jacobi_iterations
+            )
+        )
+
+    def write_training(self, record: TrainingRecord) -> None:
+        """Write one logging interval."""
+        for tag, value in training_scalars(record).items():
+            self._writer.add_scalar(tag, value, record.iteration)
+            if tag in ALSO_VERSUS_SAMPLES:
+                self._writer.add_scalar(names.versus_samples(tag), value, record.consumed_samples)
+        if record.steps_count is not None:
+            self._write_histogram(names.STEPS_HISTOGRAM, record.steps_count, record.iteration)
+
+    def write_validation(self, record: ValidationRecord) -> None:
+        """Write one evaluation."""
+        headline = {names.LM_LOSS_VALIDATION: record.loss, names.LM_LOSS_VALIDATION_PPL: record.perplexity}
+        for tag, value in headline.items():
+            self._writer.add_scalar(tag, value, record.iteration)
+            self._writer.add_scalar(names.versus_samples(tag), value, record.consumed_samples)
+        for tag, value in record.scalars.items():
+            self._writer.add_scalar(names.on_validation(tag), value, record.iteration)
+        if record.steps_count is not None:
+            tag = names.on_validation(names.STEPS_HISTOGRAM)
+            self._write_histogram(tag, record.steps_count, record.iteration)
+        self._writer.flush()
+
+    def write_configuration(self, settings: Mapping[str, Any], resolved_yaml: str) -> None:
+        """Write the hyperparameters, flattened to dotted names, and the whole file as text."""
+        experiment, start, end = describe_settings(flatten_settings(settings), {})
+        for summary in (experiment, start, end):
+            self._writer.file_writer.add_summary(summary)
+        # An indented block keeps the YAML's line breaks in TensorBoard's Markdown.
+        self._writer.add_text("config", "\n".join(f"    {line}" for line in resolved_yaml.splitlines()), 0)
+
+    def close(self) -> None:
+        """Write what is buffered and close the file."""
+        self._writer.close()
+
+    def _write_histogram(self, tag: str, counts: Sequence[float], iteration: int) -> None:
+        if sum(counts) > 0:
+            self._writer.add_histogram_raw(tag, global_step=iteration, **histogram_of_counts(counts))
+
+
+def histogram_of_counts(counts: Sequence[float]) -> dict[str, Any]:
+    """Describe tokens by number of steps as a histogram whose bucket k is centred on the step k.
+
+    Returns:
+        The keyword arguments of ``SummaryWriter.add_histogram_raw`` that describe the values.
+    """
+    taken = [step for step, count in enumerate(counts) if count > 0]
+    return {
+        "min": taken[0],
+        "max": taken[-1],
+        "num": sum(counts),
+        "sum": sum(step * count for step, count in enumerate(counts)),
+        "sum_squares": sum(step * step * count for step, count in enumerate(counts)),
+        # The first bucket needs a lower edge, or TensorBoard draws it from minus infinity.
+        "bucket_limits": [-0.5, *(step + 0.5 for step in range(len(counts)))],
+        "bucket_counts": [0.0, *counts],
+    }
+
+
+def custom_scalars_layout(*, num_latent_thoughts: int, max_jacobi_iterations: int) -> dict[str, Any]:
+    """Group the curves that belong together into charts, for the page "Custom Scalars"."""
+    steps, sweeps = range(num_latent_thoughts + 1), range(1, max_jacobi_iterations + 1)
+    loss = {"training and validation": [names.LM_LOSS, names.LM_LOSS_VALIDATION]}
+    speed = {
+        "tokens per second": [names.TOKENS_PER_SECOND],
+        "seconds per iteration": [names.ITERATION_TIME],
+        "FLOPs per token": [names.FLOPS_PER_TOKEN_TRAIN, names.FLOPS_PER_TOKEN_INFER],
+    }
+    halting = {
+        "mean steps": [names.MEAN_STEPS, names.on_validation(names.MEAN_STEPS)],
+        "active tokens by step": [names.per_step(names.ACTIVE_FRACTION, step) for step in steps],
+        "halting tokens by step": [names.per_step(names.HALT_FRACTION, step) for step in steps],
+        "tail mass by step": [names.per_step(names.TAIL_MASS, step) for step in steps],
+        "loss by steps taken": [names.per_step(names.NLL_BY_STEPS, step) for step in steps],
+        "penalty": [names.PENALTY, names.PENALTY_WEIGHT],
+        "router entropy": [names.ROUTER_ENTROPY],
+    }
+    jacobi = {
+        "residual by sweep": [names.per_sweep(names.JACOBI_RESIDUAL, sweep) for sweep in sweeps],
+        "contraction": [names.CONTRACTION],
+    }
+    groups = {"loss": loss, "halting": halting, "Jacobi iteration": jacobi, "cost": speed}
+    if num_latent_thoughts == 0:
+        del groups["halting"], groups["Jacobi iteration"]
+    return {
+        group: {title: ["Multiline", tags] for title, tags in charts.items() if tags}
+        for group, charts in groups.items()
+    }
+
+
+def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Flatten nested settings to dotted names; what TensorBoard cannot hold becomes text."""
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten_settings(value, f"{name}.")
+        else:
+            flat[name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
+class _Writer(Protocol):
+    """The part of torch's untyped ``SummaryWriter`` used here."""
+
+    @property
+    def file_writer(self) -> Any: ...
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
+
+    def add_histogram_raw(self, tag: str, *, global_step: int, **values: Any) -> None: ...
+
+    def add_custom_scalars(self, layout: dict[str, Any]) -> None: ...
+
+    def add_text(self, tag: str, text_string: str, global_step: int) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...

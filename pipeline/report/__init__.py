@@ -1,0 +1,1 @@
+"""The self-contained report of a run and the files it is made from."""

@@ -1,0 +1,76 @@
+"""Gather a report's content from the files a run leaves behind."""
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pipeline.flops import FlopsAccount
+from pipeline.metrics import names
+from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, VALIDATION, curve, read_events
+from pipeline.metrics.ponder_scalars import mean_steps_of
+from pipeline.report.data import Command, Points, ReportData
+from pipeline.report.inputs import EVALUATION_FILE, SAMPLE_FILE, load_evaluation, load_sample
+
+CONFIG_FILE = "run_config.yaml"
+
+
+def collect_report(
+    run_folder: Path,
+    *,
+    name: str,
+    flops: FlopsAccount,
+    facts: tuple[tuple[str, str], ...],
+    commands: tuple[Command, ...],
+) -> ReportData:
+    """Read metrics, evaluation, sample and configuration of a run.
+
+    Args:
+        run_folder: holds ``metrics.jsonl``, ``evaluation.json`` and ``run_config.yaml``, and ``sample.json``
+            where a text was generated.
+        flops: cost account of the model; the report shows it for the steps taken on the held-out split.
+        facts: (name, value) lines about model and run.
+        commands: command lines to look further.
+    Raises:
+        FileNotFoundError: one of the three files is missing.
+    """
+    events = read_events(run_folder / METRICS_FILE)
+    evaluation = load_evaluation(run_folder / EVALUATION_FILE)
+    sample_path = run_folder / SAMPLE_FILE
+    halts = sum(evaluation.steps_count) > 0
+    mean_steps = mean_steps_of(evaluation.steps_count) if halts else float(evaluation.num_latent_thoughts)
+    return ReportData(
+        name=name,
+        method=evaluation.method,
+        facts=facts,
+        training_curve=curve(events, TRAINING, names.LM_LOSS),
+        heldout_curve=curve(events, VALIDATION, names.LM_LOSS_VALIDATION),
+        heldout_loss=evaluation.loss,
+        heldout_tokens=evaluation.num_tokens,
+        unigram_entropy=evaluation.unigram_entropy,
+        num_latent_thoughts=evaluation.num_latent_thoughts,
+        pruning_threshold=evaluation.pruning_threshold,
+        steps_count=evaluation.steps_count,
+        mean_steps_curve=curve(events, TRAINING, names.MEAN_STEPS),
+        pruned_curves=_pruned_curves(events, evaluation.num_latent_thoughts),
+        nll_by_steps=evaluation.nll_by_steps,
+        loss_quartiles=evaluation.loss_quartiles,
+        residuals=evaluation.residuals,
+        flops_per_token_train=flops.training_per_token(evaluation.num_jacobi_iterations),
+        flops_per_token_infer=flops.inference_per_token(mean_steps),
+        flops_saved=flops.saved_fraction(mean_steps) if halts else None,
+        training_tokens_per_second=_median(curve(events, TRAINING, names.TOKENS_PER_SECOND)),
+        sample=load_sample(sample_path) if sample_path.exists() else None,
+        commands=commands,
+        config_yaml=(run_folder / CONFIG_FILE).read_text(encoding="utf-8"),
+        checkpoint=evaluation.checkpoint,
+    )
+
+
+def _pruned_curves(events: list[dict[str, Any]], num_latent_thoughts: int) -> tuple[Points, ...]:
+    tags = [names.per_step(names.ACTIVE_FRACTION, step) for step in range(1, num_latent_thoughts + 1)]
+    active = [curve(events, TRAINING, tag) for tag in tags]
+    return tuple(tuple((at, 1 - value) for at, value in points) for points in active if points)
+
+
+def _median(points: Points) -> float | None:
+    return median(value for _, value in points) if points else None

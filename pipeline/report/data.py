@@ -1,0 +1,67 @@
+"""Everything a report shows, as plain values."""
+
+from dataclasses import dataclass
+
+from pipeline.report.inputs import LossQuartile, TextSample
+
+Points = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command line to copy, and what it is for."""
+
+    purpose: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """The content of a report.
+
+    Curves are (iteration, value) points, losses in nats per token. Fields about halting are empty for a
+    method that does not halt, ``residuals`` for one without Jacobi sweeps.
+
+    Attributes:
+        facts: (name, value) lines that describe model and run.
+        heldout_loss: of the final evaluation; its curve over training is ``heldout_curve``.
+        unigram_entropy: of the held-out split.
+        steps_count: held-out tokens that took exactly 0..K steps.
+        pruned_curves: share of training tokens that skipped step k, for k = 1..K.
+        nll_by_steps: mean held-out loss of the tokens with 0..K steps; None where there is none.
+        residuals: after each sweep, first sweep first.
+        flops_per_token_train: model operations of a training step at the evaluation's number of sweeps.
+        flops_per_token_infer: operations of a decoder at the held-out split's mean steps.
+        flops_saved: share of inference operations saved by halting; None for a method that does not halt.
+        training_tokens_per_second: median over the logging intervals.
+    """
+
+    name: str
+    method: str
+    facts: tuple[tuple[str, str], ...]
+    training_curve: Points
+    heldout_curve: Points
+    heldout_loss: float
+    heldout_tokens: int
+    unigram_entropy: float
+    num_latent_thoughts: int
+    pruning_threshold: float | None
+    steps_count: tuple[int, ...]
+    mean_steps_curve: Points
+    pruned_curves: tuple[Points, ...]
+    nll_by_steps: tuple[float | None, ...]
+    loss_quartiles: tuple[LossQuartile, ...]
+    residuals: tuple[float, ...]
+    flops_per_token_train: float
+    flops_per_token_infer: float
+    flops_saved: float | None
+    training_tokens_per_second: float | None
+    sample: TextSample | None
+    commands: tuple[Command, ...]
+    config_yaml: str
+    checkpoint: str
+
+    @property
+    def halts(self) -> bool:
+        """Whether tokens take different numbers of steps by decision of the model."""
+        return sum(self.steps_count) > 0

@@ -1,0 +1,165 @@
+"""The two files an evaluation leaves for the report: ``evaluation.json`` and ``sample.json``.
+
+Both are the dataclasses below, field by field; unknown and missing fields are refused.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+EVALUATION_FILE = "evaluation.json"
+SAMPLE_FILE = "sample.json"
+
+NUM_QUARTILES = 4
+STRICT = ConfigDict(extra="forbid")
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossQuartile:
+    """A quarter of the labelled tokens, by their own loss in nats."""
+
+    lowest_nll: float
+    highest_nll: float
+    mean_nll: float
+    mean_steps: float
+    num_tokens: int
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationResult:
+    """What an evaluation on one split found.
+
+    Attributes:
+        iteration: iteration of the checkpoint.
+        num_tokens: labelled tokens.
+        loss: mean cross-entropy, nats per labelled token.
+        unigram_entropy: entropy of the split's own token frequencies, nats per token: the loss of the best
+            possible model that ignores context.
+        pruning_threshold: tau; None for a method that does not prune.
+        steps_count: real tokens that took exactly 0..K steps; empty for a method that does not halt.
+        nll_by_steps: mean loss of the labelled tokens that took 0..K steps; None where there is none.
+        loss_quartiles: from the easiest to the hardest quarter; empty for a method that does not halt.
+        residuals: Jacobi residual after each sweep, first sweep first; empty for ``vanilla``.
+        tokens_per_second: speed of this evaluation.
+    """
+
+    format: Literal["megaponder.evaluation/1"] = "megaponder.evaluation/1"
+    checkpoint: str
+    iteration: int
+    split: str
+    method: str
+    num_latent_thoughts: int
+    num_jacobi_iterations: int
+    pruning_threshold: float | None
+    num_tokens: int
+    loss: float
+    unigram_entropy: float
+    steps_count: tuple[int, ...]
+    nll_by_steps: tuple[float | None, ...]
+    loss_quartiles: tuple[LossQuartile, ...]
+    residuals: tuple[float, ...]
+    tokens_per_second: float
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the loss."""
+        return math.exp(self.loss)
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleToken:
+    """One token as it is read.
+
+    Attributes:
+        piece: the text it adds, white space and line breaks included.
+        steps: the ponder steps it took.
+        nll: the negative log probability, in nats, that the model gave it; None for the very first token.
+        is_prompt: whether it was given rather than generated.
+    """
+
+    piece: str
+    steps: int
+    nll: float | None
+    is_prompt: bool
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSample:
+    """A generated text with the steps of each token; ``num_latent_thoughts`` (K) is the most it may take."""
+
+    format: Literal["megaponder.sample/1"] = "megaponder.sample/1"
+    checkpoint: str
+    num_latent_thoughts: int
+    pruning_threshold: float | None
+    tokens_per_second: float | None
+    tokens: tuple[SampleToken, ...]
+
+
+Content = TypeVar("Content", EvaluationResult, TextSample)
+
+
+def save_json(content: EvaluationResult | TextSample, path: Path) -> None:
+    """Write one of the two files, complete or not at all."""
+    text = TypeAdapter(type(content)).dump_json(content, indent=1)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_bytes(text + b"\n")
+    temporary.replace(path)
+
+
+def load_evaluation(path: Path) -> EvaluationResult:
+    """Read ``evaluation.json``."""
+    return _load(path, EvaluationResult)
+
+
+def load_sample(path: Path) -> TextSample:
+    """Read ``sample.json``."""
+    return _load(path, TextSample)
+
+
+def loss_quartiles(nll: NDArray[np.floating], steps: NDArray[np.integer]) -> tuple[LossQuartile, ...]:
+    """Split tokens into four quarters by their own loss and average the steps of each.
+
+    Args:
+        nll: [N] loss of each labelled token, nats.
+        steps: [N] steps each of them took.
+    Returns:
+        Easiest quarter first; the sizes differ by at most one. Empty with fewer than four tokens.
+    Raises:
+        ValueError: the two arrays differ in shape.
+    """
+    if nll.shape != steps.shape:
+        raise ValueError(f"nll and steps must have one shape, but have {nll.shape} and {steps.shape}")
+    if nll.size < NUM_QUARTILES:
+        return ()
+    order = np.argsort(nll, kind="stable")
+    return tuple(_quartile(nll[part], steps[part]) for part in np.array_split(order, NUM_QUARTILES))
+
+
+def _quartile(nll: NDArray[np.floating], steps: NDArray[np.integer]) -> LossQuartile:
+    return LossQuartile(
+        lowest_nll=float(nll.min()),
+        highest_nll=float(nll.max()),
+        mean_nll=float(nll.mean(dtype=np.float64)),
+        mean_steps=float(steps.mean()),
+        num_tokens=int(nll.size),
+    )
+
+
+def _load(path: Path, kind: type[Content]) -> Content:
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(
+            f"{path} must be a {kind.__name__}; write it again. What was found: {error}"
+        ) from error

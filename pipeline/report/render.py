@@ -1,0 +1,116 @@
+"""The report as one HTML text that needs nothing beside it: no script, no font, no request. Pure."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.metrics.ponder_scalars import mean_steps_of
+from pipeline.report.colors import DARK_RAMP, LIGHT_RAMP, step_colors
+from pipeline.report.data import ReportData
+from pipeline.report.figures import all_figures, loss_figure
+from pipeline.report.inputs import SampleToken, TextSample
+from pipeline.summary import metric
+
+TEMPLATE = "template.html.j2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One headline number, what it is, and what to compare it with."""
+
+    value: str
+    name: str
+    beside: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownToken:
+    """A token of the sample, ready to be written: line breaks stand in ``text`` behind a visible mark."""
+
+    text: str
+    css: str
+    tooltip: str
+    ends_line: bool
+    starts_generation: bool
+
+
+def render_report(data: ReportData) -> str:
+    """Return the whole page."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    num_colors = data.num_latent_thoughts + 1
+    return environment.get_template(TEMPLATE).render(
+        data=data,
+        tiles=headline_tiles(data),
+        loss=loss_figure(data),
+        figures=all_figures(data),
+        tokens=shown_tokens(data.sample) if data.sample else (),
+        light_steps=step_colors(LIGHT_RAMP, num_colors),
+        dark_steps=step_colors(DARK_RAMP, num_colors),
+    )
+
+
+def write_report(data: ReportData, path: Path) -> None:
+    """Write the page to ``path``, complete or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(render_report(data), encoding="utf-8")
+    temporary.replace(path)
+
+
+def headline_tiles(data: ReportData) -> tuple[Tile, ...]:
+    """Return the headline numbers, most important first."""
+    compare = f"unigram entropy {data.unigram_entropy:.3f}; perplexity {math.exp(data.heldout_loss):,.1f}"
+    tiles = [Tile(value=f"{data.heldout_loss:.3f}", name="held-out loss, nats per token", beside=compare)]
+    if data.halts:
+        tiles.append(
+            Tile(
+                value=f"{mean_steps_of(data.steps_count):.2f}",
+                name="mean steps per token",
+                beside=f"of at most {data.num_latent_thoughts}",
+            )
+        )
+    if data.flops_saved is not None:
+        infer = f"{metric(data.flops_per_token_infer)}FLOPs per token"
+        tiles.append(
+            Tile(value=f"{data.flops_saved:.0%}", name="inference FLOPs saved by halting", beside=infer)
+        )
+    if data.training_tokens_per_second is not None:
+        train = f"{metric(data.flops_per_token_train)}FLOPs per token"
+        speed = f"{data.training_tokens_per_second:,.0f}"
+        tiles.append(Tile(value=speed, name="tokens per second in training", beside=train))
+    return tuple(tiles)
+
+
+def shown_tokens(sample: TextSample) -> tuple[ShownToken, ...]:
+    """Prepare the tokens of a sample, with a tooltip each."""
+    shown = []
+    was_prompt = bool(sample.tokens) and sample.tokens[0].is_prompt
+    for token in sample.tokens:
+        shown.append(
+            _shown(token, sample.num_latent_thoughts, starts_generation=was_prompt and not token.is_prompt)
+        )
+        was_prompt = token.is_prompt
+    return tuple(shown)
+
+
+def _shown(token: SampleToken, num_latent_thoughts: int, *, starts_generation: bool) -> ShownToken:
+    likelihood = (
+        "" if token.nll is None else f", probability {math.exp(-token.nll):.1%} ({token.nll:.2f} nats)"
+    )
+    origin = "prompt" if token.is_prompt else "generated"
+    return ShownToken(
+        text=token.piece,
+        css=f"s{token.steps}",
+        tooltip=f"{token.steps} of {num_latent_thoughts} steps{likelihood}, {origin}",
+        ends_line=token.piece.endswith("\n"),
+        starts_generation=starts_generation,
+    )
