@@ -1,7 +1,7 @@
 """Megatron's core attention with one weight per key column (METHODS 2.6).
 
-Megatron hands three things through its layers to the core attention unchanged, and this module uses them so that
-no layer of Megatron's needs to be rewritten:
+Megatron hands three things through its layers to the core attention unchanged, and this module uses them so
+that no layer of Megatron's needs to be rewritten:
 
 * ``attention_mask`` carries ``log w`` of the key columns, [B, R], or None. It is the argument through which
   gradients also flow under activation recompute;
@@ -57,7 +57,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
     """Causal attention over rows, keys weighted by their tail mass, documents apart."""
 
     def __init__(self, config: TransformerConfig, layer_number: int, **_: Any) -> None:
-        """Keep the layer number; there are no weights. The other arguments of Megatron's builder are fixed here."""
+        """Keep the layer number; Megatron's other arguments are fixed here, and there are no weights."""
         super().__init__(config=config)
         self.layer_number = layer_number
 

@@ -1,7 +1,7 @@
 """Left-to-right decoding with hard pruning: a token runs only the slots it needs (METHODS 2.5).
 
-Slot 0 of a token runs against the rows before it; its hidden state decides how many further slots run; a pruned slot
-is never computed and leaves no key and no value. Nothing needs the future, so this is exact.
+Slot 0 of a token runs against the rows before it; its hidden state decides how many further slots run; a
+pruned slot is never computed and leaves no key and no value. Nothing needs the future, so this is exact.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_ext.host import device
 from megatron_ext.model import PonderModel
+from megatron_ext.ponder.halting import mix_steps
 
 
 class RowStore:
@@ -27,12 +29,11 @@ class RowStore:
         """
         config = model.config
         groups = max(config.num_query_groups // model.axis.size, 1)
-        like = model.final_norm.weight
         shape = (config.num_layers, capacity, 1, groups, config.kv_channels)
-        self._keys = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self._keys = torch.empty(shape, dtype=config.params_dtype, device=device())
         self._values = torch.empty_like(self._keys)
-        weight_dtype = torch.promote_types(like.dtype, torch.float32)
-        self._log_weights = torch.empty((1, capacity), dtype=weight_dtype, device=like.device)
+        weight_dtype = torch.promote_types(config.params_dtype, torch.float32)
+        self._log_weights = torch.empty((1, capacity), dtype=weight_dtype, device=device())
         self.num_rows = 0
 
     def extend(
@@ -93,18 +94,17 @@ class TokenDecoder:
             token: id of the next token of the sequence.
         """
         model = self._model
-        device = model.final_norm.weight.device
-        position = torch.tensor([[self._num_tokens]], device=device)
-        embedding = model.embed(torch.tensor([[token]], device=device))
-        hidden = [self._run_slot(embedding, position, torch.zeros((1, 1), device=device))]
+        position = torch.tensor([[self._num_tokens]], device=device())
+        embedding = model.embed(torch.tensor([[token]], device=device()))
+        hidden = [self._run_slot(embedding, position, torch.zeros((1, 1), device=device()))]
         halting = model.ponder.halt(hidden[0])
         for log_weight in halting.log_weights.unbind():
             thought = model.ponder.next_thought(hidden[-1], model.mix_embeddings)
             hidden.append(self._run_slot(thought, position, log_weight.reshape(1, 1)))
         self._num_tokens += 1
-        # [k + 1] shares of [1, 1, H] -> [1, 1, H]
-        read = sum(share * h for share, h in zip(halting.shares.unbind(), hidden, strict=True))
-        logits = model.axis.gather_last_dim(model.logits(read.to(embedding.dtype)))
+        # k + 1 times [1, 1, H] -> [1, k + 1, 1, H] -> [1, 1, H]
+        read = mix_steps(torch.stack(hidden, dim=1), halting.shares.reshape(1, -1, 1))
+        logits = model.axis.gather_last_dim(model.logits(read))
         return DecodedToken(logits=logits[0, 0, : model.config.vocab_size], steps=len(hidden) - 1)
 
     def _run_slot(self, row: Tensor, position: Tensor, log_weight: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The pondering language model: Megatron's embedding, layers and head around a pondering method.
 
-S = tokens, n = slots in a pass, B = micro-batch, H = hidden size, V = padded vocabulary. With sequence parallelism
-a rank holds S / tp of the tokens wherever hidden states are whole.
+S = tokens, n = slots in a pass, B = micro-batch, H = hidden size, V = padded vocabulary. With sequence
+parallelism a rank holds S / tp of the tokens wherever hidden states are whole.
 """
 
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_ext.attention import KeyValueStore, RowContext
 from megatron_ext.batch import TokenBatch
+from megatron_ext.host import device
 from megatron_ext.layers import block_spec
 from megatron_ext.methods.base import Observer, PassContext, PassInput, Readout
 from megatron_ext.methods.registry import build_method
@@ -49,7 +50,9 @@ class ModelOutput:
 class PonderModel(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
     """A GPT-NeoX or Llama language model that ponders by the configured method."""
 
-    def __init__(self, config: PonderTransformerConfig, pg_collection: ProcessGroupCollection | None = None) -> None:
+    def __init__(
+        self, config: PonderTransformerConfig, pg_collection: ProcessGroupCollection | None = None
+    ) -> None:
         """Build the parts of this rank.
 
         Args:
@@ -83,14 +86,19 @@ class PonderModel(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
             tp_group=self.tp_group,
         )
         self.ponder = build_method(config.ponder, config.hidden_size).to(
-            device=self.final_norm.weight.device, dtype=config.params_dtype
+            device=device(), dtype=config.params_dtype
         )
         for parameter in self.ponder.parameters():
-            parameter.sequence_parallel = config.sequence_parallel
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
         self.setup_embeddings_and_output_layer()
 
     def forward(
-        self, batch: TokenBatch, *, num_jacobi_iterations: int, prune: bool = False, observe: Observer | None = None
+        self,
+        batch: TokenBatch,
+        *,
+        num_jacobi_iterations: int,
+        prune: bool = False,
+        observe: Observer | None = None,
     ) -> ModelOutput:
         """Compute the loss of every token.
 
@@ -116,7 +124,8 @@ class PonderModel(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         if self.config.padding_token_id is not None:
             is_padding = self.axis.own_tokens(tokens.transpose(0, 1)) == self.config.padding_token_id
             embeddings = torch.where(is_padding.unsqueeze(-1), embeddings.detach(), embeddings)
-        return embeddings * self.ponder.embedding_scale
+        scaled: Tensor = embeddings * self.ponder.embedding_scale
+        return scaled
 
     def run_layers(
         self,
@@ -150,7 +159,8 @@ class PonderModel(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
             ),
             packed_seq_params=context or RowContext(),
         )
-        return self.final_norm(hidden)
+        normed: Tensor = self.final_norm(hidden)
+        return normed
 
     def decode_slot(
         self, rows: Tensor, position_ids: Tensor, log_weight: Tensor, store: KeyValueStore
@@ -249,8 +259,11 @@ class PonderModel(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
             index = steps.flatten()
             context.statistics |= {
                 "nll_by_steps": losses.new_zeros(size).index_add_(0, index, losses.flatten()),
-                "labelled_by_steps": losses.new_zeros(size).index_add_(0, index, has_label.flatten().to(losses.dtype)),
+                "labelled_by_steps": losses.new_zeros(size).index_add_(
+                    0, index, has_label.flatten().to(losses.dtype)
+                ),
             }
-        # A forward without sweeps has no residuals; its sums are zero, so that every forward has the same names.
+        # A forward without sweeps has no residuals; its sums are zero, so that every forward has the same
+        # names.
         for name, size in self.statistics_layout().items():
             context.statistics.setdefault(name, losses.new_zeros(size))

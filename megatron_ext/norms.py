@@ -1,7 +1,8 @@
 """LayerNorm and RMSNorm on torch's kernels that also work under sequence parallelism.
 
-Megatron's own torch norm refuses sequence parallelism because it cannot mark its parameters. Marking is all that is
-needed: Megatron then sums their gradients over the tensor-parallel ranks, each of which saw its own tokens.
+Megatron's own torch norm refuses sequence parallelism because it cannot mark its parameters. Marking is all
+that is needed: Megatron then sums their gradients over the tensor-parallel ranks, each of which saw its own
+tokens.
 """
 
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -11,7 +12,7 @@ from megatron_ext.host import device
 
 
 class TorchNorm:
-    """Builds the norm that `config.normalization` names. A class, because Megatron's specs build only classes."""
+    """Builds the norm that `config.normalization` names; a class, because Megatron's specs build classes."""
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float) -> nn.Module:  # type: ignore[misc]
         """Build a norm over the last dim.

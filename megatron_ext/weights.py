@@ -1,7 +1,8 @@
 """Weights under Hugging Face names, whole, into and out of a model on any tensor-parallel layout.
 
-A backbone parameter of the model is made of one or several Hugging Face tensors. Each :class:`Entry` says which, and
-how they are put together and taken apart; splitting over ranks follows from what Megatron notes on each parameter.
+A backbone parameter of the model is made of one or several Hugging Face tensors. Each :class:`Entry` says
+which, and how they are put together and taken apart; splitting over ranks follows from what Megatron notes on
+each parameter.
 """
 
 from collections.abc import Callable, Iterator, Mapping

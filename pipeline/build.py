@@ -1,4 +1,4 @@
-"""Put a run's parts together: data, model, optimizer, schedule. Reads the configuration so that others need not."""
+"""Put a run's parts together from its configuration: data, model, optimizer, schedule."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +47,7 @@ def open_split(config: RunConfig, split: str) -> TokenDataset:
             [
                 ConfigProblem(
                     path="model.vocab_size",
-                    rule=f"must be at least the {dataset.vocab_size} ids of the tokenizer in {config.data.path}",
+                    rule=f"must be at least {dataset.vocab_size}, the ids of the tokenizer in data.path",
                     value=str(given),
                     cure=f"set it to {dataset.vocab_size} or leave it out",
                 )

@@ -38,7 +38,9 @@ class SamplingSettings:
         if self.temperature < 0:
             raise ValueError(f"temperature must be at least 0, but is {self.temperature}; 0 is greedy")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, but is {self.top_k}; leave it out to choose among all")
+            raise ValueError(
+                f"top_k must be at least 1, but is {self.top_k}; leave it out to choose among all"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], but is {self.top_p}; 1 chooses among all")
 
@@ -75,7 +77,9 @@ def generate(
     """
     started = time.monotonic()
     eod_id = checkpoint.tokenizer.eod_id
-    text = list(decode(checkpoint.module, prompt_ids, num_tokens=num_tokens, sampling=sampling, eod_id=eod_id))
+    text = list(
+        decode(checkpoint.module, prompt_ids, num_tokens=num_tokens, sampling=sampling, eod_id=eod_id)
+    )
     seconds = time.monotonic() - started
     pieces = checkpoint.tokenizer.texts([token.token for token in text])
     ponder = checkpoint.config.ponder

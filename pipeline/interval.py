@@ -1,4 +1,4 @@
-"""What is measured between two log lines: sums on the device, times on the host, one collective to read them."""
+"""What is measured between two log lines: sums on the device, times on the host, one collective."""
 
 from collections.abc import Mapping
 
@@ -50,16 +50,17 @@ class IntervalMeter:
         sums = self.statistics.reduce(groups.dp)
         sweeps = self._sweeps / self._num_steps
         training = self._config.training
-        tokens_per_second = (
-            self._num_steps * training.global_batch_size * training.seq_length / self._seconds
-        )
+        tokens_per_second = self._num_steps * training.global_batch_size * training.seq_length / self._seconds
         record = TrainingRecord(
             iteration=state.iteration,
             total_iterations=training.train_iters,
             consumed_samples=state.consumed_samples,
             elapsed_seconds=self._seconds / self._num_steps,
             tokens_per_second=tokens_per_second,
-            tflops_per_device=tokens_per_second * self.flops.training_per_token(sweeps) / groups.world_size / 1e12,
+            tflops_per_device=tokens_per_second
+            * self.flops.training_per_token(sweeps)
+            / groups.world_size
+            / 1e12,
             learning_rate=learning_rate,
             global_batch_size=training.global_batch_size,
             world_size=groups.world_size,

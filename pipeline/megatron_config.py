@@ -1,4 +1,4 @@
-"""From the run's configuration to the objects the model and Megatron take: the only place where names are translated."""
+"""From the run's configuration to what the model and Megatron take: names are translated here alone."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a run shows and writes while it goes: start-up summary, progress, metrics. Only the first rank speaks."""
+"""What a run shows and writes while it goes; only the first rank speaks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,24 +10,21 @@ from rich.console import Console
 from megatron_ext.host import device
 from megatron_ext.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
+from pipeline.checkpoint_folder import CONFIG_NAME
 from pipeline.config.load import dump_config, render_config
 from pipeline.config.schema import RunConfig
-from pipeline.metrics.jsonl import JsonlSink
+from pipeline.metrics.jsonl import METRICS_FILE, JsonlSink
 from pipeline.metrics.log_line import LogLineSink
 from pipeline.metrics.sinks import MetricsSink, SinkGroup
-from pipeline.metrics.tensorboard import TensorBoardSink
+from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER, TensorBoardSink
 from pipeline.progress import NoProgress, TrainingProgress, open_progress
 from pipeline.run_account import max_sweeps, run_summary
 from pipeline.summary import render_summary
 
-CONFIG_FILE = "run_config.yaml"
-METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
-
 
 def config_file(config: RunConfig) -> Path:
     """Where the resolved configuration of a run lies."""
-    return config.output_dir / CONFIG_FILE
+    return config.output_dir / CONFIG_NAME
 
 
 def start_output(config: RunConfig, groups: ParallelGroups) -> None:
@@ -38,11 +35,13 @@ def start_output(config: RunConfig, groups: ParallelGroups) -> None:
     torch.distributed.barrier()
 
 
-def open_sinks(config: RunConfig, groups: ParallelGroups, *, start_iteration: int) -> SinkGroup:
+def open_sinks(
+    config: RunConfig, groups: ParallelGroups, progress: TrainingProgress, *, start_iteration: int
+) -> SinkGroup:
     """Open the log line, metrics.jsonl and TensorBoard on the first rank, nothing on the others."""
     if groups.rank != 0:
         return SinkGroup()
-    sinks: list[MetricsSink] = [LogLineSink(), JsonlSink(config.output_dir / METRICS_FILE)]
+    sinks: list[MetricsSink] = [LogLineSink(progress.say), JsonlSink(config.output_dir / METRICS_FILE)]
     if config.metrics.tensorboard:
         board = TensorBoardSink(
             config.output_dir / TENSORBOARD_FOLDER,

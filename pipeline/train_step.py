@@ -54,9 +54,9 @@ def train_step(
 ) -> StepResult:
     """Accumulate the gradient of the global batch and update the weights.
 
-    The loss is the mean over all labelled tokens of the global batch, plus lambda times the penalty, which is the
-    mean of the micro-batches' penalties weighted by their real tokens (METHODS 2.5). Both means are exact however
-    tokens are spread over micro-batches and data-parallel ranks.
+    The loss is the mean over all labelled tokens of the global batch, plus lambda times the penalty, which is
+    the mean of the micro-batches' penalties weighted by their real tokens (METHODS 2.5). Both means are exact
+    however tokens are spread over micro-batches and data-parallel ranks.
 
     Args:
         parts: model and optimizer.
@@ -70,7 +70,9 @@ def train_step(
     run_schedule(parts.ddp, batches, settings, groups=groups, statistics=statistics)
     was_updated, grad_norm, _ = parts.optimizer.step()
     parts.scheduler.step(increment=1)
-    return StepResult(grad_norm=None if grad_norm is None else float(grad_norm), was_updated=bool(was_updated))
+    return StepResult(
+        grad_norm=None if grad_norm is None else float(grad_norm), was_updated=bool(was_updated)
+    )
 
 
 def run_schedule(
@@ -132,8 +134,8 @@ def _loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This micro-batch's share of the global mean.
 
-    Megatron divides by the number of micro-batches and averages gradients over data-parallel ranks; `scale` undoes
-    both, so that the shares add up.
+    Megatron divides by the number of micro-batches and averages gradients over data-parallel ranks; `scale`
+    undoes both, so that the shares add up.
     """
     labelled, real = totals
     loss = token_losses.sum() / labelled

@@ -43,7 +43,8 @@ def train(config: RunConfig) -> ExitCode:
     Args:
         config: the run; its layout has as many ranks as were started.
     Returns:
-        DONE at the last iteration; REQUEUE after a signal, with a checkpoint; DO_NOT_REQUEUE after divergence.
+        DONE at the last iteration; REQUEUE after a signal, with a checkpoint; DO_NOT_REQUEUE after
+        divergence.
     Raises:
         ConfigError, DataError, CheckpointError: before anything was written.
     """
@@ -67,6 +68,7 @@ def _prepare(config: RunConfig, groups: ParallelGroups) -> "TrainingRun":
     show_summary(config, vocab_size, parts.module, groups)
     state = _initial_state(config, parts, groups)
     start_output(config, groups)
+    progress = open_run_progress(config, groups, start_iteration=state.iteration)
     meter = IntervalMeter(config, flops_account(config, vocab_size), parts.module.statistics_layout())
     return TrainingRun(
         config=config,
@@ -75,8 +77,8 @@ def _prepare(config: RunConfig, groups: ParallelGroups) -> "TrainingRun":
         batches=training_batches(config, data, groups),
         heldout=heldout_batches(config, heldout, groups, max_global_batches=config.evaluation.iters),
         meter=meter,
-        sinks=open_sinks(config, groups, start_iteration=state.iteration),
-        progress=open_run_progress(config, groups, start_iteration=state.iteration),
+        sinks=open_sinks(config, groups, progress, start_iteration=state.iteration),
+        progress=progress,
         alarm=CollapseAlarm(config.metrics.collapse_patience),
         state=state,
     )
@@ -188,9 +190,7 @@ class TrainingRun:
             self.state, learning_rate=self.parts.optimizer.param_groups[0]["lr"], groups=self.groups
         )
         self.sinks.write_training(record)
-        self.progress.update(
-            record.iteration, loss=record.loss, tokens_per_second=record.tokens_per_second
-        )
+        self.progress.update(record.iteration, loss=record.loss, tokens_per_second=record.tokens_per_second)
         if record.steps_count is not None:
             warning = self.alarm.observe(record.steps_count, penalty_weight=self.meter.penalty_weight)
             if warning is not None:

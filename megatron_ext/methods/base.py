@@ -1,7 +1,7 @@
 """What a pondering method is: a plan of passes, what enters each, what one hands to the next, what is read.
 
-The model runs the passes; a method only says what goes in and what comes out, so that the same method serves a
-single process, tensor and sequence parallelism, and passes that are spread over pipeline stages.
+The model runs the passes; a method only says what goes in and what comes out, so that the same method serves
+a single process, tensor and sequence parallelism, and passes that are spread over pipeline stages.
 
 S = tokens held by this rank, n = slots in the pass, B = micro-batch, H = hidden size, K = latent thoughts.
 """

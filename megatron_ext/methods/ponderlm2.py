@@ -46,7 +46,9 @@ class PonderLM2(PonderMethod):
         if sweep is not None:
             assert carry is not None, "a sweep refines thoughts of an earlier pass"
             self._record_residual(sweep, thoughts, carry.thoughts, context)
-        return PassCarry(thoughts=thoughts, log_weight=self._log_weight(slots, plan.slots[index + 1], context))
+        return PassCarry(
+            thoughts=thoughts, log_weight=self._log_weight(slots, plan.slots[index + 1], context)
+        )
 
     def read(self, hidden: Tensor, context: PassContext) -> Readout:
         """The last slot of every token."""
@@ -74,6 +76,7 @@ class PonderLM2(PonderMethod):
     def _log_weight(self, slots: Tensor, num_slots: int, context: PassContext) -> Tensor | None:
         """All slots count in full."""
         del slots, num_slots, context
+        return None
 
     def _record_residual(self, sweep: int, new: Tensor, old: Tensor, context: PassContext) -> None:
         change, norm = squared_change(new, old, context.axis.own_tokens(context.real))

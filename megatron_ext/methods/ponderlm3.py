@@ -33,6 +33,7 @@ class PonderLM3(PonderLM2):
     def reset_parameters(self) -> None:
         """Start with 0.9 on step K, whatever the token."""
         output = self.router[2]
+        assert isinstance(output, nn.Linear)
         nn.init.zeros_(output.weight)
         nn.init.zeros_(output.bias)
         if self.config.num_latent_thoughts > 0:

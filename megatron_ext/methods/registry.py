@@ -21,6 +21,6 @@ def build_method(config: PonderConfig, hidden_size: int) -> PonderMethod:
     """
     if config.method not in METHODS:
         raise ValueError(
-            f"ponder.method must be one of {', '.join(METHODS)}, but is {config.method}: it has no implementation here"
+            f"ponder.method must be one of {', '.join(METHODS)}, but is {config.method}; it is not built yet"
         )
     return METHODS[config.method](config, hidden_size)

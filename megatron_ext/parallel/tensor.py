@@ -1,8 +1,9 @@
 """The few movements between tensor-parallel ranks that pondering needs beside Megatron's layers.
 
-With sequence parallelism every rank holds a contiguous share of the tokens wherever hidden states are whole. Since
-all slots of a token are neighbours, slot arithmetic stays local; only what attention and the vocabulary need crosses
-ranks, and that is decided here. Without it these are Megatron's copy and reduce; with one rank they do nothing.
+With sequence parallelism every rank holds a contiguous share of the tokens wherever hidden states are whole.
+Since all slots of a token are neighbours, slot arithmetic stays local; only what attention and the vocabulary
+need crosses ranks, and that is decided here. Without it these are Megatron's copy and reduce; with one rank
+they do nothing.
 """
 
 from dataclasses import dataclass
@@ -47,26 +48,38 @@ class TensorAxis:
             [R, ...].
         """
         if self.shards_tokens:
-            return tensor_parallel.gather_from_sequence_parallel_region(rows, True, group=self.group)
+            gathered: Tensor = tensor_parallel.gather_from_sequence_parallel_region(
+                rows, True, group=self.group
+            )
+            return gathered
         copied = tensor_parallel.copy_to_tensor_model_parallel_region(rows, group=self.group)
         return _ContiguousGradient.apply(copied)  # type: ignore[no-any-return, no-untyped-call]
 
     def to_full_use(self, rows: Tensor) -> Tensor:
-        """Give every rank all rows, for a use that every rank repeats in full; backward takes its own share."""
+        """Give every rank all rows, for a use that all repeat in full; backward takes its own share."""
         if self.shards_tokens:
-            return tensor_parallel.gather_from_sequence_parallel_region(rows, False, group=self.group)
+            gathered: Tensor = tensor_parallel.gather_from_sequence_parallel_region(
+                rows, False, group=self.group
+            )
+            return gathered
         return rows
 
     def from_partial_sums(self, rows: Tensor) -> Tensor:
         """Add up partial rows over ranks and keep what this rank holds: [R, ...] -> [R or R / tp, ...]."""
         if self.shards_tokens:
-            return tensor_parallel.reduce_scatter_to_sequence_parallel_region(rows, group=self.group)
+            scattered: Tensor = tensor_parallel.reduce_scatter_to_sequence_parallel_region(
+                rows, group=self.group
+            )
+            return scattered
         return self.sum_over_ranks(rows)
 
     def sum_over_ranks(self, partial: Tensor) -> Tensor:
         """Add up partial values over ranks, all ranks keeping the whole; backward passes through."""
         # Megatron reduces a contiguous copy of its argument and returns the argument.
-        return tensor_parallel.reduce_from_tensor_model_parallel_region(partial.contiguous(), group=self.group)
+        total: Tensor = tensor_parallel.reduce_from_tensor_model_parallel_region(
+            partial.contiguous(), group=self.group
+        )
+        return total
 
     def max_over_ranks(self, values: Tensor) -> Tensor:
         """Element-wise maximum over ranks, without gradient."""
@@ -99,7 +112,7 @@ class TensorAxis:
 
 
 class _ContiguousGradient(torch.autograd.Function):
-    """Identity whose gradient is contiguous: Megatron's reduction of any other gradient is lost without a word."""
+    """Identity with a contiguous gradient: of any other, Megatron's reduction is lost without a word."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -107,6 +120,6 @@ class _ContiguousGradient(torch.autograd.Function):
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         del ctx
         return gradient.contiguous()

@@ -1,7 +1,7 @@
 """Embedding, head, cross-entropy and mixtures over a vocabulary that is split between tensor-parallel ranks.
 
-V = padded vocabulary, of which each rank holds V / tp rows; R = rows; H = hidden size. No [R, V] tensor is ever
-gathered. Padding rows beyond the tokenizer's vocabulary take no probability.
+V = padded vocabulary, of which each rank holds V / tp rows; R = rows; H = hidden size. No [R, V] tensor is
+ever gathered. Padding rows beyond the tokenizer's vocabulary take no probability.
 """
 
 import torch

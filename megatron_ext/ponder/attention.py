@@ -1,8 +1,8 @@
 """Attention with one additive weight per key column, at the price of plain attention (METHODS 2.6).
 
-``softmax(Q K^T / sqrt(d) + 1 log w^T)`` is plain attention with the key extended by the column ``sqrt(d) * log w``
-and the query by a column of ones, at the unchanged scale ``1 / sqrt(d)``. Every fused kernel applies and gives the
-gradient of ``log w`` as one more column of the key's gradient.
+``softmax(Q K^T / sqrt(d) + 1 log w^T)`` is plain attention with the key extended by the column
+``sqrt(d) * log w`` and the query by a column of ones, at the unchanged scale ``1 / sqrt(d)``. Every fused
+kernel applies and gives the gradient of ``log w`` as one more column of the key's gradient.
 
 B = batch, A = query heads, G = key/value heads, Q = query rows, R = key rows, d = head size.
 """
@@ -58,7 +58,7 @@ def dense_bias_attention(
     *,
     visible: Tensor | None = None,
 ) -> Tensor:
-    """The obvious twin of :func:`key_weighted_attention` with a dense [B, 1, Q, R] bias: for tests and benchmarks.
+    """The obvious twin of :func:`key_weighted_attention`, with a dense bias: for tests and benchmarks.
 
     Args:
         query, key, value, log_weight: as there.

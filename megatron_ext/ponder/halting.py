@@ -1,7 +1,7 @@
 """Token-wise halting of PonderLM-3: tail mass, soft and hard masks, readout (METHODS 2.5).
 
-S = tokens, B = micro-batch, K = latent thoughts, H = hidden size. Step quantities are laid out [S, K + 1, B], so
-that a slot of a token and its number stand at the same place as in :mod:`megatron_ext.ponder.slots`.
+S = tokens, B = micro-batch, K = latent thoughts, H = hidden size. Step quantities are laid out [S, K + 1, B],
+so that a slot of a token and its number stand at the same place as in :mod:`megatron_ext.ponder.slots`.
 """
 
 import torch
@@ -75,7 +75,8 @@ def mix_steps(hidden: Tensor, steps: Tensor) -> Tensor:
     Returns:
         [S, B, H] in the dtype of `hidden`; the sum runs in the dtype of `steps`.
     """
-    return (hidden * steps.unsqueeze(-1)).sum(dim=1).to(hidden.dtype)
+    mixed: Tensor = (hidden * steps.unsqueeze(-1)).sum(dim=1).to(hidden.dtype)
+    return mixed
 
 
 def step_entropy(steps: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Who may see whom: documents and padding, over the rows of a pass.
 
-A document is a run of equal ids. Padding has the id -1 and forms a run of its own, so that no real token sees it
-and it sees no real token.
+A document is a run of equal ids. Padding has the id -1 and forms a run of its own, so that no real token sees
+it and it sees no real token.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """The slow, obvious left-to-right computation that training approximates and decoding must equal.
 
-Plain torch on Hugging Face weights, one row at a time, keys and values in lists: no batches, no passes, no fused
-kernels, nothing shared with the model. It solves the triangular system of METHODS 2.1 exactly.
+Plain torch on Hugging Face weights, one row at a time, keys and values in lists: no batches, no passes, no
+fused kernels, nothing shared with the model. It solves the triangular system of METHODS 2.1 exactly.
 
 d = head size, H = hidden size, V = vocabulary.
 """
@@ -81,7 +81,9 @@ class SequentialOracle:
         """
         self.backbone = backbone
         self.ponder = ponder
-        self.memory = RowMemory(*([[] for _ in range(backbone.num_layers)] for _ in range(2)))
+        self.memory = RowMemory(
+            keys=[[] for _ in range(backbone.num_layers)], values=[[] for _ in range(backbone.num_layers)]
+        )
 
     def consume(self, token: int, position: int) -> TokenResult:
         """Run one token through all its slots.
@@ -112,7 +114,9 @@ class SequentialOracle:
             one, zero = first_hidden.new_ones(()), first_hidden.new_zeros(())
             return [zero] * num_thoughts + [one], [zero] * num_thoughts
         weights = self.backbone.weights
-        inner = functional.linear(first_hidden, weights["ponder.router.0.weight"], weights["ponder.router.0.bias"])
+        inner = functional.linear(
+            first_hidden, weights["ponder.router.0.weight"], weights["ponder.router.0.bias"]
+        )
         logits = functional.linear(
             functional.gelu(inner), weights["ponder.router.2.weight"], weights["ponder.router.2.bias"]
         )
@@ -154,7 +158,9 @@ class SequentialOracle:
         row = row + self._linear(attended, f"{name}.self_attn.o_proj")
         normed = self._norm(row, f"{name}.post_attention_layernorm")
         gated = functional.silu(self._linear(normed, f"{name}.mlp.gate_proj"))
-        return row + self._linear(gated * self._linear(normed, f"{name}.mlp.up_proj"), f"{name}.mlp.down_proj")
+        return row + self._linear(
+            gated * self._linear(normed, f"{name}.mlp.up_proj"), f"{name}.mlp.down_proj"
+        )
 
     def _attend(self, index: int, query: Tensor, key: Tensor, value: Tensor, position: int) -> Tensor:
         """[heads, d] against all rows of layer `index` so far, the new one included: -> [heads * d]."""
@@ -185,11 +191,15 @@ class SequentialOracle:
     def _norm(self, row: Tensor, name: str) -> Tensor:
         weight, epsilon = self.backbone.weights[f"{name}.weight"], self.backbone.norm_epsilon
         if self.backbone.is_neox:
-            return functional.layer_norm(row, row.shape, weight, self.backbone.weights[f"{name}.bias"], epsilon)
+            return functional.layer_norm(
+                row, row.shape, weight, self.backbone.weights[f"{name}.bias"], epsilon
+            )
         return weight * row / (row.square().mean() + epsilon).sqrt()
 
     def _linear(self, row: Tensor, name: str) -> Tensor:
-        return functional.linear(row, self.backbone.weights[f"{name}.weight"], self.backbone.weights.get(f"{name}.bias"))
+        return functional.linear(
+            row, self.backbone.weights[f"{name}.weight"], self.backbone.weights.get(f"{name}.bias")
+        )
 
     def _weight(self, neox: str, llama: str) -> Tensor:
         return self.backbone.weights[neox if self.backbone.is_neox else llama]

@@ -53,9 +53,7 @@ def jacobi_plan(num_latent_thoughts: int, num_jacobi_iterations: int) -> PassPla
         return PassPlan(slots=(1,))
     build_up = tuple(range(1, num_latent_thoughts + 1))
     full = (num_latent_thoughts + 1,) * (num_jacobi_iterations + 1)
-    return PassPlan(
-        slots=build_up + full, first_sweep=num_latent_thoughts, num_sweeps=num_jacobi_iterations
-    )
+    return PassPlan(slots=build_up + full, first_sweep=num_latent_thoughts, num_sweeps=num_jacobi_iterations)
 
 
 def draw_jacobi_iterations(seed: int, step: int, low: int, high: int) -> int:

@@ -22,7 +22,7 @@ def split_slots(rows: Tensor, num_slots: int) -> Tensor:
     if rows.shape[0] % num_slots != 0:
         raise ValueError(f"rows must be a multiple of {num_slots} slots, but are {rows.shape[0]}")
     # [S * n, B, ...] -> [S, n, B, ...]
-    return rows.unflatten(0, (-1, num_slots))
+    return rows.reshape(-1, num_slots, *rows.shape[1:])
 
 
 def merge_slots(slots: Tensor) -> Tensor:

@@ -27,16 +27,17 @@ def report(
     left one.
     """
     from data_prep.manifest import load_manifest
+    from pipeline.checkpoint_folder import CONFIG_NAME
     from pipeline.config.load import load_config
     from pipeline.demo_facts import further_commands, run_facts
-    from pipeline.report.collect import CONFIG_FILE, collect_report
+    from pipeline.report.collect import collect_report
     from pipeline.report.render import write_report
     from pipeline.report.table import render_results
     from pipeline.run_account import flops_account
 
-    config_file = run / CONFIG_FILE
+    config_file = run / CONFIG_NAME
     if not config_file.is_file():
-        raise ConfigError([_missing(run, CONFIG_FILE, "train a run into it first")])
+        raise ConfigError([_missing(run, CONFIG_NAME, "train a run into it first")])
     config = load_config(config_file)
     manifest = load_manifest(config.data.path)
     facts = run_facts(config, manifest, {})

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-METRICS_LOGGER = "pipeline.metrics.log_line"
+PROGRESS_LOGGER = "pipeline.progress"
 
 Overrides = Annotated[
     list[str] | None,
@@ -49,6 +49,6 @@ def set_up_logging(*, speaks: bool = True) -> None:
     # Scripts parse Megatron's line as Megatron writes it: nothing stands before its own time stamp.
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    metrics = logging.getLogger(METRICS_LOGGER)
-    metrics.handlers = [handler]
-    metrics.propagate = False
+    progress = logging.getLogger(PROGRESS_LOGGER)
+    progress.handlers = [handler]
+    progress.propagate = False

@@ -99,7 +99,9 @@ def read_cases(folder: Path) -> list[GoldenCase]:
         ValueError: if the folder is missing or a file in it is no case.
     """
     if not folder.is_dir():
-        raise ValueError(f"the golden vectors must lie in a folder, but {folder} is none; pass the folder itself")
+        raise ValueError(
+            f"the golden vectors must lie in a folder, but {folder} is none; pass the folder itself"
+        )
     cases = []
     for path in sorted(folder.glob("*.json")):
         facts = json.loads(path.read_text(encoding="utf-8"))

@@ -49,8 +49,8 @@ def run_golden(
         json_file: also write the results there.
         console: where the table goes.
     Returns:
-        DONE if every case that ran passed; CRASH if one failed or none ran; NOT_SUPPORTED if cases were left out
-        because this version cannot compute them.
+        DONE if every case that ran passed; CRASH if one failed or none ran; NOT_SUPPORTED if cases were left
+        out because this version cannot compute them.
     Raises:
         ConfigError: a layout or a folder that cannot be used.
     """
@@ -78,7 +78,10 @@ def _chosen(
     if tensor_parallel < 1:
         problems.append(
             ConfigProblem(
-                path="--tensor-parallel", rule="must be at least 1", value=str(tensor_parallel), cure="try 1 or 2"
+                path="--tensor-parallel",
+                rule="must be at least 1",
+                value=str(tensor_parallel),
+                cure="try 1 or 2",
             )
         )
     try:
@@ -94,7 +97,17 @@ def _compute(folder: Path, names: Sequence[str], tensor_parallel: int) -> list[C
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "results.json"
         code = run_ranks(
-            ["-W", "ignore", "-m", "pipeline.golden.worker", str(folder), "--output", str(output), "--names", *names],
+            [
+                "-W",
+                "ignore",
+                "-m",
+                "pipeline.golden.worker",
+                str(folder),
+                "--output",
+                str(output),
+                "--names",
+                *names,
+            ],
             num_ranks=tensor_parallel,
         )
         if code != 0:

@@ -31,8 +31,8 @@ class CaseResult:
         name: of the case.
         status: passed, failed, or why it did not run.
         reason: a sentence for cases that did not run or failed otherwise than by a number.
-        worst: largest error over its tolerance, by quantity (``logits``, ``loss``, ``thoughts``, ``gradients``,
-            ``halting``, ``hidden``); at most 1 passes.
+        worst: largest error over its tolerance, by quantity (``logits``, ``loss``, ``thoughts``, ``hidden``,
+            ``halting``, ``gradients``); at most 1 passes.
     """
 
     name: str
@@ -77,8 +77,8 @@ def zero_padding(name: str, value: Tensor, real: Tensor) -> Tensor:
     """Clear what belongs to padding: no value is defined there.
 
     Args:
-        name: decides the layout: thoughts are [m, B, L, H], everything else per token starts with [B, L] or, for
-            all slots, [B, L * n].
+        name: decides the layout: thoughts are [m, B, L, H], everything else per token starts with [B, L]
+            or, for all slots, [B, L * n].
         value: recorded or computed tensor.
         real: [B, L] bool.
     """

@@ -124,7 +124,9 @@ def _batch(case: GoldenCase) -> TokenBatch:
 def _outputs(model: PonderModel, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
     outputs = {
         # [L, B, V / tp] -> [B, L, V]
-        "outputs/logits": model.axis.gather_last_dim(seen["logits"]).transpose(0, 1)[..., : model.config.vocab_size],
+        "outputs/logits": model.axis.gather_last_dim(seen["logits"]).transpose(0, 1)[
+            ..., : model.config.vocab_size
+        ],
         # [N, B, H] -> [B, N, H]
         "outputs/last_hidden": seen["last_hidden"].transpose(0, 1),
     }

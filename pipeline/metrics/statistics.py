@@ -7,24 +7,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def statistics_layout(method: str, *, num_latent_thoughts: int, max_jacobi_iterations: int) -> dict[str, int]:
-    """List the statistics that a method's final pass returns, with their lengths.
-
-    Args:
-        method: ``vanilla``, ``ponderlm2`` or ``ponderlm3``.
-        num_latent_thoughts: K.
-        max_jacobi_iterations: the largest number of sweeps that a forward pass of the run may do.
-    """
-    layout = {"real_tokens": 1, "labelled_tokens": 1, "nll": 1}
-    if method in ("ponderlm2", "ponderlm3"):
-        layout |= {"residual_change": max_jacobi_iterations, "residual_norm": max_jacobi_iterations}
-    if method == "ponderlm3":
-        num_steps = num_latent_thoughts + 1
-        layout |= {"steps_count": num_steps, "tail_mass": num_steps, "router_entropy": 1, "penalty": 1}
-        layout |= {"nll_by_steps": num_steps, "labelled_by_steps": num_steps}
-    return layout
-
-
 class StatisticsAccumulator:
     """Add up the statistics of many micro-batches on the device; read them once per interval.
 
@@ -68,7 +50,9 @@ class StatisticsAccumulator:
     def _check(self, statistics: Mapping[str, Tensor]) -> None:
         if statistics.keys() != self._layout.keys():
             expected, found = sorted(self._layout), sorted(statistics)
-            raise ValueError(f"statistics must be {expected}, but are {found}; adapt statistics_layout")
+            raise ValueError(
+                f"statistics must be {expected}, but are {found}; adapt the model's statistics_layout"
+            )
         for name, length in self._layout.items():
             if statistics[name].shape != (length,):
                 shape = tuple(statistics[name].shape)

@@ -4,14 +4,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pipeline.checkpoint_folder import CONFIG_NAME
 from pipeline.flops import FlopsAccount
 from pipeline.metrics import names
 from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, VALIDATION, curve, read_events
 from pipeline.metrics.ponder_scalars import mean_steps_of
 from pipeline.report.data import Command, Points, ReportData
 from pipeline.report.inputs import EVALUATION_FILE, SAMPLE_FILE, load_evaluation, load_sample
-
-CONFIG_FILE = "run_config.yaml"
 
 
 def collect_report(
@@ -61,7 +60,7 @@ def collect_report(
         training_tokens_per_second=_median(curve(events, TRAINING, names.TOKENS_PER_SECOND)),
         sample=load_sample(sample_path) if sample_path.exists() else None,
         commands=commands,
-        config_yaml=(run_folder / CONFIG_FILE).read_text(encoding="utf-8"),
+        config_yaml=(run_folder / CONFIG_NAME).read_text(encoding="utf-8"),
         checkpoint=evaluation.checkpoint,
     )
 

@@ -1,0 +1,32 @@
+"""A small valid configuration as plain values, for tests to change."""
+
+from typing import Any
+
+
+def valid_settings() -> dict[str, Any]:
+    """Return a llama with latent thoughts that satisfies every rule."""
+    return {
+        "model": {
+            "architecture": "llama",
+            "num_layers": 2,
+            "hidden_size": 64,
+            "ffn_hidden_size": 176,
+            "num_attention_heads": 4,
+        },
+        "ponder": {"method": "ponderlm3", "num_latent_thoughts": 2},
+        "training": {"seq_length": 64, "micro_batch_size": 4, "global_batch_size": 8, "train_iters": 100},
+        "optimizer": {"lr": 1e-3},
+        "data": {"path": "runs/data"},
+    }
+
+
+def changed_settings(**changes: Any) -> dict[str, Any]:
+    """Return the valid settings with some replaced: `parallel__tensor=3` sets `parallel.tensor`."""
+    settings = valid_settings()
+    for name, value in changes.items():
+        *groups, leaf = name.split("__")
+        target = settings
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[leaf] = value
+    return settings

@@ -1,0 +1,65 @@
+from typing import Any
+
+import pytest
+
+from pipeline.config.aliases import ALIASES
+from pipeline.config.overrides import apply_overrides
+from pipeline.config.validate import setting_paths
+
+
+def overridden(*overrides: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {"training": {"train_iters": 10}}
+    assert apply_overrides(settings, overrides, setting_paths()) == []
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("override", "group", "leaf", "value"),
+    [
+        ("training.train_iters=5", "training", "train_iters", 5),
+        ("train-iters=5", "training", "train_iters", 5),
+        ("train_iters=5", "training", "train_iters", 5),
+        ("tensor-model-parallel-size=2", "parallel", "tensor", 2),
+        ("lr=3e-4", "optimizer", "lr", 3e-4),
+        ("bf16=true", "training", "precision", "bf16"),
+        ("bf16=false", "training", "precision", "fp32"),
+        ("lr-decay-style=WSD", "optimizer", "lr_decay_style", "wsd"),
+        ("distributed-timeout-minutes=2", "parallel", "timeout_seconds", 120),
+        ("save-interval=7", "checkpoint", "interval", 7),
+        ("ponder-method=ponderlm2", "ponder", "method", "ponderlm2"),
+        ("ponder.random_jacobi_iterations=[2, 4]", "ponder", "random_jacobi_iterations", [2, 4]),
+        ("evaluation.interval=null", "evaluation", "interval", None),
+        ("data.path=a=b", "data", "path", "a=b"),
+    ],
+)
+def test_an_override_sets_one_value(override: str, group: str, leaf: str, value: object) -> None:
+    assert overridden(override)[group][leaf] == value
+
+
+def test_the_last_of_two_overrides_counts() -> None:
+    assert overridden("train-iters=5", "training.train_iters=6")["training"]["train_iters"] == 6
+
+
+def test_top_level_settings_are_overridable() -> None:
+    assert overridden("seed=7")["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.train_iters", "must be written group.key=value"),
+        ("=3", "must be written group.key=value"),
+        ("training.trian_iters=3", "did you mean training.train_iters?"),
+        ("train-itres=3", "did you mean training.train_iters?"),
+        ("training=3", "must be a known setting"),
+        ("model.num_layers=[1", "must have a YAML value"),
+    ],
+)
+def test_an_override_that_cannot_be_applied_is_explained(override: str, expected: str) -> None:
+    problems = apply_overrides({}, [override], setting_paths())
+
+    assert expected in str(problems[0])
+
+
+def test_every_alias_leads_to_a_setting() -> None:
+    assert {alias.path for alias in ALIASES.values()} <= set(setting_paths())

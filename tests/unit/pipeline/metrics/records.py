@@ -1,0 +1,36 @@
+"""Records for the tests of the sinks."""
+
+import dataclasses
+from typing import Any
+
+from pipeline.metrics.records import TrainingRecord, ValidationRecord
+
+
+def training_record(**changes: Any) -> TrainingRecord:
+    record = TrainingRecord(
+        iteration=20,
+        total_iterations=400,
+        consumed_samples=320,
+        elapsed_seconds=0.5125,
+        tokens_per_second=1998.04878,
+        learning_rate=1e-3,
+        global_batch_size=16,
+        world_size=2,
+        loss=5.25,
+        tflops_per_device=0.14,
+        grad_norm=1.2345,
+        scalars={"ponder/mean-steps": 1.75, "ponder/halt-fraction/step_0": 0.25},
+        steps_count=[2.0, 1.0, 0.0, 5.0],
+    )
+    return dataclasses.replace(record, **changes)
+
+
+def validation_record(**changes: Any) -> ValidationRecord:
+    record = ValidationRecord(
+        iteration=20,
+        consumed_samples=320,
+        loss=4.0,
+        scalars={"ponder/mean-steps": 1.5},
+        steps_count=[1.0, 1.0, 1.0, 1.0],
+    )
+    return dataclasses.replace(record, **changes)

@@ -1,0 +1,53 @@
+import pytest
+
+from pipeline.metrics.collapse import CollapseAlarm
+
+ALL_FIRST = [1000.0, 0.0, 0.0]
+NEVER_EARLY = [0.0, 0.0, 1000.0]
+MIXED = [200.0, 300.0, 500.0]
+
+
+def warnings(alarm: CollapseAlarm, intervals: list[list[float]], weight: float = 0.3) -> list[str]:
+    found = (alarm.observe(counts, penalty_weight=weight) for counts in intervals)
+    return [warning for warning in found if warning is not None]
+
+
+def test_halting_at_once_is_warned_about_once() -> None:
+    (warning,) = warnings(CollapseAlarm(3), [ALL_FIRST] * 10)
+    assert "step 0" in warning
+    assert "Lower `ponder.penalty_weight` (now 0.3)" in warning
+
+
+def test_never_halting_is_warned_about_once() -> None:
+    (warning,) = warnings(CollapseAlarm(3), [NEVER_EARLY] * 10)
+    assert "all 2 steps" in warning
+    assert "Raise `ponder.penalty_weight`" in warning
+
+
+def test_the_warning_waits_for_patience_intervals_in_a_row() -> None:
+    alarm = CollapseAlarm(3)
+    assert warnings(alarm, [ALL_FIRST, ALL_FIRST, MIXED, ALL_FIRST, ALL_FIRST]) == []
+    assert len(warnings(alarm, [ALL_FIRST])) == 1
+
+
+def test_one_kind_of_collapse_does_not_hide_the_other() -> None:
+    alarm = CollapseAlarm(2)
+    assert len(warnings(alarm, [NEVER_EARLY] * 5 + [ALL_FIRST] * 5)) == 2
+
+
+def test_a_few_tokens_that_differ_are_still_a_collapse() -> None:
+    assert len(warnings(CollapseAlarm(1), [[9995.0, 5.0, 0.0]])) == 1
+    assert warnings(CollapseAlarm(1), [[990.0, 10.0, 0.0]]) == []
+
+
+def test_taking_every_step_is_no_collapse_while_nothing_asks_to_halt() -> None:
+    assert warnings(CollapseAlarm(2), [NEVER_EARLY] * 5, weight=0.0) == []
+
+
+def test_intervals_without_tokens_say_nothing() -> None:
+    assert warnings(CollapseAlarm(1), [[0.0, 0.0, 0.0]]) == []
+
+
+def test_patience_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="collapse_patience"):
+        CollapseAlarm(0)

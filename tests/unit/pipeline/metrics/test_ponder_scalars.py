@@ -1,0 +1,110 @@
+import math
+
+import pytest
+
+from pipeline.flops import FlopsAccount, ModelShape
+from pipeline.metrics.ponder_scalars import (
+    active_fractions,
+    contraction,
+    fractions,
+    jacobi_residuals,
+    mean_loss,
+    mean_steps_of,
+    ponder_scalars,
+)
+
+SHAPE = ModelShape(
+    architecture="llama",
+    num_layers=2,
+    hidden_size=8,
+    ffn_hidden_size=16,
+    num_attention_heads=2,
+    num_query_groups=2,
+    kv_channels=4,
+    vocab_size=30,
+    padded_vocab_size=32,
+    seq_length=16,
+)
+PONDERLM3 = FlopsAccount(shape=SHAPE, method="ponderlm3", num_latent_thoughts=2)
+
+# Ten tokens: five halt at step 0, three at 1, two at 2; eight have a label.
+SUMS = {
+    "real_tokens": [10.0],
+    "labelled_tokens": [8.0],
+    "nll": [24.0],
+    "residual_change": [4.0, 1.0, 0.25],
+    "residual_norm": [16.0, 16.0, 16.0],
+    "steps_count": [5.0, 3.0, 2.0],
+    "tail_mass": [10.0, 4.0, 1.0],
+    "router_entropy": [7.0],
+    "penalty": [2.5],
+    "nll_by_steps": [6.0, 18.0, 0.0],
+    "labelled_by_steps": [5.0, 3.0, 0.0],
+}
+
+
+def test_every_curve_of_a_hand_made_batch() -> None:
+    scalars = ponder_scalars(SUMS, num_jacobi_iterations=3.0, penalty_weight=0.3, flops=PONDERLM3)
+    expected = {
+        "ponder/mean-steps": 0.7,
+        "ponder/halt-fraction/step_0": 0.5,
+        "ponder/halt-fraction/step_1": 0.3,
+        "ponder/halt-fraction/step_2": 0.2,
+        "ponder/active-fraction/step_0": 1.0,
+        "ponder/active-fraction/step_1": 0.5,
+        "ponder/active-fraction/step_2": 0.2,
+        "ponder/tail-mass/step_0": 1.0,
+        "ponder/tail-mass/step_1": 0.4,
+        "ponder/tail-mass/step_2": 0.1,
+        "ponder/router-entropy": 0.7,
+        "ponder/penalty": 0.25,
+        "ponder/penalty-weight": 0.3,
+        "ponder/nll-by-steps/step_0": 1.2,
+        "ponder/nll-by-steps/step_1": 6.0,
+        "ponder/jacobi-iterations": 3.0,
+        "ponder/jacobi-residual/sweep_1": 0.5,
+        "ponder/jacobi-residual/sweep_2": 0.25,
+        "ponder/jacobi-residual/sweep_3": 0.125,
+        "ponder/contraction": 0.5,
+        "ponder/flops-per-token-train": PONDERLM3.training_per_token(3.0),
+        "ponder/flops-per-token-infer": PONDERLM3.inference_per_token(0.7),
+        "ponder/flops-saved": PONDERLM3.saved_fraction(0.7),
+    }
+    assert scalars == pytest.approx(expected)
+
+
+def test_a_method_that_does_not_halt_has_no_halting_curves() -> None:
+    sums = {name: SUMS[name] for name in ("real_tokens", "labelled_tokens", "nll")}
+    vanilla = FlopsAccount(shape=SHAPE, method="vanilla")
+    scalars = ponder_scalars(sums, num_jacobi_iterations=0.0, penalty_weight=0.0, flops=vanilla)
+    assert scalars.keys() == {"ponder/flops-per-token-train", "ponder/flops-per-token-infer"}
+
+
+def test_an_interval_without_tokens_has_no_halting_curves() -> None:
+    empty = {name: [0.0] * len(values) for name, values in SUMS.items()}
+    scalars = ponder_scalars(empty, num_jacobi_iterations=3.0, penalty_weight=0.3, flops=PONDERLM3)
+    assert "ponder/mean-steps" not in scalars
+    assert math.isnan(mean_loss(empty))
+
+
+def test_mean_loss_counts_labelled_tokens_only() -> None:
+    assert mean_loss(SUMS) == 3.0
+
+
+def test_sweeps_that_did_not_run_have_no_residual() -> None:
+    sums = {"residual_change": [4.0, 0.0], "residual_norm": [16.0, 0.0]}
+    assert jacobi_residuals(sums) == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("residuals", "expected"),
+    [([], None), ([0.5], None), ([0.5, 0.0], None), ([0.8, 0.2], 0.25), ([1.0, 0.1, 0.09], 0.3)],
+)
+def test_contraction_is_the_geometric_mean_of_ratios(residuals: list[float], expected: float | None) -> None:
+    assert contraction(residuals) == (None if expected is None else pytest.approx(expected))
+
+
+def test_shares_of_nothing_are_zero() -> None:
+    assert fractions([0.0, 0.0]) == [0.0, 0.0]
+    assert active_fractions([0.0, 0.0]) == [0.0, 0.0]
+    assert mean_steps_of([]) == 0.0

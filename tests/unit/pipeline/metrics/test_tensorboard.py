@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from pipeline.metrics.tensorboard import (
+    TensorBoardSink,
+    custom_scalars_layout,
+    flatten_settings,
+    histogram_of_counts,
+)
+from tests.unit.pipeline.metrics.records import training_record, validation_record
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
+    folder = tmp_path_factory.mktemp("tensorboard")
+    sink = TensorBoardSink(folder, num_latent_thoughts=3, max_jacobi_iterations=2)
+    sink.write_configuration(
+        {"model": {"num_layers": 4}, "data": Path("runs/data")}, "model:\n  num_layers: 4\n"
+    )
+    sink.write_training(training_record())
+    sink.write_validation(validation_record())
+    sink.close()
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return accumulator
+
+
+def only_value(events: EventAccumulator, tag: str) -> tuple[int, float]:
+    (event,) = events.Scalars(tag)
+    return event.step, event.value
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("lm loss", 5.25),
+        ("learning-rate", 1e-3),
+        ("batch-size", 16),
+        ("world-size", 2),
+        ("grad-norm", 1.2345),
+    ],
+)
+def test_megatrons_tags_are_written_over_iterations_and_samples(
+    events: EventAccumulator, tag: str, value: float
+) -> None:
+    assert only_value(events, tag) == (20, pytest.approx(value))
+    assert only_value(events, f"{tag} vs samples") == (320, pytest.approx(value))
+
+
+def test_speed_is_written_over_iterations(events: EventAccumulator) -> None:
+    assert only_value(events, "iteration-time") == (20, pytest.approx(0.5125))
+    assert only_value(events, "throughput") == (20, pytest.approx(0.14))
+
+
+def test_validation_has_megatrons_four_tags(events: EventAccumulator) -> None:
+    assert only_value(events, "lm loss validation") == (20, 4.0)
+    assert only_value(events, "lm loss validation vs samples") == (320, 4.0)
+    assert only_value(events, "lm loss validation ppl") == (20, pytest.approx(54.59815))
+    assert only_value(events, "lm loss validation ppl vs samples") == (320, pytest.approx(54.59815))
+
+
+def test_ponder_curves_are_written_for_training_and_validation(events: EventAccumulator) -> None:
+    assert only_value(events, "ponder/mean-steps") == (20, 1.75)
+    assert only_value(events, "ponder/halt-fraction/step_0") == (20, 0.25)
+    assert only_value(events, "ponder/mean-steps validation") == (20, 1.5)
+
+
+def test_the_histogram_holds_the_counts(events: EventAccumulator) -> None:
+    (event,) = events.Histograms("ponder/steps-histogram")
+    histogram = event.histogram_value
+    assert event.step == 20
+    assert (histogram.min, histogram.max, histogram.num) == (0, 3, 8)
+    assert sum(histogram.bucket) == 8
+
+
+def test_settings_and_layout_are_written(events: EventAccumulator) -> None:
+    tags = events.Tags()
+    assert "config/text_summary" in tags["tensors"]
+    assert "custom_scalars__config__" in tags["tensors"]
+    layout = layout_pb2.Layout.FromString(
+        events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    )
+    assert [category.title for category in layout.category] == ["loss", "halting", "Jacobi iteration", "cost"]
+    hparams = events.SummaryMetadata("_hparams_/session_start_info")
+    assert b"model.num_layers" in hparams.plugin_data.content
+
+
+def test_histogram_buckets_are_centred_on_steps() -> None:
+    histogram = histogram_of_counts([0.0, 2.0, 3.0])
+    assert histogram["bucket_limits"] == [-0.5, 0.5, 1.5, 2.5]
+    assert histogram["bucket_counts"] == [0.0, 0.0, 2.0, 3.0]
+    assert (histogram["min"], histogram["max"], histogram["num"]) == (1, 2, 5.0)
+    assert (histogram["sum"], histogram["sum_squares"]) == (8.0, 14.0)
+
+
+def test_a_model_that_does_not_ponder_gets_no_ponder_charts() -> None:
+    layout = custom_scalars_layout(num_latent_thoughts=0, max_jacobi_iterations=0)
+    assert list(layout) == ["loss", "cost"]
+
+
+def test_settings_are_flattened_to_dotted_names() -> None:
+    settings = {"a": {"b": 1, "c": {"d": None}}, "e": True, "f": (1, 2)}
+    assert flatten_settings(settings) == {"a.b": 1, "a.c.d": "None", "e": True, "f": "(1, 2)"}

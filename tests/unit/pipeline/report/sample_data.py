@@ -1,0 +1,94 @@
+"""A made-up run for the tests of the report."""
+
+import math
+
+from pipeline.report.data import Command, ReportData
+from pipeline.report.inputs import EvaluationResult, LossQuartile, SampleToken, TextSample
+
+SOURCE = (
+    "def parse(text: str) -> list[str]:\n"
+    '    """Split <text> & strip."""\n'
+    '    return [part.strip() for part in text.split(",")]\n'
+)
+
+
+def made_up_sample() -> TextSample:
+    pieces = [SOURCE[start : start + 4] for start in range(0, len(SOURCE), 4)]
+    tokens = tuple(
+        SampleToken(
+            piece=piece,
+            steps=(index * index + 1) % 4,
+            nll=None if index == 0 else 0.1 + (index % 7) / 2,
+            is_prompt=index < 9,
+        )
+        for index, piece in enumerate(pieces)
+    )
+    return TextSample(
+        checkpoint="runs/demo/checkpoints/iter_0000400",
+        num_latent_thoughts=3,
+        pruning_threshold=1e-4,
+        tokens_per_second=120.0,
+        tokens=tokens,
+    )
+
+
+def made_up_report() -> ReportData:
+    iterations = [float(at) for at in range(10, 401, 10)]
+    quartiles = [(0.0, 0.4, 0.1, 0.9), (0.4, 1.9, 1.1, 1.4), (1.9, 4.2, 3.0, 2.1), (4.2, 14.0, 6.6, 2.6)]
+    return ReportData(
+        name="demo",
+        method="ponderlm3",
+        facts=(("parameters", "1,234,567 unique"), ("layout", "tensor 2 x data 1 on 2 ranks")),
+        training_curve=tuple((at, 3.1 + 4.4 * math.exp(-at / 90) + 0.08 * math.sin(at)) for at in iterations),
+        heldout_curve=tuple((at, 3.2 + 4.4 * math.exp(-at / 90)) for at in iterations[9::10]),
+        heldout_loss=3.2517,
+        heldout_tokens=40_960,
+        unigram_entropy=5.9031,
+        num_latent_thoughts=3,
+        pruning_threshold=1e-4,
+        steps_count=(4_000, 9_000, 16_000, 11_960),
+        mean_steps_curve=tuple((at, 1.9 + 1.1 * math.exp(-at / 120)) for at in iterations),
+        pruned_curves=tuple(
+            tuple((at, share * (1 - math.exp(-at / 120))) for at in iterations) for share in (0.1, 0.33, 0.72)
+        ),
+        nll_by_steps=(0.62, 1.8, 3.4, 5.2),
+        loss_quartiles=tuple(
+            LossQuartile(lowest_nll=low, highest_nll=high, mean_nll=mean, mean_steps=steps, num_tokens=10_240)
+            for low, high, mean, steps in quartiles
+        ),
+        residuals=(0.21, 0.084),
+        flops_per_token_train=71_300_000.0,
+        flops_per_token_infer=6_900_000.0,
+        flops_saved=0.2731,
+        training_tokens_per_second=5_321.4,
+        sample=made_up_sample(),
+        commands=(
+            Command(purpose="Watch every curve", line="tensorboard --logdir runs/demo/tensorboard"),
+            Command(
+                purpose="Generate text", line="megaponder generate runs/demo/checkpoints --prompt 'import os'"
+            ),
+        ),
+        config_yaml="name: demo\nmodel:\n  num_layers: 4\n",
+        checkpoint="runs/demo/checkpoints/iter_0000400",
+    )
+
+
+def made_up_evaluation() -> EvaluationResult:
+    report = made_up_report()
+    return EvaluationResult(
+        checkpoint=report.checkpoint,
+        iteration=400,
+        split="heldout",
+        method="ponderlm3",
+        num_latent_thoughts=3,
+        num_jacobi_iterations=2,
+        pruning_threshold=1e-4,
+        num_tokens=report.heldout_tokens,
+        loss=report.heldout_loss,
+        unigram_entropy=report.unigram_entropy,
+        steps_count=(100, 100, 100, 100),
+        nll_by_steps=(1.0, 2.0, None, 4.0),
+        loss_quartiles=report.loss_quartiles,
+        residuals=report.residuals,
+        tokens_per_second=2_000.0,
+    )

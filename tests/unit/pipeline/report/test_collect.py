@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.flops import FlopsAccount, ModelShape
+from pipeline.metrics.jsonl import JsonlSink
+from pipeline.report.collect import collect_report
+from pipeline.report.data import Command
+from pipeline.report.inputs import save_json
+from pipeline.report.render import render_report
+from pipeline.report.table import render_results, result_rows
+from tests.unit.pipeline.metrics.records import training_record, validation_record
+from tests.unit.pipeline.report.sample_data import made_up_evaluation, made_up_report, made_up_sample
+
+FLOPS = FlopsAccount(
+    shape=ModelShape(
+        architecture="llama",
+        num_layers=2,
+        hidden_size=8,
+        ffn_hidden_size=16,
+        num_attention_heads=2,
+        num_query_groups=2,
+        kv_channels=4,
+        vocab_size=30,
+        padded_vocab_size=32,
+        seq_length=16,
+    ),
+    method="ponderlm3",
+    num_latent_thoughts=3,
+)
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    for iteration, active in ((10, 1.0), (20, 0.75)):
+        scalars = {f"ponder/active-fraction/step_{step}": active for step in range(1, 4)}
+        scalars["ponder/mean-steps"] = 3 * active
+        sink.write_training(
+            training_record(iteration=iteration, tokens_per_second=100.0 * iteration, scalars=scalars)
+        )
+    sink.write_validation(validation_record())
+    sink.close()
+    save_json(made_up_evaluation(), tmp_path / "evaluation.json")
+    save_json(made_up_sample(), tmp_path / "sample.json")
+    (tmp_path / "run_config.yaml").write_text("name: demo\n")
+    return tmp_path
+
+
+def test_a_run_folder_becomes_a_report(run_folder: Path) -> None:
+    commands = (Command(purpose="Watch", line="tensorboard"),)
+    data = collect_report(run_folder, name="demo", flops=FLOPS, facts=(("a", "b"),), commands=commands)
+    assert data.training_curve == ((10.0, 5.25), (20.0, 5.25))
+    assert data.heldout_curve == ((20.0, 4.0),)
+    assert data.mean_steps_curve == ((10.0, 3.0), (20.0, 2.25))
+    assert data.pruned_curves == (((10.0, 0.0), (20.0, 0.25)),) * 3
+    assert data.training_tokens_per_second == 1500.0
+    assert data.flops_per_token_train == FLOPS.training_per_token(2)
+    assert data.flops_saved == pytest.approx(FLOPS.saved_fraction(1.5))
+    assert data.sample == made_up_sample()
+    assert "Pondering" in render_report(data)
+
+
+def test_a_run_without_a_sample_still_has_a_report(run_folder: Path) -> None:
+    (run_folder / "sample.json").unlink()
+    data = collect_report(run_folder, name="demo", flops=FLOPS, facts=(), commands=())
+    assert data.sample is None
+    assert "token by token" not in render_report(data)
+
+
+def test_the_table_shows_the_results() -> None:
+    rows = dict(result_rows(made_up_report()))
+    assert rows["held-out loss"] == "3.2517 nats/token (perplexity 25.8)"
+    assert rows["unigram entropy"] == "5.9031 nats/token"
+    assert rows["below unigram"] == "2.6514 nats/token"
+    assert rows["mean steps per token"] == "1.877 of 3"
+    assert rows["pruned at step 1, 2, ..."] == "9.8%  31.7%  70.8%"
+    assert rows["mean steps, hardest quarter"] == "2.600"
+    assert rows["inference FLOPs saved"] == "27.3% (6.90 MFLOPs per token)"
+    assert rows["Jacobi residual by sweep"] == "0.2100  0.0840 (contraction 0.400)"
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(render_results(made_up_report()))
+    assert all(name in captured.get() for name in rows)

@@ -1,0 +1,250 @@
+"""The account is compared with what torch counts on a plain twin of the model."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.flops import FlopsAccount, ModelShape
+
+SHAPE = ModelShape(
+    architecture="llama",
+    num_layers=2,
+    hidden_size=32,
+    ffn_hidden_size=72,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=8,
+    vocab_size=90,
+    padded_vocab_size=96,
+    seq_length=24,
+)
+
+
+class TwinLayer(nn.Module):
+    """Attention and MLP of a layer, without the norms, which cost no products."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.query_key_value = nn.Linear(shape.hidden_size, shape.query_size + shape.key_value_size)
+        self.projection = nn.Linear(shape.query_size, shape.hidden_size)
+        self.up = nn.Linear(shape.hidden_size, shape.ffn_hidden_size * (2 if shape.is_gated else 1))
+        self.down = nn.Linear(shape.ffn_hidden_size, shape.hidden_size)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        shape = self.shape
+        sizes = [shape.query_size, shape.key_value_size // 2, shape.key_value_size // 2]
+        # [M, heads * d] -> [heads, M, d]
+        query, key, value = (
+            part.unflatten(-1, (-1, shape.kv_channels)).transpose(0, 1)
+            for part in self.query_key_value(rows).split(sizes, dim=-1)
+        )
+        repeats = shape.num_attention_heads // shape.num_query_groups
+        key, value = key.repeat_interleave(repeats, 0), value.repeat_interleave(repeats, 0)
+        scores = (query @ key.transpose(1, 2)).softmax(-1)
+        rows = rows + self.projection((scores @ value).transpose(0, 1).flatten(1))
+        hidden = self.up(rows)
+        if shape.is_gated:
+            gate, hidden = hidden.chunk(2, dim=-1)
+            hidden = hidden * gate.sigmoid()
+        return rows + self.down(hidden)
+
+
+class Twin(nn.Module):
+    """The schedule of passes of a latent-thought model, in a few lines of plain torch."""
+
+    def __init__(self, account: FlopsAccount) -> None:
+        super().__init__()
+        shape, self.account = account.shape, account
+        self.embedding = nn.Embedding(shape.padded_vocab_size, shape.hidden_size)
+        self.head = nn.Linear(shape.hidden_size, shape.padded_vocab_size, bias=False)
+        self.layers = nn.ModuleList(TwinLayer(shape) for _ in range(shape.num_layers))
+        hidden, steps = shape.hidden_size, account.num_latent_thoughts + 1
+        self.router = nn.Sequential(nn.Linear(hidden, hidden // 4), nn.Linear(hidden // 4, steps))
+
+    def forward(self, tokens: Tensor, num_jacobi_iterations: int) -> Tensor:
+        """Return the logits of a training forward, plus what the router adds to the graph."""
+        thoughts = self.account.num_latent_thoughts
+        slots = [self.embedding(tokens)]
+        routed = torch.zeros(())
+        sweeps = num_jacobi_iterations if thoughts else 0
+        for _ in range(thoughts + sweeps):
+            hidden = self.run_layers(slots)
+            routed = routed + self.route(hidden[0])
+            slots = [slots[0]] + [self.thought(state) for state in hidden[:thoughts]]
+        hidden = self.run_layers(slots)
+        return self.head(hidden[-1]) + routed + self.route(hidden[0])
+
+    def run_layers(self, slots: list[Tensor]) -> list[Tensor]:
+        rows = torch.cat(slots)
+        for layer in self.layers:
+            rows = layer(rows)
+        return list(rows.chunk(len(slots)))
+
+    def route(self, state: Tensor) -> Tensor:
+        return self.router(state).sum() if self.account.method == "ponderlm3" else torch.zeros(())
+
+    def thought(self, state: Tensor) -> Tensor:
+        if not self.account.interpolation:
+            return state
+        return self.head(state).softmax(-1) @ self.embedding.weight
+
+
+def counted_per_token(account: FlopsAccount, num_jacobi_iterations: int) -> float:
+    """Let torch count one training step of the twin."""
+    twin = Twin(account)
+    tokens = torch.arange(account.shape.seq_length)
+    with FlopCounterMode(display=False) as counter:
+        twin(tokens, num_jacobi_iterations).sum().backward()
+    return counter.get_total_flops() / account.shape.seq_length
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+@pytest.mark.parametrize(
+    ("method", "num_latent_thoughts", "num_jacobi_iterations", "interpolation"),
+    [
+        ("vanilla", 0, 0, False),
+        ("ponderlm2", 1, 0, False),
+        ("ponderlm2", 3, 2, False),
+        ("ponderlm2", 2, 1, True),
+        ("ponderlm3", 3, 2, False),
+        ("ponderlm3", 2, 0, False),
+    ],
+)
+def test_training_flops_equal_what_torch_counts(
+    architecture: str, method: str, num_latent_thoughts: int, num_jacobi_iterations: int, interpolation: bool
+) -> None:
+    shape = dataclasses.replace(SHAPE, architecture=architecture)
+    account = FlopsAccount(
+        shape=shape, method=method, num_latent_thoughts=num_latent_thoughts, interpolation=interpolation
+    )
+    counted = counted_per_token(account, num_jacobi_iterations)
+    assert account.training_per_token(num_jacobi_iterations) == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("method", "thoughts", "steps"), [("vanilla", 0, 0), ("ponderlm2", 3, 3), ("ponderlm3", 3, 2)]
+)
+def test_inference_flops_equal_one_pass_over_the_kept_rows(method: str, thoughts: int, steps: int) -> None:
+    account = FlopsAccount(shape=SHAPE, method=method, num_latent_thoughts=thoughts)
+    twin = Twin(account)
+    tokens = torch.arange(SHAPE.seq_length)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        hidden = twin.run_layers([twin.embedding(tokens)] * (steps + 1))
+        twin.route(hidden[0])
+        twin.head(hidden[-1])
+    counted = counter.get_total_flops() / SHAPE.seq_length
+    assert account.inference_per_token(float(steps)) == pytest.approx(counted, rel=0.01)
+
+
+def test_phases_of_a_hand_computed_model() -> None:
+    shape = ModelShape(
+        architecture="gpt_neox",
+        num_layers=1,
+        hidden_size=4,
+        ffn_hidden_size=8,
+        num_attention_heads=2,
+        num_query_groups=2,
+        kv_channels=2,
+        vocab_size=10,
+        padded_vocab_size=10,
+        seq_length=5,
+    )
+    flops = FlopsAccount(
+        shape=shape, method="ponderlm3", num_latent_thoughts=1, recompute="full"
+    ).training_flops(2)
+    one_row = 2 * (4 * 12 + 4 * 4 + 2 * 4 * 8) + 4 * 1 * 5 * 4
+    two_rows = 2 * 2 * (4 * 12 + 4 * 4 + 2 * 4 * 8) + 4 * 4 * 5 * 4
+    assert flops.build_up == 3 * one_row
+    assert flops.sweeps == 3 * 2 * two_rows
+    assert flops.final == 3 * two_rows
+    assert flops.head == 3 * 2 * 4 * 10
+    assert flops.router == 3 * 4 * 2 * (4 * 1 + 1 * 2)
+    assert flops.recompute == one_row + 3 * two_rows
+    assert flops.hardware - flops.model == flops.recompute
+
+
+def test_selective_recompute_repeats_the_attention_only() -> None:
+    account = FlopsAccount(shape=SHAPE, method="ponderlm2", num_latent_thoughts=1, recompute="selective")
+    pairs = (1 + 2 * 4) * SHAPE.seq_length
+    assert account.training_flops(1).recompute == SHAPE.num_layers * 4 * pairs * SHAPE.query_size
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "sweeps", "passes", "rows"), [(0, 2, 1, 1), (1, 3, 5, 9), (3, 2, 6, 18)]
+)
+def test_passes_and_rows_follow_the_schedule(thoughts: int, sweeps: int, passes: int, rows: int) -> None:
+    account = FlopsAccount(shape=SHAPE, method="ponderlm2", num_latent_thoughts=thoughts)
+    assert account.num_passes(sweeps) == passes
+    assert account.training_rows_per_token(sweeps) == rows
+
+
+def test_depth_and_rows_of_a_decoder_follow_the_steps_taken() -> None:
+    ponderlm3 = FlopsAccount(shape=SHAPE, method="ponderlm3", num_latent_thoughts=3)
+    ponderlm2 = FlopsAccount(shape=SHAPE, method="ponderlm2", num_latent_thoughts=3)
+    assert ponderlm3.inference_rows_per_token(1.5) == 2.5
+    assert ponderlm2.inference_rows_per_token(1.5) == 4
+    assert ponderlm3.effective_depth(1.5) == 5
+    assert ponderlm3.effective_depth() == 8
+
+
+def test_halting_saves_nothing_when_every_step_is_taken_and_more_the_earlier_it_comes() -> None:
+    account = FlopsAccount(shape=SHAPE, method="ponderlm3", num_latent_thoughts=3)
+    assert account.saved_fraction(3.0) == 0.0
+    assert 0 < account.saved_fraction(2.0) < account.saved_fraction(1.0) < 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "heads", "non_embedding", "total"),
+    [
+        (6, 512, 8, 18_915_328, 70_426_624),
+        (24, 1024, 16, 302_311_424, 405_334_016),
+        (24, 2048, 16, 1_208_602_624, 1_414_647_808),
+        (32, 2560, 32, 2_517_652_480, 2_775_208_960),
+    ],
+)
+def test_parameters_are_those_of_pythia(
+    layers: int, hidden: int, heads: int, non_embedding: int, total: int
+) -> None:
+    shape = ModelShape(
+        architecture="gpt_neox",
+        num_layers=layers,
+        hidden_size=hidden,
+        ffn_hidden_size=4 * hidden,
+        num_attention_heads=heads,
+        num_query_groups=heads,
+        kv_channels=hidden // heads,
+        vocab_size=50_277,
+        padded_vocab_size=50_304,
+        seq_length=2048,
+    )
+    count = FlopsAccount(shape=shape, method="vanilla").parameters()
+    assert (count.non_embedding, count.total) == (non_embedding, total)
+
+
+def test_parameters_are_those_of_ponderlm2s_llama_410m() -> None:
+    shape = ModelShape(
+        architecture="llama",
+        num_layers=24,
+        hidden_size=1024,
+        ffn_hidden_size=2752,
+        num_attention_heads=16,
+        num_query_groups=16,
+        kv_channels=64,
+        vocab_size=50_304,
+        padded_vocab_size=50_304,
+        seq_length=2048,
+    )
+    count = FlopsAccount(shape=shape, method="ponderlm2", num_latent_thoughts=1).parameters()
+    assert (count.non_embedding, count.total) == (303_612_928, 406_635_520)
+
+
+def test_router_and_tied_embeddings_are_counted() -> None:
+    account = FlopsAccount(
+        shape=dataclasses.replace(SHAPE, tied_embeddings=True), method="ponderlm3", num_latent_thoughts=3
+    )
+    assert account.parameters().router == 32 * 8 + 8 + 8 * 4 + 4
+    assert account.parameters().head == 0
