@@ -81,4 +81,5 @@ def mix_steps(hidden: Tensor, steps: Tensor) -> Tensor:
 
 def step_entropy(steps: Tensor) -> Tensor:
     """Entropy of s in nats: [S, K + 1, B] -> [S, B]."""
-    return -torch.special.xlogy(steps, steps).sum(dim=1)
+    entropy: Tensor = -torch.special.xlogy(steps, steps).sum(dim=1)
+    return entropy
