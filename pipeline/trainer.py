@@ -5,7 +5,9 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-from megatron_ext.host import device, prepare_host
+import torch
+
+from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
 from megatron_ext.ponder.passes import draw_jacobi_iterations
 from megatron_ext.ponder.penalties import ramp
@@ -54,7 +56,8 @@ def train(config: RunConfig) -> ExitCode:
         groups = initialize_groups(
             tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, seed=config.seed
         )
-        with StopFlag(device()) as stop:
+        # On the host: asking must not wait for the GPU.
+        with StopFlag(torch.device("cpu")) as stop:
             return _prepare(config, groups).run(stop)
     finally:
         stop_process_group()

@@ -1,0 +1,49 @@
+"""What all tests share: seeds, few threads, the folder of golden vectors."""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+
+# Several ranks share the cores of one machine; set before anything imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray reports usage over the network unless told otherwise.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Start every test from the same random state; torch only where the test's imports loaded it."""
+    random.seed(1234)
+    numpy.random.seed(1234)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(1234)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Return the root of the sources."""
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def golden_folder(repository: Path) -> Path:
+    """Return the folder of golden vectors: `MEGAPONDER_GOLDEN`, or tests/golden."""
+    folder = Path(os.environ.get("MEGAPONDER_GOLDEN", repository / "tests" / "golden"))
+    assert folder.is_dir(), f"golden vectors must lie in {folder}; set MEGAPONDER_GOLDEN to their folder"
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is no CUDA device."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
