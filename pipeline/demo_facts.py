@@ -1,5 +1,8 @@
 """What the demo's report says about the run beside its results."""
 
+import os
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,24 +42,31 @@ def run_facts(
 
 def further_commands(config: RunConfig, config_path: Path) -> tuple[Command, ...]:
     """Return the command lines with which to look further."""
-    checkpoints = config.checkpoint_directory
+    checkpoints, megaponder = config.checkpoint_directory, _program("megaponder")
     longer = 2 * config.training.train_iters
     return (
         Command(
             purpose="Look at every curve of the training",
-            line=f"tensorboard --logdir {config.output_dir / TENSORBOARD_FOLDER}",
+            line=f"{_program('tensorboard')} --logdir {config.output_dir / TENSORBOARD_FOLDER}",
         ),
         Command(
             purpose="Let the model continue a text of yours",
-            line=f"megaponder generate {checkpoints} --prompt 'import os' --max-new-tokens 80",
+            line=f"{megaponder} generate {checkpoints} --prompt 'import os' --max-new-tokens 80",
         ),
-        Command(purpose="Evaluate it again", line=f"megaponder eval {checkpoints}"),
+        Command(purpose="Evaluate it again", line=f"{megaponder} eval {checkpoints}"),
         Command(
             purpose="Train twice as long",
-            line=f"megaponder train --config {config_path} train-iters={longer} "
+            line=f"{megaponder} train --config {config_path} train-iters={longer} "
             f"output_dir={config.output_dir}-longer",
         ),
     )
+
+
+def _program(name: str) -> str:
+    """How to call a program of this environment: by its name where the shell finds it, else by its path."""
+    own = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    return name if found is not None and Path(found) == own else os.path.relpath(own)
 
 
 def _render_step(step: str, seconds: float | None) -> str:

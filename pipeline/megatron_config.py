@@ -13,7 +13,7 @@ from megatron_ext.model_config import (
     initialization_settings,
 )
 from megatron_ext.optimizer import OptimizerSettings, ScheduleSettings
-from megatron_ext.ponder.config import Method, Penalty, PonderConfig
+from megatron_ext.ponder.config import Penalty, PonderConfig
 from pipeline.config.schema import PonderSection, RunConfig
 from pipeline.run_account import max_sweeps
 
@@ -23,7 +23,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def ponder_config(ponder: PonderSection) -> PonderConfig:
     """The method's settings."""
     return PonderConfig(
-        method=Method(ponder.method),
+        method=ponder.method,
         num_latent_thoughts=ponder.num_latent_thoughts,
         max_jacobi_iterations=max_sweeps(ponder),
         scale_embeds=ponder.scale_embeds,

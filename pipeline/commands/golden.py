@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from megatron_ext.ponder.config import Method
 from pipeline.commands.shared import examples, set_up_logging
-from pipeline.config.schema import Method
 
 EPILOG = examples(
     "megaponder golden tests/golden",

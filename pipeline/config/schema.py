@@ -4,12 +4,12 @@ Rules that tie several settings together are in `pipeline.config.rules`; both ar
 `RunConfig` is made. A section built alone (tests, golden vectors) is checked for types and ranges only.
 """
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError
 from pipeline.config.rules import broken_rules
 from pipeline.config.vocabulary import padded_vocab_size
@@ -23,18 +23,6 @@ Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
 BelowOne = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Switch = Annotated[bool, Field(strict=True)]
 IterationRange = tuple[CountOrZero, CountOrZero]
-
-
-class Method(StrEnum):
-    """How a model ponders; `pipeline.config.rules` names those that are built."""
-
-    VANILLA = "vanilla"
-    LOOP = "loop"
-    PAUSE = "pause"
-    PONDERLM = "ponderlm"
-    PONDERLM2 = "ponderlm2"
-    ADAPONDERLM = "adaponderlm"
-    PONDERLM3 = "ponderlm3"
 
 
 class Section(BaseModel):

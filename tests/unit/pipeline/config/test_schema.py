@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config.schema import Method, ModelConfig, PonderSection, RunConfig
+from megatron_ext.ponder.config import Method
+from pipeline.config.schema import ModelConfig, PonderSection, RunConfig
 from pipeline.config.validate import build_config
 from tests.unit.pipeline.config.settings import changed_settings, valid_settings
 
