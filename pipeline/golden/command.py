@@ -31,7 +31,7 @@ STYLES = {
 def run_golden(
     folder: Path,
     *,
-    kind: Kind = "forward",
+    kind: Kind = "all",
     method: Method | None = None,
     tensor_parallel: int = 1,
     pipeline_parallel: int = 1,

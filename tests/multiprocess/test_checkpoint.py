@@ -1,0 +1,234 @@
+"""Checkpoints of Megatron's own GPT model across layouts.
+
+Starting ranks costs seconds, so two ranks, then one, try everything, and the tests look at what they found.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_ext.parallel.groups import destroy_groups
+from pipeline.checkpoint import (
+    CheckpointError,
+    TrainState,
+    latest_iteration,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from tests.support.ranks import run_alone, run_on_ranks
+from tests.support.tiny_gpt import TinyGpt
+
+pytestmark = pytest.mark.multiprocess
+
+SAVED = TrainState(iteration=3, consumed_samples=24, consumed_tokens=384)
+Losses = list[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a rank reports, by case: losses and gradient norms after a save or a load, and errors."""
+
+    losses: dict[str, Losses]
+    errors: dict[str, str]
+    facts: dict[str, Any]
+
+
+def _train_and_save(directory: Path, **settings: Any) -> Losses:
+    run = TinyGpt(**settings)
+    run.train(3)
+    save_checkpoint(
+        directory,
+        SAVED,
+        module=run.module,
+        optimizer=run.optimizer,
+        scheduler=run.scheduler,
+        groups=run.groups,
+        config_file=directory.parent / "run_config.yaml",
+        keep_last=2,
+    )
+    losses = run.train(2)
+    destroy_groups()
+    return losses
+
+
+def _load_and_train(directory: Path, **settings: Any) -> Losses:
+    run = TinyGpt(seed=2, **settings)
+    try:
+        state = load_checkpoint(
+            directory,
+            module=run.module,
+            optimizer=run.optimizer,
+            scheduler=run.scheduler,
+            groups=run.groups,
+        )
+        assert state == SAVED
+        return run.train(2)
+    finally:
+        destroy_groups()
+
+
+def _error_of_loading(directory: Path, **settings: Any) -> str:
+    try:
+        _load_and_train(directory, **settings)
+    except CheckpointError as error:
+        return str(error)
+    return "no error"
+
+
+def _on_two_ranks(folder: Path) -> Found:
+    losses = {"tp2": _train_and_save(folder / "tp2", tensor=2)}
+    losses["tp2 -> tp2"] = _load_and_train(folder / "tp2", tensor=2)
+    losses["tp2 -> dp2"] = _load_and_train(folder / "tp2", tensor=1)
+    losses["dp2"] = _train_and_save(folder / "dp2", tensor=1)
+    losses["dp2 -> dp2"] = _load_and_train(folder / "dp2", tensor=1)
+    losses["dp2 -> tp2"] = _load_and_train(folder / "dp2", tensor=2)
+    bf16: dict[str, Any] = {"tensor": 2, "precision": "bf16"}
+    losses["bf16"] = _train_and_save(folder / "bf16", **bf16)
+    losses["bf16 -> bf16"] = _load_and_train(folder / "bf16", **bf16)
+    plain: dict[str, Any] = {"tensor": 2, "use_distributed_optimizer": False}
+    losses["plain"] = _train_and_save(folder / "plain", **plain)
+    losses["plain -> plain"] = _load_and_train(folder / "plain", **plain)
+    errors = {"fewer tensors": _error_of_loading(folder / "tp2", tensor=2, has_biases=False)}
+    try:
+        _train_and_save(folder / "run_config.yaml" / "inside a file", tensor=2)
+    except CheckpointError as error:
+        errors["cannot be written"] = str(error)
+    destroy_groups()
+    return Found(losses=losses, errors=errors, facts={})
+
+
+def _on_one_rank(folder: Path) -> Found:
+    losses = {name: _load_and_train(folder / name) for name in ("tp2", "dp2")}
+    losses["plain"] = _load_and_train(folder / "plain", use_distributed_optimizer=False)
+    losses["without biases"] = _train_and_save(folder / "no_biases", has_biases=False)
+    errors = {
+        "more tensors": _error_of_loading(folder / "no_biases"),
+        "other shapes": _error_of_loading(folder / "tp2", num_layers=3),
+        "absent": _error_of_loading(folder / "nowhere"),
+    }
+    facts = {"weights": _weights_differ(folder), "untrained": _save_untrained(folder / "untrained")}
+    truncated = max((folder / "dp2" / "iter_0000003").glob("*.distcp"), key=lambda path: path.stat().st_size)
+    truncated.write_bytes(truncated.read_bytes()[:1000])
+    errors["truncated"] = _error_of_loading(folder / "dp2")
+    return Found(losses=losses, errors=errors, facts=facts)
+
+
+def _weights_differ(folder: Path) -> list[str]:
+    """Return the names of weights that differ between a full load and one of the weights alone."""
+    whole = TinyGpt(seed=2)
+    load_checkpoint(
+        folder / "tp2",
+        module=whole.module,
+        optimizer=whole.optimizer,
+        scheduler=whole.scheduler,
+        groups=whole.groups,
+    )
+    destroy_groups()
+    weights = TinyGpt(seed=3)
+    assert load_weights(folder / "tp2", module=weights.module) == SAVED
+    destroy_groups()
+    expected = dict(whole.module.named_parameters())
+    return [
+        name for name, value in weights.module.named_parameters() if not torch.equal(value, expected[name])
+    ]
+
+
+def _save_untrained(directory: Path) -> int | None:
+    run = TinyGpt()
+    save_checkpoint(
+        directory,
+        TrainState(iteration=0, consumed_samples=0),
+        module=run.module,
+        optimizer=run.optimizer,
+        scheduler=run.scheduler,
+        groups=run.groups,
+        config_file=directory.parent / "run_config.yaml",
+    )
+    destroy_groups()
+    return latest_iteration(directory)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    (folder / "run_config.yaml").write_text("name: tiny\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder: Path) -> list[Found]:
+    return run_on_ranks(_on_two_ranks, 2, folder)
+
+
+@pytest.fixture(scope="module")
+def one_rank(folder: Path, two_ranks: list[Found]) -> Found:
+    found: Found = run_alone(_on_one_rank, folder)
+    return found
+
+
+@pytest.mark.parametrize("name", ["tp2 -> tp2", "dp2 -> dp2", "bf16 -> bf16", "plain -> plain"])
+def test_on_the_same_layout_the_run_goes_on_bit_for_bit(two_ranks: list[Found], name: str) -> None:
+    for found in two_ranks:
+        assert found.losses[name] == found.losses[name.split(" -> ")[0]]
+
+
+@pytest.mark.parametrize("name", ["tp2 -> dp2", "dp2 -> tp2"])
+def test_on_another_layout_of_two_ranks_the_run_goes_on(two_ranks: list[Found], name: str) -> None:
+    for found in two_ranks:
+        _assert_close(found.losses[name], found.losses[name.split(" -> ")[0]])
+
+
+@pytest.mark.parametrize("name", ["tp2", "dp2", "plain"])
+def test_on_one_rank_the_run_of_two_goes_on(two_ranks: list[Found], one_rank: Found, name: str) -> None:
+    _assert_close(one_rank.losses[name], two_ranks[0].losses[name])
+
+
+def _assert_close(losses: Losses, expected: Losses) -> None:
+    assert torch.tensor(losses).allclose(torch.tensor(expected), rtol=1e-5, atol=0)
+
+
+def test_a_checkpoint_has_megatrons_files_the_config_and_the_state(
+    folder: Path, two_ranks: list[Found]
+) -> None:
+    names = {path.name for path in (folder / "tp2" / "iter_0000003").iterdir()}
+    assert {".metadata", "metadata.json", "common.pt", "run_config.yaml", "train_state.json"} <= names
+    assert {"__0_0.distcp", "__1_0.distcp"} <= names
+    assert (folder / "tp2" / "latest_checkpointed_iteration.txt").read_text() == "3\n"
+
+
+def test_weights_alone_load_without_an_optimizer(one_rank: Found) -> None:
+    assert one_rank.facts["weights"] == []
+
+
+def test_a_model_that_was_never_trained_can_be_saved(one_rank: Found) -> None:
+    assert one_rank.facts["untrained"] == 0
+
+
+def test_tensors_that_the_model_lacks_are_named_on_every_rank(two_ranks: list[Found]) -> None:
+    for found in two_ranks:
+        assert "unexpected in it: decoder.layers.mlp.linear_fc1.bias" in found.errors["fewer tensors"]
+
+
+def test_tensors_that_the_checkpoint_lacks_are_named(one_rank: Found) -> None:
+    assert "missing in it: decoder.layers.mlp.linear_fc1.bias" in one_rank.errors["more tensors"]
+
+
+def test_other_shapes_are_refused(one_rank: Found) -> None:
+    assert "mismatch" in one_rank.errors["other shapes"]
+
+
+def test_a_truncated_file_is_refused(one_rank: Found) -> None:
+    assert "cannot be read" in one_rank.errors["truncated"]
+
+
+def test_an_absent_checkpoint_is_an_error(one_rank: Found) -> None:
+    assert "must hold a checkpoint" in one_rank.errors["absent"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_on_every_rank(two_ranks: list[Found]) -> None:
+    for found in two_ranks:
+        assert "could not write the checkpoint" in found.errors["cannot be written"]

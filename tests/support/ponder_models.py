@@ -1,0 +1,166 @@
+"""Tiny pondering models with random weights, batches for them, and the sequential oracle on their weights."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_ext.batch import TokenBatch
+from megatron_ext.model import ModelOutput, PonderModel
+from megatron_ext.model_config import (
+    Architecture,
+    Initialization,
+    PonderTransformerConfig,
+    architecture_settings,
+    host_settings,
+    initialization_settings,
+)
+from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.parallel.vocabulary import IGNORED_LABEL
+from megatron_ext.ponder.config import Method, PonderConfig
+from megatron_ext.ponder.masks import PADDING_DOCUMENT
+from megatron_ext.ponder.oracle import Backbone, SequentialOracle, TokenResult
+from megatron_ext.weights import load_weights, whole_tensors
+
+VOCAB_SIZE = 43
+PADDED_VOCAB_SIZE = 48
+HIDDEN_SIZE = 32
+
+
+def tiny_model(
+    groups: ParallelGroups,
+    method: Method | str,
+    architecture: Architecture | str = Architecture.LLAMA,
+    *,
+    num_latent_thoughts: int = 2,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 1,
+    ponder: dict[str, Any] | None = None,
+    **settings: Any,
+) -> PonderModel:
+    """Build a model of two layers in which every weight matters and tokens halt at every step.
+
+    Args:
+        groups: a layout of one rank.
+        method, architecture: which; Llama has two query heads per key/value head.
+        num_latent_thoughts: K, ignored for vanilla.
+        dtype: of the weights.
+        seed: of the weights.
+        ponder: further settings of the method.
+        settings: further settings of the backbone.
+    """
+    method, architecture = Method(method), Architecture(architecture)
+    config = PonderConfig(
+        method=method,
+        num_latent_thoughts=0 if method is Method.VANILLA else num_latent_thoughts,
+        **{"max_jacobi_iterations": 40, "pruning_threshold": 1e-2, **(ponder or {})},
+    )
+    is_neox = architecture is Architecture.GPT_NEOX
+    sizes: dict[str, Any] = {"num_layers": 2, "hidden_size": HIDDEN_SIZE, "num_attention_heads": 4}
+    sizes |= {"ffn_hidden_size": 52, "num_query_groups": 4 if is_neox else 2, "vocab_size": VOCAB_SIZE}
+    sizes |= {"padded_vocab_size": PADDED_VOCAB_SIZE, "rotary_percent": 0.5 if is_neox else 1.0}
+    initialization = initialization_settings(
+        Initialization.MEGATRON,
+        architecture=architecture,
+        std=0.02,
+        hidden_size=HIDDEN_SIZE,
+        num_layers=2,
+        num_slots=config.num_slots,
+    )
+    everything = sizes | architecture_settings(architecture) | initialization | host_settings() | settings
+    model = PonderModel(
+        PonderTransformerConfig(architecture=architecture, ponder=config, params_dtype=dtype, **everything),
+        groups.pg_collection,
+    )
+    load_weights(model, random_weights(model, seed))
+    return model
+
+
+def random_weights(model: PonderModel, seed: int) -> dict[str, Tensor]:
+    """Draw every tensor of a model, norms and biases included, in the order of names.
+
+    The router's logits get a standard deviation of several units over tokens, so that tail masses lie on both
+    sides of every threshold.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(name: str, like: Tensor) -> Tensor:
+        noise = torch.randn(like.shape, dtype=torch.float64, generator=generator)
+        if "norm" in name and name.endswith("weight"):
+            noise = 1 + 0.1 * noise
+        elif name == "ponder.router.2.weight":
+            noise = 4 * noise
+        elif name.startswith("ponder"):
+            noise = noise / like.shape[-1] ** 0.5
+        else:
+            noise = 0.15 * noise
+        return noise.to(like.dtype)
+
+    shapes = whole_tensors(model, lambda parameter: parameter)
+    return {name: draw(name, shapes[name]) for name in sorted(shapes)}
+
+
+def batch_of(tokens: Tensor, document_ids: Tensor | None = None) -> TokenBatch:
+    """Label every token with its successor in the document; positions restart with every document.
+
+    Args:
+        tokens: [B, S].
+        document_ids: [B, S], -1 at padding; None for one document per row.
+    """
+    documents = torch.zeros_like(tokens) if document_ids is None else document_ids
+    labels = torch.full_like(tokens, IGNORED_LABEL)
+    is_inner = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] != PADDING_DOCUMENT)
+    labels[:, :-1] = torch.where(is_inner, tokens[:, 1:], IGNORED_LABEL)
+    positions = torch.zeros_like(tokens)
+    for index in range(1, tokens.shape[1]):
+        is_same = documents[:, index] == documents[:, index - 1]
+        positions[:, index] = torch.where(is_same, positions[:, index - 1] + 1, 0)
+    return TokenBatch(tokens=tokens, labels=labels, position_ids=positions, document_ids=documents)
+
+
+def random_tokens(batch: int = 2, length: int = 9, *, seed: int = 2) -> Tensor:
+    """[B, S] ids."""
+    return torch.randint(VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def observed(
+    model: PonderModel, batch: TokenBatch, *, num_jacobi_iterations: int = 2, prune: bool = False
+) -> tuple[ModelOutput, dict[str, Tensor]]:
+    """Run a forward and return what it gives and all that it shows on the way, graphs kept.
+
+    The logits are copied, because the loss works on them in place.
+    """
+    seen: dict[str, Tensor] = {}
+    output = model(
+        batch,
+        num_jacobi_iterations=num_jacobi_iterations,
+        prune=prune,
+        observe=lambda name, value: seen.update(
+            {name: value.detach().clone() if name == "logits" else value}
+        ),
+    )
+    return output, seen
+
+
+def mean_loss(output: ModelOutput, batch: TokenBatch, *, penalty_weight: float = 0.0) -> Tensor:
+    """Mean cross-entropy over labelled tokens plus the weighted penalty."""
+    loss = output.token_losses.sum() / (batch.labels != IGNORED_LABEL).sum()
+    return loss if output.penalty is None else loss + penalty_weight * output.penalty
+
+
+def oracle_results(model: PonderModel, tokens: Sequence[int]) -> list[TokenResult]:
+    """Let the oracle consume one sequence on the model's weights."""
+    config = model.config
+    backbone = Backbone(
+        is_neox=config.architecture is Architecture.GPT_NEOX,
+        weights=whole_tensors(model, lambda parameter: parameter),
+        num_layers=config.num_layers,
+        num_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_query_groups,
+        rotary_size=config.rotary_size,
+        rotary_base=config.rotary_base,
+        norm_epsilon=config.layernorm_epsilon,
+    )
+    oracle = SequentialOracle(backbone, config.ponder)
+    return [oracle.consume(int(token), position) for position, token in enumerate(tokens)]

@@ -1,0 +1,25 @@
+"""Train several tiny runs one after the other in one process, whose start is most of their cost.
+
+python -m tests.support.several_trainings RECIPE OVERRIDES OVERRIDES ...; each OVERRIDES a JSON list.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from megatron_ext.parallel.groups import destroy_groups
+from pipeline.config.load import load_config
+from pipeline.trainer import train
+
+
+def main() -> None:
+    """Train each and stop at the first that does not reach its end."""
+    for overrides in sys.argv[2:]:
+        code = train(load_config(Path(sys.argv[1]), json.loads(overrides)))
+        destroy_groups()
+        if code:
+            sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

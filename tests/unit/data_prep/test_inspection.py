@@ -1,0 +1,52 @@
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from data_prep.inspection import Inspection, inspect_shards, render_inspection
+from tests.unit.data_prep.conftest import Prepared
+
+
+@pytest.fixture
+def folder(prepared: Prepared, tmp_path: Path) -> Path:
+    return shutil.copytree(prepared.folder, tmp_path / "shards")
+
+
+def render(inspection: Inspection) -> str:
+    output = io.StringIO()
+    Console(file=output, width=160).print(render_inspection(inspection))
+    return output.getvalue()
+
+
+def test_an_inspection_shows_totals_samples_and_rejected_files(prepared: Prepared) -> None:
+    inspection = inspect_shards(prepared.folder, num_samples=2)
+    first_file = prepared.manifest.split_shards("train")[0].inputs.first_file
+    text = (prepared.source.root / first_file).read_text()
+    assert len(inspection.samples) == 4
+    assert text.startswith(inspection.samples[0].text)
+    shown = render(inspection)
+    assert f"{prepared.manifest.num_tokens('train'):,}" in shown
+    assert "rejected: folder_1/latin.txt: not UTF-8" in shown
+    assert "checksums were not compared" in shown
+
+
+def test_verification_passes_on_untouched_shards(folder: Path) -> None:
+    assert inspect_shards(folder, verify=True).problems == ()
+
+
+def test_verification_finds_every_kind_of_damage(folder: Path) -> None:
+    flipped = bytearray((folder / "train-000000.tar").read_bytes())
+    flipped[3000] ^= 1
+    (folder / "train-000000.tar").write_bytes(flipped)
+    (folder / "train-000001.tar").write_bytes(b"cut")
+    (folder / "train-000002.tar").unlink()
+    inspection = inspect_shards(folder, verify=True)
+    assert inspection.problems is not None
+    findings = {problem.shard: problem.finding for problem in inspection.problems}
+    assert list(findings) == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
+    assert "sha256" in findings["train-000000.tar"]
+    assert "but has 3" in findings["train-000001.tar"]
+    assert "missing" in findings["train-000002.tar"]
+    assert "damaged: train-000002.tar: the file is missing" in render(inspection)

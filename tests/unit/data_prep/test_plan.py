@@ -1,0 +1,44 @@
+from data_prep.documents import InputFile
+from data_prep.manifest import PrepareSettings
+from data_prep.plan import (
+    LARGEST_SHARD_BYTES,
+    SMALLEST_SHARD_BYTES,
+    default_shard_bytes,
+    plan_shards,
+)
+
+FILES = [InputFile(path=f"{number:03d}.txt", size_bytes=number, modified_ns=0) for number in range(200)]
+
+
+def test_every_file_is_in_exactly_one_shard_and_in_order() -> None:
+    shards = plan_shards(FILES, PrepareSettings(heldout_fraction=0.2, shard_text_bytes=1000))
+    planned = [file.path for shard in shards for file in shard.files]
+    assert sorted(planned) == [file.path for file in FILES]
+    for split in ("train", "heldout"):
+        paths = [file.path for shard in shards if shard.split == split for file in shard.files]
+        assert paths == sorted(paths)
+        assert len(paths) > 0
+
+
+def test_shards_hold_no_more_text_than_asked_for_unless_one_file_does() -> None:
+    files = [*FILES, InputFile(path="999.txt", size_bytes=5000, modified_ns=0)]
+    shards = plan_shards(files, PrepareSettings(heldout_fraction=0.0, shard_text_bytes=1000))
+    assert all(shard.num_bytes <= 1000 or len(shard.files) == 1 for shard in shards)
+    assert len(shards) > 20
+
+
+def test_the_plan_repeats() -> None:
+    assert plan_shards(FILES, PrepareSettings()) == plan_shards(FILES, PrepareSettings())
+
+
+def test_shard_names_number_each_split_from_zero() -> None:
+    shards = plan_shards(FILES, PrepareSettings(heldout_fraction=0.5, shard_text_bytes=3000))
+    for split in ("train", "heldout"):
+        names = [shard.name for shard in shards if shard.split == split]
+        assert names == [f"{split}-{number:06d}.tar" for number in range(len(names))]
+
+
+def test_the_default_shard_size_has_limits() -> None:
+    assert default_shard_bytes(1000) == SMALLEST_SHARD_BYTES
+    assert default_shard_bytes(64 << 20) == 2 << 20
+    assert default_shard_bytes(1 << 50) == LARGEST_SHARD_BYTES

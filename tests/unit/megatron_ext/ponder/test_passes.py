@@ -1,0 +1,84 @@
+from collections import Counter
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_ext.ponder.passes import PassPlan, draw_jacobi_iterations, jacobi_plan
+
+steps = st.integers(0, 2**40)
+
+
+def test_build_up_then_sweeps_then_the_final_pass() -> None:
+    plan = jacobi_plan(2, 3)
+
+    assert plan.slots == (1, 2, 3, 3, 3, 3)
+    assert [plan.sweep_of(index) for index in range(6)] == [None, None, 0, 1, 2, None]
+    assert [plan.is_final(index) for index in range(6)] == [False] * 5 + [True]
+
+
+def test_without_sweeps_the_final_pass_follows_the_build_up() -> None:
+    plan = jacobi_plan(3, 0)
+
+    assert plan.slots == (1, 2, 3, 4)
+    assert [plan.sweep_of(index) for index in range(4)] == [None] * 4
+
+
+@given(num_jacobi_iterations=st.integers(0, 20))
+def test_without_thoughts_there_is_one_ordinary_pass(num_jacobi_iterations: int) -> None:
+    assert jacobi_plan(0, num_jacobi_iterations) == PassPlan(slots=(1,))
+    assert jacobi_plan(0, num_jacobi_iterations).sweep_of(0) is None
+
+
+@given(num_thoughts=st.integers(1, 8), num_sweeps=st.integers(0, 8))
+def test_pass_p_sees_min_p_k_plus_one_slots(num_thoughts: int, num_sweeps: int) -> None:
+    plan = jacobi_plan(num_thoughts, num_sweeps)
+
+    assert plan.num_passes == num_thoughts + num_sweeps + 1
+    assert plan.slots == tuple(min(index, num_thoughts) + 1 for index in range(plan.num_passes))
+    by_formula = num_thoughts * (num_thoughts + 1) // 2 + (num_sweeps + 1) * (num_thoughts + 1)
+    assert plan.rows_per_token == by_formula
+    sweeps = [plan.sweep_of(index) for index in range(plan.num_passes)]
+    assert [sweep for sweep in sweeps if sweep is not None] == list(range(num_sweeps))
+
+
+@given(seed=steps, step=steps, low=st.integers(0, 5), width=st.integers(0, 5))
+def test_a_draw_is_a_pure_function_within_its_range(seed: int, step: int, low: int, width: int) -> None:
+    drawn = draw_jacobi_iterations(seed, step, low, low + width)
+
+    assert low <= drawn <= low + width
+    assert drawn == draw_jacobi_iterations(seed, step, low, low + width)
+
+
+def test_the_draws_of_a_known_seed_never_change() -> None:
+    # Resumed runs and runs on other machines must repeat them.
+    assert [draw_jacobi_iterations(1234, step, 2, 4) for step in range(12)] == [
+        3,
+        2,
+        4,
+        4,
+        2,
+        2,
+        4,
+        3,
+        2,
+        3,
+        4,
+        4,
+    ]
+
+
+def test_draws_are_uniform_over_steps_and_over_seeds() -> None:
+    over_steps = Counter(draw_jacobi_iterations(1, step, 2, 4) for step in range(3000))
+    over_seeds = Counter(draw_jacobi_iterations(seed, 1, 2, 4) for seed in range(3000))
+
+    for counts in (over_steps, over_seeds):
+        # 1000 each; five standard deviations of a fair draw are 129.
+        assert all(abs(counts[value] - 1000) < 130 for value in (2, 3, 4))
+
+
+def test_consecutive_draws_are_independent() -> None:
+    draws = [draw_jacobi_iterations(1, step, 0, 1) for step in range(4001)]
+    pairs = Counter(pairwise(draws))
+
+    assert all(abs(pairs[first, second] - 1000) < 150 for first in (0, 1) for second in (0, 1))

@@ -1,0 +1,107 @@
+"""Which tensors a training step makes, watched operation by operation, forward and backward."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from megatron_ext.batch import TokenBatch
+from megatron_ext.model import PonderModel
+from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.ponder.masks import visible_rows
+from tests.support.ponder_models import PADDED_VOCAB_SIZE, batch_of, mean_loss, random_tokens, tiny_model
+
+LENGTH, BATCH_SIZE, NUM_THOUGHTS = 38, 2, 2
+ONE_DOCUMENT = batch_of(random_tokens(BATCH_SIZE, LENGTH))
+PACKED = batch_of(random_tokens(BATCH_SIZE, LENGTH), torch.tensor([[0] * 30 + [1] * 8, [0] * 5 + [1] * 33]))
+BACKBONES = ["llama", "gpt_neox"]
+
+
+class ShapeRecorder(TorchDispatchMode):
+    """Records operation and shape of every tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[str, tuple[int, ...]]] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        results = result if isinstance(result, tuple | list) else (result,)
+        self.made += [(str(func), tuple(value.shape)) for value in results if isinstance(value, Tensor)]
+        return result
+
+
+def training_step(model: PonderModel, batch: TokenBatch) -> list[tuple[str, tuple[int, ...]]]:
+    with ShapeRecorder() as recorder:
+        output = model(batch, num_jacobi_iterations=2)
+        mean_loss(output, batch, penalty_weight=0.3).backward()
+    assert any("backward" in operation for operation, _ in recorder.made)
+    return recorder.made
+
+
+def vocabulary_sized(made: list[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Tensors with a vocabulary for each of at least S rows."""
+    for operation, shape in made:
+        rows = torch.Size(shape).numel() // PADDED_VOCAB_SIZE
+        if PADDED_VOCAB_SIZE in shape and rows >= LENGTH * BATCH_SIZE:
+            yield operation, shape
+
+
+def square(made: list[tuple[str, tuple[int, ...]]], *, smallest: int) -> list[tuple[str, tuple[int, ...]]]:
+    """Tensors with two dims of rows."""
+    rows = {LENGTH * slots for slots in range(1, NUM_THOUGHTS + 2)} | {30, 33, 60, 66, 90, 99}
+    return [
+        (operation, shape)
+        for operation, shape in made
+        if sum(size in rows and size >= smallest for size in shape) >= 2
+    ]
+
+
+@pytest.mark.parametrize("method", ["ponderlm2", "ponderlm3"])
+@pytest.mark.parametrize("architecture", BACKBONES)
+def test_only_the_final_readout_makes_logits(groups: ParallelGroups, method: str, architecture: str) -> None:
+    vanilla = list(vocabulary_sized(training_step(tiny_model(groups, "vanilla", architecture), ONE_DOCUMENT)))
+
+    found = list(vocabulary_sized(training_step(tiny_model(groups, method, architecture), ONE_DOCUMENT)))
+
+    # Five passes make what one pass makes: no more of them and none larger.
+    assert vanilla
+    assert sorted(found) == sorted(vanilla)
+    products = [operation for operation, _ in found if "mm" in operation]
+    assert len(products) == 1
+
+
+def test_mixtures_of_embeddings_would_show(groups: ParallelGroups) -> None:
+    plain, mixing = (
+        list(vocabulary_sized(training_step(tiny_model(groups, "ponderlm2", ponder=ponder), ONE_DOCUMENT)))
+        for ponder in ({}, {"interpolation": True})
+    )
+
+    assert len(mixing) > len(plain)
+
+
+@pytest.mark.parametrize("batch", [ONE_DOCUMENT, PACKED], ids=["one document", "packed"])
+@pytest.mark.parametrize("method", ["ponderlm2", "ponderlm3"])
+@pytest.mark.parametrize("architecture", BACKBONES)
+def test_no_tensor_has_rows_times_rows(
+    groups: ParallelGroups, batch: TokenBatch, method: str, architecture: str
+) -> None:
+    made = training_step(tiny_model(groups, method, architecture, dtype=torch.float32), batch)
+
+    assert square(made, smallest=30) == []
+
+
+def test_a_dense_mask_would_show() -> None:
+    with ShapeRecorder() as recorder:
+        visible_rows(PACKED.document_ids, 2)
+
+    assert square(recorder.made, smallest=30)
