@@ -1,0 +1,94 @@
+"""A checkpoint of two tensor-parallel ranks, opened on one rank and on two.
+
+The vocabulary is padded to another size on one rank than on two, so the embedding's shape differs too.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.conftest import TrainedRun
+from tests.support.commands import megaponder, megaponder_under_torchrun
+from tests.support.corpus import VOCAB_SIZE
+from tests.support.runs import DIVISOR, NUM_ITERATIONS, written_events
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+
+NUM_NEW_TOKENS = 24
+NUM_PROMPT_TOKENS = 32
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def sample(trained: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A greedy continuation of a held-out document, made on one rank."""
+    output = tmp_path_factory.mktemp("sample") / "sample.json"
+    command = megaponder("generate", *generate_arguments(trained, output))
+    assert command.exit_code == 0, command.stderr
+    content: dict[str, Any] = read_json(output)
+    text = "".join(token["piece"] for token in content["tokens"])
+    assert text.split() == command.stdout.replace("\n", " ").split()[: len(text.split())]
+    return content
+
+
+def generate_arguments(trained: TrainedRun, output: Path) -> list[str]:
+    return [str(trained.checkpoints), "--max-new-tokens", str(NUM_NEW_TOKENS), "--output", str(output)]
+
+
+def test_the_padding_of_the_vocabulary_differs_between_the_layouts() -> None:
+    assert -VOCAB_SIZE % DIVISOR != -VOCAB_SIZE % (2 * DIVISOR)
+
+
+def test_an_evaluation_on_one_rank_finds_what_training_on_two_found(
+    trained: TrainedRun, tmp_path: Path
+) -> None:
+    output = tmp_path / "evaluation.json"
+    command = megaponder("eval", str(trained.checkpoints), "--output", str(output))
+    assert command.exit_code == 0, command.stderr
+    found = read_json(output)
+    (measured,) = written_events(trained.folder, "validation")
+    assert found["iteration"] == NUM_ITERATIONS
+    assert found["checkpoint"].endswith(f"iter_{NUM_ITERATIONS:07d}")
+    assert found["loss"] == pytest.approx(measured["lm loss validation"], rel=1e-5)
+    # A token at the very threshold may fall on either side of it.
+    assert found["steps_count"] == pytest.approx(measured["ponder/steps-histogram"], abs=2)
+    assert len(found["residuals"]) == 2
+    assert sum(quarter["num_tokens"] for quarter in found["loss_quartiles"]) == found["num_tokens"]
+    assert f"{found['loss']:.4f} nats per token" in command.stdout
+
+
+def test_a_greedy_text_is_the_same_every_time(
+    trained: TrainedRun, sample: dict[str, Any], tmp_path: Path
+) -> None:
+    command = megaponder("generate", *generate_arguments(trained, tmp_path / "again.json"))
+    assert command.exit_code == 0, command.stderr
+    assert read_json(tmp_path / "again.json")["tokens"] == sample["tokens"]
+
+
+def test_a_text_has_its_prompt_its_steps_and_its_likelihoods(sample: dict[str, Any]) -> None:
+    tokens = sample["tokens"]
+    assert [token["is_prompt"] for token in tokens[: NUM_PROMPT_TOKENS + 1]] == [True] * 32 + [False]
+    assert NUM_PROMPT_TOKENS < len(tokens) <= NUM_PROMPT_TOKENS + NUM_NEW_TOKENS
+    assert tokens[0]["nll"] is None
+    assert all(token["nll"] > 0 for token in tokens[1:])
+    assert set(Counter(token["steps"] for token in tokens)) <= {0, 1, 2}
+
+
+def test_two_ranks_generate_the_same_tokens(
+    trained: TrainedRun, sample: dict[str, Any], tmp_path: Path
+) -> None:
+    output = tmp_path / "two_ranks.json"
+    command = megaponder_under_torchrun(2, "generate", *generate_arguments(trained, output))
+    assert command.exit_code == 0, command.stderr
+    found, expected = read_json(output)["tokens"], sample["tokens"]
+    for name in ("piece", "steps", "is_prompt"):
+        assert [token[name] for token in found] == [token[name] for token in expected]
+    assert [token["nll"] for token in found[1:]] == pytest.approx(
+        [token["nll"] for token in expected[1:]], rel=1e-4
+    )

@@ -1,0 +1,111 @@
+"""What a run refuses, what it says then, and what it leaves as it was."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint_folder import latest_iteration
+from tests.end_to_end.conftest import TrainedRun
+from tests.support.commands import COMMAND, Finished, megaponder, started, wait_until
+from tests.support.runs import NUM_ITERATIONS, has_trained, one_rank, written_events
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+
+# One pass of one layer: steps of milliseconds.
+SMALLEST = (
+    "ponder.method=vanilla",
+    "num-latent-thoughts=0",
+    "num-jacobi-iterations=0",
+    "num-layers=1",
+    "micro-batch-size=2",
+    "global-batch-size=2",
+)
+
+
+def bytes_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def assert_is_for_users(command: Finished) -> None:
+    assert "Traceback" not in command.stderr
+    assert command.stderr.count("error: ") == 1, command.stderr
+
+
+def test_all_mistakes_in_the_settings_are_told_at_once_and_nothing_is_written(
+    recipe: Path, tmp_path: Path
+) -> None:
+    mistakes = ("parallel.tensor=3", "lr=0", "model.hiden_size=64", "ponder.method=loop")
+    output = tmp_path / "run"
+    command = megaponder("train", "--config", str(recipe), f"output_dir={output}", *mistakes)
+    assert command.exit_code == 2
+    assert_is_for_users(command)
+    for part in ("4 problems", "parallel.tensor: must divide", "optimizer.lr: ", "model.hidden_size", "loop"):
+        assert part in command.stderr
+    assert not output.exists()
+
+
+def test_absent_data_are_told_before_anything_is_written(recipe: Path, tmp_path: Path) -> None:
+    output, data = tmp_path / "run", tmp_path / "nowhere"
+    command = megaponder("train", "--config", str(recipe), *one_rank(output), f"data.path={data}")
+    assert command.exit_code == 2
+    assert_is_for_users(command)
+    assert str(data) in command.stderr
+    assert not output.exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_the_names_of_its_tensors(
+    trained: TrainedRun, recipe: Path, tmp_path: Path
+) -> None:
+    before = bytes_of(trained.folder)
+    place = one_rank(tmp_path / "run", f"checkpoint.directory={trained.checkpoints}")
+    sizes = ("hidden-size=48", "train-iters=99")
+    command = megaponder("train", "--config", str(recipe), *place, *sizes)
+    assert command.exit_code == 93, command.stderr
+    assert_is_for_users(command)
+    for part in ("decoder.layers.", "32", "48", str(trained.checkpoints)):
+        assert part in command.stderr
+    assert not (tmp_path / "run").exists()
+    assert bytes_of(trained.folder) == before
+
+
+def test_a_finished_run_is_left_as_it_is(trained: TrainedRun, recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    before = bytes_of(folder / "checkpoints")
+    command = megaponder("train", "--config", str(recipe), *one_rank(folder))
+    assert command.exit_code == 0, command.stderr
+    assert len(written_events(folder)) == NUM_ITERATIONS
+    assert bytes_of(folder / "checkpoints") == before
+
+
+@pytest.fixture(scope="module")
+def sound(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one rank that SIGTERM ended, as schedulers do before the time is up."""
+    folder = tmp_path_factory.mktemp("sound") / "run"
+    settings = one_rank(folder, *SMALLEST, "train-iters=100000")
+    with started([*COMMAND, "train", "--config", str(recipe), *settings]) as command:
+        wait_until(lambda: has_trained(folder, 2) or command.process.poll() is not None)
+        command.process.send_signal(signal.SIGTERM)
+        finished = command.finish()
+    assert finished.exit_code == 75, finished.stderr
+    assert (latest_iteration(folder / "checkpoints") or 0) >= 2
+    return folder
+
+
+def test_a_diverged_run_ends_without_harm_to_its_last_checkpoint(recipe: Path, sound: Path) -> None:
+    saved = latest_iteration(sound / "checkpoints")
+    assert saved is not None
+    before = bytes_of(sound / "checkpoints")
+    # It may save at every iteration, but logs too late to see there that the loss is lost.
+    changes = ("lr=1e30", "clip-grad=0", "checkpoint.interval=1", "metrics.interval=50", "train-iters=100000")
+    settings = one_rank(sound, *SMALLEST, *changes)
+    command = megaponder("train", "--config", str(recipe), *settings)
+    assert command.exit_code == 93, command.stderr
+    assert "Traceback" not in command.stderr
+    assert "must be finite" in command.stderr
+    after = bytes_of(sound / "checkpoints" / f"iter_{saved:07d}")
+    assert after == {path: content for path, content in before.items() if path in after}
+    # The step that ruins the weights has a finite loss itself; nothing is saved after that.
+    assert (latest_iteration(sound / "checkpoints") or 0) <= saved + 1

@@ -1,0 +1,83 @@
+"""Every method on both architectures in both precisions, each pair at least once, on one rank."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import started
+from tests.support.runs import losses, one_rank, written_events
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+
+VANILLA = ("ponder.method=vanilla", "ponder.num_latent_thoughts=0", "ponder.num_jacobi_iterations=0")
+NEOX = ("model.architecture=gpt_neox", "model.num_query_groups=4")
+# PonderLM-3 on Llama in float32 is the run of the other tests.
+VARIANTS = {
+    "vanilla, gpt_neox, fp32": (
+        *VANILLA,
+        *NEOX,
+        "parallel.use_distributed_optimizer=false",
+    ),
+    "vanilla, llama, bf16": (
+        *VANILLA,
+        "bf16=true",
+        "model.untie_embeddings_and_output_weights=false",
+        "data.order=sequential",
+    ),
+    "ponderlm2, llama, fp32": (
+        "ponder.method=ponderlm2",
+        "random-jacobi-iterations=[1, 3]",
+        "parallel.recompute=full",
+        "micro-batch-size=4",
+    ),
+    "ponderlm2, gpt_neox, bf16": (
+        "ponder.method=ponderlm2",
+        "num-latent-thoughts=1",
+        "interpolation=true",
+        *NEOX,
+        "training.precision=bf16",
+        "model.init=ponderlm2",
+    ),
+    "ponderlm3, gpt_neox, bf16": (
+        "ponder.penalty=bottom_k",
+        *NEOX,
+        "training.precision=bf16",
+        "optimizer.lr_decay_style=wsd",
+        "optimizer.wsd_decay_iters=4",
+        "parallel.recompute=selective",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of every variant's run."""
+    parent = tmp_path_factory.mktemp("variants")
+    folders = {name: parent / str(number) for number, name in enumerate(VARIANTS)}
+    overrides = [json.dumps(one_rank(folders[name], *changes)) for name, changes in VARIANTS.items()]
+    with started(["-m", "tests.support.several_trainings", str(recipe), *overrides]) as command:
+        finished = command.finish()
+    assert finished.exit_code == 0, finished.stderr
+    return folders
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_loss_of_every_kind_of_model_falls(folders: dict[str, Path], name: str) -> None:
+    curve = list(losses(folders[name]).values())
+    assert curve[-1] < curve[0] - 0.5
+    (validation,) = written_events(folders[name], "validation")
+    assert validation["lm loss validation"] < curve[0] - 0.5
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_curves_are_those_that_the_method_has(folders: dict[str, Path], name: str) -> None:
+    event = written_events(folders[name])[-1]
+    assert ("ponder/jacobi-residual/sweep_1" in event) is not name.startswith("vanilla")
+    assert ("ponder/mean-steps" in event) is name.startswith("ponderlm3")
+    assert (folders[name] / "checkpoints" / "latest_checkpointed_iteration.txt").exists()
+
+
+def test_a_drawn_number_of_sweeps_changes_from_step_to_step(folders: dict[str, Path]) -> None:
+    events = written_events(folders["ponderlm2, llama, fp32"])
+    assert {event["ponder/jacobi-iterations"] for event in events} == {1, 2, 3}
