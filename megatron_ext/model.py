@@ -80,7 +80,7 @@ class PonderModel(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
             config.hidden_size,
             config.padded_vocab_size,
             config=config,
-            init_method=config.init_method,
+            init_method=config.embedding_init_method,
             bias=False,
             skip_weight_param_allocation=config.tie_embeddings,
             tp_group=self.tp_group,

@@ -74,6 +74,7 @@ def architecture_settings(architecture: Architecture) -> dict[str, Any]:
 def initialization_settings(
     kind: Initialization,
     *,
+    vocab_size: int,
     architecture: Architecture,
     std: float,
     hidden_size: int,
@@ -84,6 +85,7 @@ def initialization_settings(
 
     Args:
         kind: the scheme.
+        vocab_size: rows of embedding and head that stand for a piece; the others start at 0.
         architecture: the published PonderLM-2 scheme differs between backbones.
         std: standard deviation of Megatron's scheme; the other computes its own.
         hidden_size, num_layers: of the backbone.
@@ -97,7 +99,7 @@ def initialization_settings(
         inner, output = _truncated_normal(std), _truncated_normal(std / math.sqrt(2 * depth))
     return {
         "init_method": inner,
-        "embedding_init_method": inner,
+        "embedding_init_method": _real_rows_only(inner, vocab_size),
         "output_layer_init_method": output,
         "init_method_std": std,
     }
@@ -124,6 +126,17 @@ def pad_vocabulary(vocab_size: int, divisible_by: int, tensor_parallel: int) -> 
     """Megatron's rule: the next multiple of ``divisible_by * tensor_parallel``."""
     multiple = divisible_by * tensor_parallel
     return math.ceil(vocab_size / multiple) * multiple
+
+
+def _real_rows_only(initialize: Callable[[Tensor], Tensor], vocab_size: int) -> Callable[[Tensor], Tensor]:
+    """Draw for the vocabulary alone: how far it is padded depends on the layout, the start must not."""
+
+    def initialize_vocabulary(weight: Tensor) -> Tensor:
+        torch.nn.init.zeros_(weight[vocab_size:])
+        initialize(weight[:vocab_size])
+        return weight
+
+    return initialize_vocabulary
 
 
 def _truncated_normal(std: float) -> Callable[[Tensor], Tensor]:

@@ -193,8 +193,12 @@ def _load(content: dict[str, Any], folder: Path, *, ignored_prefixes: tuple[str,
         loaded, not_asked_for, not_there = dist_checkpointing.load(
             content, str(folder), strict=StrictHandling.RETURN_ALL
         )
-    except (CheckpointingException, CheckpointException) as error:
-        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+    except CheckpointException as error:
+        # Its own text repeats every rank's traceback.
+        reasons = sorted({str(failure) for failure, _ in error.failures.values()})
+        raise CheckpointError(_unreadable(folder, "; ".join(reasons))) from error
+    except CheckpointingException as error:
+        raise CheckpointError(_unreadable(folder, str(error))) from error
     _refuse_differences(
         folder,
         missing=_names_on_all_ranks(not_there),
@@ -202,6 +206,10 @@ def _load(content: dict[str, Any], folder: Path, *, ignored_prefixes: tuple[str,
     )
     state: dict[str, Any] = loaded
     return state
+
+
+def _unreadable(folder: Path, reason: str) -> str:
+    return f"{folder} cannot be read: {reason}; use the model settings in {folder / CONFIG_NAME}"
 
 
 def _refuse_differences(folder: Path, *, missing: list[str], unexpected: list[str]) -> None:

@@ -6,6 +6,7 @@ import typer
 
 from pipeline.commands import bench, data, demo, evaluate, generate, golden, report, tokenizer, train
 from pipeline.commands.failures import USER_ERRORS, exit_code_of
+from pipeline.ranks import Ranks
 
 app = typer.Typer(
     name="megaponder",
@@ -33,7 +34,9 @@ def main() -> None:
     try:
         app()
     except USER_ERRORS as error:
-        typer.echo(f"error: {error}", err=True)
+        # Every rank meets the same error; one tells it.
+        if Ranks.from_environment().rank == 0:
+            typer.echo(f"error: {error}", err=True)
         sys.exit(exit_code_of(error))
 
 

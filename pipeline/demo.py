@@ -42,6 +42,8 @@ TRAINING, EVALUATION, GENERATION = "training", "evaluation", "generation"
 
 PROMPT = 'def read_lines(path):\n    """Return the lines of a file."""\n'
 NUM_GENERATED_TOKENS = 160
+# A small model repeats itself when it always takes the most likely token.
+SAMPLING = ("--temperature", "0.8", "--top-p", "0.9", "--seed", "1")
 
 
 RunCommand = Callable[[Sequence[str], int], int]
@@ -159,7 +161,7 @@ def evaluate_arguments(demo: Demo) -> list[str]:
 def generate_arguments(demo: Demo) -> list[str]:
     """Return what follows the interpreter to generate one text."""
     output = str(demo.output / SAMPLE_FILE)
-    options = ["--prompt", PROMPT, "--max-new-tokens", str(NUM_GENERATED_TOKENS)]
+    options = ["--prompt", PROMPT, "--max-new-tokens", str(NUM_GENERATED_TOKENS), *SAMPLING]
     return ["-m", "pipeline.cli", "generate", str(demo.checkpoint), *options, "--output", output]
 
 

@@ -16,7 +16,8 @@ from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.prompts import load_tokenizer
-from pipeline.distributed import Ranks, start_process_group, stop_process_group
+from pipeline.distributed import start_process_group, stop_process_group
+from pipeline.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

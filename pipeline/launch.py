@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
 _FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Codes with which ranks leave together, by agreement.
-_AGREED_CODES = (ExitCode.REQUEUE, ExitCode.DO_NOT_REQUEUE, ExitCode.INTERRUPTED)
+_AGREED_CODES = (ExitCode.USAGE, ExitCode.REQUEUE, ExitCode.DO_NOT_REQUEUE, ExitCode.INTERRUPTED)
 
 
 def run_ranks(

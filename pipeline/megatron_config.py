@@ -70,6 +70,7 @@ def transformer_config(config: RunConfig, vocab_size: int) -> PonderTransformerC
         **architecture_settings(architecture),
         **initialization_settings(
             Initialization(model.init),
+            vocab_size=vocab_size,
             architecture=architecture,
             std=model.init_std,
             hidden_size=model.hidden_size,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from megatron_ext.host import prepare_host
-from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
+from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.ponder.passes import draw_jacobi_iterations
 from megatron_ext.ponder.penalties import ramp
 from pipeline.build import (
@@ -22,7 +22,7 @@ from pipeline.build import (
 from pipeline.checkpoint import TrainState, latest_iteration, load_checkpoint, save_checkpoint
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import HeldoutBatches, TrainingBatches
-from pipeline.distributed import Ranks, start_process_group, stop_process_group
+from pipeline.distributed import start_process_group, stop_process_group
 from pipeline.evaluate import evaluate
 from pipeline.exit_codes import ExitCode
 from pipeline.interval import IntervalMeter
@@ -31,6 +31,7 @@ from pipeline.metrics.ponder_scalars import ponder_scalars
 from pipeline.metrics.records import ValidationRecord
 from pipeline.metrics.sinks import SinkGroup
 from pipeline.progress import TrainingProgress
+from pipeline.ranks import Ranks
 from pipeline.run_account import flops_account
 from pipeline.run_output import config_file, open_run_progress, open_sinks, show_summary, start_output
 from pipeline.signals import StopFlag
@@ -60,6 +61,7 @@ def train(config: RunConfig) -> ExitCode:
         with StopFlag(torch.device("cpu")) as stop:
             return _prepare(config, groups).run(stop)
     finally:
+        destroy_groups()
         stop_process_group()
 
 
@@ -114,7 +116,6 @@ class TrainingRun:
         meter: what was measured since the last log line.
         sinks, progress, alarm: where it goes.
         state: how far the run is.
-        saved_iteration: iteration of the newest checkpoint of this process.
     """
 
     config: RunConfig
@@ -127,15 +128,11 @@ class TrainingRun:
     progress: TrainingProgress
     alarm: CollapseAlarm
     state: TrainState
-    saved_iteration: int | None = None
 
     def run(self, stop: StopFlag) -> ExitCode:
         """Iterate until the last iteration, a signal, or divergence."""
         try:
-            code = self._iterate(stop)
-            if code is not ExitCode.DO_NOT_REQUEUE:
-                self._save()
-            return code
+            return self._iterate(stop)
         finally:
             self.progress.close()
             self.sinks.close()
@@ -145,14 +142,18 @@ class TrainingRun:
         while self.state.iteration < last:
             self._step()
             iteration = self.state.iteration
-            if _is_due(iteration, self.config.metrics.interval, last) and not self._log():
+            is_stopping = stop.is_set_on_any_rank() and iteration < last
+            saves = is_stopping or _is_due(iteration, self.config.checkpoint.interval, last)
+            # Before every save too: what is not finite must not become the newest checkpoint.
+            logs = saves or _is_due(iteration, self.config.metrics.interval, last)
+            if logs and not self._log():
                 return ExitCode.DO_NOT_REQUEUE
-            if _is_due(iteration, self.config.evaluation.interval, last):
+            if _is_due(iteration, self.config.evaluation.interval, last) and not is_stopping:
                 self._evaluate()
-            if iteration < last and _is_due(iteration, self.config.checkpoint.interval, last):
+            if saves:
                 self._save()
-            if stop.is_set_on_any_rank() and self.state.iteration < last:
-                logger.warning("told to stop at iteration %d; saving", iteration)
+            if is_stopping:
+                logger.warning("told to stop at iteration %d; the same command goes on from it", iteration)
                 return ExitCode.REQUEUE
         return ExitCode.DONE
 
@@ -188,7 +189,7 @@ class TrainingRun:
         return StepSettings(num_jacobi_iterations=sweeps, penalty_weight=weight)
 
     def _log(self) -> bool:
-        """Write the interval; False where the loss has left the finite numbers."""
+        """Write the interval; False where loss or gradients have left the finite numbers."""
         record = self.meter.read(
             self.state, learning_rate=self.parts.optimizer.param_groups[0]["lr"], groups=self.groups
         )
@@ -198,15 +199,16 @@ class TrainingRun:
             warning = self.alarm.observe(record.steps_count, penalty_weight=self.meter.penalty_weight)
             if warning is not None:
                 logger.warning("%s", warning)
-        if not math.isfinite(record.loss):
-            logger.error(
-                "the loss must be finite, but is %s at iteration %d; the last checkpoint is untouched: "
-                "lower optimizer.lr or ponder.penalty_weight and start again from it",
-                record.loss,
-                record.iteration,
-            )
-            return False
-        return True
+        if math.isfinite(record.loss) and math.isfinite(record.grad_norm or 0.0):
+            return True
+        logger.error(
+            "loss and gradient norm must be finite, but are %s and %s at iteration %d; nothing is saved: "
+            "lower optimizer.lr or ponder.penalty_weight and start again from the last checkpoint",
+            record.loss,
+            record.grad_norm,
+            record.iteration,
+        )
+        return False
 
     def _evaluate(self) -> None:
         sweeps = self.config.ponder.num_jacobi_iterations
@@ -230,8 +232,6 @@ class TrainingRun:
         )
 
     def _save(self) -> None:
-        if self.saved_iteration == self.state.iteration:
-            return
         folder = save_checkpoint(
             self.config.checkpoint_directory,
             self.state,
@@ -242,7 +242,6 @@ class TrainingRun:
             config_file=config_file(self.config),
             keep_last=self.config.checkpoint.keep_last,
         )
-        self.saved_iteration = self.state.iteration
         logger.info("saved %s", folder)
 
 

@@ -16,10 +16,11 @@ from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initial
 from pipeline.build import TrainingParts, build_training
 from pipeline.checkpoint_folder import TrainState
 from pipeline.config.schema import RunConfig
-from pipeline.distributed import Ranks, start_process_group, stop_process_group
+from pipeline.distributed import start_process_group, stop_process_group
 from pipeline.interval import IntervalMeter
 from pipeline.metrics.sinks import SinkGroup
 from pipeline.progress import NoProgress
+from pipeline.ranks import Ranks
 from pipeline.run_account import flops_account
 from pipeline.run_output import open_sinks
 from pipeline.train_step import StepSettings, train_step

@@ -20,6 +20,6 @@ Iteration = Annotated[
 
 def speaks() -> bool:
     """Return whether this process is the first rank, the one that shows results."""
-    from pipeline.distributed import Ranks
+    from pipeline.ranks import Ranks
 
     return Ranks.from_environment().rank == 0

@@ -24,8 +24,8 @@ def run_on_layout(config: RunConfig, arguments: Sequence[str], *, run_here: Call
     Raises:
         ConfigError: a launcher started another number of ranks than the layout needs.
     """
-    from pipeline.distributed import Ranks
     from pipeline.launch import run_ranks
+    from pipeline.ranks import Ranks
 
     ranks = Ranks.from_environment()
     set_up_logging(speaks=ranks.rank == 0)

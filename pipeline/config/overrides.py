@@ -49,6 +49,10 @@ def _apply(settings: dict[str, Any], override: str, known_paths: Sequence[str]) 
             path=name, rule="must have a YAML value", value=repr(text), cure="quote it: key='\"text\"'"
         )
     path, value = _resolve(name, value, known_paths)
+    if any(known.startswith(f"{path}.") for known in known_paths):
+        return ConfigProblem(
+            path=path, rule="must be set one by one", value="a whole group", cure=f"write {path}.name=value"
+        )
     if path not in known_paths:
         return unknown_setting(path, known_paths)
     return _write(settings, path.split("."), value)

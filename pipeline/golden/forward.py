@@ -82,6 +82,7 @@ def model_config(case: GoldenCase, groups: ParallelGroups, dtype: torch.dtype) -
         **architecture_settings(architecture),
         **initialization_settings(
             Initialization.MEGATRON,
+            vocab_size=backbone["vocab_size"],
             architecture=architecture,
             std=backbone["initializer_range"],
             hidden_size=backbone["hidden_size"],

@@ -10,10 +10,11 @@ import torch
 from megatron_ext.host import prepare_host
 from megatron_ext.methods.registry import METHODS
 from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
-from pipeline.distributed import Ranks, start_process_group, stop_process_group
+from pipeline.distributed import start_process_group, stop_process_group
 from pipeline.golden.case import GoldenCase, read_cases
 from pipeline.golden.compare import DOUBLE_PREFIX, CaseResult, Status, compare
 from pipeline.golden.forward import compute_forward
+from pipeline.ranks import Ranks
 
 TIMEOUT_SECONDS = 300
 

@@ -62,6 +62,7 @@ def tiny_model(
     sizes |= {"padded_vocab_size": PADDED_VOCAB_SIZE, "rotary_percent": 0.5 if is_neox else 1.0}
     initialization = initialization_settings(
         Initialization.MEGATRON,
+        vocab_size=VOCAB_SIZE,
         architecture=architecture,
         std=0.02,
         hidden_size=HIDDEN_SIZE,

@@ -16,7 +16,8 @@ __all__ = ["run_alone", "run_on_ranks"]
 
 def run_alone(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call ``function(*arguments)`` in this process, as the only rank of a gloo process group."""
-    from pipeline.distributed import Ranks, start_process_group, stop_process_group
+    from pipeline.distributed import start_process_group, stop_process_group
+    from pipeline.ranks import Ranks
 
     start_process_group(Ranks.from_environment({}), timeout_seconds=60)
     try:
@@ -84,7 +85,8 @@ def _run_rank(
         OMP_NUM_THREADS="1",
     )
     torch.set_num_threads(1)
-    from pipeline.distributed import Ranks, start_process_group, stop_process_group
+    from pipeline.distributed import start_process_group, stop_process_group
+    from pipeline.ranks import Ranks
 
     try:
         start_process_group(Ranks.from_environment(), timeout_seconds=int(timeout_seconds))

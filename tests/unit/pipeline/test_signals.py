@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipeline.distributed import Ranks, start_process_group, stop_process_group
+from pipeline.distributed import start_process_group, stop_process_group
+from pipeline.ranks import Ranks
 from pipeline.signals import StopFlag
 
 CPU = torch.device("cpu")

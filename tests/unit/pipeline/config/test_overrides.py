@@ -51,7 +51,7 @@ def test_top_level_settings_are_overridable() -> None:
         ("=3", "must be written group.key=value"),
         ("training.trian_iters=3", "did you mean training.train_iters?"),
         ("train-itres=3", "did you mean training.train_iters?"),
-        ("training=3", "must be a known setting"),
+        ("training=3", "must be set one by one"),
         ("model.num_layers=[1", "must have a YAML value"),
     ],
 )

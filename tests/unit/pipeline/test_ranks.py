@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.distributed import Ranks
+from pipeline.ranks import Ranks
 
 TORCHRUN = {
     "RANK": "3",
