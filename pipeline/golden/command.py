@@ -20,6 +20,7 @@ from pipeline.launch import run_ranks
 
 Kind = Literal["forward", "decode", "all"]
 QUANTITIES = ("logits", "loss", "thoughts", "hidden", "halting", "gradients")
+TABLE_WIDTH = 150
 STYLES = {
     Status.PASSED: "green",
     Status.FAILED: "bold red",
@@ -56,7 +57,7 @@ def run_golden(
     """
     cases = _chosen(folder, kind, method, tensor_parallel, pipeline_parallel)
     results = _compute(folder, [case.name for case in cases], tensor_parallel) if cases else []
-    _print(results, console or Console())
+    _print(results, console or _wide_console())
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8")
     return _exit_code(results)
@@ -116,9 +117,15 @@ def _compute(folder: Path, names: Sequence[str], tensor_parallel: int) -> list[C
     return [CaseResult(**{**row, "status": Status(row["status"])}) for row in rows]
 
 
+def _wide_console() -> Console:
+    """A file or a pipe has no width of its own; the table needs this much."""
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_WIDTH)
+
+
 def _print(results: Sequence[CaseResult], console: Console) -> None:
-    name = Column("case", no_wrap=True)
-    table = Table(name, *QUANTITIES, "status", title="largest error / tolerance (at most 1 passes)")
+    columns = [Column(name, no_wrap=True) for name in ("case", *QUANTITIES)]
+    table = Table(*columns, "status", title="largest error / tolerance (at most 1 passes)")
     for result in results:
         cells = [_cell(result, quantity) for quantity in QUANTITIES]
         status = f"[{STYLES[result.status]}]{result.status}[/]"
