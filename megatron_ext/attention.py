@@ -1,4 +1,4 @@
-"""Megatron's core attention with one weight per key column (METHODS 2.6).
+"""Megatron's core attention with one weight per key column (definitions 2.6).
 
 Megatron hands three things through its layers to the core attention unchanged, and this module uses them so
 that no layer of Megatron's needs to be rewritten:

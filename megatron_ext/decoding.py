@@ -1,4 +1,4 @@
-"""Left-to-right decoding with hard pruning: a token runs only the slots it needs (METHODS 2.5).
+"""Left-to-right decoding with hard pruning: a token runs only the slots it needs (definitions 2.5).
 
 Slot 0 of a token runs against the rows before it; its hidden state decides how many further slots run; a
 pruned slot is never computed and leaves no key and no value. Nothing needs the future, so this is exact.

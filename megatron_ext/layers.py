@@ -1,4 +1,4 @@
-"""Transformer layers of the two backbones, as specs for Megatron's TransformerBlock (METHODS 1)."""
+"""Transformer layers of the two backbones, as specs for Megatron's TransformerBlock (definitions 1)."""
 
 from typing import Any
 

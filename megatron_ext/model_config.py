@@ -23,7 +23,7 @@ class Architecture(StrEnum):
 
 
 class Initialization(StrEnum):
-    """How weights start: Megatron's scheme, or that of the published PonderLM-2 code (METHODS 2.7)."""
+    """How weights start: Megatron's scheme, or that of the published PonderLM-2 code (definitions 2.7)."""
 
     MEGATRON = "megatron"
     PONDERLM2 = "ponderlm2"

@@ -55,8 +55,8 @@ def train_step(
     """Accumulate the gradient of the global batch and update the weights.
 
     The loss is the mean over all labelled tokens of the global batch, plus lambda times the penalty, which is
-    the mean of the micro-batches' penalties weighted by their real tokens (METHODS 2.5). Both means are exact
-    however tokens are spread over micro-batches and data-parallel ranks.
+    the mean of the micro-batches' penalties weighted by their real tokens (definitions 2.5). Both means are
+    exact however tokens are spread over micro-batches and data-parallel ranks.
 
     Args:
         parts: model and optimizer.

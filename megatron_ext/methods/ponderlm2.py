@@ -1,4 +1,4 @@
-"""PonderLM-2: latent thoughts refined by Jacobi iteration (METHODS 2.1 to 2.4)."""
+"""PonderLM-2: latent thoughts refined by Jacobi iteration (definitions 2.1 to 2.4)."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ class PonderLM2(PonderMethod):
 
     @property
     def embedding_scale(self) -> float:
-        """sqrt(2.5 H), sqrt(H) with interpolation, 1 unscaled (METHODS 2.2)."""
+        """sqrt(2.5 H), sqrt(H) with interpolation, 1 unscaled (definitions 2.2)."""
         if not self.config.scale_embeds:
             return 1.0
         return math.sqrt((1.0 if self.config.interpolation else 2.5) * self.hidden_size)
@@ -63,7 +63,7 @@ class PonderLM2(PonderMethod):
         return Halting(log_weights=first_hidden.new_zeros(num_thoughts), shares=shares)
 
     def next_thought(self, hidden: Tensor, mix_embeddings: Callable[[Tensor], Tensor]) -> Tensor:
-        """z^{k+1} = h^k, or the mixture of embeddings it predicts (METHODS 2.1, 2.2)."""
+        """z^{k+1} = h^k, or the mixture of embeddings it predicts (definitions 2.1, 2.2)."""
         if not self.config.interpolation:
             return hidden
         return mix_embeddings(hidden) * self.embedding_scale

@@ -1,4 +1,4 @@
-"""PonderLM-3: latent thoughts, of which each token takes as many as it needs (METHODS 2.5)."""
+"""PonderLM-3: latent thoughts, of which each token takes as many as it needs (definitions 2.5)."""
 
 import math
 
@@ -13,7 +13,7 @@ from megatron_ext.ponder.penalties import halting_penalty
 from megatron_ext.ponder.slots import split_slots
 
 ROUTER_REDUCTION = 4
-# The router starts with 0.9 of the probability on the last step: close to PonderLM-2 (METHODS 2.7).
+# The router starts with 0.9 of the probability on the last step: close to PonderLM-2 (definitions 2.7).
 LAST_STEP_ODDS = 9.0
 
 

@@ -1,4 +1,4 @@
-"""The ordinary causal language model: one pass, no thoughts (METHODS 4)."""
+"""The ordinary causal language model: one pass, no thoughts (definitions 4)."""
 
 from megatron_ext.methods.base import PonderMethod
 

@@ -55,7 +55,7 @@ def token_losses(logits: Tensor, labels: Tensor, axis: TensorAxis) -> Tensor:
 def mix_embeddings(
     rows: Tensor, head: Tensor, embedding: Tensor, *, vocab_size: int, topk: int | None, axis: TensorAxis
 ) -> Tensor:
-    """``softmax(head h) . embedding`` for every row (METHODS 3.1).
+    """``softmax(head h) . embedding`` for every row (definitions 3.1).
 
     Each rank exponentiates the logits of its own vocabulary; a maximum, a sum and a product cross the ranks.
 

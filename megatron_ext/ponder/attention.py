@@ -1,4 +1,4 @@
-"""Attention with one additive weight per key column, at the price of plain attention (METHODS 2.6).
+"""Attention with one additive weight per key column, at the price of plain attention (definitions 2.6).
 
 ``softmax(Q K^T / sqrt(d) + 1 log w^T)`` is plain attention with the key extended by the column
 ``sqrt(d) * log w`` and the query by a column of ones, at the unchanged scale ``1 / sqrt(d)``. Every fused

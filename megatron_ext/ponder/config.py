@@ -17,7 +17,7 @@ class Method(StrEnum):
 
 
 class Penalty(StrEnum):
-    """What the halting penalty of PonderLM-3 measures (METHODS 2.5)."""
+    """What the halting penalty of PonderLM-3 measures (definitions 2.5)."""
 
     EXPECTED_STEPS = "expected_steps"
     BOTTOM_K = "bottom_k"

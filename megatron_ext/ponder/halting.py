@@ -1,4 +1,4 @@
-"""Token-wise halting of PonderLM-3: tail mass, soft and hard masks, readout (METHODS 2.5).
+"""Token-wise halting of PonderLM-3: tail mass, soft and hard masks, readout (definitions 2.5).
 
 S = tokens, B = micro-batch, K = latent thoughts, H = hidden size. Step quantities are laid out [S, K + 1, B],
 so that a slot of a token and its number stand at the same place as in :mod:`megatron_ext.ponder.slots`.

@@ -1,7 +1,7 @@
 """The slow, obvious left-to-right computation that training approximates and decoding must equal.
 
 Plain torch on Hugging Face weights, one row at a time, keys and values in lists: no batches, no passes, no
-fused kernels, nothing shared with the model. It solves the triangular system of METHODS 2.1 exactly.
+fused kernels, nothing shared with the model. It solves the triangular system of definitions 2.1 exactly.
 
 d = head size, H = hidden size, V = vocabulary.
 """

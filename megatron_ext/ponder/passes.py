@@ -1,4 +1,4 @@
-"""The schedule of passes: build-up, refinement sweeps, final pass (METHODS 2.3).
+"""The schedule of passes: build-up, refinement sweeps, final pass (definitions 2.3).
 
 One training forward of a latent-thought method is ``P = K + J + 1`` passes over the same layers. Pass p sees
 ``min(p, K) + 1`` slots per token.

@@ -1,4 +1,4 @@
-"""Penalties on the steps taken (METHODS 2.5). Real tokens only, pooled over the micro-batch."""
+"""Penalties on the steps taken (definitions 2.5). Real tokens only, pooled over the micro-batch."""
 
 import torch
 from torch import Tensor

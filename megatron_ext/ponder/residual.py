@@ -1,4 +1,4 @@
-"""How far a refinement sweep still moves the latent thoughts (METHODS 2.3)."""
+"""How far a refinement sweep still moves the latent thoughts (definitions 2.3)."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Rotary angles of the rows of a pass. All slots of a token share its position (METHODS 2.1)."""
+"""Rotary angles of the rows of a pass. All slots of a token share its position (definitions 2.1)."""
 
 import torch
 from torch import Tensor

@@ -121,7 +121,7 @@ def uneven_batches() -> "list[TokenBatch]":
 
 
 def gradients_by_definition(model: "PonderModel", batches: "list[TokenBatch]") -> dict[str, torch.Tensor]:
-    """Differentiate the loss as METHODS 2.5 words it, in one graph over all micro-batches."""
+    """Differentiate the loss as definitions 2.5 words it, in one graph over all micro-batches."""
     outputs = [model(batch, num_jacobi_iterations=1) for batch in batches]
     labelled = sum((batch.labels != -100).sum() for batch in batches)
     real = [batch.is_real.sum() for batch in batches]
