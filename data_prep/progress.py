@@ -1,6 +1,7 @@
 """How far a preparation is: a protocol, a live line for terminals and plain lines for everything else."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -94,7 +95,7 @@ class Throughput:
         )
 
 
-class _RateProgress:
+class _RateProgress(ABC):
     """Counts for both kinds of display."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
@@ -128,8 +129,9 @@ class _RateProgress:
         ]
         self._say(f"tokenization: {made}; {'; '.join(parts)}; {len(manifest.rejected)} files rejected")
 
+    @abstractmethod
     def _show(self, throughput: Throughput) -> None:
-        raise NotImplementedError
+        """Show the state after another shard."""
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)

@@ -3,7 +3,22 @@
 import dataclasses
 from typing import Any
 
+from pipeline.flops import ModelShape
 from pipeline.metrics.records import TrainingRecord, ValidationRecord
+
+# A model of a few numbers, for costs that can be checked by hand.
+SHAPE = ModelShape(
+    architecture="llama",
+    num_layers=2,
+    hidden_size=8,
+    ffn_hidden_size=16,
+    num_attention_heads=2,
+    num_query_groups=2,
+    kv_channels=4,
+    vocab_size=30,
+    padded_vocab_size=32,
+    seq_length=16,
+)
 
 
 def training_record(**changes: Any) -> TrainingRecord:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from pipeline.flops import FlopsAccount, ModelShape
+from pipeline.flops import FlopsAccount
 from pipeline.metrics.ponder_scalars import (
     active_fractions,
     contraction,
@@ -12,19 +12,8 @@ from pipeline.metrics.ponder_scalars import (
     mean_steps_of,
     ponder_scalars,
 )
+from tests.unit.pipeline.metrics.records import SHAPE
 
-SHAPE = ModelShape(
-    architecture="llama",
-    num_layers=2,
-    hidden_size=8,
-    ffn_hidden_size=16,
-    num_attention_heads=2,
-    num_query_groups=2,
-    kv_channels=4,
-    vocab_size=30,
-    padded_vocab_size=32,
-    seq_length=16,
-)
 PONDERLM3 = FlopsAccount(shape=SHAPE, method="ponderlm3", num_latent_thoughts=2)
 
 # Ten tokens: five halt at step 0, three at 1, two at 2; eight have a label.

@@ -3,29 +3,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.flops import FlopsAccount, ModelShape
+from pipeline.flops import FlopsAccount
 from pipeline.metrics.jsonl import JsonlSink
 from pipeline.report.collect import collect_report
 from pipeline.report.data import Command
 from pipeline.report.inputs import save_json
 from pipeline.report.render import render_report
 from pipeline.report.table import render_results, result_rows
-from tests.unit.pipeline.metrics.records import training_record, validation_record
+from tests.unit.pipeline.metrics.records import SHAPE, training_record, validation_record
 from tests.unit.pipeline.report.sample_data import made_up_evaluation, made_up_report, made_up_sample
 
 FLOPS = FlopsAccount(
-    shape=ModelShape(
-        architecture="llama",
-        num_layers=2,
-        hidden_size=8,
-        ffn_hidden_size=16,
-        num_attention_heads=2,
-        num_query_groups=2,
-        kv_channels=4,
-        vocab_size=30,
-        padded_vocab_size=32,
-        seq_length=16,
-    ),
+    shape=SHAPE,
     method="ponderlm3",
     num_latent_thoughts=3,
 )
