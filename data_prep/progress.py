@@ -117,7 +117,7 @@ class _RateProgress(ABC):
         self._throughput = self._throughput.add(entry, self._clock() - self._start_seconds)
         self._show(self._throughput)
 
-    def stop(self) -> None:
+    def stop(self) -> None:  # noqa: B027  # only a display that holds the terminal has something to do
         """Nothing is held."""
 
     def finish(self, manifest: ShardManifest, *, num_new_shards: int) -> None:
