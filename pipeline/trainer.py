@@ -153,7 +153,7 @@ class TrainingRun:
             if saves:
                 self._save()
             if is_stopping:
-                logger.warning("told to stop at iteration %d; the same command goes on from it", iteration)
+                logger.info("told to stop at iteration %d; saved, the same command goes on", iteration)
                 return ExitCode.REQUEUE
         return ExitCode.DONE
 
@@ -201,7 +201,9 @@ class TrainingRun:
                 logger.warning("%s", warning)
         if math.isfinite(record.loss) and math.isfinite(record.grad_norm or 0.0):
             return True
-        logger.error(
+        # All ranks find the same; one tells it.
+        tell = logger.error if self.groups.rank == 0 else logger.debug
+        tell(
             "loss and gradient norm must be finite, but are %s and %s at iteration %d; nothing is saved: "
             "lower optimizer.lr or ponder.penalty_weight and start again from the last checkpoint",
             record.loss,
