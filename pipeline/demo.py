@@ -34,7 +34,7 @@ from pipeline.report.data import ReportData
 from pipeline.report.inputs import EVALUATION_FILE, SAMPLE_FILE
 from pipeline.report.render import write_report
 from pipeline.report.table import render_results
-from pipeline.run_account import flops_account
+from pipeline.run_account import flops_account, mean_training_sweeps
 
 REPORT_FILE = "report.html"
 LEDGER_FILE = "demo.json"
@@ -215,6 +215,7 @@ def _report(demo: Demo, manifest: ShardManifest) -> None:
         demo.output,
         name=demo.config.name,
         flops=flops_account(demo.config, vocab_size),
+        training_sweeps=mean_training_sweeps(demo.config.ponder),
         facts=run_facts(demo.config, manifest, demo.seconds),
         commands=further_commands(demo.config, demo.config_path),
     )

@@ -33,7 +33,7 @@ def report(
     from pipeline.report.collect import collect_report
     from pipeline.report.render import write_report
     from pipeline.report.table import render_results
-    from pipeline.run_account import flops_account
+    from pipeline.run_account import flops_account, mean_training_sweeps
 
     config_file = run / CONFIG_NAME
     if not config_file.is_file():
@@ -46,6 +46,7 @@ def report(
             run,
             name=config.name,
             flops=flops_account(config, manifest.header.tokenizer.vocab_size),
+            training_sweeps=mean_training_sweeps(config.ponder),
             facts=tuple((name, value) for name, value in facts if value),
             commands=further_commands(config, config_file),
         )

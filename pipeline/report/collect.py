@@ -18,6 +18,7 @@ def collect_report(
     *,
     name: str,
     flops: FlopsAccount,
+    training_sweeps: float,
     facts: tuple[tuple[str, str], ...],
     commands: tuple[Command, ...],
 ) -> ReportData:
@@ -27,6 +28,7 @@ def collect_report(
         run_folder: holds ``metrics.jsonl``, ``evaluation.json`` and ``run_config.yaml``, and ``sample.json``
             where a text was generated.
         flops: cost account of the model; the report shows it for the steps taken on the held-out split.
+        training_sweeps: mean number of Jacobi sweeps of a training step.
         facts: (name, value) lines about model and run.
         commands: command lines to look further.
     Raises:
@@ -54,7 +56,7 @@ def collect_report(
         nll_by_steps=evaluation.nll_by_steps,
         loss_quartiles=evaluation.loss_quartiles,
         residuals=evaluation.residuals,
-        flops_per_token_train=flops.training_per_token(evaluation.num_jacobi_iterations),
+        flops_per_token_train=flops.training_per_token(training_sweeps),
         flops_per_token_infer=flops.inference_per_token(mean_steps),
         flops_saved=flops.saved_fraction(mean_steps) if halts else None,
         training_tokens_per_second=_median(curve(events, TRAINING, names.TOKENS_PER_SECOND)),

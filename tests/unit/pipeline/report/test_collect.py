@@ -39,13 +39,20 @@ def run_folder(tmp_path: Path) -> Path:
 
 def test_a_run_folder_becomes_a_report(run_folder: Path) -> None:
     commands = (Command(purpose="Watch", line="tensorboard"),)
-    data = collect_report(run_folder, name="demo", flops=FLOPS, facts=(("a", "b"),), commands=commands)
+    data = collect_report(
+        run_folder,
+        name="demo",
+        flops=FLOPS,
+        training_sweeps=1.5,
+        facts=(("a", "b"),),
+        commands=commands,
+    )
     assert data.training_curve == ((10.0, 5.25), (20.0, 5.25))
     assert data.heldout_curve == ((20.0, 4.0),)
     assert data.mean_steps_curve == ((10.0, 3.0), (20.0, 2.25))
     assert data.pruned_curves == (((10.0, 0.0), (20.0, 0.25)),) * 3
     assert data.training_tokens_per_second == 1500.0
-    assert data.flops_per_token_train == FLOPS.training_per_token(2)
+    assert data.flops_per_token_train == FLOPS.training_per_token(1.5)
     assert data.flops_saved == pytest.approx(FLOPS.saved_fraction(1.5))
     assert data.sample == made_up_sample()
     assert "Pondering" in render_report(data)
@@ -53,7 +60,7 @@ def test_a_run_folder_becomes_a_report(run_folder: Path) -> None:
 
 def test_a_run_without_a_sample_still_has_a_report(run_folder: Path) -> None:
     (run_folder / "sample.json").unlink()
-    data = collect_report(run_folder, name="demo", flops=FLOPS, facts=(), commands=())
+    data = collect_report(run_folder, name="demo", flops=FLOPS, training_sweeps=1.5, facts=(), commands=())
     assert data.sample is None
     assert "token by token" not in render_report(data)
 
