@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from megatron_ext.host import device
 from megatron_ext.model import PonderModel
 from megatron_ext.optimizer import build_optimizer, build_scheduler, connect_schedule, wrap_ddp
 from megatron_ext.parallel.groups import ParallelGroups
@@ -64,7 +65,10 @@ def vocab_size_of(config: RunConfig, dataset: TokenDataset) -> int:
 def build_module(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> PonderModel:
     """Build the model from the run's seed; every layout starts from the same weights."""
     torch.manual_seed(config.seed)
-    return PonderModel(transformer_config(config, vocab_size), groups.pg_collection)
+    # Weights are drawn on the host, so that every device starts from the same numbers.
+    module = PonderModel(transformer_config(config, vocab_size), groups.pg_collection)
+    module.to(device())
+    return module
 
 
 def build_training(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> TrainingParts:

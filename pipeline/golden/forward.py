@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.batch import TokenBatch
+from megatron_ext.host import device
 from megatron_ext.model import ModelOutput, PonderModel
 from megatron_ext.model_config import (
     Architecture,
@@ -39,12 +40,12 @@ def compute_forward(case: GoldenCase, groups: ParallelGroups, dtype: torch.dtype
     Returns:
         Tensors under the names and in the layouts of the golden files (``outputs/...``, ``grads/...``).
     """
-    model = PonderModel(model_config(case, groups, dtype), groups.pg_collection)
+    model = PonderModel(model_config(case, groups, dtype), groups.pg_collection).to(device())
     load_weights(model, case.weights())
     batch = _batch(case)
     seen: dict[str, Tensor] = {}
     output = model(
-        batch,
+        batch.to(device()),
         num_jacobi_iterations=int(case.facts["J"] or 0),
         observe=lambda name, value: seen.update({name: value.detach().clone()}),
     )
@@ -52,8 +53,8 @@ def compute_forward(case: GoldenCase, groups: ParallelGroups, dtype: torch.dtype
     total = loss if output.penalty is None else loss + case.flags["penalty_lambda"] * output.penalty
     total.backward()
     values = _outputs(model, seen) | _losses(case, loss, total, output) | _halting(model, batch, seen, output)
-    values = {name: zero_padding(name, value, is_real(case)) for name, value in values.items()}
-    return values | _gradients(model)
+    values = {name: zero_padding(name, value.cpu(), is_real(case)) for name, value in values.items()}
+    return values | {name: value.cpu() for name, value in _gradients(model).items()}
 
 
 def model_config(case: GoldenCase, groups: ParallelGroups, dtype: torch.dtype) -> PonderTransformerConfig:
@@ -165,7 +166,7 @@ def _halting(
         "outputs/s": seen["s"].permute(2, 0, 1),
         "outputs/tail_mass": seen["tail_mass"].permute(2, 0, 1),
     }
-    real = batch.is_real.transpose(0, 1)
+    real = batch.is_real.transpose(0, 1).to(device())
     for kind in Penalty:
         values[f"outputs/penalty_{kind}"] = halting_penalty(
             seen["tail_mass"], real, kind, model.config.ponder.bottom_k_fraction
