@@ -90,22 +90,39 @@ def _local_ray(num_cpus: int) -> Iterator[None]:
     folder = Path(tempfile.mkdtemp(prefix="megaponder-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp")))
     try:
         with _environment(_RAY_ENVIRONMENT), _terminate_like_interrupt():
-            ray.init(
-                # a cluster named in the environment is not meant: this Ray is ours
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(folder),
-            )
+            with _interrupts_held():
+                ray.init(
+                    # a cluster named in the environment is not meant: this Ray is ours
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(folder),
+                )
             # again, because Ray has put a handler of its own in place, which aborts
             with _terminate_like_interrupt():
                 yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Put Ctrl-C off until the end: Ray cannot stop the processes of a start that was cut short."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
 
 
 @contextmanager
