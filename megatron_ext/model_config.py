@@ -122,12 +122,6 @@ def host_settings() -> dict[str, Any]:
     }
 
 
-def pad_vocabulary(vocab_size: int, divisible_by: int, tensor_parallel: int) -> int:
-    """Megatron's rule: the next multiple of ``divisible_by * tensor_parallel``."""
-    multiple = divisible_by * tensor_parallel
-    return math.ceil(vocab_size / multiple) * multiple
-
-
 def _real_rows_only(initialize: Callable[[Tensor], Tensor], vocab_size: int) -> Callable[[Tensor], Tensor]:
     """Draw for the vocabulary alone: how far it is padded depends on the layout, the start must not."""
 

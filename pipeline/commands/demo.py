@@ -12,7 +12,7 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 EPILOG = examples(
     "megaponder demo",
     "megaponder demo train-iters=100 output_dir=runs/short data.path=runs/short/data",
-    "megaponder demo --fresh ponder.penalty_weight=0.6",
+    "megaponder demo --fresh ponder.penalty_weight=0.06",
 )
 
 

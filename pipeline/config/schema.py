@@ -16,7 +16,6 @@ from pipeline.config.vocabulary import padded_vocab_size
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
-Number = Annotated[float, Field(strict=True)]
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
@@ -75,7 +74,9 @@ class ModelConfig(Section):
     rotary_base: Count = 10000
     norm_epsilon: Positive = 1e-5
     untie_embeddings_and_output_weights: Switch = True
-    padding_token_id: CountOrZero | None = Field(None, description="a token id that is never attended to")
+    padding_token_id: CountOrZero | None = Field(
+        None, description="a token whose embedding row gets no gradient from being looked up"
+    )
     init: Literal["megatron", "ponderlm2"] = "megatron"
     init_std: Positive = Field(0.02, description="standard deviation of init: megatron")
 

@@ -15,7 +15,6 @@ from megatron_ext.model_config import (
     architecture_settings,
     host_settings,
     initialization_settings,
-    pad_vocabulary,
 )
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
@@ -24,6 +23,7 @@ from megatron_ext.ponder.masks import PADDING_DOCUMENT
 from megatron_ext.ponder.penalties import halting_penalty
 from megatron_ext.ponder.residual import residual
 from megatron_ext.weights import load_weights, whole_tensors
+from pipeline.config.vocabulary import padded_vocab_size
 from pipeline.golden.case import GoldenCase
 from pipeline.golden.compare import is_real, zero_padding
 
@@ -67,7 +67,7 @@ def model_config(case: GoldenCase, groups: ParallelGroups, dtype: torch.dtype) -
         architecture=architecture,
         ponder=ponder,
         vocab_size=backbone["vocab_size"],
-        padded_vocab_size=pad_vocabulary(backbone["vocab_size"], 1, groups.tp_size),
+        padded_vocab_size=padded_vocab_size(backbone["vocab_size"], divisible_by=1, tensor=groups.tp_size),
         rotary_percent=backbone["rotary_pct"] if is_neox else 1.0,
         rotary_base=backbone["rotary_emb_base"] if is_neox else backbone["rope_theta"],
         tie_embeddings=backbone["tie_word_embeddings"],
