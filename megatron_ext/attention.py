@@ -12,10 +12,12 @@ that no layer of Megatron's needs to be rewritten:
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_ext.parallel.memory import PassMemory
 from megatron_ext.ponder.attention import key_weighted_attention
 from megatron_ext.ponder.masks import Segments
 
@@ -39,16 +41,58 @@ class KeyValueStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IterationKeys:
+    """Keys and values that a halted token keeps from its last active iteration (definitions 3.2).
+
+    Attributes:
+        iteration: 0-based.
+        num_iterations: how many there are in this forward.
+        active: [R, B] bool, the tokens that still change; None where all do.
+        memory: holds the aligned keys and values of earlier iterations.
+    """
+
+    iteration: int
+    num_iterations: int
+    active: Tensor | None
+    memory: PassMemory
+
+    def align(self, layer_number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the kept keys and values in place of the computed ones of halted tokens.
+
+        Args:
+            layer_number: 1-based, over the whole model.
+            key, value: [R, B, G, d].
+        Returns:
+            Both, in the same layout.
+        """
+        key, value = (
+            self._align_one(f"{what}/{layer_number}", computed)
+            for what, computed in (("key", key), ("value", value))
+        )
+        return key, value
+
+    def _align_one(self, name: str, computed: Tensor) -> Tensor:
+        if self.active is not None:
+            kept = self.memory.recall(f"{name}/{self.iteration - 1}")
+            computed = torch.where(self.active[..., None, None], computed, kept)
+        if self.iteration == self.num_iterations - 1:
+            return computed
+        return self.memory.keep(f"{name}/{self.iteration}", computed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowContext:
     """What attention must know about the rows of a pass besides their content.
 
     Attributes:
         segments: runs of rows that see each other, or None where every sequence is one document.
+        iteration_keys: where tokens halt and keep their keys and values, else None.
         store: earlier rows in cached decoding; the rows of the call are then the newest ones, seeing all.
         qkv_format: read by Megatron; says that the rows are a plain [rows, B, ...] layout.
     """
 
     segments: Segments | None = None
+    iteration_keys: IterationKeys | None = None
     store: KeyValueStore | None = None
     qkv_format: str = "sbhd"
 
@@ -82,6 +126,8 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         Returns:
             [R, B, A * d].
         """
+        if packed_seq_params.iteration_keys is not None:
+            key, value = packed_seq_params.iteration_keys.align(self.layer_number, key, value)
         store = packed_seq_params.store
         if store is not None:
             assert attention_mask is not None, "cached rows need their log weight"

@@ -1,7 +1,8 @@
-"""Left-to-right decoding with hard pruning: a token runs only the slots it needs (definitions 2.5).
+"""Left-to-right decoding: a token runs only the steps it needs (definitions 2.5, 3.2).
 
-Slot 0 of a token runs against the rows before it; its hidden state decides how many further slots run; a
-pruned slot is never computed and leaves no key and no value. Nothing needs the future, so this is exact.
+The method says which rows of a token run; each runs against the stored rows of earlier tokens. A pruned slot
+is never computed and leaves no key and no value, a halted token is not run again. Nothing needs the future,
+so this is exact.
 """
 
 from dataclasses import dataclass
@@ -9,31 +10,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_ext.attention import RowContext
 from megatron_ext.host import device
 from megatron_ext.model import PonderModel
-from megatron_ext.ponder.halting import mix_steps
 
 
 class RowStore:
     """Keys, values and log weights of the rows of one sequence, allocated once.
 
-    Implements :class:`megatron_ext.attention.KeyValueStore`.
+    A method that iterates over the same row keeps one version per iteration: iteration i of a token reads
+    version i of every earlier token, which for a token that halted before is that of its last iteration
+    (definitions 3.2). Other methods have a single version. Implements
+    :class:`megatron_ext.attention.KeyValueStore`.
     """
 
-    def __init__(self, model: PonderModel, capacity: int) -> None:
+    def __init__(self, model: PonderModel, capacity: int, num_versions: int = 1) -> None:
         """Reserve room.
 
         Args:
             model: read for its sizes.
-            capacity: rows, at most ``tokens * (K + 1)``.
+            capacity: rows.
+            num_versions: versions of each row.
         """
         config = model.config
         groups = max(config.num_query_groups // model.axis.size, 1)
-        shape = (config.num_layers, capacity, 1, groups, config.kv_channels)
+        shape = (num_versions, config.num_layers, capacity, 1, groups, config.kv_channels)
         self._keys = torch.empty(shape, dtype=config.params_dtype, device=device())
         self._values = torch.empty_like(self._keys)
-        weight_dtype = torch.promote_types(config.params_dtype, torch.float32)
-        self._log_weights = torch.empty((1, capacity), dtype=weight_dtype, device=device())
+        self.weight_dtype = torch.promote_types(config.params_dtype, torch.float32)
+        self._log_weights = torch.empty((1, capacity), dtype=self.weight_dtype, device=device())
+        self.version = 0
         self.num_rows = 0
 
     def extend(
@@ -47,15 +53,20 @@ class RowStore:
             IndexError: the store is full.
         """
         start, stop = self.num_rows, self.num_rows + key.shape[0]
-        if stop > self._keys.shape[1]:
-            raise IndexError(f"a store of {self._keys.shape[1]} rows cannot take row {stop}")
-        keys, values = self._keys[layer_number - 1], self._values[layer_number - 1]
+        capacity = self._log_weights.shape[1]
+        if stop > capacity:
+            raise IndexError(f"a store of {capacity} rows cannot take row {stop}")
+        keys = self._keys[self.version, layer_number - 1]
+        values = self._values[self.version, layer_number - 1]
         keys[start:stop], values[start:stop] = key, value
         self._log_weights[:, start:stop] = log_weight
         return keys[:stop], values[:stop], self._log_weights[:, :stop]
 
     def advance(self) -> None:
-        """Keep the row that all layers have just put."""
+        """Keep the row that all layers have just put; versions it has not reached repeat its last one."""
+        for stored in (self._keys, self._values):
+            stored[self.version + 1 :, :, self.num_rows] = stored[self.version, :, self.num_rows]
+        self.version = 0
         self.num_rows += 1
 
 
@@ -65,7 +76,7 @@ class DecodedToken:
 
     Attributes:
         logits: [V], predicting the next token, on every rank; without padding rows.
-        steps: slots that ran beside slot 0.
+        steps: extra steps that ran.
     """
 
     logits: Tensor
@@ -84,30 +95,40 @@ class TokenDecoder:
         """
         self._model = model
         self._num_tokens = 0
-        self.store = RowStore(model, max_tokens * model.config.ponder.num_slots)
+        num_slots = model.config.ponder.num_slots
+        if model.ponder.iterates:
+            self.store = RowStore(model, max_tokens, num_versions=num_slots)
+        else:
+            self.store = RowStore(model, max_tokens * num_slots)
 
     @torch.no_grad()
     def consume(self, token: int) -> DecodedToken:
-        """Run one token through as many slots as it needs.
+        """Run one token through as many steps as it needs.
 
         Args:
             token: id of the next token of the sequence.
         """
         model = self._model
-        position = torch.tensor([[self._num_tokens]], device=device())
-        embedding = model.embed(torch.tensor([[token]], device=device()))
-        hidden = [self._run_slot(embedding, position, torch.zeros((1, 1), device=device()))]
-        halting = model.ponder.halt(hidden[0])
-        for log_weight in halting.log_weights.unbind():
-            thought = model.ponder.next_thought(hidden[-1], model.mix_embeddings)
-            hidden.append(self._run_slot(thought, position, log_weight.reshape(1, 1)))
+        tokens = model.ponder.tokens_of_rows(torch.tensor([[token]], device=device()))
+        thought = model.ponder.think(model.embed(tokens), self._run_row, model.mix_embeddings)
+        if model.ponder.iterates:
+            self.store.advance()
         self._num_tokens += 1
-        # k + 1 times [1, 1, H] -> [1, k + 1, 1, H] -> [1, 1, H]
-        read = mix_steps(torch.stack(hidden, dim=1), halting.shares.reshape(1, -1, 1))
-        logits = model.axis.gather_last_dim(model.logits(read))
-        return DecodedToken(logits=logits[0, 0, : model.config.vocab_size], steps=len(hidden) - 1)
+        logits = model.axis.gather_last_dim(model.logits(thought.hidden))
+        return DecodedToken(logits=logits[0, 0, : model.config.vocab_size], steps=thought.steps)
 
-    def _run_slot(self, row: Tensor, position: Tensor, log_weight: Tensor) -> Tensor:
-        hidden = self._model.decode_slot(row, position, log_weight, self.store)
-        self.store.advance()
-        return hidden
+    def _run_row(
+        self, row: Tensor, *, log_weight: float = 0.0, version: int = 0, normalize: bool = True
+    ) -> Tensor:
+        """See :class:`megatron_ext.methods.base.RowRunner`."""
+        model = self._model
+        self.store.version = version
+        hidden = model.run_layers(
+            row,
+            torch.tensor([[self._num_tokens]], device=device()),
+            log_weight=torch.full((1, 1), log_weight, dtype=self.store.weight_dtype, device=device()),
+            context=RowContext(store=self.store),
+        )
+        if not model.ponder.iterates:
+            self.store.advance()
+        return model.final_norm(hidden) if normalize else hidden

@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from megatron_ext.attention import KeyWeightedAttention, RowContext
+from megatron_ext.drawing import drawing
 from megatron_ext.model_config import Architecture, PonderTransformerConfig
 from megatron_ext.norms import TorchNorm
 from megatron_ext.parallel.tensor import TensorAxis
@@ -28,7 +29,17 @@ class UnreducedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]  # Me
         self.explicit_expert_comm = True
 
 
-class ParallelResidualLayer(TransformerLayer):  # type: ignore[misc]
+class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
+    """Megatron's layer, whose start values depend on its number alone."""
+
+    def __init__(self, config: PonderTransformerConfig, *args: Any, layer_number: int, **kwargs: Any) -> None:
+        """Take TransformerLayer's arguments; `layer_number` is 1-based within the pipeline stage."""
+        number = layer_number + config.layer_offset
+        with drawing(config.initialization_seed, f"layer {number}"):
+            super().__init__(config, *args, layer_number=layer_number, **kwargs)
+
+
+class ParallelResidualLayer(SequentialResidualLayer):
     """GPT-NeoX layer: ``x + attention(norm_1 x) + mlp(norm_2 x)``.
 
     Both branches are partial sums over the tensor-parallel ranks, so that one reduction serves both.
@@ -70,13 +81,13 @@ def block_spec(config: PonderTransformerConfig) -> TransformerBlockSubmodules:
     """
     is_neox = config.architecture is Architecture.GPT_NEOX
     layer = _layer_spec(
-        layer=ParallelResidualLayer if is_neox else TransformerLayer,
+        layer=ParallelResidualLayer if is_neox else SequentialResidualLayer,
         row_parallel=UnreducedRowParallelLinear if is_neox else RowParallelLinear,
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * config.num_layers, layer_norm=TorchNorm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * config.num_stage_layers, layer_norm=TorchNorm)
 
 
-def _layer_spec(*, layer: type[TransformerLayer], row_parallel: type[RowParallelLinear]) -> ModuleSpec:
+def _layer_spec(*, layer: type[SequentialResidualLayer], row_parallel: type[RowParallelLinear]) -> ModuleSpec:
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},

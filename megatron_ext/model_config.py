@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import init_method_normal, scaled_init_method_normal
 from torch import Tensor
@@ -42,6 +43,9 @@ class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megat
         rotary_base: rotary base.
         tie_embeddings: the head uses the embedding's weight.
         padding_token_id: token whose embedding row receives no gradient from look-ups, or None.
+        initialization_seed: decides the start values, together with each weight's name.
+        stage_layers: layers of each pipeline stage.
+        recompute_passes: keep only the input of every pass and compute its layers again in backward.
     """
 
     architecture: Architecture = Architecture.LLAMA
@@ -52,6 +56,41 @@ class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megat
     rotary_base: float = 10000.0
     tie_embeddings: bool = False
     padding_token_id: int | None = None
+    initialization_seed: int = 1234
+    stage_layers: tuple[int, ...] = ()
+    recompute_passes: bool = False
+
+    def __post_init__(self) -> None:
+        """Tell Megatron which layers are where.
+
+        Raises:
+            ValueError: the stages do not hold all layers.
+        """
+        self.stage_layers = self.stage_layers or (self.num_layers,)
+        if len(self.stage_layers) != self.pipeline_model_parallel_size:
+            raise ValueError(
+                f"stage_layers must have one number for each of {self.pipeline_model_parallel_size} pipeline "
+                f"stages, but is {self.stage_layers}"
+            )
+        if self.pipeline_model_parallel_size > 1:
+            self.pipeline_model_parallel_layout = _megatron_layout(self.stage_layers)
+        super().__post_init__()
+
+    @property
+    def layer_offset(self) -> int:
+        """Layers on earlier pipeline stages."""
+        return sum(self.stage_layers[: _stage()])
+
+    @property
+    def num_stage_layers(self) -> int:
+        """Layers on this pipeline stage."""
+        return self.stage_layers[_stage()]
+
+    @property
+    def embedding_rows(self) -> int:
+        """Rows of the embedding that are looked up: the vocabulary, and a pause token beyond it."""
+        pause = self.ponder.pause_token_id
+        return self.vocab_size if pause is None else max(self.vocab_size, pause + 1)
 
     @property
     def rotary_size(self) -> int:
@@ -85,7 +124,7 @@ def initialization_settings(
 
     Args:
         kind: the scheme.
-        vocab_size: rows of embedding and head that stand for a piece; the others start at 0.
+        vocab_size: rows of embedding and head that are used; the others start at 0.
         architecture: the published PonderLM-2 scheme differs between backbones.
         std: standard deviation of Megatron's scheme; the other computes its own.
         hidden_size, num_layers: of the backbone.
@@ -120,6 +159,31 @@ def host_settings() -> dict[str, Any]:
         "apply_rope_fusion": False,
         "persist_layer_norm": False,
     }
+
+
+def pipeline_settings(dtype: torch.dtype) -> dict[str, Any]:
+    """TransformerConfig fields that let Megatron's pipeline carry the passes of a pondering model.
+
+    Args:
+        dtype: of the hidden states.
+    """
+    return {
+        "pipeline_dtype": dtype,
+        # Passes differ in rows. Megatron checks this setting against one that a dense model does not use.
+        "variable_seq_lengths": True,
+        "moe_token_dispatcher_type": "alltoall",
+        # With two stages both neighbours of a rank are the same one, where batched sends pair up wrongly.
+        "batch_p2p_comm": False,
+    }
+
+
+def _stage() -> int:
+    return int(parallel_state.get_pipeline_model_parallel_rank())
+
+
+def _megatron_layout(stage_layers: tuple[int, ...]) -> list[list[str]]:
+    layout = [["decoder"] * num_layers for num_layers in stage_layers]
+    return [["embedding", *layout[0]], *layout[1:-1], [*layout[-1], "loss"]]
 
 
 def _real_rows_only(initialize: Callable[[Tensor], Tensor], vocab_size: int) -> Callable[[Tensor], Tensor]:

@@ -222,10 +222,10 @@ def connect_schedule(ddp_model: Any, optimizer: Any) -> None:
         ddp_model: from :func:`wrap_ddp`.
         optimizer: from :func:`build_optimizer`.
     """
-    from megatron.core.distributed import finalize_model_grads
+    from megatron_ext.parallel.gradients import finalize_gradients
 
     config = ddp_model.config
-    config.finalize_model_grads_func = finalize_model_grads
+    config.finalize_model_grads_func = finalize_gradients
     config.grad_scale_func = optimizer.scale_loss
     if ddp_model.ddp_config.overlap_grad_reduce:
         config.no_sync_func = ddp_model.no_sync

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from megatron_ext.model import PonderModel
 from megatron_ext.model_config import Architecture, PonderTransformerConfig
+from megatron_ext.ponder.config import Method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,14 +26,14 @@ class Entry:
         sources: Hugging Face names.
         join: Hugging Face tensors -> whole native tensor.
         split: whole native tensor -> Hugging Face tensors.
-        is_vocabulary: dim 0 is the vocabulary, to be padded.
+        vocabulary_rows: how much of dim 0 is used, where it is the padded vocabulary; else None.
     """
 
     native: str
     sources: tuple[str, ...]
     join: Callable[..., Tensor]
     split: Callable[[Tensor], tuple[Tensor, ...]]
-    is_vocabulary: bool = False
+    vocabulary_rows: int | None = None
 
 
 def entries(config: PonderTransformerConfig) -> Iterator[Entry]:
@@ -62,13 +63,13 @@ def load_weights(model: PonderModel, tensors: Mapping[str, Tensor]) -> None:
             f"the tensors must be exactly those of the model: missing {missing or 'none'}, "
             f"unexpected {unexpected or 'none'}"
         )
-    parameters = dict(model.named_parameters())
+    parameters = _parameters_by_name(model)
     for entry in table:
-        whole = entry.join(*(tensors[source] for source in entry.sources))
-        if entry.is_vocabulary:
-            whole = functional.pad(whole, (0, 0, 0, model.config.padded_vocab_size - whole.shape[0]))
-        parameter = parameters[entry.native]
-        parameter.copy_(_own_part(whole, parameter, model))
+        for parameter in parameters.get(entry.native, ()):
+            whole = entry.join(*(tensors[source] for source in entry.sources))
+            if entry.vocabulary_rows is not None:
+                whole = functional.pad(whole, (0, 0, 0, model.config.padded_vocab_size - whole.shape[0]))
+            parameter.copy_(_own_part(whole, parameter, model))
 
 
 def whole_tensors(model: PonderModel, value_of: Callable[[torch.nn.Parameter], Tensor]) -> dict[str, Tensor]:
@@ -78,15 +79,40 @@ def whole_tensors(model: PonderModel, value_of: Callable[[torch.nn.Parameter], T
         model: on any tensor-parallel layout.
         value_of: parameter -> tensor of its shape, such as the parameter itself or its gradient.
     """
-    parameters = dict(model.named_parameters())
+    parameters = _parameters_by_name(model)
     whole: dict[str, Tensor] = {}
     for entry in entries(model.config):
-        parameter = parameters[entry.native]
-        native = _gathered(value_of(parameter).detach(), parameter, model)
-        if entry.is_vocabulary:
-            native = native[: model.config.vocab_size]
-        whole |= zip(entry.sources, entry.split(native), strict=True)
-    return whole
+        for parameter in parameters.get(entry.native, ())[:1]:
+            native = _gathered(value_of(parameter).detach(), parameter, model)
+            whole |= zip(entry.sources, entry.split(native[: entry.vocabulary_rows]), strict=True)
+    return _of_all_stages(whole, model)
+
+
+def _parameters_by_name(model: PonderModel) -> dict[str, list[torch.nn.Parameter]]:
+    """Parameters of this stage by their name in a model of one stage; a copy joins what it is a copy of."""
+    parameters: dict[str, list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        parameters.setdefault(_name_on_one_stage(name, model), []).append(parameter)
+    return parameters
+
+
+def _name_on_one_stage(name: str, model: PonderModel) -> str:
+    embedding = "embedding.word_embeddings.weight"
+    if name == f"mixture_{embedding}" or (name == "output_layer.weight" and model.config.tie_embeddings):
+        return embedding
+    prefix, layers, rest = name.partition("decoder.layers.")
+    if not layers:
+        return name
+    index, _, inner = rest.partition(".")
+    return f"{prefix}{layers}{int(index) + model.config.layer_offset}.{inner}"
+
+
+def _of_all_stages(tensors: dict[str, Tensor], model: PonderModel) -> dict[str, Tensor]:
+    if model.pp_group.size() == 1:
+        return tensors
+    of_stages: list[dict[str, Tensor]] = [{} for _ in range(model.pp_group.size())]
+    torch.distributed.all_gather_object(of_stages, tensors, group=model.pp_group)
+    return {name: tensor for stage in of_stages for name, tensor in stage.items()}
 
 
 def _is_split(parameter: torch.nn.Parameter) -> bool:
@@ -113,13 +139,13 @@ def _gathered(part: Tensor, parameter: torch.nn.Parameter, model: PonderModel) -
     return torch.cat([pieces[rank][block] for block in range(stride) for rank in range(size)], dim)
 
 
-def _same(native: str, source: str, *, is_vocabulary: bool = False) -> Entry:
+def _same(native: str, source: str, *, vocabulary_rows: int | None = None) -> Entry:
     return Entry(
         native=native,
         sources=(source,),
         join=lambda tensor: tensor,
         split=lambda tensor: (tensor,),
-        is_vocabulary=is_vocabulary,
+        vocabulary_rows=vocabulary_rows,
     )
 
 
@@ -130,7 +156,9 @@ def _with_bias(native: str, source: str) -> Iterator[Entry]:
 
 def _neox_entries(config: PonderTransformerConfig) -> Iterator[Entry]:
     # GPT-NeoX stores q, k and v of a head together, which is Megatron's order for plain multi-head attention.
-    yield _same("embedding.word_embeddings.weight", "gpt_neox.embed_in.weight", is_vocabulary=True)
+    yield _same(
+        "embedding.word_embeddings.weight", "gpt_neox.embed_in.weight", vocabulary_rows=config.embedding_rows
+    )
     for index in range(config.num_layers):
         native, source = f"decoder.layers.{index}", f"gpt_neox.layers.{index}"
         yield from _with_bias(f"{native}.input_layernorm", f"{source}.input_layernorm")
@@ -141,11 +169,13 @@ def _neox_entries(config: PonderTransformerConfig) -> Iterator[Entry]:
         yield from _with_bias(f"{native}.mlp.linear_fc2", f"{source}.mlp.dense_4h_to_h")
     yield from _with_bias("final_norm", "gpt_neox.final_layer_norm")
     if not config.tie_embeddings:
-        yield _same("output_layer.weight", "embed_out.weight", is_vocabulary=True)
+        yield _same("output_layer.weight", "embed_out.weight", vocabulary_rows=config.vocab_size)
 
 
 def _llama_entries(config: PonderTransformerConfig) -> Iterator[Entry]:
-    yield _same("embedding.word_embeddings.weight", "model.embed_tokens.weight", is_vocabulary=True)
+    yield _same(
+        "embedding.word_embeddings.weight", "model.embed_tokens.weight", vocabulary_rows=config.embedding_rows
+    )
     for index in range(config.num_layers):
         native, source = f"decoder.layers.{index}", f"model.layers.{index}"
         yield _same(f"{native}.input_layernorm.weight", f"{source}.input_layernorm.weight")
@@ -161,7 +191,7 @@ def _llama_entries(config: PonderTransformerConfig) -> Iterator[Entry]:
         yield _same(f"{native}.mlp.linear_fc2.weight", f"{source}.mlp.down_proj.weight")
     yield _same("final_norm.weight", "model.norm.weight")
     if not config.tie_embeddings:
-        yield _same("output_layer.weight", "lm_head.weight", is_vocabulary=True)
+        yield _same("output_layer.weight", "lm_head.weight", vocabulary_rows=config.vocab_size)
 
 
 def _grouped_qkv(config: PonderTransformerConfig, native: str, source: str) -> Entry:
@@ -183,6 +213,11 @@ def _grouped_qkv(config: PonderTransformerConfig, native: str, source: str) -> E
 
 
 def _method_entries(config: PonderTransformerConfig) -> Iterator[Entry]:
-    if config.ponder.method == "ponderlm3":
+    networks = []
+    if config.ponder.method is Method.PONDERLM3:
+        networks = ["ponder.router"]
+    elif config.ponder.method is Method.ADAPONDERLM:
+        networks = [f"ponder.gates.{index}" for index in range(config.ponder.num_latent_thoughts)]
+    for network in networks:
         for layer in (0, 2):
-            yield from _with_bias(f"ponder.router.{layer}", f"ponder.router.{layer}")
+            yield from _with_bias(f"{network}.{layer}", f"{network}.{layer}")

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from megatron_ext.freezing import BackboneFreeze
 from megatron_ext.host import device
 from megatron_ext.model import PonderModel
 from megatron_ext.optimizer import build_optimizer, build_scheduler, connect_schedule, wrap_ddp
@@ -26,12 +25,14 @@ class TrainingParts:
         ddp: the model in Megatron's data-parallel wrapper.
         optimizer: Megatron's optimizer.
         scheduler: learning rate by iteration.
+        freeze: holds the backbone still.
     """
 
     module: PonderModel
     ddp: Any
     optimizer: Any
     scheduler: Any
+    freeze: BackboneFreeze
 
 
 def open_split(config: RunConfig, split: str) -> TokenDataset:
@@ -64,7 +65,6 @@ def vocab_size_of(config: RunConfig, dataset: TokenDataset) -> int:
 
 def build_module(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> PonderModel:
     """Build the model from the run's seed; every layout starts from the same weights."""
-    torch.manual_seed(config.seed)
     # Weights are drawn on the host, so that every device starts from the same numbers.
     module = PonderModel(transformer_config(config, vocab_size), groups.pg_collection)
     module.to(device())
@@ -83,7 +83,13 @@ def build_training(config: RunConfig, vocab_size: int, groups: ParallelGroups) -
     optimizer = build_optimizer([ddp], optimizer_settings(config))
     connect_schedule(ddp, optimizer)
     scheduler = build_scheduler(optimizer, schedule_settings(config))
-    return TrainingParts(module=module, ddp=ddp, optimizer=optimizer, scheduler=scheduler)
+    return TrainingParts(
+        module=module,
+        ddp=ddp,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        freeze=BackboneFreeze(module, optimizer),
+    )
 
 
 def training_batches(config: RunConfig, dataset: TokenDataset, groups: ParallelGroups) -> TrainingBatches:

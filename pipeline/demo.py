@@ -215,7 +215,7 @@ def _report(demo: Demo, manifest: ShardManifest) -> None:
         demo.output,
         name=demo.config.name,
         flops=flops_account(demo.config, vocab_size),
-        training_sweeps=mean_training_sweeps(demo.config.ponder),
+        training_sweeps=mean_training_sweeps(demo.config),
         facts=run_facts(demo.config, manifest, demo.seconds),
         commands=further_commands(demo.config, demo.config_path),
     )

@@ -8,11 +8,13 @@ import torch
 
 from megatron_ext.batch import TokenBatch
 from megatron_ext.host import device
-from megatron_ext.model import ModelOutput, PonderModel
+from megatron_ext.micro_batch import ModelOutput
+from megatron_ext.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.metrics.ponder_scalars import Sums, mean_loss
 from pipeline.metrics.statistics import StatisticsAccumulator
-from pipeline.train_step import StepSettings, run_schedule
+from pipeline.step_settings import StepSettings
+from pipeline.train_step import run_schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,5 +74,5 @@ def evaluate(
             observe=observe,
         )
     module.train(was_training)
-    sums = statistics.reduce(groups.dp)
+    sums = statistics.reduce(groups.dp, groups.pp)
     return Evaluation(sums=sums, seconds=time.monotonic() - started)

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ext.batch import TokenBatch
-from megatron_ext.model import ModelOutput
+from megatron_ext.micro_batch import ModelOutput
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from pipeline.build import heldout_batches
 from pipeline.data.unigram import unigram_entropy

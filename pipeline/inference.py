@@ -55,7 +55,13 @@ def opened_checkpoint(path: Path, *, iteration: int | None = None) -> Iterator[O
     """
     folder = resolve_checkpoint(path, iteration=iteration)
     ranks = Ranks.from_environment()
-    layout = (f"parallel.tensor={ranks.world_size}", "parallel.data=1", "parallel.sequence_parallel=false")
+    layout = (
+        f"parallel.tensor={ranks.world_size}",
+        "parallel.pipeline=1",
+        "parallel.layers_per_stage=null",
+        "parallel.data=1",
+        "parallel.sequence_parallel=false",
+    )
     config = load_config(folder / CONFIG_NAME, layout)
     prepare_host()
     start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)

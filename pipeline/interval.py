@@ -10,7 +10,8 @@ from pipeline.flops import FlopsAccount
 from pipeline.metrics.ponder_scalars import mean_loss, ponder_scalars
 from pipeline.metrics.records import TrainingRecord
 from pipeline.metrics.statistics import StatisticsAccumulator
-from pipeline.train_step import StepResult, StepSettings
+from pipeline.step_settings import StepSettings
+from pipeline.train_step import StepResult
 
 
 class IntervalMeter:
@@ -47,7 +48,7 @@ class IntervalMeter:
             learning_rate: of the next step.
             groups: the layout.
         """
-        sums = self.statistics.reduce(groups.dp)
+        sums = self.statistics.reduce(groups.dp, groups.pp)
         sweeps = self._sweeps / self._num_steps
         training = self._config.training
         tokens_per_second = self._num_steps * training.global_batch_size * training.seq_length / self._seconds

@@ -11,26 +11,39 @@ from megatron_ext.model_config import (
     architecture_settings,
     host_settings,
     initialization_settings,
+    pipeline_settings,
 )
 from megatron_ext.optimizer import OptimizerSettings, ScheduleSettings
-from megatron_ext.ponder.config import Penalty, PonderConfig
+from megatron_ext.ponder.config import Method, PonderConfig
 from pipeline.config.schema import PonderSection, RunConfig
 from pipeline.run_account import max_sweeps
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def ponder_config(ponder: PonderSection) -> PonderConfig:
-    """The method's settings."""
+def ponder_config(ponder: PonderSection, vocab_size: int) -> PonderConfig:
+    """The method's settings.
+
+    Args:
+        ponder: as configured.
+        vocab_size: ids of the tokenizer; a pause token without an id of its own takes the row behind them.
+    """
+    pause_token_id = ponder.pause_token_id
+    if ponder.method is Method.PAUSE and pause_token_id is None:
+        pause_token_id = vocab_size
     return PonderConfig(
         method=ponder.method,
         num_latent_thoughts=ponder.num_latent_thoughts,
         max_jacobi_iterations=max_sweeps(ponder),
         scale_embeds=ponder.scale_embeds,
-        interpolation=ponder.interpolation,
-        interpolation_topk=ponder.interpolation_topk if ponder.interpolation_use_topk else None,
+        mixture=ponder.mixture,
+        mixture_top_k=ponder.mixture_top_k,
+        softmax_temperature=ponder.softmax_temperature,
+        residual=ponder.residual,
+        multiply_embedding=ponder.multiply_embedding,
+        pause_token_id=pause_token_id,
         pruning_threshold=ponder.pruning_threshold,
-        penalty=Penalty(ponder.penalty),
+        penalty=ponder.penalty,
         bottom_k_fraction=ponder.bottom_k_fraction,
     )
 
@@ -44,7 +57,7 @@ def transformer_config(config: RunConfig, vocab_size: int) -> PonderTransformerC
     """
     model, parallel = config.model, config.parallel
     architecture = Architecture(model.architecture)
-    ponder = ponder_config(config.ponder)
+    ponder = ponder_config(config.ponder, vocab_size)
     return PonderTransformerConfig(
         architecture=architecture,
         ponder=ponder,
@@ -63,14 +76,17 @@ def transformer_config(config: RunConfig, vocab_size: int) -> PonderTransformerC
         layernorm_epsilon=model.norm_epsilon,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        stage_layers=config.stage_layers,
+        initialization_seed=config.seed,
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=PRECISIONS[config.training.precision],
         bf16=config.training.precision == "bf16",
         **_recompute_settings(parallel.recompute),
+        **pipeline_settings(PRECISIONS[config.training.precision]),
         **architecture_settings(architecture),
         **initialization_settings(
             Initialization(model.init),
-            vocab_size=vocab_size,
+            vocab_size=config.embedding_rows(vocab_size),
             architecture=architecture,
             std=model.init_std,
             hidden_size=model.hidden_size,
@@ -114,6 +130,8 @@ def schedule_settings(config: RunConfig) -> ScheduleSettings:
 def _recompute_settings(kind: str) -> dict[str, Any]:
     if kind == "none":
         return {}
+    if kind == "per_pass":
+        return {"recompute_passes": True}
     if kind == "selective":
         return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}

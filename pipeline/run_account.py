@@ -1,16 +1,22 @@
 """From the settings of a run to its cost account and its start-up summary."""
 
 from collections.abc import Sequence
-from typing import Literal
 
-from pipeline.config.schema import ParallelConfig, PonderSection, RunConfig
-from pipeline.flops import FlopsAccount, ModelShape
+from megatron_ext.ponder.config import Method
+from pipeline.config.ponder_section import SWEEPING_METHODS, PonderSection
+from pipeline.config.schema import ParallelConfig, RunConfig
+from pipeline.flops import FlopsAccount
+from pipeline.model_shape import ModelShape
 from pipeline.summary import RunSummary
 
-BUILT_METHODS: dict[str, Literal["vanilla", "ponderlm2", "ponderlm3"]] = {
-    "vanilla": "vanilla",
-    "ponderlm2": "ponderlm2",
-    "ponderlm3": "ponderlm3",
+# What one of the K extra steps is.
+STEP_NAMES = {
+    Method.LOOP: "trips through the layers",
+    Method.PAUSE: "pause tokens",
+    Method.PONDERLM: "iterations",
+    Method.PONDERLM2: "latent thoughts",
+    Method.ADAPONDERLM: "iterations",
+    Method.PONDERLM3: "latent thoughts",
 }
 
 
@@ -37,26 +43,34 @@ def flops_account(config: RunConfig, vocab_size: int) -> FlopsAccount:
     ponder = config.ponder
     return FlopsAccount(
         shape=model_shape(config, vocab_size),
-        method=BUILT_METHODS[ponder.method.value],
+        method=ponder.method,
         num_latent_thoughts=ponder.num_latent_thoughts,
-        interpolation=ponder.interpolation,
-        mixture_size=ponder.interpolation_topk if ponder.interpolation_use_topk else None,
+        mixture=ponder.mixture,
+        mixture_top_k=ponder.mixture_top_k,
         recompute=config.parallel.recompute,
     )
 
 
-def mean_training_sweeps(ponder: PonderSection) -> float:
-    """Return the mean number of Jacobi sweeps of a training step."""
-    if ponder.random_jacobi_iterations is None:
+def mean_training_sweeps(config: RunConfig) -> float:
+    """Return the mean number of Jacobi sweeps of a training step, over all iterations of the run."""
+    ponder, num_iterations = config.ponder, config.training.train_iters
+    if ponder.random_jacobi_iterations is not None:
+        least, most = ponder.random_jacobi_iterations
+        return (least + most) / 2
+    if ponder.jacobi_schedule is None:
         return float(ponder.num_jacobi_iterations)
-    least, most = ponder.random_jacobi_iterations
-    return (least + most) / 2
+    starts = [min(start, num_iterations) for start, _ in ponder.jacobi_schedule]
+    ends = [*starts[1:], num_iterations]
+    sweeps = [count for _, count in ponder.jacobi_schedule]
+    total = sum((end - start) * count for start, end, count in zip(starts, ends, sweeps, strict=True))
+    return total / num_iterations
 
 
 def max_sweeps(ponder: PonderSection) -> int:
-    """Return the largest number of Jacobi sweeps that any forward pass of the run does."""
+    """Return the largest number of Jacobi sweeps that any forward pass of the run may do."""
     drawn = ponder.random_jacobi_iterations or (0, 0)
-    return max(ponder.num_jacobi_iterations, drawn[1])
+    planned = [sweeps for _, sweeps in ponder.jacobi_schedule or ()]
+    return max(ponder.num_jacobi_iterations, drawn[1], *planned)
 
 
 def run_summary(
@@ -66,20 +80,19 @@ def run_summary(
 
     Args:
         vocab_size: the tokenizer's, without padding.
-        parameters_per_rank: parameters held by each tensor-parallel rank, as counted on the built model.
+        parameters_per_rank: parameters held by each model-parallel rank, as counted on the built model.
         device: such as ``cpu (2 threads)`` or ``NVIDIA H100``.
     """
     account, ponder = flops_account(config, vocab_size), config.ponder
-    sweeps = mean_training_sweeps(ponder)
+    sweeps = mean_training_sweeps(config)
     training, parameters = account.training_flops(sweeps), account.parameters()
-    least = 0 if ponder.method == "ponderlm3" else ponder.num_latent_thoughts
+    least = 0 if account.halts else ponder.num_latent_thoughts
     span = (least, ponder.num_latent_thoughts)
     return RunSummary(
         name=config.name,
         method=ponder.method.value,
         architecture=config.model.architecture,
-        num_latent_thoughts=ponder.num_latent_thoughts,
-        jacobi_iterations=_render_sweeps(ponder),
+        extra_steps=_render_steps(ponder),
         num_passes=account.num_passes(sweeps),
         training_rows_per_token=account.training_rows_per_token(sweeps),
         inference_rows_per_token=(
@@ -93,6 +106,7 @@ def run_summary(
         parameters_per_rank=tuple(parameters_per_rank),
         layout=_render_layout(config.parallel),
         num_ranks=config.parallel.world_size,
+        layers_per_stage=config.stage_layers,
         device=device,
         precision=config.training.precision,
         recompute=config.parallel.recompute,
@@ -108,8 +122,21 @@ def _render_layout(parallel: ParallelConfig) -> str:
     return f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data}"
 
 
+def _render_steps(ponder: PonderSection) -> str:
+    if ponder.num_latent_thoughts == 0:
+        return "none"
+    steps = f"K = {ponder.num_latent_thoughts} {STEP_NAMES[ponder.method]}"
+    if ponder.method not in SWEEPING_METHODS:
+        return steps
+    return f"{steps}, Jacobi sweeps J = {_render_sweeps(ponder)}"
+
+
 def _render_sweeps(ponder: PonderSection) -> str:
-    if ponder.random_jacobi_iterations is None:
-        return str(ponder.num_jacobi_iterations)
-    least, most = ponder.random_jacobi_iterations
-    return f"{least} to {most}, drawn per step ({ponder.num_jacobi_iterations} in evaluation)"
+    evaluated = ponder.num_jacobi_iterations
+    if ponder.random_jacobi_iterations is not None:
+        least, most = ponder.random_jacobi_iterations
+        return f"{least} to {most}, drawn per step ({evaluated} in evaluation)"
+    if ponder.jacobi_schedule is not None:
+        changes = ", ".join(f"{sweeps} from iteration {start}" for start, sweeps in ponder.jacobi_schedule)
+        return f"{changes} ({evaluated} in evaluation)"
+    return str(evaluated)

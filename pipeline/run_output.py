@@ -45,6 +45,7 @@ def open_sinks(
     if config.metrics.tensorboard:
         board = TensorBoardSink(
             config.output_dir / TENSORBOARD_FOLDER,
+            method=config.ponder.method,
             num_latent_thoughts=config.ponder.num_latent_thoughts,
             max_jacobi_iterations=max_sweeps(config.ponder),
             purge_step=start_iteration + 1 if start_iteration else None,

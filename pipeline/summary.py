@@ -13,14 +13,13 @@ class RunSummary:
 
     ``num_passes`` and ``training_rows_per_token`` are means where the number of sweeps is drawn for each
     step; FLOPs are per token, the inference figures before the first and after the last possible halt.
-    ``parameters_per_rank`` holds one count per tensor-parallel rank.
+    ``parameters_per_rank`` holds one count per model-parallel rank, ``extra_steps`` says what K is.
     """
 
     name: str
     method: str
     architecture: str
-    num_latent_thoughts: int
-    jacobi_iterations: str
+    extra_steps: str
     num_passes: float
     training_rows_per_token: float
     inference_rows_per_token: tuple[float, float]
@@ -31,6 +30,7 @@ class RunSummary:
     parameters_per_rank: Sequence[int]
     layout: str
     num_ranks: int
+    layers_per_stage: Sequence[int]
     device: str
     precision: str
     recompute: str
@@ -46,10 +46,7 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     tokens = summary.tokens_per_iteration * summary.total_iterations
     return [
         ("method", f"{summary.method} on {summary.architecture}"),
-        (
-            "latent thoughts",
-            f"K = {summary.num_latent_thoughts}, Jacobi sweeps J = {summary.jacobi_iterations}",
-        ),
+        ("extra steps", summary.extra_steps),
         ("passes", f"{summary.num_passes:g} through {summary.num_layers} layers per training forward"),
         ("rows per token", f"training {summary.training_rows_per_token:g}, inference {_rows(summary)}"),
         ("effective depth", f"{summary.effective_depth:g} layers"),
@@ -59,10 +56,7 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
             f"embedding and head)",
         ),
         ("parameters per rank", _per_rank(summary.parameters_per_rank)),
-        (
-            "layout",
-            f"{summary.layout} on {summary.num_ranks} {'rank' if summary.num_ranks == 1 else 'ranks'}",
-        ),
+        ("layout", _layout(summary)),
         ("device", f"{summary.device}, {summary.precision}, recompute {summary.recompute}"),
         ("FLOPs per token, training", _training_flops(summary)),
         ("FLOPs per token, inference", _span(*(metric(value) for value in summary.flops_per_token_infer))),
@@ -107,6 +101,14 @@ def _rows(summary: RunSummary) -> str:
 
 def _span(least: str, most: str) -> str:
     return least if least == most else f"{least} to {most}, by steps taken"
+
+
+def _layout(summary: RunSummary) -> str:
+    ranks = f"{summary.num_ranks} {'rank' if summary.num_ranks == 1 else 'ranks'}"
+    if len(summary.layers_per_stage) == 1:
+        return f"{summary.layout} on {ranks}"
+    stages = " + ".join(count(layers) for layers in summary.layers_per_stage)
+    return f"{summary.layout} on {ranks}, {stages} layers on the pipeline stages"
 
 
 def _per_rank(counts: Sequence[int]) -> str:

@@ -1,8 +1,7 @@
 """One optimizer step: the micro-batches of this rank through Megatron's schedule, then the update."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,24 +10,13 @@ from torch import Tensor
 
 from megatron_ext.batch import TokenBatch
 from megatron_ext.host import device
-from megatron_ext.model import ModelOutput
+from megatron_ext.micro_batch import ModelOutput
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.parallel.pass_pipeline import OutputObserver, run_passes
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from pipeline.build import TrainingParts
 from pipeline.metrics.statistics import StatisticsAccumulator
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSettings:
-    """What changes from step to step.
-
-    Attributes:
-        num_jacobi_iterations: J of this step.
-        penalty_weight: lambda of this step.
-    """
-
-    num_jacobi_iterations: int
-    penalty_weight: float
+from pipeline.step_settings import StepSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +49,13 @@ def train_step(
     Args:
         parts: model and optimizer.
         batches: this rank's micro-batches, on the host.
-        settings: J and lambda.
+        settings: J, lambda and the like.
         groups: the layout.
         statistics: receives the sums of every micro-batch.
     """
     parts.ddp.zero_grad_buffer()
     parts.optimizer.zero_grad()
+    parts.freeze.set(settings.freezes_backbone)
     run_schedule(parts.ddp, batches, settings, groups=groups, statistics=statistics)
     was_updated, grad_norm, _ = parts.optimizer.step()
     parts.scheduler.step(increment=1)
@@ -83,39 +72,31 @@ def run_schedule(
     groups: ParallelGroups,
     statistics: StatisticsAccumulator,
     forward_only: bool = False,
-    observe: Callable[[TokenBatch, ModelOutput], None] | None = None,
+    observe: OutputObserver | None = None,
 ) -> None:
-    """Run Megatron's forward-backward schedule over the micro-batches.
+    """Run all passes of the micro-batches, forward and backward, on all pipeline stages.
 
     Args:
         model: the wrapped model, or the bare one with `forward_only`.
         batches, settings, groups, statistics: see :func:`train_step`.
         forward_only: no gradients.
-        observe: called with every micro-batch and what the model made of it.
+        observe: called on the last stage with every micro-batch and what the model made of it.
     """
-    from megatron.core.pipeline_parallel import get_forward_backward_func
-
     totals = _token_totals(batches, groups)
     scale = len(batches) * groups.dp_size
 
-    def forward_step(iterator: Iterator[TokenBatch], module: Any) -> tuple[Tensor, Any]:
-        batch = next(iterator)
-        output = module(batch.to(device()), num_jacobi_iterations=settings.num_jacobi_iterations)
+    def take_in(batch: TokenBatch, output: ModelOutput) -> None:
         statistics.add(output.statistics)
         if observe is not None:
             observe(batch, output)
-        loss = partial(_loss, output, totals, settings.penalty_weight, scale)
-        return output.token_losses, loss
 
-    tokens = batches[0].tokens
-    get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iter(batches),
-        model=model,
-        num_microbatches=len(batches),
-        seq_length=tokens.shape[1],
-        micro_batch_size=tokens.shape[0],
+    run_passes(
+        model,
+        batches,
+        settings.forward,
+        loss=lambda output: _loss(output, totals, settings.penalty_weight, scale),
         forward_only=forward_only,
+        observe_output=take_in,
     )
 
 
@@ -129,16 +110,14 @@ def _token_totals(batches: Sequence[TokenBatch], groups: ParallelGroups) -> Tens
     return totals.clamp_min(1)
 
 
-def _loss(
-    output: ModelOutput, totals: Tensor, penalty_weight: float, scale: int, token_losses: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _loss(output: ModelOutput, totals: Tensor, penalty_weight: float, scale: int) -> Tensor:
     """This micro-batch's share of the global mean.
 
     Megatron divides by the number of micro-batches and averages gradients over data-parallel ranks; `scale`
     undoes both, so that the shares add up.
     """
     labelled, real = totals
-    loss = token_losses.sum() / labelled
+    loss: Tensor = output.token_losses.sum() / labelled
     if output.penalty is not None:
         loss = loss + penalty_weight * output.penalty * output.statistics["real_tokens"][0] / real
-    return loss * scale, {}
+    return loss * scale

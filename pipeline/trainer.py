@@ -9,8 +9,6 @@ import torch
 
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from megatron_ext.ponder.passes import draw_jacobi_iterations
-from megatron_ext.ponder.penalties import ramp
 from pipeline.build import (
     TrainingParts,
     build_training,
@@ -35,7 +33,8 @@ from pipeline.ranks import Ranks
 from pipeline.run_account import flops_account
 from pipeline.run_output import config_file, open_run_progress, open_sinks, show_summary, start_output
 from pipeline.signals import StopFlag
-from pipeline.train_step import StepSettings, train_step
+from pipeline.step_settings import step_settings
+from pipeline.train_step import train_step
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +157,9 @@ class TrainingRun:
         return ExitCode.DONE
 
     def _step(self) -> None:
-        settings = self._step_settings(self.state.iteration)
+        settings = step_settings(
+            self.config, iteration=self.state.iteration, consumed_tokens=self.state.consumed_tokens
+        )
         started = time.monotonic()
         result = train_step(
             self.parts,
@@ -178,15 +179,6 @@ class TrainingRun:
             skipped_iterations=self.state.skipped_iterations + (not result.was_updated),
             training_seconds=self.state.training_seconds + seconds,
         )
-
-    def _step_settings(self, iteration: int) -> StepSettings:
-        """J and lambda of the step after `iteration` finished ones: pure functions of seed and step."""
-        ponder = self.config.ponder
-        sweeps = ponder.num_jacobi_iterations
-        if ponder.random_jacobi_iterations is not None:
-            sweeps = draw_jacobi_iterations(self.config.seed, iteration, *ponder.random_jacobi_iterations)
-        weight = ponder.penalty_weight * ramp(iteration, *ponder.penalty_ramp)
-        return StepSettings(num_jacobi_iterations=sweeps, penalty_weight=weight)
 
     def _log(self) -> bool:
         """Write the interval; False where loss or gradients have left the finite numbers."""

@@ -3,20 +3,45 @@
 The model runs the passes; a method only says what goes in and what comes out, so that the same method serves
 a single process, tensor and sequence parallelism, and passes that are spread over pipeline stages.
 
-S = tokens held by this rank, n = slots in the pass, B = micro-batch, H = hidden size, K = latent thoughts.
+S = tokens held by this rank, n = slots in the pass, B = micro-batch, H = hidden size, K = extra steps.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from megatron_ext.parallel.memory import PassMemory
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.ponder.config import PonderConfig
 from megatron_ext.ponder.passes import PassPlan
 
 Observer = Callable[[str, Tensor], None]
+Mixer = Callable[[Tensor], Tensor]
+
+
+class Column(Enum):
+    """What the number beside every row of a pass means."""
+
+    NONE = "none"
+    LOG_WEIGHT = "log weight of the row's key"
+    ACTIVE = "1 where the row's token is still active, else 0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassRows:
+    """What moves through the layers of a pass, and from the end of one pass to the start of the next.
+
+    Attributes:
+        rows: [R, B, H].
+        column: one number per row, [R, B] in at least float32, or None.
+    """
+
+    rows: Tensor
+    column: Tensor | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,46 +49,26 @@ class PassContext:
     """What the methods may use of one micro-batch.
 
     Attributes:
+        plan: the passes of this forward.
         real: [S_all, B] bool, False at padding; all tokens, also under sequence parallelism.
         axis: the tensor axis.
         mix_embeddings: rows [R, B, H] -> softmax mixture of unscaled embeddings [R, B, H].
+        memory: what this rank keeps from pass to pass.
         prune: hard mask: pruned slots have no keys and no share in the readout.
+        bottom_k_fraction: q of the bottom-k penalty.
         observe: called with the name and value of intermediate results, for verification.
         statistics: additive sums over the micro-batch, collected by the methods.
     """
 
+    plan: PassPlan
     real: Tensor
     axis: TensorAxis
-    mix_embeddings: Callable[[Tensor], Tensor]
-    prune: bool = False
-    observe: Observer = lambda name, value: None
+    mix_embeddings: Mixer
+    memory: PassMemory
+    prune: bool
+    bottom_k_fraction: float
+    observe: Observer
     statistics: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassInput:
-    """What enters a pass.
-
-    Attributes:
-        rows: [S * n, B, H].
-        log_weight: log w of each slot's key column, [S, n, B], or None where all are 0.
-    """
-
-    rows: Tensor
-    log_weight: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassCarry:
-    """What one pass hands to the next.
-
-    Attributes:
-        thoughts: [S, m, B, H], the latent thoughts the next pass reads.
-        log_weight: [S, m + 1, B] for the next pass, or None.
-    """
-
-    thoughts: Tensor
-    log_weight: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,96 +86,127 @@ class Readout:
     steps: Tensor | None = None
 
 
+class RowRunner(Protocol):
+    """Runs one row of a token through all layers against the stored rows of earlier tokens."""
+
+    def __call__(
+        self, row: Tensor, *, log_weight: float = 0.0, version: int = 0, normalize: bool = True
+    ) -> Tensor:
+        """Run and store.
+
+        Args:
+            row: [1, 1, H].
+            log_weight: of the row's key.
+            version: which version of the earlier tokens' keys and values the row reads and joins.
+            normalize: apply the final norm.
+        Returns:
+            [1, 1, H].
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Halting:
-    """How one token goes on after its slot 0, in decoding.
+class Thought:
+    """What a token came to in decoding.
 
     Attributes:
-        log_weights: [k], log w of the slots still to run.
-        shares: [k + 1], share of each slot in the readout.
+        hidden: [1, 1, H], goes to the head.
+        steps: extra steps taken.
     """
 
-    log_weights: Tensor
-    shares: Tensor
+    hidden: Tensor
+    steps: int
 
 
 class PonderMethod(nn.Module):
-    """Base of the methods: no thoughts, one pass, the hidden state itself is read."""
+    """Base of the methods: one pass, the hidden state itself is read."""
 
-    def __init__(self, config: PonderConfig, hidden_size: int) -> None:
+    column = Column.NONE
+    # Versions of a token's keys and values: more than one where a token runs again at the same place.
+    iterates = False
+
+    def __init__(self, config: PonderConfig, hidden_size: int, *, decides: bool = True) -> None:
         """Keep the settings.
 
         Args:
             config: the method's settings.
             hidden_size: H.
+            decides: hold the weights that read hidden states after the final norm: on the last pipeline
+                stage.
         """
         super().__init__()
         self.config = config
         self.hidden_size = hidden_size
+        self.decides = decides
 
     @property
     def embedding_scale(self) -> float:
         """c, the factor on token embeddings."""
         return 1.0
 
+    @property
+    def mixes_embeddings(self) -> bool:
+        """Whether a pass ends with a mixture of embeddings, so that the last stage needs them."""
+        return False
+
     def plan(self, num_jacobi_iterations: int) -> PassPlan:
         """The passes of one forward with J sweeps."""
         del num_jacobi_iterations
         return PassPlan(slots=(1,))
 
-    def enter(self, plan: PassPlan, index: int, embeddings: Tensor, carry: PassCarry | None) -> PassInput:
-        """Make the rows of pass `index`.
+    def tokens_of_rows(self, tokens: Tensor) -> Tensor:
+        """Tokens whose embeddings the first pass is made of: [B, S] -> [B, S * n]."""
+        return tokens
+
+    def enter(
+        self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext
+    ) -> PassRows:
+        """Make the rows of pass `index`, on the first pipeline stage.
 
         Args:
-            plan: the passes of this forward.
             index: 0-based.
-            embeddings: [S, B, H], scaled.
-            carry: from the previous pass; None in the first.
+            embed: gives the scaled embeddings of :meth:`tokens_of_rows`, [S * n, B, H].
+            handed: from the end of the previous pass; None in the first.
+            context: the micro-batch.
         """
-        del plan, index, carry
-        return PassInput(rows=embeddings)
+        del index, handed, context
+        return PassRows(rows=embed())
 
-    def leave(
-        self, plan: PassPlan, index: int, hidden: Tensor, carry: PassCarry | None, context: PassContext
-    ) -> PassCarry:
-        """Make what the next pass needs from the output of pass `index`, which is not the final one.
+    def normalizes(self, index: int, plan: PassPlan) -> bool:
+        """Whether pass `index` ends with the final norm."""
+        del index, plan
+        return True
+
+    def leave(self, index: int, ended: PassRows, context: PassContext) -> PassRows:
+        """Make what the next pass needs from the end of pass `index`, which is not the final one.
 
         Args:
-            plan: the passes of this forward.
             index: 0-based.
-            hidden: [S * n, B, H] after the final norm.
-            carry: what pass `index` was entered with.
+            ended: hidden states, [S * n, B, H], and the column that the pass was entered with.
             context: the micro-batch.
         """
         raise AssertionError("a method of one pass has nothing to hand on")
 
-    def read(self, hidden: Tensor, context: PassContext) -> Readout:
+    def read(self, ended: PassRows, context: PassContext) -> Readout:
         """Read the final pass.
 
         Args:
-            hidden: [S * n, B, H] after the final norm.
+            ended: hidden states after the final norm, [S * n, B, H], and the pass's column.
             context: the micro-batch.
         """
         del context
-        return Readout(hidden=hidden)
+        return Readout(hidden=ended.rows)
 
-    def halt(self, first_hidden: Tensor) -> Halting:
-        """Decide in decoding which slots follow slot 0.
-
-        Args:
-            first_hidden: h^0 of one token, [1, 1, H].
-        """
-        return Halting(log_weights=first_hidden.new_zeros(0), shares=first_hidden.new_ones(1))
-
-    def next_thought(self, hidden: Tensor, mix_embeddings: Callable[[Tensor], Tensor]) -> Tensor:
-        """Make the input of the next slot from the hidden state of this one; shapes are kept.
+    def think(self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer) -> Thought:
+        """Consume one token in decoding.
 
         Args:
-            hidden: [R, B, H].
+            rows: scaled embeddings of :meth:`tokens_of_rows` of the token, [n, 1, H].
+            run: see :class:`RowRunner`.
             mix_embeddings: see :class:`PassContext`.
         """
         del mix_embeddings
-        return hidden
+        return Thought(hidden=run(rows), steps=0)
 
     def statistics_layout(self) -> dict[str, int]:
         """Names and sizes of the sums that a forward collects in :attr:`PassContext.statistics`."""
@@ -179,3 +215,15 @@ class PonderMethod(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the method's own weights to their start values."""
+
+
+def in_float32(layers: nn.Sequential, hidden: Tensor) -> Tensor:
+    """Run a small network in at least float32, whatever its weights' dtype: halting decisions need it."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    hidden = hidden.to(dtype)
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            hidden = nn.functional.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype))
+        else:
+            hidden = layer(hidden)
+    return hidden

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from megatron_ext.methods.base import Halting, PassCarry, PassContext, PassInput, PonderMethod, Readout
+from megatron_ext.methods.base import Mixer, PassContext, PassRows, PonderMethod, Readout, RowRunner, Thought
+from megatron_ext.ponder.config import Mixture
 from megatron_ext.ponder.passes import PassPlan, jacobi_plan
 from megatron_ext.ponder.residual import squared_change
 from megatron_ext.ponder.slots import merge_slots, rows_of_pass, split_slots
@@ -17,65 +18,74 @@ class PonderLM2(PonderMethod):
 
     @property
     def embedding_scale(self) -> float:
-        """sqrt(2.5 H), sqrt(H) with interpolation, 1 unscaled (definitions 2.2)."""
+        """sqrt(2.5 H), sqrt(H) where thoughts are mixtures, 1 unscaled (definitions 2.2)."""
         if not self.config.scale_embeds:
             return 1.0
-        return math.sqrt((1.0 if self.config.interpolation else 2.5) * self.hidden_size)
+        return math.sqrt((1.0 if self.mixes_embeddings else 2.5) * self.hidden_size)
+
+    @property
+    def mixes_embeddings(self) -> bool:
+        """Unless the hidden state itself is the next thought."""
+        return self.config.mixture is not Mixture.HIDDEN
 
     def plan(self, num_jacobi_iterations: int) -> PassPlan:
         """Build-up, sweeps, final pass."""
         return jacobi_plan(self.config.num_latent_thoughts, num_jacobi_iterations)
 
-    def enter(self, plan: PassPlan, index: int, embeddings: Tensor, carry: PassCarry | None) -> PassInput:
+    def enter(
+        self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext
+    ) -> PassRows:
         """Slot 0 is the embedding, the others are the thoughts handed on."""
-        del plan, index
-        if carry is None:
-            return PassInput(rows=embeddings)
-        return PassInput(rows=rows_of_pass(embeddings, carry.thoughts), log_weight=carry.log_weight)
+        del index
+        if handed is None:
+            return PassRows(rows=context.memory.keep("embeddings", embed()))
+        embeddings = context.memory.recall("embeddings")
+        num_thoughts = handed.rows.shape[0] // embeddings.shape[0]
+        thoughts = split_slots(handed.rows, num_thoughts)
+        column = None
+        if handed.column is not None:
+            log_weight = split_slots(handed.column, num_thoughts)
+            column = merge_slots(torch.cat([torch.zeros_like(log_weight[:, :1]), log_weight], dim=1))
+        return PassRows(rows=rows_of_pass(embeddings, thoughts), column=column)
 
-    def leave(
-        self, plan: PassPlan, index: int, hidden: Tensor, carry: PassCarry | None, context: PassContext
-    ) -> PassCarry:
+    def leave(self, index: int, ended: PassRows, context: PassContext) -> PassRows:
         """Refresh every thought at once from this pass, and append one while building up."""
-        slots = split_slots(hidden, plan.slots[index])
+        plan = context.plan
+        slots = split_slots(ended.rows, plan.slots[index])
         num_thoughts = plan.slots[index + 1] - 1
-        rows = self.next_thought(merge_slots(slots[:, :num_thoughts]), context.mix_embeddings)
+        rows = self._next_thought(merge_slots(slots[:, :num_thoughts]), context.mix_embeddings)
         thoughts = split_slots(rows, num_thoughts)
         context.observe(f"thoughts/after_pass_{index:02d}", thoughts)
+        context.memory.note(f"thoughts/{index}", thoughts)
         sweep = plan.sweep_of(index)
         if sweep is not None:
-            assert carry is not None, "a sweep refines thoughts of an earlier pass"
-            self._record_residual(sweep, thoughts, carry.thoughts, context)
-        return PassCarry(
-            thoughts=thoughts, log_weight=self._log_weight(slots, plan.slots[index + 1], context)
-        )
+            self._record_residual(sweep, thoughts, context.memory.recall(f"thoughts/{index - 1}"), context)
+        return PassRows(rows=merge_slots(thoughts), column=self._log_weight(slots, num_thoughts, context))
 
-    def read(self, hidden: Tensor, context: PassContext) -> Readout:
+    def read(self, ended: PassRows, context: PassContext) -> Readout:
         """The last slot of every token."""
         del context
-        return Readout(hidden=split_slots(hidden, self.config.num_slots)[:, -1])
+        return Readout(hidden=split_slots(ended.rows, self.config.num_slots)[:, -1])
 
-    def halt(self, first_hidden: Tensor) -> Halting:
-        """Every token takes all K steps and is read at the last."""
-        num_thoughts = self.config.num_latent_thoughts
-        shares = first_hidden.new_zeros(num_thoughts + 1)
-        shares[-1] = 1.0
-        return Halting(log_weights=first_hidden.new_zeros(num_thoughts), shares=shares)
-
-    def next_thought(self, hidden: Tensor, mix_embeddings: Callable[[Tensor], Tensor]) -> Tensor:
-        """z^{k+1} = h^k, or the mixture of embeddings it predicts (definitions 2.1, 2.2)."""
-        if not self.config.interpolation:
-            return hidden
-        return mix_embeddings(hidden) * self.embedding_scale
+    def think(self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer) -> Thought:
+        """All slots, one after another."""
+        hidden = run(rows)
+        for _ in range(self.config.num_latent_thoughts):
+            hidden = run(self._next_thought(hidden, mix_embeddings))
+        return Thought(hidden=hidden, steps=self.config.num_latent_thoughts)
 
     def statistics_layout(self) -> dict[str, int]:
         """Squared change and norm of the thoughts in each sweep."""
         sweeps = self.config.max_jacobi_iterations
         return {"residual_change": sweeps, "residual_norm": sweeps}
 
-    def _log_weight(self, slots: Tensor, num_slots: int, context: PassContext) -> Tensor | None:
-        """All slots count in full."""
-        del slots, num_slots, context
+    def _next_thought(self, hidden: Tensor, mix_embeddings: Mixer) -> Tensor:
+        """z^{k+1} = h^k, or the mixture of embeddings it predicts (definitions 2.1, 2.2)."""
+        return mix_embeddings(hidden) * self.embedding_scale if self.mixes_embeddings else hidden
+
+    def _log_weight(self, slots: Tensor, num_thoughts: int, context: PassContext) -> Tensor | None:
+        """Log w of the thoughts in the next pass, [S * num_thoughts, B]: here all count in full."""
+        del slots, num_thoughts, context
         return None
 
     def _record_residual(self, sweep: int, new: Tensor, old: Tensor, context: PassContext) -> None:

@@ -5,12 +5,21 @@ import math
 import torch
 from torch import Tensor, nn
 
-from megatron_ext.methods.base import Halting, PassContext, Readout
+from megatron_ext.methods.base import (
+    Column,
+    Mixer,
+    PassContext,
+    PassRows,
+    Readout,
+    RowRunner,
+    Thought,
+    in_float32,
+)
 from megatron_ext.methods.ponderlm2 import PonderLM2
 from megatron_ext.ponder import halting
 from megatron_ext.ponder.config import PonderConfig
 from megatron_ext.ponder.penalties import halting_penalty
-from megatron_ext.ponder.slots import split_slots
+from megatron_ext.ponder.slots import merge_slots, split_slots
 
 ROUTER_REDUCTION = 4
 # The router starts with 0.9 of the probability on the last step: close to PonderLM-2 (definitions 2.7).
@@ -20,18 +29,23 @@ LAST_STEP_ODDS = 9.0
 class PonderLM3(PonderLM2):
     """A router on slot 0 weighs the steps: softly in training, with hard pruning at inference."""
 
-    def __init__(self, config: PonderConfig, hidden_size: int) -> None:
+    column = Column.LOG_WEIGHT
+
+    def __init__(self, config: PonderConfig, hidden_size: int, *, decides: bool = True) -> None:
         """Build the router Linear(H, H/4), exact GELU, Linear(H/4, K + 1)."""
-        super().__init__(config, hidden_size)
-        inner = hidden_size // ROUTER_REDUCTION
-        self.router = nn.Sequential(
-            nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, config.num_slots)
-        )
+        super().__init__(config, hidden_size, decides=decides)
+        if decides:
+            inner = hidden_size // ROUTER_REDUCTION
+            self.router = nn.Sequential(
+                nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, config.num_slots)
+            )
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start with 0.9 on step K, whatever the token."""
+        if not self.decides:
+            return
         output = self.router[2]
         assert isinstance(output, nn.Linear)
         nn.init.zeros_(output.weight)
@@ -47,25 +61,19 @@ class PonderLM3(PonderLM2):
         Returns:
             [S, B, K + 1].
         """
-        dtype = torch.promote_types(token_hidden.dtype, torch.float32)
-        hidden = token_hidden.to(dtype)
-        for layer in self.router:
-            if isinstance(layer, nn.Linear):
-                hidden = nn.functional.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype))
-            else:
-                hidden = layer(hidden)
-        return hidden
+        return in_float32(self.router, token_hidden)
 
-    def _log_weight(self, slots: Tensor, num_slots: int, context: PassContext) -> Tensor:
+    def _log_weight(self, slots: Tensor, num_thoughts: int, context: PassContext) -> Tensor:
         """The next pass is masked by this pass's slot 0."""
-        mass = halting.tail_mass(halting.step_distribution(self.route(slots[:, 0])))[:, :num_slots]
+        mass = halting.tail_mass(halting.step_distribution(self.route(slots[:, 0])))
+        mass = merge_slots(mass[:, 1 : num_thoughts + 1])
         if context.prune:
             return halting.hard_log_tail_mass(mass, self.config.pruning_threshold)
         return halting.log_tail_mass(mass)
 
-    def read(self, hidden: Tensor, context: PassContext) -> Readout:
+    def read(self, ended: PassRows, context: PassContext) -> Readout:
         """The expectation over steps, by the final pass's own slot 0."""
-        slots = split_slots(hidden, self.config.num_slots)
+        slots = split_slots(ended.rows, self.config.num_slots)
         logits = self.route(slots[:, 0])
         distribution = halting.step_distribution(logits)
         mass = halting.tail_mass(distribution)
@@ -76,7 +84,7 @@ class PonderLM3(PonderLM2):
 
         # From here on every rank works on all tokens.
         mass, distribution = context.axis.to_full_use(mass), context.axis.to_full_use(distribution)
-        penalty = halting_penalty(mass, context.real, self.config.penalty, self.config.bottom_k_fraction)
+        penalty = halting_penalty(mass, context.real, self.config.penalty, context.bottom_k_fraction)
         steps = halting.steps_taken(mass, self.config.pruning_threshold)
         self._record(steps, mass, distribution, penalty, context)
         context.observe("router_logits", logits)
@@ -85,14 +93,17 @@ class PonderLM3(PonderLM2):
         context.observe("mixed_hidden", mixed)
         return Readout(hidden=mixed, penalty=penalty, steps=steps)
 
-    def halt(self, first_hidden: Tensor) -> Halting:
-        """Run the steps whose tail mass reaches tau; the shares of the others are dropped, not given away."""
-        distribution = halting.step_distribution(self.route(first_hidden))
+    def think(self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer) -> Thought:
+        """The slots whose tail mass reaches tau; the shares of the others are dropped, not given away."""
+        hidden = [run(rows)]
+        distribution = halting.step_distribution(self.route(hidden[0]))
         mass = halting.tail_mass(distribution)
-        kept = int(halting.steps_taken(mass, self.config.pruning_threshold))
-        return Halting(
-            log_weights=halting.log_tail_mass(mass[0, 1 : kept + 1, 0]), shares=distribution[0, : kept + 1, 0]
-        )
+        steps = int(halting.steps_taken(mass, self.config.pruning_threshold))
+        for log_weight in halting.log_tail_mass(mass[0, 1 : steps + 1, 0]).tolist():
+            hidden.append(run(self._next_thought(hidden[-1], mix_embeddings), log_weight=log_weight))
+        # steps + 1 times [1, 1, H] -> [1, steps + 1, 1, H] -> [1, 1, H]
+        mixed = halting.mix_steps(torch.stack(hidden, dim=1), distribution[:, : steps + 1])
+        return Thought(hidden=mixed, steps=steps)
 
     def statistics_layout(self) -> dict[str, int]:
         """Sums over real tokens, beside the residuals."""

@@ -53,7 +53,7 @@ class TensorAxis:
             )
             return gathered
         copied = tensor_parallel.copy_to_tensor_model_parallel_region(rows, group=self.group)
-        return _ContiguousGradient.apply(copied)  # type: ignore[no-any-return, no-untyped-call]
+        return contiguous_gradient(copied)
 
     def to_full_use(self, rows: Tensor) -> Tensor:
         """Give every rank all rows, for a use that all repeat in full; backward takes its own share."""
@@ -111,9 +111,16 @@ class TensorAxis:
         return sums
 
 
-class _ContiguousGradient(torch.autograd.Function):
-    """Identity with a contiguous gradient: of any other, Megatron's reduction is lost without a word."""
+def contiguous_gradient(values: Tensor) -> Tensor:
+    """Identity with a contiguous gradient.
 
+    Of any other, Megatron's reduction is lost without a word, and gloo refuses to send it.
+    """
+    same: Tensor = _ContiguousGradient.apply(values)  # type: ignore[no-untyped-call]
+    return same
+
+
+class _ContiguousGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         del ctx

@@ -53,9 +53,16 @@ def token_losses(logits: Tensor, labels: Tensor, axis: TensorAxis) -> Tensor:
 
 
 def mix_embeddings(
-    rows: Tensor, head: Tensor, embedding: Tensor, *, vocab_size: int, topk: int | None, axis: TensorAxis
+    rows: Tensor,
+    head: Tensor,
+    embedding: Tensor,
+    *,
+    vocab_size: int,
+    topk: int | None,
+    axis: TensorAxis,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """``softmax(head h) . embedding`` for every row (definitions 3.1).
+    """``softmax(head h / temperature) . embedding`` for every row (definitions 3.1).
 
     Each rank exponentiates the logits of its own vocabulary; a maximum, a sum and a product cross the ranks.
 
@@ -64,11 +71,13 @@ def mix_embeddings(
         head, embedding: [V / tp, H].
         vocab_size: rows of the vocabulary that are not padding.
         topk: mix over this many largest logits only; None for all.
+        temperature: divides the logits.
     Returns:
         [R or R / tp, B, H].
     """
     logits = functional.linear(axis.to_partial_use(rows), head)
     logits = mask_padding_rows(logits, vocab_size, axis).to(torch.promote_types(rows.dtype, torch.float32))
+    logits = logits if temperature == 1.0 else logits / temperature
     if topk is not None:
         logits = logits.masked_fill(logits < _kth_largest(logits, topk, axis), float("-inf"))
     largest = axis.max_over_ranks(logits.amax(dim=-1, keepdim=True))

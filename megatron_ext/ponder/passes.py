@@ -1,10 +1,11 @@
-"""The schedule of passes: build-up, refinement sweeps, final pass (definitions 2.3).
+"""The schedule of passes: build-up, refinement sweeps, final pass (definitions 2.3), or plain iterations.
 
 One training forward of a latent-thought method is ``P = K + J + 1`` passes over the same layers. Pass p sees
 ``min(p, K) + 1`` slots per token.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -54,6 +55,21 @@ def jacobi_plan(num_latent_thoughts: int, num_jacobi_iterations: int) -> PassPla
     build_up = tuple(range(1, num_latent_thoughts + 1))
     full = (num_latent_thoughts + 1,) * (num_jacobi_iterations + 1)
     return PassPlan(slots=build_up + full, first_sweep=num_latent_thoughts, num_sweeps=num_jacobi_iterations)
+
+
+def iteration_plan(num_iterations: int) -> PassPlan:
+    """Build the plan of a method that runs every token `num_iterations` more times, one row each."""
+    return PassPlan(slots=(1,) * (num_iterations + 1))
+
+
+def scheduled_jacobi_iterations(schedule: Sequence[tuple[int, int]], step: int) -> int:
+    """J of a piecewise constant schedule.
+
+    Args:
+        schedule: pairs (first step, J) in rising order, the first at step 0.
+        step: finished steps.
+    """
+    return max((first, sweeps) for first, sweeps in schedule if first <= step)[1]
 
 
 def draw_jacobi_iterations(seed: int, step: int, low: int, high: int) -> int:

@@ -23,7 +23,8 @@ from pipeline.progress import NoProgress
 from pipeline.ranks import Ranks
 from pipeline.run_account import flops_account
 from pipeline.run_output import open_sinks
-from pipeline.train_step import StepSettings, train_step
+from pipeline.step_settings import StepSettings
+from pipeline.train_step import train_step
 
 # For settings that leave the vocabulary to the tokenizer of the data.
 DEFAULT_VOCAB_SIZE = 32_768

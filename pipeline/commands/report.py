@@ -46,7 +46,7 @@ def report(
             run,
             name=config.name,
             flops=flops_account(config, manifest.header.tokenizer.vocab_size),
-            training_sweeps=mean_training_sweeps(config.ponder),
+            training_sweeps=mean_training_sweeps(config),
             facts=tuple((name, value) for name, value in facts if value),
             commands=further_commands(config, config_file),
         )

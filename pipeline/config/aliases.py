@@ -1,4 +1,8 @@
-"""Megatron's names for settings, accepted in overrides: `train-iters=100` is `training.train_iters=100`."""
+"""Other names for settings: Megatron's and those of the methods' published code.
+
+A name whose value means the same here is accepted in overrides: `train-iters=100` is
+`training.train_iters=100`. Of the others it is said which setting does what they did.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +26,14 @@ def _lower_case(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
+def _method(value: Any) -> Any:
+    """Turn the published `patch_method` into the name of a method: PonderLM-2 calls itself `ours`."""
+    return "ponderlm2" if value == "ours" else value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alias:
-    """Where a Megatron setting lives here, and how its value is written here."""
+    """Where a setting of another name lives here, and how its value is written here."""
 
     path: str
     convert: Callable[[Any], Any] = _unchanged
@@ -51,9 +60,7 @@ _SAME_NAME = {
         "num_jacobi_iterations",
         "random_jacobi_iterations",
         "scale_embeds",
-        "interpolation",
-        "interpolation_use_topk",
-        "interpolation_topk",
+        "pause_token_id",
     ),
     "parallel": ("sequence_parallel", "use_distributed_optimizer", "overlap_grad_reduce"),
     "training": ("seq_length", "micro_batch_size", "global_batch_size", "train_iters"),
@@ -78,11 +85,16 @@ _OTHER_NAME = {
     "eval_interval": Alias(path="evaluation.interval"),
     "eval_iters": Alias(path="evaluation.iters"),
     "init_method_std": Alias(path="model.init_std"),
+    "interpolation_topk": Alias(path="ponder.mixture_top_k"),
     "log_interval": Alias(path="metrics.interval"),
     "lr_decay_style": Alias(path="optimizer.lr_decay_style", convert=_lower_case),
     "lr_wsd_decay_iters": Alias(path="optimizer.wsd_decay_iters"),
+    # Written so in PonderLM's code.
+    "mutiply_pondering_steps": Alias(path="ponder.multiply_embedding"),
+    "patch_method": Alias(path="ponder.method", convert=_method),
     "pipeline_model_parallel_size": Alias(path="parallel.pipeline"),
     "ponder_method": Alias(path="ponder.method"),
+    "pondering_steps": Alias(path="ponder.num_latent_thoughts"),
     "recompute_granularity": Alias(path="parallel.recompute"),
     "reset_attention_mask": Alias(path="data.reset_attention"),
     "reset_position_ids": Alias(path="data.reset_positions"),
@@ -96,6 +108,30 @@ ALIASES: dict[str, Alias] = {
 } | _OTHER_NAME
 
 
+# What these take means something else here, or nothing: they are never applied.
+_SUCCESSORS = {
+    "decoder_first_pipeline_num_layers": "parallel.layers_per_stage",
+    "decoder_last_pipeline_num_layers": "parallel.layers_per_stage",
+    "interpolation": "ponder.mixture",
+    "interpolation_use_topk": "ponder.mixture",
+    "pipeline_model_parallel_layout": "parallel.layers_per_stage",
+    "ponderinglm": "ponder.method",
+    "recurrent_model": "ponder.method",
+    "recurrent_steps": "ponder.num_latent_thoughts",
+}
+
+SUCCESSORS: dict[str, str] = {name: alias.path for name, alias in ALIASES.items()} | _SUCCESSORS
+
+
 def find_alias(name: str) -> Alias | None:
-    """Return the alias for a Megatron spelling: `train-iters`, `train_iters` or `--train-iters`."""
-    return ALIASES.get(name.removeprefix("--").replace("-", "_"))
+    """Return the alias for another spelling: `train-iters`, `train_iters` or `--train-iters`."""
+    return ALIASES.get(_normal(name))
+
+
+def find_successor(name: str) -> str | None:
+    """Return the path of the setting that does what a setting of this name does elsewhere."""
+    return SUCCESSORS.get(_normal(name))
+
+
+def _normal(name: str) -> str:
+    return name.removeprefix("--").replace("-", "_")

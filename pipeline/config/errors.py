@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,3 +41,14 @@ class ConfigError(ValueError):
         headline = f"{count} problem{'s' if count > 1 else ''} in the configuration"
         origin = f" ({self.source})" if self.source else ""
         return "\n".join([f"{headline}{origin}:", *(f"  - {problem}" for problem in self.problems)])
+
+
+def as_written(value: object) -> str:
+    """Write a value as it stands in YAML: `true`, `null`, `[0, 60]`; text in quotes."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(as_written(item) for item in value)}]"
+    return repr(value) if isinstance(value, str) and not isinstance(value, StrEnum) else str(value)

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from pipeline.config.aliases import find_alias
-from pipeline.config.errors import ConfigProblem
+from pipeline.config.aliases import find_successor
+from pipeline.config.errors import ConfigProblem, as_written
 from pipeline.config.suggestions import nearest_name
 
 # A default that depends on an invalid setting; the invalid setting has its own message.
@@ -20,8 +20,9 @@ _RULES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "string_type": lambda _: "must be text",
     "path_type": lambda _: "must be a path",
     "finite_number": lambda _: "must be a finite number",
-    "tuple_type": lambda _: "must be a list of two integers",
-    "too_long": lambda _: "must be a list of two integers",
+    "tuple_type": lambda _: "must be a list",
+    "too_long": lambda context: f"must have at most {_entries(context['max_length'])}",
+    "too_short": lambda context: f"must have at least {_entries(context['min_length'])}",
     "model_type": lambda _: "must be a group of settings",
     "dict_type": lambda _: "must be a group of settings",
     "greater_than_equal": lambda context: f"must be at least {context['ge']:g}",
@@ -50,7 +51,7 @@ def problem_of(error: ErrorDetails, known_paths: Sequence[str]) -> ConfigProblem
     rule = describe(context) if describe else f"is not valid ({error['msg']})"
     if error["type"] == "missing":
         return ConfigProblem(path=path, rule=rule, value="missing", cure="add it")
-    return ConfigProblem(path=path, rule=rule, value=_shown(error["input"]), cure=_cure(error, context))
+    return ConfigProblem(path=path, rule=rule, value=as_written(error["input"]), cure=_cure(error, context))
 
 
 def unknown_setting(path: str, known_paths: Sequence[str]) -> ConfigProblem:
@@ -66,9 +67,9 @@ def unknown_setting(path: str, known_paths: Sequence[str]) -> ConfigProblem:
 
 def _meant(path: str, known_paths: Sequence[str]) -> str | None:
     section, _, leaf = path.rpartition(".")
-    alias = find_alias(leaf)
-    if alias is not None:
-        return alias.path
+    successor = find_successor(leaf)
+    if successor is not None:
+        return successor
     by_leaf = {known.rpartition(".")[2]: known for known in known_paths}
     if leaf in by_leaf:
         return by_leaf[leaf]
@@ -97,11 +98,9 @@ def _looks_like_a_value(text: str) -> bool:
     return text.lower() in ("true", "false") or text.replace(".", "", 1).replace("-", "").isdigit()
 
 
+def _entries(number: int) -> str:
+    return f"{number} entry" if number == 1 else f"{number} entries"
+
+
 def _unquoted(expected: str) -> str:
     return expected.replace("'", "")
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    return repr(value) if isinstance(value, str) else str(value)

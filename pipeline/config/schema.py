@@ -1,49 +1,21 @@
-"""Every setting of a run: names, types, ranges and defaults.
+"""Every setting of a run: names, types, ranges and defaults; those of `ponder` in a file of their own.
 
 Rules that tie several settings together are in `pipeline.config.rules`; both are applied whenever a
 `RunConfig` is made. A section built alone (tests, golden vectors) is checked for types and ranges only.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError
+from pipeline.config.ponder_section import PonderSection as PonderSection
 from pipeline.config.rules import broken_rules
+from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
+from pipeline.config.stages import even_stages
 from pipeline.config.vocabulary import padded_vocab_size
-
-Count = Annotated[int, Field(strict=True, ge=1)]
-CountOrZero = Annotated[int, Field(strict=True, ge=0)]
-NonNegative = Annotated[float, Field(strict=True, ge=0)]
-Positive = Annotated[float, Field(strict=True, gt=0)]
-Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
-BelowOne = Annotated[float, Field(strict=True, ge=0, lt=1)]
-Switch = Annotated[bool, Field(strict=True)]
-IterationRange = tuple[CountOrZero, CountOrZero]
-
-
-class Section(BaseModel):
-    """A group of settings: frozen, unknown keys refused, `null` means "not given"."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_absent(cls, data: Any) -> Any:
-        """Leave a setting given as null to its default."""
-        if not isinstance(data, dict):
-            return data
-        return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _record_valid(cls, value: Any, info: ValidationInfo) -> Any:
-        """Remember what is valid, so that rules on it can still be checked when something else is not."""
-        if isinstance(info.context, dict) and info.field_name is not None:
-            info.context.setdefault(cls, {})[info.field_name] = value
-        return value
 
 
 class ModelConfig(Section):
@@ -81,46 +53,21 @@ class ModelConfig(Section):
     init_std: Positive = Field(0.02, description="standard deviation of init: megatron")
 
 
-class PonderSection(Section):
-    """The pondering method and how it halts."""
-
-    method: Method
-    num_latent_thoughts: CountOrZero = Field(
-        default_factory=lambda given: 0 if given["method"] == Method.VANILLA else 3,
-        description="K, extra steps per token; default: 3, for vanilla 0",
-    )
-    num_jacobi_iterations: CountOrZero = Field(
-        default_factory=lambda given: 0 if given["num_latent_thoughts"] == 0 else 2,
-        description="J, refinement sweeps; default: 2, without latent thoughts 0",
-    )
-    random_jacobi_iterations: IterationRange | None = Field(
-        None, description="in training draw J uniformly from this inclusive range"
-    )
-    scale_embeds: Switch = Field(
-        True, description="multiply embeddings by sqrt(2.5 H), with interpolation by sqrt(H)"
-    )
-    interpolation: Switch = Field(
-        False, description="a thought is the mean embedding of the predicted tokens"
-    )
-    interpolation_use_topk: Switch = Field(False, description="mix only the most likely tokens")
-    interpolation_topk: Count = 100
-    pruning_threshold: BelowOne = Field(1e-4, description="tau: steps with less tail mass are pruned")
-    penalty: Literal["expected_steps", "bottom_k"] = "expected_steps"
-    penalty_weight: NonNegative = Field(0.3, description="lambda, once the ramp is over")
-    penalty_ramp: IterationRange = Field(
-        (0, 0), description="lambda rises linearly from 0 between these two iterations"
-    )
-    bottom_k_fraction: Fraction = 0.25
-
-
 class ParallelConfig(Section):
     """How a model and its batches are spread over ranks."""
 
     tensor: Count = 1
     pipeline: Count = 1
+    layers_per_stage: tuple[Count, ...] | None = Field(
+        None, description="layers of each pipeline stage; default: even, the first stages take what is left"
+    )
     data: Count = 1
     sequence_parallel: Switch = False
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Literal["none", "selective", "full", "per_pass"] = Field(
+        "none",
+        description="what backward computes again instead of keeping it: the core attention (selective), "
+        "every layer (full), or every trip through the layers as a whole (per_pass)",
+    )
     use_distributed_optimizer: Switch = True
     overlap_grad_reduce: Switch = False
     timeout_seconds: Count = Field(600, description="how long a collective waits for the other ranks")
@@ -237,8 +184,27 @@ class RunConfig(Section):
         """Forward passes of a rank per iteration."""
         return self.training.global_batch_size // (self.training.micro_batch_size * self.parallel.data)
 
+    @property
+    def stage_layers(self) -> tuple[int, ...]:
+        """Layers of each pipeline stage, first stage first."""
+        if self.parallel.layers_per_stage is not None:
+            return self.parallel.layers_per_stage
+        return even_stages(self.model.num_layers, self.parallel.pipeline)
+
+    def embedding_rows(self, vocab_size: int) -> int:
+        """Return the rows of the embedding that mean something.
+
+        Args:
+            vocab_size: tokens of the tokenizer; a pause token without an id of its own takes the row behind
+                them.
+        """
+        reserves_a_row = self.ponder.method == Method.PAUSE and self.ponder.pause_token_id is None
+        return vocab_size + reserves_a_row
+
     def padded_vocab_size(self, vocab_size: int) -> int:
-        """Return the rows of the embedding for a tokenizer of `vocab_size` tokens."""
+        """Return the rows of the embedding, padding included, for a tokenizer of `vocab_size` tokens."""
         return padded_vocab_size(
-            vocab_size, divisible_by=self.model.make_vocab_size_divisible_by, tensor=self.parallel.tensor
+            self.embedding_rows(vocab_size),
+            divisible_by=self.model.make_vocab_size_divisible_by,
+            tensor=self.parallel.tensor,
         )

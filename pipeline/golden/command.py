@@ -46,7 +46,7 @@ def run_golden(
         kind: which cases.
         method: only cases of this method; None takes all.
         tensor_parallel: ranks the layers are split over.
-        pipeline_parallel: 1.
+        pipeline_parallel: pipeline stages the layers are spread over.
         json_file: also write the results there.
         console: where the table goes.
     Returns:
@@ -56,7 +56,7 @@ def run_golden(
         ConfigError: a layout or a folder that cannot be used.
     """
     cases = _chosen(folder, kind, method, tensor_parallel, pipeline_parallel)
-    results = _compute(folder, [case.name for case in cases], tensor_parallel) if cases else []
+    results = _compute(folder, cases, tensor_parallel, pipeline_parallel) if cases else []
     _print(results, console or _wide_console())
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8")
@@ -66,25 +66,14 @@ def run_golden(
 def _chosen(
     folder: Path, kind: Kind, method: Method | None, tensor_parallel: int, pipeline_parallel: int
 ) -> list[GoldenCase]:
-    problems = []
-    if pipeline_parallel != 1:
-        problems.append(
-            ConfigProblem(
-                path="--pipeline-parallel",
-                rule="must be 1, because all layers run on one pipeline stage",
-                value=str(pipeline_parallel),
-                cure="leave it out",
-            )
+    problems = [
+        ConfigProblem(path=flag, rule="must be at least 1", value=str(size), cure="try 1 or 2")
+        for flag, size in (
+            ("--tensor-parallel", tensor_parallel),
+            ("--pipeline-parallel", pipeline_parallel),
         )
-    if tensor_parallel < 1:
-        problems.append(
-            ConfigProblem(
-                path="--tensor-parallel",
-                rule="must be at least 1",
-                value=str(tensor_parallel),
-                cure="try 1 or 2",
-            )
-        )
+        if size < 1
+    ]
     try:
         cases = read_cases(folder)
     except ValueError as error:
@@ -94,7 +83,9 @@ def _chosen(
     return [case for case in cases if kind in ("all", case.kind) and method in (None, case.method)]
 
 
-def _compute(folder: Path, names: Sequence[str], tensor_parallel: int) -> list[CaseResult]:
+def _compute(
+    folder: Path, cases: Sequence[GoldenCase], tensor_parallel: int, pipeline_parallel: int
+) -> list[CaseResult]:
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "results.json"
         code = run_ranks(
@@ -106,10 +97,14 @@ def _compute(folder: Path, names: Sequence[str], tensor_parallel: int) -> list[C
                 str(folder),
                 "--output",
                 str(output),
+                "--tensor-parallel",
+                str(tensor_parallel),
+                "--pipeline-parallel",
+                str(pipeline_parallel),
                 "--names",
-                *names,
+                *(case.name for case in cases),
             ],
-            num_ranks=tensor_parallel,
+            num_ranks=tensor_parallel * pipeline_parallel,
         )
         if code != 0:
             raise RuntimeError(f"the ranks that compute the golden cases left with code {code}")

@@ -10,6 +10,9 @@ from torch import Tensor
 from pipeline.golden.case import GoldenCase
 
 DOUBLE_PREFIX = "outputs_f64/"
+WHOLE_NUMBERS = frozenset(
+    {"outputs/steps", "outputs/masks", "outputs/active_iterations", "outputs/expanded_input_ids"}
+)
 # Recorded, but made by the caller of the model rather than by the model: nothing to compare.
 NOT_COMPARED = frozenset({"outputs/position_ids"})
 
@@ -77,8 +80,8 @@ def zero_padding(name: str, value: Tensor, real: Tensor) -> Tensor:
     """Clear what belongs to padding: no value is defined there.
 
     Args:
-        name: decides the layout: thoughts are [m, B, L, H], everything else per token starts with [B, L]
-            or, for all slots, [B, L * n].
+        name: decides the layout: thoughts are [m, B, L, H], masks [K + 1, B, L], everything else per token
+            starts with [B, L] or, for all slots, [B, L * n].
         value: recorded or computed tensor.
         real: [B, L] bool.
     """
@@ -86,6 +89,8 @@ def zero_padding(name: str, value: Tensor, real: Tensor) -> Tensor:
         return value
     if name.startswith("outputs/thoughts/"):
         return value * real[None, :, :, None]
+    if name == "outputs/masks":
+        return value * real
     real = real.repeat_interleave(value.shape[1] // real.shape[1], dim=1)
     return value * real.reshape(*real.shape, *(1 for _ in value.shape[2:]))
 
@@ -97,8 +102,8 @@ def _is_wanted(name: str, double: bool) -> bool:
 
 
 def _tolerance(case: GoldenCase, name: str, double: bool) -> float:
-    # Step counts are whole numbers: any difference is an error.
-    return 0.5 if name == "outputs/steps" else case.tolerance(name, double=double)
+    # Steps, masks and tokens are whole numbers: any difference is an error.
+    return 0.5 if name in WHOLE_NUMBERS else case.tolerance(name, double=double)
 
 
 def _largest_error(computed: Tensor, recorded: Tensor) -> float:

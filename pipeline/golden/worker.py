@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from megatron_ext.host import prepare_host
-from megatron_ext.methods.registry import METHODS
 from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
 from pipeline.distributed import start_process_group, stop_process_group
 from pipeline.golden.case import GoldenCase, read_cases
@@ -25,12 +24,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--names", nargs="*", required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--tensor-parallel", type=int, required=True)
+    parser.add_argument("--pipeline-parallel", type=int, required=True)
     arguments = parser.parse_args()
     prepare_host()
     ranks = Ranks.from_environment()
     start_process_group(ranks, timeout_seconds=TIMEOUT_SECONDS)
     try:
-        groups = initialize_groups(tensor=ranks.world_size)
+        groups = initialize_groups(tensor=arguments.tensor_parallel, pipeline=arguments.pipeline_parallel)
         chosen = set(arguments.names)
         cases = [case for case in read_cases(arguments.folder) if case.name in chosen]
         results = [_run(case, groups) for case in cases]
@@ -56,11 +57,7 @@ def _run(case: GoldenCase, groups: ParallelGroups) -> CaseResult:
 
 
 def _why_not_supported(case: GoldenCase) -> str:
-    if case.kind != "forward":
-        return f"cases of kind {case.kind}"
-    if case.method not in METHODS:
-        return f"method {case.method}"
-    return ""
+    return "" if case.kind == "forward" else f"cases of kind {case.kind}"
 
 
 def _why_not_applicable(case: GoldenCase, groups: ParallelGroups) -> str:
@@ -73,6 +70,8 @@ def _why_not_applicable(case: GoldenCase, groups: ParallelGroups) -> str:
     for name, size in sizes.items():
         if size % groups.tp_size != 0:
             return f"{size} {name} on {groups.tp_size} tensor-parallel ranks"
+    if case.backbone["num_hidden_layers"] < groups.pp_size:
+        return f"{case.backbone['num_hidden_layers']} layers on {groups.pp_size} pipeline stages"
     return ""
 
 

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from pipeline.metrics.ponder_scalars import fractions
 
-# A router that still decides moves more tokens than this.
+# Where halting is still decided, a smaller share of the tokens is treated alike.
 COLLAPSED_FRACTION = 0.999
 
 
@@ -19,15 +19,15 @@ class Collapse(StrEnum):
 ADVICE = {
     Collapse.ALWAYS_FIRST: (
         "Halting has collapsed: in the last {patience} logging intervals all tokens halted at step 0, so no "
-        "token ponders any more. Lower `ponder.penalty_weight` (now {weight:g}), stretch "
-        "`ponder.penalty_ramp`, or lower `optimizer.lr`; then resume from a checkpoint made before the "
-        "collapse."
+        "token ponders any more. Lower `ponder.penalty_weight` (now {weight:g}) or the "
+        "`ponder.bottom_k_fraction` of a bottom_k penalty, stretch `ponder.penalty_ramp`, or lower "
+        "`optimizer.lr`; then resume from a checkpoint made before the collapse."
     ),
     Collapse.NEVER_EARLY: (
         "Halting has collapsed: in the last {patience} logging intervals every token took all {steps} steps, "
-        "so pondering saves nothing. Raise `ponder.penalty_weight` (now {weight:g}) or let "
-        "`ponder.penalty_ramp` begin and end earlier, before the router saturates; a lower `optimizer.lr` "
-        "helps as well."
+        "so pondering saves nothing. Raise `ponder.penalty_weight` (now {weight:g}) or the "
+        "`ponder.bottom_k_fraction` of a bottom_k penalty, or let `ponder.penalty_ramp` begin and end "
+        "earlier, before the router or the gates saturate; a lower `optimizer.lr` helps as well."
     ),
 }
 

@@ -36,6 +36,7 @@ FLOPS_SAVED: Final = "ponder/flops-saved"
 
 ACTIVE_FRACTION: Final = "ponder/active-fraction"
 HALT_FRACTION: Final = "ponder/halt-fraction"
+GATE: Final = "ponder/gate"
 TAIL_MASS: Final = "ponder/tail-mass"
 NLL_BY_STEPS: Final = "ponder/nll-by-steps"
 JACOBI_RESIDUAL: Final = "ponder/jacobi-residual"
@@ -44,6 +45,11 @@ JACOBI_RESIDUAL: Final = "ponder/jacobi-residual"
 def per_step(family: str, step: int) -> str:
     """Name the curve of one ponder step (0..K), such as ``ponder/halt-fraction/step_2``."""
     return f"{family}/step_{step}"
+
+
+def per_iteration(family: str, iteration: int) -> str:
+    """Name the curve of one ponder iteration (0..K-1), such as ``ponder/gate/iteration_0``."""
+    return f"{family}/iteration_{iteration}"
 
 
 def per_sweep(family: str, sweep: int) -> str:

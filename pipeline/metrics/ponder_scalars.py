@@ -95,17 +95,29 @@ def _halting_scalars(sums: Sums) -> dict[str, float]:
         return {}
     scalars = {
         names.MEAN_STEPS: mean_steps_of(sums["steps_count"]),
-        names.ROUTER_ENTROPY: sums["router_entropy"][0] / real_tokens,
         names.PENALTY: sums["penalty"][0] / real_tokens,
     }
     scalars |= _step_curves(names.HALT_FRACTION, fractions(sums["steps_count"]))
     scalars |= _step_curves(names.ACTIVE_FRACTION, active_fractions(sums["steps_count"]))
-    scalars |= _step_curves(names.TAIL_MASS, [mass / real_tokens for mass in sums["tail_mass"]])
+    scalars |= _router_scalars(sums, real_tokens) if "router_entropy" in sums else {}
+    scalars |= _gate_scalars(sums, real_tokens) if "gate_mean" in sums else {}
     losses = zip(sums["nll_by_steps"], sums["labelled_by_steps"], strict=True)
     for step, (nll, labelled) in enumerate(losses):
         if labelled > 0:
             scalars[names.per_step(names.NLL_BY_STEPS, step)] = nll / labelled
     return scalars
+
+
+def _router_scalars(sums: Sums, real_tokens: float) -> dict[str, float]:
+    entropy = {names.ROUTER_ENTROPY: sums["router_entropy"][0] / real_tokens}
+    return entropy | _step_curves(names.TAIL_MASS, [mass / real_tokens for mass in sums["tail_mass"]])
+
+
+def _gate_scalars(sums: Sums, real_tokens: float) -> dict[str, float]:
+    return {
+        names.per_iteration(names.GATE, iteration): total / real_tokens
+        for iteration, total in enumerate(sums["gate_mean"])
+    }
 
 
 def _step_curves(family: str, values: Sequence[float]) -> dict[str, float]:

@@ -31,14 +31,16 @@ class StatisticsAccumulator:
         self._check(statistics)
         self._flat += torch.cat([statistics[name].detach() for name in self._layout])
 
-    def reduce(self, group: dist.ProcessGroup | None = None) -> dict[str, list[float]]:
-        """Return the sums over all ranks of ``group`` and start again from zero.
+    def reduce(self, *groups: dist.ProcessGroup) -> dict[str, list[float]]:
+        """Return the sums over all ranks of the groups and start again from zero.
 
         Args:
-            group: the data-parallel group; None means that this process holds the whole batch.
+            groups: the data-parallel group, and the pipeline group, of which the last stage alone has added
+                anything; none means that this process holds the whole batch.
         """
-        if group is not None and dist.get_world_size(group) > 1:
-            dist.all_reduce(self._flat, group=group)
+        for group in groups:
+            if dist.get_world_size(group) > 1:
+                dist.all_reduce(self._flat, group=group)
         values = self._flat.tolist()
         self._flat.zero_()
         sums, start = {}, 0

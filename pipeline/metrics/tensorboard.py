@@ -7,6 +7,8 @@ from typing import Any, Protocol, cast
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from megatron_ext.ponder.config import Method
+from pipeline.flops import HALTING_METHODS
 from pipeline.metrics import names
 from pipeline.metrics.jsonl import training_scalars
 from pipeline.metrics.records import TrainingRecord, ValidationRecord
@@ -36,6 +38,7 @@ class TensorBoardSink:
         self,
         folder: Path,
         *,
+        method: Method,
         num_latent_thoughts: int,
         max_jacobi_iterations: int,
         purge_step: int | None = None,
@@ -49,7 +52,9 @@ class TensorBoardSink:
         self._writer = cast(_Writer, writer)
         self._writer.add_custom_scalars(
             custom_scalars_layout(
-                num_latent_thoughts=num_latent_thoughts, max_jacobi_iterations=max_jacobi_iterations
+                method=method,
+                num_latent_thoughts=num_latent_thoughts,
+                max_jacobi_iterations=max_jacobi_iterations,
             )
         )
 
@@ -111,34 +116,58 @@ def histogram_of_counts(counts: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def custom_scalars_layout(*, num_latent_thoughts: int, max_jacobi_iterations: int) -> dict[str, Any]:
-    """Group the curves that belong together into charts, for the page "Custom Scalars"."""
-    steps, sweeps = range(num_latent_thoughts + 1), range(1, max_jacobi_iterations + 1)
-    loss = {"training and validation": [names.LM_LOSS, names.LM_LOSS_VALIDATION]}
-    speed = {
+def custom_scalars_layout(
+    *, method: Method, num_latent_thoughts: int, max_jacobi_iterations: int
+) -> dict[str, Any]:
+    """Group the curves that belong together into charts, for the page "Custom Scalars".
+
+    Args:
+        method: decides which groups of charts there are.
+        num_latent_thoughts: K.
+        max_jacobi_iterations: the largest J of the run.
+    """
+    groups: dict[str, dict[str, list[str]]] = {
+        "loss": {"training and validation": [names.LM_LOSS, names.LM_LOSS_VALIDATION]}
+    }
+    has_steps = num_latent_thoughts > 0
+    if has_steps and method in HALTING_METHODS:
+        groups["halting"] = _halting_charts(method, num_latent_thoughts)
+    if has_steps and max_jacobi_iterations > 0:
+        groups["Jacobi iteration"] = _jacobi_charts(max_jacobi_iterations)
+    groups["cost"] = {
         "tokens per second": [names.TOKENS_PER_SECOND],
         "seconds per iteration": [names.ITERATION_TIME],
         "FLOPs per token": [names.FLOPS_PER_TOKEN_TRAIN, names.FLOPS_PER_TOKEN_INFER],
     }
-    halting = {
+    return {
+        group: {title: ["Multiline", tags] for title, tags in charts.items()}
+        for group, charts in groups.items()
+    }
+
+
+def _halting_charts(method: Method, num_latent_thoughts: int) -> dict[str, list[str]]:
+    steps = range(num_latent_thoughts + 1)
+    charts = {
         "mean steps": [names.MEAN_STEPS, names.on_validation(names.MEAN_STEPS)],
         "active tokens by step": [names.per_step(names.ACTIVE_FRACTION, step) for step in steps],
         "halting tokens by step": [names.per_step(names.HALT_FRACTION, step) for step in steps],
-        "tail mass by step": [names.per_step(names.TAIL_MASS, step) for step in steps],
         "loss by steps taken": [names.per_step(names.NLL_BY_STEPS, step) for step in steps],
         "penalty": [names.PENALTY, names.PENALTY_WEIGHT],
+    }
+    if method == Method.ADAPONDERLM:
+        gates = [names.per_iteration(names.GATE, iteration) for iteration in range(num_latent_thoughts)]
+        return charts | {"gate by iteration": gates}
+    return charts | {
+        "tail mass by step": [names.per_step(names.TAIL_MASS, step) for step in steps],
         "router entropy": [names.ROUTER_ENTROPY],
     }
-    jacobi = {
+
+
+def _jacobi_charts(max_jacobi_iterations: int) -> dict[str, list[str]]:
+    sweeps = range(1, max_jacobi_iterations + 1)
+    return {
         "residual by sweep": [names.per_sweep(names.JACOBI_RESIDUAL, sweep) for sweep in sweeps],
         "contraction": [names.CONTRACTION],
-    }
-    groups = {"loss": loss, "halting": halting, "Jacobi iteration": jacobi, "cost": speed}
-    if num_latent_thoughts == 0:
-        del groups["halting"], groups["Jacobi iteration"]
-    return {
-        group: {title: ["Multiline", tags] for title, tags in charts.items() if tags}
-        for group, charts in groups.items()
     }
 
 

@@ -34,7 +34,7 @@ VARIANTS = {
     "ponderlm2, gpt_neox, bf16": (
         "ponder.method=ponderlm2",
         "num-latent-thoughts=1",
-        "interpolation=true",
+        "mixture=softmax",
         *NEOX,
         "training.precision=bf16",
         "model.init=ponderlm2",

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from megatron_ext.batch import TokenBatch
-from megatron_ext.model import ModelOutput, PonderModel
+from megatron_ext.micro_batch import ModelOutput
+from megatron_ext.model import PonderModel
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from megatron_ext.weights import load_weights, whole_tensors
 from pipeline.build import build_training
 from pipeline.config.load import load_config
 from pipeline.metrics.statistics import StatisticsAccumulator
-from pipeline.train_step import StepSettings, run_schedule
+from pipeline.step_settings import StepSettings
+from pipeline.train_step import run_schedule
 from tests.support.ponder_models import batch_of
 from tests.support.ranks import run_alone, run_on_ranks
 
@@ -41,14 +43,14 @@ METHODS = {
     "ponderlm2": ("ponder.method=ponderlm2",),
     "ponderlm3": (),
 }
-MIXTURE = ("ponder.method=ponderlm2", "ponder.interpolation=true", "ponder.interpolation_use_topk=true")
+MIXTURE = ("ponder.method=ponderlm2", "ponder.mixture=top_k")
 BACKBONES = {"llama": (), "gpt_neox": ("model.architecture=gpt_neox", "model.ffn_hidden_size=512")}
 SEQUENCE_PARALLEL = "parallel.sequence_parallel=true"
 # On both backbones.
 OPTIONS = {
     **METHODS,
     "ponderlm3, sequence parallel": (SEQUENCE_PARALLEL,),
-    "mixture of the largest": (*MIXTURE, "ponder.interpolation_topk=50"),
+    "mixture of the largest": (*MIXTURE, "ponder.mixture_top_k=50"),
     "mixture, sequence parallel": (*MIXTURE[:2], SEQUENCE_PARALLEL),
     "full recompute": ("parallel.recompute=full",),
     # Padded to 1152 rows on one rank and to 1280 on two.

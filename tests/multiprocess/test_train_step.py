@@ -65,7 +65,8 @@ def gradients_of_a_step() -> dict[str, Any]:
     from pipeline.config.load import load_config
     from pipeline.megatron_config import optimizer_settings
     from pipeline.metrics.statistics import StatisticsAccumulator
-    from pipeline.train_step import StepSettings, run_schedule
+    from pipeline.step_settings import StepSettings
+    from pipeline.train_step import run_schedule
 
     groups = initialize_groups(tensor=1)
     config = load_config(RECIPE, OVERRIDES)

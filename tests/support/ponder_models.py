@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from megatron_ext.batch import TokenBatch
-from megatron_ext.model import ModelOutput, PonderModel
+from megatron_ext.micro_batch import ModelOutput
+from megatron_ext.model import PonderModel
 from megatron_ext.model_config import (
     Architecture,
     Initialization,

@@ -47,7 +47,7 @@ def test_decoding_equals_the_oracle(groups: ParallelGroups, method: str, archite
 
 def test_mixtures_of_embeddings_are_decoded_as_they_are_trained(groups: ParallelGroups) -> None:
     # The oracle has no mixtures; the converged parallel forward has.
-    model = tiny_model(groups, "ponderlm2", ponder={"interpolation": True, "interpolation_topk": 11})
+    model = tiny_model(groups, "ponderlm2", ponder={"mixture": Mixture.TOP_K, "mixture_top_k": 11})
     tokens = random_tokens(1, 6)
     with torch.no_grad():
         _, seen = observed(model, batch_of(tokens), num_jacobi_iterations=2 * 5)

@@ -83,7 +83,7 @@ def test_only_the_final_readout_makes_logits(groups: ParallelGroups, method: str
 def test_mixtures_of_embeddings_would_show(groups: ParallelGroups) -> None:
     plain, mixing = (
         list(vocabulary_sized(training_step(tiny_model(groups, "ponderlm2", ponder=ponder), ONE_DOCUMENT)))
-        for ponder in ({}, {"interpolation": True})
+        for ponder in ({}, {"mixture": Mixture.SOFTMAX})
     )
 
     assert len(mixing) > len(plain)

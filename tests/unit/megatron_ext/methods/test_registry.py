@@ -1,13 +1,9 @@
-"""Every place that knows which methods are built knows the same ones."""
+"""Every method that can be named can be built."""
 
 from megatron_ext.methods.registry import METHODS
-from pipeline.config.rules import AVAILABLE_METHODS
-from pipeline.run_account import BUILT_METHODS
+from megatron_ext.ponder.config import Method
 
 
-def test_the_configuration_allows_what_can_be_built() -> None:
-    assert set(AVAILABLE_METHODS) == set(METHODS)
-
-
-def test_what_can_be_built_has_a_cost_account() -> None:
-    assert set(BUILT_METHODS) == set(METHODS)
+def test_every_method_has_a_class_of_its_own() -> None:
+    assert set(METHODS) == set(Method)
+    assert len(set(METHODS.values())) == len(Method)

@@ -2,6 +2,11 @@
 
 from typing import Any
 
+import pytest
+
+from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.config.validate import build_config
+
 
 def valid_settings() -> dict[str, Any]:
     """Return a llama with latent thoughts that satisfies every rule."""
@@ -30,3 +35,10 @@ def changed_settings(**changes: Any) -> dict[str, Any]:
             target = target.setdefault(group, {})
         target[leaf] = value
     return settings
+
+
+def problems_of(**changes: Any) -> list[ConfigProblem]:
+    """Return what is wrong with the valid settings after some changes."""
+    with pytest.raises(ConfigError) as caught:
+        build_config(changed_settings(**changes))
+    return list(caught.value.problems)

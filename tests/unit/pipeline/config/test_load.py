@@ -9,26 +9,17 @@ from pipeline.config.schema import RunConfig
 RECIPES = Path(__file__).parents[4] / "pipeline" / "recipes"
 
 
-def recipes() -> list[Path]:
-    return sorted(RECIPES.glob("*.yaml"))
-
-
-def test_there_are_recipes() -> None:
-    assert {"demo", "tiny_vanilla", "tiny_ponderlm2", "tiny_ponderlm3"} <= {path.stem for path in recipes()}
-
-
-@pytest.mark.parametrize("path", recipes(), ids=lambda path: path.stem)
-def test_every_recipe_is_valid_and_named_like_its_file(path: Path) -> None:
-    assert load_config(path).name == path.stem
-
-
-@pytest.mark.parametrize("path", recipes(), ids=lambda path: path.stem)
-def test_a_written_configuration_reads_back_equal(path: Path, tmp_path: Path) -> None:
-    config = load_config(path, ["optimizer.adam_eps=1.5e-7", "parallel.timeout_seconds=7"])
+def test_a_written_configuration_reads_back_equal(tmp_path: Path) -> None:
+    schedule = "ponder.jacobi_schedule=[[0, 1], [50, 3]]"
+    config = load_config(
+        RECIPES / "tiny_ponderlm2.yaml",
+        ["ponder.random_jacobi_iterations=null", schedule, "optimizer.adam_eps=1.5e-7"],
+    )
 
     dump_config(config, tmp_path / "run_config.yaml")
 
     assert load_config(tmp_path / "run_config.yaml") == config
+    assert config.ponder.jacobi_schedule == ((0, 1), (50, 3))
 
 
 def test_the_demo_runs_tensor_parallel_on_two_ranks() -> None:
@@ -57,28 +48,11 @@ def test_a_configuration_can_come_from_overrides_alone() -> None:
 
 def test_problems_of_overrides_and_of_the_file_come_together(tmp_path: Path) -> None:
     file = tmp_path / "broken.yaml"
-    text = (RECIPES / "tiny_vanilla.yaml").read_text(encoding="utf-8")
-    file.write_text(text.replace("hidden_size: 64", "hidden_size: 65", 1), encoding="utf-8")
+    text = (RECIPES / "demo.yaml").read_text(encoding="utf-8")
+    file.write_text(text.replace("hidden_size: 192", "hidden_size: 193", 1), encoding="utf-8")
 
     with pytest.raises(ConfigError) as caught:
         load_config(file, ["trian_iters=3"])
 
     assert [problem.path for problem in caught.value.problems] == ["trian_iters", "model.hidden_size"]
     assert str(file) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("- 1\n", "must hold groups of settings"), ("a: [1\n", "must be YAML"), ("a: 1\na: 2\n", "given twice")],
-)
-def test_a_file_that_is_no_configuration_is_explained(tmp_path: Path, text: str, expected: str) -> None:
-    file = tmp_path / "broken.yaml"
-    file.write_text(text, encoding="utf-8")
-
-    with pytest.raises(ConfigError, match=expected):
-        load_config(file)
-
-
-def test_a_missing_file_points_to_the_recipes(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"examples are in .*recipes"):
-        load_config(tmp_path / "nowhere.yaml")

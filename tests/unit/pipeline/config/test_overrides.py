@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.aliases import ALIASES
+from pipeline.config.aliases import SUCCESSORS
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.validate import setting_paths
 
@@ -27,6 +27,12 @@ def overridden(*overrides: str) -> dict[str, Any]:
         ("distributed-timeout-minutes=2", "parallel", "timeout_seconds", 120),
         ("save-interval=7", "checkpoint", "interval", 7),
         ("ponder-method=ponderlm2", "ponder", "method", "ponderlm2"),
+        ("patch_method=ours", "ponder", "method", "ponderlm2"),
+        ("--patch_method=loop", "ponder", "method", "loop"),
+        ("pondering_steps=3", "ponder", "num_latent_thoughts", 3),
+        ("mutiply_pondering_steps=true", "ponder", "multiply_embedding", True),
+        ("interpolation-topk=50", "ponder", "mixture_top_k", 50),
+        ("parallel.layers_per_stage=[2, 1]", "parallel", "layers_per_stage", [2, 1]),
         ("ponder.random_jacobi_iterations=[2, 4]", "ponder", "random_jacobi_iterations", [2, 4]),
         ("evaluation.interval=null", "evaluation", "interval", None),
         ("data.path=a=b", "data", "path", "a=b"),
@@ -51,6 +57,8 @@ def test_top_level_settings_are_overridable() -> None:
         ("=3", "must be written group.key=value"),
         ("training.trian_iters=3", "did you mean training.train_iters?"),
         ("train-itres=3", "did you mean training.train_iters?"),
+        ("interpolation=true", "did you mean ponder.mixture?"),
+        ("recurrent-steps=4", "did you mean ponder.num_latent_thoughts?"),
         ("training=3", "must be set one by one"),
         ("model.num_layers=[1", "must have a YAML value"),
     ],
@@ -61,5 +69,11 @@ def test_an_override_that_cannot_be_applied_is_explained(override: str, expected
     assert expected in str(problems[0])
 
 
-def test_every_alias_leads_to_a_setting() -> None:
-    assert {alias.path for alias in ALIASES.values()} <= set(setting_paths())
+def test_every_other_name_leads_to_a_setting() -> None:
+    assert set(SUCCESSORS.values()) <= set(setting_paths())
+
+
+def test_no_name_of_another_program_is_a_setting_of_ours_elsewhere() -> None:
+    by_leaf = {path.rpartition(".")[2]: path for path in setting_paths()}
+
+    assert all(path == by_leaf.get(name, path) for name, path in SUCCESSORS.items())

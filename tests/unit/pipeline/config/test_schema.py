@@ -24,12 +24,31 @@ def test_neox_rotates_a_quarter_of_the_head_by_default() -> None:
     assert build_config(changed_settings(model__architecture="gpt_neox")).model.rotary_percent == 0.25
 
 
-def test_vanilla_has_no_thoughts_and_no_sweeps_by_default() -> None:
-    vanilla = PonderSection(method=Method.VANILLA)
-    ponderlm2 = PonderSection(method=Method.PONDERLM2)
+@pytest.mark.parametrize(
+    ("method", "thoughts", "sweeps", "mixture", "penalty", "weight", "fraction"),
+    [
+        ("vanilla", 0, 0, "hidden", "expected_steps", 0.3, 0.25),
+        ("loop", 3, 0, "hidden", "expected_steps", 0.3, 0.25),
+        ("pause", 3, 0, "hidden", "expected_steps", 0.3, 0.25),
+        ("ponderlm", 3, 0, "softmax", "expected_steps", 0.3, 0.25),
+        ("ponderlm2", 3, 2, "hidden", "expected_steps", 0.3, 0.25),
+        ("adaponderlm", 3, 0, "softmax", "bottom_k", 0.1, 0.1),
+        ("ponderlm3", 3, 2, "hidden", "expected_steps", 0.3, 0.25),
+    ],
+)
+def test_defaults_follow_the_method(
+    method: str, thoughts: int, sweeps: int, mixture: str, penalty: str, weight: float, fraction: float
+) -> None:
+    ponder = PonderSection(method=method)
 
-    assert (vanilla.num_latent_thoughts, vanilla.num_jacobi_iterations) == (0, 0)
-    assert (ponderlm2.num_latent_thoughts, ponderlm2.num_jacobi_iterations) == (3, 2)
+    assert (ponder.num_latent_thoughts, ponder.num_jacobi_iterations) == (thoughts, sweeps)
+    assert (ponder.mixture, ponder.penalty) == (mixture, penalty)
+    assert (ponder.penalty_weight, ponder.bottom_k_fraction) == (weight, fraction)
+    assert ponder.scale_embeds is (method != "vanilla")
+
+
+def test_without_thoughts_there_are_no_sweeps_by_default() -> None:
+    assert PonderSection(method=Method.PONDERLM2, num_latent_thoughts=0).num_jacobi_iterations == 0
 
 
 def test_null_means_not_given() -> None:
@@ -47,7 +66,11 @@ def test_a_configuration_is_frozen() -> None:
 
 
 def test_world_size_is_the_product_of_the_axes() -> None:
-    assert build_config(changed_settings(parallel={"tensor": 2, "data": 2})).parallel.world_size == 4
+    config = build_config(
+        changed_settings(parallel={"tensor": 2, "pipeline": 2, "data": 2}, training__global_batch_size=16)
+    )
+
+    assert config.parallel.world_size == 8
 
 
 def test_micro_batches_fill_the_global_batch() -> None:
@@ -63,6 +86,37 @@ def test_vocabulary_is_padded_by_megatrons_rule(vocab_size: int, tensor: int, pa
     config = build_config(changed_settings(parallel__tensor=tensor))
 
     assert config.padded_vocab_size(vocab_size) == padded
+
+
+@pytest.mark.parametrize(
+    ("method", "token", "rows"), [("pause", None, 257), ("pause", 7, 256), ("loop", None, 256)]
+)
+def test_a_pause_token_without_an_id_takes_a_row_behind_the_vocabulary(
+    method: str, token: int | None, rows: int
+) -> None:
+    ponder = {"method": method} | ({} if token is None else {"pause_token_id": token})
+    config = build_config(changed_settings(ponder=ponder))
+
+    assert config.embedding_rows(256) == rows
+    assert config.padded_vocab_size(256) == (384 if rows == 257 else 256)
+
+
+@pytest.mark.parametrize(
+    ("layers", "pipeline", "given", "stages"),
+    [(2, 1, None, (2,)), (7, 3, None, (3, 2, 2)), (4, 4, None, (1, 1, 1, 1)), (5, 2, [1, 4], (1, 4))],
+)
+def test_layers_are_dealt_out_to_stages(
+    layers: int, pipeline: int, given: list[int] | None, stages: tuple[int, ...]
+) -> None:
+    config = build_config(
+        changed_settings(
+            model__num_layers=layers,
+            parallel={"pipeline": pipeline, "layers_per_stage": given},
+            training__global_batch_size=4 * pipeline,
+        )
+    )
+
+    assert config.stage_layers == stages
 
 
 def test_a_section_alone_is_checked_for_types_and_ranges_only() -> None:

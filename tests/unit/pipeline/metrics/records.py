@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from pipeline.flops import ModelShape
 from pipeline.metrics.records import TrainingRecord, ValidationRecord
+from pipeline.model_shape import ModelShape
 
 # A model of a few numbers, for costs that can be checked by hand.
 SHAPE = ModelShape(

@@ -44,6 +44,23 @@ def test_taking_every_step_is_no_collapse_while_nothing_asks_to_halt() -> None:
     assert warnings(CollapseAlarm(2), [NEVER_EARLY] * 5, weight=0.0) == []
 
 
+def test_gates_that_all_open_are_no_collapse_before_the_penalty_begins_and_one_after() -> None:
+    alarm = CollapseAlarm(2)
+    assert warnings(alarm, [NEVER_EARLY] * 5, weight=0.0) == []
+    (warning,) = warnings(alarm, [NEVER_EARLY] * 5, weight=0.1)
+    assert "`ponder.bottom_k_fraction` of a bottom_k penalty" in warning
+    assert "the router or the gates" in warning
+
+
+def test_gates_that_all_close_are_a_collapse_even_before_the_penalty_begins() -> None:
+    (warning,) = warnings(CollapseAlarm(2), [ALL_FIRST] * 5, weight=0.0)
+    assert "no token ponders any more" in warning
+
+
+def test_a_model_without_extra_steps_cannot_collapse() -> None:
+    assert warnings(CollapseAlarm(1), [[1000.0]]) == []
+
+
 def test_intervals_without_tokens_say_nothing() -> None:
     assert warnings(CollapseAlarm(1), [[0.0, 0.0, 0.0]]) == []
 

@@ -14,6 +14,7 @@ from pipeline.metrics.ponder_scalars import (
 )
 from tests.unit.pipeline.metrics.records import SHAPE
 
+ADAPONDERLM = FlopsAccount(shape=SHAPE, method="adaponderlm", num_latent_thoughts=2, mixture="softmax")
 PONDERLM3 = FlopsAccount(shape=SHAPE, method="ponderlm3", num_latent_thoughts=2)
 
 # Ten tokens: five halt at step 0, three at 1, two at 2; eight have a label.
@@ -58,6 +59,33 @@ def test_every_curve_of_a_hand_made_batch() -> None:
         "ponder/flops-per-token-train": PONDERLM3.training_per_token(3.0),
         "ponder/flops-per-token-infer": PONDERLM3.inference_per_token(0.7),
         "ponder/flops-saved": PONDERLM3.saved_fraction(0.7),
+    }
+    assert scalars == pytest.approx(expected)
+
+
+def test_every_curve_of_a_hand_made_batch_of_adaponderlm() -> None:
+    of_router = {"residual_change", "residual_norm", "tail_mass", "router_entropy"}
+    sums = {name: values for name, values in SUMS.items() if name not in of_router}
+    scalars = ponder_scalars(
+        sums | {"gate_mean": [9.0, 0.5]}, num_jacobi_iterations=0.0, penalty_weight=0.1, flops=ADAPONDERLM
+    )
+    expected = {
+        "ponder/mean-steps": 0.7,
+        "ponder/halt-fraction/step_0": 0.5,
+        "ponder/halt-fraction/step_1": 0.3,
+        "ponder/halt-fraction/step_2": 0.2,
+        "ponder/active-fraction/step_0": 1.0,
+        "ponder/active-fraction/step_1": 0.5,
+        "ponder/active-fraction/step_2": 0.2,
+        "ponder/gate/iteration_0": 0.9,
+        "ponder/gate/iteration_1": 0.05,
+        "ponder/penalty": 0.25,
+        "ponder/penalty-weight": 0.1,
+        "ponder/nll-by-steps/step_0": 1.2,
+        "ponder/nll-by-steps/step_1": 6.0,
+        "ponder/flops-per-token-train": ADAPONDERLM.training_per_token(0.0),
+        "ponder/flops-per-token-infer": ADAPONDERLM.inference_per_token(0.7),
+        "ponder/flops-saved": ADAPONDERLM.saved_fraction(0.7),
     }
     assert scalars == pytest.approx(expected)
 

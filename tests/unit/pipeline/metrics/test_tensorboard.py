@@ -4,6 +4,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
+from megatron_ext.ponder.config import Method
 from pipeline.metrics.tensorboard import (
     TensorBoardSink,
     custom_scalars_layout,
@@ -16,7 +17,7 @@ from tests.unit.pipeline.metrics.records import training_record, validation_reco
 @pytest.fixture(scope="module")
 def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     folder = tmp_path_factory.mktemp("tensorboard")
-    sink = TensorBoardSink(folder, num_latent_thoughts=3, max_jacobi_iterations=2)
+    sink = TensorBoardSink(folder, method=Method.PONDERLM3, num_latent_thoughts=3, max_jacobi_iterations=2)
     sink.write_configuration(
         {"model": {"num_layers": 4}, "data": Path("runs/data")}, "model:\n  num_layers: 4\n"
     )
@@ -96,9 +97,48 @@ def test_histogram_buckets_are_centred_on_steps() -> None:
     assert (histogram["sum"], histogram["sum_squares"]) == (8.0, 14.0)
 
 
-def test_a_model_that_does_not_ponder_gets_no_ponder_charts() -> None:
-    layout = custom_scalars_layout(num_latent_thoughts=0, max_jacobi_iterations=0)
-    assert list(layout) == ["loss", "cost"]
+@pytest.mark.parametrize(
+    ("method", "steps", "sweeps", "groups"),
+    [
+        ("vanilla", 0, 0, ["loss", "cost"]),
+        ("loop", 3, 0, ["loss", "cost"]),
+        ("pause", 3, 0, ["loss", "cost"]),
+        ("ponderlm", 3, 0, ["loss", "cost"]),
+        ("ponderlm2", 3, 2, ["loss", "Jacobi iteration", "cost"]),
+        ("ponderlm2", 0, 2, ["loss", "cost"]),
+        ("adaponderlm", 3, 0, ["loss", "halting", "cost"]),
+        ("ponderlm3", 3, 0, ["loss", "halting", "cost"]),
+    ],
+)
+def test_a_method_gets_the_charts_that_it_has_curves_for(
+    method: str, steps: int, sweeps: int, groups: list[str]
+) -> None:
+    layout = custom_scalars_layout(
+        method=Method(method), num_latent_thoughts=steps, max_jacobi_iterations=sweeps
+    )
+    assert list(layout) == groups
+    assert all(tags for charts in layout.values() for _, tags in charts.values())
+
+
+def test_halting_is_shown_by_router_or_by_gates() -> None:
+    by_method = {
+        method: custom_scalars_layout(method=method, num_latent_thoughts=2, max_jacobi_iterations=1)[
+            "halting"
+        ]
+        for method in (Method.PONDERLM3, Method.ADAPONDERLM)
+    }
+    assert "router entropy" in by_method[Method.PONDERLM3]
+    assert by_method[Method.ADAPONDERLM]["gate by iteration"] == [
+        "Multiline",
+        ["ponder/gate/iteration_0", "ponder/gate/iteration_1"],
+    ]
+    assert by_method[Method.PONDERLM3].keys() & by_method[Method.ADAPONDERLM].keys() == {
+        "mean steps",
+        "active tokens by step",
+        "halting tokens by step",
+        "loss by steps taken",
+        "penalty",
+    }
 
 
 def test_settings_are_flattened_to_dotted_names() -> None:

@@ -1,0 +1,127 @@
+"""AdaPonderLM: a gate after every iteration of PonderLM lets a token halt for good (definitions 3.2)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from megatron_ext.methods.base import (
+    Column,
+    Mixer,
+    PassContext,
+    PassRows,
+    Readout,
+    RowRunner,
+    Thought,
+    in_float32,
+)
+from megatron_ext.methods.ponderlm import PonderLM
+from megatron_ext.ponder import gates
+from megatron_ext.ponder.config import PonderConfig
+from megatron_ext.ponder.penalties import bottom_k
+
+GATE_EXPANSION = 4
+# Gates start at 0.9 for every token: close to PonderLM, which adds its mixtures in full.
+OPEN_GATE_ODDS = 9.0
+
+
+class AdaPonderLM(PonderLM):
+    """One gate per iteration; a halted token keeps hidden state, keys and values of its last iteration."""
+
+    column = Column.ACTIVE
+
+    def __init__(self, config: PonderConfig, hidden_size: int, *, decides: bool = True) -> None:
+        """Build K gates Linear(H, 4H), exact GELU, Linear(4H, 1)."""
+        super().__init__(config, hidden_size, decides=decides)
+        if decides:
+            inner = GATE_EXPANSION * hidden_size
+            self.gates = nn.ModuleList(
+                nn.Sequential(nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, 1))
+                for _ in range(config.num_latent_thoughts)
+            )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start with every gate open to 0.9, whatever the token."""
+        if not self.decides:
+            return
+        for gate in self.gates:
+            output = gate[2]  # type: ignore[index]
+            nn.init.zeros_(output.weight)
+            nn.init.constant_(output.bias, math.log(OPEN_GATE_ODDS))
+
+    def leave(self, index: int, ended: PassRows, context: PassContext) -> PassRows:
+        """m^{i+1} s^i e^i, and m^{i+1} beside it."""
+        hidden = context.memory.keep(f"hidden/{index}", self._frozen(index, ended, context))
+        context.observe(f"hidden/iteration_{index:02d}", hidden)
+        logits = context.memory.keep(f"gate/{index}", self._gate(index, hidden))
+        was_active = torch.ones_like(logits, dtype=torch.bool) if ended.column is None else ended.column > 0
+        active = gates.still_active(was_active, logits, self.config.pruning_threshold)
+        share = torch.sigmoid(logits) * active
+        update = self._answer(hidden, context.mix_embeddings) * share.unsqueeze(-1).to(hidden.dtype)
+        return PassRows(rows=update, column=active.to(logits.dtype))
+
+    def read(self, ended: PassRows, context: PassContext) -> Readout:
+        """The frozen hidden state after the last iteration."""
+        num_iterations = self.config.num_latent_thoughts
+        hidden = self._frozen(num_iterations, ended, context)
+        context.observe("last_hidden", hidden)
+        if num_iterations == 0:
+            return Readout(hidden=hidden)
+        logits = torch.stack([context.memory.recall(f"gate/{i}") for i in range(num_iterations)], dim=-1)
+        # From here on every rank works on all tokens.
+        logits = context.axis.to_full_use(logits)
+        penalty = bottom_k(logits[context.real], context.bottom_k_fraction)
+        steps = gates.active_iterations(logits, self.config.pruning_threshold)
+        context.observe("gate_logits", logits)
+        self._record(steps, logits, penalty, context)
+        return Readout(hidden=hidden, penalty=penalty, steps=steps)
+
+    def think(self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer) -> Thought:
+        """Iterate until a gate closes; what is skipped would not have changed anything."""
+        running = rows
+        hidden = run(running)
+        for iteration in range(self.config.num_latent_thoughts):
+            share = torch.sigmoid(self._gate(iteration, hidden))
+            if not bool(share >= self.config.pruning_threshold):
+                return Thought(hidden=hidden, steps=iteration)
+            update = self._answer(hidden, mix_embeddings) * share.unsqueeze(-1).to(hidden.dtype)
+            running = running + update
+            hidden = run(running, version=iteration + 1)
+        return Thought(hidden=hidden, steps=self.config.num_latent_thoughts)
+
+    def statistics_layout(self) -> dict[str, int]:
+        """Sums over real tokens."""
+        if self.config.num_latent_thoughts == 0:
+            return {}
+        return {
+            "steps_count": self.config.num_slots,
+            "gate_mean": self.config.num_latent_thoughts,
+            "penalty": 1,
+        }
+
+    def _gate(self, index: int, hidden: Tensor) -> Tensor:
+        """G of iteration `index`, in at least float32: [S, B, H] -> [S, B]."""
+        layers = self.gates[index]
+        assert isinstance(layers, nn.Sequential)
+        return in_float32(layers, hidden).squeeze(-1)
+
+    def _frozen(self, index: int, ended: PassRows, context: PassContext) -> Tensor:
+        """H of iteration `index`: a halted token has that of its last active one."""
+        if ended.column is None:
+            return ended.rows
+        is_active = (ended.column > 0).unsqueeze(-1)
+        return torch.where(is_active, ended.rows, context.memory.recall(f"hidden/{index - 1}"))
+
+    @torch.no_grad()
+    def _record(self, steps: Tensor, logits: Tensor, penalty: Tensor, context: PassContext) -> None:
+        real = context.real.unsqueeze(-1)
+        taken = nn.functional.one_hot(steps, self.config.num_slots)
+        context.statistics |= {
+            # [S, B, K + 1] -> [K + 1]
+            "steps_count": (taken * real).sum(dim=(0, 1)).to(logits.dtype),
+            # [S, B, K] -> [K]
+            "gate_mean": (torch.sigmoid(logits) * real).sum(dim=(0, 1)),
+            "penalty": (penalty * context.real.sum()).reshape(1),
+        }

@@ -1,0 +1,42 @@
+"""Pause tokens: K copies of one token after every token give the model time to answer (definitions 4)."""
+
+import math
+
+from torch import Tensor
+
+from megatron_ext.methods.base import Mixer, PassContext, PassRows, PonderMethod, Readout, RowRunner, Thought
+from megatron_ext.ponder.passes import PassPlan
+from megatron_ext.ponder.slots import interleave_pauses, split_slots
+
+
+class Pause(PonderMethod):
+    """One pass over K + 1 rows per token; the last pause slot is read."""
+
+    @property
+    def embedding_scale(self) -> float:
+        """sqrt(H), on pause rows too, or 1 unscaled."""
+        return math.sqrt(self.hidden_size) if self.config.scale_embeds else 1.0
+
+    def plan(self, num_jacobi_iterations: int) -> PassPlan:
+        """One pass with all slots."""
+        del num_jacobi_iterations
+        return PassPlan(slots=(self.config.num_slots,))
+
+    def tokens_of_rows(self, tokens: Tensor) -> Tensor:
+        """Every token and its pauses: [B, S] -> [B, S * (K + 1)]."""
+        if self.config.num_latent_thoughts == 0:
+            return tokens
+        assert self.config.pause_token_id is not None, "pause tokens need an embedding row"
+        return interleave_pauses(tokens, self.config.pause_token_id, self.config.num_latent_thoughts)
+
+    def read(self, ended: PassRows, context: PassContext) -> Readout:
+        """The last pause slot of every token."""
+        del context
+        return Readout(hidden=split_slots(ended.rows, self.config.num_slots)[:, -1])
+
+    def think(self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer) -> Thought:
+        """The token, then its pauses."""
+        del mix_embeddings
+        for row in rows.split(1):
+            hidden = run(row)
+        return Thought(hidden=hidden, steps=self.config.num_latent_thoughts)

@@ -1,0 +1,26 @@
+"""What becomes of the gradients after the last backward of a step.
+
+A pondering model uses each weight several times in one backward, a number of times that changes with J and
+with recompute, so gradients are reduced once, when all of them are there.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.utils import get_attr_wrapped_model
+
+
+def finalize_gradients(chunks: list[Any], *args: Any, **kwargs: Any) -> None:
+    """Megatron's reductions, and that of an embedding of which the last stage holds a copy for mixtures.
+
+    Args:
+        chunks: the one wrapped module of this rank.
+        args, kwargs: handed on to Megatron's ``finalize_model_grads``.
+    """
+    finalize_model_grads(chunks, *args, **kwargs)
+    for chunk in chunks:
+        module = get_attr_wrapped_model(chunk, "pre_process", return_model_obj=True)
+        weight = module.copied_embedding()
+        if weight is not None:
+            torch.distributed.all_reduce(weight.main_grad, group=module.embd_group)

@@ -1,0 +1,136 @@
+"""Rules on how a model and its batches are spread over ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from megatron_ext.ponder.config import Method
+from pipeline.config.errors import ConfigProblem, as_written
+from pipeline.config.stages import even_stages
+from pipeline.config.suggestions import largest_common_divisor_up_to, nearest_multiples
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import RunConfig
+
+# However many extra steps they have, these methods go through the layers once.
+ONE_PASS_METHODS = (Method.VANILLA, Method.PAUSE)
+
+
+def _tensor_parallel(config: RunConfig) -> Iterator[ConfigProblem]:
+    model, tensor = config.model, config.parallel.tensor
+    sizes = {
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.num_query_groups,
+        "ffn_hidden_size": model.ffn_hidden_size,
+    }
+    undivided = [f"model.{name} ({size})" for name, size in sizes.items() if size % tensor]
+    if undivided:
+        yield ConfigProblem(
+            path="parallel.tensor",
+            rule=f"must divide {', '.join(undivided)}",
+            value=str(tensor),
+            cure=f"try {largest_common_divisor_up_to(tensor, sizes.values())}",
+        )
+
+
+def _stages(config: RunConfig) -> Iterator[ConfigProblem]:
+    num_layers, pipeline = config.model.num_layers, config.parallel.pipeline
+    if pipeline > num_layers:
+        yield ConfigProblem(
+            path="parallel.pipeline",
+            rule=f"must be at most model.num_layers ({num_layers}): every stage needs a layer",
+            value=str(pipeline),
+            cure=f"try {num_layers}",
+        )
+
+
+def _layers_per_stage(config: RunConfig) -> Iterator[ConfigProblem]:
+    layers, num_layers, pipeline = (
+        config.parallel.layers_per_stage,
+        config.model.num_layers,
+        config.parallel.pipeline,
+    )
+    if layers is None or pipeline > num_layers:
+        return
+    if len(layers) != pipeline:
+        rule = f"must have one number for each of the stages of parallel.pipeline ({pipeline})"
+    elif sum(layers) != num_layers:
+        rule = f"must add up to model.num_layers ({num_layers})"
+    else:
+        return
+    yield ConfigProblem(
+        path="parallel.layers_per_stage",
+        rule=rule,
+        value=as_written(layers),
+        cure=f"try {as_written(even_stages(num_layers, pipeline))}",
+    )
+
+
+def _sequence_parallel(config: RunConfig) -> Iterator[ConfigProblem]:
+    if not config.parallel.sequence_parallel:
+        return
+    tensor = config.parallel.tensor
+    if tensor == 1:
+        yield ConfigProblem(
+            path="parallel.sequence_parallel",
+            rule="needs tensor parallelism (parallel.tensor of at least 2)",
+            value="true with parallel.tensor 1",
+            cure="set it to false, or parallel.tensor to 2",
+        )
+    # Every pass has a multiple of seq_length rows, so rows divide wherever the first pass's do.
+    if config.training.seq_length % tensor:
+        yield ConfigProblem(
+            path="training.seq_length",
+            rule=f"must be a multiple of parallel.tensor ({tensor}) with parallel.sequence_parallel",
+            value=str(config.training.seq_length),
+            cure=f"try {nearest_multiples(config.training.seq_length, tensor)}",
+        )
+
+
+def _global_batch(config: RunConfig) -> Iterator[ConfigProblem]:
+    training, parallel = config.training, config.parallel
+    factors = {"training.micro_batch_size": training.micro_batch_size, "parallel.data": parallel.data}
+    if parallel.pipeline > 1:
+        # Stages take turns with groups of as many micro-batches as there are stages.
+        factors["parallel.pipeline"] = parallel.pipeline
+    portion = math.prod(factors.values())
+    if training.global_batch_size % portion:
+        product = " x ".join(str(factor) for factor in factors.values())
+        yield ConfigProblem(
+            path="training.global_batch_size",
+            rule=f"must be a multiple of {' x '.join(factors)} ({product} = {portion})",
+            value=str(training.global_batch_size),
+            cure=f"try {nearest_multiples(training.global_batch_size, portion)}",
+        )
+
+
+def _overlap(config: RunConfig) -> Iterator[ConfigProblem]:
+    if not config.parallel.overlap_grad_reduce:
+        return
+    ponder, parallel = config.ponder, config.parallel
+    reasons = []
+    if parallel.recompute != "none":
+        reasons.append(f"parallel.recompute {parallel.recompute}")
+    if parallel.pipeline > 1:
+        reasons.append(f"parallel.pipeline {parallel.pipeline}")
+    if ponder.num_latent_thoughts > 0 and ponder.method not in ONE_PASS_METHODS:
+        reasons.append(f"the passes of ponder.method {ponder.method}")
+    if reasons:
+        yield ConfigProblem(
+            path="parallel.overlap_grad_reduce",
+            rule="must be false where a step's backward uses a weight more than once",
+            value=f"true with {' and '.join(reasons)}",
+            cure="set it to false",
+        )
+
+
+PARALLEL_RULES = (
+    _tensor_parallel,
+    _stages,
+    _layers_per_stage,
+    _sequence_parallel,
+    _global_batch,
+    _overlap,
+)

@@ -1,0 +1,164 @@
+from typing import Any
+
+import pytest
+
+from megatron_ext.ponder.config import Method
+from pipeline.config.ponder_section import PonderSection
+from pipeline.config.rules_ponder import METHODS_WITH
+from pipeline.config.validate import build_config
+from tests.unit.pipeline.config.settings import changed_settings, problems_of
+
+
+def with_method(method: str, **settings: Any) -> dict[str, Any]:
+    return {"ponder": {"method": method} | settings}
+
+
+# Changes that break one rule, the setting it is reported at, and a piece of the cure.
+BROKEN = [
+    ({"ponder__random_jacobi_iterations": [3, 1]}, "ponder.random_jacobi_iterations", "[1, 3]"),
+    (
+        {"ponder__random_jacobi_iterations": [1, 3], "ponder__num_latent_thoughts": 0},
+        "ponder.random_jacobi_iterations",
+        "leave it out",
+    ),
+    (
+        {"ponder__jacobi_schedule": [[0, 1]], "ponder__num_latent_thoughts": 0},
+        "ponder.jacobi_schedule",
+        "leave it out",
+    ),
+    ({"ponder__jacobi_schedule": [[5, 1], [9, 2]]}, "ponder.jacobi_schedule", "begin it with [0, 1]"),
+    (
+        {"ponder__jacobi_schedule": [[0, 1], [9, 2], [5, 3]]},
+        "ponder.jacobi_schedule",
+        "try [[0, 1], [5, 3], [9, 2]]",
+    ),
+    ({"ponder__jacobi_schedule": [[0, 1], [0, 2]]}, "ponder.jacobi_schedule", "try [[0, 2]]"),
+    (
+        {"ponder__jacobi_schedule": [[0, 1]], "ponder__random_jacobi_iterations": [1, 2]},
+        "ponder.jacobi_schedule",
+        "leave one of them out",
+    ),
+    ({"ponder__penalty_ramp": [9, 3]}, "ponder.penalty_ramp", "[3, 9]"),
+    ({"ponder__mixture": "top_k", "model__vocab_size": 50}, "ponder.mixture_top_k", "try 50"),
+    (
+        with_method("ponderlm", mixture="hidden", softmax_temperature=2.0),
+        "ponder.softmax_temperature",
+        "softmax or top_k",
+    ),
+    (
+        with_method("ponderlm", multiply_embedding=True, num_latent_thoughts=0),
+        "ponder.multiply_embedding",
+        "leave it out",
+    ),
+    (
+        {**with_method("pause", pause_token_id=50), "model__vocab_size": 50},
+        "ponder.pause_token_id",
+        "leave it out",
+    ),
+    (
+        {"ponder__freeze_backbone_tokens": 9, "ponder__num_latent_thoughts": 0},
+        "ponder.freeze_backbone_tokens",
+        "leave it out",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "path", "cure"), BROKEN)
+def test_a_broken_rule_is_reported_at_its_setting_with_a_cure(
+    changes: dict[str, Any], path: str, cure: str
+) -> None:
+    problems = problems_of(**changes)
+
+    assert [problem.path for problem in problems] == [path]
+    assert cure in problems[0].cure
+
+
+# A value other than every method's default.
+UNUSUAL = {
+    "num_latent_thoughts": 2,
+    "num_jacobi_iterations": 1,
+    "random_jacobi_iterations": [1, 2],
+    "jacobi_schedule": [[0, 2], [10, 3]],
+    "scale_embeds": {Method.VANILLA: True},
+    "mixture": "top_k",
+    "mixture_top_k": 7,
+    "softmax_temperature": 0.5,
+    "residual": "from_embedding",
+    "multiply_embedding": True,
+    "pause_token_id": 3,
+    "pruning_threshold": 0.01,
+    "penalty": {Method.ADAPONDERLM: "expected_steps"},
+    "penalty_weight": 0.02,
+    "penalty_ramp": [3, 9],
+    "bottom_k_fraction": 0.5,
+    "freeze_backbone_tokens": 1000,
+}
+
+
+def unusual(name: str, method: Method) -> Any:
+    value = UNUSUAL[name]
+    if not isinstance(value, dict):
+        return value
+    return value.get(method, "bottom_k" if name == "penalty" else False)
+
+
+def test_every_setting_says_which_methods_have_it() -> None:
+    assert METHODS_WITH.keys() == UNUSUAL.keys() == PonderSection.model_fields.keys() - {"method"}
+
+
+@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("name", METHODS_WITH)
+def test_a_setting_is_taken_by_the_methods_that_have_it_and_by_no_other(name: str, method: Method) -> None:
+    changes = with_method(method, **{name: unusual(name, method)})
+    if method in METHODS_WITH[name]:
+        build_config(changed_settings(**changes))
+        return
+    (problem,) = problems_of(**changes)
+    assert problem.path == f"ponder.{name}"
+    assert f"must be left out for ponder.method {method}" in problem.rule
+    assert METHODS_WITH[name][0] in problem.cure
+
+
+@pytest.mark.parametrize("method", Method)
+def test_the_defaults_of_every_method_fit_together(method: Method) -> None:
+    config = build_config(changed_settings(**with_method(method)))
+
+    assert build_config(config.model_dump(mode="json")) == config
+
+
+def test_a_router_needs_a_quarter_of_the_hidden_size() -> None:
+    problems = problems_of(
+        model={
+            "architecture": "llama",
+            "num_layers": 1,
+            "hidden_size": 2,
+            "ffn_hidden_size": 2,
+            "num_attention_heads": 1,
+        }
+    )
+
+    assert [problem.path for problem in problems] == ["model.hidden_size"]
+
+
+def test_a_setting_that_a_method_does_not_have_is_reported_beside_one_of_the_wrong_type() -> None:
+    problems = problems_of(**with_method("loop", num_latent_thoughts="two", penalty_ramp=[9, 3]))
+
+    assert {problem.path for problem in problems} == {"ponder.num_latent_thoughts", "ponder.penalty_ramp"}
+
+
+ALLOWED = [
+    {"ponder__random_jacobi_iterations": [2, 2]},
+    {"ponder__jacobi_schedule": [[0, 0]]},
+    with_method("ponderlm2", num_latent_thoughts=0),
+    with_method("vanilla", num_latent_thoughts=0, num_jacobi_iterations=0),
+    with_method("adaponderlm", penalty="bottom_k", penalty_ramp=[4, 9]),
+    {**with_method("pause", pause_token_id=49), "model__vocab_size": 50},
+    {**with_method("pause", pause_token_id=49)},
+    # The number of embeddings matters for a mixture of the most likely only.
+    {"ponder__mixture": "softmax", "model__vocab_size": 50},
+]
+
+
+@pytest.mark.parametrize("changes", ALLOWED)
+def test_what_fits_together_is_accepted(changes: dict[str, Any]) -> None:
+    build_config(changed_settings(**changes))

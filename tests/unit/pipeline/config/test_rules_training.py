@@ -1,0 +1,42 @@
+from typing import Any
+
+import pytest
+
+from pipeline.config.validate import build_config
+from tests.unit.pipeline.config.settings import changed_settings, problems_of
+
+# Changes that break one rule, the setting it is reported at, and a piece of the cure.
+BROKEN = [
+    ({"optimizer__min_lr": 1e-2}, "optimizer.min_lr", "0.0001"),
+    ({"optimizer__lr_warmup_iters": 100}, "optimizer.lr_warmup_iters", "try 10"),
+    ({"optimizer__lr_decay_iters": 50, "optimizer__lr_warmup_iters": 50}, "optimizer.lr_warmup_iters", "5"),
+    ({"optimizer__lr_decay_style": "wsd"}, "optimizer.wsd_decay_iters", "try 20"),
+    (
+        {"optimizer__lr_decay_style": "wsd", "optimizer__wsd_decay_iters": 101},
+        "optimizer.wsd_decay_iters",
+        "try 20",
+    ),
+    ({"data__heldout_split": "train"}, "data.heldout_split", "another split"),
+]
+
+
+@pytest.mark.parametrize(("changes", "path", "cure"), BROKEN)
+def test_a_broken_rule_is_reported_at_its_setting_with_a_cure(
+    changes: dict[str, Any], path: str, cure: str
+) -> None:
+    problems = problems_of(**changes)
+
+    assert [problem.path for problem in problems] == [path]
+    assert cure in problems[0].cure
+
+
+ALLOWED = [
+    {"optimizer__lr_decay_style": "wsd", "optimizer__wsd_decay_iters": 20},
+    {"optimizer__lr_decay_style": "constant", "optimizer__clip_grad": 0},
+    {"training__precision": "bf16"},
+]
+
+
+@pytest.mark.parametrize("changes", ALLOWED)
+def test_what_fits_together_is_accepted(changes: dict[str, Any]) -> None:
+    build_config(changed_settings(**changes))
