@@ -6,6 +6,7 @@ sequence parallelism a rank holds S / tp of the tokens wherever hidden states ar
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core import tensor_parallel
@@ -256,6 +257,18 @@ class PonderModel(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         if "steps_count" in layout:
             layout |= dict.fromkeys(("nll_by_steps", "labelled_by_steps"), self.config.ponder.num_slots)
         return layout
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Megatron's sharded state, in which the copy of the embedding is a replica of the embedding."""
+        state: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        embedding = "embedding.word_embeddings.weight"
+        copy = state.get(f"{prefix}mixture_{embedding}")
+        if copy is not None:
+            copy.key = f"{prefix}{embedding}"
+            copy.replica_id = (1, *copy.replica_id[1:])
+        return state
 
     def set_input_tensor(self, input_tensor: object) -> None:
         """Megatron's schedule hands over the previous stage's output; passes take theirs as arguments."""
