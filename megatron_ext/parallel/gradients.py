@@ -10,17 +10,19 @@ import torch
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.utils import get_attr_wrapped_model
 
+from megatron_ext.model import PonderModel
+
 
 def finalize_gradients(chunks: list[Any], *args: Any, **kwargs: Any) -> None:
     """Megatron's reductions, and that of an embedding of which the last stage holds a copy for mixtures.
 
     Args:
-        chunks: the one wrapped module of this rank.
+        chunks: the one wrapped module of this rank; one of Megatron's own holds no such copy.
         args, kwargs: handed on to Megatron's ``finalize_model_grads``.
     """
     finalize_model_grads(chunks, *args, **kwargs)
     for chunk in chunks:
         module = get_attr_wrapped_model(chunk, "pre_process", return_model_obj=True)
-        weight = module.copied_embedding()
+        weight = module.copied_embedding() if isinstance(module, PonderModel) else None
         if weight is not None:
             torch.distributed.all_reduce(weight.main_grad, group=module.embd_group)

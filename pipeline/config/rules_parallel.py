@@ -111,16 +111,19 @@ def _overlap(config: RunConfig) -> Iterator[ConfigProblem]:
         return
     ponder, parallel = config.ponder, config.parallel
     reasons = []
-    if parallel.recompute != "none":
-        reasons.append(f"parallel.recompute {parallel.recompute}")
-    if parallel.pipeline > 1:
-        reasons.append(f"parallel.pipeline {parallel.pipeline}")
+    # In one graph autograd adds up all uses of a weight before it reports the gradient; several passes on
+    # stages, or computed again, report it once each, and Megatron takes the first for the whole.
     if ponder.num_latent_thoughts > 0 and ponder.method not in ONE_PASS_METHODS:
-        reasons.append(f"the passes of ponder.method {ponder.method}")
+        if parallel.recompute != "none":
+            reasons.append(f"parallel.recompute {parallel.recompute}")
+        if parallel.pipeline > 1:
+            reasons.append(f"parallel.pipeline {parallel.pipeline}")
+    if ponder.freeze_backbone_tokens:
+        reasons.append(f"ponder.freeze_backbone_tokens {ponder.freeze_backbone_tokens}")
     if reasons:
         yield ConfigProblem(
             path="parallel.overlap_grad_reduce",
-            rule="must be false where a step's backward uses a weight more than once",
+            rule="must be false where a weight's gradient comes in several parts or not at all",
             value=f"true with {' and '.join(reasons)}",
             cure="set it to false",
         )

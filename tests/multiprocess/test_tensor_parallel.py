@@ -43,15 +43,15 @@ METHODS = {
     "ponderlm2": ("ponder.method=ponderlm2",),
     "ponderlm3": (),
 }
-MIXTURE = ("ponder.method=ponderlm2", "ponder.mixture=top_k")
+MIXTURE = ("ponder.method=ponderlm2", "ponder.mixture=softmax")
 BACKBONES = {"llama": (), "gpt_neox": ("model.architecture=gpt_neox", "model.ffn_hidden_size=512")}
 SEQUENCE_PARALLEL = "parallel.sequence_parallel=true"
 # On both backbones.
 OPTIONS = {
     **METHODS,
     "ponderlm3, sequence parallel": (SEQUENCE_PARALLEL,),
-    "mixture of the largest": (*MIXTURE, "ponder.mixture_top_k=50"),
-    "mixture, sequence parallel": (*MIXTURE[:2], SEQUENCE_PARALLEL),
+    "mixture of the largest": (MIXTURE[0], "ponder.mixture=top_k", "ponder.mixture_top_k=50"),
+    "mixture, sequence parallel": (*MIXTURE, SEQUENCE_PARALLEL),
     "full recompute": ("parallel.recompute=full",),
     # Padded to 1152 rows on one rank and to 1280 on two.
     "vocabulary that does not divide": ("model.vocab_size=1100",),
@@ -70,7 +70,7 @@ VARIANTS = {
         SEQUENCE_PARALLEL,
     ),
     "llama: selective recompute": ("parallel.recompute=selective",),
-    "llama: tied mixture": (*MIXTURE[:2], TIED),
+    "llama: tied mixture": (*MIXTURE, TIED),
     "gpt_neox: tied": (*BACKBONES["gpt_neox"], TIED),
     "llama: grouped queries": ("model.num_query_groups=2",),
 }
