@@ -16,11 +16,6 @@ from pipeline.model_shape import ModelShape, ParameterCount
 # A backward pass does two products of the same size for each product of the forward pass.
 BACKWARD_PER_FORWARD = 2
 
-# A token has K + 1 rows in a pass of these methods; in the others it has one row in each of K + 1 passes.
-SLOT_METHODS = (Method.PAUSE, Method.PONDERLM2, Method.PONDERLM3)
-LATENT_THOUGHT_METHODS = (Method.PONDERLM2, Method.PONDERLM3)
-# Steps that a token does not take cost a decoder nothing.
-HALTING_METHODS = (Method.PONDERLM3, Method.ADAPONDERLM)
 # The hidden layer of a gate, over H (definitions 3.2), and of the router, under H (definitions 2.5).
 GATE_WIDENING, ROUTER_NARROWING = 4, 4
 
@@ -77,20 +72,20 @@ class FlopsAccount:
     @property
     def halts(self) -> bool:
         """Whether tokens take different numbers of steps."""
-        return self.method in HALTING_METHODS
+        return self.method.halts
 
     @property
     def build_up_rows(self) -> tuple[int, ...]:
         """Rows per token of each pass before sweeps and final pass."""
         steps = range(1, self.num_latent_thoughts + 1)
-        if self.method in LATENT_THOUGHT_METHODS:
+        if self.method.has_sweeps:
             return tuple(steps)
         return () if self.method == Method.PAUSE else tuple(1 for _ in steps)
 
     @property
     def final_rows(self) -> int:
         """Rows per token of the final pass, and of a sweep."""
-        return self.num_latent_thoughts + 1 if self.method in SLOT_METHODS else 1
+        return self.num_latent_thoughts + 1 if self.method.has_slots else 1
 
     def num_passes(self, num_jacobi_iterations: float) -> float:
         """Return how often a training forward goes through the layers."""
@@ -175,7 +170,7 @@ class FlopsAccount:
         one at which a token halts; taken at a mean, this is at most one gate too many.
         """
         rows = self.inference_rows_per_token(mean_steps)
-        layers = self._pass_flops(rows) if self.method in SLOT_METHODS else rows * self._pass_flops(1)
+        layers = self._pass_flops(rows) if self.method.has_slots else rows * self._pass_flops(1)
         gates = min(rows, self.num_latent_thoughts) * 2 * self.gate_weights
         mixtures = (rows - 1) * self._mixture_flops()
         return layers + self._head_flops() + 2 * self.router_weights + gates + mixtures
@@ -185,12 +180,12 @@ class FlopsAccount:
         return 1 - self.inference_per_token(mean_steps) / self.inference_per_token(self.num_latent_thoughts)
 
     def _sweeps(self, num_jacobi_iterations: float) -> float:
-        has_sweeps = self.method in LATENT_THOUGHT_METHODS and self.num_latent_thoughts > 0
+        has_sweeps = self.method.has_sweeps and self.num_latent_thoughts > 0
         return num_jacobi_iterations if has_sweeps else 0
 
     def _num_mixtures(self, sweeps: float) -> float:
         """Mixtures per token of a training forward: a pass refreshes all thoughts that there are by then."""
-        if self.method in LATENT_THOUGHT_METHODS:
+        if self.method.has_sweeps:
             return sum(self.build_up_rows) + sweeps * self.num_latent_thoughts
         return self.num_latent_thoughts
 

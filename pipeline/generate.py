@@ -86,7 +86,7 @@ def generate(
     return TextSample(
         checkpoint=str(checkpoint.folder),
         num_latent_thoughts=ponder.num_latent_thoughts,
-        pruning_threshold=ponder.pruning_threshold if ponder.method == "ponderlm3" else None,
+        pruning_threshold=ponder.pruning_threshold if ponder.method.halts else None,
         tokens_per_second=len(text) / seconds,
         tokens=tuple(
             SampleToken(piece=piece, steps=token.steps, nll=token.nll, is_prompt=token.is_prompt)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from megatron_ext.ponder.config import Method
-from pipeline.config.ponder_section import SWEEPING_METHODS, PonderSection
+from pipeline.config.ponder_section import PonderSection
 from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.flops import FlopsAccount
 from pipeline.model_shape import ModelShape
@@ -126,7 +126,7 @@ def _render_steps(ponder: PonderSection) -> str:
     if ponder.num_latent_thoughts == 0:
         return "none"
     steps = f"K = {ponder.num_latent_thoughts} {STEP_NAMES[ponder.method]}"
-    if ponder.method not in SWEEPING_METHODS:
+    if not ponder.method.has_sweeps:
         return steps
     return f"{steps}, Jacobi sweeps J = {_render_sweeps(ponder)}"
 

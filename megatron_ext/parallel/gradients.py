@@ -25,4 +25,4 @@ def finalize_gradients(chunks: list[Any], *args: Any, **kwargs: Any) -> None:
         module = get_attr_wrapped_model(chunk, "pre_process", return_model_obj=True)
         weight = module.copied_embedding() if isinstance(module, PonderModel) else None
         if weight is not None:
-            torch.distributed.all_reduce(weight.main_grad, group=module.embd_group)
+            torch.distributed.all_reduce(weight.main_grad, group=module.embd_group)  # type: ignore[attr-defined]

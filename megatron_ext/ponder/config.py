@@ -15,6 +15,26 @@ class Method(StrEnum):
     ADAPONDERLM = "adaponderlm"
     PONDERLM3 = "ponderlm3"
 
+    @property
+    def has_sweeps(self) -> bool:
+        """Whether latent thoughts are refined in Jacobi sweeps (definitions 2.3)."""
+        return self in (Method.PONDERLM2, Method.PONDERLM3)
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether extra steps are further rows of a token, rather than further passes over its one row."""
+        return self.has_sweeps or self is Method.PAUSE
+
+    @property
+    def halts(self) -> bool:
+        """Whether every token decides how many steps it takes."""
+        return self in (Method.PONDERLM3, Method.ADAPONDERLM)
+
+    @property
+    def has_one_pass(self) -> bool:
+        """Whether a forward goes through the layers once, whatever K is."""
+        return self in (Method.VANILLA, Method.PAUSE)
+
 
 class Mixture(StrEnum):
     """What a step feeds back: the hidden state, or the embeddings it predicts (definitions 2.2, 3.1)."""

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.ranks import run_on_layout
-from pipeline.commands.shared import ConfigFile, Overrides, examples
+from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
 from pipeline.config.load import load_config, render_config
 from pipeline.config.schema import RunConfig
 from pipeline.exit_codes import ExitCode
@@ -13,6 +13,7 @@ from pipeline.exit_codes import ExitCode
 EPILOG = examples(
     "megaponder train --config pipeline/recipes/tiny_ponderlm3.yaml data.path=runs/data",
     "megaponder train --config run.yaml parallel.tensor=2 train-iters=500 lr=1e-3",
+    "megaponder train --config run.yaml parallel.pipeline=4 --show-schedule",
     "torchrun --nproc-per-node 8 -m pipeline.cli train --config run.yaml parallel.data=8",
 )
 
@@ -23,11 +24,18 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the settings, print all of them, and start nothing.")
     ] = False,
+    show_schedule: Annotated[
+        bool,
+        typer.Option(
+            "--show-schedule",
+            help="Show what each pipeline stage does in a step, and how long it waits; start nothing.",
+        ),
+    ] = False,
 ) -> None:
     """Train a model; go on from its newest checkpoint where there is one.
 
-    Starts as many ranks on this machine as the layout asks for (tensor x data), unless a launcher such as
-    torchrun has started them.
+    Starts as many ranks on this machine as the layout asks for (tensor x pipeline x data), unless a launcher
+    such as torchrun has started them.
 
     Ctrl-C and SIGTERM end the run after the step at hand with a checkpoint; the same command goes on from it.
     """
@@ -36,6 +44,9 @@ def train(
     if dry_run:
         typer.echo(render_config(run), nl=False)
         typer.echo(f"# valid; needs {run.parallel.world_size} rank(s)", err=True)
+        raise typer.Exit(ExitCode.DONE)
+    if show_schedule:
+        _show_schedule(run)
         raise typer.Exit(ExitCode.DONE)
     raise typer.Exit(
         run_on_layout(run, ["train", "--config", str(config), *settings], run_here=lambda: _train(run))
@@ -46,3 +57,11 @@ def _train(run: RunConfig) -> int:
     from pipeline.trainer import train as train_run
 
     return train_run(run)
+
+
+def _show_schedule(run: RunConfig) -> None:
+    set_up_logging()
+
+    from pipeline.schedule_chart import show_schedule as show
+
+    show(run)

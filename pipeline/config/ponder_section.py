@@ -22,9 +22,6 @@ from pipeline.config.section import (
     Switch,
 )
 
-# The methods that refine latent thoughts in Jacobi sweeps (definitions 2.3).
-SWEEPING_METHODS = (Method.PONDERLM2, Method.PONDERLM3)
-
 
 def _by_method(usual: Any, *, but: Mapping[Method, Any]) -> Callable[[dict[str, Any]], Any]:
     """Make a default that some methods have otherwise."""
@@ -32,7 +29,7 @@ def _by_method(usual: Any, *, but: Mapping[Method, Any]) -> Callable[[dict[str, 
 
 
 def _default_sweeps(given: dict[str, Any]) -> int:
-    return 2 if given["method"] in SWEEPING_METHODS and given["num_latent_thoughts"] > 0 else 0
+    return 2 if given["method"].has_sweeps and given["num_latent_thoughts"] > 0 else 0
 
 
 class PonderSection(Section):

@@ -6,16 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigProblem, as_written
 from pipeline.config.stages import even_stages
 from pipeline.config.suggestions import largest_common_divisor_up_to, nearest_multiples
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
-
-# However many extra steps they have, these methods go through the layers once.
-ONE_PASS_METHODS = (Method.VANILLA, Method.PAUSE)
 
 
 def _tensor_parallel(config: RunConfig) -> Iterator[ConfigProblem]:
@@ -113,7 +109,7 @@ def _overlap(config: RunConfig) -> Iterator[ConfigProblem]:
     reasons = []
     # In one graph autograd adds up all uses of a weight before it reports the gradient; several passes on
     # stages, or computed again, report it once each, and Megatron takes the first for the whole.
-    if ponder.num_latent_thoughts > 0 and ponder.method not in ONE_PASS_METHODS:
+    if ponder.num_latent_thoughts > 0 and not ponder.method.has_one_pass:
         if parallel.recompute != "none":
             reasons.append(f"parallel.recompute {parallel.recompute}")
         if parallel.pipeline > 1:

@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_ext.ponder.config import Method, Mixture
 from pipeline.config.errors import ConfigProblem, as_written
-from pipeline.config.ponder_section import SWEEPING_METHODS, PonderSection
+from pipeline.config.ponder_section import PonderSection
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
 
 _PONDERING = tuple(method for method in Method if method != Method.VANILLA)
 _ADDING_MIXTURES = (Method.PONDERLM, Method.ADAPONDERLM)
-_HALTING = (Method.PONDERLM3, Method.ADAPONDERLM)
+_SWEEPING = tuple(method for method in Method if method.has_sweeps)
+_HALTING = tuple(method for method in Method if method.halts)
 
 # The methods that have a setting; for all others it stays at its default.
 METHODS_WITH: dict[str, tuple[Method, ...]] = {
     "num_latent_thoughts": _PONDERING,
-    "num_jacobi_iterations": SWEEPING_METHODS,
-    "random_jacobi_iterations": SWEEPING_METHODS,
-    "jacobi_schedule": SWEEPING_METHODS,
+    "num_jacobi_iterations": _SWEEPING,
+    "random_jacobi_iterations": _SWEEPING,
+    "jacobi_schedule": _SWEEPING,
     "scale_embeds": _PONDERING,
-    "mixture": SWEEPING_METHODS + _ADDING_MIXTURES,
-    "mixture_top_k": SWEEPING_METHODS + _ADDING_MIXTURES,
+    "mixture": _SWEEPING + _ADDING_MIXTURES,
+    "mixture_top_k": _SWEEPING + _ADDING_MIXTURES,
     "softmax_temperature": _ADDING_MIXTURES,
     "residual": (Method.PONDERLM,),
     "multiply_embedding": (Method.PONDERLM,),

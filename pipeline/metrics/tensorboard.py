@@ -8,7 +8,6 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from megatron_ext.ponder.config import Method
-from pipeline.flops import HALTING_METHODS
 from pipeline.metrics import names
 from pipeline.metrics.jsonl import training_scalars
 from pipeline.metrics.records import TrainingRecord, ValidationRecord
@@ -130,7 +129,7 @@ def custom_scalars_layout(
         "loss": {"training and validation": [names.LM_LOSS, names.LM_LOSS_VALIDATION]}
     }
     has_steps = num_latent_thoughts > 0
-    if has_steps and method in HALTING_METHODS:
+    if has_steps and method.halts:
         groups["halting"] = _halting_charts(method, num_latent_thoughts)
     if has_steps and max_jacobi_iterations > 0:
         groups["Jacobi iteration"] = _jacobi_charts(max_jacobi_iterations)

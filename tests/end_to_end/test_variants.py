@@ -10,7 +10,14 @@ from tests.support.runs import losses, one_rank, written_events
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
-VANILLA = ("ponder.method=vanilla", "ponder.num_latent_thoughts=0", "ponder.num_jacobi_iterations=0")
+WITHOUT_HALTING = ("ponder.pruning_threshold=null", "ponder.penalty_weight=null", "ponder.penalty_ramp=null")
+VANILLA = (
+    "ponder.method=vanilla",
+    "ponder.num_latent_thoughts=0",
+    "ponder.num_jacobi_iterations=0",
+    *WITHOUT_HALTING,
+)
+PONDERLM2 = ("ponder.method=ponderlm2", *WITHOUT_HALTING)
 NEOX = ("model.architecture=gpt_neox", "model.num_query_groups=4")
 # PonderLM-3 on Llama in float32 is the run of the other tests.
 VARIANTS = {
@@ -26,15 +33,15 @@ VARIANTS = {
         "data.order=sequential",
     ),
     "ponderlm2, llama, fp32": (
-        "ponder.method=ponderlm2",
+        *PONDERLM2,
         "random-jacobi-iterations=[1, 3]",
         "parallel.recompute=full",
         "micro-batch-size=4",
     ),
     "ponderlm2, gpt_neox, bf16": (
-        "ponder.method=ponderlm2",
+        *PONDERLM2,
         "num-latent-thoughts=1",
-        "mixture=softmax",
+        "ponder.mixture=softmax",
         *NEOX,
         "training.precision=bf16",
         "model.init=ponderlm2",
@@ -55,8 +62,12 @@ def folders(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """The folder of every variant's run."""
     parent = tmp_path_factory.mktemp("variants")
     folders = {name: parent / str(number) for number, name in enumerate(VARIANTS)}
-    overrides = [json.dumps(one_rank(folders[name], *changes)) for name, changes in VARIANTS.items()]
-    with started(["-m", "tests.support.several_trainings", str(recipe), *overrides]) as command:
+    runs = [
+        argument
+        for name, changes in VARIANTS.items()
+        for argument in (str(recipe), json.dumps(one_rank(folders[name], *changes)))
+    ]
+    with started(["-m", "tests.support.several_trainings", *runs]) as command:
         finished = command.finish()
     assert finished.exit_code == 0, finished.stderr
     return folders

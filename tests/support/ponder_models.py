@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from megatron_ext.model_config import (
 )
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
-from megatron_ext.ponder.config import Method, PonderConfig
+from megatron_ext.ponder.config import Method, Mixture, PonderConfig
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
 from megatron_ext.ponder.oracle import Backbone, SequentialOracle, TokenResult
 from megatron_ext.weights import load_weights, whole_tensors
@@ -27,6 +28,16 @@ from megatron_ext.weights import load_weights, whole_tensors
 VOCAB_SIZE = 43
 PADDED_VOCAB_SIZE = 48
 HIDDEN_SIZE = 32
+
+METHODS = tuple(Method)
+BACKBONES = tuple(Architecture)
+each_method = pytest.mark.parametrize("method", METHODS)
+each_backbone = pytest.mark.parametrize("architecture", BACKBONES)
+
+
+def each_model(test: Any) -> Any:
+    """Run a test for every method on every backbone."""
+    return each_method(each_backbone(test))
 
 
 def tiny_model(
@@ -55,7 +66,7 @@ def tiny_model(
     config = PonderConfig(
         method=method,
         num_latent_thoughts=0 if method is Method.VANILLA else num_latent_thoughts,
-        **{"max_jacobi_iterations": 40, "pruning_threshold": 1e-2, **(ponder or {})},
+        **{**_ponder_defaults(method), **(ponder or {})},
     )
     is_neox = architecture is Architecture.GPT_NEOX
     sizes: dict[str, Any] = {"num_layers": 2, "hidden_size": HIDDEN_SIZE, "num_attention_heads": 4}
@@ -79,11 +90,22 @@ def tiny_model(
     return model
 
 
+def _ponder_defaults(method: Method) -> dict[str, Any]:
+    is_vertical = method in (Method.PONDERLM, Method.ADAPONDERLM)
+    return {
+        "max_jacobi_iterations": 40,
+        "pruning_threshold": 1e-2,
+        "mixture": Mixture.SOFTMAX if is_vertical else Mixture.HIDDEN,
+        # The first row beyond the vocabulary.
+        "pause_token_id": VOCAB_SIZE if method is Method.PAUSE else None,
+    }
+
+
 def random_weights(model: PonderModel, seed: int) -> dict[str, Tensor]:
     """Draw every tensor of a model, norms and biases included, in the order of names.
 
-    The router's logits get a standard deviation of several units over tokens, so that tail masses lie on both
-    sides of every threshold.
+    The logits of router and gates get a standard deviation of several units over tokens, so that tail masses
+    and gate values lie on both sides of every threshold.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -93,6 +115,8 @@ def random_weights(model: PonderModel, seed: int) -> dict[str, Tensor]:
             noise = 1 + 0.1 * noise
         elif name == "ponder.router.2.weight":
             noise = 4 * noise
+        elif name.startswith("ponder.gates") and name.endswith("2.weight"):
+            noise = 1.5 * noise
         elif name.startswith("ponder"):
             noise = noise / like.shape[-1] ** 0.5
         else:
@@ -103,12 +127,15 @@ def random_weights(model: PonderModel, seed: int) -> dict[str, Tensor]:
     return {name: draw(name, shapes[name]) for name in sorted(shapes)}
 
 
-def batch_of(tokens: Tensor, document_ids: Tensor | None = None) -> TokenBatch:
-    """Label every token with its successor in the document; positions restart with every document.
+def batch_of(
+    tokens: Tensor, document_ids: Tensor | None = None, *, restart_positions: bool = True
+) -> TokenBatch:
+    """Label every token with its successor in the document.
 
     Args:
         tokens: [B, S].
         document_ids: [B, S], -1 at padding; None for one document per row.
+        restart_positions: count positions from 0 in every document, not from the start of the row.
     """
     documents = torch.zeros_like(tokens) if document_ids is None else document_ids
     labels = torch.full_like(tokens, IGNORED_LABEL)
@@ -116,14 +143,26 @@ def batch_of(tokens: Tensor, document_ids: Tensor | None = None) -> TokenBatch:
     labels[:, :-1] = torch.where(is_inner, tokens[:, 1:], IGNORED_LABEL)
     positions = torch.zeros_like(tokens)
     for index in range(1, tokens.shape[1]):
-        is_same = documents[:, index] == documents[:, index - 1]
-        positions[:, index] = torch.where(is_same, positions[:, index - 1] + 1, 0)
+        runs_on = (documents[:, index] == documents[:, index - 1]) | (not restart_positions)
+        positions[:, index] = torch.where(runs_on, positions[:, index - 1] + 1, 0)
     return TokenBatch(tokens=tokens, labels=labels, position_ids=positions, document_ids=documents)
 
 
 def random_tokens(batch: int = 2, length: int = 9, *, seed: int = 2) -> Tensor:
     """[B, S] ids."""
     return torch.randint(VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def halting_tokens(length: int = 9) -> Tensor:
+    """[1, S] ids, at most 9, of which even the first 7 differ in their steps in every model that halts."""
+    return random_tokens(1, 9, seed=26)[:, :length]
+
+
+def changed(tokens: Tensor, positions: slice, *, row: int | slice = slice(None)) -> Tensor:
+    """Other tokens at some positions of some rows."""
+    tokens = tokens.clone()
+    tokens[row, positions] = (tokens[row, positions] + 1) % VOCAB_SIZE
+    return tokens
 
 
 def observed(
@@ -149,6 +188,34 @@ def mean_loss(output: ModelOutput, batch: TokenBatch, *, penalty_weight: float =
     """Mean cross-entropy over labelled tokens plus the weighted penalty."""
     loss = output.token_losses.sum() / (batch.labels != IGNORED_LABEL).sum()
     return loss if output.penalty is None else loss + penalty_weight * output.penalty
+
+
+def results_by_token(
+    model: PonderModel, batch: TokenBatch, *, num_jacobi_iterations: int = 2
+) -> dict[str, Tensor]:
+    """What every pass made of every token, each [S, n, B, H], and the logits, [S, 1, B, V]."""
+    with torch.no_grad():
+        _, seen = observed(model, batch, num_jacobi_iterations=num_jacobi_iterations)
+    num_tokens = batch.tokens.shape[1]
+    passes = {name: value for name, value in seen.items() if name.startswith("stack_outputs/")}
+    assert len(passes) == model.ponder.plan(num_jacobi_iterations).num_passes
+    return {
+        name: value.unflatten(0, (num_tokens, -1))
+        for name, value in {**passes, "logits": seen["logits"]}.items()
+    }
+
+
+def gradients_of(
+    model: PonderModel, batch: TokenBatch, *, num_jacobi_iterations: int = 2, penalty_weight: float = 0.3
+) -> dict[str, Tensor]:
+    """Gradients of the loss by parameter, as training collects them; the model is left without any."""
+    output = model(batch, num_jacobi_iterations=num_jacobi_iterations)
+    mean_loss(output, batch, penalty_weight=penalty_weight).backward()
+    gradients = {
+        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+    model.zero_grad(set_to_none=True)
+    return gradients
 
 
 def oracle_results(model: PonderModel, tokens: Sequence[int]) -> list[TokenResult]:

@@ -1,6 +1,6 @@
 """Train several tiny runs one after the other in one process, whose start is most of their cost.
 
-python -m tests.support.several_trainings RECIPE OVERRIDES OVERRIDES ...; each OVERRIDES a JSON list.
+python -m tests.support.several_trainings RECIPE OVERRIDES RECIPE OVERRIDES ...; each OVERRIDES a JSON list.
 """
 
 import json
@@ -14,8 +14,8 @@ from pipeline.trainer import train
 
 def main() -> None:
     """Train each and stop at the first that does not reach its end."""
-    for overrides in sys.argv[2:]:
-        code = train(load_config(Path(sys.argv[1]), json.loads(overrides)))
+    for recipe, overrides in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        code = train(load_config(Path(recipe), json.loads(overrides)))
         destroy_groups()
         if code:
             sys.exit(code)

@@ -1,0 +1,187 @@
+"""One training step of the pass pipeline on paper: which stage works on which pass, and when.
+
+The order of each stage's work is Megatron's own; a piece of work starts when the stage is free and what it
+needs is there. Forward through a pass takes as long as the pass has slots, backward a fixed multiple of it.
+Stages count as equally fast. Left out are what one stage does alone (head, mixtures, router), the growth of
+attention with the rows, and all communication.
+
+With P equal passes, m micro-batches and p stages, idle time is (p - 1) / (P m + p - 1) of a looping step and
+(p - 1) / (m + p - 1) of one that flushes the pipeline between passes.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches, get_schedule_table
+
+# Backward does two products of the same size for each product of forward.
+BACKWARD_PER_FORWARD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Forward or backward of one micro-batch through one pass on one stage; all indices are 0-based."""
+
+    stage: int
+    pass_index: int
+    micro_batch: int
+    is_backward: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A piece of work and its time, from `start` until before `end`."""
+
+    work: Work
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """One step: what every stage does, in order of time.
+
+    Attributes:
+        stages: one sequence of intervals for each stage.
+    """
+
+    stages: tuple[tuple[Interval, ...], ...]
+
+    @property
+    def duration(self) -> int:
+        """Time of the step; 1 is a forward of one row per token on one stage."""
+        return max(intervals[-1].end for intervals in self.stages)
+
+    @property
+    def bubble_share(self) -> float:
+        """Share of the step in which a stage has nothing to do, mean over the stages."""
+        busy = sum(interval.end - interval.start for intervals in self.stages for interval in intervals)
+        return 1 - busy / (self.duration * len(self.stages))
+
+    @property
+    def peak_held(self) -> int:
+        """Rows per token of all the micro-batches and passes that a stage holds for backward at its peak."""
+        return max(map(_peak_held, self.stages))
+
+
+def looping_timeline(
+    num_stages: int,
+    num_micro_batches: int,
+    slots: Sequence[int],
+    *,
+    backward_per_forward: int = BACKWARD_PER_FORWARD,
+) -> Timeline:
+    """Time the passes as virtual stages of Megatron's interleaved schedule, which is how they are trained.
+
+    Args:
+        num_stages: p.
+        num_micro_batches: m, a multiple of p.
+        slots: rows per token of each pass.
+        backward_per_forward: time of backward over that of forward; 3 where everything is recomputed.
+    """
+    queues = [
+        deque(_stage_order(stage, num_stages, num_micro_batches, len(slots))) for stage in range(num_stages)
+    ]
+    stages: list[list[Interval]] = [[] for _ in queues]
+    ends: dict[Work, int] = {}
+    while any(queues):
+        for queue, done in zip(queues, stages, strict=True):
+            while queue and all(need in ends for need in _needs(queue[0], num_stages, len(slots))):
+                work = queue.popleft()
+                free = done[-1].end if done else 0
+                start = max([free, *(ends[need] for need in _needs(work, num_stages, len(slots)))])
+                ends[work] = start + _cost(work, slots, backward_per_forward)
+                done.append(Interval(work, start, ends[work]))
+    return Timeline(stages=tuple(map(tuple, stages)))
+
+
+def flushing_timeline(
+    num_stages: int,
+    num_micro_batches: int,
+    slots: Sequence[int],
+    *,
+    backward_per_forward: int = BACKWARD_PER_FORWARD,
+) -> Timeline:
+    """Time the passes one by one: each begins when the one before has left the last stage.
+
+    Args:
+        num_stages, num_micro_batches, slots, backward_per_forward: see :func:`looping_timeline`.
+    """
+    stages: list[list[Interval]] = [[] for _ in range(num_stages)]
+    begin = 0
+    passes = range(len(slots))
+    for index, is_backward in [*((p, False) for p in passes), *((p, True) for p in reversed(passes))]:
+        for stage, done in enumerate(stages):
+            position = num_stages - 1 - stage if is_backward else stage
+            for micro_batch in range(num_micro_batches):
+                work = Work(stage, index, micro_batch, is_backward)
+                cost = _cost(work, slots, backward_per_forward)
+                start = begin + (position + micro_batch) * cost
+                done.append(Interval(work, start, start + cost))
+        begin = max(done[-1].end for done in stages)
+    return Timeline(stages=tuple(map(tuple, stages)))
+
+
+def _peak_held(intervals: Sequence[Interval]) -> int:
+    rows: dict[tuple[int, int], int] = {}
+    peak = 0
+    for interval in intervals:
+        key = interval.work.pass_index, interval.work.micro_batch
+        if interval.work.is_backward:
+            del rows[key]
+        else:
+            # Forward takes as long as it has rows.
+            rows[key] = interval.end - interval.start
+        peak = max(peak, sum(rows.values()))
+    return peak
+
+
+def _cost(work: Work, slots: Sequence[int], backward_per_forward: int) -> int:
+    return slots[work.pass_index] * (backward_per_forward if work.is_backward else 1)
+
+
+def _stage_order(stage: int, num_stages: int, num_micro_batches: int, num_passes: int) -> list[Work]:
+    """What a stage does, first to last: forwards to warm up, forward and backward in turns, backwards."""
+    if num_stages == 1:
+        return list(_one_stage_order(num_micro_batches, num_passes))
+    table = get_schedule_table(num_micro_batches, num_passes, num_stages)
+    forwards = [Work(stage, index, micro_batch, False) for micro_batch, index in table]
+    backwards = [Work(stage, num_passes - 1 - index, micro_batch, True) for micro_batch, index in table]
+    place = SimpleNamespace(
+        pp_group=SimpleNamespace(size=lambda: num_stages, rank=lambda: stage),
+        virtual_pipeline_model_parallel_size=num_passes if num_passes > 1 else None,
+    )
+    _, _, num_warm_up, _ = get_pp_rank_microbatches(
+        num_micro_batches, num_passes, num_stages, p2p_communicator=place
+    )
+    in_turns = zip(forwards[num_warm_up:], backwards, strict=False)
+    return [
+        *forwards[:num_warm_up],
+        *(work for pair in in_turns for work in pair),
+        *backwards[len(backwards) - num_warm_up :],
+    ]
+
+
+def _one_stage_order(num_micro_batches: int, num_passes: int) -> Iterator[Work]:
+    for micro_batch in range(num_micro_batches):
+        yield from (Work(0, index, micro_batch, False) for index in range(num_passes))
+        yield from (Work(0, index, micro_batch, True) for index in reversed(range(num_passes)))
+
+
+def _needs(work: Work, num_stages: int, num_passes: int) -> Iterator[Work]:
+    """Give the work whose result another piece of work starts from; the very first forward has none."""
+    stage, index, micro_batch = work.stage, work.pass_index, work.micro_batch
+    last = num_stages - 1
+    if not work.is_backward:
+        if stage > 0:
+            yield Work(stage - 1, index, micro_batch, False)
+        elif index > 0:
+            yield Work(last, index - 1, micro_batch, False)
+    elif stage < last:
+        yield Work(stage + 1, index, micro_batch, True)
+    elif index < num_passes - 1:
+        yield Work(0, index + 1, micro_batch, True)
+    else:
+        yield Work(stage, index, micro_batch, False)
