@@ -41,18 +41,15 @@ class TokenRecorder:
         return np.concatenate([np.empty(0, dtype=np.int64), *self._steps])
 
 
-def evaluate_checkpoint(
-    checkpoint: OpenedCheckpoint, *, max_global_batches: int, num_jacobi_iterations: int | None = None
-) -> EvaluationResult:
+def evaluate_checkpoint(checkpoint: OpenedCheckpoint, *, max_global_batches: int) -> EvaluationResult:
     """Evaluate on the held-out split of the run's own data.
 
     Args:
         checkpoint: the model, on ranks that are all tensor parallel.
         max_global_batches: how much of the split.
-        num_jacobi_iterations: J; None takes the run's.
     """
     config, ponder = checkpoint.config, checkpoint.config.ponder
-    sweeps = ponder.num_jacobi_iterations if num_jacobi_iterations is None else num_jacobi_iterations
+    sweeps = ponder.num_jacobi_iterations
     batches = heldout_batches(
         config, checkpoint.heldout, checkpoint.groups, max_global_batches=max_global_batches
     )

@@ -1,6 +1,6 @@
 """Open a checkpoint for evaluation and generation, on the ranks that are there."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +44,15 @@ class OpenedCheckpoint:
 
 
 @contextmanager
-def opened_checkpoint(path: Path, *, iteration: int | None = None) -> Iterator[OpenedCheckpoint]:
+def opened_checkpoint(
+    path: Path, *, iteration: int | None = None, overrides: Sequence[str] = ()
+) -> Iterator[OpenedCheckpoint]:
     """Load a model onto all ranks of this job, tensor parallel, whatever layout it was trained on.
 
     Args:
         path: a run's checkpoint folder, or one ``iter_`` folder.
         iteration: which one; None takes the newest.
+        overrides: settings of the run to change, such as ``ponder.num_jacobi_iterations=4``.
     Raises:
         CheckpointError, ConfigError, DataError: what is wrong with checkpoint, configuration or data.
     """
@@ -62,7 +65,7 @@ def opened_checkpoint(path: Path, *, iteration: int | None = None) -> Iterator[O
         "parallel.data=1",
         "parallel.sequence_parallel=false",
     )
-    config = load_config(folder / CONFIG_NAME, layout)
+    config = load_config(folder / CONFIG_NAME, (*layout, *overrides))
     prepare_host()
     start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)
     try:

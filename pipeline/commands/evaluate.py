@@ -55,12 +55,9 @@ def evaluate(
     from pipeline.inference import opened_checkpoint
     from pipeline.report.inputs import EVALUATION_FILE, save_json
 
-    with opened_checkpoint(checkpoint, iteration=iteration) as opened:
-        result = evaluate_checkpoint(
-            opened,
-            max_global_batches=iters or opened.config.evaluation.iters,
-            num_jacobi_iterations=jacobi_iterations,
-        )
+    overrides = [] if jacobi_iterations is None else [f"ponder.num_jacobi_iterations={jacobi_iterations}"]
+    with opened_checkpoint(checkpoint, iteration=iteration, overrides=overrides) as opened:
+        result = evaluate_checkpoint(opened, max_global_batches=iters or opened.config.evaluation.iters)
         default_output = opened.config.output_dir / EVALUATION_FILE
     if not is_first:
         return

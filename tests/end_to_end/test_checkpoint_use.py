@@ -63,6 +63,17 @@ def test_an_evaluation_on_one_rank_finds_what_training_on_two_found(
     assert f"{found['loss']:.4f} nats per token" in command.stdout
 
 
+def test_an_evaluation_may_make_more_sweeps_than_the_run_did(trained: TrainedRun, tmp_path: Path) -> None:
+    output = tmp_path / "evaluation.json"
+    command = megaponder(
+        "eval", str(trained.checkpoints), "--jacobi-iterations", "5", "--iters", "1", "--output", str(output)
+    )
+    assert command.exit_code == 0, command.stderr
+    residuals = read_json(output)["residuals"]
+    assert len(residuals) == 5
+    assert residuals == sorted(residuals, reverse=True)
+
+
 def test_a_greedy_text_is_the_same_every_time(
     trained: TrainedRun, sample: dict[str, Any], tmp_path: Path
 ) -> None:

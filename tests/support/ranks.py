@@ -1,4 +1,8 @@
-"""Run a function on several gloo ranks of this machine."""
+"""Run functions on gloo ranks of this machine.
+
+The start of a rank, with its imports, costs seconds: most of what a test of several ranks costs. So ranks take
+one call after another, and tests share them.
+"""
 
 import os
 import queue
@@ -6,12 +10,17 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 import torch.multiprocessing as multiprocessing
 
-__all__ = ["run_alone", "run_on_ranks"]
+__all__ = ["RankPool", "SharedRanks", "run_alone", "run_on_ranks"]
+
+# Longer than any call: it is the caller's limit that ends one.
+_COLLECTIVE_TIMEOUT_SECONDS = 3600
+_POLL_SECONDS = 0.2
 
 
 def run_alone(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -29,36 +38,119 @@ def run_alone(function: Callable[..., Any], *arguments: Any) -> Any:
 def run_on_ranks(
     function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 120
 ) -> list[Any]:
-    """Call ``function(*arguments)`` on each rank of a fresh gloo group and return the results by rank.
+    """Call ``function(*arguments)`` once on each rank of a fresh gloo group; see :meth:`RankPool.run`."""
+    with RankPool(world_size) as pool:
+        return pool.run(function, *arguments, timeout_seconds=timeout_seconds)
 
-    Args:
-        function: importable by name (ranks are spawned); its result must be picklable.
-        world_size: number of ranks; 1 is a plain case.
-        timeout_seconds: for the whole run, start included.
-    Raises:
-        RuntimeError: a rank failed (named, with its traceback) or did not finish in time.
-    """
-    context = multiprocessing.get_context("spawn")
-    results: Any = context.Queue()
-    port = _free_port()
-    processes = [
-        context.Process(
-            target=_run_rank,
-            args=(function, arguments, rank, world_size, port, timeout_seconds, results),
-            daemon=False,
-        )
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        return _collect(results, processes, timeout_seconds)
-    finally:
-        for process in processes:
+
+class RankPool:
+    """A gloo group whose ranks wait for calls."""
+
+    def __init__(self, world_size: int) -> None:
+        """Start the ranks.
+
+        Args:
+            world_size: number of ranks; 1 is a plain case.
+        """
+        context = multiprocessing.get_context("spawn")
+        port = _free_port()
+        self._results: Any = context.Queue()
+        self._calls: list[Any] = [context.Queue() for _ in range(world_size)]
+        self._processes = [
+            context.Process(target=_serve, args=(rank, world_size, port, calls, self._results), daemon=False)
+            for rank, calls in enumerate(self._calls)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 120) -> list[Any]:
+        """Call ``function(*arguments)`` on each rank and return the results by rank.
+
+        Args:
+            function: importable by name (ranks are spawned); its result must be picklable.
+            arguments: of the function.
+            timeout_seconds: for the call, and in the first one for the start too.
+        Raises:
+            RuntimeError: a rank failed (named, with its traceback) or did not finish in time. All ranks are
+                killed then.
+        """
+        for calls in self._calls:
+            calls.put((function, arguments))
+        try:
+            return self._collect(timeout_seconds)
+        except RuntimeError:
+            self._kill()
+            raise
+
+    def close(self) -> None:
+        """End the ranks; those that do not leave are killed."""
+        for calls in self._calls:
+            calls.put(None)
+        for process in self._processes:
             process.join(timeout=5)
+        self._kill()
+
+    def _collect(self, timeout_seconds: float) -> list[Any]:
+        num_ranks = len(self._processes)
+        by_rank: dict[int, Any] = {}
+        deadline = time.monotonic() + timeout_seconds
+        while len(by_rank) < num_ranks:
+            try:
+                rank, succeeded, result = self._results.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                missing = [rank for rank in range(num_ranks) if rank not in by_rank]
+                self._raise_if_dead(missing)
+                if time.monotonic() > deadline:
+                    message = f"ranks {missing} did not finish within {timeout_seconds} seconds"
+                    raise RuntimeError(message) from None
+                continue
+            if not succeeded:
+                raise RuntimeError(f"rank {rank} of {num_ranks} failed:\n{result}")
+            by_rank[rank] = result
+        return [by_rank[rank] for rank in range(num_ranks)]
+
+    def _raise_if_dead(self, missing: list[int]) -> None:
+        # A result may still be in the pipe of a rank that has left with code 0.
+        dead = [rank for rank in missing if self._processes[rank].exitcode not in (None, 0)]
+        if dead:
+            codes = ", ".join(f"rank {rank}: exit code {self._processes[rank].exitcode}" for rank in dead)
+            raise RuntimeError(f"ranks died without a result ({codes})")
+
+    def _kill(self) -> None:
+        for process in self._processes:
             if process.is_alive():
                 process.kill()
-                process.join()
+            process.join()
+
+
+class SharedRanks:
+    """One pool for each number of ranks that is asked for; a pool in which a rank has failed is replaced."""
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._pools: dict[int, RankPool] = {}
+
+    def run(
+        self, function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 120
+    ) -> list[Any]:
+        """Call ``function(*arguments)`` on each of so many ranks; see :meth:`RankPool.run`."""
+        pool = self._pools.pop(world_size, None) or RankPool(world_size)
+        results = pool.run(function, *arguments, timeout_seconds=timeout_seconds)
+        self._pools[world_size] = pool
+        return results
+
+    def close(self) -> None:
+        """End all ranks."""
+        for pool in self._pools.values():
+            pool.close()
 
 
 def _free_port() -> int:
@@ -67,15 +159,8 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _run_rank(
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    rank: int,
-    world_size: int,
-    port: int,
-    timeout_seconds: float,
-    results: Any,
-) -> None:
+def _serve(rank: int, world_size: int, port: int, calls: Any, results: Any) -> None:
+    """Answer calls until there is a None among them, one fails, or the process that asks has died."""
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -89,45 +174,20 @@ def _run_rank(
     from pipeline.ranks import Ranks
 
     try:
-        start_process_group(Ranks.from_environment(), timeout_seconds=int(timeout_seconds))
-        results.put((rank, True, function(*arguments)))
+        start_process_group(Ranks.from_environment(), timeout_seconds=_COLLECTIVE_TIMEOUT_SECONDS)
+        while (call := _next_call(calls)) is not None:
+            function, arguments = call
+            results.put((rank, True, function(*arguments)))
         stop_process_group()
     except BaseException:
         results.put((rank, False, traceback.format_exc()))
 
 
-def _collect(results: Any, processes: list[Any], timeout_seconds: float) -> list[Any]:
-    by_rank: dict[int, Any] = {}
-    deadline = time.monotonic() + timeout_seconds
-    while len(by_rank) < len(processes):
+def _next_call(calls: Any) -> Any:
+    asking = multiprocessing.parent_process()
+    while asking is not None and asking.is_alive():
         try:
-            rank, succeeded, result = results.get(timeout=0.2)
+            return calls.get(timeout=5)
         except queue.Empty:
-            _raise_if_hopeless(processes, by_rank, deadline, timeout_seconds)
             continue
-        if not succeeded:
-            _kill(processes)
-            raise RuntimeError(f"rank {rank} of {len(processes)} failed:\n{result}")
-        by_rank[rank] = result
-    return [by_rank[rank] for rank in range(len(processes))]
-
-
-def _raise_if_hopeless(
-    processes: list[Any], by_rank: dict[int, Any], deadline: float, timeout_seconds: float
-) -> None:
-    missing = [rank for rank in range(len(processes)) if rank not in by_rank]
-    # A result may still be in the pipe of a rank that has left with code 0.
-    dead = [rank for rank in missing if processes[rank].exitcode not in (None, 0)]
-    if dead:
-        _kill(processes)
-        codes = ", ".join(f"rank {rank}: exit code {processes[rank].exitcode}" for rank in dead)
-        raise RuntimeError(f"ranks died without a result ({codes})")
-    if time.monotonic() > deadline:
-        _kill(processes)
-        raise RuntimeError(f"ranks {missing} did not finish within {timeout_seconds} seconds")
-
-
-def _kill(processes: list[Any]) -> None:
-    for process in processes:
-        if process.is_alive():
-            process.kill()
+    return None

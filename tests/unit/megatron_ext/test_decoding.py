@@ -1,6 +1,7 @@
-"""Cached decoding with hard pruning, against the oracle and against recorded vectors."""
+"""Cached decoding with halting, against the oracle and against recorded vectors."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,61 +9,90 @@ from torch import Tensor
 
 from megatron_ext.decoding import DecodedToken, TokenDecoder
 from megatron_ext.model import PonderModel
+from megatron_ext.model_config import Architecture
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.ponder.config import Method, Mixture, Residual
 from megatron_ext.weights import load_weights
 from pipeline.golden.case import GoldenCase, read_cases
 from pipeline.golden.forward import model_config
-from tests.support.ponder_models import batch_of, observed, oracle_results, random_tokens, tiny_model
+from tests.support.ponder_models import (
+    each_backbone,
+    each_model,
+    halting_tokens,
+    oracle_results,
+    tiny_model,
+)
 
-CASES = [
-    "decode_ponderlm3_llama_k2",
-    "decode_ponderlm3_llama_k3",
-    "decode_ponderlm3_neox_k1",
-    "decode_ponderlm3_neox_k2_tau1e-2",
-    "decode_ponderlm3_neox_k3",
-]
+CASES = {
+    "decode_adaponderlm_llama_k3": "token_active_iterations",
+    "decode_adaponderlm_neox_k1": "token_active_iterations",
+    "decode_adaponderlm_neox_k3": "token_active_iterations",
+    "decode_ponderlm3_llama_k2": "token_steps",
+    "decode_ponderlm3_llama_k3": "token_steps",
+    "decode_ponderlm3_neox_k1": "token_steps",
+    "decode_ponderlm3_neox_k2_tau1e-2": "token_steps",
+    "decode_ponderlm3_neox_k3": "token_steps",
+}
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
-@pytest.mark.parametrize("method", ["vanilla", "ponderlm2", "ponderlm3"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
-def test_decoding_equals_the_oracle(groups: ParallelGroups, method: str, architecture: str) -> None:
-    model = tiny_model(groups, method, architecture)
-    tokens = random_tokens(2, 9, seed=5)[0].tolist()
-
-    decoder = TokenDecoder(model, len(tokens))
-    decoded = [decoder.consume(token) for token in tokens]
-
+def assert_decoded_as_by_the_oracle(model: PonderModel) -> None:
+    """Decode a sequence, and let the oracle read it."""
+    tokens = halting_tokens()[0].tolist()
     with torch.no_grad():
         expected = oracle_results(model, tokens)
+    decoder = TokenDecoder(model, len(tokens))
+
+    decoded = [decoder.consume(token) for token in tokens]
+
     assert [one.steps for one in decoded] == [one.steps for one in expected]
     for one, other in zip(decoded, expected, strict=True):
         torch.testing.assert_close(one.logits, other.logits, rtol=0, atol=1e-9)
-    assert decoder.store.num_rows == sum(1 + one.steps for one in decoded)
-    if method == "ponderlm3":
-        assert len({one.steps for one in decoded}) > 1
-    else:
-        assert {one.steps for one in decoded} == {model.config.ponder.num_latent_thoughts}
+    # A token of an iterating method keeps its place and has versions there.
+    rows = len(tokens) if model.ponder.iterates else sum(1 + one.steps for one in decoded)
+    assert decoder.store.num_rows == rows
 
 
-def test_mixtures_of_embeddings_are_decoded_as_they_are_trained(groups: ParallelGroups) -> None:
-    # The oracle has no mixtures; the converged parallel forward has.
-    model = tiny_model(groups, "ponderlm2", ponder={"mixture": Mixture.TOP_K, "mixture_top_k": 11})
-    tokens = random_tokens(1, 6)
-    with torch.no_grad():
-        _, seen = observed(model, batch_of(tokens), num_jacobi_iterations=2 * 5)
-
-    decoder = TokenDecoder(model, 6)
-    decoded = torch.stack([decoder.consume(token).logits for token in tokens[0].tolist()])
-
-    torch.testing.assert_close(decoded, seen["logits"][:, 0, : decoded.shape[1]], rtol=0, atol=1e-9)
+@each_model
+@pytest.mark.parametrize("num_thoughts", [1, 3])
+def test_decoding_equals_the_oracle(
+    groups: ParallelGroups, method: Method, architecture: Architecture, num_thoughts: int
+) -> None:
+    assert_decoded_as_by_the_oracle(
+        tiny_model(groups, method, architecture, num_latent_thoughts=num_thoughts)
+    )
 
 
-def test_a_full_store_is_refused(groups: ParallelGroups) -> None:
-    decoder = TokenDecoder(tiny_model(groups, "ponderlm2"), 1)
+@each_backbone
+@pytest.mark.parametrize(
+    ("method", "ponder"),
+    [
+        *((Method.PONDERLM2, {"mixture": mixture}) for mixture in (Mixture.SOFTMAX, Mixture.TOP_K)),
+        *((Method.PONDERLM3, {"mixture": mixture}) for mixture in (Mixture.SOFTMAX, Mixture.TOP_K)),
+        *((Method.PONDERLM, {"mixture": mixture}) for mixture in (Mixture.HIDDEN, Mixture.TOP_K)),
+        *((Method.ADAPONDERLM, {"mixture": mixture}) for mixture in (Mixture.HIDDEN, Mixture.TOP_K)),
+        (Method.PONDERLM, {"residual": Residual.FROM_EMBEDDING, "softmax_temperature": 0.5}),
+        (Method.PONDERLM, {"multiply_embedding": True}),
+        (Method.PAUSE, {"scale_embeds": False, "pause_token_id": 5}),
+        (Method.LOOP, {"scale_embeds": False}),
+    ],
+)
+def test_every_variant_is_decoded_as_it_is_defined(
+    groups: ParallelGroups, method: Method, ponder: dict[str, Any], architecture: Architecture
+) -> None:
+    model = tiny_model(groups, method, architecture, ponder={"mixture_top_k": 7, **ponder})
+
+    assert_decoded_as_by_the_oracle(model)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"), [("ponderlm2", "3 rows cannot take row 4"), ("loop", "1 rows cannot take row 2")]
+)
+def test_a_full_store_is_refused(groups: ParallelGroups, method: str, message: str) -> None:
+    decoder = TokenDecoder(tiny_model(groups, method), 1)
     decoder.consume(3)
 
-    with pytest.raises(IndexError, match="3 rows cannot take row 4"):
+    with pytest.raises(IndexError, match=message):
         decoder.consume(3)
 
 
@@ -89,15 +119,18 @@ def test_decoding_equals_the_recorded_vectors(
     (case,) = [case for case in read_cases(golden_folder) if case.name == name]
     model = PonderModel(model_config(case, groups, dtype), groups.pg_collection)
     load_weights(model, case.weights())
+    rows: list[int] = []
+    model.decoder.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[0]))
     num_new = int(case.facts["new_tokens"])
 
     for row, prompt in enumerate(case.tensors["inputs/prompt_ids"].tolist()):
+        rows.clear()
         decoded, decoder = decode_greedily(model, prompt, num_new)
 
         logits = torch.stack([one.logits for one in decoded[len(prompt) - 1 :]])
         assert logits.argmax(dim=-1).tolist() == case.tensors["outputs/generated_ids"][row].tolist()
-        assert [one.steps for one in decoded] == case.tensors["outputs/token_steps"][row].tolist()
+        assert [one.steps for one in decoded] == case.tensors[f"outputs/{CASES[name]}"][row].tolist()
         expected = recorded(case, "step_logits", dtype)[row]
         torch.testing.assert_close(logits, expected, rtol=0, atol=TOLERANCES[dtype])
-        assert decoder.store.num_rows == sum(1 + one.steps for one in decoded)
-        assert decoder.store.num_rows == int(case.tensors["outputs/token_rows"][row].sum())
+        assert sum(rows) == int(case.tensors["outputs/token_rows"][row].sum())
+        assert decoder.store.num_rows == (len(decoded) if case.method is Method.ADAPONDERLM else sum(rows))

@@ -143,12 +143,13 @@ def test_the_soft_mask_keeps_what_the_hard_one_drops(
 
 @each_sweeping_method
 @each_mixture
-@pytest.mark.parametrize("num_thoughts", [1, 2, 3])
-@pytest.mark.parametrize("sweeps", [0, 1, 4])
+@pytest.mark.parametrize(("num_thoughts", "sweeps"), [(1, 1), (2, 0), (2, 4), (3, 4)])
 def test_each_sweep_makes_further_tokens_exact(
     groups: ParallelGroups, method: Method, mixture: Mixture, num_thoughts: int, sweeps: int
 ) -> None:
-    model = tiny_model(groups, method, num_latent_thoughts=num_thoughts, ponder={"mixture": mixture})
+    model = tiny_model(
+        groups, method, num_latent_thoughts=num_thoughts, ponder={"mixture": mixture, "mixture_top_k": 7}
+    )
     tokens = halting_tokens(LENGTH)
 
     by_token = errors(parallel_logits(model, tokens, sweeps)[0], sequential(model, tokens)[0])
@@ -166,7 +167,7 @@ def test_each_sweep_makes_further_tokens_exact(
 def test_residuals_fall_to_zero(
     groups: ParallelGroups, method: Method, architecture: Architecture, mixture: Mixture
 ) -> None:
-    model = tiny_model(groups, method, architecture, ponder={"mixture": mixture})
+    model = tiny_model(groups, method, architecture, ponder={"mixture": mixture, "mixture_top_k": 7})
     sweeps = 2 * (LENGTH - 1) + 1
 
     with torch.no_grad():
@@ -175,5 +176,7 @@ def test_residuals_fall_to_zero(
 
     values = residual(statistics["residual_change"], statistics["residual_norm"])[:sweeps].tolist()
     assert values[0] > 1e-4
-    assert all(later < 0.9 * earlier for earlier, later in pairwise(values[:6]))
+    if mixture is not Mixture.TOP_K:
+        # A sweep that changes which tokens are the most likely ones makes a jump.
+        assert all(later < 0.9 * earlier for earlier, later in pairwise(values[:6]))
     assert values[-1] < 1e-14, "the last sweep starts at the fixed point"
