@@ -57,7 +57,6 @@ class FlopsAccount:
         method: which method.
         num_latent_thoughts: K; 0 for ``vanilla``.
         mixture: what a step feeds back; mixtures cost a head and a product with embeddings.
-        mixture_top_k: embeddings in a mixture of kind ``top_k``.
         recompute: what backward computes again: nothing, the core attention, or all layers, one by one
             (``full``) or a pass at a time (``per_pass``), which is the same work.
     """
@@ -66,7 +65,6 @@ class FlopsAccount:
     method: Method
     num_latent_thoughts: int = 0
     mixture: Mixture = Mixture.HIDDEN
-    mixture_top_k: int = 100
     recompute: Literal["none", "selective", "full", "per_pass"] = "none"
 
     @property
@@ -203,12 +201,11 @@ class FlopsAccount:
         return 2 * self.shape.vocabulary_weights
 
     def _mixture_flops(self) -> float:
-        """Operations for one mixture of embeddings: the distribution, then the product."""
-        if self.mixture == Mixture.HIDDEN:
-            return 0
-        shape = self.shape
-        num_mixed = self.mixture_top_k if self.mixture == Mixture.TOP_K else shape.padded_vocab_size
-        return self._head_flops() + 2 * num_mixed * shape.hidden_size
+        """Operations for one mixture of embeddings: the distribution, then the product.
+
+        A mixture of the largest logits is computed by masking the others, so it costs no less.
+        """
+        return 0 if self.mixture == Mixture.HIDDEN else 2 * self._head_flops()
 
     def _recompute_flops(self, sweeps: float) -> float:
         if self.recompute == "none":

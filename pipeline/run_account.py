@@ -46,7 +46,6 @@ def flops_account(config: RunConfig, vocab_size: int) -> FlopsAccount:
         method=ponder.method,
         num_latent_thoughts=ponder.num_latent_thoughts,
         mixture=ponder.mixture,
-        mixture_top_k=ponder.mixture_top_k,
         recompute=config.parallel.recompute,
     )
 

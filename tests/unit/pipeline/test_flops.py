@@ -228,10 +228,8 @@ def test_phases_of_a_hand_computed_model() -> None:
 
 
 def test_gates_and_mixtures_of_a_hand_computed_model() -> None:
-    account = FlopsAccount(
-        shape=SHAPE, method="adaponderlm", num_latent_thoughts=2, mixture="top_k", mixture_top_k=5
-    )
-    head, mixture, gate = 2 * 32 * 96, 2 * 32 * 96 + 2 * 32 * 5, 2 * (32 * 128 + 128)
+    account = FlopsAccount(shape=SHAPE, method="adaponderlm", num_latent_thoughts=2, mixture="top_k")
+    head, mixture, gate = 2 * 32 * 96, 2 * 2 * 32 * 96, 2 * (32 * 128 + 128)
     one_pass = 2 * (2 * (32 * 64 + 32 * 32 + 3 * 32 * 72) + 4 * 24 * 32)
     flops = account.training_flops(2)
     assert (flops.build_up, flops.sweeps, flops.final) == (3 * 2 * one_pass, 0, 3 * one_pass)
