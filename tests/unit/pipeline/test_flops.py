@@ -156,7 +156,7 @@ def test_training_flops_equal_what_torch_counts(
 ) -> None:
     shape = dataclasses.replace(SHAPE, architecture=architecture)
     account = FlopsAccount(
-        shape=shape, method=method, num_latent_thoughts=num_latent_thoughts, mixture=mixture
+        shape=shape, method=Method(method), num_latent_thoughts=num_latent_thoughts, mixture=mixture
     )
     counted = counted_per_token(account, num_jacobi_iterations)
     assert account.training_per_token(num_jacobi_iterations) == pytest.approx(counted, rel=0.01)
@@ -167,7 +167,7 @@ def test_training_flops_equal_what_torch_counts(
     [("vanilla", 0, 0), ("pause", 2, 2), ("ponderlm2", 3, 3), ("ponderlm3", 3, 2)],
 )
 def test_inference_flops_equal_one_pass_over_the_kept_rows(method: str, thoughts: int, steps: int) -> None:
-    account = FlopsAccount(shape=SHAPE, method=method, num_latent_thoughts=thoughts)
+    account = FlopsAccount(shape=SHAPE, method=Method(method), num_latent_thoughts=thoughts)
     twin = Twin(account)
     tokens = torch.arange(SHAPE.seq_length)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -192,7 +192,7 @@ def test_inference_flops_equal_one_pass_over_the_kept_rows(method: str, thoughts
 def test_inference_flops_equal_the_iterations_that_run(
     method: str, thoughts: int, steps: int, mixture: str
 ) -> None:
-    account = FlopsAccount(shape=SHAPE, method=method, num_latent_thoughts=thoughts, mixture=mixture)
+    account = FlopsAccount(shape=SHAPE, method=Method(method), num_latent_thoughts=thoughts, mixture=mixture)
     twin = Twin(account)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         twin.iterate(torch.arange(SHAPE.seq_length), steps)
@@ -214,7 +214,7 @@ def test_phases_of_a_hand_computed_model() -> None:
         seq_length=5,
     )
     flops = FlopsAccount(
-        shape=shape, method="ponderlm3", num_latent_thoughts=1, recompute="full"
+        shape=shape, method=Method.PONDERLM3, num_latent_thoughts=1, recompute="full"
     ).training_flops(2)
     one_row = 2 * (4 * 12 + 4 * 4 + 2 * 4 * 8) + 4 * 1 * 5 * 4
     two_rows = 2 * 2 * (4 * 12 + 4 * 4 + 2 * 4 * 8) + 4 * 4 * 5 * 4
@@ -228,7 +228,7 @@ def test_phases_of_a_hand_computed_model() -> None:
 
 
 def test_gates_and_mixtures_of_a_hand_computed_model() -> None:
-    account = FlopsAccount(shape=SHAPE, method="adaponderlm", num_latent_thoughts=2, mixture="top_k")
+    account = FlopsAccount(shape=SHAPE, method=Method.ADAPONDERLM, num_latent_thoughts=2, mixture="top_k")
     head, mixture, gate = 2 * 32 * 96, 2 * 2 * 32 * 96, 2 * (32 * 128 + 128)
     one_pass = 2 * (2 * (32 * 64 + 32 * 32 + 3 * 32 * 72) + 4 * 24 * 32)
     flops = account.training_flops(2)
@@ -244,7 +244,9 @@ def test_gates_and_mixtures_of_a_hand_computed_model() -> None:
 @pytest.mark.parametrize("method", Method)
 def test_recomputation_by_passes_is_as_much_as_by_layers(method: str) -> None:
     costs = [
-        FlopsAccount(shape=SHAPE, method=method, num_latent_thoughts=2, recompute=kind).training_flops(1)
+        FlopsAccount(
+            shape=SHAPE, method=Method(method), num_latent_thoughts=2, recompute=kind
+        ).training_flops(1)
         for kind in ("per_pass", "full", "none")
     ]
     assert costs[0] == costs[1]
@@ -254,7 +256,7 @@ def test_recomputation_by_passes_is_as_much_as_by_layers(method: str) -> None:
 
 
 def test_selective_recompute_repeats_the_attention_only() -> None:
-    account = FlopsAccount(shape=SHAPE, method="ponderlm2", num_latent_thoughts=1, recompute="selective")
+    account = FlopsAccount(shape=SHAPE, method=Method.PONDERLM2, num_latent_thoughts=1, recompute="selective")
     pairs = (1 + 2 * 4) * SHAPE.seq_length
     assert account.training_flops(1).recompute == SHAPE.num_layers * 4 * pairs * SHAPE.query_size
 
@@ -276,7 +278,7 @@ def test_selective_recompute_repeats_the_attention_only() -> None:
 def test_passes_and_rows_follow_the_schedule(
     method: str, thoughts: int, sweeps: int, passes: int, rows: int
 ) -> None:
-    account = FlopsAccount(shape=SHAPE, method=method, num_latent_thoughts=thoughts)
+    account = FlopsAccount(shape=SHAPE, method=Method(method), num_latent_thoughts=thoughts)
     assert account.num_passes(sweeps) == passes
     assert account.training_rows_per_token(sweeps) == rows
 
@@ -296,7 +298,7 @@ def test_passes_and_rows_follow_the_schedule(
 def test_rows_and_depth_of_a_decoder_follow_the_steps_taken_where_tokens_halt(
     method: str, thoughts: int, rows: float, depth: float
 ) -> None:
-    account = FlopsAccount(shape=SHAPE, method=method, num_latent_thoughts=thoughts)
+    account = FlopsAccount(shape=SHAPE, method=Method(method), num_latent_thoughts=thoughts)
     assert account.inference_rows_per_token(1.5) == rows
     assert account.effective_depth(1.5) == depth
     assert account.halts is (rows == 2.5)
@@ -304,7 +306,7 @@ def test_rows_and_depth_of_a_decoder_follow_the_steps_taken_where_tokens_halt(
 
 @pytest.mark.parametrize("method", ["ponderlm3", "adaponderlm"])
 def test_halting_saves_nothing_when_every_step_is_taken_and_more_the_earlier_it_comes(method: str) -> None:
-    account = FlopsAccount(shape=SHAPE, method=method, num_latent_thoughts=3)
+    account = FlopsAccount(shape=SHAPE, method=Method(method), num_latent_thoughts=3)
     assert account.saved_fraction(3.0) == 0.0
     assert 0 < account.saved_fraction(2.0) < account.saved_fraction(1.0) < 1
 
@@ -333,7 +335,7 @@ def test_parameters_are_those_of_pythia(
         padded_vocab_size=50_304,
         seq_length=2048,
     )
-    count = FlopsAccount(shape=shape, method="vanilla").parameters()
+    count = FlopsAccount(shape=shape, method=Method.VANILLA).parameters()
     assert (count.non_embedding, count.total) == (non_embedding, total)
 
 
@@ -350,13 +352,13 @@ def test_parameters_are_those_of_ponderlm2s_llama_410m() -> None:
         padded_vocab_size=50_304,
         seq_length=2048,
     )
-    count = FlopsAccount(shape=shape, method="ponderlm2", num_latent_thoughts=1).parameters()
+    count = FlopsAccount(shape=shape, method=Method.PONDERLM2, num_latent_thoughts=1).parameters()
     assert (count.non_embedding, count.total) == (303_612_928, 406_635_520)
 
 
 def test_router_and_tied_embeddings_are_counted() -> None:
     account = FlopsAccount(
-        shape=dataclasses.replace(SHAPE, tied_embeddings=True), method="ponderlm3", num_latent_thoughts=3
+        shape=dataclasses.replace(SHAPE, tied_embeddings=True), method=Method.PONDERLM3, num_latent_thoughts=3
     )
     assert account.parameters().router == 32 * 8 + 8 + 8 * 4 + 4
     assert account.parameters().head == 0

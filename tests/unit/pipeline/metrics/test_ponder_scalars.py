@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from megatron_ext.ponder.config import Method
 from pipeline.flops import FlopsAccount
 from pipeline.metrics.ponder_scalars import (
     active_fractions,
@@ -14,8 +15,8 @@ from pipeline.metrics.ponder_scalars import (
 )
 from tests.unit.pipeline.metrics.records import SHAPE
 
-ADAPONDERLM = FlopsAccount(shape=SHAPE, method="adaponderlm", num_latent_thoughts=2, mixture="softmax")
-PONDERLM3 = FlopsAccount(shape=SHAPE, method="ponderlm3", num_latent_thoughts=2)
+ADAPONDERLM = FlopsAccount(shape=SHAPE, method=Method.ADAPONDERLM, num_latent_thoughts=2, mixture="softmax")
+PONDERLM3 = FlopsAccount(shape=SHAPE, method=Method.PONDERLM3, num_latent_thoughts=2)
 
 # Ten tokens: five halt at step 0, three at 1, two at 2; eight have a label.
 SUMS = {
@@ -92,7 +93,7 @@ def test_every_curve_of_a_hand_made_batch_of_adaponderlm() -> None:
 
 def test_a_method_that_does_not_halt_has_no_halting_curves() -> None:
     sums = {name: SUMS[name] for name in ("real_tokens", "labelled_tokens", "nll")}
-    vanilla = FlopsAccount(shape=SHAPE, method="vanilla")
+    vanilla = FlopsAccount(shape=SHAPE, method=Method.VANILLA)
     scalars = ponder_scalars(sums, num_jacobi_iterations=0.0, penalty_weight=0.0, flops=vanilla)
     assert scalars.keys() == {"ponder/flops-per-token-train", "ponder/flops-per-token-infer"}
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from megatron_ext.ponder.config import Method
 from pipeline.flops import FlopsAccount
 from pipeline.metrics.jsonl import JsonlSink
 from pipeline.report.collect import collect_report
@@ -15,7 +16,7 @@ from tests.unit.pipeline.report.sample_data import made_up_evaluation, made_up_r
 
 FLOPS = FlopsAccount(
     shape=SHAPE,
-    method="ponderlm3",
+    method=Method.PONDERLM3,
     num_latent_thoughts=3,
 )
 
