@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from pipeline.commands import bench, data, demo, evaluate, generate, golden, report, tokenizer, train
+from pipeline.commands import bench, data, demo, evaluate, generate, golden, parity, report, tokenizer, train
 from pipeline.commands.failures import USER_ERRORS, exit_code_of
 from pipeline.ranks import Ranks
 
@@ -24,6 +24,7 @@ app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=generate.EPILOG)(generate.generate)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=golden.EPILOG)(golden.golden)
+app.command(epilog=parity.EPILOG)(parity.parity)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")

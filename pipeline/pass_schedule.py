@@ -18,6 +18,13 @@ from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches, 
 
 # Backward does two products of the same size for each product of forward.
 BACKWARD_PER_FORWARD = 2
+# Here it does all of forward's once more.
+RECOMPUTING_ALL = ("full", "per_pass")
+
+
+def backward_time(recompute: str) -> int:
+    """Return the time of backward over that of forward for a setting of `parallel.recompute`."""
+    return BACKWARD_PER_FORWARD + (recompute in RECOMPUTING_ALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,7 @@ def looping_timeline(
         num_stages: p.
         num_micro_batches: m, a multiple of p.
         slots: rows per token of each pass.
-        backward_per_forward: time of backward over that of forward; 3 where everything is recomputed.
+        backward_per_forward: see :func:`backward_time`.
     """
     queues = [
         deque(_stage_order(stage, num_stages, num_micro_batches, len(slots))) for stage in range(num_stages)

@@ -1,6 +1,5 @@
 """What a run shows and writes while it goes; only the first rank speaks."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint_folder import CONFIG_NAME
 from pipeline.config.load import dump_config, render_config
 from pipeline.config.schema import RunConfig
+from pipeline.layout import render_layout, stages_of
 from pipeline.metrics.jsonl import METRICS_FILE, JsonlSink
 from pipeline.metrics.log_line import LogLineSink
 from pipeline.metrics.sinks import MetricsSink, SinkGroup
@@ -65,18 +65,16 @@ def open_run_progress(config: RunConfig, groups: ParallelGroups, *, start_iterat
 
 
 def show_summary(config: RunConfig, vocab_size: int, module: PonderModel, groups: ParallelGroups) -> None:
-    """Print the start-up summary once; every rank calls it, for its own count of parameters."""
-    counts = _counts_on_tensor_axis(module, groups)
-    if groups.rank == 0:
-        summary = run_summary(config, vocab_size, parameters_per_rank=counts, device=_device_name())
-        Console(stderr=True).print(render_summary(summary))
-
-
-def _counts_on_tensor_axis(module: PonderModel, groups: ParallelGroups) -> Sequence[int]:
-    own = torch.tensor([sum(parameter.numel() for parameter in module.parameters())], device=device())
-    counts = [torch.empty_like(own) for _ in range(groups.tp_size)]
-    torch.distributed.all_gather(counts, own, group=groups.tp)
-    return [int(count) for count in counts]
+    """Print the start-up summary and, where there are several ranks, who holds what; every rank calls it."""
+    stages = stages_of(module, groups)
+    if groups.rank != 0:
+        return
+    counts = [stage.parameters for stage in stages]
+    summary = run_summary(config, vocab_size, parameters_per_rank=counts, device=_device_name())
+    console = Console(stderr=True)
+    console.print(render_summary(summary))
+    if groups.world_size > 1:
+        console.print(render_layout(config, stages))
 
 
 def _device_name() -> str:

@@ -10,11 +10,12 @@ from rich.text import Text
 
 from megatron_ext.methods.registry import build_method
 from pipeline.config.schema import RunConfig
+from pipeline.console import table_console
 from pipeline.megatron_config import ponder_config
 from pipeline.pass_schedule import (
-    BACKWARD_PER_FORWARD,
     Interval,
     Timeline,
+    backward_time,
     flushing_timeline,
     looping_timeline,
 )
@@ -32,8 +33,6 @@ EXPLANATION = (
     "Computed, not measured. Time 1 is forward of one row per token on one stage; held are rows per token of "
     "the micro-batches between forward and backward, on the stage with most."
 )
-# Here backward computes every layer's forward once more.
-RECOMPUTED = ("full", "per_pass")
 
 
 def show_schedule(config: RunConfig, console: Console | None = None) -> None:
@@ -48,8 +47,7 @@ def show_schedule(config: RunConfig, console: Console | None = None) -> None:
     method = build_method(ponder_config(config.ponder, 0), config.model.hidden_size, decides=False)
     slots = method.plan(settings.num_jacobi_iterations).slots
     stages, micro_batches = config.parallel.pipeline, config.num_micro_batches
-    again = 1 if config.parallel.recompute in RECOMPUTED else 0
-    console = console or Console()
+    console = console or table_console()
     console.print(
         f"[bold]{config.name}[/], first step: {config.ponder.method}, J = {settings.num_jacobi_iterations}; "
         f"rows per token by pass: {', '.join(map(str, slots))}; micro-batches: {micro_batches}; "
@@ -57,7 +55,9 @@ def show_schedule(config: RunConfig, console: Console | None = None) -> None:
         highlight=False,
     )
     timelines = {
-        name: timeline(stages, micro_batches, slots, backward_per_forward=BACKWARD_PER_FORWARD + again)
+        name: timeline(
+            stages, micro_batches, slots, backward_per_forward=backward_time(config.parallel.recompute)
+        )
         for name, timeline in (
             ("passes as virtual stages", looping_timeline),
             ("flushed between passes", flushing_timeline),

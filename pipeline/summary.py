@@ -13,7 +13,8 @@ class RunSummary:
 
     ``num_passes`` and ``training_rows_per_token`` are means where the number of sweeps is drawn for each
     step; FLOPs are per token, the inference figures before the first and after the last possible halt.
-    ``parameters_per_rank`` holds one count per model-parallel rank, ``extra_steps`` says what K is.
+    ``parameters_per_rank`` holds one count per pipeline stage, whose tensor-parallel ranks hold equally many;
+    ``extra_steps`` says what K is.
     """
 
     name: str

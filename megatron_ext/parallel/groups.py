@@ -95,6 +95,11 @@ def initialize_groups(*, tensor: int = 1, pipeline: int = 1, seed: int = 1234) -
 
 
 def destroy_groups() -> None:
-    """Forget the layout, so that another can be built on the same process group."""
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
+    """Take the layout down, so that another can be built on the same process group."""
+    if not parallel_state.model_parallel_is_initialized():
+        return
+    # Megatron forgets its groups but leaves them standing, each with its connections and threads.
+    for group in parallel_state._global_process_group_list:
+        if group is not None:
+            torch.distributed.destroy_process_group(group)
+    parallel_state.destroy_model_parallel()

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
+from pipeline.console import table_console
 from pipeline.exit_codes import ExitCode
 
 app = typer.Typer(no_args_is_help=True, help="Measure two things in one run, and their ratio.")
@@ -117,3 +118,69 @@ def metrics(
     Console().print(table)
     is_too_much = maximum_share is not None and cost.share > maximum_share
     raise typer.Exit(ExitCode.CRASH if is_too_much else ExitCode.DONE)
+
+
+@app.command(
+    epilog=examples(
+        "megaponder bench pipeline",
+        "megaponder bench pipeline --stages 2 --micro-batches 8 --repeats 9 ponder.num_jacobi_iterations=3",
+        "megaponder bench pipeline --config run.yaml --stages 4 --micro-batches 16",
+    )
+)
+def pipeline(
+    overrides: Overrides = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="YAML file of a run; default: a small PonderLM-2 that is made for this.",
+            show_default=False,
+        ),
+    ] = None,
+    stages: Annotated[
+        list[int] | None,
+        typer.Option(min=2, metavar="P", help="Pipeline stages; can be repeated. Default: 2 and 4."),
+    ] = None,
+    micro_batches: Annotated[
+        list[int] | None,
+        typer.Option(min=1, metavar="M", help="Micro-batches of a step; can be repeated. Default: 4 and 8."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Timed rounds; medians are shown.")] = 5,
+) -> None:
+    """Time passes as virtual pipeline stages against flushing the pipeline between passes.
+
+    Both run the same stages on the same random tokens, one rank per stage on this machine, in turns; timed is
+    forward, backward and the reduction of gradients. Beside it stands what the order of the work alone lets
+    expect. Reads no data.
+
+    Exit code 1: the gradients of both differ by more than rounding.
+    """
+    set_up_logging()
+
+    import torch
+
+    from pipeline.bench.machine import num_processors
+    from pipeline.bench.pass_times import render_pass_times
+    from pipeline.bench.pipeline import ROUNDING, load_bench_config, time_passes
+
+    stages, micro_batches = stages or [2, 4], micro_batches or [4, 8]
+    unequal = [f"{number} on {size}" for size in stages for number in micro_batches if number % size]
+    if unequal:
+        raise typer.BadParameter(
+            f"must be multiples of every --stages, but there are {', '.join(unequal)}",
+            param_hint="--micro-batches",
+        )
+    if torch.cuda.is_available() and max(stages) > num_processors():
+        raise typer.BadParameter(
+            f"must be at most {num_processors()}, the GPUs of this machine, but is {max(stages)}; "
+            "CUDA_VISIBLE_DEVICES= times the CPU",
+            param_hint="--stages",
+        )
+    # All settings are checked before anything is timed.
+    runs = [load_bench_config(config, overrides or [], num_stages=number) for number in stages]
+    times = [row for run in runs for row in time_passes(run, micro_batches, repeats=repeats)]
+    table_console().print(render_pass_times(runs[0], times))
+    largest = max(row.largest_difference for row in times)
+    raise typer.Exit(ExitCode.DONE if largest <= ROUNDING[runs[0].training.precision] else ExitCode.CRASH)

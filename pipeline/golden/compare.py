@@ -1,5 +1,6 @@
 """Hold computed tensors against recorded ones, in units of each tensor's tolerance."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -65,7 +66,6 @@ def compare(case: GoldenCase, computed: Mapping[str, Tensor], *, double: bool) -
         error = _largest_error(computed[plain], zero_padding(plain, recorded, is_real(case)))
         quantity = _quantity(plain)
         worst[quantity] = max(worst.get(quantity, 0.0), error / _tolerance(case, plain, double))
-    # NaN compares as neither larger nor smaller, so ask what passes, not what fails.
     passed = bool(worst) and all(ratio <= 1.0 for ratio in worst.values())
     return CaseResult(name=case.name, status=Status.PASSED if passed else Status.FAILED, worst=worst)
 
@@ -109,7 +109,9 @@ def _tolerance(case: GoldenCase, name: str, double: bool) -> float:
 def _largest_error(computed: Tensor, recorded: Tensor) -> float:
     if computed.shape != recorded.shape:
         return float("inf")
-    return float((computed.double() - recorded.double()).abs().max())
+    error = float((computed.double() - recorded.double()).abs().max())
+    # NaN is lost in a maximum with a number.
+    return float("inf") if math.isnan(error) else error
 
 
 def _quantity(name: str) -> str:

@@ -41,7 +41,10 @@ AXES = {
     "sp": Axis("parallel.sequence_parallel", "false", "must be true or false", _is_switch),
 }
 # Everything runs on one process; the start values and the data are those of any layout.
-ONE_PROCESS = (*(f"{axis.setting}={axis.default}" for axis in AXES.values()), "parallel.layers_per_stage=null")
+ONE_PROCESS = (
+    *(f"{axis.setting}={axis.default}" for axis in AXES.values()),
+    "parallel.layers_per_stage=null",
+)
 
 
 def parse_layout(text: str) -> tuple[list[str], list[ConfigProblem]]:

@@ -7,20 +7,22 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_ext.ponder.config import SWEEPING_METHODS, Method
+from megatron_ext.ponder.config import Method
 from megatron_ext.ponder.passes import draw_jacobi_iterations
 from pipeline.config.schema import RunConfig
 from pipeline.config.validate import build_config
+from tests.support.pairwise import pairs_of
 
 # Padded to 56 rows on one tensor-parallel rank and to 64 on two.
 VOCAB_SIZE = 50
 SEQ_LENGTH, MICRO_BATCH_SIZE, NUM_MICRO_BATCHES = 12, 2, 4
 LARGEST_J = 4
-# J of the steps of a case; the random ones are those of a run with this seed.
+SEED = 0
+# J of the steps of a case; the random ones are those of a run with the seed.
 SWEEPS = {
     "1": (1,),
     "3": (3,),
-    "random": tuple(draw_jacobi_iterations(11, step, 1, LARGEST_J) for step in range(3)),
+    "random": tuple(draw_jacobi_iterations(SEED, step, 1, LARGEST_J) for step in range(2)),
 }
 RECOMPUTE = ("none", "full", "per_pass", "selective")
 LLAMA = {"architecture": "llama", "num_query_groups": 2, "padding_token_id": 3}
@@ -53,15 +55,16 @@ class Model:
 
     @property
     def sweeps(self) -> bool:
-        return self.method in SWEEPING_METHODS
+        return self.method.has_sweeps
 
-    def config(self, layout: Layout, **sections: Mapping[str, Any]) -> RunConfig:
+    def config(self, layout: Layout, *, seed: int = 1, **sections: Mapping[str, Any]) -> RunConfig:
         """Settings of a run on a layout, with further settings by section."""
         ponder = {"method": self.method, "num_latent_thoughts": 0 if self.method is Method.VANILLA else 2}
         if self.sweeps:
             ponder["num_jacobi_iterations"] = LARGEST_J
         parallel = {name: getattr(layout, name) for name in layout.__dataclass_fields__}
         settings: dict[str, Any] = {
+            "seed": seed,
             "model": _SIZES | self.backbone,
             "ponder": ponder | self.ponder,
             "parallel": parallel,
@@ -108,9 +111,9 @@ def _model(method: Method, *backbone: Mapping[str, Any], **ponder: Any) -> Model
     return Model(method=method, backbone=merged, ponder=ponder)
 
 
-# The thresholds are such that tokens halt at every step.
-_ADA = {"pruning_threshold": 0.3}
-_P3 = {"pruning_threshold": 0.3}
+# Such that tokens halt at every step.
+_HALTS = {"pruning_threshold": 0.3}
+_HALTS_LATER = {"pruning_threshold": 0.1}
 MODELS = {
     "vanilla, llama": _model(Method.VANILLA, LLAMA),
     "vanilla, neox tied": _model(Method.VANILLA, NEOX, TIED),
@@ -129,18 +132,18 @@ MODELS = {
     "ponderlm2, llama tied top-k": _model(
         Method.PONDERLM2, LLAMA, TIED, mixture="top_k", mixture_top_k=10, num_latent_thoughts=1
     ),
-    "adaponderlm, llama": _model(Method.ADAPONDERLM, LLAMA, **_ADA),
-    "adaponderlm, neox": _model(Method.ADAPONDERLM, NEOX, num_latent_thoughts=3, **_ADA),
+    "adaponderlm, llama": _model(Method.ADAPONDERLM, LLAMA, **_HALTS),
+    "adaponderlm, neox": _model(Method.ADAPONDERLM, NEOX, num_latent_thoughts=3, **_HALTS_LATER),
     "adaponderlm, neox tied top-k": _model(
-        Method.ADAPONDERLM, NEOX, TIED, mixture="top_k", mixture_top_k=10, **_ADA
+        Method.ADAPONDERLM, NEOX, TIED, mixture="top_k", mixture_top_k=10, **_HALTS_LATER
     ),
-    "ponderlm3, llama": _model(Method.PONDERLM3, LLAMA, **_P3),
+    "ponderlm3, llama": _model(Method.PONDERLM3, LLAMA, **_HALTS),
     "ponderlm3, neox tied": _model(
-        Method.PONDERLM3, NEOX, TIED, penalty="bottom_k", num_latent_thoughts=3, **_P3
+        Method.PONDERLM3, NEOX, TIED, penalty="bottom_k", num_latent_thoughts=3, **_HALTS
     ),
-    "ponderlm3, neox softmax": _model(Method.PONDERLM3, NEOX, mixture="softmax", **_P3),
+    "ponderlm3, neox softmax": _model(Method.PONDERLM3, NEOX, mixture="softmax", **_HALTS),
     "ponderlm3, llama top-k": _model(
-        Method.PONDERLM3, LLAMA, mixture="top_k", mixture_top_k=10, penalty="bottom_k", **_P3
+        Method.PONDERLM3, LLAMA, mixture="top_k", mixture_top_k=10, penalty="bottom_k", **_HALTS
     ),
 }
 
@@ -153,29 +156,42 @@ class Case:
     layout: str
     recompute: str
     sweeps: str | None
+    precision: str = "fp32"
 
     def __str__(self) -> str:
         sweeps = "" if self.sweeps is None else f", J {self.sweeps}"
-        return f"{self.model}, {self.layout}, recompute {self.recompute}{sweeps}"
+        precision = "" if self.precision == "fp32" else f", {self.precision}"
+        return f"{self.model}, {self.layout}, recompute {self.recompute}{sweeps}{precision}"
 
     @property
     def jacobi_iterations(self) -> tuple[int, ...]:
         """J of each step."""
         return (0,) if self.sweeps is None else SWEEPS[self.sweeps]
 
+    def config(self) -> RunConfig:
+        """Settings on the layout."""
+        return MODELS[self.model].config(
+            LAYOUTS[self.layout],
+            parallel={"recompute": self.recompute},
+            training={"precision": self.precision},
+        )
+
     @property
-    def factors(self) -> dict[str, Hashable]:
-        """What pairs are made of."""
-        model = MODELS[self.model]
+    def shows(self) -> set[Hashable]:
+        """Pairs of factors, and the model on every axis that the layout has, computed again or not."""
+        model, layout = MODELS[self.model], LAYOUTS[self.layout]
         factors: dict[str, Hashable] = {
             "method": model.method,
             "layout": self.layout,
             "recompute": self.recompute,
             "architecture": model.backbone["architecture"],
-            "is tied": model.backbone.get("untie_embeddings_and_output_weights") is False,
+            "is tied": "untie_embeddings_and_output_weights" in model.backbone,
         }
         factors |= {"J": self.sweeps} if model.sweeps else {}
-        return factors | ({"mixture": model.ponder["mixture"]} if "mixture" in model.ponder else {})
+        axes = [name for name in ("tensor", "pipeline", "data") if getattr(layout, name) > 1]
+        extras = [*axes, "sequence"] if layout.sequence_parallel else axes
+        again = self.recompute != "none"
+        return pairs_of(factors) | {(self.model, extra) for extra in (*extras, again)}
 
 
 def matrix() -> list[Case]:
@@ -183,7 +199,7 @@ def matrix() -> list[Case]:
     cases = []
     for method in Method:
         models = [name for name, model in MODELS.items() if model.method is method]
-        sweeps: tuple[str | None, ...] = tuple(SWEEPS) if method in SWEEPING_METHODS else (None,)
+        sweeps: tuple[str | None, ...] = tuple(SWEEPS) if method.has_sweeps else (None,)
         for number, layout in enumerate(LAYOUTS):
             for shift, recompute in enumerate(RECOMPUTE):
                 for turn, kind in enumerate(sweeps):

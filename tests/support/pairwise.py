@@ -1,33 +1,29 @@
-"""A few cases out of many in which every two values that ever meet still meet."""
+"""A few cases out of many that still show all that matters."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Set
 from itertools import combinations
 from typing import TypeVar
 
 CaseT = TypeVar("CaseT")
-Factors = Mapping[str, Hashable]
-Pair = tuple[tuple[str, Hashable], tuple[str, Hashable]]
 
 
-def pairwise_subset(cases: Mapping[CaseT, Factors]) -> list[CaseT]:
-    """Choose greedily, the case with most new pairs first and among equals the earliest.
+def covering_subset(cases: Mapping[CaseT, Set[Hashable]]) -> list[CaseT]:
+    """Choose greedily: next is the case that shows most of what is missing, among equals the earliest.
 
     Args:
-        cases: what each case has of every factor it knows, such as {"layout": "PP2", "recompute": "full"}.
+        cases: what each case shows.
     Returns:
-        The chosen cases in the order of `cases`: each two (factor, value) that some case has together, some
-        chosen case has together.
+        Cases, in the order of `cases`, that together show all that all of them show.
     """
-    pairs = {case: pairs_of(factors) for case, factors in cases.items()}
-    missing = set[Pair]().union(*pairs.values())
+    missing = set[Hashable]().union(*cases.values())
     chosen = set()
     while missing:
-        best = max(cases, key=lambda case: len(pairs[case] & missing))
+        best = max(cases, key=lambda case: len(cases[case] & missing))
         chosen.add(best)
-        missing -= pairs[best]
+        missing -= cases[best]
     return [case for case in cases if case in chosen]
 
 
-def pairs_of(factors: Factors) -> set[Pair]:
-    """All two (factor, value) of a case."""
-    return set(combinations(sorted(factors.items(), key=lambda item: item[0]), 2))
+def pairs_of(factors: Mapping[str, Hashable]) -> set[Hashable]:
+    """All pairs of a case's factors, each with its value: what a pairwise subset is to cover."""
+    return set(combinations(sorted(factors.items()), 2))

@@ -31,6 +31,13 @@ HIDDEN_SIZE = 32
 
 METHODS = tuple(Method)
 BACKBONES = tuple(Architecture)
+# The kinds of activation recompute, as settings of the backbone.
+RECOMPUTE: dict[str, dict[str, Any]] = {
+    "per_pass": {"recompute_passes": True},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+}
+
 each_method = pytest.mark.parametrize("method", METHODS)
 each_backbone = pytest.mark.parametrize("architecture", BACKBONES)
 

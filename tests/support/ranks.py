@@ -1,7 +1,7 @@
 """Run functions on gloo ranks of this machine.
 
-The start of a rank, with its imports, costs seconds: most of what a test of several ranks costs. So ranks take
-one call after another, and tests share them.
+The start of a rank, with its imports, costs seconds: most of what a test of several ranks costs. So ranks
+take one call after another, and tests share them.
 """
 
 import os
@@ -87,16 +87,14 @@ class RankPool:
         try:
             return self._collect(timeout_seconds)
         except RuntimeError:
-            self._kill()
+            self.close()
             raise
 
     def close(self) -> None:
-        """End the ranks; those that do not leave are killed."""
-        for calls in self._calls:
-            calls.put(None)
+        """End the ranks; waiting for calls, they have nothing to lose."""
         for process in self._processes:
-            process.join(timeout=5)
-        self._kill()
+            process.kill()
+            process.join()
 
     def _collect(self, timeout_seconds: float) -> list[Any]:
         num_ranks = len(self._processes)
@@ -123,12 +121,6 @@ class RankPool:
         if dead:
             codes = ", ".join(f"rank {rank}: exit code {self._processes[rank].exitcode}" for rank in dead)
             raise RuntimeError(f"ranks died without a result ({codes})")
-
-    def _kill(self) -> None:
-        for process in self._processes:
-            if process.is_alive():
-                process.kill()
-            process.join()
 
 
 class SharedRanks:
@@ -160,7 +152,7 @@ def _free_port() -> int:
 
 
 def _serve(rank: int, world_size: int, port: int, calls: Any, results: Any) -> None:
-    """Answer calls until there is a None among them, one fails, or the process that asks has died."""
+    """Answer calls until one fails or the process that asks has died."""
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -170,7 +162,7 @@ def _serve(rank: int, world_size: int, port: int, calls: Any, results: Any) -> N
         OMP_NUM_THREADS="1",
     )
     torch.set_num_threads(1)
-    from pipeline.distributed import start_process_group, stop_process_group
+    from pipeline.distributed import start_process_group
     from pipeline.ranks import Ranks
 
     try:
@@ -178,7 +170,6 @@ def _serve(rank: int, world_size: int, port: int, calls: Any, results: Any) -> N
         while (call := _next_call(calls)) is not None:
             function, arguments = call
             results.put((rank, True, function(*arguments)))
-        stop_process_group()
     except BaseException:
         results.put((rank, False, traceback.format_exc()))
 

@@ -10,8 +10,8 @@ STEP = 1e-6
 
 
 def assert_slope(function: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> None:
-    """Hold the gradient of a scalar float64 function against central differences in three directions."""
-    for seed in range(3):
+    """Hold the gradient of a scalar float64 function against central differences in two directions."""
+    for seed in range(2):
         analytic, numeric = _slopes(function, parameters, seed)
         assert abs(analytic) > 1e-5, "a slope of zero proves nothing"
         assert analytic == pytest.approx(numeric, rel=2e-5)

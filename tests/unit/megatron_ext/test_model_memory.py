@@ -10,14 +10,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_ext.batch import TokenBatch
 from megatron_ext.model import PonderModel
+from megatron_ext.model_config import Architecture
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.ponder.config import Method, Mixture
 from megatron_ext.ponder.masks import visible_rows
-from tests.support.ponder_models import PADDED_VOCAB_SIZE, batch_of, mean_loss, random_tokens, tiny_model
+from tests.support.ponder_models import (
+    METHODS,
+    PADDED_VOCAB_SIZE,
+    batch_of,
+    each_backbone,
+    each_model,
+    mean_loss,
+    random_tokens,
+    tiny_model,
+)
 
 LENGTH, BATCH_SIZE, NUM_THOUGHTS = 38, 2, 2
 ONE_DOCUMENT = batch_of(random_tokens(BATCH_SIZE, LENGTH))
 PACKED = batch_of(random_tokens(BATCH_SIZE, LENGTH), torch.tensor([[0] * 30 + [1] * 8, [0] * 5 + [1] * 33]))
-BACKBONES = ["llama", "gpt_neox"]
+MIXING = (Method.PONDERLM, Method.ADAPONDERLM)
 
 
 class ShapeRecorder(TorchDispatchMode):
@@ -66,35 +77,38 @@ def square(made: list[tuple[str, tuple[int, ...]]], *, smallest: int) -> list[tu
     ]
 
 
-@pytest.mark.parametrize("method", ["ponderlm2", "ponderlm3"])
-@pytest.mark.parametrize("architecture", BACKBONES)
-def test_only_the_final_readout_makes_logits(groups: ParallelGroups, method: str, architecture: str) -> None:
+@each_backbone
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in MIXING])
+def test_only_the_final_readout_makes_logits(
+    groups: ParallelGroups, method: Method, architecture: Architecture
+) -> None:
     vanilla = list(vocabulary_sized(training_step(tiny_model(groups, "vanilla", architecture), ONE_DOCUMENT)))
 
     found = list(vocabulary_sized(training_step(tiny_model(groups, method, architecture), ONE_DOCUMENT)))
 
-    # Five passes make what one pass makes: no more of them and none larger.
+    # All passes make what one pass makes: no more of them and none larger.
     assert vanilla
     assert sorted(found) == sorted(vanilla)
     products = [operation for operation, _ in found if "mm" in operation]
     assert len(products) == 1
 
 
-def test_mixtures_of_embeddings_would_show(groups: ParallelGroups) -> None:
+@pytest.mark.parametrize("method", [Method.PONDERLM2, *MIXING])
+def test_mixtures_of_embeddings_show(groups: ParallelGroups, method: Method) -> None:
     plain, mixing = (
-        list(vocabulary_sized(training_step(tiny_model(groups, "ponderlm2", ponder=ponder), ONE_DOCUMENT)))
-        for ponder in ({}, {"mixture": Mixture.SOFTMAX})
+        list(vocabulary_sized(training_step(tiny_model(groups, method, ponder=ponder), ONE_DOCUMENT)))
+        for ponder in ({"mixture": Mixture.HIDDEN}, {"mixture": Mixture.SOFTMAX})
     )
 
     assert len(mixing) > len(plain)
 
 
-@pytest.mark.parametrize("batch", [ONE_DOCUMENT, PACKED], ids=["one document", "packed"])
-@pytest.mark.parametrize("method", ["ponderlm2", "ponderlm3"])
-@pytest.mark.parametrize("architecture", BACKBONES)
+@each_model
 def test_no_tensor_has_rows_times_rows(
-    groups: ParallelGroups, batch: TokenBatch, method: str, architecture: str
+    groups: ParallelGroups, method: Method, architecture: Architecture
 ) -> None:
+    # One document on one backbone, packed ones on the other: attention is the same.
+    batch = ONE_DOCUMENT if architecture is Architecture.LLAMA else PACKED
     made = training_step(tiny_model(groups, method, architecture, dtype=torch.float32), batch)
 
     assert square(made, smallest=30) == []

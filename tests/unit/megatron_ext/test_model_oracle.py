@@ -89,26 +89,24 @@ def test_a_forward_without_sweeps_is_the_oracle(
 @each_backbone
 @each_sweeping_method
 @each_mixture
-@pytest.mark.parametrize("num_thoughts", [1, 3])
 def test_enough_sweeps_reach_the_sequential_solution(
-    groups: ParallelGroups, method: Method, architecture: Architecture, num_thoughts: int, mixture: Mixture
+    groups: ParallelGroups, method: Method, architecture: Architecture, mixture: Mixture
 ) -> None:
     model = tiny_model(
         groups,
         method,
         architecture,
-        num_latent_thoughts=num_thoughts,
         ponder={"mixture": mixture, "mixture_top_k": 7},
     )
     tokens = halting_tokens(LENGTH)
     expected, results = sequential(model, tokens)
 
-    sweeps = num_thoughts * (LENGTH - 1)
+    sweeps = 2 * (LENGTH - 1)
     found, seen = parallel_logits(model, tokens, sweeps)
 
     assert max(errors(found, expected)) < EXACT
     # [S, K, B, H] -> [S, K, H]; pruned thoughts exist in the sweeps and are nobody's.
-    thoughts = seen[f"thoughts/after_pass_{num_thoughts + sweeps - 1:02d}"][:, :, 0]
+    thoughts = seen[f"thoughts/after_pass_{2 + sweeps - 1:02d}"][:, :, 0]
     for token, result in enumerate(results):
         kept = thoughts[token, : len(result.thoughts)]
         torch.testing.assert_close(kept, result.thoughts, rtol=0, atol=EXACT)

@@ -69,7 +69,7 @@ def sizes(draw: st.DrawFn) -> Sizes:
     )
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(size=sizes())
 def test_the_parallel_forward_equals_the_oracle_once_its_sweeps_suffice(
     groups: ParallelGroups, size: Sizes
@@ -86,7 +86,7 @@ def test_the_parallel_forward_equals_the_oracle_once_its_sweeps_suffice(
             torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(size=sizes())
 def test_decoding_equals_the_oracle(groups: ParallelGroups, size: Sizes) -> None:
     model = size.build(groups)
@@ -100,7 +100,7 @@ def test_decoding_equals_the_oracle(groups: ParallelGroups, size: Sizes) -> None
             assert decoded.steps == expected.steps
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(size=sizes(), sweeps=st.integers(0, 4), cut=st.integers(1, 4))
 def test_tokens_see_neither_later_tokens_nor_other_documents(
     groups: ParallelGroups, size: Sizes, sweeps: int, cut: int

@@ -6,15 +6,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ext.model import ModelOutput
+from megatron_ext.micro_batch import ModelOutput
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
-from megatron_ext.ponder.config import Penalty
+from megatron_ext.ponder.config import Method, Penalty
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
-from tests.support.ponder_models import VOCAB_SIZE, batch_of, observed, random_tokens, tiny_model
+from tests.support.ponder_models import (
+    VOCAB_SIZE,
+    batch_of,
+    each_method,
+    halting_tokens,
+    observed,
+    random_tokens,
+    tiny_model,
+)
 
 NUM_THOUGHTS, SWEEPS, MAX_SWEEPS, TAU = 2, 2, 4, 0.01
-BATCH = batch_of(random_tokens(2, 9), torch.tensor([[0] * 4 + [1] * 5, [0] * 6 + [PADDING_DOCUMENT] * 3]))
+BATCH = batch_of(
+    torch.cat([random_tokens(1, 9), halting_tokens()]),
+    torch.tensor([[0] * 4 + [1] * 5, [0] * 6 + [PADDING_DOCUMENT] * 3]),
+)
+SWEEPING, HALTING = ("ponderlm2", "ponderlm3"), ("ponderlm3", "adaponderlm")
 PLACES = [(token, row) for row in range(2) for token in range(9)]
 REAL = [(token, row) for token, row in PLACES if BATCH.document_ids[row, token] >= 0]
 
@@ -32,8 +44,8 @@ def plain_nll(logits: Tensor, token: int, row: int) -> float:
     return math.log(sum(math.exp(score) for score in scores)) - scores[label]
 
 
-@pytest.mark.parametrize("method", ["vanilla", "ponderlm2", "ponderlm3"])
-def test_tokens_and_losses(groups: ParallelGroups, method: str) -> None:
+@each_method
+def test_tokens_and_losses(groups: ParallelGroups, method: Method) -> None:
     output, seen = run(groups, method)
 
     losses = {place: plain_nll(seen["logits"], *place) for place in PLACES}
@@ -44,16 +56,21 @@ def test_tokens_and_losses(groups: ParallelGroups, method: str) -> None:
     assert output.statistics["nll"].item() == pytest.approx(sum(losses.values()))
 
 
-@pytest.mark.parametrize("method", ["vanilla", "ponderlm2", "ponderlm3"])
-def test_every_forward_has_the_same_names_and_sizes(groups: ParallelGroups, method: str) -> None:
+@each_method
+@pytest.mark.parametrize("num_thoughts", [0, NUM_THOUGHTS])
+def test_every_forward_has_the_same_names_and_sizes(
+    groups: ParallelGroups, method: Method, num_thoughts: int
+) -> None:
     expected = {"real_tokens": 1, "labelled_tokens": 1, "nll": 1}
-    if method != "vanilla":
+    if method in SWEEPING:
         expected |= dict.fromkeys(("residual_change", "residual_norm"), MAX_SWEEPS)
-    if method == "ponderlm3":
-        per_step = ("steps_count", "tail_mass", "nll_by_steps", "labelled_by_steps")
-        expected |= dict.fromkeys(per_step, NUM_THOUGHTS + 1) | {"router_entropy": 1, "penalty": 1}
+    if method in HALTING and (num_thoughts or method == "ponderlm3"):
+        expected |= dict.fromkeys(("steps_count", "nll_by_steps", "labelled_by_steps"), num_thoughts + 1)
+        expected |= {"penalty": 1}
+        own = {"ponderlm3": {"tail_mass": num_thoughts + 1, "router_entropy": 1}}
+        expected |= own.get(method, {"gate_mean": num_thoughts})
     settings = {"max_jacobi_iterations": MAX_SWEEPS}
-    model = tiny_model(groups, method, ponder=settings)
+    model = tiny_model(groups, method, num_latent_thoughts=num_thoughts, ponder=settings)
 
     for sweeps in (0, MAX_SWEEPS):
         output, _ = observed(model, BATCH, num_jacobi_iterations=sweeps)
@@ -63,7 +80,7 @@ def test_every_forward_has_the_same_names_and_sizes(groups: ParallelGroups, meth
     assert model.statistics_layout() == expected
 
 
-@pytest.mark.parametrize("method", ["ponderlm2", "ponderlm3"])
+@pytest.mark.parametrize("method", SWEEPING)
 def test_residuals_compare_thoughts_before_and_after_each_sweep(groups: ParallelGroups, method: str) -> None:
     output, seen = run(groups, method)
 
@@ -80,7 +97,7 @@ def test_residuals_compare_thoughts_before_and_after_each_sweep(groups: Parallel
 
 
 @pytest.mark.parametrize("kind", Penalty)
-def test_halting_is_counted_over_real_tokens(groups: ParallelGroups, kind: Penalty) -> None:
+def test_the_routers_decisions_are_counted_over_real_tokens(groups: ParallelGroups, kind: Penalty) -> None:
     output, seen = run(groups, "ponderlm3", penalty=kind)
     logits = seen["router_logits"]
 
@@ -108,8 +125,30 @@ def test_halting_is_counted_over_real_tokens(groups: ParallelGroups, kind: Penal
     assert statistics["penalty"].item() == pytest.approx(15 * penalty)
 
 
-def test_losses_by_steps(groups: ParallelGroups) -> None:
-    output, seen = run(groups, "ponderlm3")
+def test_the_gates_decisions_are_counted_over_real_tokens(groups: ParallelGroups) -> None:
+    output, seen = run(groups, "adaponderlm")
+
+    counts, gates, logits = [0] * 3, [0.0] * 2, []
+    for token, row in REAL:
+        values = [1 / (1 + math.exp(-logit)) for logit in seen["gate_logits"][token, row].tolist()]
+        closed = [index for index, value in enumerate(values) if value < TAU]
+        counts[min(closed, default=2)] += 1
+        gates = [total + value for total, value in zip(gates, values, strict=True)]
+        logits += seen["gate_logits"][token, row].tolist()
+    smallest = sorted(logits)[: int(0.25 * len(logits))]
+
+    statistics = output.statistics
+    assert all(count > 0 for count in counts), "every number of steps must occur"
+    assert statistics["steps_count"].tolist() == counts
+    assert statistics["gate_mean"].tolist() == pytest.approx(gates)
+    assert output.penalty is not None
+    assert output.penalty.item() == pytest.approx(sum(smallest) / len(smallest))
+    assert statistics["penalty"].item() == pytest.approx(15 * output.penalty.item())
+
+
+@pytest.mark.parametrize("method", HALTING)
+def test_losses_by_steps(groups: ParallelGroups, method: str) -> None:
+    output, seen = run(groups, method)
 
     assert output.steps is not None
     nll, labelled = [0.0] * 3, [0] * 3

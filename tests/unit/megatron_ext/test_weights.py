@@ -3,23 +3,28 @@ import torch
 from torch import Tensor
 
 from megatron_ext.model import PonderModel
+from megatron_ext.model_config import Architecture
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.ponder.config import Method
 from megatron_ext.weights import load_weights, whole_tensors
-from tests.support.ponder_models import HIDDEN_SIZE, VOCAB_SIZE, random_weights, tiny_model
-
-METHODS = ["vanilla", "ponderlm2", "ponderlm3"]
-BACKBONES = ["llama", "gpt_neox"]
+from tests.support.ponder_models import (
+    HIDDEN_SIZE,
+    VOCAB_SIZE,
+    each_method,
+    each_model,
+    random_weights,
+    tiny_model,
+)
 
 
 def weights_of(model: PonderModel) -> dict[str, Tensor]:
     return whole_tensors(model, lambda parameter: parameter)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", BACKBONES)
+@each_model
 @pytest.mark.parametrize("tied", [False, True])
 def test_what_is_loaded_comes_back_bit_equal(
-    groups: ParallelGroups, method: str, architecture: str, tied: bool
+    groups: ParallelGroups, method: Method, architecture: Architecture, tied: bool
 ) -> None:
     model = tiny_model(groups, method, architecture, tie_embeddings=tied)
     other = random_weights(model, seed=9)
@@ -34,21 +39,22 @@ def test_what_is_loaded_comes_back_bit_equal(
     assert (head in found) != tied
 
 
-@pytest.mark.parametrize("architecture", BACKBONES)
+@each_model
 def test_every_parameter_has_names_and_every_number_is_moved(
-    groups: ParallelGroups, architecture: str
+    groups: ParallelGroups, method: Method, architecture: Architecture
 ) -> None:
-    model = tiny_model(groups, "ponderlm3", architecture)
+    model = tiny_model(groups, method, architecture)
 
     whole = weights_of(model)
 
     # The padding rows of embedding and head are the model's own.
-    padding = 2 * (model.config.padded_vocab_size - VOCAB_SIZE) * HIDDEN_SIZE
+    config = model.config
+    padding = HIDDEN_SIZE * (2 * config.padded_vocab_size - VOCAB_SIZE - config.embedding_rows)
     assert sum(x.numel() for x in whole.values()) == sum(p.numel() for p in model.parameters()) - padding
 
 
 def test_shapes_are_those_of_hugging_face(groups: ParallelGroups) -> None:
-    llama, neox = (weights_of(tiny_model(groups, "ponderlm3", architecture)) for architecture in BACKBONES)
+    neox, llama = (weights_of(tiny_model(groups, "ponderlm3", architecture)) for architecture in Architecture)
 
     # Four query heads of eight channels share two key/value heads.
     attention = "model.layers.1.self_attn"
@@ -60,15 +66,23 @@ def test_shapes_are_those_of_hugging_face(groups: ParallelGroups) -> None:
     assert neox["gpt_neox.layers.0.attention.query_key_value.weight"].shape == (96, HIDDEN_SIZE)
     assert neox["ponder.router.0.weight"].shape == (8, HIDDEN_SIZE)
     assert neox["ponder.router.2.bias"].shape == (3,)
+    gated = weights_of(tiny_model(groups, "adaponderlm"))
+    assert gated["ponder.gates.1.0.weight"].shape == (4 * HIDDEN_SIZE, HIDDEN_SIZE)
+    assert gated["ponder.gates.1.2.bias"].shape == (1,)
+    pausing = weights_of(tiny_model(groups, "pause"))
+    assert pausing["model.embed_tokens.weight"].shape == (VOCAB_SIZE + 1, HIDDEN_SIZE)
+    assert pausing["lm_head.weight"].shape == (VOCAB_SIZE, HIDDEN_SIZE)
 
 
-def test_padding_rows_are_cleared(groups: ParallelGroups) -> None:
-    model = tiny_model(groups, "vanilla")
+@each_method
+def test_padding_rows_are_cleared(groups: ParallelGroups, method: Method) -> None:
+    model = tiny_model(groups, method)
 
     load_weights(model, random_weights(model, seed=9))
 
-    for parameter in (model.embedding.word_embeddings.weight, model.output_layer.weight):
-        assert (parameter[VOCAB_SIZE:] == 0).all()
+    embedding, head = model.embedding.word_embeddings.weight, model.output_layer.weight
+    assert (embedding[model.config.embedding_rows :] == 0).all()
+    assert (head[VOCAB_SIZE:] == 0).all()
 
 
 def test_missing_and_unexpected_tensors_are_named_together(groups: ParallelGroups) -> None:

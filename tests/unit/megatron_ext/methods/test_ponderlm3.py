@@ -1,6 +1,7 @@
 """The router of PonderLM-3: where it starts, how it learns, what its weights do (definitions 2.5, 2.7)."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -163,17 +164,18 @@ def test_a_slot_loses_its_influence_with_its_mass(groups: ParallelGroups, archit
     with torch.no_grad():
         # Near 0, so that the mass of the last step is about its exponential.
         model.ponder.router[2].weight.mul_(0.1)
-    sweeps = 2 * (LENGTH - 1)
     shorter = without_last_step(groups, model)
-    limit = observed(shorter, BATCH, num_jacobi_iterations=sweeps)[1]["logits"][..., :VOCAB_SIZE]
 
     def distance(last_logit: float, *, prune: bool = False) -> float:
-        _, seen = observed(with_share(model, last_logit), BATCH, num_jacobi_iterations=sweeps, prune=prune)
-        return float((seen["logits"][..., :VOCAB_SIZE] - limit).abs().max())
+        longer, limit = (
+            observed(each, BATCH, num_jacobi_iterations=2 * (LENGTH - 1), prune=prune)[1]["logits"]
+            for each in (with_share(model, last_logit), shorter)
+        )
+        return float((longer - limit)[..., :VOCAB_SIZE].abs().max())
 
     distances = [distance(last_logit) for last_logit in (-5.0, -10.0, -15.0)]
     assert distances[0] > 1e-3
-    for larger, smaller in zip(distances, distances[1:], strict=False):
+    for larger, smaller in pairwise(distances):
         # In proportion to the mass, that is by e^-5.
         assert smaller == pytest.approx(larger * math.exp(-5), rel=0.1)
     # Where a slot is pruned, it is as if it were not there; its share is dropped, which e^-40 does not show.

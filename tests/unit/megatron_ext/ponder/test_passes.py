@@ -4,7 +4,13 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ext.ponder.passes import PassPlan, draw_jacobi_iterations, jacobi_plan
+from megatron_ext.ponder.passes import (
+    PassPlan,
+    draw_jacobi_iterations,
+    iteration_plan,
+    jacobi_plan,
+    scheduled_jacobi_iterations,
+)
 
 steps = st.integers(0, 2**40)
 
@@ -40,6 +46,36 @@ def test_pass_p_sees_min_p_k_plus_one_slots(num_thoughts: int, num_sweeps: int) 
     assert plan.rows_per_token == by_formula
     sweeps = [plan.sweep_of(index) for index in range(plan.num_passes)]
     assert [sweep for sweep in sweeps if sweep is not None] == list(range(num_sweeps))
+
+
+@given(num_iterations=st.integers(0, 8))
+def test_iterations_are_passes_of_one_row(num_iterations: int) -> None:
+    plan = iteration_plan(num_iterations)
+
+    assert plan.slots == (1,) * (num_iterations + 1)
+    assert [plan.sweep_of(index) for index in range(plan.num_passes)] == [None] * plan.num_passes
+    assert [plan.is_final(index) for index in range(plan.num_passes)] == [False] * num_iterations + [True]
+
+
+def test_a_schedule_is_constant_between_its_steps() -> None:
+    schedule = ((0, 1), (10, 4), (11, 2))
+
+    assert [scheduled_jacobi_iterations(schedule, step) for step in (0, 9, 10, 11, 10**9)] == [1, 1, 4, 2, 2]
+
+
+@given(
+    later=st.dictionaries(st.integers(1, 40), st.integers(0, 5), max_size=4),
+    start=st.integers(0, 5),
+    step=st.integers(0, 50),
+)
+def test_a_schedule_says_what_its_last_begun_pair_says(later: dict[int, int], start: int, step: int) -> None:
+    schedule = [(0, start), *sorted(later.items())]
+
+    expected = start
+    for first, sweeps in schedule:
+        if first <= step:
+            expected = sweeps
+    assert scheduled_jacobi_iterations(schedule, step) == expected
 
 
 @given(seed=steps, step=steps, low=st.integers(0, 5), width=st.integers(0, 5))

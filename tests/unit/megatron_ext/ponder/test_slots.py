@@ -3,7 +3,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ext.ponder.slots import keys_of_slots, merge_slots, repeat_per_slot, rows_of_pass, split_slots
+from megatron_ext.ponder.slots import (
+    interleave_pauses,
+    keys_of_slots,
+    merge_slots,
+    repeat_per_slot,
+    rows_of_pass,
+    split_slots,
+)
 
 sizes = st.integers(1, 5)
 
@@ -55,6 +62,24 @@ def test_every_slot_repeats_what_its_token_has() -> None:
         [5, 5, 5, 6, 6, 6],
         [7, 7, 7, 8, 8, 8],
     ]
+
+
+def test_pauses_follow_their_token() -> None:
+    assert interleave_pauses(torch.tensor([[5, 6], [7, 0]]), 0, 2).tolist() == [
+        [5, 0, 0, 6, 0, 0],
+        [7, 0, 0, 0, 0, 0],
+    ]
+
+
+@given(num_tokens=sizes, num_pauses=st.integers(0, 4), batch=sizes)
+def test_slot_0_is_the_token_and_all_others_are_pauses(num_tokens: int, num_pauses: int, batch: int) -> None:
+    tokens = torch.arange(batch * num_tokens).reshape(batch, num_tokens)
+
+    slots = split_slots(interleave_pauses(tokens, -7, num_pauses).transpose(0, 1), num_pauses + 1)
+
+    assert torch.equal(slots[:, 0], tokens.transpose(0, 1))
+    assert (slots[:, 1:] == -7).all()
+    assert slots.shape == (num_tokens, num_pauses + 1, batch)
 
 
 def test_splitting_takes_no_copy() -> None:

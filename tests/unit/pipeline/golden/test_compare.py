@@ -71,10 +71,17 @@ def test_one_wrong_step_fails(tmp_path: Path) -> None:
     assert (result.status, worst(result)) == (Status.FAILED, {"halting": 2.0})
 
 
-@pytest.mark.parametrize(
-    "wrong", [torch.full_like(LOGITS, float("nan")), LOGITS[:, :2], LOGITS.transpose(0, 1)]
-)
-def test_neither_nan_nor_another_shape_passes(tmp_path: Path, wrong: Tensor) -> None:
+def test_nan_does_not_pass(tmp_path: Path) -> None:
+    broken = LOGITS.clone()
+    broken[0, 0, 0] = float("nan")
+
+    result = compare(case_of(tmp_path), computed(outputs__logits=broken), double=False)
+
+    assert result.status is Status.FAILED
+
+
+@pytest.mark.parametrize("wrong", [LOGITS[:, :2], LOGITS.transpose(0, 1)])
+def test_another_shape_does_not_pass(tmp_path: Path, wrong: Tensor) -> None:
     result = compare(case_of(tmp_path), computed(outputs__logits=wrong), double=False)
 
     assert result.status is Status.FAILED

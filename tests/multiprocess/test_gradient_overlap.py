@@ -1,0 +1,175 @@
+"""When gradients may be reduced while backward still runs, and what goes wrong when they may not.
+
+Megatron counts how often each weight reports a gradient in the first step, and in later ones it reduces a
+bucket of weights after as many reports. In one graph autograd adds up all uses of a weight before it reports,
+so there is always one report. Passes on pipeline stages, and passes that are computed again, report one by
+one, and their number changes with J.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_ext.model import PonderModel
+from megatron_ext.parallel.gradients import finalize_gradients
+from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from pipeline.config.errors import ConfigError
+from tests.support.layout_steps import (
+    Values,
+    built_model,
+    compare,
+    run_step,
+    values_of_step,
+    wrapped,
+    write_references,
+)
+from tests.support.layouts import LAYOUTS, MODELS
+from tests.support.ranks import SharedRanks, run_alone
+
+pytestmark = pytest.mark.multiprocess
+
+LARGEST_ERROR = 2e-5
+RISING, FALLING = (1, 3), (3, 1)
+IN_ONE_GRAPH = [
+    *((model, "DP2", "none") for model in MODELS if model.endswith(("llama", "neox"))),
+    ("vanilla, neox tied", "DP2", "full"),
+    ("vanilla, llama", "DP2xPP2", "none"),
+    ("pause, neox tied", "DP2xPP2", "per_pass"),
+]
+PIECE_BY_PIECE = [
+    ("ponderlm3, llama", "DP2", "full"),
+    ("ponderlm2, neox softmax", "DP2", "per_pass"),
+    ("ponderlm3, llama", "DP2xPP2", "none"),
+]
+ONE_BUCKET, BUCKET_PER_WEIGHT = None, 1
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process computes."""
+    file = tmp_path_factory.mktemp("references") / "steps.pt"
+    models = {model for model, _, _ in (*IN_ONE_GRAPH, *PIECE_BY_PIECE)}
+    run_alone(write_references, [(model, "fp32") for model in sorted(models)], file)
+    return file
+
+
+@pytest.mark.parametrize(("model", "layout", "recompute"), IN_ONE_GRAPH)
+def test_overlap_is_right_where_every_weight_reports_once(
+    ranks: SharedRanks, references: Path, model: str, layout: str, recompute: str
+) -> None:
+    allowed = {"recompute": recompute, "overlap_grad_reduce": True}
+    MODELS[model].config(LAYOUTS[layout], parallel=allowed)
+    sweeps = (1, 3, 2) if MODELS[model].sweeps else (0, 0)
+
+    for bucket_size in (ONE_BUCKET, BUCKET_PER_WEIGHT):
+        for complaints in _run(
+            ranks, references, model, layout, recompute, sweeps, overlaps=True, bucket_size=bucket_size
+        ):
+            assert complaints == [""] * len(sweeps)
+
+
+@pytest.mark.parametrize(("model", "layout", "recompute"), PIECE_BY_PIECE)
+def test_overlap_takes_some_reports_for_all_when_j_rises(
+    ranks: SharedRanks, references: Path, model: str, layout: str, recompute: str
+) -> None:
+    for first, second in _run(
+        ranks, references, model, layout, recompute, RISING, overlaps=True, bucket_size=BUCKET_PER_WEIGHT
+    ):
+        assert first == ""
+        assert "tensors differ: " in second
+
+
+@pytest.mark.parametrize(("model", "layout", "recompute"), PIECE_BY_PIECE)
+def test_overlap_waits_for_reports_that_never_come_when_j_falls(
+    ranks: SharedRanks, references: Path, model: str, layout: str, recompute: str
+) -> None:
+    for first, second in _run(
+        ranks, references, model, layout, recompute, FALLING, overlaps=True, bucket_size=ONE_BUCKET
+    ):
+        assert first == ""
+        assert "Communication call has not been issued" in second
+
+
+@pytest.mark.parametrize("sweeps", [RISING, FALLING])
+@pytest.mark.parametrize(("model", "layout", "recompute"), PIECE_BY_PIECE)
+def test_reducing_once_after_the_last_backward_is_right_whatever_j_does(
+    ranks: SharedRanks,
+    references: Path,
+    model: str,
+    layout: str,
+    recompute: str,
+    sweeps: tuple[int, ...],
+) -> None:
+    for complaints in _run(ranks, references, model, layout, recompute, sweeps, overlaps=False):
+        assert complaints == ["", ""]
+
+
+@pytest.mark.parametrize(("model", "layout", "recompute"), PIECE_BY_PIECE)
+def test_settings_under_which_overlap_is_wrong_are_refused(model: str, layout: str, recompute: str) -> None:
+    wrong = {"recompute": recompute, "overlap_grad_reduce": True}
+    with pytest.raises(ConfigError, match="overlap_grad_reduce: must be false"):
+        MODELS[model].config(LAYOUTS[layout], parallel=wrong)
+
+
+def _run(
+    ranks: SharedRanks,
+    references: Path,
+    model: str,
+    layout: str,
+    recompute: str,
+    sweeps: tuple[int, ...],
+    *,
+    overlaps: bool,
+    bucket_size: int | None = None,
+) -> list[list[str]]:
+    """What each rank finds wrong with the gradients of each step, empty where nothing is."""
+    case = (references, model, layout, recompute, sweeps, overlaps, bucket_size)
+    return ranks.run(_complaints_of_steps, LAYOUTS[layout].world_size, *case)
+
+
+def _complaints_of_steps(
+    references: Path,
+    model: str,
+    layout: str,
+    recompute: str,
+    sweeps: tuple[int, ...],
+    overlaps: bool,
+    bucket_size: int | None,
+) -> list[str]:
+    expected = torch.load(references, mmap=True)[model, "fp32"]
+    shape = LAYOUTS[layout]
+    groups = initialize_groups(tensor=shape.tensor, pipeline=shape.pipeline)
+    try:
+        module, _ = built_model(MODELS[model].config(shape, parallel={"recompute": recompute}), groups)
+        ddp = _overlapping(module, bucket_size) if overlaps else wrapped(module)
+        return [_complaint(ddp, number, expected[number], groups) for number in sweeps]
+    finally:
+        destroy_groups()
+
+
+def _overlapping(module: PonderModel, bucket_size: int | None) -> Any:
+    """Megatron's wrapper with overlap, whatever the settings' rules say of it."""
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+
+    naive = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, overlap_grad_reduce=True, bucket_size=bucket_size
+    )
+    ddp = DistributedDataParallel(config=module.config, ddp_config=naive, module=module)
+    ddp.config.finalize_model_grads_func = finalize_gradients
+    ddp.config.no_sync_func = ddp.no_sync
+    return ddp
+
+
+def _complaint(ddp: Any, num_jacobi_iterations: int, expected: Values, groups: ParallelGroups) -> str:
+    error = ""
+    try:
+        statistics = run_step(ddp, num_jacobi_iterations, groups)
+    except AssertionError as failed:
+        error = str(failed)
+    errors: list[str] = [""] * groups.world_size
+    torch.distributed.all_gather_object(errors, error)
+    if any(errors):
+        return max(errors)
+    return compare(values_of_step(ddp, statistics, groups), expected).complaint(LARGEST_ERROR)

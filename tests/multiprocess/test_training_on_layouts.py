@@ -1,0 +1,53 @@
+"""Some steps of training on a layout change the weights as in one process.
+
+J is drawn anew in every step, data-parallel ranks share the optimizer's state, and every gradient is clipped.
+"""
+
+import pytest
+
+from tests.support.layout_trainings import Training, compare_with_trained, write_trained
+from tests.support.ranks import SharedRanks, run_alone
+from tests.support.side_by_side import SideBySide
+
+pytestmark = pytest.mark.multiprocess
+
+# Of the change of a weight, and of gradient norms and sums: largest absolute difference over largest absolute
+# value.
+LARGEST_UPDATE_ERROR, LARGEST_ERROR = 5e-4, 2e-5
+TRAININGS = [
+    Training(model="ponderlm3, llama", layout="PP2"),
+    Training(model="ponderlm3, neox tied", layout="PP2", recompute="full"),
+    Training(model="ponderlm2, llama", layout="PP2", recompute="per_pass"),
+    Training(model="ponderlm3, neox softmax", layout="DP2xPP2"),
+    Training(model="ponderlm3, llama", layout="DP2xPP2", recompute="full"),
+    Training(model="ponderlm2, llama tied top-k", layout="DP2xPP2", recompute="per_pass"),
+    Training(model="adaponderlm, neox", layout="DP2xPP2", recompute="full"),
+    Training(model="ponderlm3, llama", layout="DP2xPP2", freeze_backbone_tokens=150),
+    Training(model="adaponderlm, llama", layout="PP4"),
+    Training(model="ponderlm, llama", layout="TP2+SPxPP2", recompute="selective"),
+    Training(model="pause, neox tied", layout="TP2+SP"),
+    Training(model="loop, neox", layout="DP2"),
+    Training(model="vanilla, neox tied", layout="TP2xPP2xDP2"),
+    Training(model="ponderlm3, llama top-k", layout="TP2xPP2xDP2", recompute="full"),
+]
+
+
+@pytest.fixture(scope="module")
+def side_by_side(ranks: SharedRanks, tmp_path_factory: pytest.TempPathFactory) -> SideBySide[Training]:
+    file = tmp_path_factory.mktemp("trained") / "weights.pt"
+    run_alone(write_trained, TRAININGS, file)
+    return SideBySide(TRAININGS, compare_with_trained, file, ranks)
+
+
+@pytest.mark.parametrize("training", TRAININGS, ids=str)
+def test_training_on_a_layout_equals_training_in_one_process(
+    training: Training, side_by_side: SideBySide[Training]
+) -> None:
+    for rank, found in enumerate(side_by_side.compared(training)):
+        complaint = (
+            found.complaint(LARGEST_UPDATE_ERROR)
+            or found.complaint(LARGEST_ERROR, among="gradient norm")
+            or found.complaint(LARGEST_ERROR, among="sum")
+            or found.complaint(0, among="copies")
+        )
+        assert not complaint, f"{training}, rank {rank}: {complaint}"

@@ -1,0 +1,187 @@
+"""What a step on a layout computes, and how far that is from what one process computes.
+
+The measure everywhere: of a tensor, the largest absolute difference over the largest absolute value of the
+reference. A tensor that is zero throughout in the reference must be zero.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_ext.batch import TokenBatch
+from megatron_ext.model import PonderModel
+from megatron_ext.optimizer import wrap_ddp
+from megatron_ext.parallel.gradients import finalize_gradients
+from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from megatron_ext.weights import load_weights, whole_tensors
+from pipeline.build import build_module
+from pipeline.config.schema import RunConfig
+from pipeline.metrics.statistics import StatisticsAccumulator
+from pipeline.step_settings import StepSettings
+from pipeline.train_step import run_schedule
+from tests.support.layouts import (
+    LAYOUTS,
+    MICRO_BATCH_SIZE,
+    MODELS,
+    NUM_MICRO_BATCHES,
+    ONE_PROCESS,
+    SEQ_LENGTH,
+    SWEEPS,
+    VOCAB_SIZE,
+    Case,
+)
+from tests.support.ponder_models import batch_of, random_weights
+
+PENALTY_WEIGHT = 0.3
+Values = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """How far a rank's values are from the reference.
+
+    Attributes:
+        errors: by tensor.
+        zero: gradients that are zero throughout in the reference: nothing may be forgotten on both sides.
+    """
+
+    errors: dict[str, float]
+    zero: list[str]
+
+    def complaint(self, largest_error: float, *, among: str = "") -> str:
+        """What is too far away, worst first; empty where nothing is.
+
+        Args:
+            largest_error: that is no complaint.
+            among: what the names of the tensors that are looked at contain.
+        """
+        # Not a number is no small one.
+        names = [name for name, error in self.errors.items() if among in name and not error <= largest_error]
+        names.sort(key=lambda name: -self.errors[name])
+        told = ", ".join(f"{name} by {self.errors[name]:.1e}" for name in names[:3])
+        return f"{len(names)} of {len(self.errors)} tensors differ: {told}" if names else ""
+
+
+def write_references(models: Iterable[tuple[str, str]], file: Path) -> None:
+    """Compute models for every J in one process: plain autograd through all passes, nothing computed again.
+
+    Args:
+        models: names and precisions.
+        file: to write to.
+    """
+    groups = initialize_groups()
+    try:
+        torch.save(
+            {(name, precision): _reference(name, precision, groups) for name, precision in models}, file
+        )
+    finally:
+        destroy_groups()
+
+
+def compare_with_references(cases: Sequence[Case], file: Path) -> list[Compared]:
+    """Compute cases of one layout on this rank and hold each against one process."""
+    references = torch.load(file, mmap=True)
+    (layout,) = {case.layout for case in cases}
+    groups = initialize_groups(tensor=LAYOUTS[layout].tensor, pipeline=LAYOUTS[layout].pipeline)
+    try:
+        return [_compare_case(case, references[case.model, case.precision], groups) for case in cases]
+    finally:
+        destroy_groups()
+
+
+def own_batches(groups: ParallelGroups) -> list[TokenBatch]:
+    """This rank's share of four micro-batches of packed documents, each with another number of labels."""
+    generator = torch.Generator().manual_seed(4)
+    shape = (NUM_MICRO_BATCHES, MICRO_BATCH_SIZE, SEQ_LENGTH)
+    tokens = torch.randint(VOCAB_SIZE, shape, generator=generator)
+    documents = torch.tensor([0] * 5 + [1] * (SEQ_LENGTH - 5)).expand(shape).clone()
+    documents[0, 1] = 0
+    documents[1, 1, 9:] = -1
+    documents[2, 0, :3] = -1
+    return [batch_of(*pair) for pair in zip(tokens, documents, strict=True)][groups.dp_rank :: groups.dp_size]
+
+
+def built_model(config: RunConfig, groups: ParallelGroups) -> tuple[PonderModel, Values]:
+    """A model in which every weight matters, and the weights it had before, whole."""
+    module = build_module(config, VOCAB_SIZE, groups)
+    start = {name: value.clone() for name, value in whole_tensors(module, lambda weight: weight).items()}
+    load_weights(module, random_weights(module, seed=3))
+    return module, start
+
+
+def wrapped(module: PonderModel) -> Any:
+    """Wrap a model such that every rank keeps the whole gradient, which can then be compared."""
+    ddp = wrap_ddp(module, use_distributed_optimizer=False)
+    ddp.config.finalize_model_grads_func = finalize_gradients
+    return ddp
+
+
+def run_step(ddp: Any, num_jacobi_iterations: int, groups: ParallelGroups) -> StatisticsAccumulator:
+    """Forward, backward and reduction of a step without an update; the sums of this rank."""
+    statistics = StatisticsAccumulator(ddp.module.statistics_layout(), device=torch.device("cpu"))
+    ddp.zero_grad_buffer()
+    run_schedule(
+        ddp,
+        own_batches(groups),
+        StepSettings(num_jacobi_iterations=num_jacobi_iterations, penalty_weight=PENALTY_WEIGHT),
+        groups=groups,
+        statistics=statistics,
+    )
+    return statistics
+
+
+def values_of_step(ddp: Any, statistics: StatisticsAccumulator, groups: ParallelGroups) -> Values:
+    """Loss, sums and all gradients, whole."""
+    sums = statistics.reduce(groups.dp, groups.pp)
+    loss = sums["nll"][0] / sums["labelled_tokens"][0]
+    if "penalty" in sums:
+        loss += PENALTY_WEIGHT * sums["penalty"][0] / sums["real_tokens"][0]
+    gradients = whole_tensors(ddp.module, lambda parameter: parameter.main_grad)  # type: ignore[attr-defined]
+    values = {"loss": torch.tensor(loss)} | {f"sum {name}": torch.tensor(sums[name]) for name in sums}
+    return values | {f"gradient of {name}": value.clone() for name, value in gradients.items()}
+
+
+def compare(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Compared:
+    """Hold values against the reference."""
+    assert found.keys() == reference.keys(), f"not in both: {found.keys() ^ reference.keys()}"
+    errors, zero = {}, []
+    for name, expected in reference.items():
+        largest = expected.abs().max().item()
+        difference = (found[name].double() - expected.double()).abs().max().item()
+        errors[name] = difference / largest if largest else difference
+        if largest == 0 and "gradient of" in name:
+            zero.append(name)
+    return Compared(errors=errors, zero=zero)
+
+
+def _reference(name: str, precision: str, groups: ParallelGroups) -> dict[int | str, Values]:
+    model = MODELS[name]
+    all_sweeps = sorted(set().union(*SWEEPS.values())) if model.sweeps else [0]
+    return _steps(model.config(ONE_PROCESS, training={"precision": precision}), all_sweeps, groups)
+
+
+def _compare_case(case: Case, reference: Mapping[int | str, Values], groups: ParallelGroups) -> Compared:
+    try:
+        found = _steps(case.config(), case.jacobi_iterations, groups)
+    except Exception as error:
+        error.add_note(f"in the case {case}")
+        raise
+    return compare(
+        {f"{step}: {name}": value for step, values in found.items() for name, value in values.items()},
+        {f"{step}: {name}": value for step in found for name, value in reference[step].items()},
+    )
+
+
+def _steps(config: RunConfig, sweeps: Iterable[int], groups: ParallelGroups) -> dict[int | str, Values]:
+    """Start weights, and the values of a step with each J."""
+    module, start = built_model(config, groups)
+    ddp = wrapped(module)
+    found: dict[int | str, Values] = {"start": start}
+    for num_jacobi_iterations in sweeps:
+        statistics = run_step(ddp, num_jacobi_iterations, groups)
+        found[num_jacobi_iterations] = values_of_step(ddp, statistics, groups)
+    return found
