@@ -10,7 +10,8 @@ names through which Megatron reaches CUDA their CPU meaning:
 * inside ``megatron.core.optimizer``, which checks precisions by name, ``Tensor.type()`` names CPU tensors as
   CUDA ones.
 
-On every device without apex and Transformer Engine, Megatron's optimizer slot receives our AdamW.
+On every device without apex and Transformer Engine, Megatron's optimizer slot receives our AdamW, and its slot
+for the norm of all gradients one that sums in float64.
 """
 
 import functools
@@ -167,8 +168,9 @@ def _use_the_cpu_generator() -> None:
 
 
 def _fill_optimizer_slot() -> None:
-    from megatron_ext.optimizer import AdamW
+    from megatron_ext.optimizer import AdamW, exact_norm
 
+    vars(importlib.import_module("megatron.core.optimizer.clip_grads"))["l2_norm_impl"] = exact_norm
     optimizer_module: Any = importlib.import_module("megatron.core.optimizer")
     distributed_module: Any = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
     optimizer_module.Adam = AdamW

@@ -15,6 +15,7 @@ __all__ = [
     "build_optimizer",
     "build_scheduler",
     "connect_schedule",
+    "exact_norm",
     "wrap_ddp",
 ]
 
@@ -94,6 +95,25 @@ class AdamW(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(param)
             state["exp_avg_sq"] = torch.zeros_like(param)
         return state
+
+
+def exact_norm(
+    chunk_size: int, noop_flag: Tensor, tensor_lists: list[list[Tensor]], per_tensor: bool
+) -> tuple[Tensor, None]:
+    """Norm of many tensors together, in the signature of apex's ``multi_tensor_l2norm``.
+
+    A float32 sum over a large tensor is off by some 1e-5 on a CPU, by how much depends on how the tensor is
+    split, and so would the clipping of gradients. The sum runs in float64.
+
+    Args:
+        chunk_size, noop_flag, per_tensor: apex's, without meaning here.
+        tensor_lists: one list of tensors.
+    Returns:
+        [1] float32, and None for the norms of each tensor.
+    """
+    del chunk_size, noop_flag, per_tensor
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensor_lists[0]]
+    return torch.linalg.vector_norm(torch.stack(norms)).float().reshape(1), None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

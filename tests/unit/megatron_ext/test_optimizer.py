@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_ext.host import prepare_host
-from megatron_ext.optimizer import AdamW, ScheduleSettings, build_scheduler
+from megatron_ext.optimizer import AdamW, ScheduleSettings, build_scheduler, exact_norm
 
 SETTINGS: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8}
 
@@ -138,3 +138,23 @@ def test_a_resumed_schedule_takes_its_position_from_the_checkpoint_and_the_rest_
     resumed = build_scheduler(optimizer, ScheduleSettings(lr=2.0, lr_decay_style="linear", lr_decay_iters=20))
     resumed.load_state_dict(saved.state_dict())
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1.5)
+
+
+def test_the_norm_does_not_depend_on_how_a_large_gradient_is_split() -> None:
+    gradient = torch.randn(700_000, generator=torch.Generator().manual_seed(3)) * torch.linspace(
+        0, 1, 700_000
+    )
+    nothing = torch.zeros(1)
+
+    whole, _ = exact_norm(65536, nothing, [[gradient]], False)
+    split, _ = exact_norm(65536, nothing, [list(gradient.chunk(7))], False)
+
+    assert torch.equal(whole, split)
+    torch.testing.assert_close(whole[0].double(), gradient.double().norm(), rtol=1e-7, atol=0)
+
+
+def test_megatron_clips_by_the_exact_norm() -> None:
+    prepare_host()
+    from megatron.core.optimizer import clip_grads
+
+    assert clip_grads.l2_norm_impl is exact_norm

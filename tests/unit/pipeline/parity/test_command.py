@@ -33,7 +33,7 @@ def judged(found: Measured, json_file: Path) -> tuple[ExitCode, str]:
 
 
 def test_inside_the_band_is_success(tmp_path: Path) -> None:
-    code, text = judged(Measured(loss=5.0, grad_norm=1.00001), tmp_path / "parity.json")
+    code, text = judged(Measured(loss=5.0, grad_norm=1.000001), tmp_path / "parity.json")
 
     assert code == ExitCode.DONE
     assert "one process and tp=2,pp=1,dp=1, fp32" in text

@@ -23,10 +23,10 @@ def test_equal_steps_pass_with_no_difference() -> None:
 
 
 def test_differences_are_relative_to_one_process() -> None:
-    step = compared((4.0, 2.0), (4.0 + 4e-6, 2.0 - 1e-5))
+    step = compared((4.0, 2.0), (4.0 + 4e-6, 2.0 - 1e-6))
 
     assert step.loss_difference == pytest.approx(1e-6, rel=1e-3)
-    assert step.grad_norm_difference == pytest.approx(5e-6, rel=1e-3)
+    assert step.grad_norm_difference == pytest.approx(5e-7, rel=1e-3)
     assert step.share_of_band == pytest.approx(0.5, rel=1e-3)
     assert step.passes
 
@@ -66,7 +66,7 @@ def test_the_band_widens_by_a_tenth_per_step() -> None:
 
     assert [step.step for step in compared_steps] == [1, 2, 3]
     norms = [step.band.grad_norm for step in compared_steps]
-    assert norms == pytest.approx([2e-5, 2.2e-5, 2.42e-5])
+    assert norms == pytest.approx([2e-6, 2.2e-6, 2.42e-6])
 
 
 def test_trainings_of_different_length_cannot_be_compared() -> None:
