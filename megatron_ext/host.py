@@ -10,8 +10,8 @@ names through which Megatron reaches CUDA their CPU meaning:
 * inside ``megatron.core.optimizer``, which checks precisions by name, ``Tensor.type()`` names CPU tensors as
   CUDA ones.
 
-On every device without apex and Transformer Engine, Megatron's optimizer slot receives our AdamW, and its slot
-for the norm of all gradients one that sums in float64.
+On every device without apex and Transformer Engine, Megatron's optimizer slot receives our AdamW, and its
+slot for the norm of all gradients one that sums in float64.
 """
 
 import functools

@@ -30,6 +30,7 @@ from pipeline.metrics.records import ValidationRecord
 from pipeline.metrics.sinks import SinkGroup
 from pipeline.progress import TrainingProgress
 from pipeline.ranks import Ranks
+from pipeline.roll_call import naming_lost_ranks
 from pipeline.run_account import flops_account
 from pipeline.run_output import config_file, open_run_progress, open_sinks, show_summary, start_output
 from pipeline.signals import StopFlag
@@ -57,7 +58,7 @@ def train(config: RunConfig) -> ExitCode:
             tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, seed=config.seed
         )
         # On the host: asking must not wait for the GPU.
-        with StopFlag(torch.device("cpu")) as stop:
+        with StopFlag(torch.device("cpu")) as stop, naming_lost_ranks():
             return _prepare(config, groups).run(stop)
     finally:
         destroy_groups()

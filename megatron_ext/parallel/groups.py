@@ -1,6 +1,7 @@
 """The parallel layout of a run: sizes, this rank's coordinates, and Megatron's process groups."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed
 from megatron.core import parallel_state
@@ -52,7 +53,7 @@ class ParallelGroups:
 def initialize_groups(*, tensor: int = 1, pipeline: int = 1, seed: int = 1234) -> ParallelGroups:
     """Split the started process group into Megatron's axes and seed the model-parallel generators.
 
-    What tensor and pipeline leave over is data parallel.
+    What tensor and pipeline leave over is data parallel. The started group's timeout holds on all axes.
 
     Args:
         tensor: size of the tensor axis.
@@ -72,6 +73,8 @@ def initialize_groups(*, tensor: int = 1, pipeline: int = 1, seed: int = 1234) -
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
+        # Otherwise a collective within the layout waits for half an hour.
+        distributed_timeout_minutes=_time_limit() / timedelta(minutes=1),
         # Gloo groups beside the NCCL ones serve the optimizer's gathers in host memory.
         create_gloo_process_groups=True,
     )
@@ -92,6 +95,14 @@ def initialize_groups(*, tensor: int = 1, pipeline: int = 1, seed: int = 1234) -
         pp=pg_collection.pp,
         mp=pg_collection.mp,
     )
+
+
+def _time_limit() -> timedelta:
+    """How long a collective of the started process group waits."""
+    everyone = torch.distributed.group.WORLD
+    assert everyone is not None, "a process group must be started first"
+    limit: timedelta = everyone._get_backend(torch.device("cpu")).options._timeout
+    return limit
 
 
 def destroy_groups() -> None:
