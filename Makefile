@@ -1,6 +1,6 @@
 # Everything a developer needs: `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt
+.PHONY: help setup demo test test-matrix check fmt
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -15,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(INSTALLED) ## make the virtual environment and install the project with its pinned dependencies
 
@@ -26,6 +26,9 @@ test: $(INSTALLED) ## unit tests, then several ranks, then whole commands
 	$(BIN)/pytest tests/test_import_rules.py tests/unit
 	$(BIN)/pytest tests/multiprocess
 	$(BIN)/pytest tests/end_to_end
+
+test-matrix: $(INSTALLED) ## every method on every layout, with every recompute and J, against one process
+	$(BIN)/pytest tests/multiprocess -m matrix
 
 check: $(INSTALLED) ## lint, formatting and types
 	$(BIN)/ruff check .
