@@ -63,19 +63,21 @@ def ranks_that_do_not_answer(store: Store, rank: int, world_size: int, *, wait_s
         The ranks that have not reported; [0] where the store, which lives with rank 0, cannot be reached.
     """
     silent = [other for other in range(world_size) if other != rank]
+    has_looked = False
     store.set_timeout(timedelta(seconds=wait_seconds))
     deadline = time.monotonic() + wait_seconds
-    has_reported = False
     try:
         store.set(str(rank), "here")
-        has_reported = True
-        while silent and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
+        while True:
             silent = [other for other in silent if not store.check([str(other)])]
+            has_looked = True
+            if not silent or time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_SECONDS)
     except DistError as error:
         # Rank 0 may leave first; what was seen until then holds.
         logger.debug("the store is gone: %s", error)
-    return silent if has_reported else [0]
+    return silent if has_looked else [0]
 
 
 def _is_of_a_collective(error: RuntimeError) -> bool:

@@ -19,7 +19,7 @@ from pipeline.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from tests.support.ranks import run_alone, run_on_ranks
+from tests.support.ranks import SharedRanks, run_alone
 from tests.support.tiny_gpt import TinyGpt
 
 pytestmark = pytest.mark.multiprocess
@@ -160,8 +160,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(folder: Path) -> list[Found]:
-    return run_on_ranks(_on_two_ranks, 2, folder)
+def two_ranks(ranks: SharedRanks, folder: Path) -> list[Found]:
+    return ranks.run(_on_two_ranks, 2, folder)
 
 
 @pytest.fixture(scope="module")

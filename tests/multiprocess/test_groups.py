@@ -5,7 +5,7 @@ import torch
 import torch.distributed
 
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from tests.support.ranks import run_alone, run_on_ranks
+from tests.support.ranks import SharedRanks, run_alone
 from tests.support.tiny_gpt import TinyGpt
 
 pytestmark = pytest.mark.multiprocess
@@ -38,8 +38,8 @@ def _try_layouts() -> dict[str, Seen]:
 
 
 @pytest.fixture(scope="module")
-def two_ranks() -> list[dict[str, Seen]]:
-    return run_on_ranks(_try_layouts, 2)
+def two_ranks(ranks: SharedRanks) -> list[dict[str, Seen]]:
+    return ranks.run(_try_layouts, 2)
 
 
 def test_tensor_parallel_ranks_share_one_model(two_ranks: list[dict[str, Seen]]) -> None:

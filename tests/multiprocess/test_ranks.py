@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 
 from pipeline.signals import StopFlag
-from tests.support.ranks import run_on_ranks
+from tests.support.ranks import SharedRanks, run_on_ranks
 
 pytestmark = pytest.mark.multiprocess
 
@@ -36,8 +36,8 @@ def _die_on(rank: int) -> None:
     time.sleep(60)
 
 
-def test_a_signal_to_one_rank_stops_all_at_the_same_step() -> None:
-    assert run_on_ranks(_stop_when_rank_one_is_told, 2) == [[False, True, True]] * 2
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(ranks: SharedRanks) -> None:
+    assert ranks.run(_stop_when_rank_one_is_told, 2) == [[False, True, True]] * 2
 
 
 def test_a_failing_rank_is_named_with_its_error() -> None:

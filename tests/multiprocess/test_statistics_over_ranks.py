@@ -3,7 +3,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.metrics.statistics import StatisticsAccumulator
-from tests.support.ranks import run_on_ranks
+from tests.support.ranks import SharedRanks
 
 
 def sums_of_rank() -> dict[str, list[float]]:
@@ -14,6 +14,6 @@ def sums_of_rank() -> dict[str, list[float]]:
 
 
 @pytest.mark.multiprocess
-def test_two_ranks_see_the_sums_of_both() -> None:
-    for sums in run_on_ranks(sums_of_rank, 2):
+def test_two_ranks_see_the_sums_of_both(ranks: SharedRanks) -> None:
+    for sums in ranks.run(sums_of_rank, 2):
         assert sums == {"nll": [3.0], "steps_count": [2.0, 10.0]}

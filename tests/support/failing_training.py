@@ -6,21 +6,19 @@ python -m tests.support.failing_training RANK WAY CONFIG OVERRIDES..., where WAY
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from megatron_ext.layers import SequentialResidualLayer
 from pipeline.commands.shared import set_up_logging
-from pipeline.config.load import load_config
 from pipeline.launch import run_ranks
 from pipeline.ranks import Ranks
-from pipeline.trainer import train
 
 EXIT_CODE = 9
 # Of a layer: a step of the recipe in `tests.support.runs` has ten on every rank, two of them in each pass.
 LAST_CALL = 15
+# Enough for the other rank to say who is missing.
+FAILURE_TIMEOUT_SECONDS = 8.0
 
 
 def main() -> None:
@@ -28,11 +26,22 @@ def main() -> None:
     failing, way, config, *overrides = sys.argv[1:]
     ranks = Ranks.from_environment()
     set_up_logging(speaks=ranks.rank == 0)
-    if not ranks.is_launched:
-        sys.exit(run_ranks(["-m", "tests.support.failing_training", *sys.argv[1:]], num_ranks=2))
-    if ranks.rank == int(failing):
-        nn.modules.module.register_module_forward_pre_hook(_FailingHook(way))
-    sys.exit(train(load_config(Path(config), overrides)))
+    if ranks.is_launched:
+        sys.exit(_train(Path(config), overrides, fails=way if ranks.rank == int(failing) else None))
+    command = ["-m", "tests.support.failing_training", *sys.argv[1:]]
+    sys.exit(run_ranks(command, num_ranks=2, failure_timeout_seconds=FAILURE_TIMEOUT_SECONDS))
+
+
+def _train(config: Path, overrides: Sequence[str], *, fails: str | None) -> int:
+    # Not above: the launcher has no use for torch and Megatron, whose imports take seconds.
+    from torch import nn
+
+    from pipeline.config.load import load_config
+    from pipeline.trainer import train
+
+    if fails is not None:
+        nn.modules.module.register_module_forward_pre_hook(_FailingHook(fails))
+    return train(load_config(config, overrides))
 
 
 class _FailingHook:
@@ -40,8 +49,8 @@ class _FailingHook:
         self._way = way
         self._num_calls = 0
 
-    def __call__(self, module: nn.Module, inputs: Any) -> None:
-        self._num_calls += isinstance(module, SequentialResidualLayer)
+    def __call__(self, module: Any, inputs: Any) -> None:
+        self._num_calls += type(module).__name__ == "SequentialResidualLayer"
         if self._num_calls < LAST_CALL:
             return
         if self._way == "dies":

@@ -128,7 +128,7 @@ MODELS = {
     ),
     "ponderlm, llama hidden": _model(Method.PONDERLM, LLAMA, mixture="hidden"),
     "ponderlm2, llama": _model(Method.PONDERLM2, LLAMA),
-    "ponderlm2, neox softmax": _model(Method.PONDERLM2, NEOX, mixture="softmax"),
+    "ponderlm2, neox softmax": _model(Method.PONDERLM2, NEOX, {"init": "ponderlm2"}, mixture="softmax"),
     "ponderlm2, llama tied top-k": _model(
         Method.PONDERLM2, LLAMA, TIED, mixture="top_k", mixture_top_k=10, num_latent_thoughts=1
     ),

@@ -1,0 +1,76 @@
+"""A rank that dies or hangs in the middle of a pass ends the whole job, and is named."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import Finished, Running, started
+from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus
+from tests.support.failing_training import EXIT_CODE
+from tests.support.runs import write_recipe
+
+pytestmark = pytest.mark.multiprocess
+
+# Ranks of a busy machine start seconds apart, and the first waits for the last.
+TIMEOUT_SECONDS = 15
+# Nobody waits for a rank that has died, so that this plays no part.
+VERY_LONG = 3600
+ON_STAGES = ("parallel.tensor=1", "parallel.pipeline=2", "training.micro_batch_size=4")
+JOBS = {
+    "stage 1 dies": ("1", "dies", *ON_STAGES, f"parallel.timeout_seconds={VERY_LONG}"),
+    "tensor rank 0 dies": ("0", "dies", f"parallel.timeout_seconds={VERY_LONG}"),
+    "stage 0 hangs": ("0", "hangs", *ON_STAGES, f"parallel.timeout_seconds={TIMEOUT_SECONDS}"),
+}
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Running]]:
+    """All under way at the same time, because most of it is waiting."""
+    folder = tmp_path_factory.mktemp("jobs")
+    source = write_corpus(folder / "text")
+    tokenizer = train_small_tokenizer(source, folder / "tokenizer.model")
+    prepare_here(source, tokenizer, folder / "data")
+    recipe = write_recipe(folder / "recipe.yaml", data=folder / "data")
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(started(_arguments(recipe, folder / name, *arguments)))
+            for name, arguments in JOBS.items()
+        }
+
+
+@pytest.fixture(scope="module")
+def finished(jobs: dict[str, Running]) -> dict[str, Finished]:
+    """How they ended; no process of theirs is left."""
+    return {name: job.finish() for name, job in jobs.items()}
+
+
+def _arguments(recipe: Path, output: Path, rank: str, way: str, *overrides: str) -> list[str]:
+    module = ("-m", "tests.support.failing_training")
+    return [*module, rank, way, str(recipe), f"output_dir={output}", *overrides]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_rank_failed_in_the_middle_of_training(finished: dict[str, Finished], name: str) -> None:
+    assert "iteration        1/" in finished[name].stderr
+    assert "iteration        2/" not in finished[name].stderr
+
+
+@pytest.mark.parametrize(("name", "rank"), [("stage 1 dies", 1), ("tensor rank 0 dies", 0)])
+def test_a_rank_that_dies_is_named_and_ends_the_job(
+    finished: dict[str, Finished], name: str, rank: int
+) -> None:
+    assert finished[name].exit_code == EXIT_CODE
+    assert f"rank {rank} of 2 failed with exit code {EXIT_CODE}" in finished[name].stderr
+
+
+def test_the_other_rank_knows_that_its_neighbour_has_died(finished: dict[str, Finished]) -> None:
+    assert "LostRanksError: rank 0 of 2 waited in vain, and ranks [1]" in finished["stage 1 dies"].stderr
+
+
+def test_a_rank_that_hangs_is_named_and_ends_the_job(finished: dict[str, Finished]) -> None:
+    hung = finished["stage 0 hangs"]
+    assert hung.exit_code == 1
+    assert "LostRanksError: rank 1 of 2 waited in vain, and ranks [0]" in hung.stderr
+    assert "ranks [0] did not leave in time and are killed" in hung.stderr
