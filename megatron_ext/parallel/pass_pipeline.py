@@ -3,8 +3,8 @@
 With p pipeline stages, the P passes of a forward are the P virtual stages of Megatron's interleaved 1F1B
 schedule, which all share one module. The last stage's output enters the first stage again while other
 micro-batches fill the time, so that with equal passes the bubble is (p - 1) / (P m) of m micro-batches' work
-instead of (p - 1) / m for each pass. Passes that grow pair short with long ones and leave some of it. With one
-stage, the same passes run one after another.
+instead of (p - 1) / m for each pass. Passes that grow pair short with long ones and leave some of it. With
+one stage, the same passes run one after another.
 """
 
 from collections.abc import Callable, Iterator, Sequence
