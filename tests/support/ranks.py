@@ -4,6 +4,7 @@ The start of a rank, with its imports, costs seconds: most of what a test of sev
 take one call after another, and tests share them.
 """
 
+import gc
 import os
 import queue
 import socket
@@ -33,6 +34,7 @@ def run_alone(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     finally:
         stop_process_group()
+        _end_threads()
 
 
 def run_on_ranks(
@@ -170,8 +172,14 @@ def _serve(rank: int, world_size: int, port: int, calls: Any, results: Any) -> N
         while (call := _next_call(calls)) is not None:
             function, arguments = call
             results.put((rank, True, function(*arguments)))
+            _end_threads()
     except BaseException:
         results.put((rank, False, traceback.format_exc()))
+
+
+def _end_threads() -> None:
+    """Let go of models: their process groups, though destroyed, keep threads that wake up often."""
+    gc.collect()
 
 
 def _next_call(calls: Any) -> Any:
