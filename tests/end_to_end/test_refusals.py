@@ -18,6 +18,9 @@ SMALLEST = (
     "ponder.method=vanilla",
     "num-latent-thoughts=0",
     "num-jacobi-iterations=0",
+    "ponder.pruning_threshold=null",
+    "ponder.penalty_weight=null",
+    "ponder.penalty_ramp=null",
     "num-layers=1",
     "micro-batch-size=2",
     "global-batch-size=2",
@@ -36,12 +39,12 @@ def assert_is_for_users(command: Finished) -> None:
 def test_all_mistakes_in_the_settings_are_told_at_once_and_nothing_is_written(
     recipe: Path, tmp_path: Path
 ) -> None:
-    mistakes = ("parallel.tensor=3", "lr=0", "model.hiden_size=64", "ponder.method=loop")
+    mistakes = ("parallel.tensor=3", "lr=0", "model.hiden_size=64", "ponder.penalty=entropy")
     output = tmp_path / "run"
     command = megaponder("train", "--config", str(recipe), f"output_dir={output}", *mistakes)
     assert command.exit_code == 2
     assert_is_for_users(command)
-    for part in ("4 problems", "parallel.tensor: must divide", "optimizer.lr: ", "model.hidden_size", "loop"):
+    for part in ("4 problems", "parallel.tensor: must divide", "optimizer.lr: ", "model.hidden_size", "ponder.penalty"):
         assert part in command.stderr
     assert not output.exists()
 

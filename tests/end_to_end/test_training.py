@@ -78,7 +78,7 @@ def test_the_start_prints_once_what_is_trained(trained: TrainedRun) -> None:
     shown = trained.command.stderr
     for row in (
         "method +ponderlm3 on llama",
-        "latent thoughts +K = 2, Jacobi sweeps J = 2",
+        "extra steps +K = 2 latent thoughts, Jacobi sweeps J = 2",
         "passes +5 through 2 layers",
         "rows per token +training 12, inference 1 to 3",
         "effective depth +6 layers",
