@@ -1,12 +1,14 @@
 """What is measured between two log lines: sums on the device, times on the host, one collective."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from megatron_ext.host import device
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint_folder import TrainState
 from pipeline.config.schema import RunConfig
+from pipeline.data.dataset import TokenRows
 from pipeline.flops import FlopsAccount
+from pipeline.metrics.data_hash import gather_data_hash
 from pipeline.metrics.ponder_scalars import mean_loss, ponder_scalars
 from pipeline.metrics.records import TrainingRecord
 from pipeline.metrics.statistics import StatisticsAccumulator
@@ -40,13 +42,21 @@ class IntervalMeter:
         self._sweeps += settings.num_jacobi_iterations
         self._seconds += seconds
 
-    def read(self, state: TrainState, *, learning_rate: float, groups: ParallelGroups) -> TrainingRecord:
+    def read(
+        self,
+        state: TrainState,
+        *,
+        learning_rate: float,
+        groups: ParallelGroups,
+        rows: Sequence[TokenRows] | None = None,
+    ) -> TrainingRecord:
         """Make the record of the interval and begin the next; all data-parallel ranks call it together.
 
         Args:
             state: how far the run is.
             learning_rate: of the next step.
             groups: the layout.
+            rows: what this rank has read of the last step's global batch; None where nothing was read.
         """
         sums = self.statistics.reduce(groups.dp, groups.pp)
         sweeps = self._sweeps / self._num_steps
@@ -68,6 +78,7 @@ class IntervalMeter:
             loss=mean_loss(sums),
             grad_norm=self._grad_norm,
             skipped_iterations=state.skipped_iterations,
+            data_hash=None if rows is None else gather_data_hash(rows, groups.dp),
             scalars=ponder_scalars(
                 sums, num_jacobi_iterations=sweeps, penalty_weight=self.penalty_weight, flops=self.flops
             ),

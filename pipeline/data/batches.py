@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from megatron_ext.batch import TokenBatch
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
 from pipeline.data.dataset import TokenDataset, TokenRows
-from pipeline.data.fingerprint import hash_rows
 from pipeline.data.order import SampleOrder, global_batch_indices
 
 NO_LABEL = -100
@@ -141,6 +140,14 @@ def _positions(ends_document: NDArray[np.bool_]) -> NDArray[np.int64]:
     return distances
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchShare:
+    """What one rank reads of a global batch: its micro-batches, packed for the model and as rows."""
+
+    micro_batches: list[TokenBatch]
+    rows: list[TokenRows]
+
+
 class TrainingBatches:
     """The batches of one data-parallel rank, by the number of samples consumed before them.
 
@@ -157,24 +164,20 @@ class TrainingBatches:
         self.layout = layout
         self.packing = packing
 
+    def read(self, consumed_samples: int) -> BatchShare:
+        """Read this rank's part of the global batch that begins after ``consumed_samples``."""
+        indices = global_batch_indices(self.order, consumed_samples, self.layout.global_batch_size)
+        rows = [self.dataset.rows(share) for share in self.layout.micro_batches(indices)]
+        packed = [pack_rows(each, eod_id=self.dataset.eod_id, options=self.packing) for each in rows]
+        return BatchShare(micro_batches=packed, rows=rows)
+
     def micro_batches(self, consumed_samples: int) -> list[TokenBatch]:
         """This rank's micro-batches of the global batch that begins after ``consumed_samples``."""
-        indices = self._indices(consumed_samples)
-        return [_build(self.dataset, share, self.packing) for share in self.layout.micro_batches(indices)]
-
-    def data_hash(self, consumed_samples: int) -> str:
-        """SHA-256 of the token ids of that global batch, whatever the data-parallel and micro-batch size.
-
-        It reads the whole global batch, so one rank computes it, on steps that are logged.
-        """
-        return hash_rows(self.dataset.rows(self._indices(consumed_samples)))
+        return self.read(consumed_samples).micro_batches
 
     def epoch(self, consumed_samples: int) -> float:
         """Passes over the split after ``consumed_samples``."""
         return consumed_samples / len(self.dataset)
-
-    def _indices(self, consumed_samples: int) -> list[int]:
-        return global_batch_indices(self.order, consumed_samples, self.layout.global_batch_size)
 
 
 class HeldoutBatches:

@@ -23,6 +23,9 @@ THROUGHPUT: Final = "throughput"
 # Megatron Bridge's tag for what Megatron-LM does not plot.
 TOKENS_PER_SECOND: Final = "throughput/tokens_per_sec"
 
+# Names the tokens of the logged iteration's global batch, whatever the layout; text, so not in TensorBoard.
+DATA_HASH: Final = "data-hash"
+
 MEAN_STEPS: Final = "ponder/mean-steps"
 STEPS_HISTOGRAM: Final = "ponder/steps-histogram"
 ROUTER_ENTROPY: Final = "ponder/router-entropy"
