@@ -82,11 +82,12 @@ def render_inspection(inspection: Inspection) -> RenderableType:
     tokenizer = manifest.header.tokenizer
     facts = Text(
         f"{inspection.folder}: {manifest.header.inputs.source}, {manifest.header.inputs.num_files:,} files, "
-        f"{manifest.header.inputs.num_bytes / 1e6:,.1f} MB of text, {len(manifest.rejected)} files rejected\n"
+        f"{manifest.header.inputs.num_bytes / 1e6:,.1f} MB of text, "
+        f"{len(manifest.rejected)} records rejected\n"
         f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, end of document {tokenizer.eod_id}, "
         f"sha256 {tokenizer.sha256[:12]}; tokens stored as {manifest.header.token_type}"
     )
-    rejected = [Text(f"rejected: {file.path}: {file.reason}") for file in manifest.rejected]
+    rejected = [Text(f"rejected: {record.place}: {record.reason}") for record in manifest.rejected]
     panels = [
         Panel(Text(sample.text), title=f"{sample.shard}: a document of {sample.num_tokens:,} tokens")
         for sample in inspection.samples

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
-from data_prep.documents import InputFile, TextFolder, files_fingerprint, find_files
+from data_prep.documents import InputFile, TextFiles, TextFolder, files_fingerprint
 from data_prep.errors import DataError
 from data_prep.files import folder_lock, write_atomically
+from data_prep.finding import find_files
 from data_prep.journal import JOURNAL_NAME, append_entry, load_journal, start_journal
 from data_prep.manifest import (
     MANIFEST_NAME,
@@ -43,7 +44,7 @@ class PrepareRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: TextFolder
+    source: TextFolder | TextFiles
     output: Path
     tokenizer: Path
     settings: PrepareSettings = PrepareSettings()
@@ -91,7 +92,7 @@ def _survey(request: PrepareRequest) -> _Work:
     tokenizer = Tokenizer.load(request.tokenizer)
     files = find_files(request.source)
     header = _header(request, tokenizer, files)
-    shards = plan_shards(files, request.settings)
+    shards = plan_shards(files, request.settings, request.source.reading)
     previous, entries = _previous_state(request)
     if previous is not None and previous != header and not request.overwrite:
         raise DataError(
@@ -114,6 +115,7 @@ def _header(request: PrepareRequest, tokenizer: Tokenizer, files: Sequence[Input
             eod_id=tokenizer.eod_id,
         ),
         settings=request.settings,
+        reading=request.source.reading,
         inputs=InputEntry(
             source=request.source.description,
             num_files=len(files),
@@ -207,7 +209,8 @@ def _run(
 def _task(request: PrepareRequest, header: PreparationHeader, shard: PlannedShard) -> ShardTask:
     return ShardTask(
         shard=shard,
-        source_root=request.source.root.resolve(),
+        reading=header.reading,
+        heldout_fraction=header.settings.heldout_fraction,
         output=request.output.resolve(),
         tokenizer=request.output.resolve() / header.tokenizer.file,
         tokenizer_sha256=header.tokenizer.sha256,

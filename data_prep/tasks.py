@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.documents import read_document
+from data_prep.documents import InputFile
 from data_prep.errors import DataError
-from data_prep.manifest import RejectedFile, ShardEntry, TokenType
+from data_prep.manifest import ReadSettings, RejectedRecord, ShardEntry, TokenType
 from data_prep.plan import PlannedShard
+from data_prep.records import BadRecord, document_name, read_records
 from data_prep.shard_writer import ShardWriter, WrittenShard
+from data_prep.splits import split_of
 from data_prep.tokenizer import Tokenizer
 
 
@@ -19,7 +21,8 @@ class ShardTask:
     """Everything a worker needs; small, because text never travels with it."""
 
     shard: PlannedShard
-    source_root: Path
+    reading: ReadSettings
+    heldout_fraction: float
     output: Path
     tokenizer: Path
     tokenizer_sha256: str
@@ -37,7 +40,7 @@ class TaskReport:
 
 @dataclass(slots=True)
 class _Omissions:
-    rejected: list[RejectedFile] = field(default_factory=list)
+    rejected: list[RejectedRecord] = field(default_factory=list)
     num_empty: int = 0
 
 
@@ -64,16 +67,20 @@ def tokenize_shard(task: ShardTask) -> TaskReport:
 
 def _documents(task: ShardTask, omissions: _Omissions) -> Iterator[str]:
     for file in task.shard.files:
-        try:
-            text = read_document(task.source_root, file)
-        except UnicodeDecodeError as error:
-            reason = f"not UTF-8 at byte {error.start}: {error.reason}"
-            omissions.rejected.append(RejectedFile(path=file.path, reason=reason))
-            continue
-        if text:
-            yield text
-        else:
-            omissions.num_empty += 1
+        wanted = functools.partial(_is_in_split, task, file)
+        for record in read_records(file, task.reading, wanted):
+            if isinstance(record, BadRecord):
+                omissions.rejected.append(
+                    RejectedRecord(path=file.path, line=record.line, reason=record.reason)
+                )
+            elif record.text:
+                yield record.text
+            else:
+                omissions.num_empty += 1
+
+
+def _is_in_split(task: ShardTask, file: InputFile, line: int | None) -> bool:
+    return split_of(document_name(file, line), task.heldout_fraction) == task.shard.split
 
 
 def _entry(task: ShardTask, written: WrittenShard, omissions: _Omissions) -> ShardEntry:
@@ -87,7 +94,7 @@ def _entry(task: ShardTask, written: WrittenShard, omissions: _Omissions) -> Sha
         num_members=written.num_members,
         tokenizer_sha256=task.tokenizer_sha256,
         inputs=task.shard.input_range,
-        num_empty_files=omissions.num_empty,
+        num_empty_documents=omissions.num_empty,
         rejected=tuple(omissions.rejected),
     )
 

@@ -9,9 +9,11 @@ from rich.console import Console
 from pipeline.commands.shared import examples, set_up_logging
 from pipeline.commands.text_source import (
     HeldoutFraction,
+    Lines,
     PythonStandardLibrary,
-    Source,
+    Sources,
     Suffixes,
+    TextField,
     choose_source,
 )
 from pipeline.exit_codes import ExitCode
@@ -22,6 +24,7 @@ app = typer.Typer(no_args_is_help=True, help="Turn raw text into token shards, a
 @app.command(
     epilog=examples(
         "megaponder data prepare corpus/ --tokenizer tokenizer.model --output runs/data",
+        "megaponder data prepare 'web/*.jsonl.zst' books.parquet --tokenizer tokenizer.model -o runs/data",
         "megaponder data prepare --python-stdlib --tokenizer tokenizer.model --output runs/data --workers 4",
     )
 )
@@ -32,8 +35,10 @@ def prepare(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for shards and manifest.")
     ],
-    source: Source = None,
-    suffix: Suffixes = [".txt"],  # noqa: B006 (typer's way to give a list a default; it is never changed)
+    source: Sources = None,
+    text_field: TextField = "text",
+    lines: Lines = False,
+    suffix: Suffixes = None,
     python_stdlib: PythonStandardLibrary = False,
     heldout_fraction: HeldoutFraction = 0.05,
     workers: Annotated[
@@ -54,7 +59,9 @@ def prepare(
 
     set_up_logging()
     request = PrepareRequest(
-        source=choose_source(source, suffix, python_stdlib),
+        source=choose_source(
+            source, suffixes=suffix, text_field=text_field, lines=lines, python_stdlib=python_stdlib
+        ),
         output=output,
         tokenizer=tokenizer,
         settings=PrepareSettings(heldout_fraction=heldout_fraction),
