@@ -13,7 +13,8 @@ from pipeline.build import (
     TrainingParts,
     build_training,
     heldout_batches,
-    open_split,
+    open_heldout_split,
+    open_training_split,
     training_batches,
     vocab_size_of,
 )
@@ -66,8 +67,8 @@ def train(config: RunConfig) -> ExitCode:
 
 
 def _prepare(config: RunConfig, groups: ParallelGroups) -> "TrainingRun":
-    data = open_split(config, config.data.train_split)
-    heldout = open_split(config, config.data.heldout_split)
+    data = open_training_split(config)
+    heldout = open_heldout_split(config)
     vocab_size = vocab_size_of(config, data)
     parts = build_training(config, vocab_size, groups)
     show_summary(config, vocab_size, parts.module, groups)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from megatron_ext.batch import TokenBatch
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
-from pipeline.data.dataset import TokenDataset, TokenRows
+from pipeline.data.dataset import SampleSource, TokenRows
 from pipeline.data.order import SampleOrder, global_batch_indices
 
 NO_LABEL = -100
@@ -74,7 +74,7 @@ class BatchLayout:
 
 
 def build_batch(
-    dataset: TokenDataset,
+    dataset: SampleSource,
     indices: Sequence[int],
     *,
     reset_positions: bool,
@@ -99,7 +99,7 @@ def build_batch(
         reset_attention=reset_attention,
         mask_document_boundaries=mask_document_boundaries,
     )
-    return pack_rows(rows, eod_id=dataset.eod_id, options=options)
+    return pack_rows(rows, eod_id=dataset.vocabulary.eod_id, options=options)
 
 
 def pack_rows(rows: TokenRows, *, eod_id: int, options: PackingOptions) -> TokenBatch:
@@ -155,7 +155,7 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, dataset: TokenDataset, order: SampleOrder, *, layout: BatchLayout, packing: PackingOptions
+        self, dataset: SampleSource, order: SampleOrder, *, layout: BatchLayout, packing: PackingOptions
     ) -> None:
         if order.num_samples != len(dataset):
             raise ValueError(f"the order must cover {len(dataset)} samples, but covers {order.num_samples}")
@@ -168,7 +168,9 @@ class TrainingBatches:
         """Read this rank's part of the global batch that begins after ``consumed_samples``."""
         indices = global_batch_indices(self.order, consumed_samples, self.layout.global_batch_size)
         rows = [self.dataset.rows(share) for share in self.layout.micro_batches(indices)]
-        packed = [pack_rows(each, eod_id=self.dataset.eod_id, options=self.packing) for each in rows]
+        packed = [
+            pack_rows(each, eod_id=self.dataset.vocabulary.eod_id, options=self.packing) for each in rows
+        ]
         return BatchShare(micro_batches=packed, rows=rows)
 
     def micro_batches(self, consumed_samples: int) -> list[TokenBatch]:
@@ -189,7 +191,7 @@ class HeldoutBatches:
 
     def __init__(
         self,
-        dataset: TokenDataset,
+        dataset: SampleSource,
         order: SampleOrder,
         *,
         layout: BatchLayout,
@@ -218,5 +220,5 @@ class HeldoutBatches:
             yield [_build(self.dataset, share, self.packing) for share in self.layout.micro_batches(indices)]
 
 
-def _build(dataset: TokenDataset, indices: Sequence[int], packing: PackingOptions) -> TokenBatch:
-    return pack_rows(dataset.rows(indices), eod_id=dataset.eod_id, options=packing)
+def _build(dataset: SampleSource, indices: Sequence[int], packing: PackingOptions) -> TokenBatch:
+    return pack_rows(dataset.rows(indices), eod_id=dataset.vocabulary.eod_id, options=packing)
