@@ -19,6 +19,7 @@ from data_prep.manifest import (
     InputEntry,
     PreparationHeader,
     PrepareSettings,
+    RejectedRecord,
     ShardEntry,
     ShardManifest,
     TokenizerEntry,
@@ -28,13 +29,14 @@ from data_prep.manifest import (
 )
 from data_prep.plan import PlannedShard, plan_shards
 from data_prep.progress import PrepareProgress, WorkTotals
-from data_prep.tasks import ShardTask, TaskReport, tokenize_shard
+from data_prep.rejections import DEFAULT_MAX_BAD_RECORDS, check_rejected, write_rejected
+from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
 from data_prep.tokenizer import TOKENIZER_NAME, Tokenizer
 
 logger = logging.getLogger(__name__)
 
 # Runs tasks in any order, yields each report as it comes, and stops its workers when the generator is closed
-Executor = Callable[[Sequence[ShardTask]], Generator[TaskReport, None, None]]
+Executor = Callable[[Sequence[ShardTask]], Generator[TaskReport | StoppedTask, None, None]]
 
 _SHARD_FILE = re.compile(r"\.?(train|heldout)-\d{6,}\.tar(\.tmp-[0-9a-f]+)?")
 
@@ -50,6 +52,9 @@ class PrepareRequest(BaseModel):
     settings: PrepareSettings = PrepareSettings()
     workers: NonNegativeInt = Field(default=2, description="Ray workers; 0 runs in this process, without Ray")
     overwrite: bool = Field(default=False, description="replace shards made from other text or settings")
+    max_bad_records: NonNegativeInt = Field(
+        default=DEFAULT_MAX_BAD_RECORDS, description="records without text that may be left out"
+    )
     task_timeout_seconds: PositiveFloat = Field(default=3600.0, description="longest wait for a shard")
 
 
@@ -63,8 +68,12 @@ class _Work:
     def missing(self) -> list[PlannedShard]:
         return [shard for shard in self.shards if shard.name not in self.finished]
 
+    @property
+    def rejected(self) -> list[RejectedRecord]:
+        return [record for entry in self.finished.values() for record in entry.rejected]
 
-def execute_here(tasks: Sequence[ShardTask]) -> Generator[TaskReport, None, None]:
+
+def execute_here(tasks: Sequence[ShardTask]) -> Generator[TaskReport | StoppedTask, None, None]:
     """Execute tasks one after the other in this process."""
     return (tokenize_shard(task) for task in tasks)
 
@@ -78,6 +87,7 @@ def prepare_shards(request: PrepareRequest, execute: Executor, progress: Prepare
     request.output.mkdir(parents=True, exist_ok=True)
     with folder_lock(request.output):
         work = _survey(request)
+        check_rejected(request.output, work.rejected, limit=request.max_bad_records)
         if not work.missing and _finished_header(request.output) == work.header:
             manifest = load_manifest(request.output)
             progress.finish(manifest, num_new_shards=0)
@@ -195,12 +205,16 @@ def _run(
         )
     )
     entries: dict[str, ShardEntry] = {}
+    rejected = work.rejected
     try:
         with closing(execute(tasks)) as reports:
             for report in reports:
-                append_entry(request.output, report.entry)
-                entries[report.entry.name] = report.entry
-                progress.advance(report.entry)
+                rejected += report.rejected if isinstance(report, StoppedTask) else report.entry.rejected
+                if not isinstance(report, StoppedTask):
+                    append_entry(request.output, report.entry)
+                    entries[report.entry.name] = report.entry
+                    progress.advance(report.entry)
+                check_rejected(request.output, rejected, limit=request.max_bad_records)
     finally:
         progress.stop()
     return entries
@@ -216,6 +230,7 @@ def _task(request: PrepareRequest, header: PreparationHeader, shard: PlannedShar
         tokenizer_sha256=header.tokenizer.sha256,
         token_type=header.token_type,
         member_tokens=header.settings.member_tokens,
+        max_bad_records=request.max_bad_records,
     )
 
 
@@ -224,6 +239,7 @@ def _complete(
 ) -> ShardManifest:
     """Write the manifest in planned order, then drop the journal and files no shard of it needs."""
     manifest = ShardManifest(header=work.header, shards=tuple(finished[shard.name] for shard in work.shards))
+    write_rejected(output, manifest.rejected)
     save_manifest(manifest, output)
     (output / JOURNAL_NAME).unlink()
     _remove_leftovers(output, keep={shard.name for shard in manifest.shards})

@@ -28,6 +28,7 @@ class ShardTask:
     tokenizer_sha256: str
     token_type: TokenType
     member_tokens: int
+    max_bad_records: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +39,24 @@ class TaskReport:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoppedTask:
+    """A task that met more bad records than the whole preparation may; it left no shard."""
+
+    rejected: tuple[RejectedRecord, ...]
+
+
+class _TooManyBadRecordsError(Exception):
+    """Ends a task from within its documents."""
+
+
 @dataclass(slots=True)
 class _Omissions:
     rejected: list[RejectedRecord] = field(default_factory=list)
     num_empty: int = 0
 
 
-def tokenize_shard(task: ShardTask) -> TaskReport:
+def tokenize_shard(task: ShardTask) -> TaskReport | StoppedTask:
     """Tokenize the task's files into its shard; running it again writes the same bytes.
 
     Raises:
@@ -53,6 +65,14 @@ def tokenize_shard(task: ShardTask) -> TaskReport:
     start = time.monotonic()
     tokenizer = _load_tokenizer(task.tokenizer, task.tokenizer_sha256)
     omissions = _Omissions()
+    try:
+        written = _write_shard(task, tokenizer, omissions)
+    except _TooManyBadRecordsError:
+        return StoppedTask(rejected=tuple(omissions.rejected))
+    return TaskReport(entry=_entry(task, written, omissions), seconds=time.monotonic() - start)
+
+
+def _write_shard(task: ShardTask, tokenizer: Tokenizer, omissions: _Omissions) -> WrittenShard:
     with ShardWriter(
         task.output / task.shard.name,
         token_type=task.token_type,
@@ -61,8 +81,7 @@ def tokenize_shard(task: ShardTask) -> TaskReport:
     ) as writer:
         for ids in tokenizer.encode_batch(_documents(task, omissions)):
             writer.add_document(ids)
-        written = writer.finish()
-    return TaskReport(entry=_entry(task, written, omissions), seconds=time.monotonic() - start)
+        return writer.finish()
 
 
 def _documents(task: ShardTask, omissions: _Omissions) -> Iterator[str]:
@@ -73,6 +92,8 @@ def _documents(task: ShardTask, omissions: _Omissions) -> Iterator[str]:
                 omissions.rejected.append(
                     RejectedRecord(path=file.path, line=record.line, reason=record.reason)
                 )
+                if len(omissions.rejected) > task.max_bad_records:
+                    raise _TooManyBadRecordsError
             elif record.text:
                 yield record.text
             else:

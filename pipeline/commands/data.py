@@ -44,6 +44,15 @@ def prepare(
     workers: Annotated[
         int, typer.Option(min=0, metavar="N", help="Ray workers; 0 uses this process alone.")
     ] = 2,
+    max_bad_records: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Records without text (broken JSON, no such field, not UTF-8, a cut archive) to "
+            "leave out and list in rejected.jsonl; one more stops the run.",
+        ),
+    ] = 100,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace shards that were made from other text or settings.")
     ] = False,
@@ -66,6 +75,7 @@ def prepare(
         tokenizer=tokenizer,
         settings=PrepareSettings(heldout_fraction=heldout_fraction),
         workers=workers,
+        max_bad_records=max_bad_records,
         overwrite=overwrite,
     )
     prepare_shards(request, build_progress(Console(stderr=True)))
