@@ -12,6 +12,7 @@ from data_prep.files import write_atomically
 MANIFEST_NAME = "manifest.json"
 
 TokenType = Literal["uint16", "int32"]
+TokenizerKind = Literal["sentencepiece", "huggingface"]
 
 
 class _Record(BaseModel):
@@ -19,13 +20,17 @@ class _Record(BaseModel):
 
 
 class TokenizerEntry(_Record):
-    """The tokenizer the shards were made with; its file lies in the folder."""
+    """The tokenizer the shards were made with; its file lies in the folder.
 
-    kind: Literal["sentencepiece"] = "sentencepiece"
+    Every document ends with ``eod_id`` and, where there is a ``bos_id``, begins with that.
+    """
+
+    kind: TokenizerKind = "sentencepiece"
     file: str
     sha256: str
     vocab_size: PositiveInt
     eod_id: NonNegativeInt
+    bos_id: NonNegativeInt | None = None
 
 
 class InputEntry(_Record):

@@ -30,8 +30,9 @@ from data_prep.manifest import (
 from data_prep.plan import PlannedShard, plan_shards
 from data_prep.progress import PrepareProgress, WorkTotals
 from data_prep.rejections import DEFAULT_MAX_BAD_RECORDS, check_rejected, write_rejected
+from data_prep.special_tokens import SPECIAL_TOKENS_NAME, special_tokens_map
 from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
-from data_prep.tokenizer import TOKENIZER_NAME, Tokenizer
+from data_prep.tokenizer import TOKENIZER_NAMES, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class PrepareRequest(BaseModel):
     source: TextFolder | TextFiles
     output: Path
     tokenizer: Path
+    eod_token: str | None = Field(default=None, description="ends documents; only for a tokenizer.json")
+    bos_token: str | None = Field(default=None, description="begins documents; None adds nothing")
     settings: PrepareSettings = PrepareSettings()
     workers: NonNegativeInt = Field(default=2, description="Ray workers; 0 runs in this process, without Ray")
     overwrite: bool = Field(default=False, description="replace shards made from other text or settings")
@@ -99,7 +102,7 @@ def prepare_shards(request: PrepareRequest, execute: Executor, progress: Prepare
 
 def _survey(request: PrepareRequest) -> _Work:
     """Compare what is asked for with what is there; nothing is written."""
-    tokenizer = Tokenizer.load(request.tokenizer)
+    tokenizer = Tokenizer.load(request.tokenizer, eod_token=request.eod_token)
     files = find_files(request.source)
     header = _header(request, tokenizer, files)
     shards = plan_shards(files, request.settings, request.source.reading)
@@ -119,10 +122,12 @@ def _header(request: PrepareRequest, tokenizer: Tokenizer, files: Sequence[Input
     return PreparationHeader(
         token_type=token_type_for(tokenizer.vocab_size),
         tokenizer=TokenizerEntry(
-            file=TOKENIZER_NAME,
+            kind=tokenizer.kind,
+            file=TOKENIZER_NAMES[tokenizer.kind],
             sha256=tokenizer.sha256,
             vocab_size=tokenizer.vocab_size,
             eod_id=tokenizer.eod_id,
+            bos_id=None if request.bos_token is None else tokenizer.special_id(request.bos_token),
         ),
         settings=request.settings,
         reading=request.source.reading,
@@ -190,7 +195,16 @@ def _begin(request: PrepareRequest, work: _Work) -> None:
     """Make the folder unfinished, in an order that a crash at any point leaves readable."""
     start_journal(request.output, work.header, work.finished.values())
     (request.output / MANIFEST_NAME).unlink(missing_ok=True)
-    write_atomically(request.output / TOKENIZER_NAME, request.tokenizer.read_bytes())
+    _copy_tokenizer(request, work.header.tokenizer)
+
+
+def _copy_tokenizer(request: PrepareRequest, entry: TokenizerEntry) -> None:
+    """Put the tokenizer's file into the folder, and beside a tokenizer.json which token ends documents."""
+    if entry.kind == "huggingface":
+        tokenizer = Tokenizer.load(request.tokenizer, eod_token=request.eod_token)
+        names = special_tokens_map(tokenizer.token_name(entry.eod_id))
+        write_atomically(request.output / SPECIAL_TOKENS_NAME, names)
+    write_atomically(request.output / entry.file, request.tokenizer.read_bytes())
 
 
 def _run(
@@ -228,6 +242,8 @@ def _task(request: PrepareRequest, header: PreparationHeader, shard: PlannedShar
         output=request.output.resolve(),
         tokenizer=request.output.resolve() / header.tokenizer.file,
         tokenizer_sha256=header.tokenizer.sha256,
+        eod_id=header.tokenizer.eod_id,
+        bos_id=header.tokenizer.bos_id,
         token_type=header.token_type,
         member_tokens=header.settings.member_tokens,
         max_bad_records=request.max_bad_records,

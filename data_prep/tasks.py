@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from data_prep.documents import InputFile
 from data_prep.errors import DataError
 from data_prep.manifest import ReadSettings, RejectedRecord, ShardEntry, TokenType
@@ -26,6 +28,8 @@ class ShardTask:
     output: Path
     tokenizer: Path
     tokenizer_sha256: str
+    eod_id: int
+    bos_id: int | None
     token_type: TokenType
     member_tokens: int
     max_bad_records: int
@@ -76,11 +80,12 @@ def _write_shard(task: ShardTask, tokenizer: Tokenizer, omissions: _Omissions) -
     with ShardWriter(
         task.output / task.shard.name,
         token_type=task.token_type,
-        eod_id=tokenizer.eod_id,
+        eod_id=task.eod_id,
         member_tokens=task.member_tokens,
     ) as writer:
+        first = np.array([] if task.bos_id is None else [task.bos_id], dtype=np.int32)
         for ids in tokenizer.encode_batch(_documents(task, omissions)):
-            writer.add_document(ids)
+            writer.add_document(np.concatenate([first, ids]))
         return writer.finish()
 
 

@@ -17,6 +17,7 @@ from data_prep.errors import DataError
 from data_prep.files import write_atomically
 from data_prep.finding import find_files
 from data_prep.records import BadRecord, document_name, holds_many, read_records
+from data_prep.sentencepiece_tokenizer import SentencePieceTokenizer
 from data_prep.splits import TRAIN, name_fraction, split_of
 from data_prep.tokenizer import Tokenizer
 
@@ -68,7 +69,7 @@ def train_tokenizer(training: TokenizerTraining) -> TrainedTokenizer:
         model = _train(training, list(_lines(training, sample)))
         training.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(training.output, model)
-        tokenizer = Tokenizer(model)
+        tokenizer: Tokenizer = SentencePieceTokenizer(model)
         write_atomically(_record_path(training.output), _dump({**record, "sha256": tokenizer.sha256}))
     else:
         tokenizer = Tokenizer.load(training.output)

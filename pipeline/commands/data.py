@@ -30,7 +30,11 @@ app = typer.Typer(no_args_is_help=True, help="Turn raw text into token shards, a
 )
 def prepare(
     tokenizer: Annotated[
-        Path, typer.Option(metavar="FILE", help="sentencepiece model; see megaponder tokenizer train.")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="sentencepiece model (see megaponder tokenizer train) or Hugging Face tokenizer.json.",
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for shards and manifest.")
@@ -40,6 +44,18 @@ def prepare(
     lines: Lines = False,
     suffix: Suffixes = None,
     python_stdlib: PythonStandardLibrary = False,
+    eod_token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Special token that ends documents, for a tokenizer.json without a special_tokens_map.json.",
+            show_default=False,
+        ),
+    ] = None,
+    bos_token: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Special token to begin documents with.", show_default=False),
+    ] = None,
     heldout_fraction: HeldoutFraction = 0.05,
     workers: Annotated[
         int, typer.Option(min=0, metavar="N", help="Ray workers; 0 uses this process alone.")
@@ -73,6 +89,8 @@ def prepare(
         ),
         output=output,
         tokenizer=tokenizer,
+        eod_token=eod_token,
+        bos_token=bos_token,
         settings=PrepareSettings(heldout_fraction=heldout_fraction),
         workers=workers,
         max_bad_records=max_bad_records,
