@@ -11,8 +11,9 @@ from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import BatchLayout, HeldoutBatches, PackingOptions, TrainingBatches
+from pipeline.data.blend import BlendOrder
 from pipeline.data.dataset import SampleSource
-from pipeline.data.opening import Reading, open_heldout, open_training
+from pipeline.data.opening import Reading, open_heldout, open_training, training_order
 from pipeline.data.order import SampleOrder
 from pipeline.megatron_config import optimizer_settings, schedule_settings, transformer_config
 
@@ -111,8 +112,24 @@ def build_training(config: RunConfig, vocab_size: int, groups: ParallelGroups) -
 
 
 def training_batches(config: RunConfig, dataset: SampleSource, groups: ParallelGroups) -> TrainingBatches:
-    """This rank's share of every global batch."""
-    order = SampleOrder(num_samples=len(dataset), seed=config.seed, shuffled=config.data.order == "shuffled")
+    """This rank's share of every global batch.
+
+    Raises:
+        ConfigError: a blend has fewer samples than the run takes.
+    """
+    order = training_order(config.data, dataset, seed=config.seed)
+    needed = config.training.train_iters * config.training.global_batch_size
+    if isinstance(order, BlendOrder) and order.capacity is not None and order.capacity < needed:
+        raise ConfigError(
+            [
+                ConfigProblem(
+                    path="data.sources",
+                    rule=f"must give the {needed} samples of the run",
+                    value=f"{order.capacity} samples within max_epochs",
+                    cure="raise max_epochs, or leave it out for one source",
+                )
+            ]
+        )
     return TrainingBatches(dataset, order, layout=_layout(config, groups), packing=_packing(config))
 
 

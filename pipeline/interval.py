@@ -8,6 +8,7 @@ from pipeline.checkpoint_folder import TrainState
 from pipeline.config.schema import RunConfig
 from pipeline.data.dataset import TokenRows
 from pipeline.flops import FlopsAccount
+from pipeline.metrics import names
 from pipeline.metrics.data_hash import gather_data_hash
 from pipeline.metrics.ponder_scalars import mean_loss, ponder_scalars
 from pipeline.metrics.records import TrainingRecord
@@ -49,6 +50,7 @@ class IntervalMeter:
         learning_rate: float,
         groups: ParallelGroups,
         rows: Sequence[TokenRows] | None = None,
+        samples_by_source: Mapping[str, int] | None = None,
     ) -> TrainingRecord:
         """Make the record of the interval and begin the next; all data-parallel ranks call it together.
 
@@ -57,10 +59,15 @@ class IntervalMeter:
             learning_rate: of the next step.
             groups: the layout.
             rows: what this rank has read of the last step's global batch; None where nothing was read.
+            samples_by_source: of a blend, how many samples of each source the run has seen.
         """
         sums = self.statistics.reduce(groups.dp, groups.pp)
         sweeps = self._sweeps / self._num_steps
         training = self._config.training
+        seen = {
+            names.tokens_of_source(name): float(samples * training.seq_length)
+            for name, samples in (samples_by_source or {}).items()
+        }
         tokens_per_second = self._num_steps * training.global_batch_size * training.seq_length / self._seconds
         record = TrainingRecord(
             iteration=state.iteration,
@@ -81,7 +88,8 @@ class IntervalMeter:
             data_hash=None if rows is None else gather_data_hash(rows, groups.dp),
             scalars=ponder_scalars(
                 sums, num_jacobi_iterations=sweeps, penalty_weight=self.penalty_weight, flops=self.flops
-            ),
+            )
+            | seen,
             steps_count=sums.get("steps_count"),
         )
         self._clear()

@@ -193,6 +193,7 @@ class TrainingRun:
             learning_rate=self.parts.optimizer.param_groups[0]["lr"],
             groups=self.groups,
             rows=self.rows,
+            samples_by_source=self.batches.order.samples_by_source(self.state.consumed_samples),
         )
         self.sinks.write_training(record)
         self.progress.update(record.iteration, loss=record.loss, tokens_per_second=record.tokens_per_second)

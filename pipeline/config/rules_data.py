@@ -12,13 +12,34 @@ if TYPE_CHECKING:
 
 
 def _place(config: RunConfig) -> Iterator[ConfigProblem]:
-    if config.data.path is None:
+    data = config.data
+    if data.path is None and data.sources is None:
         yield ConfigProblem(path="data.path", rule="must be given", value="missing", cure="add it")
+    if data.path is not None and data.sources is not None:
+        yield ConfigProblem(
+            path="data.sources",
+            rule="must not be given beside data.path: training reads one path or a blend",
+            value=f"{len(data.sources)} sources",
+            cure=f"make {data.path} one of the sources",
+        )
+
+
+def _source_names(config: RunConfig) -> Iterator[ConfigProblem]:
+    names = [source.name for source in config.data.sources or ()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        yield ConfigProblem(
+            path="data.sources",
+            rule="must have names that differ, as each names a curve",
+            value=f"{', '.join(twice)} twice",
+            cure="give each source a name",
+        )
 
 
 def _splits(config: RunConfig) -> Iterator[ConfigProblem]:
     data = config.data
-    apart = data.heldout_path is not None and data.heldout_path != data.path
+    trained_on = [data.path, *(source.path for source in data.sources or ())]
+    apart = data.heldout_path is not None and data.heldout_path not in trained_on
     if data.heldout_split == data.train_split and not apart:
         yield ConfigProblem(
             path="data.heldout_split",
@@ -77,4 +98,4 @@ def _token_type(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
-DATA_RULES = (_place, _splits, _vocabulary, _eod_in_vocabulary, _token_type)
+DATA_RULES = (_place, _source_names, _splits, _vocabulary, _eod_in_vocabulary, _token_type)

@@ -104,11 +104,28 @@ class OptimizerConfig(Section):
     clip_grad: NonNegative = Field(1.0, description="largest gradient norm; 0 turns clipping off")
 
 
+class BlendSource(Section):
+    """One source of a blend."""
+
+    path: Path = Field(description="as data.path, in the format data.format")
+    weight: Positive = Field(1.0, description="share of the samples, relative to the other sources")
+    max_epochs: Positive | None = Field(
+        None, description="passes after which the others go on without it; default: without end"
+    )
+    name: Annotated[str, Field(min_length=1)] = Field(
+        default_factory=lambda given: given["path"].name,
+        description="of its curve; default: the path's last part",
+    )
+
+
 class DataConfig(Section):
     """Where the tokens are, and how rows are cut from them."""
 
     path: Path | None = Field(
         None, description="folder with the shards' manifest.json; for the other formats see `format`"
+    )
+    sources: Annotated[tuple[BlendSource, ...], Field(min_length=1)] | None = Field(
+        None, description="a blend instead of path: a list of path, weight, max_epochs, name"
     )
     format: Literal["webdataset", "megatron", "rows"] = Field(
         "webdataset",
@@ -123,7 +140,9 @@ class DataConfig(Section):
         None, description="the token that ends every document; where the format has no manifest"
     )
     heldout_path: Path | None = Field(
-        None, description="where the held-out split lies; default: at path. What is there may be all held out"
+        None,
+        description="where the held-out split lies; default: at path, or at those of all sources. "
+        "What is there may be all held out",
     )
     heldout_format: Literal["webdataset", "megatron", "rows"] = Field(
         default_factory=lambda given: given["format"], description="default: format"
@@ -141,16 +160,24 @@ class DataConfig(Section):
     )
 
     @property
+    def training_paths(self) -> tuple[Path, ...]:
+        """Where the text that is trained on lies: one path, or those of a blend."""
+        if self.sources is not None:
+            return tuple(source.path for source in self.sources)
+        assert self.path is not None, "the rules ask for data.path or data.sources"
+        return (self.path,)
+
+    @property
     def manifest_folder(self) -> Path:
         """Folder of shards whose manifest says what text and tokenizer the run has.
 
         Raises:
             ConfigError: the run reads none.
         """
-        places = ((self.path, self.format), (self.heldout_path, self.heldout_format))
-        for path, kind in places:
-            if path is not None and kind == "webdataset":
-                return path
+        if self.format == "webdataset":
+            return self.training_paths[0]
+        if self.heldout_path is not None and self.heldout_format == "webdataset":
+            return self.heldout_path
         raise ConfigError(
             [
                 ConfigProblem(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from megatron_ext.batch import TokenBatch
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
 from pipeline.data.dataset import SampleSource, TokenRows
-from pipeline.data.order import SampleOrder, global_batch_indices
+from pipeline.data.order import Order, SampleOrder, global_batch_indices
 
 NO_LABEL = -100
 # stands for a row of nothing but padding where a batch is not full
@@ -155,7 +155,7 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, dataset: SampleSource, order: SampleOrder, *, layout: BatchLayout, packing: PackingOptions
+        self, dataset: SampleSource, order: Order, *, layout: BatchLayout, packing: PackingOptions
     ) -> None:
         if order.num_samples != len(dataset):
             raise ValueError(f"the order must cover {len(dataset)} samples, but covers {order.num_samples}")

@@ -32,10 +32,14 @@ class TokenRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """What the numbers of a stream stand for: ids below ``size``, of which ``eod_id`` ends every document."""
+    """What the numbers of a stream stand for: ids below ``size``, of which ``eod_id`` ends every document.
+
+    ``tokenizer_sha256`` is known where a manifest says it.
+    """
 
     size: int
     eod_id: int
+    tokenizer_sha256: str | None = None
 
 
 class SampleSource(Protocol):
@@ -137,7 +141,7 @@ def open_dataset(folder: Path, split: str, *, seq_length: int) -> TokenDataset:
     tokenizer = manifest.header.tokenizer
     return TokenDataset(
         ShardStream(folder, manifest, split),
-        Vocabulary(size=tokenizer.vocab_size, eod_id=tokenizer.eod_id),
+        Vocabulary(size=tokenizer.vocab_size, eod_id=tokenizer.eod_id, tokenizer_sha256=tokenizer.sha256),
         split=split,
         seq_length=seq_length,
     )

@@ -5,8 +5,11 @@ from pathlib import Path
 
 from data_prep.manifest import TokenType
 from pipeline.config.schema import DataConfig
+from pipeline.data.blend import BlendedSource, BlendOrder
 from pipeline.data.dataset import SampleSource, TokenDataset, Vocabulary
 from pipeline.data.formats import DataFormat, SplitPlace, open_place
+from pipeline.data.joined_dataset import JoinedDataset, parts_of
+from pipeline.data.order import Order, SampleOrder
 
 _DEFAULT_TOKEN_TYPE: TokenType = "uint16"
 
@@ -25,7 +28,11 @@ def open_training(data: DataConfig, reading: Reading) -> SampleSource:
     Raises:
         DataError: it cannot be read.
     """
-    return _open(data, reading, _path(data), data.train_split, kind=data.format, whole_is_split=True)
+    parts = [
+        _open(data, reading, path, data.train_split, kind=data.format, whole_is_split=True)
+        for path in data.training_paths
+    ]
+    return _joined(data, parts)
 
 
 def open_heldout(data: DataConfig, reading: Reading) -> SampleSource:
@@ -34,14 +41,33 @@ def open_heldout(data: DataConfig, reading: Reading) -> SampleSource:
     Raises:
         DataError: it cannot be read, or does not lie apart.
     """
-    given = data.heldout_path is not None and data.heldout_path != data.path
-    path = data.heldout_path if data.heldout_path is not None else _path(data)
-    return _open(data, reading, path, data.heldout_split, kind=data.heldout_format, whole_is_split=given)
+    paths, kind = data.training_paths, data.heldout_format
+    if data.heldout_path is not None:
+        apart = data.heldout_path not in paths
+        return _open(data, reading, data.heldout_path, data.heldout_split, kind=kind, whole_is_split=apart)
+    parts = [
+        _open(data, reading, path, data.heldout_split, kind=kind, whole_is_split=False) for path in paths
+    ]
+    return _joined(data, parts)
 
 
-def _path(data: DataConfig) -> Path:
-    assert data.path is not None, "the rules ask for data.path"
-    return data.path
+def training_order(data: DataConfig, source: SampleSource, *, seed: int) -> Order:
+    """The order in which the samples of :func:`open_training` are trained on."""
+    shuffled = data.order == "shuffled"
+    if data.sources is None:
+        return SampleOrder(num_samples=len(source), seed=seed, shuffled=shuffled)
+    blended = [
+        BlendedSource(name=each.name, num_samples=len(part), weight=each.weight, max_epochs=each.max_epochs)
+        for each, part in zip(data.sources, parts_of(source), strict=True)
+    ]
+    return BlendOrder(blended, seed=seed, shuffled=shuffled)
+
+
+def _joined(data: DataConfig, parts: list[TokenDataset]) -> SampleSource:
+    if data.sources is None:
+        (only,) = parts
+        return only
+    return JoinedDataset(parts, names=[source.name for source in data.sources])
 
 
 def _open(

@@ -45,6 +45,11 @@ NLL_BY_STEPS: Final = "ponder/nll-by-steps"
 JACOBI_RESIDUAL: Final = "ponder/jacobi-residual"
 
 
+def tokens_of_source(name: str) -> str:
+    """Name the curve of the tokens seen of one source of a blend, such as ``data/tokens/books``."""
+    return f"data/tokens/{name}"
+
+
 def per_step(family: str, step: int) -> str:
     """Name the curve of one ponder step (0..K), such as ``ponder/halt-fraction/step_2``."""
     return f"{family}/step_{step}"

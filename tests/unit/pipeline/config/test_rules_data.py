@@ -18,6 +18,8 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({"data__heldout_format": "rows", "data__eod_id": 0}, "model.vocab_size", "tokenizer"),
     ({"data__eod_id": 0}, "data.eod_id", "leave it out"),
     ({**BARE, "data__format": "rows", "data__eod_id": 100}, "data.eod_id", "tokenizer"),
+    ({"data__sources": [{"path": "a"}]}, "data.sources", "make runs/data one of the sources"),
+    ({"data__path": None, "data__sources": [{"path": "a"}, {"path": "b/a"}]}, "data.sources", "a name"),
     ({**BARE, "data__format": "megatron", "data__token_type": "int32"}, "data.token_type", "leave it out"),
 ]
 
@@ -36,12 +38,29 @@ ALLOWED: list[dict[str, Any]] = [
     {**BARE, "data__format": "megatron"},
     {**BARE, "data__format": "rows", "data__token_type": "int32"},
     {"data__heldout_split": "train", "data__heldout_path": "runs/other"},
+    {"data__path": None, "data__sources": [{"path": "a"}, {"path": "b/a", "name": "b", "weight": 2}]},
 ]
 
 
 @pytest.mark.parametrize("changes", ALLOWED)
 def test_what_fits_together_is_accepted(changes: dict[str, Any]) -> None:
     build_config(changed_settings(**changes))
+
+
+def test_a_source_is_named_after_its_path() -> None:
+    sources = [{"path": "x/books", "weight": 0.5, "max_epochs": 2.5}, {"path": "y", "name": "web"}]
+    data = build_config(changed_settings(data__path=None, data__sources=sources)).data
+    assert data.sources is not None
+    assert [(each.name, each.weight, each.max_epochs) for each in data.sources] == [
+        ("books", 0.5, 2.5),
+        ("web", 1.0, None),
+    ]
+    assert data.training_paths == (Path("x/books"), Path("y"))
+
+
+def test_a_mistake_in_a_source_is_reported_at_its_place() -> None:
+    (problem,) = problems_of(data__path=None, data__sources=[{"path": "a"}, {"path": "b", "weight": -1}])
+    assert problem.path == "data.sources.1.weight"
 
 
 def test_rows_keep_their_order_unless_asked() -> None:
