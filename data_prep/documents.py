@@ -1,21 +1,40 @@
-"""Where text comes from: a folder of text files, one document per file."""
+"""Where text comes from: files, folders, globs and URLs, and what lies in each file."""
 
 import hashlib
-import os
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.errors import DataError
+from data_prep.manifest import ReadSettings
 
 INSTALLED_PACKAGES = ("site-packages", "dist-packages")
+COMPRESSIONS = (".gz", ".zst", ".xz")
+
+FileFormat = Literal["text", "lines", "jsonl", "parquet", "tar"]
+
+_FORMATS: dict[str, FileFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".tar": "tar",
+    ".tgz": "tar",
+}
+_COMPRESSIBLE = (".txt", ".jsonl", ".ndjson", ".tar")
+# what is taken from a folder where no suffixes are asked for
+KNOWN_SUFFIXES = (
+    *_COMPRESSIBLE,
+    *(suffix + compression for suffix in _COMPRESSIBLE for compression in COMPRESSIONS),
+    ".parquet",
+    ".tgz",
+)
 
 
 class TextFolder(BaseModel):
-    """A folder of text files, or one file.
+    """A folder of files with text, or one file.
 
     ``skipped_folders`` are folder names that are not entered, wherever they occur.
     """
@@ -32,14 +51,46 @@ class TextFolder(BaseModel):
         """Name for manifests and messages."""
         return self.label or str(self.root)
 
+    @property
+    def reading(self) -> ReadSettings:
+        """How its files are read: as their suffixes say."""
+        return ReadSettings()
+
+
+class TextFiles(BaseModel):
+    """Files, folders, globs and fsspec URLs of these, mixed.
+
+    ``suffixes`` choose among the files of folders; a file or glob that is named is taken as it is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: tuple[str, ...] = Field(min_length=1)
+    suffixes: tuple[str, ...] = Field(default=KNOWN_SUFFIXES, min_length=1)
+    skipped_folders: tuple[str, ...] = ("__pycache__",)
+    reading: ReadSettings = ReadSettings()
+
+    @property
+    def description(self) -> str:
+        """Name for manifests and messages."""
+        return ", ".join(self.inputs)
+
+
+TextSource = TextFolder | TextFiles
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFile:
-    """One file as it was found: ``path`` is relative to the source's root, with forward slashes."""
+    """One file as it was found.
+
+    ``path`` is its name in manifests, with forward slashes and the same on every machine; ``location`` is the
+    absolute path or the URL to open it by.
+    """
 
     path: str
     size_bytes: int
     modified_ns: int
+    location: str = ""
 
 
 def python_standard_library() -> TextFolder:
@@ -52,26 +103,13 @@ def python_standard_library() -> TextFolder:
     )
 
 
-def find_files(source: TextFolder) -> list[InputFile]:
-    """List the files of a source, sorted by relative path, so that every machine sees one order.
-
-    Raises:
-        DataError: the root does not exist or holds no such file.
-    """
-    if not source.root.exists():
-        raise DataError(f"the text source {source.root} must exist, but does not; check the path")
-    files = sorted((_describe(source, path) for path in _walk(source)), key=lambda file: file.path)
-    if not files:
-        raise DataError(
-            f"{source.root} must hold files ending in {', '.join(source.suffixes)}, but has none; "
-            "name other suffixes or another folder"
-        )
-    return files
-
-
-def file_path(source_root: Path, file: InputFile) -> Path:
-    """Where a found file lies; a source that is one file is its own root."""
-    return source_root if source_root.is_file() else source_root / file.path
+def file_format(path: str, reading: ReadSettings) -> FileFormat:
+    """What a file holds, by the end of its name; a file of another kind is text."""
+    name = path.lower()
+    for compression in COMPRESSIONS:
+        name = name.removesuffix(compression)
+    text: FileFormat = "lines" if reading.lines else "text"
+    return next((kind for suffix, kind in _FORMATS.items() if name.endswith(suffix)), text)
 
 
 def files_fingerprint(files: Iterable[InputFile]) -> str:
@@ -81,36 +119,3 @@ def files_fingerprint(files: Iterable[InputFile]) -> str:
         line = f"{file.path}\0{file.size_bytes}\0{file.modified_ns}\n"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
-
-
-def read_document(source_root: Path, file: InputFile) -> str:
-    """Read one document.
-
-    Raises:
-        UnicodeDecodeError: the file is not UTF-8.
-        DataError: the file changed since it was listed.
-    """
-    content = file_path(source_root, file).read_bytes()
-    if len(content) != file.size_bytes:
-        raise DataError(
-            f"input files must not change while they are tokenized, but {file.path} had {file.size_bytes} "
-            f"bytes and has {len(content)} now; run the command again once the folder is quiet"
-        )
-    return content.decode("utf-8")
-
-
-def _walk(source: TextFolder) -> Iterator[Path]:
-    if source.root.is_file():
-        yield source.root
-        return
-    for folder, folders, names in os.walk(source.root):
-        folders[:] = [name for name in folders if name not in source.skipped_folders]
-        candidates = (Path(folder, name) for name in names if name.endswith(source.suffixes))
-        # a dangling link or a socket has no text to offer
-        yield from (path for path in candidates if path.is_file())
-
-
-def _describe(source: TextFolder, path: Path) -> InputFile:
-    status = path.stat()
-    relative = path.name if path == source.root else path.relative_to(source.root).as_posix()
-    return InputFile(path=relative, size_bytes=status.st_size, modified_ns=status.st_mtime_ns)

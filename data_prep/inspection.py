@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -13,10 +14,11 @@ from rich.text import Text
 
 from data_prep.files import file_sha256
 from data_prep.manifest import ShardEntry, ShardManifest, load_manifest
-from data_prep.shard_reader import iterate_documents
+from data_prep.shard_reader import document_lengths, iterate_documents
 from data_prep.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = 200
+BAR_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +40,22 @@ class ShardProblem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LengthBin:
+    """How many documents have ``first`` to ``last`` tokens, the end-of-document token included."""
+
+    first: int
+    last: int
+    num_documents: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
     """Result of :func:`inspect_shards`; ``problems`` is None where checksums were not asked for."""
 
     folder: Path
     manifest: ShardManifest
     samples: tuple[DocumentSample, ...]
+    lengths: tuple[LengthBin, ...]
     problems: tuple[ShardProblem, ...] | None
 
 
@@ -66,7 +78,33 @@ def inspect_shards(folder: Path, *, num_samples: int = 2, verify: bool = False) 
         for split in manifest.splits
         for sample in islice(_samples(folder, manifest.split_shards(split), tokenizer, damaged), num_samples)
     )
-    return Inspection(folder=folder, manifest=manifest, samples=samples, problems=problems)
+    lengths = [
+        document_lengths(folder / entry.name, tokenizer.eod_id)
+        for entry in manifest.shards
+        if entry.name not in damaged and entry.num_documents > 0
+    ]
+    return Inspection(
+        folder=folder,
+        manifest=manifest,
+        samples=samples,
+        lengths=length_bins(np.concatenate([np.empty(0, dtype=np.int64), *lengths])),
+        problems=problems,
+    )
+
+
+def length_bins(lengths: NDArray[np.int64]) -> tuple[LengthBin, ...]:
+    """Count documents by length in bins that double: 1, 2, 3 to 4, 5 to 8, ...
+
+    Args:
+        lengths: [documents], each at least 1.
+    """
+    exponents = np.ceil(np.log2(lengths)).astype(np.int64)
+    counts = np.bincount(exponents)
+    return tuple(
+        LengthBin(first=2**exponent // 2 + 1, last=2**exponent, num_documents=int(count))
+        for exponent, count in enumerate(counts)
+        if exponent >= exponents.min()
+    )
 
 
 def find_problems(folder: Path, manifest: ShardManifest) -> Iterator[ShardProblem]:
@@ -82,16 +120,24 @@ def render_inspection(inspection: Inspection) -> RenderableType:
     tokenizer = manifest.header.tokenizer
     facts = Text(
         f"{inspection.folder}: {manifest.header.inputs.source}, {manifest.header.inputs.num_files:,} files, "
-        f"{manifest.header.inputs.num_bytes / 1e6:,.1f} MB of text, {len(manifest.rejected)} files rejected\n"
+        f"{manifest.header.inputs.num_bytes / 1e6:,.1f} MB of text, "
+        f"{len(manifest.rejected)} records rejected\n"
         f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, end of document {tokenizer.eod_id}, "
         f"sha256 {tokenizer.sha256[:12]}; tokens stored as {manifest.header.token_type}"
     )
-    rejected = [Text(f"rejected: {file.path}: {file.reason}") for file in manifest.rejected]
+    rejected = [Text(f"rejected: {record.place}: {record.reason}") for record in manifest.rejected]
     panels = [
         Panel(Text(sample.text), title=f"{sample.shard}: a document of {sample.num_tokens:,} tokens")
         for sample in inspection.samples
     ]
-    return Group(facts, _split_table(manifest), *rejected, *panels, *_verification(inspection))
+    return Group(
+        facts,
+        _split_table(manifest),
+        _length_table(inspection.lengths),
+        *rejected,
+        *panels,
+        *_verification(inspection),
+    )
 
 
 def _finding(path: Path, entry: ShardEntry, eod_id: int) -> str | None:
@@ -132,6 +178,16 @@ def _split_table(manifest: ShardManifest) -> Table:
         mean = num_tokens / num_documents if num_documents else 0.0
         row = (len(entries), num_documents, num_tokens, round(megabytes, 1), round(mean))
         table.add_row(split, *(f"{value:,}" for value in row))
+    return table
+
+
+def _length_table(bins: tuple[LengthBin, ...]) -> Table:
+    table = Table("tokens of a document", "documents", "")
+    largest = max((each.num_documents for each in bins), default=1)
+    for each in bins:
+        span = str(each.last) if each.first == each.last else f"{each.first:,} to {each.last:,}"
+        bar = "#" * -(-each.num_documents * BAR_CHARACTERS // largest)
+        table.add_row(span, f"{each.num_documents:,}", bar)
     return table
 
 

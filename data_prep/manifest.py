@@ -12,6 +12,7 @@ from data_prep.files import write_atomically
 MANIFEST_NAME = "manifest.json"
 
 TokenType = Literal["uint16", "int32"]
+TokenizerKind = Literal["sentencepiece", "huggingface"]
 
 
 class _Record(BaseModel):
@@ -19,13 +20,17 @@ class _Record(BaseModel):
 
 
 class TokenizerEntry(_Record):
-    """The tokenizer the shards were made with; its file lies in the folder."""
+    """The tokenizer the shards were made with; its file lies in the folder.
 
-    kind: Literal["sentencepiece"] = "sentencepiece"
+    Every document ends with ``eod_id`` and, where there is a ``bos_id``, begins with that.
+    """
+
+    kind: TokenizerKind = "sentencepiece"
     file: str
     sha256: str
     vocab_size: PositiveInt
     eod_id: NonNegativeInt
+    bos_id: NonNegativeInt | None = None
 
 
 class InputEntry(_Record):
@@ -40,6 +45,17 @@ class InputEntry(_Record):
     fingerprint: str
 
 
+class ReadSettings(_Record):
+    """How documents are found in the input files; their suffixes tell the rest.
+
+    ``text_field`` is the field of JSON records and the column of parquet files. With ``lines`` each line of a
+    plain text file is a document.
+    """
+
+    text_field: str = "text"
+    lines: bool = False
+
+
 class PrepareSettings(_Record):
     """Settings that decide which token lands in which shard."""
 
@@ -49,7 +65,10 @@ class PrepareSettings(_Record):
 
 
 class InputRange(_Record):
-    """The run of input files one shard holds, in order."""
+    """The run of input files whose documents one shard holds, in order.
+
+    A file of many documents is in the range of a shard of each split; ``num_bytes`` is this split's share.
+    """
 
     first_file: str
     last_file: str
@@ -58,11 +77,20 @@ class InputRange(_Record):
     fingerprint: str
 
 
-class RejectedFile(_Record):
-    """An input file that could not become a document."""
+class RejectedRecord(_Record):
+    """A place in the input that could not become a document.
+
+    ``line`` counts lines, parquet rows or tar members from 1; it is absent for a file that is one document.
+    """
 
     path: str
+    line: PositiveInt | None = None
     reason: str
+
+    @property
+    def place(self) -> str:
+        """File and line, as editors understand them."""
+        return self.path if self.line is None else f"{self.path}:{self.line}"
 
 
 class ShardEntry(_Record):
@@ -77,8 +105,8 @@ class ShardEntry(_Record):
     num_members: NonNegativeInt
     tokenizer_sha256: str
     inputs: InputRange
-    num_empty_files: NonNegativeInt = 0
-    rejected: tuple[RejectedFile, ...] = ()
+    num_empty_documents: NonNegativeInt = 0
+    rejected: tuple[RejectedRecord, ...] = ()
 
 
 class PreparationHeader(_Record):
@@ -89,6 +117,7 @@ class PreparationHeader(_Record):
     token_type: TokenType
     tokenizer: TokenizerEntry
     settings: PrepareSettings
+    reading: ReadSettings = ReadSettings()
     inputs: InputEntry
 
 
@@ -104,9 +133,9 @@ class ShardManifest(_Record):
         return tuple(dict.fromkeys(shard.split for shard in self.shards))
 
     @property
-    def rejected(self) -> tuple[RejectedFile, ...]:
-        """All input files that were left out, in input order."""
-        return tuple(file for shard in self.shards for file in shard.rejected)
+    def rejected(self) -> tuple[RejectedRecord, ...]:
+        """All records that were left out, in the order of the shards."""
+        return tuple(record for shard in self.shards for record in shard.rejected)
 
     def split_shards(self, split: str) -> tuple[ShardEntry, ...]:
         """Return the shards of one split, in stream order.

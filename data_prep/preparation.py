@@ -9,15 +9,17 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
-from data_prep.documents import InputFile, TextFolder, files_fingerprint, find_files
+from data_prep.documents import InputFile, TextFiles, TextFolder, files_fingerprint
 from data_prep.errors import DataError
 from data_prep.files import folder_lock, write_atomically
+from data_prep.finding import find_files
 from data_prep.journal import JOURNAL_NAME, append_entry, load_journal, start_journal
 from data_prep.manifest import (
     MANIFEST_NAME,
     InputEntry,
     PreparationHeader,
     PrepareSettings,
+    RejectedRecord,
     ShardEntry,
     ShardManifest,
     TokenizerEntry,
@@ -27,13 +29,15 @@ from data_prep.manifest import (
 )
 from data_prep.plan import PlannedShard, plan_shards
 from data_prep.progress import PrepareProgress, WorkTotals
-from data_prep.tasks import ShardTask, TaskReport, tokenize_shard
-from data_prep.tokenizer import TOKENIZER_NAME, Tokenizer
+from data_prep.rejections import DEFAULT_MAX_BAD_RECORDS, check_rejected, write_rejected
+from data_prep.special_tokens import SPECIAL_TOKENS_NAME, special_tokens_map
+from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
+from data_prep.tokenizer import TOKENIZER_NAMES, Tokenizer
 
 logger = logging.getLogger(__name__)
 
 # Runs tasks in any order, yields each report as it comes, and stops its workers when the generator is closed
-Executor = Callable[[Sequence[ShardTask]], Generator[TaskReport, None, None]]
+Executor = Callable[[Sequence[ShardTask]], Generator[TaskReport | StoppedTask, None, None]]
 
 _SHARD_FILE = re.compile(r"\.?(train|heldout)-\d{6,}\.tar(\.tmp-[0-9a-f]+)?")
 
@@ -43,12 +47,17 @@ class PrepareRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: TextFolder
+    source: TextFolder | TextFiles
     output: Path
     tokenizer: Path
+    eod_token: str | None = Field(default=None, description="ends documents; only for a tokenizer.json")
+    bos_token: str | None = Field(default=None, description="begins documents; None adds nothing")
     settings: PrepareSettings = PrepareSettings()
     workers: NonNegativeInt = Field(default=2, description="Ray workers; 0 runs in this process, without Ray")
     overwrite: bool = Field(default=False, description="replace shards made from other text or settings")
+    max_bad_records: NonNegativeInt = Field(
+        default=DEFAULT_MAX_BAD_RECORDS, description="records without text that may be left out"
+    )
     task_timeout_seconds: PositiveFloat = Field(default=3600.0, description="longest wait for a shard")
 
 
@@ -62,8 +71,12 @@ class _Work:
     def missing(self) -> list[PlannedShard]:
         return [shard for shard in self.shards if shard.name not in self.finished]
 
+    @property
+    def rejected(self) -> list[RejectedRecord]:
+        return [record for entry in self.finished.values() for record in entry.rejected]
 
-def execute_here(tasks: Sequence[ShardTask]) -> Generator[TaskReport, None, None]:
+
+def execute_here(tasks: Sequence[ShardTask]) -> Generator[TaskReport | StoppedTask, None, None]:
     """Execute tasks one after the other in this process."""
     return (tokenize_shard(task) for task in tasks)
 
@@ -77,6 +90,7 @@ def prepare_shards(request: PrepareRequest, execute: Executor, progress: Prepare
     request.output.mkdir(parents=True, exist_ok=True)
     with folder_lock(request.output):
         work = _survey(request)
+        check_rejected(request.output, work.rejected, limit=request.max_bad_records)
         if not work.missing and _finished_header(request.output) == work.header:
             manifest = load_manifest(request.output)
             progress.finish(manifest, num_new_shards=0)
@@ -88,10 +102,10 @@ def prepare_shards(request: PrepareRequest, execute: Executor, progress: Prepare
 
 def _survey(request: PrepareRequest) -> _Work:
     """Compare what is asked for with what is there; nothing is written."""
-    tokenizer = Tokenizer.load(request.tokenizer)
+    tokenizer = Tokenizer.load(request.tokenizer, eod_token=request.eod_token)
     files = find_files(request.source)
     header = _header(request, tokenizer, files)
-    shards = plan_shards(files, request.settings)
+    shards = plan_shards(files, request.settings, request.source.reading)
     previous, entries = _previous_state(request)
     if previous is not None and previous != header and not request.overwrite:
         raise DataError(
@@ -108,12 +122,15 @@ def _header(request: PrepareRequest, tokenizer: Tokenizer, files: Sequence[Input
     return PreparationHeader(
         token_type=token_type_for(tokenizer.vocab_size),
         tokenizer=TokenizerEntry(
-            file=TOKENIZER_NAME,
+            kind=tokenizer.kind,
+            file=TOKENIZER_NAMES[tokenizer.kind],
             sha256=tokenizer.sha256,
             vocab_size=tokenizer.vocab_size,
             eod_id=tokenizer.eod_id,
+            bos_id=None if request.bos_token is None else tokenizer.special_id(request.bos_token),
         ),
         settings=request.settings,
+        reading=request.source.reading,
         inputs=InputEntry(
             source=request.source.description,
             num_files=len(files),
@@ -178,7 +195,16 @@ def _begin(request: PrepareRequest, work: _Work) -> None:
     """Make the folder unfinished, in an order that a crash at any point leaves readable."""
     start_journal(request.output, work.header, work.finished.values())
     (request.output / MANIFEST_NAME).unlink(missing_ok=True)
-    write_atomically(request.output / TOKENIZER_NAME, request.tokenizer.read_bytes())
+    _copy_tokenizer(request, work.header.tokenizer)
+
+
+def _copy_tokenizer(request: PrepareRequest, entry: TokenizerEntry) -> None:
+    """Put the tokenizer's file into the folder, and beside a tokenizer.json which token ends documents."""
+    if entry.kind == "huggingface":
+        tokenizer = Tokenizer.load(request.tokenizer, eod_token=request.eod_token)
+        names = special_tokens_map(tokenizer.token_name(entry.eod_id))
+        write_atomically(request.output / SPECIAL_TOKENS_NAME, names)
+    write_atomically(request.output / entry.file, request.tokenizer.read_bytes())
 
 
 def _run(
@@ -193,12 +219,16 @@ def _run(
         )
     )
     entries: dict[str, ShardEntry] = {}
+    rejected = work.rejected
     try:
         with closing(execute(tasks)) as reports:
             for report in reports:
-                append_entry(request.output, report.entry)
-                entries[report.entry.name] = report.entry
-                progress.advance(report.entry)
+                rejected += report.rejected if isinstance(report, StoppedTask) else report.entry.rejected
+                if not isinstance(report, StoppedTask):
+                    append_entry(request.output, report.entry)
+                    entries[report.entry.name] = report.entry
+                    progress.advance(report.entry)
+                check_rejected(request.output, rejected, limit=request.max_bad_records)
     finally:
         progress.stop()
     return entries
@@ -207,12 +237,16 @@ def _run(
 def _task(request: PrepareRequest, header: PreparationHeader, shard: PlannedShard) -> ShardTask:
     return ShardTask(
         shard=shard,
-        source_root=request.source.root.resolve(),
+        reading=header.reading,
+        heldout_fraction=header.settings.heldout_fraction,
         output=request.output.resolve(),
         tokenizer=request.output.resolve() / header.tokenizer.file,
         tokenizer_sha256=header.tokenizer.sha256,
+        eod_id=header.tokenizer.eod_id,
+        bos_id=header.tokenizer.bos_id,
         token_type=header.token_type,
         member_tokens=header.settings.member_tokens,
+        max_bad_records=request.max_bad_records,
     )
 
 
@@ -221,6 +255,7 @@ def _complete(
 ) -> ShardManifest:
     """Write the manifest in planned order, then drop the journal and files no shard of it needs."""
     manifest = ShardManifest(header=work.header, shards=tuple(finished[shard.name] for shard in work.shards))
+    write_rejected(output, manifest.rejected)
     save_manifest(manifest, output)
     (output / JOURNAL_NAME).unlink()
     _remove_leftovers(output, keep={shard.name for shard in manifest.shards})

@@ -127,7 +127,7 @@ class _RateProgress(ABC):
             f"{split} {manifest.num_tokens(split):,} tokens in {manifest.num_documents(split):,} documents"
             for split in manifest.splits
         ]
-        self._say(f"tokenization: {made}; {'; '.join(parts)}; {len(manifest.rejected)} files rejected")
+        self._say(f"tokenization: {made}; {'; '.join(parts)}; {len(manifest.rejected)} records rejected")
 
     @abstractmethod
     def _show(self, throughput: Throughput) -> None:

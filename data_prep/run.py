@@ -17,7 +17,7 @@ from data_prep.errors import DataError
 from data_prep.manifest import ShardManifest
 from data_prep.preparation import Executor, PrepareRequest, execute_here, prepare_shards
 from data_prep.progress import PrepareProgress, SilentProgress
-from data_prep.tasks import ShardTask, TaskReport, tokenize_shard
+from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
 
 # two tasks per worker: the next one waits while one runs, and never more than that is in flight
 TASKS_IN_FLIGHT_PER_WORKER = 2
@@ -50,7 +50,7 @@ class RayExecutor:
     num_workers: int
     timeout_seconds: float
 
-    def __call__(self, tasks: Sequence[ShardTask]) -> Generator[TaskReport, None, None]:
+    def __call__(self, tasks: Sequence[ShardTask]) -> Generator[TaskReport | StoppedTask, None, None]:
         """Yield reports as shards are finished; closing the generator stops Ray."""
         # a run with nothing to do shall not pay for the import of Ray
         import ray

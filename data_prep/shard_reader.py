@@ -19,6 +19,22 @@ def iterate_documents(path: Path, eod_id: int) -> Iterator[NDArray[np.integer]]:
             parts = []
 
 
+def document_lengths(path: Path, eod_id: int) -> NDArray[np.int64]:
+    """[documents]: tokens of each document, its end-of-document token included; tokens are hardly read."""
+    content = np.memmap(path, dtype=np.uint8, mode="r")
+    found: list[NDArray[np.int64]] = []
+    begun = 0
+    for member in locate_members(path):
+        lengths = read_array(content, member.lengths).astype(np.int64)
+        lengths[0] += begun
+        begun = 0
+        # only a sample's last piece can be the beginning of a document that goes on
+        if read_array(content, member.tokens)[-1] != eod_id:
+            begun, lengths = int(lengths[-1]), lengths[:-1]
+        found.append(lengths)
+    return np.concatenate([np.empty(0, dtype=np.int64), *found])
+
+
 def iterate_pieces(path: Path) -> Iterator[NDArray[np.integer]]:
     """Yield the document pieces of a shard as they are stored."""
     content = np.memmap(path, dtype=np.uint8, mode="r")

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.documents import read_document
+import numpy as np
+
+from data_prep.documents import InputFile
 from data_prep.errors import DataError
-from data_prep.manifest import RejectedFile, ShardEntry, TokenType
+from data_prep.manifest import ReadSettings, RejectedRecord, ShardEntry, TokenType
 from data_prep.plan import PlannedShard
+from data_prep.records import BadRecord, document_name, read_records
 from data_prep.shard_writer import ShardWriter, WrittenShard
+from data_prep.splits import split_of
 from data_prep.tokenizer import Tokenizer
 
 
@@ -19,12 +23,16 @@ class ShardTask:
     """Everything a worker needs; small, because text never travels with it."""
 
     shard: PlannedShard
-    source_root: Path
+    reading: ReadSettings
+    heldout_fraction: float
     output: Path
     tokenizer: Path
     tokenizer_sha256: str
+    eod_id: int
+    bos_id: int | None
     token_type: TokenType
     member_tokens: int
+    max_bad_records: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +43,24 @@ class TaskReport:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoppedTask:
+    """A task that met more bad records than the whole preparation may; it left no shard."""
+
+    rejected: tuple[RejectedRecord, ...]
+
+
+class _TooManyBadRecordsError(Exception):
+    """Ends a task from within its documents."""
+
+
 @dataclass(slots=True)
 class _Omissions:
-    rejected: list[RejectedFile] = field(default_factory=list)
+    rejected: list[RejectedRecord] = field(default_factory=list)
     num_empty: int = 0
 
 
-def tokenize_shard(task: ShardTask) -> TaskReport:
+def tokenize_shard(task: ShardTask) -> TaskReport | StoppedTask:
     """Tokenize the task's files into its shard; running it again writes the same bytes.
 
     Raises:
@@ -50,30 +69,44 @@ def tokenize_shard(task: ShardTask) -> TaskReport:
     start = time.monotonic()
     tokenizer = _load_tokenizer(task.tokenizer, task.tokenizer_sha256)
     omissions = _Omissions()
+    try:
+        written = _write_shard(task, tokenizer, omissions)
+    except _TooManyBadRecordsError:
+        return StoppedTask(rejected=tuple(omissions.rejected))
+    return TaskReport(entry=_entry(task, written, omissions), seconds=time.monotonic() - start)
+
+
+def _write_shard(task: ShardTask, tokenizer: Tokenizer, omissions: _Omissions) -> WrittenShard:
     with ShardWriter(
         task.output / task.shard.name,
         token_type=task.token_type,
-        eod_id=tokenizer.eod_id,
+        eod_id=task.eod_id,
         member_tokens=task.member_tokens,
     ) as writer:
+        first = np.array([] if task.bos_id is None else [task.bos_id], dtype=np.int32)
         for ids in tokenizer.encode_batch(_documents(task, omissions)):
-            writer.add_document(ids)
-        written = writer.finish()
-    return TaskReport(entry=_entry(task, written, omissions), seconds=time.monotonic() - start)
+            writer.add_document(np.concatenate([first, ids]))
+        return writer.finish()
 
 
 def _documents(task: ShardTask, omissions: _Omissions) -> Iterator[str]:
     for file in task.shard.files:
-        try:
-            text = read_document(task.source_root, file)
-        except UnicodeDecodeError as error:
-            reason = f"not UTF-8 at byte {error.start}: {error.reason}"
-            omissions.rejected.append(RejectedFile(path=file.path, reason=reason))
-            continue
-        if text:
-            yield text
-        else:
-            omissions.num_empty += 1
+        wanted = functools.partial(_is_in_split, task, file)
+        for record in read_records(file, task.reading, wanted):
+            if isinstance(record, BadRecord):
+                omissions.rejected.append(
+                    RejectedRecord(path=file.path, line=record.line, reason=record.reason)
+                )
+                if len(omissions.rejected) > task.max_bad_records:
+                    raise _TooManyBadRecordsError
+            elif record.text:
+                yield record.text
+            else:
+                omissions.num_empty += 1
+
+
+def _is_in_split(task: ShardTask, file: InputFile, line: int | None) -> bool:
+    return split_of(document_name(file, line), task.heldout_fraction) == task.shard.split
 
 
 def _entry(task: ShardTask, written: WrittenShard, omissions: _Omissions) -> ShardEntry:
@@ -87,7 +120,7 @@ def _entry(task: ShardTask, written: WrittenShard, omissions: _Omissions) -> Sha
         num_members=written.num_members,
         tokenizer_sha256=task.tokenizer_sha256,
         inputs=task.shard.input_range,
-        num_empty_files=omissions.num_empty,
+        num_empty_documents=omissions.num_empty,
         rejected=tuple(omissions.rejected),
     )
 

@@ -1,114 +1,97 @@
-"""A sentencepiece tokenizer that loses nothing of the text."""
+"""What a tokenizer does, and loading one of either kind."""
 
-import codecs
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sentencepiece import SentencePieceProcessor
 
 from data_prep.errors import DataError
+from data_prep.manifest import TokenizerKind
+from data_prep.special_tokens import special_eod_token
 
 TOKENIZER_NAME = "tokenizer.model"
-# sentencepiece writes a space as this character, so that the character itself would come back as a space
-SPACE_MARK = "\u2581"
+TOKENIZER_NAMES: dict[TokenizerKind, str] = {"sentencepiece": TOKENIZER_NAME, "huggingface": "tokenizer.json"}
 
 
-class Tokenizer:
+class Tokenizer(ABC):
     """Text to token ids and back; ids are below ``vocab_size``, ``eod_id`` is never made from text."""
 
-    def __init__(self, model: bytes, *, name: str = "tokenizer") -> None:
-        """Take the bytes of a sentencepiece model.
+    kind: TokenizerKind
+    vocab_size: int
+    eod_id: int
 
+    def __init__(self, content: bytes) -> None:
+        """Take the bytes of the tokenizer's file."""
+        self.sha256 = hashlib.sha256(content).hexdigest()
+
+    @staticmethod
+    def load(path: Path, *, eod_token: str | None = None) -> "Tokenizer":
+        """Read a sentencepiece model or a Hugging Face ``tokenizer.json``, whichever the file is.
+
+        Args:
+            path: the file.
+            eod_token: name of the token that ends documents, for a ``tokenizer.json``. Without it the
+                ``eos_token`` of the ``special_tokens_map.json`` beside the file is taken.
         Raises:
-            DataError: these are no sentencepiece model, or one without an end-of-sequence id.
+            DataError: the file does not exist or is no usable tokenizer.
         """
         try:
-            self._processor = SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise DataError(
-                f"{name} must be a sentencepiece model, but cannot be read as one; "
-                "make one with `megaponder tokenizer train`"
-            ) from error
-        self.sha256 = hashlib.sha256(model).hexdigest()
-        self.vocab_size = int(self._processor.get_piece_size())
-        self.eod_id = int(self._processor.eos_id())
-        if self.eod_id < 0:
-            raise DataError(
-                f"{name} must reserve an end-of-sequence id to end documents with, but has none; "
-                "train it with eos_id set"
-            )
-        self._space_mark_ids = self._byte_ids(SPACE_MARK) if self._keeps_spaces() else None
-
-    @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
-        """Read a model file.
-
-        Raises:
-            DataError: the file does not exist or is no usable model.
-        """
-        try:
-            model = path.read_bytes()
+            content = path.read_bytes()
         except (FileNotFoundError, IsADirectoryError) as error:
             raise DataError(
                 f"the tokenizer {path} must be a file, but is not; make one with `megaponder tokenizer train`"
             ) from error
-        return cls(model, name=str(path))
+        # each kind is loaded only where it is used: both bring a library
+        if content.lstrip().startswith(b"{"):
+            from data_prep.huggingface_tokenizer import HuggingFaceTokenizer
 
+            return HuggingFaceTokenizer(
+                content, eod_token=eod_token or special_eod_token(path), name=str(path)
+            )
+        from data_prep.sentencepiece_tokenizer import SentencePieceTokenizer
+
+        if eod_token is not None:
+            raise DataError(
+                f"--eod-token is for a tokenizer.json, but {path} is a sentencepiece model, which names its "
+                "own end-of-sequence piece; leave it out"
+            )
+        return SentencePieceTokenizer(content, name=str(path))
+
+    @abstractmethod
     def encode(self, text: str) -> NDArray[np.int32]:
         """Token ids of one text, without the end-of-document id."""
-        if self._space_mark_ids is not None and SPACE_MARK in text:
-            return self._encode_space_marks(text, self._space_mark_ids)
-        ids: NDArray[np.int32] = self._processor.encode(text, out_type="numpy")
-        return ids
 
     def encode_batch(self, texts: Iterable[str]) -> Iterator[NDArray[np.int32]]:
         """Token ids of each text in turn; one text's ids are in memory at a time."""
         return (self.encode(text) for text in texts)
 
+    @abstractmethod
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Text of token ids; end-of-document ids leave no trace, half characters become U+FFFD."""
-        text: str = self._processor.decode([int(token) for token in ids])
-        return text
 
+    @abstractmethod
     def pieces(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
-        """One string per token for display: spaces as they are, bytes as ``<0x0A>``, reserved ids by name."""
-        return [self._processor.id_to_piece(int(token)).replace(SPACE_MARK, " ") for token in ids]
+        """One string per token for display: spaces as they are, bytes by a name, reserved ids by name."""
 
+    @abstractmethod
     def texts(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
         """The part of the text each token stands for; for ids made from a text, joined they are that text.
 
         A character spelled in several byte tokens belongs to the last of them; a character that the last
         token leaves unfinished becomes U+FFFD.
         """
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        last = len(ids) - 1
-        return [decoder.decode(self._piece_bytes(int(token)), final=i == last) for i, token in enumerate(ids)]
 
-    def _piece_bytes(self, token: int) -> bytes:
-        if self._processor.is_control(token):
-            return b""
-        piece: str = self._processor.id_to_piece(token)
-        if self._processor.is_byte(token):
-            return bytes([int(piece[3:-1], 16)])
-        return piece.replace(SPACE_MARK, " ").encode()
+    @abstractmethod
+    def special_id(self, token: str) -> int:
+        """Id of a special token by its name.
 
-    def _keeps_spaces(self) -> bool:
-        # models with a dummy prefix or their own space rules cannot be given a text in parts
-        probe = " a  b"
-        return not self._processor.encode("a", out_type=str)[0].startswith(SPACE_MARK) and (
-            self._processor.decode(self._processor.encode(probe)) == probe
-        )
+        Raises:
+            DataError: there is no such token, or text can make it.
+        """
 
-    def _byte_ids(self, character: str) -> NDArray[np.int32] | None:
-        ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
-        return None if self._processor.unk_id() in ids else np.array(ids, dtype=np.int32)
-
-    def _encode_space_marks(self, text: str, mark: NDArray[np.int32]) -> NDArray[np.int32]:
-        first, *rest = text.split(SPACE_MARK)
-        parts = [self._processor.encode(first, out_type="numpy")]
-        for part in rest:
-            parts += [mark, self._processor.encode(part, out_type="numpy")]
-        return np.concatenate(parts).astype(np.int32)
+    @abstractmethod
+    def token_name(self, token: int) -> str:
+        """Name of a token by its id, as the tokenizer's file has it."""

@@ -5,15 +5,19 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from sentencepiece import SentencePieceTrainer
 
-from data_prep.documents import InputFile, TextFolder, files_fingerprint, find_files, read_document
+from data_prep.documents import InputFile, TextFiles, TextFolder, files_fingerprint
 from data_prep.errors import DataError
 from data_prep.files import write_atomically
+from data_prep.finding import find_files
+from data_prep.records import BadRecord, document_name, holds_many, read_records
+from data_prep.sentencepiece_tokenizer import SentencePieceTokenizer
 from data_prep.splits import TRAIN, name_fraction, split_of
 from data_prep.tokenizer import Tokenizer
 
@@ -30,7 +34,7 @@ class TokenizerTraining(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: TextFolder
+    source: TextFolder | TextFiles
     output: Path
     vocab_size: int = Field(default=4096, gt=RESERVED_PIECES, le=1_000_000)
     model_type: Literal["bpe", "unigram"] = "bpe"
@@ -62,10 +66,10 @@ def train_tokenizer(training: TokenizerTraining) -> TrainedTokenizer:
     record = _training_record(training, sample)
     was_trained = not _is_up_to_date(training.output, record)
     if was_trained:
-        model = _train(training, list(_lines(training.source.root, sample, training.sample_bytes)))
+        model = _train(training, list(_lines(training, sample)))
         training.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(training.output, model)
-        tokenizer = Tokenizer(model)
+        tokenizer: Tokenizer = SentencePieceTokenizer(model)
         write_atomically(_record_path(training.output), _dump({**record, "sha256": tokenizer.sha256}))
     else:
         tokenizer = Tokenizer.load(training.output)
@@ -84,7 +88,8 @@ def choose_sample(files: Sequence[InputFile], training: TokenizerTraining) -> li
 
     The order of hashes mixes folders evenly and needs no random numbers.
     """
-    candidates = [file for file in files if split_of(file.path, training.heldout_fraction) == TRAIN]
+    reading = training.source.reading
+    candidates = [file for file in files if holds_many(file, reading) or _is_train(training, file, None)]
     sample: list[InputFile] = []
     num_bytes = 0
     for file in sorted(candidates, key=lambda file: (name_fraction(file.path), file.path)):
@@ -95,19 +100,31 @@ def choose_sample(files: Sequence[InputFile], training: TokenizerTraining) -> li
     return sample
 
 
-def _lines(root: Path, sample: Sequence[InputFile], sample_bytes: int) -> Iterator[str]:
+def _lines(training: TokenizerTraining, sample: Sequence[InputFile]) -> Iterator[str]:
     """Lines of the sample; a piece never spans two lines, and long lines are cut."""
-    remaining = sample_bytes
-    for file in sample:
-        try:
-            text = read_document(root, file)[:remaining]
-        except UnicodeDecodeError:
-            logger.info("the tokenizer's sample leaves out %s: it is not UTF-8", file.path)
-            continue
-        remaining -= file.size_bytes
+    for text in _texts(training, sample):
         for line in text.split("\n"):
             for start in range(0, len(line), LONGEST_LINE_CHARACTERS):
                 yield line[start : start + LONGEST_LINE_CHARACTERS]
+
+
+def _texts(training: TokenizerTraining, sample: Sequence[InputFile]) -> Iterator[str]:
+    """Documents of the sample, the last one cut, until ``sample_bytes`` are reached."""
+    remaining = training.sample_bytes
+    for file in sample:
+        for record in read_records(file, training.source.reading, partial(_is_train, training, file)):
+            if isinstance(record, BadRecord):
+                name = document_name(file, record.line)
+                logger.info("the tokenizer's sample leaves out %s: %s", name, record.reason)
+                continue
+            yield record.text[:remaining]
+            remaining -= len(record.text.encode())
+            if remaining <= 0:
+                return
+
+
+def _is_train(training: TokenizerTraining, file: InputFile, line: int | None) -> bool:
+    return split_of(document_name(file, line), training.heldout_fraction) == TRAIN
 
 
 def _train(training: TokenizerTraining, lines: Sequence[str]) -> bytes:
@@ -158,6 +175,7 @@ def _training_record(training: TokenizerTraining, sample: Sequence[InputFile]) -
     )
     return {
         "settings": settings,
+        "reading": training.source.reading.model_dump(),
         "source": training.source.description,
         "fingerprint": files_fingerprint(sample),
     }

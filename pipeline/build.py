@@ -11,7 +11,9 @@ from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import BatchLayout, HeldoutBatches, PackingOptions, TrainingBatches
-from pipeline.data.dataset import TokenDataset, open_dataset
+from pipeline.data.blend import BlendOrder
+from pipeline.data.dataset import SampleSource
+from pipeline.data.opening import Reading, open_heldout, open_training, training_order
 from pipeline.data.order import SampleOrder
 from pipeline.megatron_config import optimizer_settings, schedule_settings, transformer_config
 
@@ -35,32 +37,49 @@ class TrainingParts:
     freeze: BackboneFreeze
 
 
-def open_split(config: RunConfig, split: str) -> TokenDataset:
-    """Open one split of the run's data and hold its vocabulary against the model's.
+def open_training_split(config: RunConfig) -> SampleSource:
+    """Open what the run trains on and hold its vocabulary against the model's.
 
     Raises:
         ConfigError: the model has fewer ids than the tokenizer.
         DataError: the data cannot be read.
     """
-    dataset = open_dataset(config.data.path, split, seq_length=config.training.seq_length)
-    given = config.model.vocab_size
-    if given is not None and given < dataset.vocab_size:
+    return _fitting(config, open_training(config.data, _reading(config)))
+
+
+def open_heldout_split(config: RunConfig) -> SampleSource:
+    """Open what the run is measured on and hold its vocabulary against the model's.
+
+    Raises:
+        ConfigError: the model has fewer ids than the tokenizer.
+        DataError: the data cannot be read.
+    """
+    return _fitting(config, open_heldout(config.data, _reading(config)))
+
+
+def _reading(config: RunConfig) -> Reading:
+    return Reading(seq_length=config.training.seq_length, vocab_size=config.model.vocab_size)
+
+
+def _fitting(config: RunConfig, source: SampleSource) -> SampleSource:
+    given, needed = config.model.vocab_size, source.vocabulary.size
+    if given is not None and given < needed:
         raise ConfigError(
             [
                 ConfigProblem(
                     path="model.vocab_size",
-                    rule=f"must be at least {dataset.vocab_size}, the ids of the tokenizer in data.path",
+                    rule=f"must be at least {needed}, the ids of the tokenizer in data.path",
                     value=str(given),
-                    cure=f"set it to {dataset.vocab_size} or leave it out",
+                    cure=f"set it to {needed} or leave it out",
                 )
             ]
         )
-    return dataset
+    return source
 
 
-def vocab_size_of(config: RunConfig, dataset: TokenDataset) -> int:
+def vocab_size_of(config: RunConfig, source: SampleSource) -> int:
     """Ids the model knows: the configured number, else the tokenizer's."""
-    return config.model.vocab_size or dataset.vocab_size
+    return config.model.vocab_size or source.vocabulary.size
 
 
 def build_module(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> PonderModel:
@@ -92,14 +111,30 @@ def build_training(config: RunConfig, vocab_size: int, groups: ParallelGroups) -
     )
 
 
-def training_batches(config: RunConfig, dataset: TokenDataset, groups: ParallelGroups) -> TrainingBatches:
-    """This rank's share of every global batch."""
-    order = SampleOrder(num_samples=len(dataset), seed=config.seed, shuffled=config.data.order == "shuffled")
+def training_batches(config: RunConfig, dataset: SampleSource, groups: ParallelGroups) -> TrainingBatches:
+    """This rank's share of every global batch.
+
+    Raises:
+        ConfigError: a blend has fewer samples than the run takes.
+    """
+    order = training_order(config.data, dataset, seed=config.seed)
+    needed = config.training.train_iters * config.training.global_batch_size
+    if isinstance(order, BlendOrder) and order.capacity is not None and order.capacity < needed:
+        raise ConfigError(
+            [
+                ConfigProblem(
+                    path="data.sources",
+                    rule=f"must give the {needed} samples of the run",
+                    value=f"{order.capacity} samples within max_epochs",
+                    cure="raise max_epochs, or leave it out for one source",
+                )
+            ]
+        )
     return TrainingBatches(dataset, order, layout=_layout(config, groups), packing=_packing(config))
 
 
 def heldout_batches(
-    config: RunConfig, dataset: TokenDataset, groups: ParallelGroups, *, max_global_batches: int
+    config: RunConfig, dataset: SampleSource, groups: ParallelGroups, *, max_global_batches: int
 ) -> HeldoutBatches:
     """The same held-out samples at every evaluation, spread over the split."""
     order = SampleOrder(num_samples=len(dataset), seed=config.seed, shuffled=True)

@@ -167,20 +167,20 @@ def generate_arguments(demo: Demo) -> list[str]:
 
 def _prepare_data(demo: Demo) -> ShardManifest:
     """Train the tokenizer and make the shards; both keep what is already there for the same text."""
-    tokenizer = demo.config.data.path.parent / TOKENIZER_NAME
+    tokenizer = demo.config.data.manifest_folder.parent / TOKENIZER_NAME
     training = TokenizerTraining(source=demo.source, output=tokenizer)
     if demo.config.model.vocab_size is not None:
         training = training.model_copy(update={"vocab_size": demo.config.model.vocab_size})
     _timed(demo, "tokenizer", lambda: train_tokenizer(training))
     request = PrepareRequest(
         source=demo.source,
-        output=demo.config.data.path,
+        output=demo.config.data.manifest_folder,
         tokenizer=tokenizer,
         workers=demo.num_workers,
         overwrite=True,
     )
     _timed(demo, "tokenization", lambda: prepare(request, build_progress(demo.console)))
-    return load_manifest(demo.config.data.path)
+    return load_manifest(demo.config.data.manifest_folder)
 
 
 def _train(demo: Demo, key: str) -> None:

@@ -75,13 +75,15 @@ def generate(
     Raises:
         ValueError: the prompt is empty.
     """
+    tokenizer = checkpoint.tokenizer
     started = time.monotonic()
-    eod_id = checkpoint.tokenizer.eod_id
     text = list(
-        decode(checkpoint.module, prompt_ids, num_tokens=num_tokens, sampling=sampling, eod_id=eod_id)
+        decode(
+            checkpoint.module, prompt_ids, num_tokens=num_tokens, sampling=sampling, eod_id=tokenizer.eod_id
+        )
     )
     seconds = time.monotonic() - started
-    pieces = checkpoint.tokenizer.texts([token.token for token in text])
+    pieces = tokenizer.texts([token.token for token in text])
     ponder = checkpoint.config.ponder
     return TextSample(
         checkpoint=str(checkpoint.folder),

@@ -9,12 +9,12 @@ from data_prep.tokenizer import Tokenizer
 from megatron_ext.host import prepare_host
 from megatron_ext.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from pipeline.build import build_module, open_split, vocab_size_of
+from pipeline.build import build_module, open_heldout_split, vocab_size_of
 from pipeline.checkpoint import load_weights
 from pipeline.checkpoint_folder import CONFIG_NAME, TrainState, resolve_checkpoint
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
-from pipeline.data.dataset import TokenDataset
+from pipeline.data.dataset import SampleSource
 from pipeline.data.prompts import load_tokenizer
 from pipeline.distributed import start_process_group, stop_process_group
 from pipeline.ranks import Ranks
@@ -30,7 +30,6 @@ class OpenedCheckpoint:
         state: how far the run was.
         module: the model, in evaluation mode.
         heldout: held-out split of the run's data.
-        tokenizer: of the run's data.
         groups: the layout.
     """
 
@@ -38,9 +37,17 @@ class OpenedCheckpoint:
     config: RunConfig
     state: TrainState
     module: PonderModel
-    heldout: TokenDataset
-    tokenizer: Tokenizer
+    heldout: SampleSource
     groups: ParallelGroups
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Load the tokenizer of the run's data.
+
+        Raises:
+            ConfigError: the run reads no folder that has one.
+        """
+        return load_tokenizer(self.config.data.manifest_folder)
 
 
 @contextmanager
@@ -70,7 +77,7 @@ def opened_checkpoint(
     start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)
     try:
         groups = initialize_groups(tensor=ranks.world_size, seed=config.seed)
-        heldout = open_split(config, config.data.heldout_split)
+        heldout = open_heldout_split(config)
         module = build_module(config, vocab_size_of(config, heldout), groups)
         state = load_weights(folder, module=module)
         module.eval()
@@ -80,7 +87,6 @@ def opened_checkpoint(
             state=state,
             module=module,
             heldout=heldout,
-            tokenizer=load_tokenizer(config.data.path, heldout),
             groups=groups,
         )
     finally:

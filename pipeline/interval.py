@@ -1,12 +1,15 @@
 """What is measured between two log lines: sums on the device, times on the host, one collective."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from megatron_ext.host import device
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint_folder import TrainState
 from pipeline.config.schema import RunConfig
+from pipeline.data.dataset import TokenRows
 from pipeline.flops import FlopsAccount
+from pipeline.metrics import names
+from pipeline.metrics.data_hash import gather_data_hash
 from pipeline.metrics.ponder_scalars import mean_loss, ponder_scalars
 from pipeline.metrics.records import TrainingRecord
 from pipeline.metrics.statistics import StatisticsAccumulator
@@ -40,17 +43,31 @@ class IntervalMeter:
         self._sweeps += settings.num_jacobi_iterations
         self._seconds += seconds
 
-    def read(self, state: TrainState, *, learning_rate: float, groups: ParallelGroups) -> TrainingRecord:
+    def read(
+        self,
+        state: TrainState,
+        *,
+        learning_rate: float,
+        groups: ParallelGroups,
+        rows: Sequence[TokenRows] | None = None,
+        samples_by_source: Mapping[str, int] | None = None,
+    ) -> TrainingRecord:
         """Make the record of the interval and begin the next; all data-parallel ranks call it together.
 
         Args:
             state: how far the run is.
             learning_rate: of the next step.
             groups: the layout.
+            rows: what this rank has read of the last step's global batch; None where nothing was read.
+            samples_by_source: of a blend, how many samples of each source the run has seen.
         """
         sums = self.statistics.reduce(groups.dp, groups.pp)
         sweeps = self._sweeps / self._num_steps
         training = self._config.training
+        seen = {
+            names.tokens_of_source(name): float(samples * training.seq_length)
+            for name, samples in (samples_by_source or {}).items()
+        }
         tokens_per_second = self._num_steps * training.global_batch_size * training.seq_length / self._seconds
         record = TrainingRecord(
             iteration=state.iteration,
@@ -68,9 +85,11 @@ class IntervalMeter:
             loss=mean_loss(sums),
             grad_norm=self._grad_norm,
             skipped_iterations=state.skipped_iterations,
+            data_hash=None if rows is None else gather_data_hash(rows, groups.dp),
             scalars=ponder_scalars(
                 sums, num_jacobi_iterations=sweeps, penalty_weight=self.penalty_weight, flops=self.flops
-            ),
+            )
+            | seen,
             steps_count=sums.get("steps_count"),
         )
         self._clear()

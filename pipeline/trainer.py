@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -13,13 +13,15 @@ from pipeline.build import (
     TrainingParts,
     build_training,
     heldout_batches,
-    open_split,
+    open_heldout_split,
+    open_training_split,
     training_batches,
     vocab_size_of,
 )
 from pipeline.checkpoint import TrainState, latest_iteration, load_checkpoint, save_checkpoint
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import HeldoutBatches, TrainingBatches
+from pipeline.data.dataset import TokenRows
 from pipeline.distributed import start_process_group, stop_process_group
 from pipeline.evaluate import evaluate
 from pipeline.exit_codes import ExitCode
@@ -66,8 +68,8 @@ def train(config: RunConfig) -> ExitCode:
 
 
 def _prepare(config: RunConfig, groups: ParallelGroups) -> "TrainingRun":
-    data = open_split(config, config.data.train_split)
-    heldout = open_split(config, config.data.heldout_split)
+    data = open_training_split(config)
+    heldout = open_heldout_split(config)
     vocab_size = vocab_size_of(config, data)
     parts = build_training(config, vocab_size, groups)
     show_summary(config, vocab_size, parts.module, groups)
@@ -116,6 +118,7 @@ class TrainingRun:
         meter: what was measured since the last log line.
         sinks, progress, alarm: where it goes.
         state: how far the run is.
+        rows: what this rank has read of the newest step's global batch.
     """
 
     config: RunConfig
@@ -128,6 +131,7 @@ class TrainingRun:
     progress: TrainingProgress
     alarm: CollapseAlarm
     state: TrainState
+    rows: list[TokenRows] = field(default_factory=list)
 
     def run(self, stop: StopFlag) -> ExitCode:
         """Iterate until the last iteration, a signal, or divergence."""
@@ -162,9 +166,11 @@ class TrainingRun:
             self.config, iteration=self.state.iteration, consumed_tokens=self.state.consumed_tokens
         )
         started = time.monotonic()
+        share = self.batches.read(self.state.consumed_samples)
+        self.rows = share.rows
         result = train_step(
             self.parts,
-            self.batches.micro_batches(self.state.consumed_samples),
+            share.micro_batches,
             settings,
             groups=self.groups,
             statistics=self.meter.statistics,
@@ -184,7 +190,11 @@ class TrainingRun:
     def _log(self) -> bool:
         """Write the interval; False where loss or gradients have left the finite numbers."""
         record = self.meter.read(
-            self.state, learning_rate=self.parts.optimizer.param_groups[0]["lr"], groups=self.groups
+            self.state,
+            learning_rate=self.parts.optimizer.param_groups[0]["lr"],
+            groups=self.groups,
+            rows=self.rows,
+            samples_by_source=self.batches.order.samples_by_source(self.state.consumed_samples),
         )
         self.sinks.write_training(record)
         self.progress.update(record.iteration, loss=record.loss, tokens_per_second=record.tokens_per_second)

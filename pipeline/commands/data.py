@@ -9,9 +9,11 @@ from rich.console import Console
 from pipeline.commands.shared import examples, set_up_logging
 from pipeline.commands.text_source import (
     HeldoutFraction,
+    Lines,
     PythonStandardLibrary,
-    Source,
+    Sources,
     Suffixes,
+    TextField,
     choose_source,
 )
 from pipeline.exit_codes import ExitCode
@@ -22,23 +24,51 @@ app = typer.Typer(no_args_is_help=True, help="Turn raw text into token shards, a
 @app.command(
     epilog=examples(
         "megaponder data prepare corpus/ --tokenizer tokenizer.model --output runs/data",
+        "megaponder data prepare 'web/*.jsonl.zst' books.parquet --tokenizer tokenizer.model -o runs/data",
         "megaponder data prepare --python-stdlib --tokenizer tokenizer.model --output runs/data --workers 4",
     )
 )
 def prepare(
     tokenizer: Annotated[
-        Path, typer.Option(metavar="FILE", help="sentencepiece model; see megaponder tokenizer train.")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="sentencepiece model (see megaponder tokenizer train) or Hugging Face tokenizer.json.",
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for shards and manifest.")
     ],
-    source: Source = None,
-    suffix: Suffixes = [".txt"],  # noqa: B006 (typer's way to give a list a default; it is never changed)
+    source: Sources = None,
+    text_field: TextField = "text",
+    lines: Lines = False,
+    suffix: Suffixes = None,
     python_stdlib: PythonStandardLibrary = False,
+    eod_token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Special token that ends documents, for a tokenizer.json without a special_tokens_map.json.",
+            show_default=False,
+        ),
+    ] = None,
+    bos_token: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Special token to begin documents with.", show_default=False),
+    ] = None,
     heldout_fraction: HeldoutFraction = 0.05,
     workers: Annotated[
         int, typer.Option(min=0, metavar="N", help="Ray workers; 0 uses this process alone.")
     ] = 2,
+    max_bad_records: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Records without text (broken JSON, no such field, not UTF-8, a cut archive) to "
+            "leave out and list in rejected.jsonl; one more stops the run.",
+        ),
+    ] = 100,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace shards that were made from other text or settings.")
     ] = False,
@@ -54,11 +84,16 @@ def prepare(
 
     set_up_logging()
     request = PrepareRequest(
-        source=choose_source(source, suffix, python_stdlib),
+        source=choose_source(
+            source, suffixes=suffix, text_field=text_field, lines=lines, python_stdlib=python_stdlib
+        ),
         output=output,
         tokenizer=tokenizer,
+        eod_token=eod_token,
+        bos_token=bos_token,
         settings=PrepareSettings(heldout_fraction=heldout_fraction),
         workers=workers,
+        max_bad_records=max_bad_records,
         overwrite=overwrite,
     )
     prepare_shards(request, build_progress(Console(stderr=True)))

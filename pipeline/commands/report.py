@@ -39,7 +39,7 @@ def report(
     if not config_file.is_file():
         raise ConfigError([_missing(run, CONFIG_NAME, "train a run into it first")])
     config = load_config(config_file)
-    manifest = load_manifest(config.data.path)
+    manifest = load_manifest(config.data.manifest_folder)
     facts = run_facts(config, manifest, {})
     try:
         data = collect_report(

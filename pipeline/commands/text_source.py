@@ -1,23 +1,36 @@
-"""Where a command takes its text from: a folder, or the sources of the Python standard library."""
+"""Where a command takes its text from: files of any known kind, or the sources of the standard library."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from data_prep.documents import TextFolder, python_standard_library
+from data_prep.documents import KNOWN_SUFFIXES, TextFiles, TextSource, python_standard_library
+from data_prep.manifest import ReadSettings
 
-Source = Annotated[
-    Path | None,
+Sources = Annotated[
+    list[str] | None,
     typer.Argument(
-        metavar="SOURCE",
-        help="Folder of text files, one document each, or one file. Not with --python-stdlib.",
+        metavar="SOURCE...",
+        help="Files, folders, globs and fsspec URLs (s3://, gs://, file://) of these, mixed: JSON lines, "
+        "parquet, plain text, webdataset tars with .txt members; .gz, .zst and .xz are unpacked. "
+        "Not with --python-stdlib.",
         show_default=False,
     ),
 ]
 Suffixes = Annotated[
-    list[str],
-    typer.Option("--suffix", metavar="SUFFIX", help="Files to take; give it several times for more."),
+    list[str] | None,
+    typer.Option(
+        "--suffix",
+        metavar="SUFFIX",
+        help="Files to take from folders, instead of all known kinds; give it several times for more.",
+        show_default=False,
+    ),
+]
+TextField = Annotated[
+    str, typer.Option(metavar="NAME", help="Field of JSON records and column of parquet files with the text.")
+]
+Lines = Annotated[
+    bool, typer.Option("--lines", help="Take each line of a plain text file as a document, not the file.")
 ]
 PythonStandardLibrary = Annotated[
     bool, typer.Option("--python-stdlib", help="Take the sources of this Python's standard library.")
@@ -33,14 +46,25 @@ HeldoutFraction = Annotated[
 ]
 
 
-def choose_source(folder: Path | None, suffixes: list[str], python_stdlib: bool) -> TextFolder:
+def choose_source(
+    inputs: list[str] | None,
+    *,
+    suffixes: list[str] | None,
+    text_field: str,
+    lines: bool,
+    python_stdlib: bool,
+) -> TextSource:
     """Make the text source that the arguments name.
 
     Raises:
         typer.BadParameter: none is named, or two are.
     """
-    if (folder is None) != python_stdlib:
-        raise typer.BadParameter("give a folder or --python-stdlib, one of the two", param_hint="SOURCE")
-    if folder is None:
+    if bool(inputs) == python_stdlib:
+        raise typer.BadParameter("give text or --python-stdlib, one of the two", param_hint="SOURCE")
+    if not inputs:
         return python_standard_library()
-    return TextFolder(root=folder, suffixes=tuple(suffixes))
+    return TextFiles(
+        inputs=tuple(inputs),
+        suffixes=tuple(suffixes or KNOWN_SUFFIXES),
+        reading=ReadSettings(text_field=text_field, lines=lines),
+    )

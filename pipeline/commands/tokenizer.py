@@ -8,9 +8,11 @@ import typer
 from pipeline.commands.shared import examples, set_up_logging
 from pipeline.commands.text_source import (
     HeldoutFraction,
+    Lines,
     PythonStandardLibrary,
-    Source,
+    Sources,
     Suffixes,
+    TextField,
     choose_source,
 )
 
@@ -30,8 +32,10 @@ def _group() -> None:
 )
 def train(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the model goes.")],
-    source: Source = None,
-    suffix: Suffixes = [".txt"],  # noqa: B006 (typer's way to give a list a default; it is never changed)
+    source: Sources = None,
+    text_field: TextField = "text",
+    lines: Lines = False,
+    suffix: Suffixes = None,
     python_stdlib: PythonStandardLibrary = False,
     vocab_size: Annotated[
         int, typer.Option(min=259, max=1_000_000, metavar="N", help="Pieces, the 256 bytes included.")
@@ -51,7 +55,9 @@ def train(
     set_up_logging()
     trained = train_tokenizer(
         TokenizerTraining(
-            source=choose_source(source, suffix, python_stdlib),
+            source=choose_source(
+                source, suffixes=suffix, text_field=text_field, lines=lines, python_stdlib=python_stdlib
+            ),
             output=output,
             vocab_size=vocab_size,
             model_type=model_type,

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from pipeline.config.errors import ConfigProblem
+from pipeline.config.rules_data import DATA_RULES
 from pipeline.config.rules_model import MODEL_RULES
 from pipeline.config.rules_parallel import PARALLEL_RULES
 from pipeline.config.rules_ponder import PONDER_RULES
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 Rule = Callable[["RunConfig"], Iterator[ConfigProblem]]
 
-RULES: tuple[Rule, ...] = (*MODEL_RULES, *PONDER_RULES, *PARALLEL_RULES, *TRAINING_RULES)
+RULES: tuple[Rule, ...] = (*MODEL_RULES, *PONDER_RULES, *PARALLEL_RULES, *TRAINING_RULES, *DATA_RULES)
 
 
 def broken_rules(config: RunConfig) -> list[ConfigProblem]:

@@ -1,4 +1,4 @@
-"""Rules on the learning rate and on the data that are trained and measured on."""
+"""Rules on the learning rate."""
 
 from __future__ import annotations
 
@@ -49,14 +49,4 @@ def _warmup_stable_decay(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
-def _splits(config: RunConfig) -> Iterator[ConfigProblem]:
-    if config.data.heldout_split == config.data.train_split:
-        yield ConfigProblem(
-            path="data.heldout_split",
-            rule="must differ from data.train_split: text that is trained on measures nothing",
-            value=repr(config.data.heldout_split),
-            cure="name another split of the manifest",
-        )
-
-
-TRAINING_RULES = (_learning_rate, _warmup, _warmup_stable_decay, _splits)
+TRAINING_RULES = (_learning_rate, _warmup, _warmup_stable_decay)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from megatron_ext.ponder.config import Method
-from pipeline.config.errors import ConfigError
+from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.ponder_section import PonderSection as PonderSection
 from pipeline.config.rules import broken_rules
 from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
@@ -104,18 +104,90 @@ class OptimizerConfig(Section):
     clip_grad: NonNegative = Field(1.0, description="largest gradient norm; 0 turns clipping off")
 
 
-class DataConfig(Section):
-    """Token shards and how rows are cut from them."""
+class BlendSource(Section):
+    """One source of a blend."""
 
-    path: Path = Field(description="folder with the shards' manifest.json")
+    path: Path = Field(description="as data.path, in the format data.format")
+    weight: Positive = Field(1.0, description="share of the samples, relative to the other sources")
+    max_epochs: Positive | None = Field(
+        None, description="passes after which the others go on without it; default: without end"
+    )
+    name: Annotated[str, Field(min_length=1)] = Field(
+        default_factory=lambda given: given["path"].name,
+        description="of its curve; default: the path's last part",
+    )
+
+
+class DataConfig(Section):
+    """Where the tokens are, and how rows are cut from them."""
+
+    path: Path | None = Field(
+        None, description="folder with the shards' manifest.json; for the other formats see `format`"
+    )
+    sources: Annotated[tuple[BlendSource, ...], Field(min_length=1)] | None = Field(
+        None, description="a blend instead of path: a list of path, weight, max_epochs, name"
+    )
+    format: Literal["webdataset", "megatron", "rows"] = Field(
+        "webdataset",
+        description="shards of megaponder data prepare; Megatron's .bin and .idx (a folder with a pair named "
+        "after each split, or the prefix of one pair); or preshuffled rows of seq_length + 1 tokens, one "
+        "after the other in the .bin files of a folder, or of a folder of the split's name in it",
+    )
+    token_type: Literal["uint16", "int32"] | None = Field(
+        None, description="of format: rows, how a token is stored; default: uint16"
+    )
+    eod_id: CountOrZero | None = Field(
+        None, description="the token that ends every document; where the format has no manifest"
+    )
+    heldout_path: Path | None = Field(
+        None,
+        description="where the held-out split lies; default: at path, or at those of all sources. "
+        "What is there may be all held out",
+    )
+    heldout_format: Literal["webdataset", "megatron", "rows"] = Field(
+        default_factory=lambda given: given["format"], description="default: format"
+    )
     train_split: Annotated[str, Field(min_length=1)] = "train"
     heldout_split: Annotated[str, Field(min_length=1)] = "heldout"
-    order: Literal["shuffled", "sequential"] = "shuffled"
+    order: Literal["shuffled", "sequential"] = Field(
+        default_factory=lambda given: "sequential" if given["format"] == "rows" else "shuffled",
+        description="default: shuffled anew in every epoch; rows in the order in which they are given",
+    )
     reset_positions: Switch = Field(True, description="positions restart with each document")
     reset_attention: Switch = Field(True, description="documents of a row do not see each other")
     mask_document_boundaries: Switch = Field(
         True, description="the last token of a document is not trained to predict the next document's first"
     )
+
+    @property
+    def training_paths(self) -> tuple[Path, ...]:
+        """Where the text that is trained on lies: one path, or those of a blend."""
+        if self.sources is not None:
+            return tuple(source.path for source in self.sources)
+        assert self.path is not None, "the rules ask for data.path or data.sources"
+        return (self.path,)
+
+    @property
+    def manifest_folder(self) -> Path:
+        """Folder of shards whose manifest says what text and tokenizer the run has.
+
+        Raises:
+            ConfigError: the run reads none.
+        """
+        if self.format == "webdataset":
+            return self.training_paths[0]
+        if self.heldout_path is not None and self.heldout_format == "webdataset":
+            return self.heldout_path
+        raise ConfigError(
+            [
+                ConfigProblem(
+                    path="data.heldout_path",
+                    rule="must be a folder of shards, with their tokenizer, for what shows text",
+                    value="not given" if self.heldout_path is None else str(self.heldout_path),
+                    cure="give one made by megaponder data prepare, and data.heldout_format: webdataset",
+                )
+            ]
+        )
 
 
 class CheckpointConfig(Section):

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from megatron_ext.batch import TokenBatch
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
-from pipeline.data.dataset import TokenDataset, TokenRows
-from pipeline.data.fingerprint import hash_rows
-from pipeline.data.order import SampleOrder, global_batch_indices
+from pipeline.data.dataset import SampleSource, TokenRows
+from pipeline.data.order import Order, SampleOrder, global_batch_indices
 
 NO_LABEL = -100
 # stands for a row of nothing but padding where a batch is not full
@@ -75,7 +74,7 @@ class BatchLayout:
 
 
 def build_batch(
-    dataset: TokenDataset,
+    dataset: SampleSource,
     indices: Sequence[int],
     *,
     reset_positions: bool,
@@ -100,7 +99,7 @@ def build_batch(
         reset_attention=reset_attention,
         mask_document_boundaries=mask_document_boundaries,
     )
-    return pack_rows(rows, eod_id=dataset.eod_id, options=options)
+    return pack_rows(rows, eod_id=dataset.vocabulary.eod_id, options=options)
 
 
 def pack_rows(rows: TokenRows, *, eod_id: int, options: PackingOptions) -> TokenBatch:
@@ -141,6 +140,14 @@ def _positions(ends_document: NDArray[np.bool_]) -> NDArray[np.int64]:
     return distances
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchShare:
+    """What one rank reads of a global batch: its micro-batches, packed for the model and as rows."""
+
+    micro_batches: list[TokenBatch]
+    rows: list[TokenRows]
+
+
 class TrainingBatches:
     """The batches of one data-parallel rank, by the number of samples consumed before them.
 
@@ -148,7 +155,7 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, dataset: TokenDataset, order: SampleOrder, *, layout: BatchLayout, packing: PackingOptions
+        self, dataset: SampleSource, order: Order, *, layout: BatchLayout, packing: PackingOptions
     ) -> None:
         if order.num_samples != len(dataset):
             raise ValueError(f"the order must cover {len(dataset)} samples, but covers {order.num_samples}")
@@ -157,24 +164,22 @@ class TrainingBatches:
         self.layout = layout
         self.packing = packing
 
+    def read(self, consumed_samples: int) -> BatchShare:
+        """Read this rank's part of the global batch that begins after ``consumed_samples``."""
+        indices = global_batch_indices(self.order, consumed_samples, self.layout.global_batch_size)
+        rows = [self.dataset.rows(share) for share in self.layout.micro_batches(indices)]
+        packed = [
+            pack_rows(each, eod_id=self.dataset.vocabulary.eod_id, options=self.packing) for each in rows
+        ]
+        return BatchShare(micro_batches=packed, rows=rows)
+
     def micro_batches(self, consumed_samples: int) -> list[TokenBatch]:
         """This rank's micro-batches of the global batch that begins after ``consumed_samples``."""
-        indices = self._indices(consumed_samples)
-        return [_build(self.dataset, share, self.packing) for share in self.layout.micro_batches(indices)]
-
-    def data_hash(self, consumed_samples: int) -> str:
-        """SHA-256 of the token ids of that global batch, whatever the data-parallel and micro-batch size.
-
-        It reads the whole global batch, so one rank computes it, on steps that are logged.
-        """
-        return hash_rows(self.dataset.rows(self._indices(consumed_samples)))
+        return self.read(consumed_samples).micro_batches
 
     def epoch(self, consumed_samples: int) -> float:
         """Passes over the split after ``consumed_samples``."""
         return consumed_samples / len(self.dataset)
-
-    def _indices(self, consumed_samples: int) -> list[int]:
-        return global_batch_indices(self.order, consumed_samples, self.layout.global_batch_size)
 
 
 class HeldoutBatches:
@@ -186,7 +191,7 @@ class HeldoutBatches:
 
     def __init__(
         self,
-        dataset: TokenDataset,
+        dataset: SampleSource,
         order: SampleOrder,
         *,
         layout: BatchLayout,
@@ -215,5 +220,5 @@ class HeldoutBatches:
             yield [_build(self.dataset, share, self.packing) for share in self.layout.micro_batches(indices)]
 
 
-def _build(dataset: TokenDataset, indices: Sequence[int], packing: PackingOptions) -> TokenBatch:
-    return pack_rows(dataset.rows(indices), eod_id=dataset.eod_id, options=packing)
+def _build(dataset: SampleSource, indices: Sequence[int], packing: PackingOptions) -> TokenBatch:
+    return pack_rows(dataset.rows(indices), eod_id=dataset.vocabulary.eod_id, options=packing)

@@ -6,12 +6,14 @@ S = tokens per sample, N = tokens of the split.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import DataError
-from data_prep.manifest import ShardManifest, load_manifest
+from data_prep.manifest import load_manifest
+from pipeline.data.shard_stream import ShardStream
 from pipeline.data.stream import TokenStream
 
 
@@ -28,15 +30,63 @@ class TokenRows:
     lengths: NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """What the numbers of a stream stand for: ids below ``size``, of which ``eod_id`` ends every document.
+
+    ``tokenizer_sha256`` is known where a manifest says it.
+    """
+
+    size: int
+    eod_id: int
+    tokenizer_sha256: str | None = None
+
+
+class SampleSource(Protocol):
+    """Numbered samples of one length, in whatever way they are stored."""
+
+    @property
+    def split(self) -> str:
+        """Name of the split, for messages."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the tokens are."""
+
+    @property
+    def stream(self) -> TokenStream:
+        """All tokens."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: Sequence[int]) -> TokenRows:
+        """Read samples; an index of -1 gives a row of length 0, for batches that are not full."""
+
+
 class TokenDataset:
     """Sample i is the S + 1 tokens from i * S on; neighbours share one, so every token is predicted once.
 
-    The last sample is shorter where S does not divide N - 1; no token is left out.
+    The last sample is shorter where S does not divide N - 1; no token is left out. Rows that were cut
+    beforehand share none: sample i begins at i * (S + 1).
     """
 
-    def __init__(self, stream: TokenStream, manifest: ShardManifest, *, split: str, seq_length: int) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        vocabulary: Vocabulary,
+        *,
+        split: str,
+        seq_length: int,
+        is_cut: bool = False,
+    ) -> None:
         """Cut the stream of a split into samples.
 
+        Args:
+            stream: the tokens.
+            vocabulary: what they are.
+            split: name of the split.
+            seq_length: S.
+            is_cut: the stream consists of rows of S + 1 tokens.
         Raises:
             DataError: the split holds fewer than two tokens, so nothing can be predicted.
         """
@@ -48,34 +98,36 @@ class TokenDataset:
                 "prepare more text or another held-out fraction"
             )
         self.stream = stream
-        self.manifest = manifest
+        self.vocabulary = vocabulary
         self.split = split
         self.seq_length = seq_length
-
-    @property
-    def eod_id(self) -> int:
-        """The token that ends every document."""
-        return self.manifest.header.tokenizer.eod_id
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids are below this."""
-        return self.manifest.header.tokenizer.vocab_size
+        self._stride = seq_length + is_cut
 
     def __len__(self) -> int:
-        return -(-(len(self.stream) - 1) // self.seq_length)
+        # The last sample begins where there is still a token to predict.
+        return (len(self.stream) - 2) // self._stride + 1
 
     def rows(self, indices: Sequence[int]) -> TokenRows:
-        """Read samples; an index of -1 gives a row of length 0, for batches that are not full."""
-        tokens = np.full((len(indices), self.seq_length + 1), self.eod_id, dtype=np.int64)
+        """Read samples; an index of -1 gives a row of length 0, for batches that are not full.
+
+        Raises:
+            DataError: a token is not of the vocabulary.
+        """
+        tokens = np.full((len(indices), self.seq_length + 1), self.vocabulary.eod_id, dtype=np.int64)
         lengths = np.zeros(len(indices), dtype=np.int64)
         for row, index in enumerate(indices):
             if index < 0:
                 continue
             assert index < len(self), f"sample {index} must be below {len(self)}"
-            start = index * self.seq_length
+            start = index * self._stride
             lengths[row] = min(self.seq_length + 1, len(self.stream) - start)
             self.stream.read_into(tokens[row, : lengths[row]], start)
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocabulary.size:
+            raise DataError(
+                f"tokens of the split {self.split!r} must be in 0..{self.vocabulary.size - 1}, but samples "
+                f"{list(indices)} have ids {tokens.min()}..{tokens.max()}; "
+                "check model.vocab_size and data.format, or prepare the data again"
+            )
         return TokenRows(tokens=tokens, lengths=lengths)
 
 
@@ -86,4 +138,10 @@ def open_dataset(folder: Path, split: str, *, seq_length: int) -> TokenDataset:
         DataError: the folder is not finished or damaged, or the split does not exist or is empty.
     """
     manifest = load_manifest(folder)
-    return TokenDataset(TokenStream(folder, manifest, split), manifest, split=split, seq_length=seq_length)
+    tokenizer = manifest.header.tokenizer
+    return TokenDataset(
+        ShardStream(folder, manifest, split),
+        Vocabulary(size=tokenizer.vocab_size, eod_id=tokenizer.eod_id, tokenizer_sha256=tokenizer.sha256),
+        split=split,
+        seq_length=seq_length,
+    )

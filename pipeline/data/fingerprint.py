@@ -1,15 +1,46 @@
-"""A checksum that tells whether two runs were trained on the same tokens in the same order."""
+"""A checksum that tells whether two runs were trained on the same tokens in the same order.
+
+M = micro-batches of a rank, B = rows of a micro-batch.
+"""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.data.dataset import TokenRows
 
+DIGEST_BYTES = hashlib.sha256().digest_size
+_TOKEN = np.dtype("<i4")
+_HASH_CHARACTERS = 16
 
-def hash_rows(rows: TokenRows) -> str:
-    """SHA-256, hexadecimal, of the rows' token ids as little-endian int32, row after row, without padding."""
-    digest = hashlib.sha256()
-    for tokens, length in zip(rows.tokens.astype(np.dtype("<i4")), rows.lengths, strict=True):
-        digest.update(tokens[:length].tobytes())
-    return digest.hexdigest()
+
+def row_digests(micro_batches: Sequence[TokenRows]) -> NDArray[np.uint8]:
+    """Hash every row that a rank has read of a global batch.
+
+    Args:
+        micro_batches: M times B rows.
+    Returns:
+        [M, B, 32]: SHA-256 of the row's token ids as little-endian int32, without padding.
+    """
+    digests = [
+        hashlib.sha256(tokens[:length].astype(_TOKEN).tobytes()).digest()
+        for rows in micro_batches
+        for tokens, length in zip(rows.tokens, rows.lengths, strict=True)
+    ]
+    # [M * B * 32] -> [M, B, 32]
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(micro_batches), -1, DIGEST_BYTES)
+
+
+def combine_digests(digests: Sequence[NDArray[np.uint8]]) -> str:
+    """Hash a global batch from the digests of its rows, the same however ranks shared it out.
+
+    Args:
+        digests: [M, B, 32] of each data-parallel rank.
+    Returns:
+        The first 16 hexadecimal digits of the SHA-256 of all rows' digests in the order of the samples.
+    """
+    # Ranks take micro-batches in turn: ranks * [M, B, 32] -> [M, ranks, B, 32], which is the samples' order
+    in_sample_order = np.stack(digests, axis=1)
+    return hashlib.sha256(in_sample_order.tobytes()).hexdigest()[:_HASH_CHARACTERS]

@@ -3,11 +3,26 @@
 import functools
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 _NUM_ROUNDS = 6
+
+
+class Order(Protocol):
+    """Which sample comes when, by nothing but the number of samples before it."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples are numbered below this."""
+
+    def indices(self, consumed: int, count: int) -> NDArray[np.int64]:
+        """The next ``count`` samples after ``consumed`` others."""
+
+    def samples_by_source(self, consumed: int) -> dict[str, int]:
+        """How many of the first ``consumed`` samples are of each source, where there are several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +53,18 @@ class SampleOrder:
             consumed, count = consumed + taken, count - taken
         return np.concatenate(parts)
 
+    def samples_by_source(self, consumed: int) -> dict[str, int]:
+        """Nothing, as there is one source."""
+        return {}
+
     def _epoch_indices(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         if not self.shuffled:
             return positions
-        keys = _round_keys(self.seed, epoch)
+        keys = permutation_keys(f"megaponder sample order {self.seed} {epoch}")
         return permute(positions.astype(np.uint64), self.num_samples, keys).astype(np.int64)
 
 
-def global_batch_indices(order: SampleOrder, consumed_samples: int, global_batch_size: int) -> list[int]:
+def global_batch_indices(order: Order, consumed_samples: int, global_batch_size: int) -> list[int]:
     """Samples of the global batch after ``consumed_samples`` others, the same for every layout of ranks."""
     return [int(index) for index in order.indices(consumed_samples, global_batch_size)]
 
@@ -80,6 +99,7 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 @functools.lru_cache(maxsize=16)
-def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
-    digest = hashlib.sha512(f"megaponder sample order {seed} {epoch}".encode()).digest()
+def permutation_keys(purpose: str) -> tuple[int, ...]:
+    """Keys of `permute`: other ones for every purpose."""
+    digest = hashlib.sha512(purpose.encode()).digest()
     return tuple(int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(_NUM_ROUNDS))

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import DataError
+from data_prep.manifest import load_manifest
 from data_prep.tokenizer import Tokenizer
-from pipeline.data.dataset import TokenDataset
+from pipeline.data.dataset import SampleSource
 from pipeline.data.order import SampleOrder
 
 # prompts are the same in every run, whatever its seed
@@ -26,13 +27,13 @@ class Prompt:
     continuation: str
 
 
-def load_tokenizer(folder: Path, dataset: TokenDataset) -> Tokenizer:
+def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer the shards in ``folder`` were made with.
 
     Raises:
         DataError: the file in the folder is another one.
     """
-    entry = dataset.manifest.header.tokenizer
+    entry = load_manifest(folder).header.tokenizer
     tokenizer = Tokenizer.load(folder / entry.file)
     if tokenizer.sha256 != entry.sha256:
         raise DataError(
@@ -43,7 +44,7 @@ def load_tokenizer(folder: Path, dataset: TokenDataset) -> Tokenizer:
 
 
 def read_prompts(
-    dataset: TokenDataset,
+    dataset: SampleSource,
     tokenizer: Tokenizer,
     *,
     num_prompts: int,
@@ -75,7 +76,7 @@ def read_prompts(
     return prompts
 
 
-def _prompt(dataset: TokenDataset, tokenizer: Tokenizer, start: int, middle: int, end: int) -> Prompt:
+def _prompt(dataset: SampleSource, tokenizer: Tokenizer, start: int, middle: int, end: int) -> Prompt:
     ids = np.empty(end - start, dtype=np.int64)
     dataset.stream.read_into(ids, start)
     prompt, continuation = ids[: middle - start], ids[middle - start :]
@@ -87,14 +88,14 @@ def _prompt(dataset: TokenDataset, tokenizer: Tokenizer, start: int, middle: int
     )
 
 
-def _documents(dataset: TokenDataset) -> NDArray[np.int64]:
+def _documents(dataset: SampleSource) -> NDArray[np.int64]:
     """[documents, 2]: first token and the one after the last of each document of the split."""
     ends = np.concatenate([np.empty(0, dtype=np.int64), *_document_ends(dataset)])
     return np.stack([np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]]), ends], axis=1)
 
 
-def _document_ends(dataset: TokenDataset) -> Iterator[NDArray[np.int64]]:
+def _document_ends(dataset: SampleSource) -> Iterator[NDArray[np.int64]]:
     before = 0
     for tokens in dataset.stream.runs():
-        yield np.flatnonzero(tokens == dataset.eod_id) + (before + 1)
+        yield np.flatnonzero(tokens == dataset.vocabulary.eod_id) + (before + 1)
         before += len(tokens)

@@ -1,34 +1,24 @@
 """The tokens of a split as one long array that is never in memory as a whole."""
 
-import mmap
-from collections.abc import Iterator
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import DataError
-from data_prep.manifest import ShardManifest
-from data_prep.shard_format import token_dtype
-from pipeline.data.index import load_or_build_index
+# What `runs` yields at most at a time.
+_RUN_TOKENS = 1 << 22
 
 
-class TokenStream:
-    """Tokens 0..len-1 of a split, its shards in manifest order, read through memory maps."""
+class TokenStream(ABC):
+    """Tokens 0..len-1, read in any order."""
 
-    def __init__(self, folder: Path, manifest: ShardManifest, split: str) -> None:
-        """Map the split's shards.
+    @abstractmethod
+    def __len__(self) -> int: ...
 
-        Raises:
-            DataError: a shard is missing, cut short, or not the one of the manifest.
-        """
-        shards = manifest.split_shards(split)
-        self._dtype = token_dtype(manifest.header.token_type)
-        self._index = load_or_build_index(folder, shards)
-        self._maps = [_map_shard(folder / entry.name, entry.size_bytes) for entry in shards]
-
-    def __len__(self) -> int:
-        return int(self._index.start[-1])
+    @abstractmethod
+    def pieces(self, start: int, stop: int) -> Iterator[NDArray[np.integer]]:
+        """Yield views of the tokens ``start`` .. ``stop``, one per run they lie in; nothing is copied."""
 
     def read_into(self, destination: NDArray[np.integer], start: int) -> None:
         """Fill ``destination`` [n] with tokens ``start`` .. ``start + n``, which must exist."""
@@ -37,34 +27,52 @@ class TokenStream:
             destination[filled : filled + len(piece)] = piece
             filled += len(piece)
 
-    def pieces(self, start: int, stop: int) -> Iterator[NDArray[np.integer]]:
-        """Yield views of the tokens ``start`` .. ``stop``, one per run they lie in; nothing is copied."""
-        assert 0 <= start <= stop <= len(self), f"tokens {start}..{stop} must lie within 0..{len(self)}"
-        run = int(np.searchsorted(self._index.start, start, side="right")) - 1
-        while start < stop:
-            run_start, run_stop = int(self._index.start[run]), int(self._index.start[run + 1])
-            piece_stop = min(stop, run_stop)
-            yield self._view(run, start - run_start, piece_stop - start)
-            start = piece_stop
-            run += 1
-
     def runs(self) -> Iterator[NDArray[np.integer]]:
         """Yield the whole stream in order, as views of a few million tokens."""
-        return self.pieces(0, len(self))
-
-    def _view(self, run: int, first: int, count: int) -> NDArray[np.integer]:
-        offset_bytes = int(self._index.offset_bytes[run]) + first * self._dtype.itemsize
-        return np.frombuffer(
-            self._maps[self._index.shard[run]], self._dtype, count=count, offset=offset_bytes
-        )
+        for start in range(0, len(self), _RUN_TOKENS):
+            yield from self.pieces(start, min(start + _RUN_TOKENS, len(self)))
 
 
-def _map_shard(path: Path, size_bytes: int) -> mmap.mmap:
-    found_bytes = path.stat().st_size if path.is_file() else 0
-    if found_bytes != size_bytes:
-        raise DataError(
-            f"{path} must have {size_bytes} bytes, but has {found_bytes}; "
-            "run `megaponder data prepare` again: it makes damaged shards anew"
-        )
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+class ArrayStream(TokenStream):
+    """The tokens of one array, which may be a memory map."""
+
+    def __init__(self, tokens: NDArray[np.integer]) -> None:
+        """Read from ``tokens`` [n]."""
+        # A view of the base class: slices of a memory map's own class cost several times more.
+        self._tokens = np.asarray(tokens)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def pieces(self, start: int, stop: int) -> Iterator[NDArray[np.integer]]:
+        """Yield one view."""
+        check_range(start, stop, len(self))
+        if start < stop:
+            yield self._tokens[start:stop]
+
+
+class JoinedStream(TokenStream):
+    """Streams one after the other."""
+
+    def __init__(self, streams: Sequence[TokenStream]) -> None:
+        """Join ``streams`` in this order."""
+        self._streams = tuple(streams)
+        lengths = [len(stream) for stream in self._streams]
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def pieces(self, start: int, stop: int) -> Iterator[NDArray[np.integer]]:
+        """Yield the pieces of every stream that has some of the tokens."""
+        check_range(start, stop, len(self))
+        number = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            first, end = int(self._starts[number]), int(self._starts[number + 1])
+            yield from self._streams[number].pieces(start - first, min(stop, end) - first)
+            start, number = min(stop, end), number + 1
+
+
+def check_range(start: int, stop: int, length: int) -> None:
+    """Assert that tokens ``start`` .. ``stop`` exist."""
+    assert 0 <= start <= stop <= length, f"tokens {start}..{stop} must lie within 0..{length}"

@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.dataset import TokenDataset
+from pipeline.data.dataset import SampleSource
 
 
-def unigram_entropy(dataset: TokenDataset) -> float:
+def unigram_entropy(dataset: SampleSource) -> float:
     """Entropy of the split's token frequencies, in nats per token, end-of-document tokens included.
 
     No model that predicts every token without looking at the others has a lower mean loss on the split.
@@ -14,11 +14,11 @@ def unigram_entropy(dataset: TokenDataset) -> float:
     return entropy(count_tokens(dataset))
 
 
-def count_tokens(dataset: TokenDataset) -> NDArray[np.int64]:
+def count_tokens(dataset: SampleSource) -> NDArray[np.int64]:
     """[vocab_size]: how often each id occurs in the split."""
-    counts = np.zeros(dataset.vocab_size, dtype=np.int64)
+    counts = np.zeros(dataset.vocabulary.size, dtype=np.int64)
     for tokens in dataset.stream.runs():
-        counts += np.bincount(tokens, minlength=dataset.vocab_size)
+        counts += np.bincount(tokens, minlength=dataset.vocabulary.size)
     return counts
 
 

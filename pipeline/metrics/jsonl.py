@@ -21,7 +21,13 @@ VALIDATION = "validation"
 
 def training_event(record: TrainingRecord) -> dict[str, Any]:
     """Return the object of one logging interval, without its time."""
-    event = {"event": TRAINING, "iteration": record.iteration, "consumed_samples": record.consumed_samples}
+    event: dict[str, Any] = {
+        "event": TRAINING,
+        "iteration": record.iteration,
+        "consumed_samples": record.consumed_samples,
+    }
+    if record.data_hash is not None:
+        event[names.DATA_HASH] = record.data_hash
     return event | _values(training_scalars(record)) | _histogram(record)
 
 

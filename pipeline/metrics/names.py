@@ -23,6 +23,9 @@ THROUGHPUT: Final = "throughput"
 # Megatron Bridge's tag for what Megatron-LM does not plot.
 TOKENS_PER_SECOND: Final = "throughput/tokens_per_sec"
 
+# Names the tokens of the logged iteration's global batch, whatever the layout; text, so not in TensorBoard.
+DATA_HASH: Final = "data-hash"
+
 MEAN_STEPS: Final = "ponder/mean-steps"
 STEPS_HISTOGRAM: Final = "ponder/steps-histogram"
 ROUTER_ENTROPY: Final = "ponder/router-entropy"
@@ -40,6 +43,11 @@ GATE: Final = "ponder/gate"
 TAIL_MASS: Final = "ponder/tail-mass"
 NLL_BY_STEPS: Final = "ponder/nll-by-steps"
 JACOBI_RESIDUAL: Final = "ponder/jacobi-residual"
+
+
+def tokens_of_source(name: str) -> str:
+    """Name the curve of the tokens seen of one source of a blend, such as ``data/tokens/books``."""
+    return f"data/tokens/{name}"
 
 
 def per_step(family: str, step: int) -> str:

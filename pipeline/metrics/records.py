@@ -14,7 +14,8 @@ class TrainingRecord:
 
     ``loss`` is the mean in nats per labelled token over the interval, ``elapsed_seconds`` the mean per
     iteration, ``tflops_per_device`` model TFLOP/s (recomputation not counted). ``None``: it was not measured.
-    ``scalars`` are further curves by tag; ``steps_count`` the tokens by the number of steps they took.
+    ``data_hash`` names the tokens of the last iteration's global batch. ``scalars`` are further curves by
+    tag; ``steps_count`` the tokens by the number of steps they took.
     """
 
     iteration: int
@@ -33,6 +34,7 @@ class TrainingRecord:
     params_norm: float | None = None
     skipped_iterations: int = 0
     nan_iterations: int = 0
+    data_hash: str | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
     steps_count: Sequence[float] | None = None
 

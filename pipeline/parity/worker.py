@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_ext.host import device, prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from pipeline.build import build_training, open_split, training_batches, vocab_size_of
+from pipeline.build import build_training, open_training_split, training_batches, vocab_size_of
 from pipeline.commands.failures import USER_ERRORS, exit_code_of
 from pipeline.commands.shared import set_up_logging
 from pipeline.config.load import load_config
@@ -55,7 +55,7 @@ def _measure(config: RunConfig, ranks: Ranks, num_steps: int) -> list[Measured]:
 
 
 def _train(config: RunConfig, groups: ParallelGroups, num_steps: int) -> list[Measured]:
-    data = open_split(config, config.data.train_split)
+    data = open_training_split(config)
     parts = build_training(config, vocab_size_of(config, data), groups)
     batches = training_batches(config, data, groups)
     statistics = StatisticsAccumulator(parts.module.statistics_layout(), device=device())

@@ -19,7 +19,7 @@ from tests.support.commands import (
     started,
     wait_until,
 )
-from tests.support.runs import NUM_ITERATIONS, has_trained, losses
+from tests.support.runs import NUM_ITERATIONS, data_hashes, has_trained, losses
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
@@ -103,6 +103,7 @@ def test_a_run_with_interruptions_equals_one_without(
     assert command.exit_code == 0, command.stderr
     # Bit for bit: weights, moments, schedule and order of the data all went on where they were.
     assert losses(killed.folder) == losses(trained.folder)
+    assert data_hashes(killed.folder) == data_hashes(trained.folder)
 
 
 def test_a_run_goes_on_on_another_layout_under_torchrun(
@@ -115,3 +116,6 @@ def test_a_run_goes_on_on_another_layout_under_torchrun(
     found, expected = losses(stopped.copy), losses(trained.folder)
     assert list(found) == list(expected)
     assert list(found.values()) == pytest.approx(list(expected.values()), rel=1e-4)
+    hashes = data_hashes(stopped.copy)
+    assert hashes == data_hashes(trained.folder)
+    assert len(set(hashes.values())) == NUM_ITERATIONS

@@ -76,6 +76,11 @@ def losses(folder: Path) -> dict[int, float]:
     return found
 
 
+def data_hashes(folder: Path) -> dict[int, str]:
+    """Return the hash of the global batch by iteration."""
+    return {row["iteration"]: row["data-hash"] for row in written_events(folder)}
+
+
 def has_trained(folder: Path, num_iterations: int) -> bool:
     """Tell whether a run, that may be writing at this moment, has logged an iteration."""
     path = folder / "metrics.jsonl"

@@ -2,10 +2,12 @@ import io
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from data_prep.inspection import Inspection, inspect_shards, render_inspection
+from data_prep.inspection import Inspection, inspect_shards, length_bins, render_inspection
+from data_prep.shard_reader import iterate_documents
 from tests.unit.data_prep.conftest import Prepared
 
 
@@ -30,6 +32,32 @@ def test_an_inspection_shows_totals_samples_and_rejected_files(prepared: Prepare
     assert f"{prepared.manifest.num_tokens('train'):,}" in shown
     assert "rejected: folder_1/latin.txt: not UTF-8" in shown
     assert "checksums were not compared" in shown
+
+
+def test_the_histogram_counts_every_document_in_a_bin_that_holds_its_length(prepared: Prepared) -> None:
+    inspection = inspect_shards(prepared.folder)
+    lengths = [
+        len(document)
+        for shard in prepared.manifest.shards
+        for document in iterate_documents(prepared.folder / shard.name, 0)
+    ]
+    for each in inspection.lengths:
+        assert each.num_documents == sum(each.first <= length <= each.last for length in lengths)
+    assert sum(each.num_documents for each in inspection.lengths) == len(lengths)
+    assert "129 to 256" in render(inspection)
+
+
+def test_bins_double_and_begin_at_the_shortest_document() -> None:
+    bins = length_bins(np.array([1, 2, 3, 4, 5, 8, 9]))
+    assert [(each.first, each.last, each.num_documents) for each in bins] == [
+        (1, 1, 1),
+        (2, 2, 1),
+        (3, 4, 2),
+        (5, 8, 2),
+        (9, 16, 1),
+    ]
+    assert [each.first for each in length_bins(np.array([700]))] == [513]
+    assert length_bins(np.array([], dtype=np.int64)) == ()
 
 
 def test_verification_passes_on_untouched_shards(folder: Path) -> None:

@@ -1,5 +1,5 @@
 from data_prep.documents import InputFile
-from data_prep.manifest import PrepareSettings
+from data_prep.manifest import PrepareSettings, ReadSettings
 from data_prep.plan import (
     LARGEST_SHARD_BYTES,
     SMALLEST_SHARD_BYTES,
@@ -7,11 +7,12 @@ from data_prep.plan import (
     plan_shards,
 )
 
+READING = ReadSettings()
 FILES = [InputFile(path=f"{number:03d}.txt", size_bytes=number, modified_ns=0) for number in range(200)]
 
 
 def test_every_file_is_in_exactly_one_shard_and_in_order() -> None:
-    shards = plan_shards(FILES, PrepareSettings(heldout_fraction=0.2, shard_text_bytes=1000))
+    shards = plan_shards(FILES, PrepareSettings(heldout_fraction=0.2, shard_text_bytes=1000), READING)
     planned = [file.path for shard in shards for file in shard.files]
     assert sorted(planned) == [file.path for file in FILES]
     for split in ("train", "heldout"):
@@ -22,20 +23,32 @@ def test_every_file_is_in_exactly_one_shard_and_in_order() -> None:
 
 def test_shards_hold_no_more_text_than_asked_for_unless_one_file_does() -> None:
     files = [*FILES, InputFile(path="999.txt", size_bytes=5000, modified_ns=0)]
-    shards = plan_shards(files, PrepareSettings(heldout_fraction=0.0, shard_text_bytes=1000))
+    shards = plan_shards(files, PrepareSettings(heldout_fraction=0.0, shard_text_bytes=1000), READING)
     assert all(shard.num_bytes <= 1000 or len(shard.files) == 1 for shard in shards)
     assert len(shards) > 20
 
 
 def test_the_plan_repeats() -> None:
-    assert plan_shards(FILES, PrepareSettings()) == plan_shards(FILES, PrepareSettings())
+    assert plan_shards(FILES, PrepareSettings(), READING) == plan_shards(FILES, PrepareSettings(), READING)
 
 
 def test_shard_names_number_each_split_from_zero() -> None:
-    shards = plan_shards(FILES, PrepareSettings(heldout_fraction=0.5, shard_text_bytes=3000))
+    shards = plan_shards(FILES, PrepareSettings(heldout_fraction=0.5, shard_text_bytes=3000), READING)
     for split in ("train", "heldout"):
         names = [shard.name for shard in shards if shard.split == split]
         assert names == [f"{split}-{number:06d}.tar" for number in range(len(names))]
+
+
+def test_files_of_many_documents_are_in_a_shard_of_each_split_by_their_shares() -> None:
+    files = [InputFile(path=f"{number}.jsonl", size_bytes=1000, modified_ns=0) for number in range(10)]
+    settings = PrepareSettings(heldout_fraction=0.1, shard_text_bytes=1800)
+    shards = plan_shards(files, settings, READING)
+    assert [(shard.split, len(shard.files), shard.num_bytes) for shard in shards] == [
+        *[("train", 2, 1800)] * 5,
+        ("heldout", 10, 1000),
+    ]
+    nothing_held_out = settings.model_copy(update={"heldout_fraction": 0.0})
+    assert {shard.split for shard in plan_shards(files, nothing_held_out, READING)} == {"train"}
 
 
 def test_the_default_shard_size_has_limits() -> None:

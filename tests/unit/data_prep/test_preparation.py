@@ -3,13 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import TextFolder, find_files
+from data_prep.documents import TextFolder
 from data_prep.errors import DataError
 from data_prep.files import folder_lock
+from data_prep.finding import find_files
 from data_prep.journal import JOURNAL_NAME, load_journal
-from data_prep.manifest import MANIFEST_NAME, PrepareSettings, ShardManifest, load_manifest
+from data_prep.manifest import MANIFEST_NAME, PrepareSettings, RejectedRecord, ShardManifest, load_manifest
 from data_prep.preparation import execute_here, prepare_shards
 from data_prep.progress import SilentProgress
+from data_prep.rejections import REJECTED_NAME
 from data_prep.run import prepare
 from data_prep.shard_reader import iterate_documents
 from data_prep.splits import split_of
@@ -73,7 +75,12 @@ def test_files_without_a_document_are_counted_and_listed(prepared: Prepared) -> 
     (rejected,) = prepared.manifest.rejected
     assert rejected.path == NOT_UTF8
     assert rejected.reason.startswith("not UTF-8 at byte 3")
-    assert sum(shard.num_empty_files for shard in prepared.manifest.shards) == 1
+    assert sum(shard.num_empty_documents for shard in prepared.manifest.shards) == 1
+
+
+def test_rejected_records_are_listed_beside_the_manifest(prepared: Prepared) -> None:
+    lines = (prepared.folder / REJECTED_NAME).read_text().splitlines()
+    assert [RejectedRecord.model_validate_json(line) for line in lines] == [*prepared.manifest.rejected]
 
 
 def test_the_order_in_which_shards_are_finished_leaves_no_trace(prepared: Prepared, tmp_path: Path) -> None:

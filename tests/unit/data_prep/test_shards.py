@@ -9,7 +9,7 @@ import pytest
 from data_prep.errors import DataError
 from data_prep.manifest import TokenType
 from data_prep.shard_format import locate_members
-from data_prep.shard_reader import iterate_documents, iterate_pieces
+from data_prep.shard_reader import document_lengths, iterate_documents, iterate_pieces
 from data_prep.shard_writer import ShardWriter, WrittenShard
 from tests.support.shards import EOD_ID, random_documents, stream_of
 
@@ -30,6 +30,7 @@ def test_documents_come_back(tmp_path: Path, token_type: TokenType, member_token
     written = write(path, token_type, member_tokens)
     read = [document.tolist() for document in iterate_documents(path, EOD_ID)]
     assert read == [[*document, EOD_ID] for document in DOCUMENTS]
+    assert document_lengths(path, EOD_ID).tolist() == [len(document) for document in read]
     assert (written.num_documents, written.num_tokens) == (len(DOCUMENTS), len(stream_of(DOCUMENTS)))
     assert written.size_bytes == path.stat().st_size
 

@@ -1,10 +1,13 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from data_prep.documents import find_files
+from data_prep.documents import TextFiles
 from data_prep.errors import DataError
+from data_prep.finding import find_files
 from data_prep.splits import TRAIN, split_of
+from data_prep.tokenizer import Tokenizer
 from data_prep.tokenizer_training import TokenizerTraining, choose_sample, train_tokenizer
 from tests.unit.data_prep.conftest import Prepared
 
@@ -48,3 +51,21 @@ def test_a_vocabulary_too_large_for_the_text_is_refused(prepared: Prepared, tmp_
     with pytest.raises(DataError, match=r"vocabulary of 50000 must fit .*smaller vocabulary"):
         train_tokenizer(build_training(prepared, tmp_path / "t.model", vocab_size=50_000))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_records_of_one_file_are_sampled_without_the_held_out_ones(
+    prepared: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = range(1, 2001)
+    train = [n for n in numbers if split_of(f"a.jsonl:{n}", 0.3) == TRAIN]
+    words = {n: "train words" if n in set(train) else "ZZZZZ" for n in numbers}
+    lines = [json.dumps({"text": f"{words[n]} {n % 7}"}) for n in numbers]
+    lines[train[0] - 1] = "broken"
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    source = TextFiles(inputs=(str(tmp_path / "a.jsonl"),))
+    with caplog.at_level("INFO"):
+        train_tokenizer(build_training(prepared, tmp_path / "t.model", source=source, vocab_size=280))
+    assert f"leaves out a.jsonl:{train[0]}: not JSON" in caplog.text
+    tokenizer = Tokenizer.load(tmp_path / "t.model")
+    assert tokenizer.pieces(tokenizer.encode("Z")) == ["<0x5A>"]
+    assert tokenizer.pieces(tokenizer.encode("t")) == ["t"]

@@ -16,7 +16,6 @@ BROKEN = [
         "optimizer.wsd_decay_iters",
         "try 20",
     ),
-    ({"data__heldout_split": "train"}, "data.heldout_split", "another split"),
 ]
 
 

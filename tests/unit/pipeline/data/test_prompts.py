@@ -29,12 +29,12 @@ def test_prompts_are_beginnings_of_held_out_documents(folder: Path, heldout: Tok
         if split_of(path.relative_to(folder.parent / "text").as_posix(), 0.3) == HELDOUT
     ]
     prompts = read_prompts(
-        heldout, load_tokenizer(folder, heldout), num_prompts=3, prompt_tokens=20, continuation_tokens=10
+        heldout, load_tokenizer(folder), num_prompts=3, prompt_tokens=20, continuation_tokens=10
     )
     assert len({prompt.text for prompt in prompts}) == 3
     for prompt in prompts:
         assert (len(prompt.token_ids), len(prompt.continuation_ids)) == (20, 10)
-        assert heldout.eod_id not in prompt.token_ids + prompt.continuation_ids
+        assert heldout.vocabulary.eod_id not in prompt.token_ids + prompt.continuation_ids
         # a cut inside a character that takes several tokens leaves a replacement character on both sides
         beginning = prompt.text.rstrip("\ufffd")
         assert len(beginning) > 10
@@ -42,21 +42,21 @@ def test_prompts_are_beginnings_of_held_out_documents(folder: Path, heldout: Tok
 
 
 def test_prompts_are_the_same_every_time(folder: Path, heldout: TokenDataset) -> None:
-    tokenizer = load_tokenizer(folder, heldout)
+    tokenizer = load_tokenizer(folder)
     first, second = (read_prompts(heldout, tokenizer, num_prompts=2, prompt_tokens=8) for _ in range(2))
     assert first == second
 
 
 def test_prompts_longer_than_every_document_are_refused(folder: Path, heldout: TokenDataset) -> None:
     with pytest.raises(DataError, match="ask for shorter prompts"):
-        read_prompts(heldout, load_tokenizer(folder, heldout), num_prompts=2, prompt_tokens=100_000)
+        read_prompts(heldout, load_tokenizer(folder), num_prompts=2, prompt_tokens=100_000)
 
 
-def test_a_tokenizer_that_did_not_make_the_shards_is_refused(folder: Path, heldout: TokenDataset) -> None:
+def test_a_tokenizer_that_did_not_make_the_shards_is_refused(folder: Path) -> None:
     model = (folder / "tokenizer.model").read_bytes()
     try:
         (folder / "tokenizer.model").write_bytes(model + b"\x9a\x01\x00")
         with pytest.raises(DataError, match="must have sha256"):
-            load_tokenizer(folder, heldout)
+            load_tokenizer(folder)
     finally:
         (folder / "tokenizer.model").write_bytes(model)

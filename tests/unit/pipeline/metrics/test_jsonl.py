@@ -23,6 +23,16 @@ def test_events_are_read_back_as_curves(tmp_path: Path) -> None:
     assert events[0]["consumed_samples"] == 320
 
 
+def test_the_hash_of_the_data_is_kept_as_text(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    sink.write_training(training_record(data_hash="0123456789abcdef"))
+    sink.write_training(training_record(iteration=30))
+    sink.close()
+    first, second = read_events(tmp_path / "metrics.jsonl")
+    assert first["data-hash"] == "0123456789abcdef"
+    assert "data-hash" not in second
+
+
 def test_each_event_is_in_the_file_before_the_sink_is_closed(tmp_path: Path) -> None:
     sink = JsonlSink(tmp_path / "metrics.jsonl")
     sink.write_training(training_record())

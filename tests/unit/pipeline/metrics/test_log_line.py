@@ -36,6 +36,12 @@ def test_the_line_is_megatrons_with_new_fields_at_the_end() -> None:
     assert found["further"] == " tokens per second: 1998.0 | mean steps: 1.7500 |"
 
 
+def test_the_hash_of_the_data_ends_the_line() -> None:
+    line = render_training_line(training_record(data_hash="0123456789abcdef"), timestamp=TIME)
+    assert MEGATRON_LINE.match(line)
+    assert line.endswith(" | data hash: 0123456789abcdef |")
+
+
 def test_fields_that_were_not_measured_are_left_out() -> None:
     record = training_record(tflops_per_device=None, grad_norm=None, scalars={})
     found = MEGATRON_LINE.match(render_training_line(record, timestamp=TIME))

@@ -1,0 +1,41 @@
+"""The list of records that were left out, and the limit on how many may be."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from data_prep.errors import DataError
+from data_prep.files import write_atomically
+from data_prep.manifest import RejectedRecord
+
+REJECTED_NAME = "rejected.jsonl"
+# A run of hours shall not end at one broken line of a crawl; a wrong field name, which makes all records bad,
+# shall end it in its first seconds.
+DEFAULT_MAX_BAD_RECORDS = 100
+
+
+def write_rejected(folder: Path, rejected: Iterable[RejectedRecord]) -> None:
+    """Write one JSON object per rejected record, or no file where there is none."""
+    lines = [record.model_dump_json() + "\n" for record in rejected]
+    if lines:
+        write_atomically(folder / REJECTED_NAME, "".join(lines).encode())
+    else:
+        (folder / REJECTED_NAME).unlink(missing_ok=True)
+
+
+def check_rejected(folder: Path, rejected: Sequence[RejectedRecord], *, limit: int) -> None:
+    """Accept up to ``limit`` bad records.
+
+    Whether a preparation passes does not depend on the order in which its shards are made.
+
+    Raises:
+        DataError: there are more; those found so far are listed in the folder.
+    """
+    if len(rejected) <= limit:
+        return
+    found = sorted(rejected, key=lambda record: (record.path, record.line or 0))
+    write_rejected(folder, found)
+    raise DataError(
+        f"at most {limit} records may be bad, but {len(found)} are so far: {found[0].place}: "
+        f"{found[0].reason}; all of them are in {folder / REJECTED_NAME}; mend them, check --text-field, or "
+        "allow more with --max-bad-records, and run the command again: finished shards are kept"
+    )

@@ -1,0 +1,64 @@
+"""Several sources as one, their samples numbered one source after the other."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_prep.errors import DataError
+from pipeline.data.dataset import SampleSource, TokenDataset, TokenRows, Vocabulary
+from pipeline.data.stream import JoinedStream
+
+
+class JoinedDataset:
+    """Sources of one tokenizer and one length of samples; no sample has tokens of two sources."""
+
+    def __init__(self, parts: Sequence[TokenDataset], *, names: Sequence[str]) -> None:
+        """Join sources.
+
+        Args:
+            parts: at least one.
+            names: of the parts, for messages.
+        Raises:
+            DataError: their tokens do not mean the same.
+        """
+        for part, name in zip(parts, names, strict=True):
+            if part.vocabulary != parts[0].vocabulary:
+                raise DataError(
+                    f"all data.sources must have one tokenizer, but {names[0]} has {parts[0].vocabulary} and "
+                    f"{name} has {part.vocabulary}; prepare them with the same tokenizer"
+                )
+        self.parts = tuple(parts)
+        self.stream = JoinedStream([part.stream for part in parts])
+        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+
+    @property
+    def split(self) -> str:
+        """Name of the split."""
+        return self.parts[0].split
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the tokens of all sources are."""
+        return self.parts[0].vocabulary
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def rows(self, indices: Sequence[int]) -> TokenRows:
+        """Read samples; an index of -1 gives a row of length 0."""
+        rows = [self._row(index) for index in indices]
+        return TokenRows(
+            tokens=np.concatenate([row.tokens for row in rows]),
+            lengths=np.concatenate([row.lengths for row in rows]),
+        )
+
+    def _row(self, index: int) -> TokenRows:
+        if index < 0:
+            return self.parts[0].rows([index])
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.parts[part].rows([index - int(self._starts[part])])
+
+
+def parts_of(source: SampleSource) -> tuple[SampleSource, ...]:
+    """The sources that were joined, or the only one."""
+    return source.parts if isinstance(source, JoinedDataset) else (source,)

@@ -1,0 +1,64 @@
+"""The tokens of preshuffled rows: raw numbers in one or several `.bin` parts, as Pythia's are."""
+
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.errors import DataError
+from data_prep.manifest import TokenType
+from data_prep.shard_format import token_dtype
+from pipeline.data.stream import ArrayStream, JoinedStream
+
+
+def find_parts(path: Path, split: str, *, whole_is_split: bool) -> tuple[Path, ...]:
+    """Return the parts that hold a split, in the order of their names.
+
+    Args:
+        path: a folder with a folder of parts for each split, a folder of parts, or one part.
+        split: name of the split.
+        whole_is_split: parts that are not in a folder of the split's name may stand for it.
+    Raises:
+        DataError: there are none.
+    """
+    own = tuple(sorted((path / split).glob("*.bin")))
+    if own:
+        return own
+    whole = (path,) if path.is_file() else tuple(sorted(path.glob("*.bin")))
+    if whole and whole_is_split:
+        return whole
+    if whole:
+        raise DataError(
+            f"the split {split!r} must lie apart from what is trained on, but {path} has no folder of that "
+            "name; give data.heldout_path"
+        )
+    raise DataError(
+        f"{path} must be a folder with .bin parts, or with a folder {split!r} of them, "
+        "but holds none; check data.path and data.format"
+    )
+
+
+def open_parts(parts: tuple[Path, ...], *, token_type: TokenType, row_tokens: int) -> JoinedStream:
+    """Map the parts; a row may begin in one and end in the next.
+
+    Args:
+        parts: files, in order.
+        token_type: how a token is stored.
+        row_tokens: tokens of a row, the one that is only predicted included.
+    Raises:
+        DataError: the parts do not hold whole tokens or whole rows.
+    """
+    dtype = token_dtype(token_type)
+    for part in parts:
+        if part.stat().st_size % dtype.itemsize or part.stat().st_size == 0:
+            raise DataError(
+                f"{part} must hold tokens of {dtype.itemsize} bytes, but has {part.stat().st_size} bytes; "
+                "check data.token_type, or copy the file again"
+            )
+    stream = JoinedStream([ArrayStream(np.memmap(part, dtype=dtype, mode="r")) for part in parts])
+    if len(stream) % row_tokens:
+        raise DataError(
+            f"{parts[0].parent} must hold rows of training.seq_length + 1 = {row_tokens} tokens, but its "
+            f"{len(parts)} parts hold {len(stream)} tokens, {len(stream) % row_tokens} too many; "
+            "check training.seq_length and data.token_type, and that no part is missing"
+        )
+    return stream

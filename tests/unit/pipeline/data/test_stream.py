@@ -1,0 +1,19 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data.stream import ArrayStream, JoinedStream
+
+
+@given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=6), data=st.data())
+def test_joined_streams_are_one_array(lengths: list[int], data: st.DataObject) -> None:
+    whole = np.arange(sum(lengths))
+    parts = np.split(whole, np.cumsum(lengths)[:-1])
+    stream = JoinedStream([ArrayStream(part) for part in parts])
+    start = data.draw(st.integers(0, len(whole)))
+    stop = data.draw(st.integers(start, len(whole)))
+    found = np.empty(stop - start, dtype=np.int64)
+    stream.read_into(found, start)
+    assert len(stream) == len(whole)
+    assert found.tolist() == whole[start:stop].tolist()
+    assert [token for run in stream.runs() for token in run] == whole.tolist()
