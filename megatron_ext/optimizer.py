@@ -17,7 +17,6 @@ __all__ = [
     "build_scheduler",
     "connect_schedule",
     "exact_norm",
-    "has_finite_gradients",
     "prepare_update",
     "wrap_ddp",
 ]
@@ -239,14 +238,6 @@ def apply_update(optimizer: Any, grad_norm: float) -> None:
         if parameters and part.config.clip_grad > 0:
             clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=grad_norm)
     optimizer.step_with_ready_grads()
-
-
-def has_finite_gradients(optimizer: Any) -> bool:
-    """Whether the prepared gradients that this rank holds are finite."""
-    gradients = [
-        gradient for part in optimizer.chained_optimizers for gradient in part.get_main_grads_for_grad_norm()
-    ]
-    return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
 
 
 def build_scheduler(optimizer: Any, settings: ScheduleSettings) -> Any:

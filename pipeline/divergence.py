@@ -63,7 +63,7 @@ class BadStep:
         reason: in words.
         loss, grad_norm: of the global batch, as text where they are not finite.
         ranks_with_bad_loss: ranks of which a micro-batch's loss is not finite.
-        ranks_with_bad_gradients: ranks that hold gradients which are not finite, after their reduction.
+        ranks_with_bad_gradients: ranks that have computed gradients which are not finite.
         data_hash: of the tokens of the global batch, as in metrics.jsonl.
         num_in_a_row: steps that were not made, this one included.
         last_checkpoint: iteration of the newest checkpoint, to go on from.

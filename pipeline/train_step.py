@@ -11,7 +11,8 @@ from torch import Tensor
 from megatron_ext.batch import TokenBatch
 from megatron_ext.host import device
 from megatron_ext.micro_batch import ModelOutput
-from megatron_ext.optimizer import apply_update, has_finite_gradients, prepare_update
+from megatron_ext.optimizer import apply_update, prepare_update
+from megatron_ext.parallel.gradients import has_finite_own_gradients
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.pass_pipeline import OutputObserver, run_passes
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
@@ -37,7 +38,8 @@ class StepResult:
         grad_norm: norm of all gradients before clipping, or None where it is not known to be finite.
         finding: why the weights were not updated; None where they were.
         has_finite_loss: whether the losses of this rank's own micro-batches are finite.
-        has_finite_gradients: whether the gradients this rank holds are; looked at where there is a finding.
+        has_finite_gradients: whether the gradients this rank has computed are; looked at where there is a
+            finding.
     """
 
     loss: float
@@ -95,7 +97,7 @@ def train_step(
         grad_norm=grad_norm,
         finding=finding,
         has_finite_loss=has_finite_loss,
-        has_finite_gradients=finding is None or has_finite_gradients(parts.optimizer),
+        has_finite_gradients=finding is None or has_finite_own_gradients(parts.ddp),
     )
 
 

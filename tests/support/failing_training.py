@@ -1,12 +1,13 @@
-"""Train as `megaponder train` does, on two ranks of which one fails in the middle of a pass.
+"""Train as `megaponder train` does, on two ranks of which one does something wrong at a chosen place.
 
-python -m tests.support.failing_training RANK WAY CONFIG OVERRIDES..., where WAY is "dies" or "hangs".
+python -m tests.support.failing_training RANK WAY CONFIG OVERRIDES..., where WAY is one of `WAYS`.
 """
 
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +42,52 @@ def _train(config: Path, overrides: Sequence[str], *, fails: str | None) -> int:
     from pipeline.trainer import train
 
     if fails is not None:
-        nn.modules.module.register_module_forward_pre_hook(_FailingHook(fails))
+        hook = _FailingHook(WAYS[fails], in_training=not fails.endswith("in evaluation"))
+        nn.modules.module.register_module_forward_hook(hook)
     with StopFlag() as stop:
         return train(load_config(config, overrides), stop)
 
 
+def _dies(_layer: Any, _output: Any) -> None:
+    os._exit(EXIT_CODE)
+
+
+def _hangs(_layer: Any, _output: Any) -> None:
+    # Longer than any test waits.
+    time.sleep(3600)
+
+
+def _gives_nan_gradients(_layer: Any, output: Any) -> None:
+    output[0].register_hook(lambda gradient: gradient * float("nan"))
+
+
+def _tells_all_to_stop(_layer: Any, _output: Any) -> None:
+    os.kill(os.getppid(), signal.SIGTERM)
+
+
+WAYS: dict[str, Callable[[Any, Any], None]] = {
+    "dies": _dies,
+    "hangs": _hangs,
+    "nan gradients": _gives_nan_gradients,
+    "told to stop": _tells_all_to_stop,
+    "told to stop in evaluation": _tells_all_to_stop,
+}
+
+
 class _FailingHook:
-    def __init__(self, way: str) -> None:
-        self._way = way
+    """Counts the calls of layers, in training or in evaluation, and acts at one of them."""
+
+    def __init__(self, act: Callable[[Any, Any], None], *, in_training: bool) -> None:
+        self._act = act
+        self._in_training = in_training
         self._num_calls = 0
 
-    def __call__(self, module: Any, inputs: Any) -> None:
-        self._num_calls += type(module).__name__ == "SequentialResidualLayer"
-        if self._num_calls < LAST_CALL:
+    def __call__(self, module: Any, inputs: Any, output: Any) -> None:
+        if type(module).__name__ != "SequentialResidualLayer" or module.training != self._in_training:
             return
-        if self._way == "dies":
-            os._exit(EXIT_CODE)
-        # Longer than any test waits.
-        time.sleep(3600)
+        self._num_calls += 1
+        if self._num_calls == LAST_CALL:
+            self._act(module, output)
 
 
 if __name__ == "__main__":
