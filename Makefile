@@ -1,6 +1,6 @@
 # Everything a developer needs: `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-matrix check fmt
+.PHONY: help setup demo test test-matrix soak check fmt
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -29,6 +29,9 @@ test: $(INSTALLED) ## unit tests, then several ranks, then whole commands
 
 test-matrix: $(INSTALLED) ## every method on every layout, with every recompute and J, against one process
 	$(BIN)/pytest tests/multiprocess -m matrix
+
+soak: $(INSTALLED) ## a training that is killed, starved and damaged thirty times, against one that is not
+	$(BIN)/pytest tests/end_to_end -m soak -s
 
 check: $(INSTALLED) ## lint, formatting and types
 	$(BIN)/ruff check .

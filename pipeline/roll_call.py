@@ -9,11 +9,12 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 import torch.distributed
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
+
+from pipeline.bounded import within
 
 __all__ = ["LostRanksError", "naming_lost_ranks", "ranks_that_do_not_answer"]
 
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 # Ranks that wait for the same one give up within moments of each other.
 WAIT_SECONDS = 5.0
 _POLL_SECONDS = 0.1
+# A store whose process is stopped never answers.
+_STORE_SECONDS = 2.0
 
 
 class LostRanksError(RuntimeError):
@@ -63,13 +66,19 @@ def ranks_that_do_not_answer(store: Store, rank: int, world_size: int, *, wait_s
         The ranks that have not reported; [0] where the store, which lives with rank 0, cannot be reached.
     """
     silent = [other for other in range(world_size) if other != rank]
+    has_looked = within(
+        wait_seconds + _STORE_SECONDS, lambda: _look_for(silent, store, rank, time.monotonic() + wait_seconds)
+    )
+    return silent if has_looked else [0]
+
+
+def _look_for(silent: list[int], store: Store, rank: int, deadline: float) -> bool:
+    """Take the ranks that report from the list; whether the store has answered at all."""
     has_looked = False
-    store.set_timeout(timedelta(seconds=wait_seconds))
-    deadline = time.monotonic() + wait_seconds
     try:
         store.set(str(rank), "here")
         while True:
-            silent = [other for other in silent if not store.check([str(other)])]
+            silent[:] = [other for other in silent if not store.check([str(other)])]
             has_looked = True
             if not silent or time.monotonic() > deadline:
                 break
@@ -77,7 +86,7 @@ def ranks_that_do_not_answer(store: Store, rank: int, world_size: int, *, wait_s
     except DistError as error:
         # Rank 0 may leave first; what was seen until then holds.
         logger.debug("the store is gone: %s", error)
-    return silent if has_looked else [0]
+    return has_looked
 
 
 def _is_of_a_collective(error: RuntimeError) -> bool:

@@ -25,6 +25,7 @@ from typing import Self
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # both are public
 from torch.distributed.distributed_c10d import Store
 
+from pipeline.bounded import within
 from pipeline.exit_codes import ExitCode
 from pipeline.ranks import Ranks
 
@@ -120,27 +121,29 @@ class Watchdog:
 
     def _end(self, silence: float) -> None:
         """Report and leave the process; nothing of it can be rescued."""
-        try:
-            own = _own_report(self._doing)
-            path = _write_stacks(self._folder, self._ranks.rank)
-            logger.error(
-                "rank %d: nothing finished for %.0f seconds (limit %.0f: parallel.watchdog_seconds); last "
-                "begun: %s; its main thread is at %s; the stacks are in %s",
-                self._ranks.rank,
-                silence,
-                self._limit_seconds,
-                own.doing,
-                own.place,
-                path,
-            )
-            assert self._store is not None, "the watchdog watches only while it is started"
-            reports = _exchange(self._store, self._ranks, own)
-            if self._ranks.rank == min(reports):
-                logger.error("%s", at_fault(reports, self._ranks.world_size))
-        finally:
-            # The main thread may hold locks for ever: no handler of the interpreter's end may run.
-            logging.shutdown()
-            os._exit(ExitCode.REQUEUE)
+        # Disk, network and rank 0, in whose process the store lives, may be what hangs.
+        within(2 * REPORT_SECONDS, lambda: self._report(silence))
+        # The main thread may hold locks for ever: no handler of the interpreter's end may run.
+        os._exit(ExitCode.REQUEUE)
+
+    def _report(self, silence: float) -> None:
+        own = _own_report(self._doing)
+        logger.error(
+            "rank %d: nothing finished for %.0f seconds (limit %.0f: parallel.watchdog_seconds); last begun: "
+            "%s; its main thread is at %s; all stacks are in %s",
+            self._ranks.rank,
+            silence,
+            self._limit_seconds,
+            own.doing,
+            own.place,
+            stack_file(self._folder, self._ranks.rank),
+        )
+        _write_stacks(stack_file(self._folder, self._ranks.rank))
+        assert self._store is not None, "the watchdog watches only while it is started"
+        reports = _exchange(self._store, self._ranks, own)
+        if self._ranks.rank == min(reports):
+            logger.error("%s", at_fault(reports, self._ranks.world_size))
+        logging.shutdown()
 
 
 def at_fault(reports: dict[int, RankReport], world_size: int) -> str:
@@ -190,21 +193,26 @@ def _own_report(doing: str) -> RankReport:
     return RankReport(doing=doing, waits=waits, place=place)
 
 
-def _write_stacks(folder: Path, rank: int) -> Path:
-    path = stack_file(folder, rank)
+def _write_stacks(path: Path) -> None:
     # A folder that cannot be written must not keep the run from ending.
     with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
             faulthandler.dump_traceback(file, all_threads=True)
-    return path
 
 
 def _exchange(store: Store, ranks: Ranks, own: RankReport) -> dict[int, RankReport]:
     """Give the own report and collect those of the others, as far as they come in time."""
     reports = {ranks.rank: own}
-    deadline = time.monotonic() + REPORT_SECONDS
-    # Rank 0, in whose process the store lives, leaves last of those that answer.
+    within(REPORT_SECONDS, lambda: _collect(store, ranks, own, reports))
+    if ranks.rank == 0:
+        # The store ends with this process: the others shall have read it.
+        time.sleep(_POLL_SECONDS * 5)
+    return dict(sorted(reports.items()))
+
+
+def _collect(store: Store, ranks: Ranks, own: RankReport, reports: dict[int, RankReport]) -> None:
+    deadline = time.monotonic() + REPORT_SECONDS - _POLL_SECONDS
     with suppress(DistError):
         store.set(f"{_KEY}/{ranks.rank}", json.dumps(asdict(own)))
         while len(reports) < ranks.world_size and time.monotonic() < deadline:
@@ -212,8 +220,3 @@ def _exchange(store: Store, ranks: Ranks, own: RankReport) -> dict[int, RankRepo
                 if store.check([f"{_KEY}/{rank}"]):
                     reports[rank] = RankReport(**json.loads(store.get(f"{_KEY}/{rank}")))
             time.sleep(_POLL_SECONDS)
-    if ranks.rank == 0:
-        time.sleep(
-            max(0.0, deadline - time.monotonic()) if len(reports) < ranks.world_size else _POLL_SECONDS
-        )
-    return dict(sorted(reports.items()))

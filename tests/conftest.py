@@ -37,9 +37,21 @@ def golden_folder(repository: Path) -> Path:
     return folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device."""
-    marked = [item for item in items if item.get_closest_marker("gpu")]
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long unless its marker is named on the command line, and skip what needs a GPU."""
+    for marker in ("matrix", "soak"):
+        if marker not in config.option.markexpr:
+            _leave_out(config, items, marker)
+    _skip_without_gpu([item for item in items if item.get_closest_marker("gpu")])
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item], marker: str) -> None:
+    left_out = [item for item in items if item.get_closest_marker(marker)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def _skip_without_gpu(marked: list[pytest.Item]) -> None:
     if not marked:
         return
     import torch

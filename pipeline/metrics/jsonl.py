@@ -61,8 +61,9 @@ class JsonlSink:
     """Append one line per event; each line reaches the file at once, so that a crash loses none."""
 
     def __init__(self, path: Path) -> None:
-        """Open ``path`` for appending; its folder is made."""
+        """Open ``path`` for appending; its folder is made, and a line that a crash cut short is removed."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        _end_with_a_whole_line(path)
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def write_training(self, record: TrainingRecord) -> None:
@@ -112,6 +113,13 @@ def curve(events: list[dict[str, Any]], event: str, tag: str) -> tuple[tuple[flo
     """Return the (iteration, value) points of one tag; null values are left out."""
     rows = (row for row in events if row["event"] == event and row.get(tag) is not None)
     return tuple((float(row["iteration"]), float(row[tag])) for row in rows)
+
+
+def _end_with_a_whole_line(path: Path) -> None:
+    content = path.read_bytes() if path.exists() else b""
+    if not content.endswith(b"\n"):
+        with path.open("ab") as file:
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def _values(scalars: Mapping[str, float]) -> dict[str, float | None]:

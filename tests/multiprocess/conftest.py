@@ -1,4 +1,4 @@
-"""Ranks that the tests of several processes share, and what is left out unless it is asked for."""
+"""Ranks that the tests of several processes share."""
 
 from collections.abc import Iterator
 
@@ -15,12 +15,3 @@ def ranks() -> Iterator[SharedRanks]:
         yield shared
     finally:
         shared.close()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked `matrix` unless the marker is named on the command line."""
-    if "matrix" in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("matrix")]
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=left_out)

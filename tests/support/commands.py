@@ -42,8 +42,11 @@ class Running:
 
     def rank(self, number: int) -> psutil.Process:
         """Return the process of one of its ranks."""
-        ranks = psutil.Process(self.process.pid).children()
-        return next(rank for rank in ranks if rank.environ().get("RANK") == str(number))
+        return next(rank for rank in self.ranks() if rank.environ().get("RANK") == str(number))
+
+    def ranks(self) -> list[psutil.Process]:
+        """Return the processes of its ranks, as many as have been started."""
+        return psutil.Process(self.process.pid).children()
 
     def finish(self) -> Finished:
         """Wait for its end; fail if it leaves a process behind."""

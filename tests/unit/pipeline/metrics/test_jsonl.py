@@ -71,6 +71,17 @@ def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert curve(read_events(path), TRAINING, "lm loss") == ((1.0, 2.0),)
 
 
+def test_a_resumed_run_goes_on_behind_a_line_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for iteration in (1, 2):
+        sink = JsonlSink(path)
+        sink.write_training(training_record(iteration=iteration))
+        sink.close()
+        with path.open("a") as file:
+            file.write('{"event": "trai')
+    assert [event["iteration"] for event in read_events(path)] == [1, 2]
+
+
 def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('broken\n{"event": "training", "iteration": 1}\n')

@@ -1,0 +1,349 @@
+"""Whole trainings that really suffer: what strikes, when, and what became of the run."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from pipeline.checkpoint_folder import TRACKER_NAME, latest_iteration
+from tests.support.commands import COMMAND, Finished, Running, started, wait_until
+from tests.support.runs import has_trained, written_events
+
+# Iterations after the start of a command within which a fault strikes.
+LATEST_ITERATION = 6
+LONGEST_START_SECONDS = 6.0
+
+Moment = Callable[[Running, Path, Random], None]
+Strike = Callable[[Running, Random], None]
+Damage = Callable[[Path, Random], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Something that happens to a run.
+
+    Attributes:
+        name: for the report.
+        moment: waits until it is time.
+        strike: does it to the processes.
+        exit_codes: with which the command may end.
+        damage: done to the checkpoints after that.
+    """
+
+    name: str
+    moment: Moment
+    strike: Strike
+    exit_codes: tuple[int, ...]
+    damage: Damage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Injected:
+    """A fault that has struck.
+
+    Attributes:
+        name: of the fault.
+        reached: the last iteration that was logged before.
+        exit_code: of the command.
+        time: when it struck, seconds since the epoch.
+    """
+
+    name: str
+    reached: int
+    exit_code: int
+    time: float
+
+    def __str__(self) -> str:
+        return f"{self.name}: after iteration {self.reached}, exit code {self.exit_code}"
+
+
+def settings(num_iterations: int) -> tuple[str, ...]:
+    """Return overrides for a run with many checkpoints and evaluations, and an impatient watchdog."""
+    return (
+        *(f"train-iters={num_iterations}", "lr_decay_iters=240", "checkpoint.interval=3"),
+        *("checkpoint.keep_last=3", "evaluation.interval=10", "metrics.tensorboard=false"),
+        *("parallel.timeout_seconds=120", "parallel.watchdog_seconds=12"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Campaign:
+    """A run that is started again after every fault.
+
+    Attributes:
+        recipe: its settings.
+        folder: where it writes.
+        num_iterations: its length.
+        injected: what has struck, in order.
+    """
+
+    recipe: Path
+    folder: Path
+    num_iterations: int
+    injected: list[Injected] = field(default_factory=list)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of its checkpoints."""
+        return self.folder / "checkpoints"
+
+    def suffer(self, fault: Fault, random: Random) -> Finished:
+        """Start the run, let the fault strike and wait for the end of the command."""
+        with started(self._arguments()) as command:
+            fault.moment(command, self.folder, random)
+            assert command.process.poll() is None, command.stderr.read_text()
+            struck = time.time()
+            fault.strike(command, random)
+            finished = command.finish()
+        assert finished.exit_code in fault.exit_codes, f"{fault.name}\n{finished.stderr}"
+        self.injected.append(
+            Injected(name=fault.name, reached=self.reached, exit_code=finished.exit_code, time=struck)
+        )
+        if fault.damage is not None and latest_iteration(self.checkpoints) is not None:
+            fault.damage(self.checkpoints, random)
+        return finished
+
+    def complete(self) -> Finished:
+        """Let the run go on to its last iteration."""
+        with started(self._arguments()) as command:
+            return command.finish()
+
+    @property
+    def reached(self) -> int:
+        """The last iteration that was logged."""
+        return max((row["iteration"] for row in written_events(self.folder)), default=0)
+
+    def _arguments(self) -> list[str]:
+        overrides = (f"output_dir={self.folder}", *settings(self.num_iterations))
+        return [*COMMAND, "train", "--config", str(self.recipe), *overrides]
+
+
+def soon_after_the_start(_command: Running, _folder: Path, random: Random) -> None:
+    """Anywhere in the start, the imports included."""
+    time.sleep(random.uniform(0.0, LONGEST_START_SECONDS))
+
+
+def after_some_iterations(command: Running, folder: Path, random: Random) -> None:
+    """At any point of a step, an evaluation or a save."""
+    before = max((row["iteration"] for row in written_events(folder)), default=0)
+    wanted = before + random.randint(1, LATEST_ITERATION)
+    wait_until(lambda: has_trained(folder, wanted) or command.process.poll() is not None)
+    time.sleep(random.uniform(0.0, 0.2))
+
+
+def in_a_save(command: Running, folder: Path, _random: Random) -> None:
+    """While a checkpoint is being written."""
+    partial = (folder / "checkpoints").glob
+    wait_until(lambda: any(partial("*.partial/*")) or command.process.poll() is not None)
+
+
+def signalled(number: signal.Signals) -> Strike:
+    """Signal the command, which passes it on to its ranks."""
+    return lambda command, _random: command.process.send_signal(number)
+
+
+def kill_a_rank(command: Running, random: Random) -> None:
+    """Kill -9 of one of two ranks."""
+    wait_until(lambda: len(command.ranks()) == 2)
+    random.choice(command.ranks()).kill()
+
+
+def stop_a_rank(command: Running, random: Random) -> None:
+    """Put one of two ranks to sleep for ever."""
+    random.choice(command.ranks()).suspend()
+
+
+def truncate_a_file(checkpoints: Path, random: Random) -> None:
+    """Cut the end off a file of the newest checkpoint."""
+    path = _some_file(checkpoints, random)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_byte(checkpoints: Path, random: Random) -> None:
+    """Change one byte in a file of the newest checkpoint."""
+    path = _some_file(checkpoints, random)
+    content = bytearray(path.read_bytes())
+    content[random.randrange(len(content))] ^= 0x40
+    path.write_bytes(content)
+
+
+def empty_the_tracker(checkpoints: Path, _random: Random) -> None:
+    """Leave the tracker without content."""
+    (checkpoints / TRACKER_NAME).write_text("")
+
+
+def point_the_tracker_to_nothing(checkpoints: Path, _random: Random) -> None:
+    """Let the tracker name an iteration that was never saved."""
+    (checkpoints / TRACKER_NAME).write_text("999999\n")
+
+
+def _some_file(checkpoints: Path, random: Random) -> Path:
+    newest = checkpoints / f"iter_{latest_iteration(checkpoints):07d}"
+    return random.choice(sorted(path for path in newest.iterdir() if path.stat().st_size > 1))
+
+
+KILLED = 128 + signal.SIGKILL
+FAULTS: dict[str, Fault] = {
+    fault.name: fault
+    for fault in (
+        Fault(
+            name="SIGTERM in the start",
+            moment=soon_after_the_start,
+            strike=signalled(signal.SIGTERM),
+            # Before it listens the command itself dies of the signal; nothing is lost.
+            exit_codes=(75, -signal.SIGTERM),
+        ),
+        Fault(
+            name="SIGTERM in training",
+            moment=after_some_iterations,
+            strike=signalled(signal.SIGTERM),
+            exit_codes=(75,),
+        ),
+        Fault(
+            name="SIGUSR1 in training",
+            moment=after_some_iterations,
+            strike=signalled(signal.SIGUSR1),
+            exit_codes=(75,),
+        ),
+        Fault(
+            name="SIGTERM in a save",
+            moment=in_a_save,
+            strike=signalled(signal.SIGTERM),
+            exit_codes=(75,),
+        ),
+        Fault(
+            name="a rank killed in the start",
+            moment=soon_after_the_start,
+            strike=kill_a_rank,
+            exit_codes=(KILLED,),
+        ),
+        Fault(
+            name="a rank killed in training",
+            moment=after_some_iterations,
+            strike=kill_a_rank,
+            exit_codes=(KILLED,),
+        ),
+        Fault(
+            name="a rank killed in a save",
+            moment=in_a_save,
+            strike=kill_a_rank,
+            exit_codes=(KILLED,),
+        ),
+        Fault(
+            name="the launcher killed in training",
+            moment=after_some_iterations,
+            strike=signalled(signal.SIGKILL),
+            exit_codes=(-signal.SIGKILL,),
+        ),
+        Fault(
+            name="the launcher killed in a save",
+            moment=in_a_save,
+            strike=signalled(signal.SIGKILL),
+            exit_codes=(-signal.SIGKILL,),
+        ),
+        Fault(
+            name="a rank put to sleep",
+            moment=after_some_iterations,
+            strike=stop_a_rank,
+            exit_codes=(75,),
+        ),
+        Fault(
+            name="killed, newest checkpoint truncated",
+            moment=after_some_iterations,
+            strike=kill_a_rank,
+            exit_codes=(KILLED,),
+            damage=truncate_a_file,
+        ),
+        Fault(
+            name="killed, a byte of the newest checkpoint flipped",
+            moment=after_some_iterations,
+            strike=kill_a_rank,
+            exit_codes=(KILLED,),
+            damage=flip_a_byte,
+        ),
+        Fault(
+            name="killed, tracker empty",
+            moment=after_some_iterations,
+            strike=kill_a_rank,
+            exit_codes=(KILLED,),
+            damage=empty_the_tracker,
+        ),
+        Fault(
+            name="killed, tracker points to nothing",
+            moment=after_some_iterations,
+            strike=kill_a_rank,
+            exit_codes=(KILLED,),
+            damage=point_the_tracker_to_nothing,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What the faults of a campaign have cost.
+
+    Attributes:
+        num_faults: how many struck.
+        repeated_iterations: logged more than once.
+        seconds_lost: of each fault, from the strike to the first iteration that was new.
+        training_seconds: time of the steps that count.
+        wall_seconds: from the first to the last line of the log.
+    """
+
+    num_faults: int
+    repeated_iterations: int
+    seconds_lost: tuple[float, ...]
+    training_seconds: float
+    wall_seconds: float
+
+    def __str__(self) -> str:
+        mean = sum(self.seconds_lost) / len(self.seconds_lost)
+        return (
+            f"{self.num_faults} faults: {self.repeated_iterations} iterations were repeated, {mean:.1f} s "
+            f"lost per fault (most {max(self.seconds_lost):.1f} s), {self.training_seconds:.1f} of "
+            f"{self.wall_seconds:.1f} s were spent on steps that count "
+            f"({100 * self.training_seconds / self.wall_seconds:.0f} %)"
+        )
+
+
+def account_of(campaign: Campaign) -> Account:
+    """Read what the faults have cost from the run's metrics."""
+    rows = written_events(campaign.folder)
+    first_time: dict[int, float] = {}
+    seconds: dict[int, float] = {}
+    for row in rows:
+        first_time.setdefault(row["iteration"], row["time"])
+        seconds[row["iteration"]] = row["iteration-time"]
+    lost = tuple(
+        first_time[fault.reached + 1] - fault.time
+        for fault in campaign.injected
+        if fault.reached + 1 in first_time
+    )
+    return Account(
+        num_faults=len(campaign.injected),
+        repeated_iterations=len(rows) - len(first_time),
+        seconds_lost=lost,
+        training_seconds=sum(seconds.values()),
+        wall_seconds=rows[-1]["time"] - rows[0]["time"],
+    )
+
+
+def steps_of(folder: Path) -> dict[int, tuple[float, float, str]]:
+    """Return loss, gradient norm and data hash by iteration; repeated ones must have come out the same."""
+    found: dict[int, tuple[float, float, str]] = {}
+    for row in written_events(folder):
+        step = (row["lm loss"], row["grad-norm"], row["data-hash"])
+        assert found.setdefault(row["iteration"], step) == step, f"iteration {row['iteration']} came out anew"
+    return found
+
+
+def shuffled_faults(num_faults: int, random: Random) -> Sequence[Fault]:
+    """Return so many faults: every kind in turn, in random order."""
+    chosen: list[Fault] = []
+    while len(chosen) < num_faults:
+        chosen += random.sample(list(FAULTS.values()), len(FAULTS))
+    return chosen[:num_faults]
