@@ -18,7 +18,11 @@ from pipeline.build import (
     training_batches,
     vocab_size_of,
 )
-from pipeline.checkpoint import TrainState, latest_iteration, load_checkpoint, save_checkpoint
+from pipeline.checkpoint.loading import load_checkpoint
+from pipeline.checkpoint.resuming import find_whole_checkpoint
+from pipeline.checkpoint.saver import CheckpointSaver
+from pipeline.checkpoint.state import TrainState, with_best_loss
+from pipeline.checkpoint.writing import Destination
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import HeldoutBatches, TrainingBatches
 from pipeline.data.dataset import TokenRows
@@ -87,15 +91,19 @@ def _prepare(config: RunConfig, groups: ParallelGroups) -> "TrainingRun":
         sinks=open_sinks(config, groups, progress, start_iteration=state.iteration),
         progress=progress,
         alarm=CollapseAlarm(config.metrics.collapse_patience),
+        saver=_saver(config, parts, groups),
         state=state,
     )
 
 
 def _initial_state(config: RunConfig, parts: TrainingParts, groups: ParallelGroups) -> TrainState:
     directory = config.checkpoint_directory
-    if config.checkpoint.resume and latest_iteration(directory) is not None:
+    folder = None
+    if config.checkpoint.resume:
+        folder = find_whole_checkpoint(directory, reads=config.checkpoint.verify)
+    if folder is not None:
         state = load_checkpoint(
-            directory,
+            folder,
             module=parts.module,
             optimizer=parts.optimizer,
             scheduler=parts.scheduler,
@@ -104,6 +112,24 @@ def _initial_state(config: RunConfig, parts: TrainingParts, groups: ParallelGrou
         logger.info("resumed from iteration %d in %s", state.iteration, directory)
         return state
     return TrainState(iteration=0, consumed_samples=0)
+
+
+def _saver(config: RunConfig, parts: TrainingParts, groups: ParallelGroups) -> CheckpointSaver:
+    settings = config.checkpoint
+    return CheckpointSaver(
+        destination=Destination(
+            directory=config.checkpoint_directory,
+            config_file=config_file(config),
+            keep_last=settings.keep_last,
+            keep_every=settings.keep_every,
+        ),
+        module=parts.module,
+        optimizer=parts.optimizer,
+        scheduler=parts.scheduler,
+        groups=groups,
+        in_background=settings.async_save,
+        timeout_seconds=config.parallel.timeout_seconds,
+    )
 
 
 @dataclass(kw_only=True)
@@ -117,6 +143,7 @@ class TrainingRun:
         batches, heldout: this rank's data.
         meter: what was measured since the last log line.
         sinks, progress, alarm: where it goes.
+        saver: saves it.
         state: how far the run is.
         rows: what this rank has read of the newest step's global batch.
     """
@@ -130,13 +157,16 @@ class TrainingRun:
     sinks: SinkGroup
     progress: TrainingProgress
     alarm: CollapseAlarm
+    saver: CheckpointSaver
     state: TrainState
     rows: list[TokenRows] = field(default_factory=list)
 
     def run(self, stop: StopFlag) -> ExitCode:
         """Iterate until the last iteration, a signal, or divergence."""
         try:
-            return self._iterate(stop)
+            code = self._iterate(stop)
+            self.saver.finish()
+            return code
         finally:
             self.progress.close()
             self.sinks.close()
@@ -145,6 +175,7 @@ class TrainingRun:
         last = self.config.training.train_iters
         while self.state.iteration < last:
             self._step()
+            self.saver.poll()
             iteration = self.state.iteration
             is_stopping = stop.is_set_on_any_rank() and iteration < last
             saves = is_stopping or _is_due(iteration, self.config.checkpoint.interval, last)
@@ -220,6 +251,7 @@ class TrainingRun:
         evaluation = evaluate(
             self.parts.module, self.heldout, num_jacobi_iterations=sweeps, groups=self.groups
         )
+        self.state = with_best_loss(self.state, evaluation.loss)
         scalars = ponder_scalars(
             evaluation.sums,
             num_jacobi_iterations=sweeps,
@@ -237,17 +269,8 @@ class TrainingRun:
         )
 
     def _save(self) -> None:
-        folder = save_checkpoint(
-            self.config.checkpoint_directory,
-            self.state,
-            module=self.parts.module,
-            optimizer=self.parts.optimizer,
-            scheduler=self.parts.scheduler,
-            groups=self.groups,
-            config_file=config_file(self.config),
-            keep_last=self.config.checkpoint.keep_last,
-        )
-        logger.info("saved %s", folder)
+        seen = self.batches.order.samples_by_source(self.state.consumed_samples)
+        self.saver.save(replace(self.state, samples_by_source=dict(seen)))
 
 
 def _is_due(iteration: int, interval: int | None, last: int) -> bool:
