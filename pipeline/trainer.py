@@ -29,6 +29,7 @@ from pipeline.data.dataset import TokenRows
 from pipeline.distributed import start_process_group, stop_process_group
 from pipeline.evaluate import evaluate
 from pipeline.exit_codes import ExitCode
+from pipeline.initial_weights import start_from_weights
 from pipeline.interval import IntervalMeter
 from pipeline.metrics.collapse import CollapseAlarm
 from pipeline.metrics.ponder_scalars import ponder_scalars
@@ -77,7 +78,7 @@ def _prepare(config: RunConfig, groups: ParallelGroups) -> "TrainingRun":
     vocab_size = vocab_size_of(config, data)
     parts = build_training(config, vocab_size, groups)
     show_summary(config, vocab_size, parts.module, groups)
-    state = _initial_state(config, parts, groups)
+    state = _initial_state(config, parts, groups, vocab_size=vocab_size)
     start_output(config, groups)
     progress = open_run_progress(config, groups, start_iteration=state.iteration)
     meter = IntervalMeter(config, flops_account(config, vocab_size), parts.module.statistics_layout())
@@ -96,7 +97,9 @@ def _prepare(config: RunConfig, groups: ParallelGroups) -> "TrainingRun":
     )
 
 
-def _initial_state(config: RunConfig, parts: TrainingParts, groups: ParallelGroups) -> TrainState:
+def _initial_state(
+    config: RunConfig, parts: TrainingParts, groups: ParallelGroups, *, vocab_size: int
+) -> TrainState:
     directory = config.checkpoint_directory
     folder = None
     if config.checkpoint.resume:
@@ -111,6 +114,8 @@ def _initial_state(config: RunConfig, parts: TrainingParts, groups: ParallelGrou
         )
         logger.info("resumed from iteration %d in %s", state.iteration, directory)
         return state
+    if config.init_from.path is not None:
+        start_from_weights(config, parts, vocab_size=vocab_size)
     return TrainState(iteration=0, consumed_samples=0)
 
 

@@ -15,6 +15,7 @@ from pipeline.config.ponder_section import PonderSection as PonderSection
 from pipeline.config.rules import broken_rules
 from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
 from pipeline.config.stages import even_stages
+from pipeline.config.start_section import InitFromSection as InitFromSection
 from pipeline.config.vocabulary import padded_vocab_size
 
 
@@ -239,6 +240,7 @@ class RunConfig(Section):
     training: TrainingConfig
     optimizer: OptimizerConfig
     data: DataConfig
+    init_from: InitFromSection = InitFromSection()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     metrics: MetricsConfig = MetricsConfig()

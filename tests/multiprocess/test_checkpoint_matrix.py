@@ -5,6 +5,7 @@ each other. The weights are compared a second time without any code of checkpoin
 that saved and from those that loaded. So are the moments, for optimizers that keep them whole.
 """
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
@@ -45,8 +46,8 @@ PLAIN = ("tp2", "pp2")
 MODEL = "ponderlm3, llama"
 # A multiple of what the vocabulary is padded to on every layout.
 VOCAB_SIZE = 64
-NUM_STEPS = 2
-STATE = TrainState(iteration=NUM_STEPS, consumed_samples=16)
+NUM_STEPS = 1
+STATE = TrainState(iteration=NUM_STEPS, consumed_samples=8)
 Values = Mapping[str, Tensor]
 
 
@@ -55,6 +56,7 @@ def _config(name: str, *, is_plain: bool) -> RunConfig:
         LAYOUTS[name],
         seed=list(LAYOUTS).index(name) + 1,
         model={"vocab_size": VOCAB_SIZE},
+        ponder={"num_jacobi_iterations": 0},
         training={"micro_batch_size": 1, "global_batch_size": 8},
         parallel={"use_distributed_optimizer": not is_plain},
     )
@@ -93,9 +95,12 @@ def _save(directory: Path, parts: TrainingParts, groups: ParallelGroups) -> None
 def _on_layout(name: str, is_plain: bool, action: Callable[[TrainingParts, ParallelGroups], None]) -> None:
     layout, config = LAYOUTS[name], _config(name, is_plain=is_plain)
     groups = initialize_groups(tensor=layout.tensor, pipeline=layout.pipeline)
+    # Megatron collects garbage at every save and load; what was imported need not be searched each time.
+    gc.freeze()
     try:
         action(build_training(config, VOCAB_SIZE, groups), groups)
     finally:
+        gc.unfreeze()
         destroy_groups()
 
 
@@ -174,7 +179,7 @@ def _compare(folder: Path, source: str, name: str) -> dict[str, TensorComparison
     return {item.name: item for item in compare_checkpoints(original, again)}
 
 
-@pytest.mark.parametrize(("source", "target"), list(permutations(LAYOUTS, 2)), ids="-".join)
+@pytest.mark.parametrize(("source", "target"), list(permutations(LAYOUTS, 2)), ids=lambda name: name)
 def test_weights_and_moments_load_onto_another_layout_bit_for_bit(
     differing: list[list[str]], folder: Path, source: str, target: str
 ) -> None:
