@@ -172,6 +172,9 @@ class TrainingRun:
             code = self._iterate(stop)
             self.saver.finish()
             return code
+        except BaseException:
+            self.saver.leave()
+            raise
         finally:
             self.progress.close()
             self.sinks.close()
@@ -193,6 +196,7 @@ class TrainingRun:
             if saves:
                 self._save()
             if is_stopping:
+                self.saver.finish()
                 logger.info("told to stop at iteration %d; saved, the same command goes on", iteration)
                 return ExitCode.REQUEUE
         return ExitCode.DONE

@@ -150,13 +150,22 @@ class CheckpointSaver:
             torch.distributed.destroy_process_group(self._group)
             self._group = None
 
+    def leave(self) -> None:
+        """Let a save in the background end, for a rank on its way out of a run that has failed.
+
+        Asks no other rank: they may be in another place, or gone. Their threads write all the same, so the
+        checkpoint is not lost; and a process that ends while its thread is in a collective aborts.
+        """
+        if self._pending is not None and self._pending.thread is not None:
+            self._pending.thread.join(self.timeout_seconds)
+
     def _start(self, prepared: PreparedSave) -> None:
         pending = _Pending(iteration=prepared.state.iteration)
         pending.thread = threading.Thread(
             target=pending.write,
             args=(prepared, self.destination, self._own_group()),
             name=f"save of iteration {pending.iteration}",
-            # A run that crashes must not wait for it: the checkpoint before stays in use.
+            # A process that must end does not wait for it without limit; see leave().
             daemon=True,
         )
         self._pending = pending

@@ -112,6 +112,18 @@ def _save_at_once(folder: Path, found: Found) -> None:
     destroy_groups()
 
 
+def _leave_while_it_is_written(folder: Path, found: Found) -> None:
+    """One rank leaves at once, the other is busy meanwhile."""
+    run = TinyGpt(tensor=2)
+    saver = _saver(run, folder / "left", in_background=True)
+    saver.save(STATE)
+    time.sleep(0.5 * run.groups.rank)
+    saver.leave()
+    found.facts["after leaving"] = latest_iteration(folder / "left")
+    saver.finish()
+    destroy_groups()
+
+
 def _fail_in_background(folder: Path, found: Found) -> None:
     run = TinyGpt(tensor=2)
     directory = folder / "failing"
@@ -182,6 +194,7 @@ def _on_two_ranks(folder: Path) -> Found:
     found = Found()
     _save_at_once(folder, found)
     _save_in_background(folder, found)
+    _leave_while_it_is_written(folder, found)
     _fail_in_background(folder, found)
     _fail_on_one_rank(folder, found)
     return found
@@ -240,6 +253,10 @@ def test_an_error_in_the_background_reaches_all_ranks_in_the_same_step(two_ranks
         assert found.errors["afterwards"] == "no error"
         assert found.facts["after a failure"] == 3
     assert first.facts["steps until the error"] == second.facts["steps until the error"]
+
+
+def test_who_leaves_a_failed_run_lets_the_save_end(two_ranks: list[Found]) -> None:
+    assert [found.facts["after leaving"] for found in two_ranks] == [3, 3]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
