@@ -4,7 +4,19 @@ import sys
 
 import typer
 
-from pipeline.commands import bench, data, demo, evaluate, generate, golden, parity, report, tokenizer, train
+from pipeline.commands import (
+    bench,
+    checkpoint,
+    data,
+    demo,
+    evaluate,
+    generate,
+    golden,
+    parity,
+    report,
+    tokenizer,
+    train,
+)
 from pipeline.commands.failures import USER_ERRORS, exit_code_of
 from pipeline.ranks import Ranks
 
@@ -26,6 +38,7 @@ app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=golden.EPILOG)(golden.golden)
 app.command(epilog=parity.EPILOG)(parity.parity)
 app.add_typer(bench.app, name="bench")
+app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
 

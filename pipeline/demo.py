@@ -19,7 +19,8 @@ from data_prep.progress import build_progress
 from data_prep.run import prepare
 from data_prep.tokenizer import TOKENIZER_NAME
 from data_prep.tokenizer_training import TokenizerTraining, train_tokenizer
-from pipeline.checkpoint_folder import checkpoint_folder, latest_iteration
+from pipeline.checkpoint.folder import checkpoint_folder
+from pipeline.checkpoint.tracker import latest_iteration
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import load_config, render_config
 from pipeline.config.schema import RunConfig

@@ -10,8 +10,11 @@ from megatron_ext.host import prepare_host
 from megatron_ext.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from pipeline.build import build_module, open_heldout_split, vocab_size_of
-from pipeline.checkpoint import load_weights
-from pipeline.checkpoint_folder import CONFIG_NAME, TrainState, resolve_checkpoint
+from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.loading import load_weights
+from pipeline.checkpoint.resuming import refuse_damage
+from pipeline.checkpoint.state import TrainState
+from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.data.dataset import SampleSource
@@ -77,6 +80,7 @@ def opened_checkpoint(
     start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)
     try:
         groups = initialize_groups(tensor=ranks.world_size, seed=config.seed)
+        refuse_damage(folder, reads=config.checkpoint.verify)
         heldout = open_heldout_split(config)
         module = build_module(config, vocab_size_of(config, heldout), groups)
         state = load_weights(folder, module=module)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from megatron_ext.host import device
 from megatron_ext.parallel.groups import ParallelGroups
-from pipeline.checkpoint_folder import TrainState
+from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
 from pipeline.data.dataset import TokenRows
 from pipeline.flops import FlopsAccount

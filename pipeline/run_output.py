@@ -9,7 +9,7 @@ from rich.console import Console
 from megatron_ext.host import device
 from megatron_ext.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
-from pipeline.checkpoint_folder import CONFIG_NAME
+from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.config.load import dump_config, render_config
 from pipeline.config.schema import RunConfig
 from pipeline.layout import render_layout, stages_of

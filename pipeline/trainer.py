@@ -15,7 +15,11 @@ from pipeline.build import (
     training_batches,
     vocab_size_of,
 )
-from pipeline.checkpoint import TrainState, latest_iteration, load_checkpoint, save_checkpoint
+from pipeline.checkpoint.loading import load_checkpoint
+from pipeline.checkpoint.resuming import find_whole_checkpoint
+from pipeline.checkpoint.saver import CheckpointSaver
+from pipeline.checkpoint.state import TrainState, with_best_loss
+from pipeline.checkpoint.writing import Destination
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import HeldoutBatches, TrainingBatches
 from pipeline.data.dataset import TokenRows
@@ -30,6 +34,7 @@ from pipeline.divergence import (
 )
 from pipeline.evaluate import evaluate
 from pipeline.exit_codes import ExitCode
+from pipeline.initial_weights import start_from_weights
 from pipeline.interval import IntervalMeter
 from pipeline.metrics.collapse import CollapseAlarm
 from pipeline.metrics.data_hash import gather_data_hash
@@ -89,7 +94,7 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
     vocab_size = vocab_size_of(config, data)
     parts = build_training(config, vocab_size, groups)
     show_summary(config, vocab_size, parts.module, groups)
-    state = _initial_state(config, parts, groups)
+    state = _initial_state(config, parts, groups, vocab_size=vocab_size)
     start_output(config, groups)
     progress = open_run_progress(config, groups, start_iteration=state.iteration)
     meter = IntervalMeter(config, flops_account(config, vocab_size), parts.module.statistics_layout())
@@ -105,16 +110,22 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
         alarm=CollapseAlarm(config.metrics.collapse_patience),
         stop=stop,
         watchdog=watchdog,
+        saver=_saver(config, parts, groups),
         state=state,
         saved_iteration=state.iteration,
     )
 
 
-def _initial_state(config: RunConfig, parts: TrainingParts, groups: ParallelGroups) -> TrainState:
+def _initial_state(
+    config: RunConfig, parts: TrainingParts, groups: ParallelGroups, *, vocab_size: int
+) -> TrainState:
     directory = config.checkpoint_directory
-    if config.checkpoint.resume and latest_iteration(directory) is not None:
+    folder = None
+    if config.checkpoint.resume:
+        folder = find_whole_checkpoint(directory, reads=config.checkpoint.verify)
+    if folder is not None:
         state = load_checkpoint(
-            directory,
+            folder,
             module=parts.module,
             optimizer=parts.optimizer,
             scheduler=parts.scheduler,
@@ -122,7 +133,27 @@ def _initial_state(config: RunConfig, parts: TrainingParts, groups: ParallelGrou
         )
         logger.info("resumed from iteration %d in %s", state.iteration, directory)
         return state
+    if config.init_from.path is not None:
+        start_from_weights(config, parts, vocab_size=vocab_size)
     return TrainState(iteration=0, consumed_samples=0)
+
+
+def _saver(config: RunConfig, parts: TrainingParts, groups: ParallelGroups) -> CheckpointSaver:
+    settings = config.checkpoint
+    return CheckpointSaver(
+        destination=Destination(
+            directory=config.checkpoint_directory,
+            config_file=config_file(config),
+            keep_last=settings.keep_last,
+            keep_every=settings.keep_every,
+        ),
+        module=parts.module,
+        optimizer=parts.optimizer,
+        scheduler=parts.scheduler,
+        groups=groups,
+        in_background=settings.async_save,
+        timeout_seconds=config.parallel.timeout_seconds,
+    )
 
 
 @dataclass(kw_only=True)
@@ -138,6 +169,7 @@ class TrainingRun:
         sinks, progress, alarm: where it goes.
         stop: what ends the run early.
         watchdog: what ends it when it hangs.
+        saver: saves it.
         state: how far the run is.
         saved_iteration: of the newest checkpoint, or where the run began.
         is_save_due: a checkpoint is to be written.
@@ -155,6 +187,7 @@ class TrainingRun:
     alarm: CollapseAlarm
     stop: StopFlag
     watchdog: Watchdog
+    saver: CheckpointSaver
     state: TrainState
     saved_iteration: int
     is_save_due: bool = False
@@ -163,7 +196,13 @@ class TrainingRun:
     def run(self) -> ExitCode:
         """Iterate until the last iteration, a request to stop, or divergence."""
         try:
-            return self._iterate()
+            code = self._iterate()
+            with self.watchdog.paused("waiting for the last save"):
+                self.saver.finish()
+            return code
+        except BaseException:
+            self.saver.leave()
+            raise
         finally:
             self.progress.close()
             self.sinks.close()
@@ -177,6 +216,7 @@ class TrainingRun:
             if request is not StopRequest.NONE:
                 return self._leave(request)
             result = self._step()
+            self.saver.poll()
             if result.finding is not None and not self._leave_out(result, result.finding):
                 return ExitCode.DO_NOT_REQUEUE
             iteration = self.state.iteration
@@ -200,6 +240,8 @@ class TrainingRun:
             if self.meter.has_steps:
                 self._log()
             self._save()
+        with self.watchdog.paused("waiting for the last save"):
+            self.saver.finish()
         why = "told to stop" if request is StopRequest.SIGNAL else "training.exit_duration_in_mins is over"
         what = "saved" if iteration == self.saved_iteration else f"saved at {self.saved_iteration}"
         logger.info("%s at iteration %d; %s, the same command goes on from there", why, iteration, what)
@@ -299,6 +341,7 @@ class TrainingRun:
         self.state = replace(self.state, is_evaluation_due=evaluation is None)
         if evaluation is None:
             return False
+        self.state = with_best_loss(self.state, evaluation.loss)
         scalars = ponder_scalars(
             evaluation.sums,
             num_jacobi_iterations=sweeps,
@@ -329,19 +372,10 @@ class TrainingRun:
             logger.warning("not saving at iteration %d, which was left out", self.state.iteration)
             return
         self.is_save_due = False
+        seen = self.batches.order.samples_by_source(self.state.consumed_samples)
         with self.watchdog.paused(f"saving iteration {self.state.iteration}"):
-            folder = save_checkpoint(
-                self.config.checkpoint_directory,
-                self.state,
-                module=self.parts.module,
-                optimizer=self.parts.optimizer,
-                scheduler=self.parts.scheduler,
-                groups=self.groups,
-                config_file=config_file(self.config),
-                keep_last=self.config.checkpoint.keep_last,
-            )
+            self.saver.save(replace(self.state, samples_by_source=dict(seen)))
         self.saved_iteration = self.state.iteration
-        logger.info("saved %s", folder)
 
 
 def _is_due(iteration: int, interval: int | None, last: int) -> bool:

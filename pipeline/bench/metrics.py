@@ -14,7 +14,7 @@ from megatron_ext.batch import TokenBatch
 from megatron_ext.host import device, prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from pipeline.build import TrainingParts, build_training
-from pipeline.checkpoint_folder import TrainState
+from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
 from pipeline.distributed import start_process_group, stop_process_group
 from pipeline.interval import IntervalMeter

@@ -1,7 +1,7 @@
 """Errors meant for users: which exit code each has. Everything else is a crash and keeps its traceback."""
 
 from data_prep.errors import DataError
-from pipeline.checkpoint_folder import CheckpointError
+from pipeline.checkpoint.errors import CheckpointError
 from pipeline.config.errors import ConfigError
 from pipeline.exit_codes import ExitCode
 

@@ -27,7 +27,7 @@ def report(
     left one.
     """
     from data_prep.manifest import load_manifest
-    from pipeline.checkpoint_folder import CONFIG_NAME
+    from pipeline.checkpoint.folder import CONFIG_NAME
     from pipeline.config.load import load_config
     from pipeline.demo_facts import further_commands, run_facts
     from pipeline.report.collect import collect_report

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from pipeline.config.errors import ConfigProblem
+from pipeline.config.rules_checkpoint import CHECKPOINT_RULES
 from pipeline.config.rules_data import DATA_RULES
 from pipeline.config.rules_model import MODEL_RULES
 from pipeline.config.rules_parallel import PARALLEL_RULES
@@ -22,7 +23,14 @@ if TYPE_CHECKING:
 
 Rule = Callable[["RunConfig"], Iterator[ConfigProblem]]
 
-RULES: tuple[Rule, ...] = (*MODEL_RULES, *PONDER_RULES, *PARALLEL_RULES, *TRAINING_RULES, *DATA_RULES)
+RULES: tuple[Rule, ...] = (
+    *MODEL_RULES,
+    *PONDER_RULES,
+    *PARALLEL_RULES,
+    *TRAINING_RULES,
+    *DATA_RULES,
+    *CHECKPOINT_RULES,
+)
 
 
 def broken_rules(config: RunConfig) -> list[ConfigProblem]:

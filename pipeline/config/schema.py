@@ -16,6 +16,7 @@ from pipeline.config.ponder_section import PonderSection as PonderSection
 from pipeline.config.rules import broken_rules
 from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
 from pipeline.config.stages import even_stages
+from pipeline.config.start_section import InitFromSection as InitFromSection
 from pipeline.config.vocabulary import padded_vocab_size
 
 
@@ -208,7 +209,16 @@ class CheckpointConfig(Section):
     directory: Path | None = Field(None, description="default: output_dir/checkpoints")
     interval: Count | None = Field(None, description="iterations between saves; default: only at the end")
     keep_last: Count | None = Field(None, description="how many checkpoints to keep; default: all")
-    resume: Switch = Field(True, description="go on from the newest checkpoint, if there is one")
+    keep_every: Count | None = Field(
+        None, description="beside keep_last, keep the checkpoint of every multiple of so many iterations"
+    )
+    resume: Switch = Field(True, description="go on from the newest whole checkpoint, if there is one")
+    verify: Switch = Field(
+        True, description="compare checksums before a checkpoint is used; else only the sizes of its files"
+    )
+    async_save: Switch = Field(
+        False, description="train on while a checkpoint is written; its tensors are copied to host memory"
+    )
 
 
 class EvaluationConfig(Section):
@@ -242,6 +252,7 @@ class RunConfig(Section):
     training: TrainingConfig
     optimizer: OptimizerConfig
     data: DataConfig
+    init_from: InitFromSection = InitFromSection()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     divergence: DivergenceConfig = DivergenceConfig()

@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.checkpoint_folder import CONFIG_NAME
+from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.flops import FlopsAccount
 from pipeline.metrics import names
 from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, VALIDATION, curve, read_events

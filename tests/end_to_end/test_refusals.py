@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint_folder import latest_iteration
+from pipeline.checkpoint.tracker import latest_iteration
 from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import COMMAND, Finished, megaponder, started, wait_until
 from tests.support.runs import NUM_ITERATIONS, has_trained, one_rank, written_events

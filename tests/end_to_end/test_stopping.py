@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint_folder import latest_iteration
+from pipeline.checkpoint.tracker import latest_iteration
 from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import (
     COMMAND,

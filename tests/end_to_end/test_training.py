@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from pipeline.checkpoint_folder import read_train_state
+from pipeline.checkpoint.state import read_train_state
 from pipeline.config.load import load_config
 from tests.end_to_end.conftest import TrainedRun
 from tests.support.runs import NUM_ITERATIONS, losses, written_events

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint_folder import latest_iteration, read_train_state, resolve_checkpoint
+from pipeline.checkpoint import latest_iteration, read_train_state, resolve_checkpoint
 from pipeline.metrics.names import LM_LOSS_VALIDATION
 from tests.support.commands import Finished, megaponder, started
 from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from pipeline.checkpoint_folder import TRACKER_NAME, latest_iteration
+from pipeline.checkpoint import TRACKER_NAME, latest_iteration
 from tests.support.commands import COMMAND, Finished, Running, started, wait_until
 from tests.support.runs import has_trained, written_events
 

@@ -73,7 +73,7 @@ class Model:
             "data": {"path": "nowhere"},
         }
         for name, section in sections.items():
-            settings[name] = {**settings[name], **section}
+            settings[name] = {**settings.get(name, {}), **section}
         return build_config(settings)
 
 

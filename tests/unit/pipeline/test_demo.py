@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from data_prep.documents import TextFolder
-from pipeline.checkpoint_folder import TrainState, publish, start_partial_checkpoint, write_train_state
+from pipeline.checkpoint.folder import publish, start_partial_checkpoint
+from pipeline.checkpoint.state import TrainState, write_train_state
 from pipeline.config.errors import ConfigError
 from pipeline.config.load import dump_config
 from pipeline.config.schema import RunConfig

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from data_prep.errors import DataError
 from pipeline import cli
-from pipeline.checkpoint_folder import CheckpointError
+from pipeline.checkpoint.errors import CheckpointError
 from pipeline.commands.failures import exit_code_of
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.exit_codes import ExitCode

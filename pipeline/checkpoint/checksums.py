@@ -1,0 +1,137 @@
+"""The list of a checkpoint's files, with which it is proven whole.
+
+``checksums.json``: ``{"algorithm": "sha256", "files": {name: {"bytes": size, "sha256": digest}}}``. It is the
+last file written into the folder and lists all others.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline.checkpoint.durable import write_durably
+from pipeline.checkpoint.errors import CheckpointError
+
+CHECKSUMS_NAME = "checksums.json"
+_ALGORITHM = "sha256"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileDigest:
+    """Size and content of one file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """What is wrong with one file of a checkpoint."""
+
+    file: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.reason}"
+
+
+def digest_file(path: Path, *, flushes: bool = False) -> FileDigest:
+    """Read a file and return its size and digest.
+
+    Args:
+        path: the file.
+        flushes: wait until it is on disk: what is listed must outlive a power cut.
+    Raises:
+        OSError: it cannot be read or written out.
+    """
+    with path.open("rb") as stream:
+        if flushes:
+            os.fsync(stream.fileno())
+        digest = hashlib.file_digest(stream, _ALGORITHM)
+        return FileDigest(bytes=os.fstat(stream.fileno()).st_size, sha256=digest.hexdigest())
+
+
+def write_checksums(folder: Path, digests: Mapping[str, FileDigest] | None = None) -> None:
+    """List all files of a folder.
+
+    Args:
+        folder: a checkpoint that is otherwise complete.
+        digests: of files whose digest is known; the others are read here.
+    """
+    known = dict(digests or {})
+    names = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS_NAME)
+    files = {name: asdict(known.get(name) or digest_file(folder / name, flushes=True)) for name in names}
+    content = {"algorithm": _ALGORITHM, "files": files}
+    write_durably(folder / CHECKSUMS_NAME, json.dumps(content, indent=2) + "\n")
+
+
+def read_checksums(folder: Path) -> dict[str, FileDigest]:
+    """Return what each file must be.
+
+    Raises:
+        CheckpointError: the list is absent or damaged.
+    """
+    path = folder / CHECKSUMS_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): FileDigest(**entry) for name, entry in content["files"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} must list the files of its checkpoint, but could not be read ({error}); "
+            "use another checkpoint"
+        ) from error
+
+
+def find_damage(folder: Path, *, names: Iterable[str] | None = None, reads: bool = True) -> list[Damage]:
+    """Hold files of a checkpoint against its list.
+
+    Args:
+        folder: the checkpoint.
+        names: which of the listed files; None takes all.
+        reads: whether contents are compared too, beside presence and size.
+    Returns:
+        What is wrong, by file name; empty where all is well.
+    """
+    try:
+        listed = read_checksums(folder)
+    except CheckpointError:
+        state = "is damaged" if (folder / CHECKSUMS_NAME).exists() else "is missing"
+        return [Damage(file=CHECKSUMS_NAME, reason=state)]
+    chosen = sorted(listed) if names is None else sorted(names)
+    reasons = ((name, _reason(folder / name, listed[name], reads=reads)) for name in chosen)
+    return [Damage(file=name, reason=reason) for name, reason in reasons if reason is not None]
+
+
+def share_files(folder: Path, *, rank: int, world_size: int) -> Sequence[str]:
+    """Return this rank's share of the listed files, such that all ranks read about equally much.
+
+    Where the list cannot be read there is nothing to share; :func:`find_damage` says so on every rank.
+    """
+    try:
+        listed = read_checksums(folder)
+    except CheckpointError:
+        return []
+    loads = [0] * world_size
+    mine = []
+    for name in sorted(listed, key=lambda name: (-listed[name].bytes, name)):
+        reader = loads.index(min(loads))
+        loads[reader] += listed[name].bytes
+        if reader == rank:
+            mine.append(name)
+    return mine
+
+
+def _reason(path: Path, expected: FileDigest, *, reads: bool) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != expected.bytes:
+            return f"must have {expected.bytes} bytes, but has {size}"
+        if reads and digest_file(path).sha256 != expected.sha256:
+            return "has other bytes than were written"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return None

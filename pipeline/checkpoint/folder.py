@@ -1,0 +1,121 @@
+"""The folders of a run's checkpoints: which are finished, and how one becomes so.
+
+::
+
+    <checkpoints>/latest_checkpointed_iteration.txt   the tracker: an iteration, written last
+    <checkpoints>/iter_0000100/                       one finished checkpoint
+        .metadata, __0_0.distcp, common.pt, ...       Megatron's dist_checkpointing
+        run_config.yaml                               the resolved config of the run
+        train_state.json                              how far the run was
+        checksums.json                                size and SHA-256 of all of these
+    <checkpoints>/iter_0000200.partial/               being written, or left by an interrupted save
+    <checkpoints>/iter_0000100.replaced.partial/      while iteration 100 is saved again
+
+A folder gets its final name when everything in it is on disk, and the tracker names it after that. So a save
+interrupted at whatever moment leaves the previous checkpoint in use. Nothing here touches torch.
+"""
+
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.checkpoint.checksums import CHECKSUMS_NAME, FileDigest, write_checksums
+from pipeline.checkpoint.durable import sync_folder, write_durably
+from pipeline.checkpoint.state import STATE_NAME
+
+logger = logging.getLogger(__name__)
+
+TRACKER_NAME = "latest_checkpointed_iteration.txt"
+CONFIG_NAME = "run_config.yaml"
+_PARTIAL_SUFFIX = ".partial"
+_REPLACED_SUFFIX = f".replaced{_PARTIAL_SUFFIX}"
+_FOLDER_PATTERN = re.compile(r"iter_(\d{7,})")
+
+
+def checkpoint_folder(directory: Path, iteration: int) -> Path:
+    """Return where the checkpoint of an iteration lies, whether it exists or not."""
+    return directory / f"iter_{iteration:07d}"
+
+
+def iteration_of(folder: Path) -> int | None:
+    """Return the iteration that a folder is named after; None for folders of another kind."""
+    match = _FOLDER_PATTERN.fullmatch(folder.name)
+    return None if match is None else int(match[1])
+
+
+def is_finished(folder: Path) -> bool:
+    """Tell whether a folder has the name and the state of a finished checkpoint."""
+    return iteration_of(folder) is not None and (folder / STATE_NAME).is_file()
+
+
+def iterations_in(directory: Path) -> list[int]:
+    """Return the iterations of all checkpoints with their final name, damaged ones included, ascending."""
+    found = (iteration_of(path) for path in directory.glob("iter_*") if path.is_dir())
+    return sorted(iteration for iteration in found if iteration is not None)
+
+
+def finished_iterations(directory: Path) -> list[int]:
+    """Return the iterations of the finished checkpoints, ascending."""
+    return [
+        number for number in iterations_in(directory) if is_finished(checkpoint_folder(directory, number))
+    ]
+
+
+def start_partial_checkpoint(directory: Path, iteration: int) -> Path:
+    """Clear up after interrupted saves and make the empty folder that a checkpoint is written into."""
+    clear_up(directory)
+    partial = checkpoint_folder(directory, iteration).with_suffix(_PARTIAL_SUFFIX)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def clear_up(directory: Path) -> None:
+    """Bring the folder into order after interrupted saves: finish what can be finished, remove the rest."""
+    for replaced in directory.glob(f"iter_*{_REPLACED_SUFFIX}"):
+        _finish_replacement(replaced)
+    for leftover in directory.glob(f"iter_*{_PARTIAL_SUFFIX}"):
+        logger.warning("removing %s, left by an interrupted save", leftover)
+        shutil.rmtree(leftover)
+
+
+def _finish_replacement(replaced: Path) -> None:
+    """Put a checkpoint in the place of one whose replacement was interrupted between its two renames."""
+    folder = replaced.with_name(replaced.name.removesuffix(_REPLACED_SUFFIX))
+    if folder.exists():
+        return
+    partial = folder.with_suffix(_PARTIAL_SUFFIX)
+    # The new one was complete before the old one was moved away.
+    source = partial if (partial / CHECKSUMS_NAME).is_file() else replaced
+    logger.warning("renaming %s to %s, which an interrupted save did not get to", source, folder.name)
+    source.rename(folder)
+    sync_folder(folder.parent)
+
+
+def publish(partial: Path, digests: Mapping[str, FileDigest] | None = None) -> Path:
+    """List the files of a written checkpoint, give it its final name, then name it in the tracker.
+
+    Args:
+        partial: from :func:`start_partial_checkpoint`.
+        digests: of files whose digest is known.
+    """
+    write_checksums(partial, digests)
+    folder = partial.with_suffix("")
+    directory = folder.parent
+    if folder.exists():
+        # Saved before at this iteration by a run that then went back further than this.
+        replaced = folder.with_suffix(_REPLACED_SUFFIX)
+        folder.rename(replaced)
+        partial.rename(folder)
+        shutil.rmtree(replaced)
+    else:
+        partial.rename(folder)
+    sync_folder(directory)
+    write_durably(directory / TRACKER_NAME, f"{iteration_of(folder)}\n")
+    return folder
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a finished checkpoint; a removal that is interrupted leaves no folder that looks finished."""
+    shutil.rmtree(folder.rename(folder.with_suffix(_PARTIAL_SUFFIX)))

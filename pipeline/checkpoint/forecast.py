@@ -1,0 +1,96 @@
+"""What a checkpoint will take, said before the first is written."""
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed
+
+from pipeline.checkpoint.agreement import on_all_ranks
+from pipeline.checkpoint.errors import CheckpointError
+from pipeline.checkpoint.writing import PreparedSave
+
+_LARGEST_PROBE_BYTES = 16_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Predicted cost of every checkpoint of the run.
+
+    Attributes:
+        num_bytes: of all ranks' tensors.
+        host_bytes: host memory that a save takes on the rank where it takes most.
+        probe_bytes, probe_seconds: what all ranks have written to try the disk, and the slowest rank's time.
+        free_bytes: on the disk.
+    """
+
+    num_bytes: int
+    host_bytes: int
+    probe_bytes: int
+    probe_seconds: float
+    free_bytes: int
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Speed of all ranks together."""
+        return self.probe_bytes / max(self.probe_seconds, 1e-9)
+
+    @property
+    def seconds(self) -> float:
+        """Time to write one checkpoint."""
+        return self.num_bytes / self.bytes_per_second
+
+    def __str__(self) -> str:
+        free = f"{self.free_bytes / 1e9:.3f} GB are free"
+        warning = ", TOO LITTLE for one checkpoint" if self.free_bytes < self.num_bytes else ""
+        return (
+            f"every checkpoint: about {self.num_bytes / 1e9:.3f} GB on disk ({free}{warning}), "
+            f"up to {self.host_bytes / 1e9:.3f} GB of host memory per rank, "
+            f"about {self.seconds:.2f} s to write "
+            f"({self.bytes_per_second / 1e9:.3f} GB/s in a probe of {self.probe_bytes / 1e6:.1f} MB)"
+        )
+
+
+def forecast(prepared: PreparedSave, directory: Path) -> Forecast:
+    """Predict what a prepared checkpoint takes, trying the disk; all ranks call it together.
+
+    Args:
+        prepared: this rank's part.
+        directory: the run's checkpoint folder; made if it is not there.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    probe_bytes = min(prepared.num_bytes, _LARGEST_PROBE_BYTES)
+    try:
+        found = on_all_ranks(
+            lambda: (prepared.num_bytes, prepared.host_bytes, probe_bytes, _probe(directory, probe_bytes))
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"could not write the checkpoint's folder {directory}: {error}") from error
+    num_bytes, host_bytes, probed, seconds = zip(*found, strict=True)
+    return Forecast(
+        num_bytes=sum(num_bytes),
+        host_bytes=max(host_bytes),
+        probe_bytes=sum(probed),
+        probe_seconds=max(seconds),
+        free_bytes=shutil.disk_usage(directory).free,
+    )
+
+
+def _probe(directory: Path, num_bytes: int) -> float:
+    """Write and remove a file; return the seconds."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f".probe_{torch.distributed.get_rank()}"
+    # Random, so that no file system can compress it.
+    content = os.urandom(num_bytes)
+    started = time.monotonic()
+    try:
+        with path.open("wb") as stream:
+            stream.write(content)
+            os.fsync(stream.fileno())
+        return time.monotonic() - started
+    finally:
+        path.unlink(missing_ok=True)

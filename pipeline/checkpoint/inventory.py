@@ -1,0 +1,102 @@
+"""What lies in a folder of checkpoints, for people; nothing is read but small files and sizes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.checkpoint.checksums import Damage, find_damage
+from pipeline.checkpoint.errors import CheckpointError
+from pipeline.checkpoint.folder import checkpoint_folder, iteration_of, iterations_in
+from pipeline.checkpoint.state import TrainState, read_train_state
+from pipeline.checkpoint.tracker import tracked_iteration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One checkpoint.
+
+    Attributes:
+        folder: where it lies.
+        num_bytes: of all its files.
+        state: how far the run was; None where that cannot be read.
+        damage: what is wrong with its files.
+        is_tracked: whether the tracker names it.
+    """
+
+    folder: Path
+    num_bytes: int
+    state: TrainState | None
+    damage: tuple[Damage, ...]
+    is_tracked: bool
+
+    @property
+    def iteration(self) -> int:
+        """The iteration in the folder's name."""
+        found = iteration_of(self.folder)
+        assert found is not None, f"not a checkpoint: {self.folder}"
+        return found
+
+
+def folders_at(path: Path, *, iteration: int | None = None) -> list[Path]:
+    """Return the checkpoints that a path means, damaged ones included.
+
+    Args:
+        path: an ``iter_`` folder, or a folder of such.
+        iteration: take this one only.
+    Raises:
+        CheckpointError: there is none.
+    """
+    if iteration_of(path) is not None and path.is_dir():
+        return [path]
+    found = [
+        checkpoint_folder(path, number)
+        for number in iterations_in(path)
+        if iteration is None or number == iteration
+    ]
+    if not found:
+        what = "a checkpoint" if iteration is None else f"the checkpoint of iteration {iteration}"
+        raise CheckpointError(f"{path} must hold {what}, but does not; give the checkpoint folder of a run")
+    return found
+
+
+def take_inventory(path: Path, *, iteration: int | None = None, reads: bool) -> list[Entry]:
+    """Look at the checkpoints of a run, oldest first.
+
+    Args:
+        path, iteration: see :func:`folders_at`.
+        reads: whether checksums are compared; else only presence and sizes of files.
+    """
+    return [_entry(folder, reads=reads) for folder in folders_at(path, iteration=iteration)]
+
+
+def tracker_problem(directory: Path) -> str | None:
+    """Return why the tracker names no checkpoint, or None where it names one."""
+    try:
+        tracked = tracked_iteration(directory)
+    except CheckpointError as error:
+        return str(error)
+    if tracked is None:
+        return "there is no tracker"
+    if not checkpoint_folder(directory, tracked).is_dir():
+        return f"the tracker names iteration {tracked}, which is not there"
+    return None
+
+
+def _entry(folder: Path, *, reads: bool) -> Entry:
+    try:
+        state = read_train_state(folder)
+    except CheckpointError:
+        state = None
+    return Entry(
+        folder=folder,
+        num_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+        state=state,
+        damage=tuple(find_damage(folder, reads=reads)),
+        is_tracked=_is_tracked(folder),
+    )
+
+
+def _is_tracked(folder: Path) -> bool:
+    try:
+        return tracked_iteration(folder.parent) == iteration_of(folder)
+    except CheckpointError:
+        return False

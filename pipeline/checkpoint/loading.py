@@ -1,0 +1,164 @@
+"""Load a run, or its weights alone, onto any layout."""
+
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_ext.parallel.groups import ParallelGroups
+from pipeline.checkpoint.agreement import names_on_all_ranks
+from pipeline.checkpoint.content import (
+    GENERATORS_KEY,
+    LAYOUT_KEY,
+    OPTIMIZER_PREFIXES,
+    layout_of,
+    sharded_state,
+)
+from pipeline.checkpoint.errors import CheckpointError
+from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.generators import restore_generators
+from pipeline.checkpoint.state import TrainState, read_train_state
+from pipeline.checkpoint.tracker import resolve_checkpoint
+
+# What config says, not the checkpoint: a resumed run may change these.
+_GROUP_SETTINGS = ("max_lr", "min_lr", "betas", "eps")
+
+
+def load_checkpoint(
+    path: Path,
+    *,
+    module: Any,
+    optimizer: Any,
+    scheduler: Any,
+    groups: ParallelGroups,
+    iteration: int | None = None,
+) -> TrainState:
+    """Restore a run, on the layout it was saved with or on another one; all ranks call it together.
+
+    On the same layout the random generators are restored too; on another they keep their seeds. Learning
+    rates, betas and lengths of the schedule stay those of the config; its position is restored.
+
+    Args:
+        path: checkpoint folder of a run, or one ``iter_`` folder.
+        module: the model without wrappers, built as for the saved run.
+        optimizer: from ``build_optimizer``.
+        scheduler: from ``build_scheduler``, not yet stepped.
+        groups: the layout to load onto.
+        iteration: which one; None takes the newest.
+
+    Raises:
+        CheckpointError: there is none, or its tensors are not those of this model and optimizer.
+    """
+    folder = resolve_checkpoint(path, iteration=iteration)
+    state = read_train_state(folder)
+    _refuse_averages(folder, state)
+    metadata = content_of(folder)
+    has_same_layout = metadata.pop(LAYOUT_KEY, None) == layout_of(groups)
+    content = sharded_state(
+        module, optimizer, groups if has_same_layout else None, metadata=metadata, is_loading=True
+    )
+    settings = [{name: group[name] for name in _GROUP_SETTINGS} for group in optimizer.param_groups]
+    loaded, missing, unexpected = read_sharded(content, folder)
+    _refuse_differences(folder, missing=missing, unexpected=without_prefixes(unexpected, GENERATORS_KEY))
+    module.load_state_dict(loaded["model"])
+    optimizer.load_state_dict(loaded["optimizer"])
+    for group, own_settings in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own_settings)
+    scheduler.load_state_dict(loaded["opt_param_scheduler"])
+    if has_same_layout:
+        restore_generators(loaded[GENERATORS_KEY])
+    return state
+
+
+def load_weights(path: Path, *, module: Any, iteration: int | None = None) -> TrainState:
+    """Restore the weights alone, for evaluation and generation; all ranks call it together.
+
+    Args:
+        path: checkpoint folder of a run, or one ``iter_`` folder.
+        module: the model without wrappers, on any layout.
+        iteration: which one; None takes the newest.
+
+    Raises:
+        CheckpointError: there is none, or its tensors are not those of this model.
+    """
+    folder = resolve_checkpoint(path, iteration=iteration)
+    content = {"model": module.sharded_state_dict(metadata=content_of(folder))}
+    loaded, missing, unexpected = read_sharded(content, folder)
+    _refuse_differences(folder, missing=missing, unexpected=of_the_model(unexpected))
+    module.load_state_dict(loaded["model"])
+    return read_train_state(folder)
+
+
+def content_of(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of the kind of its content.
+
+    Raises:
+        CheckpointError: it says nothing.
+    """
+    from megatron.core import dist_checkpointing
+
+    content = dist_checkpointing.load_content_metadata(str(folder))
+    if content is None:
+        raise CheckpointError(f"{folder} must be saved by this program, but does not say what it contains")
+    return dict(content)
+
+
+def read_sharded(content: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Read what a sharded state dict asks for; all ranks call it together.
+
+    Returns:
+        The values; the names that are missing in the checkpoint; the names that nobody asked for.
+    Raises:
+        CheckpointError: a file cannot be read, or a shape differs.
+    """
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.core import CheckpointingException
+    from megatron.core.dist_checkpointing.validation import StrictHandling
+
+    try:
+        loaded, not_asked_for, not_there = dist_checkpointing.load(
+            content, str(folder), strict=StrictHandling.RETURN_ALL
+        )
+    except CheckpointException as error:
+        # Its own text repeats every rank's traceback.
+        reasons = sorted({str(failure) for failure, _ in error.failures.values()})
+        raise CheckpointError(_unreadable(folder, "; ".join(reasons))) from error
+    except CheckpointingException as error:
+        raise CheckpointError(_unreadable(folder, str(error))) from error
+    return loaded, names_on_all_ranks(not_there), sorted(not_asked_for)
+
+
+def without_prefixes(names: list[str], *prefixes: str) -> list[str]:
+    """Return the names that begin with none of the prefixes."""
+    return [name for name in names if not name.startswith(prefixes)]
+
+
+def of_the_model(names: list[str]) -> list[str]:
+    """Return the names of weights: no generators, nothing of the optimizer."""
+    return without_prefixes(names, GENERATORS_KEY, *OPTIMIZER_PREFIXES)
+
+
+def _unreadable(folder: Path, reason: str) -> str:
+    return f"{folder} cannot be read: {reason}; use the model settings in {folder / CONFIG_NAME}"
+
+
+def _refuse_averages(folder: Path, state: TrainState) -> None:
+    if state.averaged_iterations:
+        raise CheckpointError(
+            f"{folder} must hold an optimizer's state to go on from, but holds the mean of the weights of "
+            f"several iterations; start a new run from it with init_from.path"
+        )
+
+
+def _refuse_differences(folder: Path, *, missing: list[str], unexpected: list[str]) -> None:
+    if not missing and not unexpected:
+        return
+    parts = [
+        f"{len(names)} {what}: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}"
+        for what, names in (("missing in it", missing), ("unexpected in it", unexpected))
+        if names
+    ]
+    raise CheckpointError(
+        f"{folder} must hold exactly the tensors of this model and optimizer, but {'; '.join(parts)}; "
+        f"use the model and optimizer settings in {folder / CONFIG_NAME}"
+    )

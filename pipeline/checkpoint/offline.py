@@ -1,0 +1,213 @@
+"""Read and write the tensors of a checkpoint in one process: no ranks, no model, one chunk at a time.
+
+A checkpoint in the format of ``torch.distributed.checkpoint`` has a file ``.metadata``, which says of each
+tensor its shape and type and of which chunks it is made, and of each chunk in which file it lies, where and
+how long. A chunk is what ``torch.save`` makes of its values; objects other than tensors are plain bytes.
+"""
+
+import io
+import pickle
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, FileSystemReader, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from pipeline.checkpoint.errors import CheckpointError
+
+METADATA_NAME = ".metadata"
+Chunk = ChunkStorageMetadata
+
+
+def whole_chunk(size: torch.Size) -> Chunk:
+    """Return the chunk that is all of a tensor."""
+    return Chunk(offsets=torch.Size([0] * len(size)), sizes=size)
+
+
+class OfflineReader:
+    """Reads tensors of one checkpoint.
+
+    Args:
+        folder: an ``iter_`` folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def metadata(self) -> Metadata:
+        """What the checkpoint says of its tensors.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            return FileSystemReader(self.folder).read_metadata()
+        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.folder / METADATA_NAME} must describe the tensors, but cannot be read ({error}); "
+                "use another checkpoint"
+            ) from error
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorStorageMetadata]:
+        """Shape, type and chunks of each tensor, by name in alphabetic order."""
+        found = self.metadata.state_dict_metadata
+        return {
+            name: entry for name, entry in sorted(found.items()) if isinstance(entry, TensorStorageMetadata)
+        }
+
+    @cached_property
+    def objects(self) -> list[str]:
+        """Names of what is no tensor: the generators of each rank."""
+        found = self.metadata.state_dict_metadata
+        return sorted(name for name, entry in found.items() if isinstance(entry, BytesStorageMetadata))
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return an object as it was written."""
+        return self._stored(MetadataIndex(name))
+
+    def read_chunk(self, name: str, chunk: Chunk) -> Tensor:
+        """Return one of the chunks that a tensor is stored in."""
+        stored = io.BytesIO(self._stored(MetadataIndex(name, chunk.offsets)))
+        values: Tensor = torch.load(stored, map_location="cpu", weights_only=True)
+        # Megatron stores some chunks with leading axes of size 1 left out.
+        return values.reshape(chunk.sizes)
+
+    def read(self, name: str, region: Chunk | None = None) -> Tensor:
+        """Return a tensor or a rectangular part of it, put together from its chunks.
+
+        Args:
+            name: of the tensor.
+            region: which part; None is all of it.
+        """
+        entry = self.tensors[name]
+        wanted = region or whole_chunk(entry.size)
+        values = torch.empty(wanted.sizes, dtype=entry.properties.dtype)
+        for chunk in entry.chunks:
+            overlap = _overlap(wanted, chunk)
+            if overlap is not None:
+                into, of = overlap
+                values[into] = self.read_chunk(name, chunk)[of]
+        return values
+
+    def _stored(self, index: MetadataIndex) -> bytes:
+        info = self.metadata.storage_data[index]
+        with (self.folder / info.relative_path).open("rb") as stream:
+            stream.seek(info.offset)
+            content: bytes = stream.read(info.length)
+            return content
+
+
+class OfflineWriter:
+    """Writes tensors into a folder, file after file; what is written must fit together when it is closed.
+
+    Args:
+        folder: an empty folder.
+        num_files: at most so many for the tensors; fewer where chunks are large.
+        total_bytes: of all values that will be written, which the files share evenly.
+    """
+
+    def __init__(self, folder: Path, *, num_files: int = 1, total_bytes: int = 0) -> None:
+        self._folder = folder
+        self._max_files = num_files
+        self._total_bytes = total_bytes
+        self._written_bytes = 0
+        self._num_files = 0
+        self._stream: IO[bytes] | None = None
+        self._entries: dict[str, Any] = {}
+        self._storage: dict[MetadataIndex, _StorageInfo] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        if kind is None:
+            self._write_metadata()
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write an object as it is."""
+        self._entries[name] = BytesStorageMetadata()
+        self._append(MetadataIndex(name), content)
+
+    def write_chunk(self, name: str, values: Tensor, *, chunk: Chunk, size: torch.Size) -> None:
+        """Write one chunk of a tensor.
+
+        Args:
+            name: of the tensor.
+            values: of the chunk.
+            chunk: where it lies in the tensor.
+            size: of the tensor.
+        """
+        if name not in self._entries:
+            properties = TensorProperties.create_from_tensor(values)
+            self._entries[name] = TensorStorageMetadata(properties=properties, size=size, chunks=[])
+        self._entries[name].chunks.append(chunk)
+        content = io.BytesIO()
+        # Cloned: a view would be saved with all that it is a view of.
+        torch.save(values.clone(), content)
+        self._append(MetadataIndex(name, chunk.offsets), content.getvalue())
+        self._written_bytes += values.nbytes
+
+    def _append(self, index: MetadataIndex, content: bytes) -> None:
+        stream = self._current_file()
+        self._storage[index] = _StorageInfo(Path(stream.name).name, stream.tell(), len(content))
+        stream.write(content)
+
+    def _current_file(self) -> IO[bytes]:
+        share = self._total_bytes * self._num_files / self._max_files
+        is_full = self._written_bytes >= share and self._num_files < self._max_files
+        if self._stream is not None and not is_full:
+            return self._stream
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = (self._folder / f"__0_{self._num_files}.distcp").open("xb")
+        self._num_files += 1
+        return self._stream
+
+    def _write_metadata(self) -> None:
+        metadata = Metadata(self._entries, storage_data=self._storage, version=CURRENT_DCP_VERSION)
+        with (self._folder / METADATA_NAME).open("xb") as stream:
+            pickle.dump(metadata, stream)
+
+
+def num_bytes_of(entry: TensorStorageMetadata) -> int:
+    """Bytes of a tensor's values."""
+    return entry.size.numel() * torch.empty((), dtype=entry.properties.dtype).element_size()
+
+
+def pieces_of(reader: OfflineReader) -> Iterator[tuple[str, Chunk]]:
+    """Yield all chunks of all tensors."""
+    for name, entry in reader.tensors.items():
+        for chunk in entry.chunks:
+            yield name, chunk
+
+
+def _overlap(wanted: Chunk, chunk: Chunk) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
+    """Where two parts of a tensor overlap: indices into the one and into the other."""
+    into, of = [], []
+    for start, size, other_start, other_size in zip(
+        wanted.offsets, wanted.sizes, chunk.offsets, chunk.sizes, strict=True
+    ):
+        begin, end = max(start, other_start), min(start + size, other_start + other_size)
+        if begin >= end and size > 0:
+            return None
+        into.append(slice(begin - start, end - start))
+        of.append(slice(begin - other_start, end - other_start))
+    return tuple(into), tuple(of)

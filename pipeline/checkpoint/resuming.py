@@ -1,0 +1,97 @@
+"""Which checkpoint a run goes on from: the newest that is whole."""
+
+import logging
+from pathlib import Path
+
+import torch.distributed
+
+from pipeline.checkpoint.agreement import on_all_ranks, on_rank_zero
+from pipeline.checkpoint.candidates import Candidates, list_candidates
+from pipeline.checkpoint.checksums import Damage, find_damage, share_files
+from pipeline.checkpoint.errors import CheckpointError
+from pipeline.checkpoint.folder import clear_up
+from pipeline.checkpoint.tracker import listed
+
+logger = logging.getLogger(__name__)
+
+
+def find_whole_checkpoint(directory: Path, *, reads: bool) -> Path | None:
+    """Return the checkpoint to go on from; all ranks call it together and get the same.
+
+    First what an interrupted save left is brought into order. Then the tracker's checkpoint and the older
+    ones are tried, newest first; what is damaged is named and passed over.
+
+    Args:
+        directory: folder of the run's checkpoints.
+        reads: whether checksums are compared; else only presence and sizes of files.
+    Returns:
+        A checkpoint's folder, or None where nothing was ever saved.
+    Raises:
+        CheckpointError: checkpoints were saved, but none of them is whole.
+    """
+    candidates = on_rank_zero(lambda: _tidy_and_list(directory))
+    if candidates.is_new_run:
+        return None
+    if candidates.complaint is not None:
+        _warn("%s", candidates.complaint)
+    for folder in candidates.folders:
+        damage = damage_on_all_ranks(folder, reads=reads)
+        if not damage:
+            if folder != candidates.folders[0] or candidates.complaint is not None:
+                _warn("going on from %s, the newest checkpoint that is whole", folder)
+            return folder
+        _warn("DAMAGED CHECKPOINT %s: %s", folder, describe(damage))
+    raise CheckpointError(_nothing_whole(directory, candidates))
+
+
+def refuse_damage(folder: Path, *, reads: bool) -> None:
+    """Make sure that a checkpoint is whole before it is used; all ranks call it together.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    damage = damage_on_all_ranks(folder, reads=reads)
+    if damage:
+        raise CheckpointError(
+            f"{folder} must be whole, but {describe(damage)}; use another one with --iteration "
+            f"(megaponder checkpoint list {folder.parent})"
+        )
+
+
+def damage_on_all_ranks(folder: Path, *, reads: bool) -> list[Damage]:
+    """Hold a checkpoint against its list, each rank a share of the files; the same result on all ranks."""
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    found = on_all_ranks(
+        lambda: find_damage(folder, names=share_files(folder, rank=rank, world_size=world_size), reads=reads)
+    )
+    # By text: without a readable list, every rank finds the same.
+    damage = {str(item): item for of_rank in found for item in of_rank}
+    return [damage[text] for text in sorted(damage)]
+
+
+def describe(damage: list[Damage]) -> str:
+    """Name the damaged files in a message."""
+    return "; ".join(str(item) for item in damage[:10]) + (" ..." if len(damage) > 10 else "")
+
+
+def _tidy_and_list(directory: Path) -> Candidates:
+    clear_up(directory)
+    return list_candidates(directory)
+
+
+def _nothing_whole(directory: Path, candidates: Candidates) -> str:
+    newer = ""
+    if candidates.passed_over:
+        newer = (
+            f", and iteration(s) {listed(list(candidates.passed_over))} lie after the tracker's: write one "
+            "of them into the tracker to go on from it;"
+        )
+    return (
+        f"{directory} must hold a whole checkpoint to go on from, but none is{newer or ';'} restore one "
+        "from a copy, or start anew in another folder; megaponder checkpoint verify says what is damaged"
+    )
+
+
+def _warn(message: str, *arguments: object) -> None:
+    if torch.distributed.get_rank() == 0:
+        logger.warning(message, *arguments)

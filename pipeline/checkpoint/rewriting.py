@@ -1,0 +1,108 @@
+"""New checkpoints from old ones, in one process: in other files, or the mean of several."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pipeline.checkpoint.content import GENERATORS_KEY, OPTIMIZER_PREFIXES
+from pipeline.checkpoint.errors import CheckpointError
+from pipeline.checkpoint.folder import CONFIG_NAME, publish, start_partial_checkpoint
+from pipeline.checkpoint.offline import OfflineReader, OfflineWriter, num_bytes_of, pieces_of
+from pipeline.checkpoint.state import read_train_state, write_train_state
+
+COMMON_NAME = "common.pt"
+_SMALL_FILES = ("metadata.json", COMMON_NAME, CONFIG_NAME)
+
+
+def reshard(source: Path, directory: Path, *, num_files: int) -> Path:
+    """Write a checkpoint anew, its tensors in about so many files.
+
+    Args:
+        source: an ``iter_`` folder.
+        directory: an empty or absent folder, which gets the checkpoint and a tracker.
+        num_files: fewer where chunks are large.
+    Returns:
+        The new ``iter_`` folder.
+    Raises:
+        CheckpointError: the source cannot be read, or the directory is not empty.
+    """
+    reader, state = OfflineReader(source), read_train_state(source)
+    total = sum(num_bytes_of(entry) for entry in reader.tensors.values())
+    partial = _start(directory, state.iteration)
+    with OfflineWriter(partial, num_files=num_files, total_bytes=total) as writer:
+        for name, chunk in pieces_of(reader):
+            writer.write_chunk(
+                name, reader.read_chunk(name, chunk), chunk=chunk, size=reader.tensors[name].size
+            )
+        for name in reader.objects:
+            writer.write_bytes(name, reader.read_bytes(name))
+    _copy_small_files(source, partial)
+    write_train_state(partial, state)
+    return publish(partial)
+
+
+def average(sources: Sequence[Path], directory: Path) -> Path:
+    """Write the mean of the weights of several checkpoints, computed in float64, one chunk at a time.
+
+    There is no optimizer's state in the result: it serves evaluation, generation and as a run's start.
+
+    Args:
+        sources: ``iter_`` folders of one run or of runs of one model; at least two.
+        directory: an empty or absent folder, which gets the checkpoint, under the last source's iteration,
+            and a tracker.
+    Returns:
+        The new ``iter_`` folder.
+    Raises:
+        CheckpointError: a source cannot be read or has other weights than the first, or the directory is
+            not empty.
+    """
+    readers = [OfflineReader(source) for source in sources]
+    states = [read_train_state(source) for source in sources]
+    names = [_weights_of(reader) for reader in readers]
+    for source, own in zip(sources[1:], names[1:], strict=True):
+        if own != names[0]:
+            differing = sorted(name for name, _ in set(own.items()) ^ set(names[0].items()))
+            raise CheckpointError(
+                f"{source} must have the weights of {sources[0]}, but differs in "
+                f"{', '.join(differing[:10])}; average checkpoints of one model"
+            )
+    partial = _start(directory, states[-1].iteration)
+    with OfflineWriter(partial) as writer:
+        for name, chunk in pieces_of(readers[0]):
+            if name in names[0]:
+                total = torch.zeros(chunk.sizes, dtype=torch.float64)
+                for reader in readers:
+                    total += reader.read(name, chunk).double()
+                entry = readers[0].tensors[name]
+                mean = (total / len(readers)).to(entry.properties.dtype)
+                writer.write_chunk(name, mean, chunk=chunk, size=entry.size)
+        for name in readers[-1].objects:
+            if not name.startswith((GENERATORS_KEY, *OPTIMIZER_PREFIXES)):
+                writer.write_bytes(name, readers[-1].read_bytes(name))
+    _copy_small_files(sources[-1], partial)
+    iterations = tuple(state.iteration for state in states)
+    write_train_state(partial, replace(states[-1], averaged_iterations=iterations))
+    return publish(partial)
+
+
+def _weights_of(reader: OfflineReader) -> dict[str, torch.Size]:
+    return {
+        name: entry.size for name, entry in reader.tensors.items() if not name.startswith(OPTIMIZER_PREFIXES)
+    }
+
+
+def _start(directory: Path, iteration: int) -> Path:
+    """Begin a checkpoint in a folder of its own; one that a run saves into must not be disturbed."""
+    if directory.is_dir() and any(directory.iterdir()):
+        raise CheckpointError(
+            f"{directory} must be empty or absent, but has content; give another folder with --output"
+        )
+    return start_partial_checkpoint(directory, iteration)
+
+
+def _copy_small_files(source: Path, partial: Path) -> None:
+    for name in _SMALL_FILES:
+        shutil.copyfile(source / name, partial / name)

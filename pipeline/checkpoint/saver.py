@@ -1,0 +1,209 @@
+"""Saving a run again and again: at once, or in the background while training goes on."""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch.distributed import ProcessGroup
+
+from megatron_ext.parallel.groups import ParallelGroups
+from pipeline.checkpoint.errors import CheckpointError
+from pipeline.checkpoint.forecast import forecast
+from pipeline.checkpoint.state import TrainState
+from pipeline.checkpoint.writing import Destination, PreparedSave, Saved, prepare_save, write_save
+
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(
+    directory: Path,
+    state: TrainState,
+    *,
+    module: Any,
+    optimizer: Any,
+    scheduler: Any,
+    groups: ParallelGroups,
+    config_file: Path,
+    keep_last: int | None = None,
+) -> Path:
+    """Save a run once; all ranks call it together, and it returns when the checkpoint is on disk.
+
+    Args:
+        directory, config_file, keep_last: see :class:`Destination`.
+        state, module, optimizer, scheduler, groups: see :func:`prepare_save`.
+    Returns:
+        The checkpoint's folder.
+    Raises:
+        CheckpointError: it could not be written.
+    """
+    prepared = prepare_save(
+        state, module=module, optimizer=optimizer, scheduler=scheduler, groups=groups, copies=False
+    )
+    to = Destination(directory=directory, config_file=config_file, keep_last=keep_last)
+    return write_save(prepared, to).folder
+
+
+@dataclass(kw_only=True)
+class _Pending:
+    """A checkpoint that a thread writes."""
+
+    iteration: int
+    thread: threading.Thread | None = None
+    saved: Saved | None = None
+    error: Exception | None = None
+
+    def write(self, prepared: PreparedSave, to: Destination, group: ProcessGroup) -> None:
+        try:
+            self.saved = write_save(prepared, to, group=group)
+        # Whatever it is, the loop must hear of it: nobody else sees a thread die.
+        except Exception as error:
+            self.error = error
+
+    @property
+    def is_running(self) -> bool:
+        return self.saved is None and self.error is None
+
+
+@dataclass(kw_only=True)
+class CheckpointSaver:
+    """Saves a run; all ranks call each method together.
+
+    Attributes:
+        destination: where to.
+        module: the model without wrappers.
+        optimizer, scheduler: what trains it.
+        groups: the layout.
+        in_background: whether training goes on while a checkpoint is written. Its tensors are copied to host
+            memory first; there is one such save at a time.
+        timeout_seconds: limit of collectives, and of the wait for a save in the background.
+    """
+
+    destination: Destination
+    module: Any
+    optimizer: Any
+    scheduler: Any
+    groups: ParallelGroups
+    in_background: bool = False
+    timeout_seconds: int = 600
+    _group: ProcessGroup | None = field(default=None, init=False)
+    _pending: _Pending | None = field(default=None, init=False)
+    _has_forecast: bool = field(default=False, init=False)
+
+    def save(self, state: TrainState) -> None:
+        """Save; return when the checkpoint is on disk, in the background when it is copied.
+
+        A save that is still being written is waited for.
+
+        Raises:
+            CheckpointError: this checkpoint or the one before it could not be written.
+        """
+        self._wait()
+        started = time.monotonic()
+        prepared = prepare_save(
+            state,
+            module=self.module,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            groups=self.groups,
+            copies=self.in_background,
+        )
+        seconds = time.monotonic() - started
+        if not self._has_forecast:
+            logger.info("%s", forecast(prepared, self.destination.directory))
+            self._has_forecast = True
+        if self.in_background:
+            self._start(prepared)
+            logger.info("iteration %d: copied in %.2f s, being written", state.iteration, seconds)
+            return
+        saved = write_save(prepared, self.destination, group=self._own_group())
+        logger.info("%s, after %.2f s to take the state down", saved, seconds)
+
+    def poll(self) -> None:
+        """Hear of a save in the background; called once per step.
+
+        Raises:
+            CheckpointError: on all ranks in the same step, where it has failed on any.
+        """
+        if self._pending is None:
+            return
+        is_running, has_failed = self._agree(self._pending)
+        if has_failed:
+            self._raise(self._pending)
+        if not is_running:
+            logger.info("%s, in the background", self._pending.saved)
+            self._pending = None
+
+    def finish(self) -> None:
+        """Wait for a save in the background; called at the end of the run.
+
+        Raises:
+            CheckpointError: it has failed, or takes longer than the limit.
+        """
+        self._wait()
+        if self._group is not None:
+            torch.distributed.destroy_process_group(self._group)
+            self._group = None
+
+    def leave(self) -> None:
+        """Let a save in the background end, for a rank on its way out of a run that has failed.
+
+        Asks no other rank: they may be in another place, or gone. Their threads write all the same, so the
+        checkpoint is not lost; and a process that ends while its thread is in a collective aborts.
+        """
+        if self._pending is not None and self._pending.thread is not None:
+            self._pending.thread.join(self.timeout_seconds)
+
+    def _start(self, prepared: PreparedSave) -> None:
+        pending = _Pending(iteration=prepared.state.iteration)
+        pending.thread = threading.Thread(
+            target=pending.write,
+            args=(prepared, self.destination, self._own_group()),
+            name=f"save of iteration {pending.iteration}",
+            # A process that must end does not wait for it without limit; see leave().
+            daemon=True,
+        )
+        self._pending = pending
+        pending.thread.start()
+
+    def _wait(self) -> None:
+        pending = self._pending
+        if pending is None:
+            return
+        assert pending.thread is not None
+        pending.thread.join(self.timeout_seconds)
+        self.poll()
+        if self._pending is not None:
+            self._pending = None
+            raise CheckpointError(
+                f"the checkpoint of iteration {pending.iteration} must be written within "
+                f"parallel.timeout_seconds ({self.timeout_seconds}), but is not; raise it, or see to the disk"
+            )
+
+    def _agree(self, pending: _Pending) -> tuple[bool, bool]:
+        """Return whether any rank still writes, and whether any has failed."""
+        flags = torch.tensor([pending.is_running, pending.error is not None], dtype=torch.int32)
+        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        is_running, has_failed = flags.tolist()
+        return bool(is_running), bool(has_failed)
+
+    def _raise(self, pending: _Pending) -> None:
+        """Raise what the ranks have met; they may have met it at different times."""
+        self._pending = None
+        texts: list[Any] = [None] * self.groups.world_size
+        torch.distributed.all_gather_object(texts, None if pending.error is None else str(pending.error))
+        reasons = sorted({text for text in texts if text is not None})
+        raise CheckpointError("; ".join(reasons)) from pending.error
+
+    def _own_group(self) -> ProcessGroup:
+        """Return a group for the writing alone, so that its collectives never meet those of training."""
+        if self._group is None:
+            self._group = torch.distributed.new_group(
+                backend="gloo", timeout=timedelta(seconds=self.timeout_seconds)
+            )
+        return self._group

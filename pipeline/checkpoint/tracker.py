@@ -1,0 +1,91 @@
+"""Which checkpoint a run's tracker names, and what to do where it names none."""
+
+from pathlib import Path
+
+from pipeline.checkpoint.errors import CheckpointError
+from pipeline.checkpoint.folder import TRACKER_NAME, checkpoint_folder, finished_iterations, is_finished
+
+__all__ = ["TRACKER_NAME", "latest_iteration", "resolve_checkpoint", "tracked_iteration"]
+
+
+def tracked_iteration(directory: Path) -> int | None:
+    """Return the iteration that the tracker holds, whether there is such a checkpoint or not.
+
+    Returns:
+        None without a tracker.
+    Raises:
+        CheckpointError: it holds no number.
+    """
+    tracker = directory / TRACKER_NAME
+    if not tracker.is_file():
+        return None
+    text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+    if not (text.isascii() and text.isdecimal()):
+        raise CheckpointError(
+            f"{tracker} must hold an iteration, but holds {text[:40]!r}; {_cure(directory)}"
+        )
+    return int(text)
+
+
+def latest_iteration(directory: Path) -> int | None:
+    """Return the iteration of the newest finished checkpoint, or None where there are no checkpoints at all.
+
+    Raises:
+        CheckpointError: the tracker is missing beside checkpoints, holds no number, or names no finished
+            checkpoint.
+    """
+    tracker = directory / TRACKER_NAME
+    finished = finished_iterations(directory)
+    iteration = tracked_iteration(directory)
+    if iteration is None and finished:
+        raise CheckpointError(
+            f"{tracker} must name the checkpoint to use, but is missing, while iteration(s) "
+            f"{listed(finished)} lie beside it; {_cure(directory)}"
+        )
+    if iteration is not None and iteration not in finished:
+        raise CheckpointError(
+            f"{tracker} names iteration {iteration}, but {checkpoint_folder(directory, iteration)} is no "
+            f"finished checkpoint; {_cure(directory)}"
+        )
+    return iteration
+
+
+def resolve_checkpoint(path: Path, *, iteration: int | None = None) -> Path:
+    """Return the folder of one finished checkpoint.
+
+    Args:
+        path: a checkpoint's own folder (``iter_...``), or the folder that holds them and the tracker.
+        iteration: which one; None takes the tracker's.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+    if iteration is None and is_finished(path):
+        return path
+    wanted = latest_iteration(path) if iteration is None else iteration
+    if wanted is None:
+        raise CheckpointError(
+            f"{path} must hold a checkpoint, but has neither {TRACKER_NAME} nor an iter_ folder; "
+            "give the checkpoint folder of a run that has saved"
+        )
+    folder = checkpoint_folder(path, wanted)
+    if not is_finished(folder):
+        raise CheckpointError(
+            f"{folder} must be a finished checkpoint, but is not; "
+            f"iterations there: {listed(finished_iterations(path))}"
+        )
+    return folder
+
+
+def listed(iterations: list[int]) -> str:
+    """Name iterations in a message."""
+    return ", ".join(str(iteration) for iteration in iterations) or "none"
+
+
+def _cure(directory: Path) -> str:
+    tracker, finished = directory / TRACKER_NAME, finished_iterations(directory)
+    if finished:
+        return (
+            f"write one of {listed(finished)} into {tracker} to go on from there, or start in another folder"
+        )
+    return f"remove {tracker} to start anew, or restore the checkpoint"

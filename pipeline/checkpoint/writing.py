@@ -1,0 +1,260 @@
+"""Save a run in two halves: take the state down, then write it.
+
+Taking it down needs the model and its process groups. Writing needs neither: it may happen in another thread
+while training goes on, with a process group of its own.
+"""
+
+import io
+import logging
+import shutil
+import time
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
+
+from megatron_ext.host import prepare_host
+from megatron_ext.parallel.groups import ParallelGroups
+from pipeline.checkpoint.agreement import on_all_ranks, on_rank_zero
+from pipeline.checkpoint.checksums import FileDigest, digest_file
+from pipeline.checkpoint.content import (
+    CONTENT,
+    LAYOUT_KEY,
+    fill_missing_moments,
+    layout_of,
+    sharded_state,
+)
+from pipeline.checkpoint.durable import sync_folder
+from pipeline.checkpoint.errors import CheckpointError
+from pipeline.checkpoint.folder import CONFIG_NAME, publish, start_partial_checkpoint
+from pipeline.checkpoint.retention import remove_old_checkpoints
+from pipeline.checkpoint.state import TrainState, write_train_state
+
+logger = logging.getLogger(__name__)
+
+COMMON_NAME = "common.pt"
+_OPTIMIZER_STATE_PREFIX = "optimizer.state."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where checkpoints go and how many stay.
+
+    Attributes:
+        directory: the run's checkpoint folder, shared by all ranks.
+        config_file: the resolved config, copied beside the weights.
+        keep_last: finished checkpoints to keep; None keeps all.
+        keep_every: keep those of every multiple of it too.
+    """
+
+    directory: Path
+    config_file: Path
+    keep_last: int | None = None
+    keep_every: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedSave:
+    """This rank's part of a checkpoint, ready to be written.
+
+    Attributes:
+        state: how far the run is.
+        tensors: what torch's writer takes, by name.
+        common: content of common.pt: what all ranks have alike.
+        num_bytes: of this rank's tensors.
+        host_bytes: host memory that the preparation has taken on this rank.
+    """
+
+    state: TrainState
+    tensors: dict[str, Any]
+    common: bytes
+    num_bytes: int
+    host_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A checkpoint that is on disk."""
+
+    folder: Path
+    num_bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        speed = self.num_bytes / max(self.seconds, 1e-9)
+        return (
+            f"saved {self.folder}: {self.num_bytes / 1e9:.3f} GB written in {self.seconds:.2f} s, "
+            f"{speed / 1e9:.3f} GB/s"
+        )
+
+
+def prepare_save(
+    state: TrainState, *, module: Any, optimizer: Any, scheduler: Any, groups: ParallelGroups, copies: bool
+) -> PreparedSave:
+    """Take the state of a run down; all ranks call it together.
+
+    Args:
+        state: how far the run is; names the folder.
+        module: the model without wrappers (``sharded_state_dict``).
+        optimizer: from ``build_optimizer``.
+        scheduler: from ``build_scheduler``.
+        groups: the run's layout.
+        copies: whether training goes on before the state is written.
+    """
+    prepare_host()
+    from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+    from megatron.core.dist_checkpointing.strategies.torch import (
+        _replace_state_dict_keys_with_sharded_keys,
+        mcore_to_pyt_state_dict,
+    )
+
+    fill_missing_moments(optimizer)
+    content = sharded_state(module, optimizer, groups, metadata=dict(CONTENT), is_loading=False)
+    content["opt_param_scheduler"] = scheduler.state_dict()
+    content["content_metadata"] = {**CONTENT, LAYOUT_KEY: layout_of(groups)}
+    sharded, common = save_preprocess(content, validate_access_integrity=True)
+    gathered_bytes = _gathered_bytes(sharded) if _gathers(optimizer) else 0
+    pieces, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, keep_only_main_replica=True)
+    copied_bytes = _copy_to_host(pieces, but_gathered=_gathers(optimizer)) if copies else 0
+    num_bytes = sum(piece.data.nbytes for piece in _tensors_of(pieces))
+    return PreparedSave(
+        state=state,
+        tensors=mcore_to_pyt_state_dict(pieces),
+        common=_serialized(deepcopy(common)),
+        num_bytes=num_bytes,
+        host_bytes=gathered_bytes + copied_bytes,
+    )
+
+
+def write_save(prepared: PreparedSave, to: Destination, *, group: ProcessGroup | None = None) -> Saved:
+    """Write a prepared checkpoint; all ranks of the group call it together.
+
+    Returns when all of it is on disk under its final name. An error on any rank becomes one on all, and what
+    was saved before is untouched.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
+    started = time.monotonic()
+    try:
+        partial = on_rank_zero(
+            lambda: start_partial_checkpoint(to.directory, prepared.state.iteration), group=group
+        )
+        _write_tensors(partial, prepared, group)
+        digests = on_all_ranks(lambda: _finish_own_files(partial, prepared, to, group), group=group)
+        merged = {name: digest for of_rank in digests for name, digest in of_rank.items()}
+        folder = on_rank_zero(lambda: _publish(partial, merged, prepared.state, to), group=group)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"could not write the checkpoint of iteration {prepared.state.iteration}: {error}; "
+            f"{_free_space(to.directory)}; what was saved before is untouched"
+        ) from error
+    return Saved(
+        folder=folder,
+        num_bytes=sum(digest.bytes for digest in merged.values()),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _gathers(optimizer: Any) -> bool:
+    """Whether the optimizer's state comes as fresh copies, gathered from the ranks that share it."""
+    return all(hasattr(part, "gbuf_ranges") for part in optimizer.chained_optimizers)
+
+
+def _gathered_bytes(sharded: Any) -> int:
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+
+    return sum(
+        piece.data.nbytes
+        for piece in nested_values(sharded)
+        if isinstance(piece.data, torch.Tensor) and piece.key.startswith(_OPTIMIZER_STATE_PREFIX)
+    )
+
+
+def _tensors_of(pieces: dict[str, list[Any]]) -> list[Any]:
+    return [piece for of_name in pieces.values() for piece in of_name if isinstance(piece.data, torch.Tensor)]
+
+
+def _copy_to_host(pieces: dict[str, list[Any]], *, but_gathered: bool) -> int:
+    """Replace tensors by copies that training does not change; return how many bytes they take."""
+    copied = 0
+    for piece in _tensors_of(pieces):
+        if but_gathered and piece.key.startswith(_OPTIMIZER_STATE_PREFIX):
+            continue
+        piece.data = piece.data.detach().to("cpu", copy=True)
+        copied += piece.data.nbytes
+    return copied
+
+
+def _serialized(common: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(common, stream)
+    return stream.getvalue()
+
+
+def _write_tensors(partial: Path, prepared: PreparedSave, group: ProcessGroup | None) -> None:
+    """Write from this process.
+
+    Megatron's own writer spawns a manager and forks a process for every save, which takes seconds and can
+    outlive a killed rank. The files are the same.
+    """
+    from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
+
+    try:
+        save_state_dict(
+            prepared.tensors,
+            # Nothing copied ahead: that would open a CUDA context in the thread that writes.
+            storage_writer=FileSystemWriter(partial, per_thread_copy_ahead=0),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+            process_group=group,
+        )
+    except CheckpointException as error:
+        # Its own text repeats every rank's traceback.
+        reasons = [f"rank {rank}: {failure}" for rank, (failure, _) in sorted(error.failures.items())]
+        raise CheckpointError("; ".join(reasons)) from error
+
+
+def _finish_own_files(
+    partial: Path, prepared: PreparedSave, to: Destination, group: ProcessGroup | None
+) -> dict[str, FileDigest]:
+    """Write the small files where this is rank 0, and return the digests of what this rank has written."""
+    rank = torch.distributed.get_rank(group)
+    if rank != 0:
+        names = [path.name for path in partial.glob(f"__{rank}_*")]
+    else:
+        _write_small_files(partial, prepared, to)
+        others = [path.name for path in partial.iterdir() if not path.name.startswith("__")]
+        names = [*others, *(path.name for path in partial.glob("__0_*"))]
+    return {name: digest_file(partial / name, flushes=True) for name in names}
+
+
+def _write_small_files(partial: Path, prepared: PreparedSave, to: Destination) -> None:
+    from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+
+    (partial / COMMON_NAME).write_bytes(prepared.common)
+    save_config(CheckpointingConfig("torch_dist", 1), str(partial))
+    shutil.copyfile(to.config_file, partial / CONFIG_NAME)
+    write_train_state(partial, prepared.state)
+    sync_folder(partial)
+
+
+def _publish(partial: Path, digests: dict[str, FileDigest], state: TrainState, to: Destination) -> Path:
+    folder = publish(partial, digests)
+    if to.keep_last is not None:
+        remove_old_checkpoints(
+            to.directory, newest=state.iteration, keep_last=to.keep_last, keep_every=to.keep_every
+        )
+    return folder
+
+
+def _free_space(directory: Path) -> str:
+    existing = next((path for path in (directory, *directory.parents) if path.is_dir()), Path("/"))
+    usage = shutil.disk_usage(existing)
+    return f"{usage.free / 1e9:.3f} GB are free in {existing}"

@@ -1,0 +1,126 @@
+"""What `megaponder checkpoint` shows, as rows for JSON and as tables."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from pipeline.checkpoint.inventory import Entry
+from pipeline.checkpoint.state import TrainState
+
+if TYPE_CHECKING:
+    from pipeline.checkpoint.comparison import TensorComparison
+    from pipeline.checkpoint.offline import OfflineReader
+
+Row = dict[str, Any]
+
+
+def inventory_rows(entries: Sequence[Entry]) -> list[Row]:
+    """Return one row for each checkpoint."""
+    return [
+        {
+            "iteration": entry.iteration,
+            "folder": str(entry.folder),
+            "bytes": entry.num_bytes,
+            "is_whole": not entry.damage,
+            "damage": [asdict(item) for item in entry.damage],
+            "is_tracked": entry.is_tracked,
+            "state": None if entry.state is None else asdict(entry.state),
+        }
+        for entry in entries
+    ]
+
+
+def inventory_table(entries: Sequence[Entry], *, title: str) -> Table:
+    """Lay out what lies in a folder of checkpoints."""
+    table = Table(title=title, box=SIMPLE_HEAD)
+    for name in ("iteration", "size", "tokens", "best held-out loss"):
+        table.add_column(name, justify="right")
+    table.add_column("files")
+    table.add_column("tracker")
+    for entry in entries:
+        state = entry.state
+        table.add_row(
+            f"{entry.iteration}",
+            _size(entry.num_bytes),
+            "?" if state is None else f"{state.consumed_tokens:,}",
+            "" if state is None else _best(state),
+            f"DAMAGED: {entry.damage[0]}" if entry.damage else _kind(state),
+            "named here" if entry.is_tracked else "",
+        )
+    return table
+
+
+def state_table(folder: Path, state: TrainState) -> Table:
+    """Lay out how far the run was."""
+    table = Table(title=str(folder), box=SIMPLE_HEAD, show_header=False)
+    for name, value in asdict(state).items():
+        if value not in (None, {}, ()):
+            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    return table
+
+
+def tensor_rows(reader: "OfflineReader", *, pattern: str) -> list[Row]:
+    """Return one row for each tensor whose name matches."""
+    from pipeline.checkpoint.offline import num_bytes_of
+
+    return [
+        {
+            "name": name,
+            "shape": list(entry.size),
+            "dtype": str(entry.properties.dtype).removeprefix("torch."),
+            "bytes": num_bytes_of(entry),
+            "chunks": len(entry.chunks),
+        }
+        for name, entry in reader.tensors.items()
+        if fnmatchcase(name, pattern)
+    ]
+
+
+def tensor_table(rows: Sequence[Row]) -> Table:
+    """Lay out the tensors of a checkpoint."""
+    table = Table(box=SIMPLE_HEAD, show_footer=True)
+    table.add_column("tensor", footer=f"{len(rows)} tensors", overflow="fold")
+    table.add_column("shape")
+    table.add_column("type")
+    table.add_column("size", justify="right", footer=_size(sum(row["bytes"] for row in rows)))
+    for row in rows:
+        table.add_row(row["name"], " x ".join(map(str, row["shape"])), row["dtype"], _size(row["bytes"]))
+    return table
+
+
+def comparison_table(compared: Sequence["TensorComparison"], first: Path, second: Path) -> Table:
+    """Lay out what differs between two checkpoints; what is equal is only counted."""
+    differing = [item for item in compared if not item.is_equal]
+    num_equal = len(compared) - len(differing)
+    table = Table(title=f"{first}\n{second}", box=SIMPLE_HEAD, show_footer=True)
+    table.add_column("tensor", footer=f"{num_equal} equal, {len(differing)} different", overflow="fold")
+    table.add_column("values that differ", justify="right")
+    table.add_column("largest difference", justify="right")
+    for item in differing:
+        table.add_row(
+            item.name,
+            item.problem or f"{item.num_different:,}",
+            "" if item.problem else f"{item.largest_difference:.3e}",
+        )
+    return table
+
+
+def _best(state: TrainState) -> str:
+    if state.best_heldout_loss is None:
+        return ""
+    return f"{state.best_heldout_loss:.4f} (iteration {state.best_heldout_iteration})"
+
+
+def _kind(state: TrainState | None) -> str:
+    if state is not None and state.averaged_iterations:
+        return f"all there; mean of {', '.join(map(str, state.averaged_iterations))}"
+    return "all there"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.2f} MB"

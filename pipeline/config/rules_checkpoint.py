@@ -1,0 +1,70 @@
+"""Rules on what is saved and what a run starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from megatron_ext.ponder.config import Method
+from pipeline.config.errors import ConfigProblem
+from pipeline.config.start_section import POSSIBLE_SOURCES
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import RunConfig
+
+
+def _keeping(config: RunConfig) -> Iterator[ConfigProblem]:
+    checkpoint = config.checkpoint
+    if checkpoint.keep_every is not None and checkpoint.keep_last is None:
+        yield ConfigProblem(
+            path="checkpoint.keep_every",
+            rule="must come with checkpoint.keep_last, without which every checkpoint is kept",
+            value=str(checkpoint.keep_every),
+            cure="add checkpoint.keep_last: 2, or leave it out",
+        )
+
+
+def _start(config: RunConfig) -> Iterator[ConfigProblem]:
+    start = config.init_from
+    if start.path is None:
+        for name in ("iteration", "method", "allow_unused"):
+            value = getattr(start, name)
+            # 0 is an iteration, and equals False.
+            if value is not None and value is not False:
+                yield ConfigProblem(
+                    path=f"init_from.{name}",
+                    rule="must come with init_from.path, without which weights are drawn",
+                    value=str(value),
+                    cure="give the checkpoint folder of a run, or leave it out",
+                )
+    elif start.method is None:
+        yield ConfigProblem(
+            path="init_from.method",
+            rule="must be given with init_from.path: the method of the run that is started from",
+            value="not given",
+            cure=f"see ponder.method in the run_config.yaml in {start.path}",
+        )
+
+
+def _start_of_method(config: RunConfig) -> Iterator[ConfigProblem]:
+    start, target = config.init_from, config.ponder.method
+    if start.path is None or start.method is None or start.method == target:
+        return
+    possible = (target, *POSSIBLE_SOURCES[target])
+    if start.method not in possible:
+        yield ConfigProblem(
+            path="init_from.method",
+            rule=f"must be one that {target} can start from",
+            value=start.method,
+            cure=f"start from {' or '.join(possible)}",
+        )
+    elif target == Method.PAUSE and config.ponder.pause_token_id is None:
+        yield ConfigProblem(
+            path="ponder.pause_token_id",
+            rule=f"must be a row of the embedding that the {start.method} run has trained",
+            value="not given",
+            cure="give the id of a token that the data do not use",
+        )
+
+
+CHECKPOINT_RULES = (_keeping, _start, _start_of_method)

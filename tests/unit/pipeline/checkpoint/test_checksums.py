@@ -1,0 +1,84 @@
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint.checksums import find_damage, share_files
+from tests.unit.pipeline.checkpoint.saved import save
+
+TENSORS = "__0_0.distcp"
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, 4)
+
+
+def _damage(folder: Path) -> list[str]:
+    return [str(item) for item in find_damage(folder)]
+
+
+def test_the_list_has_every_file_with_its_size_and_sha256(tmp_path: Path) -> None:
+    folder = save(tmp_path, 100)
+    files = json.loads((folder / "checksums.json").read_text())["files"]
+    assert sorted(files) == [TENSORS, "train_state.json"]
+    # printf 'tensors of 100' | sha256sum
+    digest = "7bd915eae3fea8f32bb2da3b9d6cc12866e1bff73f6831a2328ce9bfab061291"
+    assert files[TENSORS] == {"bytes": 14, "sha256": digest}
+
+
+@pytest.mark.parametrize(
+    ("harm", "complaint"),
+    [
+        (_flip, f"{TENSORS} has other bytes than were written"),
+        (_truncate, f"{TENSORS} must have 14 bytes, but has 4"),
+        (Path.unlink, f"{TENSORS} is missing"),
+    ],
+)
+def test_a_harmed_file_is_named(tmp_path: Path, harm: Callable[[Path], None], complaint: str) -> None:
+    folder = save(tmp_path, 100)
+    assert _damage(folder) == []
+    harm(folder / TENSORS)
+    assert _damage(folder) == [complaint]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    folder = save(tmp_path, 100)
+    (folder / TENSORS).unlink()
+    (folder / TENSORS).symlink_to(TENSORS)
+    (damage,) = _damage(folder)
+    assert damage.startswith(f"{TENSORS} cannot be read")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": {"a": {}}}', '{"files": 3}'])
+def test_a_damaged_list_proves_nothing(tmp_path: Path, text: str) -> None:
+    folder = save(tmp_path, 100)
+    (folder / "checksums.json").write_text(text)
+    assert _damage(folder) == ["checksums.json is damaged"]
+
+
+def test_without_a_list_nothing_is_proven(tmp_path: Path) -> None:
+    folder = save(tmp_path, 100)
+    (folder / "checksums.json").unlink()
+    assert _damage(folder) == ["checksums.json is missing"]
+
+
+def test_sizes_alone_do_not_see_a_flipped_bit(tmp_path: Path) -> None:
+    folder = save(tmp_path, 100)
+    _flip(folder / TENSORS)
+    assert find_damage(folder, reads=False) == []
+
+
+def test_ranks_share_the_files_evenly_by_size(tmp_path: Path) -> None:
+    folder = save(tmp_path, 100)
+    files = {f"f{number}": {"bytes": size, "sha256": ""} for number, size in enumerate((5, 3, 2, 1))}
+    (folder / "checksums.json").write_text(json.dumps({"files": files}))
+    shares = [share_files(folder, rank=rank, world_size=2) for rank in range(2)]
+    assert [sorted(share) for share in shares] == [["f0", "f3"], ["f1", "f2"]]

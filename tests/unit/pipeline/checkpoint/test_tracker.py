@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint.errors import CheckpointError
+from pipeline.checkpoint.folder import TRACKER_NAME
+from pipeline.checkpoint.tracker import latest_iteration, resolve_checkpoint
+from tests.unit.pipeline.checkpoint.saved import save, write_partial
+
+
+def test_an_empty_or_absent_folder_has_no_checkpoint(tmp_path: Path) -> None:
+    assert latest_iteration(tmp_path) is None
+    assert latest_iteration(tmp_path / "absent") is None
+    with pytest.raises(CheckpointError, match="must hold a checkpoint"):
+        resolve_checkpoint(tmp_path)
+
+
+def test_the_newest_saved_is_the_latest(tmp_path: Path) -> None:
+    for iteration in (100, 200):
+        save(tmp_path, iteration)
+    assert latest_iteration(tmp_path) == 200
+    assert resolve_checkpoint(tmp_path) == tmp_path / "iter_0000200"
+    assert resolve_checkpoint(tmp_path, iteration=100) == tmp_path / "iter_0000100"
+    assert resolve_checkpoint(tmp_path / "iter_0000100") == tmp_path / "iter_0000100"
+
+
+def test_a_save_interrupted_before_its_rename_leaves_the_previous_in_use(tmp_path: Path) -> None:
+    save(tmp_path, 100)
+    write_partial(tmp_path, 200)
+    assert latest_iteration(tmp_path) == 100
+    assert resolve_checkpoint(tmp_path) == tmp_path / "iter_0000100"
+
+
+def test_a_save_interrupted_before_the_tracker_leaves_the_previous_in_use(tmp_path: Path) -> None:
+    save(tmp_path, 100)
+    tracker = (tmp_path / TRACKER_NAME).read_text()
+    save(tmp_path, 200)
+    (tmp_path / TRACKER_NAME).write_text(tracker)
+    assert latest_iteration(tmp_path) == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("", "must hold an iteration, but holds ''"), ("12x", "'12x'"), ("300", "names iteration 300")],
+)
+def test_a_tracker_that_names_no_checkpoint_is_an_error_with_a_cure(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    save(tmp_path, 100)
+    (tmp_path / TRACKER_NAME).write_text(text)
+    with pytest.raises(CheckpointError, match=complaint) as error:
+        latest_iteration(tmp_path)
+    assert "write one of 100 into" in str(error.value)
+
+
+def test_checkpoints_without_a_tracker_are_an_error(tmp_path: Path) -> None:
+    save(tmp_path, 100)
+    (tmp_path / TRACKER_NAME).unlink()
+    with pytest.raises(CheckpointError, match=r"is missing, while iteration\(s\) 100"):
+        latest_iteration(tmp_path)
+
+
+def test_a_folder_without_its_state_is_no_checkpoint(tmp_path: Path) -> None:
+    (save(tmp_path, 100) / "train_state.json").unlink()
+    with pytest.raises(CheckpointError, match="is no finished checkpoint"):
+        latest_iteration(tmp_path)
