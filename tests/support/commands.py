@@ -103,7 +103,7 @@ def processes_with(mark: str) -> list[psutil.Process]:
 
 
 def wait_until(
-    condition: Callable[[], bool], *, seconds: float = TIMEOUT_SECONDS, otherwise: str = ""
+    condition: Callable[[], object], *, seconds: float = TIMEOUT_SECONDS, otherwise: str = ""
 ) -> None:
     """Wait for a condition, asking often; fail with the text after the time is up."""
     end = time.monotonic() + seconds

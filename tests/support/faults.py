@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -14,6 +15,7 @@ from tests.support.runs import has_trained, written_events
 
 # Iterations after the start of a command within which a fault strikes.
 LATEST_ITERATION = 6
+SAVE_INTERVAL = 3
 LONGEST_START_SECONDS = 6.0
 
 Moment = Callable[[Running, Path, Random], None]
@@ -63,7 +65,7 @@ class Injected:
 def settings(num_iterations: int) -> tuple[str, ...]:
     """Return overrides for a run with many checkpoints and evaluations, and an impatient watchdog."""
     return (
-        *(f"train-iters={num_iterations}", "lr_decay_iters=240", "checkpoint.interval=3"),
+        *(f"train-iters={num_iterations}", "lr_decay_iters=240", f"checkpoint.interval={SAVE_INTERVAL}"),
         *("checkpoint.keep_last=3", "evaluation.interval=10", "metrics.tensorboard=false"),
         *("parallel.timeout_seconds=120", "parallel.watchdog_seconds=12"),
     )
@@ -134,10 +136,25 @@ def after_some_iterations(command: Running, folder: Path, random: Random) -> Non
     time.sleep(random.uniform(0.0, 0.2))
 
 
+def after_two_saves(command: Running, folder: Path, _random: Random) -> None:
+    """When this start has left two checkpoints, so that a whole one remains beside a damaged one."""
+    before = max((row["iteration"] for row in written_events(folder)), default=0)
+    wanted = before + 2 * SAVE_INTERVAL + 1
+    wait_until(lambda: has_trained(folder, wanted) or command.process.poll() is not None)
+
+
 def in_a_save(command: Running, folder: Path, _random: Random) -> None:
-    """While a checkpoint is being written."""
-    partial = (folder / "checkpoints").glob
-    wait_until(lambda: any(partial("*.partial/*")) or command.process.poll() is not None)
+    """While a checkpoint is being written, unlike what an earlier fault has left."""
+    before = _files_being_written(folder)
+    wait_until(lambda: _files_being_written(folder) - before or command.process.poll() is not None)
+
+
+def _files_being_written(folder: Path) -> set[tuple[Path, int]]:
+    found = set()
+    for path in (folder / "checkpoints").glob("*.partial/*"):
+        with suppress(FileNotFoundError):
+            found.add((path, path.stat().st_mtime_ns))
+    return found
 
 
 def signalled(number: signal.Signals) -> Strike:
@@ -252,28 +269,28 @@ FAULTS: dict[str, Fault] = {
         ),
         Fault(
             name="killed, newest checkpoint truncated",
-            moment=after_some_iterations,
+            moment=after_two_saves,
             strike=kill_a_rank,
             exit_codes=(KILLED,),
             damage=truncate_a_file,
         ),
         Fault(
             name="killed, a byte of the newest checkpoint flipped",
-            moment=after_some_iterations,
+            moment=after_two_saves,
             strike=kill_a_rank,
             exit_codes=(KILLED,),
             damage=flip_a_byte,
         ),
         Fault(
             name="killed, tracker empty",
-            moment=after_some_iterations,
+            moment=after_two_saves,
             strike=kill_a_rank,
             exit_codes=(KILLED,),
             damage=empty_the_tracker,
         ),
         Fault(
             name="killed, tracker points to nothing",
-            moment=after_some_iterations,
+            moment=after_two_saves,
             strike=kill_a_rank,
             exit_codes=(KILLED,),
             damage=point_the_tracker_to_nothing,
