@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
     FAILED_VALIDATION = 17
     """Megatron's code: a repeated computation gave another result."""
     REQUEUE = 75
-    """Saved; start the same command again to go on."""
+    """Told to stop, with a checkpoint, or hung: start the same command again to go on from the newest one."""
     DO_NOT_REQUEUE = 93
     """Starting again cannot help: divergence, or a configuration that no longer fits its checkpoint."""
     INTERRUPTED = 130
