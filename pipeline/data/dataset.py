@@ -126,12 +126,17 @@ class TokenDataset:
         tokens = np.full((len(samples), self.seq_length + 1), self.vocabulary.eod_id, dtype=self.stream.dtype)
         self.stream.read_rows(tokens, starts, lengths)
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocabulary.size:
-            raise DataError(
-                f"tokens of the split {self.split!r} must be in 0..{self.vocabulary.size - 1}, but samples "
-                f"{list(indices)} have ids {tokens.min()}..{tokens.max()}; "
-                "check model.vocab_size and data.format, or prepare the data again"
-            )
+            raise self._foreign_token(samples, tokens)
         return TokenRows(tokens=tokens, lengths=lengths)
+
+    def _foreign_token(self, samples: NDArray[np.int64], tokens: NDArray[np.integer]) -> DataError:
+        is_foreign = (tokens < 0) | (tokens >= self.vocabulary.size)
+        row = int(np.flatnonzero(is_foreign.any(axis=1))[0])
+        return DataError(
+            f"tokens of the split {self.split!r} must be in 0..{self.vocabulary.size - 1}, but sample "
+            f"{samples[row]} has ids {tokens[row].min()}..{tokens[row].max()}; "
+            "check model.vocab_size and data.format, or prepare the data again"
+        )
 
 
 def open_dataset(folder: Path, split: str, *, seq_length: int) -> TokenDataset:

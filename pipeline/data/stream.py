@@ -61,7 +61,8 @@ class ArrayStream(TokenStream):
     @property
     def dtype(self) -> np.dtype[np.integer]:
         """How a token is stored."""
-        return self._tokens.dtype
+        stored: np.dtype[np.integer] = self._tokens.dtype
+        return stored
 
     def __len__(self) -> int:
         return len(self._tokens)

@@ -150,5 +150,5 @@ def test_an_end_of_document_that_cannot_be_stored_is_refused(tmp_path: Path) -> 
 
 def test_a_token_beyond_the_vocabulary_is_refused_where_it_is_read(tmp_path: Path) -> None:
     dataset = open_format(write_pair(tmp_path / "text", [[1, 2, 3], [90]]), "megatron", vocab_size=50)
-    with pytest.raises(DataError, match=r"must be in 0\.\.49, but samples \[0\] have ids 0\.\.90"):
-        dataset.rows([0])
+    with pytest.raises(DataError, match=r"must be in 0\.\.49, but sample 0 has ids 0\.\.90"):
+        dataset.rows([-1, 0])
