@@ -12,10 +12,13 @@ __all__ = [
     "AdamW",
     "OptimizerSettings",
     "ScheduleSettings",
+    "apply_update",
     "build_optimizer",
     "build_scheduler",
     "connect_schedule",
     "exact_norm",
+    "has_finite_gradients",
+    "prepare_update",
     "wrap_ddp",
 ]
 
@@ -205,6 +208,45 @@ def build_optimizer(model_chunks: list[Any], settings: OptimizerSettings) -> Any
         use_distributed_optimizer=settings.use_distributed_optimizer,
     )
     return get_megatron_optimizer(config, model_chunks)
+
+
+def prepare_update(optimizer: Any) -> float | None:
+    """Bring the reduced gradients to where the update takes them; the weights stay as they are.
+
+    Args:
+        optimizer: from :func:`build_optimizer`.
+
+    Returns:
+        The norm of all gradients together, equal on all ranks; None where loss scaling has found that they
+        are not finite.
+    """
+    if optimizer.prepare_grads():
+        return None
+    return float(optimizer.get_grad_norm())
+
+
+def apply_update(optimizer: Any, grad_norm: float) -> None:
+    """Clip the prepared gradients and update the weights: with :func:`prepare_update` Megatron's ``step()``.
+
+    Args:
+        optimizer: from :func:`build_optimizer`.
+        grad_norm: what :func:`prepare_update` has returned.
+    """
+    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+    for part in optimizer.chained_optimizers:
+        parameters = [] if part.is_stub_optimizer else part.get_parameters()
+        if parameters and part.config.clip_grad > 0:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=grad_norm)
+    optimizer.step_with_ready_grads()
+
+
+def has_finite_gradients(optimizer: Any) -> bool:
+    """Whether the prepared gradients that this rank holds are finite."""
+    gradients = [
+        gradient for part in optimizer.chained_optimizers for gradient in part.get_main_grads_for_grad_norm()
+    ]
+    return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
 
 
 def build_scheduler(optimizer: Any, settings: ScheduleSettings) -> Any:

@@ -60,7 +60,15 @@ class TrainState:
     """Samples of the global batches of those iterations, skipped ones included."""
     consumed_tokens: int = 0
     skipped_iterations: int = 0
-    """Iterations without an update: a gradient was not finite."""
+    """Iterations without an update: loss or gradient were not finite, or the loss jumped."""
+    nan_iterations: int = 0
+    """Of the skipped iterations, those whose loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """Iterations without an update since the last one with one."""
+    recent_losses: tuple[float, ...] = ()
+    """Losses by which a jump is recognized, newest last."""
+    is_evaluation_due: bool = False
+    """An evaluation belongs to this iteration and was cut short."""
     training_seconds: float = 0.0
     """Over all runs that led here."""
 
@@ -134,7 +142,8 @@ def read_train_state(folder: Path) -> TrainState:
     """
     path = folder / _STATE_NAME
     try:
-        return TrainState(**json.loads(path.read_text(encoding="utf-8")))
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return TrainState(**{**state, "recent_losses": tuple(state.get("recent_losses", ()))})
     except (OSError, ValueError, TypeError) as error:
         names = ", ".join(field.name for field in fields(TrainState))
         raise CheckpointError(

@@ -48,7 +48,8 @@ def evaluate(
     num_jacobi_iterations: int,
     groups: ParallelGroups,
     observe: Callable[[TokenBatch, ModelOutput], None] | None = None,
-) -> Evaluation:
+    is_cut_short: Callable[[], bool] | None = None,
+) -> Evaluation | None:
     """Run the model over held-out global batches; all ranks call it together.
 
     Args:
@@ -57,13 +58,21 @@ def evaluate(
         num_jacobi_iterations: J.
         groups: the layout.
         observe: called with every micro-batch of this rank and what the model made of it.
+        is_cut_short: asked before every global batch, on all ranks; they agree on the answer.
+
+    Returns:
+        What was measured, or None where it was cut short.
     """
     started = time.monotonic()
     statistics = StatisticsAccumulator(module.statistics_layout(), device=device())
     settings = StepSettings(num_jacobi_iterations=num_jacobi_iterations, penalty_weight=0.0)
     was_training = module.training
     module.eval()
+    is_whole = True
     for micro_batches in batches:
+        if is_cut_short is not None and is_cut_short():
+            is_whole = False
+            break
         run_schedule(
             module,
             micro_batches,
@@ -74,5 +83,7 @@ def evaluate(
             observe=observe,
         )
     module.train(was_training)
+    if not is_whole:
+        return None
     sums = statistics.reduce(groups.dp, groups.pp)
     return Evaluation(sums=sums, seconds=time.monotonic() - started)

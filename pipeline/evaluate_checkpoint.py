@@ -61,6 +61,7 @@ def evaluate_checkpoint(checkpoint: OpenedCheckpoint, *, max_global_batches: int
         groups=checkpoint.groups,
         observe=recorder,
     )
+    assert evaluation is not None, "nothing cuts this evaluation short"
     sums = evaluation.sums
     return EvaluationResult(
         checkpoint=str(checkpoint.folder),

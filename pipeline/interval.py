@@ -35,6 +35,11 @@ class IntervalMeter:
         self._grad_norm: float | None = None
         self._clear()
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether there is anything to read."""
+        return self._num_steps > 0
+
     def add_step(self, settings: StepSettings, result: StepResult, seconds: float) -> None:
         """Take in one step; its statistics were added by the step itself."""
         self.penalty_weight = settings.penalty_weight
@@ -85,6 +90,7 @@ class IntervalMeter:
             loss=mean_loss(sums),
             grad_norm=self._grad_norm,
             skipped_iterations=state.skipped_iterations,
+            nan_iterations=state.nan_iterations,
             data_hash=None if rows is None else gather_data_hash(rows, groups.dp),
             scalars=ponder_scalars(
                 sums, num_jacobi_iterations=sweeps, penalty_weight=self.penalty_weight, flops=self.flops

@@ -1,4 +1,4 @@
-"""Start the ranks of a run on this machine and see to it that none outlives the run.
+"""Start the ranks of a run on this machine, again if they fail, and see to it that none outlives the run.
 
 Each rank leads a process group of its own and dies with the launcher (``PR_SET_PDEATHSIG``), however the
 launcher ends. Ctrl-C reaches the launcher alone, which passes it on once and waits a bounded time before it
@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from pipeline.exit_codes import ExitCode
+from pipeline.signals import STOP_SIGNALS
 
 __all__ = ["run_ranks"]
 
@@ -25,9 +26,19 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
-_FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Codes with which ranks leave together, by agreement.
 _AGREED_CODES = (ExitCode.USAGE, ExitCode.REQUEUE, ExitCode.DO_NOT_REQUEUE, ExitCode.INTERRUPTED)
+# Codes that another start would end with as well.
+_FINAL_CODES = (
+    ExitCode.DONE,
+    ExitCode.USAGE,
+    ExitCode.NOT_SUPPORTED,
+    ExitCode.FAILED_VALIDATION,
+    ExitCode.DO_NOT_REQUEUE,
+    ExitCode.INTERRUPTED,
+)
+_FIRST_BACK_OFF_SECONDS = 1.0
+_LONGEST_BACK_OFF_SECONDS = 60.0
 
 
 def run_ranks(
@@ -37,6 +48,7 @@ def run_ranks(
     stop_timeout_seconds: float = 120.0,
     failure_timeout_seconds: float = 10.0,
     environment: Mapping[str, str] | None = None,
+    max_restarts: int = 0,
 ) -> int:
     """Run ``python <arguments>`` on local ranks with torchrun's variables; return the run's exit code.
 
@@ -45,21 +57,26 @@ def run_ranks(
     Args:
         arguments: what follows the interpreter, e.g. ``["-m", "pipeline.cli", "train", ...]``.
         num_ranks: how many ranks to start.
-        stop_timeout_seconds: how long ranks may take to save and leave after SIGINT or SIGTERM.
+        stop_timeout_seconds: how long ranks may take to save and leave after SIGINT, SIGTERM or SIGUSR1.
         failure_timeout_seconds: how long the others may take to leave after a rank has failed.
         environment: variables added to this process's own.
+        max_restarts: how often all ranks are started again after a failure that a start may cure. The wait
+            before that doubles from one second to a minute.
 
     Returns:
         0 if all ranks left with 0, else the code of the first rank that did not; 128 + N where signal N ended
-        it.
+        it. Told to stop before the ranks listened, REQUEUE, because nothing was lost.
     """
     launcher = _Launcher(stop_timeout_seconds, failure_timeout_seconds)
-    previous = {number: signal.signal(number, launcher.forward) for number in _FORWARDED_SIGNALS}
+    previous = {number: signal.signal(number, launcher.forward) for number in STOP_SIGNALS}
     try:
-        launcher.start(arguments, num_ranks, environment or {})
-        return launcher.wait()
+        for restart in range(max_restarts + 1):
+            code = launcher.run(arguments, num_ranks, environment or {})
+            is_final = launcher.was_told_to_stop or code in _FINAL_CODES or restart == max_restarts
+            if is_final or not launcher.waits_before(restart + 1, max_restarts, code):
+                break
+        return code
     finally:
-        launcher.kill_all()
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -70,12 +87,44 @@ class _Launcher:
         self._failure_timeout_seconds = failure_timeout_seconds
         self._ranks: list[subprocess.Popen[bytes]] = []
         self._deadline = float("inf")
-        self._was_told_to_stop = False
+        self._told: signal.Signals | None = None
 
-    def start(self, arguments: Sequence[str], num_ranks: int, environment: Mapping[str, str]) -> None:
+    @property
+    def was_told_to_stop(self) -> bool:
+        """Whether a signal has come."""
+        return self._told is not None
+
+    def run(self, arguments: Sequence[str], num_ranks: int, environment: Mapping[str, str]) -> int:
+        """Start all ranks and wait for them; none is left when it returns."""
+        self._ranks = []
+        self._deadline = float("inf")
+        try:
+            self._start(arguments, num_ranks, environment)
+            code = self._wait()
+        finally:
+            self._kill_all()
+        is_unheard = self._told not in (None, signal.SIGINT) and code == 128 + int(self._told or 0)
+        return ExitCode.REQUEUE if is_unheard else code
+
+    def waits_before(self, restart: int, max_restarts: int, code: int) -> bool:
+        """Let some time pass before a restart; False where a signal comes meanwhile."""
+        seconds = min(_FIRST_BACK_OFF_SECONDS * 2 ** (restart - 1), _LONGEST_BACK_OFF_SECONDS)
+        logger.warning(
+            "the run ended with exit code %d; restart %d of %d in %.0f s",
+            code,
+            restart,
+            max_restarts,
+            seconds,
+        )
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.was_told_to_stop:
+            time.sleep(_POLL_SECONDS)
+        return not self.was_told_to_stop
+
+    def _start(self, arguments: Sequence[str], num_ranks: int, environment: Mapping[str, str]) -> None:
         port = _free_port()
         for rank in range(num_ranks):
-            if self._was_told_to_stop:
+            if self.was_told_to_stop:
                 return
             self._ranks.append(
                 subprocess.Popen(
@@ -87,7 +136,7 @@ class _Launcher:
                 )
             )
 
-    def wait(self) -> int:
+    def _wait(self) -> int:
         """Wait until all ranks have left or the deadline has passed; return the run's exit code."""
         failed: int | None = None
         while True:
@@ -109,26 +158,29 @@ class _Launcher:
 
     def forward(self, number: int, _frame: FrameType | None) -> None:
         """Pass the first signal on to every rank; later ones change nothing, the deadline is set."""
-        if self._was_told_to_stop:
+        if self.was_told_to_stop:
             return
-        self._was_told_to_stop = True
+        self._told = signal.Signals(number)
         self._deadline = time.monotonic() + self._stop_timeout_seconds
         for rank in self._ranks:
             os.kill(rank.pid, number)
 
-    def kill_all(self) -> None:
+    def _kill_all(self) -> None:
         """Kill the process group of every rank, helpers included, and reap the rank."""
-        for rank in self._ranks:
+        # A signal that comes from here on finds no rank: their numbers may soon belong to other processes.
+        ranks, self._ranks = self._ranks, []
+        for rank in ranks:
             # A rank that has left is not reaped yet, so its number cannot belong to another process.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(rank.pid, signal.SIGKILL)
             rank.wait()
 
     def _stop_others(self, failed: int, codes: Sequence[int | None]) -> None:
-        if self._was_told_to_stop:
+        is_agreed = codes[failed] in _AGREED_CODES
+        if is_agreed and self.was_told_to_stop:
             return
-        self._deadline = time.monotonic() + self._failure_timeout_seconds
-        if codes[failed] not in _AGREED_CODES:
+        self._deadline = min(self._deadline, time.monotonic() + self._failure_timeout_seconds)
+        if not is_agreed and not self.was_told_to_stop:
             logger.error(
                 "rank %d of %d failed with exit code %s; stopping the others",
                 failed,

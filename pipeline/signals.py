@@ -1,44 +1,55 @@
-"""Stop on request: a signal sets a flag, and all ranks agree on it once per step."""
+"""Stop on request: a signal or a time limit sets a flag, and all ranks agree on it once per step."""
 
-import logging
 import signal
+import time
 from collections.abc import Iterable
+from enum import IntEnum
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-import torch.distributed
-from torch.distributed import ProcessGroup
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
-__all__ = ["StopFlag"]
+__all__ = ["STOP_SIGNALS", "StopFlag", "StopRequest"]
 
-logger = logging.getLogger(__name__)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest(IntEnum):
+    """Why a run is to stop; of the ranks' requests the largest counts."""
+
+    NONE = 0
+    PLANNED = 1
+    """Its own time limit has passed."""
+    SIGNAL = 2
+    """Somebody wants the machine back."""
 
 
 class StopFlag:
-    """Remembers SIGINT and SIGTERM instead of dying of them, until the loop asks.
+    """Remembers SIGINT, SIGTERM and SIGUSR1 instead of dying of them, until the loop asks.
 
     ::
 
-        with StopFlag(device) as stop:
+        with StopFlag() as stop:
             for iteration in ...:
-                train_step()
-                if stop.is_set_on_any_rank():
+                if stop.agreed():
                     break
+                train_step()
 
-    The handlers in place before return at the end. A second SIGINT raises ``KeyboardInterrupt``: the first
-    was heard, but the step may take long.
+    It needs no process group until the ranks are to agree, so that it can stand around the start of a run
+    too. The handlers in place before return at the end. A second SIGINT raises ``KeyboardInterrupt``: the
+    first was heard, but the step may take long.
 
     Args:
-        device: where the ranks' collective runs.
         signals: which signals set the flag.
+        limit_seconds: time from now after which the flag sets itself; None is never.
     """
 
     def __init__(
-        self, device: torch.device, *, signals: Iterable[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
+        self, *, signals: Iterable[signal.Signals] = STOP_SIGNALS, limit_seconds: float | None = None
     ) -> None:
-        self._device = device
         self._signals = tuple(signals)
+        self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
         self._previous: dict[signal.Signals, Any] = {}
         self.received: signal.Signals | None = None
         """The first signal this rank received."""
@@ -56,15 +67,27 @@ class StopFlag:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def is_set_on_any_rank(self, group: ProcessGroup | None = None) -> bool:
-        """Return whether any rank was told to stop; every rank of the group calls it at the same place.
+    @property
+    def requested(self) -> StopRequest:
+        """What this rank alone was asked."""
+        if self.received is not None:
+            return StopRequest.SIGNAL
+        is_over = self._deadline is not None and time.monotonic() >= self._deadline
+        return StopRequest.PLANNED if is_over else StopRequest.NONE
+
+    def agreed(self, group: "ProcessGroup | None" = None) -> StopRequest:
+        """Return what any rank was asked; every rank of the group calls it at the same place.
 
         Args:
             group: ranks that must agree; None is all of them.
         """
-        flag = torch.tensor(int(self.received is not None), dtype=torch.int32, device=self._device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=group)
-        return bool(flag.item())
+        import torch
+        import torch.distributed
+
+        # On the host: asking must not wait for the GPU.
+        request = torch.tensor(int(self.requested), dtype=torch.int32)
+        torch.distributed.all_reduce(request, op=torch.distributed.ReduceOp.MAX, group=group)
+        return StopRequest(int(request.item()))
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         received = signal.Signals(number)

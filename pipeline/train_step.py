@@ -1,6 +1,6 @@
 """One optimizer step: the micro-batches of this rank through Megatron's schedule, then the update."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,21 @@ from torch import Tensor
 from megatron_ext.batch import TokenBatch
 from megatron_ext.host import device
 from megatron_ext.micro_batch import ModelOutput
+from megatron_ext.optimizer import apply_update, has_finite_gradients, prepare_update
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.pass_pipeline import OutputObserver, run_passes
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from pipeline.build import TrainingParts
+from pipeline.divergence import Finding
 from pipeline.metrics.statistics import StatisticsAccumulator
 from pipeline.step_settings import StepSettings
+
+# Given the loss and the gradient norm of a step, says what speaks against making it.
+Judge = Callable[[float, float | None], Finding | None]
+
+
+def no_objection(_loss: float, _grad_norm: float | None) -> None:
+    """Let every step be made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +33,23 @@ class StepResult:
     """What a step reports beside the statistics.
 
     Attributes:
-        grad_norm: norm of all gradients before clipping, or None where the update was skipped.
-        was_updated: whether the weights were updated.
+        loss: mean cross-entropy of the global batch, nats per labelled token, the same on all ranks.
+        grad_norm: norm of all gradients before clipping, or None where it is not known to be finite.
+        finding: why the weights were not updated; None where they were.
+        has_finite_loss: whether the losses of this rank's own micro-batches are finite.
+        has_finite_gradients: whether the gradients this rank holds are; looked at where there is a finding.
     """
 
+    loss: float
     grad_norm: float | None
-    was_updated: bool
+    finding: Finding | None = None
+    has_finite_loss: bool = True
+    has_finite_gradients: bool = True
+
+    @property
+    def was_updated(self) -> bool:
+        """Whether the weights were updated."""
+        return self.finding is None
 
 
 def train_step(
@@ -39,8 +59,9 @@ def train_step(
     *,
     groups: ParallelGroups,
     statistics: StatisticsAccumulator,
+    judge: Judge = no_objection,
 ) -> StepResult:
-    """Accumulate the gradient of the global batch and update the weights.
+    """Accumulate the gradient of the global batch and, if nothing speaks against it, update the weights.
 
     The loss is the mean over all labelled tokens of the global batch, plus lambda times the penalty, which is
     the mean of the micro-batches' penalties weighted by their real tokens (definitions 2.5). Both means are
@@ -51,16 +72,30 @@ def train_step(
         batches: this rank's micro-batches, on the host.
         settings: J, lambda and the like.
         groups: the layout.
-        statistics: receives the sums of every micro-batch.
+        statistics: receives the sums of every micro-batch, unless the step is not made.
+        judge: looks at loss and gradient norm before the weights are touched; equal numbers on all ranks.
     """
     parts.ddp.zero_grad_buffer()
     parts.optimizer.zero_grad()
     parts.freeze.set(settings.freezes_backbone)
-    run_schedule(parts.ddp, batches, settings, groups=groups, statistics=statistics)
-    was_updated, grad_norm, _ = parts.optimizer.step()
+    before = statistics.copy()
+    sums = run_schedule(parts.ddp, batches, settings, groups=groups, statistics=statistics)
+    has_finite_loss = bool(torch.isfinite(sums).all())
+    loss = _global_loss(sums, groups)
+    grad_norm = prepare_update(parts.optimizer)
+    finding = judge(loss, grad_norm)
+    if finding is None:
+        assert grad_norm is not None, "a step without a gradient norm must not be made"
+        apply_update(parts.optimizer, grad_norm)
+    else:
+        statistics.restore(before)
     parts.scheduler.step(increment=1)
     return StepResult(
-        grad_norm=None if grad_norm is None else float(grad_norm), was_updated=bool(was_updated)
+        loss=loss,
+        grad_norm=grad_norm,
+        finding=finding,
+        has_finite_loss=has_finite_loss,
+        has_finite_gradients=finding is None or has_finite_gradients(parts.optimizer),
     )
 
 
@@ -73,7 +108,7 @@ def run_schedule(
     statistics: StatisticsAccumulator,
     forward_only: bool = False,
     observe: OutputObserver | None = None,
-) -> None:
+) -> Tensor:
     """Run all passes of the micro-batches, forward and backward, on all pipeline stages.
 
     Args:
@@ -81,12 +116,18 @@ def run_schedule(
         batches, settings, groups, statistics: see :func:`train_step`.
         forward_only: no gradients.
         observe: called on the last stage with every micro-batch and what the model made of it.
+
+    Returns:
+        [2] float64: sum of the cross-entropies and labelled tokens of this rank's micro-batches; zero on all
+        stages but the last.
     """
+    sums = torch.zeros(2, dtype=torch.float64, device=device())
     totals = _token_totals(batches, groups)
     scale = len(batches) * groups.dp_size
 
     def take_in(batch: TokenBatch, output: ModelOutput) -> None:
         statistics.add(output.statistics)
+        sums.add_(torch.cat([output.statistics["nll"], output.statistics["labelled_tokens"]]).detach())
         if observe is not None:
             observe(batch, output)
 
@@ -98,6 +139,19 @@ def run_schedule(
         forward_only=forward_only,
         observe_output=take_in,
     )
+    return sums
+
+
+def _global_loss(sums: Tensor, groups: ParallelGroups) -> float:
+    """Mean over the global batch, from what :func:`run_schedule` returned on each rank.
+
+    One collective over all ranks gives all of them the same bits, which a common judgement needs. Tensor-
+    parallel ranks hold the same sums, so that both are too large by the same factor.
+    """
+    if groups.world_size > 1:
+        torch.distributed.all_reduce(sums)
+    nll, labelled = float(sums[0]), float(sums[1])
+    return nll / max(labelled, 1.0)
 
 
 def _token_totals(batches: Sequence[TokenBatch], groups: ParallelGroups) -> Tensor:

@@ -1,11 +1,8 @@
 """The training loop: decides when to step, log, evaluate, save and stop. How is decided elsewhere."""
 
 import logging
-import math
 import time
 from dataclasses import dataclass, field, replace
-
-import torch
 
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
@@ -23,10 +20,19 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.batches import HeldoutBatches, TrainingBatches
 from pipeline.data.dataset import TokenRows
 from pipeline.distributed import start_process_group, stop_process_group
+from pipeline.divergence import (
+    Finding,
+    FindingKind,
+    describe_bad_step,
+    judge,
+    losses_to_remember,
+    tell_of_bad_step,
+)
 from pipeline.evaluate import evaluate
 from pipeline.exit_codes import ExitCode
 from pipeline.interval import IntervalMeter
 from pipeline.metrics.collapse import CollapseAlarm
+from pipeline.metrics.data_hash import gather_data_hash
 from pipeline.metrics.ponder_scalars import ponder_scalars
 from pipeline.metrics.records import ValidationRecord
 from pipeline.metrics.sinks import SinkGroup
@@ -35,39 +41,49 @@ from pipeline.ranks import Ranks
 from pipeline.roll_call import naming_lost_ranks
 from pipeline.run_account import flops_account
 from pipeline.run_output import config_file, open_run_progress, open_sinks, show_summary, start_output
-from pipeline.signals import StopFlag
+from pipeline.signals import StopFlag, StopRequest
 from pipeline.step_settings import step_settings
-from pipeline.train_step import train_step
+from pipeline.train_step import StepResult, train_step
+from pipeline.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
+# Of the run's folder: what every rank was doing when the run hung.
+STACKS_FOLDER = "stacks"
 
-def train(config: RunConfig) -> ExitCode:
+
+def train(config: RunConfig, stop: StopFlag) -> ExitCode:
     """Train on the ranks that are there; every rank calls it.
 
     Args:
         config: the run; its layout has as many ranks as were started.
+        stop: what ends the run early; already listening.
     Returns:
-        DONE at the last iteration; REQUEUE after a signal, with a checkpoint; DO_NOT_REQUEUE after
-        divergence.
+        DONE at the last iteration, or where the configuration asks to leave; REQUEUE after a signal, with a
+        checkpoint; DO_NOT_REQUEUE after divergence, and where the last iteration was left out.
     Raises:
         ConfigError, DataError, CheckpointError: before anything was written.
     """
     prepare_host()
-    start_process_group(Ranks.from_environment(), timeout_seconds=config.parallel.timeout_seconds)
+    ranks = Ranks.from_environment()
+    start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)
     try:
         groups = initialize_groups(
             tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, seed=config.seed
         )
-        # On the host: asking must not wait for the GPU.
-        with StopFlag(torch.device("cpu")) as stop, naming_lost_ranks():
-            return _prepare(config, groups).run(stop)
+        watchdog = Watchdog(
+            ranks,
+            limit_seconds=config.parallel.watchdog_seconds,
+            folder=config.output_dir / STACKS_FOLDER,
+        )
+        with watchdog, naming_lost_ranks():
+            return _prepare(config, groups, stop, watchdog).run()
     finally:
         destroy_groups()
         stop_process_group()
 
 
-def _prepare(config: RunConfig, groups: ParallelGroups) -> "TrainingRun":
+def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog: Watchdog) -> "TrainingRun":
     data = open_training_split(config)
     heldout = open_heldout_split(config)
     vocab_size = vocab_size_of(config, data)
@@ -87,7 +103,10 @@ def _prepare(config: RunConfig, groups: ParallelGroups) -> "TrainingRun":
         sinks=open_sinks(config, groups, progress, start_iteration=state.iteration),
         progress=progress,
         alarm=CollapseAlarm(config.metrics.collapse_patience),
+        stop=stop,
+        watchdog=watchdog,
         state=state,
+        saved_iteration=state.iteration,
     )
 
 
@@ -117,7 +136,11 @@ class TrainingRun:
         batches, heldout: this rank's data.
         meter: what was measured since the last log line.
         sinks, progress, alarm: where it goes.
+        stop: what ends the run early.
+        watchdog: what ends it when it hangs.
         state: how far the run is.
+        saved_iteration: of the newest checkpoint, or where the run began.
+        is_save_due: a checkpoint is to be written.
         rows: what this rank has read of the newest step's global batch.
     """
 
@@ -130,65 +153,121 @@ class TrainingRun:
     sinks: SinkGroup
     progress: TrainingProgress
     alarm: CollapseAlarm
+    stop: StopFlag
+    watchdog: Watchdog
     state: TrainState
+    saved_iteration: int
+    is_save_due: bool = False
     rows: list[TokenRows] = field(default_factory=list)
 
-    def run(self, stop: StopFlag) -> ExitCode:
-        """Iterate until the last iteration, a signal, or divergence."""
+    def run(self) -> ExitCode:
+        """Iterate until the last iteration, a request to stop, or divergence."""
         try:
-            return self._iterate(stop)
+            return self._iterate()
         finally:
             self.progress.close()
             self.sinks.close()
 
-    def _iterate(self, stop: StopFlag) -> ExitCode:
+    def _iterate(self) -> ExitCode:
         last = self.config.training.train_iters
-        while self.state.iteration < last:
-            self._step()
-            iteration = self.state.iteration
-            is_stopping = stop.is_set_on_any_rank() and iteration < last
-            saves = is_stopping or _is_due(iteration, self.config.checkpoint.interval, last)
-            # Before every save too: what is not finite must not become the newest checkpoint.
-            logs = saves or _is_due(iteration, self.config.metrics.interval, last)
-            if logs and not self._log():
+        if self.state.is_evaluation_due and self._evaluate() and self.state.iteration == last:
+            self._save()
+        while self.state.iteration < last or self.state.is_evaluation_due:
+            request = self.stop.agreed()
+            if request is not StopRequest.NONE:
+                return self._leave(request)
+            result = self._step()
+            if result.finding is not None and not self._leave_out(result, result.finding):
                 return ExitCode.DO_NOT_REQUEUE
-            if _is_due(iteration, self.config.evaluation.interval, last) and not is_stopping:
+            iteration = self.state.iteration
+            leaves = iteration < last and _divides(self.config.training.exit_interval, iteration)
+            self.is_save_due |= leaves or _is_due(iteration, self.config.checkpoint.interval, last)
+            if self.is_save_due or _is_due(iteration, self.config.metrics.interval, last):
+                self._log()
+            if _is_due(iteration, self.config.evaluation.interval, last):
                 self._evaluate()
-            if saves:
+            if self.is_save_due:
                 self._save()
-            if is_stopping:
-                logger.info("told to stop at iteration %d; saved, the same command goes on", iteration)
-                return ExitCode.REQUEUE
-        return ExitCode.DONE
+            if leaves:
+                logger.info("leaving at iteration %d, as training.exit_interval asks", iteration)
+                return ExitCode.DONE
+        return ExitCode.DONE if self.saved_iteration == self.state.iteration else ExitCode.DO_NOT_REQUEUE
 
-    def _step(self) -> None:
+    def _leave(self, request: StopRequest) -> ExitCode:
+        """Save what has not been saved, and say whether the run wants to be started again."""
+        iteration = self.state.iteration
+        if iteration > self.saved_iteration:
+            if self.meter.has_steps:
+                self._log()
+            self._save()
+        why = "told to stop" if request is StopRequest.SIGNAL else "training.exit_duration_in_mins is over"
+        what = "saved" if iteration == self.saved_iteration else f"saved at {self.saved_iteration}"
+        logger.info("%s at iteration %d; %s, the same command goes on from there", why, iteration, what)
+        return ExitCode.REQUEUE if request is StopRequest.SIGNAL else ExitCode.DONE
+
+    def _step(self) -> StepResult:
         settings = step_settings(
             self.config, iteration=self.state.iteration, consumed_tokens=self.state.consumed_tokens
         )
         started = time.monotonic()
+        self.watchdog.beat(f"reading the data of iteration {self.state.iteration + 1}")
         share = self.batches.read(self.state.consumed_samples)
         self.rows = share.rows
+        self.watchdog.beat(f"iteration {self.state.iteration + 1}")
         result = train_step(
             self.parts,
             share.micro_batches,
             settings,
             groups=self.groups,
             statistics=self.meter.statistics,
+            judge=lambda loss, norm: judge(loss, norm, self.state.recent_losses, self.config.divergence),
         )
+        self.watchdog.beat(f"between iterations {self.state.iteration + 1} and {self.state.iteration + 2}")
         seconds = time.monotonic() - started
         self.meter.add_step(settings, result, seconds)
-        training = self.config.training
-        self.state = replace(
-            self.state,
-            iteration=self.state.iteration + 1,
-            consumed_samples=self.state.consumed_samples + training.global_batch_size,
-            consumed_tokens=self.state.consumed_tokens + training.global_batch_size * training.seq_length,
-            skipped_iterations=self.state.skipped_iterations + (not result.was_updated),
-            training_seconds=self.state.training_seconds + seconds,
+        self.state = self._state_after(result, seconds)
+        return result
+
+    def _state_after(self, result: StepResult, seconds: float) -> TrainState:
+        state, training = self.state, self.config.training
+        is_nan = result.finding is not None and result.finding.kind is FindingKind.NONFINITE
+        losses = state.recent_losses
+        if result.was_updated:
+            losses = losses_to_remember(losses, result.loss, self.config.divergence)
+        return replace(
+            state,
+            iteration=state.iteration + 1,
+            consumed_samples=state.consumed_samples + training.global_batch_size,
+            consumed_tokens=state.consumed_tokens + training.global_batch_size * training.seq_length,
+            skipped_iterations=state.skipped_iterations + (not result.was_updated),
+            nan_iterations=state.nan_iterations + is_nan,
+            skipped_in_a_row=0 if result.was_updated else state.skipped_in_a_row + 1,
+            recent_losses=losses,
+            training_seconds=state.training_seconds + seconds,
         )
 
-    def _log(self) -> bool:
-        """Write the interval; False where loss or gradients have left the finite numbers."""
+    def _leave_out(self, result: StepResult, finding: Finding) -> bool:
+        """Tell about a step whose update was not made; whether the run may go on without it."""
+        step = describe_bad_step(
+            finding,
+            iteration=self.state.iteration,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            has_finite_loss=result.has_finite_loss,
+            has_finite_gradients=result.has_finite_gradients,
+            data_hash=gather_data_hash(self.rows, self.groups.dp),
+            num_in_a_row=self.state.skipped_in_a_row,
+            last_checkpoint=self.saved_iteration or None,
+            groups=self.groups,
+        )
+        settings = self.config.divergence
+        goes_on = finding.is_skipped(settings) and step.num_in_a_row < settings.max_in_a_row
+        if self.groups.rank == 0:
+            tell_of_bad_step(step, goes_on=goes_on, folder=self.config.output_dir)
+        return goes_on
+
+    def _log(self) -> None:
+        """Write the interval."""
         record = self.meter.read(
             self.state,
             learning_rate=self.parts.optimizer.param_groups[0]["lr"],
@@ -202,24 +281,24 @@ class TrainingRun:
             warning = self.alarm.observe(record.steps_count, penalty_weight=self.meter.penalty_weight)
             if warning is not None:
                 logger.warning("%s", warning)
-        if math.isfinite(record.loss) and math.isfinite(record.grad_norm or 0.0):
-            return True
-        # All ranks find the same; one tells it.
-        tell = logger.error if self.groups.rank == 0 else logger.debug
-        tell(
-            "loss and gradient norm must be finite, but are %s and %s at iteration %d; nothing is saved: "
-            "lower optimizer.lr or ponder.penalty_weight and start again from the last checkpoint",
-            record.loss,
-            record.grad_norm,
-            record.iteration,
-        )
-        return False
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> bool:
+        """Measure the held-out loss; told to stop in the middle, leave that to the run that goes on.
+
+        Returns:
+            whether it was measured.
+        """
         sweeps = self.config.ponder.num_jacobi_iterations
         evaluation = evaluate(
-            self.parts.module, self.heldout, num_jacobi_iterations=sweeps, groups=self.groups
+            self.parts.module,
+            self.heldout,
+            num_jacobi_iterations=sweeps,
+            groups=self.groups,
+            is_cut_short=self._is_evaluation_cut_short,
         )
+        self.state = replace(self.state, is_evaluation_due=evaluation is None)
+        if evaluation is None:
+            return False
         scalars = ponder_scalars(
             evaluation.sums,
             num_jacobi_iterations=sweeps,
@@ -235,21 +314,40 @@ class TrainingRun:
                 steps_count=evaluation.sums.get("steps_count"),
             )
         )
+        return True
+
+    def _is_evaluation_cut_short(self) -> bool:
+        self.watchdog.beat(f"evaluation at iteration {self.state.iteration}")
+        return self.stop.agreed() is StopRequest.SIGNAL
 
     def _save(self) -> None:
-        folder = save_checkpoint(
-            self.config.checkpoint_directory,
-            self.state,
-            module=self.parts.module,
-            optimizer=self.parts.optimizer,
-            scheduler=self.parts.scheduler,
-            groups=self.groups,
-            config_file=config_file(self.config),
-            keep_last=self.config.checkpoint.keep_last,
-        )
+        """Write a checkpoint; it stays due where the last step was left out.
+
+        After such a step nothing shows that the weights are sound.
+        """
+        if self.state.skipped_in_a_row:
+            logger.warning("not saving at iteration %d, which was left out", self.state.iteration)
+            return
+        self.is_save_due = False
+        with self.watchdog.paused(f"saving iteration {self.state.iteration}"):
+            folder = save_checkpoint(
+                self.config.checkpoint_directory,
+                self.state,
+                module=self.parts.module,
+                optimizer=self.parts.optimizer,
+                scheduler=self.parts.scheduler,
+                groups=self.groups,
+                config_file=config_file(self.config),
+                keep_last=self.config.checkpoint.keep_last,
+            )
+        self.saved_iteration = self.state.iteration
         logger.info("saved %s", folder)
 
 
 def _is_due(iteration: int, interval: int | None, last: int) -> bool:
     """Every `interval` iterations, and at the last one."""
-    return iteration == last or (interval is not None and iteration % interval == 0)
+    return iteration == last or _divides(interval, iteration)
+
+
+def _divides(interval: int | None, iteration: int) -> bool:
+    return interval is not None and iteration % interval == 0

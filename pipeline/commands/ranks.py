@@ -7,7 +7,9 @@ from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
 
 
-def run_on_layout(config: RunConfig, arguments: Sequence[str], *, run_here: Callable[[], int]) -> int:
+def run_on_layout(
+    config: RunConfig, arguments: Sequence[str], *, run_here: Callable[[], int], max_restarts: int = 0
+) -> int:
     """Run a command on `config.parallel.world_size` ranks.
 
     A process that a launcher (torchrun, srun, or this function) has started is one of the ranks and does the
@@ -17,6 +19,7 @@ def run_on_layout(config: RunConfig, arguments: Sequence[str], *, run_here: Call
         config: its layout decides how many ranks there are.
         arguments: the command line of `megaponder` that the ranks run, without its first word.
         run_here: does the work of this rank; returns the exit code.
+        max_restarts: how often ranks that this function starts are started again after a failure.
 
     Returns:
         the exit code of the command.
@@ -30,8 +33,8 @@ def run_on_layout(config: RunConfig, arguments: Sequence[str], *, run_here: Call
     ranks = Ranks.from_environment()
     set_up_logging(speaks=ranks.rank == 0)
     needed = config.parallel.world_size
-    if not ranks.is_launched and needed > 1:
-        return run_ranks(["-m", "pipeline.cli", *arguments], num_ranks=needed)
+    if not ranks.is_launched and (needed > 1 or max_restarts > 0):
+        return run_ranks(["-m", "pipeline.cli", *arguments], num_ranks=needed, max_restarts=max_restarts)
     if ranks.world_size != needed:
         raise ConfigError([_wrong_number_of_ranks(config, ranks.world_size)])
     return run_here()

@@ -14,6 +14,7 @@ EPILOG = examples(
     "megaponder train --config pipeline/recipes/tiny_ponderlm3.yaml data.path=runs/data",
     "megaponder train --config run.yaml parallel.tensor=2 train-iters=500 lr=1e-3",
     "megaponder train --config run.yaml parallel.pipeline=4 --show-schedule",
+    "megaponder train --config run.yaml checkpoint.interval=500 --max-restarts 3",
     "torchrun --nproc-per-node 8 -m pipeline.cli train --config run.yaml parallel.data=8",
 )
 
@@ -31,13 +32,24 @@ def train(
             help="Show what each pipeline stage does in a step, and how long it waits; start nothing.",
         ),
     ] = False,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            "--max-restarts",
+            min=0,
+            metavar="N",
+            help="Start all ranks again from the newest checkpoint, up to N times, when one dies or hangs; "
+            "not under a launcher such as torchrun.",
+        ),
+    ] = 0,
 ) -> None:
     """Train a model; go on from its newest checkpoint where there is one.
 
     Starts as many ranks on this machine as the layout asks for (tensor x pipeline x data), unless a launcher
     such as torchrun has started them.
 
-    Ctrl-C and SIGTERM end the run after the step at hand with a checkpoint; the same command goes on from it.
+    Ctrl-C, SIGTERM and SIGUSR1 end the run after the step at hand with a checkpoint and exit code 75; the
+    same command goes on from it.
     """
     settings = overrides or []
     run = load_config(config, settings)
@@ -49,14 +61,24 @@ def train(
         _show_schedule(run)
         raise typer.Exit(ExitCode.DONE)
     raise typer.Exit(
-        run_on_layout(run, ["train", "--config", str(config), *settings], run_here=lambda: _train(run))
+        run_on_layout(
+            run,
+            ["train", "--config", str(config), *settings],
+            run_here=lambda: _train(run),
+            max_restarts=max_restarts,
+        )
     )
 
 
 def _train(run: RunConfig) -> int:
-    from pipeline.trainer import train as train_run
+    from pipeline.signals import StopFlag
 
-    return train_run(run)
+    minutes = run.training.exit_duration_in_mins
+    # Before the imports that take seconds: a signal during the start must not kill the rank.
+    with StopFlag(limit_seconds=None if minutes is None else 60 * minutes) as stop:
+        from pipeline.trainer import train as train_run
+
+        return train_run(run, stop)
 
 
 def _show_schedule(run: RunConfig) -> None:

@@ -63,7 +63,14 @@ _SAME_NAME = {
         "pause_token_id",
     ),
     "parallel": ("sequence_parallel", "use_distributed_optimizer", "overlap_grad_reduce"),
-    "training": ("seq_length", "micro_batch_size", "global_batch_size", "train_iters"),
+    "training": (
+        "seq_length",
+        "micro_batch_size",
+        "global_batch_size",
+        "train_iters",
+        "exit_interval",
+        "exit_duration_in_mins",
+    ),
     "optimizer": (
         "lr",
         "min_lr",

@@ -85,6 +85,17 @@ def _sequence_parallel(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
+def _watchdog(config: RunConfig) -> Iterator[ConfigProblem]:
+    timeout, watchdog = config.parallel.timeout_seconds, config.parallel.watchdog_seconds
+    if watchdog >= timeout:
+        yield ConfigProblem(
+            path="parallel.watchdog_seconds",
+            rule=f"must be below parallel.timeout_seconds ({timeout}), else collectives give up first",
+            value=str(watchdog),
+            cure=f"try {timeout // 2}, or leave it out",
+        )
+
+
 def _global_batch(config: RunConfig) -> Iterator[ConfigProblem]:
     training, parallel = config.training, config.parallel
     factors = {"training.micro_batch_size": training.micro_batch_size, "parallel.data": parallel.data}
@@ -131,5 +142,6 @@ PARALLEL_RULES = (
     _layers_per_stage,
     _sequence_parallel,
     _global_batch,
+    _watchdog,
     _overlap,
 )

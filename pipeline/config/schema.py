@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.config.fault_sections import DivergenceConfig as DivergenceConfig
 from pipeline.config.ponder_section import PonderSection as PonderSection
 from pipeline.config.rules import broken_rules
 from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
@@ -71,6 +72,11 @@ class ParallelConfig(Section):
     use_distributed_optimizer: Switch = True
     overlap_grad_reduce: Switch = False
     timeout_seconds: Count = Field(600, description="how long a collective waits for the other ranks")
+    watchdog_seconds: CountOrZero = Field(
+        default_factory=lambda given: given["timeout_seconds"] // 2,
+        description="time without a finished step after which all ranks show what they are doing and the "
+        "run ends with exit code 75; 0 waits for ever; default: half of timeout_seconds",
+    )
 
     @property
     def world_size(self) -> int:
@@ -86,6 +92,12 @@ class TrainingConfig(Section):
     global_batch_size: Count = Field(description="sequences per iteration over all ranks")
     train_iters: Count
     precision: Literal["fp32", "bf16"] = "fp32"
+    exit_interval: Count | None = Field(
+        None, description="save and leave with exit code 0 at every iteration that it divides"
+    )
+    exit_duration_in_mins: Positive | None = Field(
+        None, description="save and leave with exit code 0 after this time"
+    )
 
 
 class OptimizerConfig(Section):
@@ -232,6 +244,7 @@ class RunConfig(Section):
     data: DataConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    divergence: DivergenceConfig = DivergenceConfig()
     metrics: MetricsConfig = MetricsConfig()
 
     @model_validator(mode="after")

@@ -31,6 +31,14 @@ class StatisticsAccumulator:
         self._check(statistics)
         self._flat += torch.cat([statistics[name].detach() for name in self._layout])
 
+    def copy(self) -> Tensor:
+        """Return the sums as they are now, for :meth:`restore`."""
+        return self._flat.clone()
+
+    def restore(self, sums: Tensor) -> None:
+        """Forget what was added since `sums` were copied."""
+        self._flat.copy_(sums)
+
     def reduce(self, *groups: dist.ProcessGroup) -> dict[str, list[float]]:
         """Return the sums over all ranks of the groups and start again from zero.
 

@@ -21,7 +21,14 @@ ON_STAGES = ("parallel.tensor=1", "parallel.pipeline=2", "training.micro_batch_s
 JOBS = {
     "stage 1 dies": ("1", "dies", *ON_STAGES, f"parallel.timeout_seconds={VERY_LONG}"),
     "tensor rank 0 dies": ("0", "dies", f"parallel.timeout_seconds={VERY_LONG}"),
-    "stage 0 hangs": ("0", "hangs", *ON_STAGES, f"parallel.timeout_seconds={TIMEOUT_SECONDS}"),
+    "stage 0 hangs": (
+        *("0", "hangs", *ON_STAGES),
+        *(f"parallel.timeout_seconds={TIMEOUT_SECONDS}", "parallel.watchdog_seconds=0"),
+    ),
+    "stage 0 hangs, watched": (
+        *("0", "hangs", *ON_STAGES),
+        *(f"parallel.timeout_seconds={VERY_LONG}", f"parallel.watchdog_seconds={TIMEOUT_SECONDS}"),
+    ),
 }
 
 
@@ -74,3 +81,20 @@ def test_a_rank_that_hangs_is_named_and_ends_the_job(finished: dict[str, Finishe
     assert hung.exit_code == 1
     assert "LostRanksError: rank 1 of 2 waited in vain, and ranks [0]" in hung.stderr
     assert "ranks [0] did not leave in time and are killed" in hung.stderr
+
+
+def test_the_watchdog_names_a_rank_that_hangs_and_asks_to_be_started_again(
+    finished: dict[str, Finished],
+) -> None:
+    watched = finished["stage 0 hangs, watched"]
+    assert watched.exit_code == 75
+    assert "all other ranks wait for rank 0 (iteration 2, at " in watched.stderr
+
+
+@pytest.mark.parametrize(("rank", "place"), [(0, "failing_training.py"), (1, "p2p_communication.py")])
+def test_the_watchdog_writes_what_every_rank_was_doing(
+    finished: dict[str, Finished], tmp_path_factory: pytest.TempPathFactory, rank: int, place: str
+) -> None:
+    assert finished
+    folder = next(tmp_path_factory.getbasetemp().glob("jobs*")) / "stage 0 hangs, watched" / "stacks"
+    assert place in (folder / f"rank_{rank:05d}.txt").read_text()

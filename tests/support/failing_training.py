@@ -37,11 +37,13 @@ def _train(config: Path, overrides: Sequence[str], *, fails: str | None) -> int:
     from torch import nn
 
     from pipeline.config.load import load_config
+    from pipeline.signals import StopFlag
     from pipeline.trainer import train
 
     if fails is not None:
         nn.modules.module.register_module_forward_pre_hook(_FailingHook(fails))
-    return train(load_config(config, overrides))
+    with StopFlag() as stop:
+        return train(load_config(config, overrides), stop)
 
 
 class _FailingHook:

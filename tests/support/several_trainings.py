@@ -9,13 +9,15 @@ from pathlib import Path
 
 from megatron_ext.parallel.groups import destroy_groups
 from pipeline.config.load import load_config
+from pipeline.signals import StopFlag
 from pipeline.trainer import train
 
 
 def main() -> None:
     """Train each and stop at the first that does not reach its end."""
     for recipe, overrides in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
-        code = train(load_config(Path(recipe), json.loads(overrides)))
+        with StopFlag() as stop:
+            code = train(load_config(Path(recipe), json.loads(overrides)), stop)
         destroy_groups()
         if code:
             sys.exit(code)

@@ -107,6 +107,39 @@ time.sleep(60)
     assert caplog.text == ""
 
 
+FAIL_TWICE = """
+attempts = folder / f"attempts{rank}"
+number = int(attempts.read_text()) + 1 if attempts.exists() else 1
+attempts.write_text(str(number))
+sys.exit(int(sys.argv[2]) if number < 3 else 0)
+"""
+
+
+@pytest.fixture
+def no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.launch._FIRST_BACK_OFF_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("no_back_off")
+@pytest.mark.parametrize(
+    ("code", "max_restarts", "expected", "attempts"),
+    [(1, 2, 0, 3), (1, 1, 1, 2), (75, 2, 0, 3), (93, 2, 93, 1), (2, 2, 2, 1)],
+)
+def test_ranks_start_again_after_a_failure_that_a_start_may_cure(
+    tmp_path: Path, code: int, max_restarts: int, expected: int, attempts: int
+) -> None:
+    arguments = ["-c", PRELUDE + FAIL_TWICE, str(tmp_path), str(code)]
+    assert run_ranks(arguments, num_ranks=1, max_restarts=max_restarts) == expected
+    assert _said(tmp_path, "attempts") == {0: str(attempts)}
+
+
+def test_ranks_do_not_start_again_once_told_to_stop(tmp_path: Path) -> None:
+    body = "say('ready')\ntime.sleep(60)"
+    _signal_self_when_said(tmp_path, "ready", signal.SIGUSR1)
+    # Ranks that do not listen yet die of the signal: nothing is lost, and they are to be started elsewhere.
+    assert run_ranks(["-c", PRELUDE + body, str(tmp_path)], num_ranks=2, max_restarts=3) == ExitCode.REQUEUE
+
+
 def test_ranks_that_ignore_the_signal_are_killed_after_the_limit(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,13 +3,10 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from pipeline.distributed import start_process_group, stop_process_group
 from pipeline.ranks import Ranks
-from pipeline.signals import StopFlag
-
-CPU = torch.device("cpu")
+from pipeline.signals import StopFlag, StopRequest
 
 
 @pytest.fixture
@@ -20,17 +17,17 @@ def process_group() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_sets_the_flag_and_nothing_else(number: signal.Signals) -> None:
-    with StopFlag(CPU) as stop:
-        assert not stop.is_set_on_any_rank()
+    with StopFlag() as stop:
+        assert stop.agreed() is StopRequest.NONE
         os.kill(os.getpid(), number)
-        assert stop.is_set_on_any_rank()
+        assert stop.agreed() is StopRequest.SIGNAL
         assert stop.received is number
 
 
 def test_a_second_interrupt_is_not_swallowed() -> None:
-    with StopFlag(CPU):
+    with StopFlag():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -38,6 +35,19 @@ def test_a_second_interrupt_is_not_swallowed() -> None:
 
 def test_the_handlers_in_place_before_come_back() -> None:
     before = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
-    with StopFlag(CPU):
+    with StopFlag():
         assert signal.getsignal(signal.SIGINT) != before[0]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_time_limit_is_a_plan_and_a_signal_counts_more() -> None:
+    with StopFlag(limit_seconds=0.0) as stop:
+        assert stop.agreed() is StopRequest.PLANNED
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.agreed() is StopRequest.SIGNAL
+
+
+def test_a_limit_that_has_not_passed_asks_for_nothing() -> None:
+    with StopFlag(limit_seconds=3600.0) as stop:
+        assert stop.requested is StopRequest.NONE
