@@ -141,7 +141,7 @@ def _compute(prepared: Sequence[PreparationTime], overhead: float) -> tuple[Scal
     model = ScalingModel(
         worker_bytes_per_second=last.text_bytes / last.working_seconds / last.num_workers,
         task_overhead_seconds=overhead,
-        start_seconds=last.start_seconds,
+        start_seconds=max(0.0, last.seconds - last.working_seconds),
     )
     return tuple(
         compute_scaling(model, text_bytes=MUCH_TEXT_BYTES, num_workers=number) for number in MANY_WORKERS

@@ -5,14 +5,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from data_prep.documents import TextFiles
-from data_prep.manifest import PrepareSettings
+from data_prep.manifest import PrepareSettings, ShardEntry
 from data_prep.preparation import PrepareRequest
+from data_prep.progress import SilentProgress
 from data_prep.run import prepare
 from data_prep.tokenizer import Tokenizer
 
@@ -39,7 +40,8 @@ class PreparationTime:
         name: of the way.
         num_workers: 0 is a plain process.
         seconds: of the whole command.
-        start_seconds: of the same with next to no text, which is the start and end of its workers.
+        working_seconds: what the text takes at the rate of workers that are all at work; the rest of
+            ``seconds`` is their start and end.
         num_tokens: that came of it.
         text_bytes: that went in.
     """
@@ -47,14 +49,34 @@ class PreparationTime:
     name: str
     num_workers: int
     seconds: float
-    start_seconds: float
+    working_seconds: float
     num_tokens: int
     text_bytes: int
 
+
+class ShardTimes(SilentProgress):
+    """Notes when each shard was finished."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Nothing is finished yet."""
+        self._clock = clock
+        self._finished: list[tuple[float, int]] = []
+
+    def advance(self, entry: ShardEntry) -> None:
+        """Take one finished shard."""
+        self._finished.append((self._clock(), entry.num_tokens))
+
+    def tokens_per_second(self, num_workers: int) -> float | None:
+        """Rate from when as many shards were finished as there are workers; None if no more were."""
+        after = self._finished[num_workers:]
+        if not after:
+            return None
+        return sum(tokens for _, tokens in after) / (after[-1][0] - self._finished[num_workers - 1][0])
+
     @property
-    def working_seconds(self) -> float:
-        """Without the start of workers."""
-        return max(self.seconds - self.start_seconds, 1e-9)
+    def seconds_per_shard(self) -> float:
+        """From the first finished shard on, of at least two."""
+        return (self._finished[-1][0] - self._finished[0][0]) / (len(self._finished) - 1)
 
 
 def describe_corpus(paths: Sequence[Path]) -> Corpus:
@@ -66,17 +88,17 @@ def describe_corpus(paths: Sequence[Path]) -> Corpus:
 def time_plain_process(corpus: Corpus, tokenizer: Path) -> PreparationTime:
     """Read and tokenize all documents in this process; nothing is written."""
     loaded = Tokenizer.load(tokenizer, eod_token=_eod_token(tokenizer))
-    loaded.encode("a")
     started = time.perf_counter()
     num_tokens = 0
     for path in corpus.paths:
         with path.open("rb") as lines:
             num_tokens += sum(len(loaded.encode(json.loads(line)["text"])) + 1 for line in lines)
+    seconds = time.perf_counter() - started
     return PreparationTime(
         name="plain process",
         num_workers=0,
-        seconds=time.perf_counter() - started,
-        start_seconds=0.0,
+        seconds=seconds,
+        working_seconds=seconds,
         num_tokens=num_tokens,
         text_bytes=corpus.text_bytes,
     )
@@ -84,17 +106,19 @@ def time_plain_process(corpus: Corpus, tokenizer: Path) -> PreparationTime:
 
 def time_preparation(corpus: Corpus, tokenizer: Path, *, num_workers: int) -> PreparationTime:
     """Run what `megaponder data prepare` runs, with Ray."""
+    times = ShardTimes()
     with tempfile.TemporaryDirectory() as scratch:
-        small = _write_small_files(Path(scratch) / "text", num_workers)
-        start_seconds, _ = _prepare(
-            small, tokenizer, Path(scratch) / "small", num_workers, shard_text_bytes=1
-        )
-        seconds, num_tokens = _prepare(corpus.paths, tokenizer, Path(scratch) / "shards", num_workers)
+        request = _request(corpus.paths, tokenizer, Path(scratch), num_workers)
+        started = time.perf_counter()
+        manifest = prepare(request, times)
+        seconds = time.perf_counter() - started
+    num_tokens = sum(manifest.num_tokens(split) for split in manifest.splits)
+    rate = times.tokens_per_second(num_workers)
     return PreparationTime(
         name="megaponder",
         num_workers=num_workers,
         seconds=seconds,
-        start_seconds=start_seconds,
+        working_seconds=seconds if rate is None else num_tokens / rate,
         num_tokens=num_tokens,
         text_bytes=corpus.text_bytes,
     )
@@ -108,14 +132,12 @@ def time_datatrove(corpus: Corpus, tokenizer: Path, *, num_workers: int) -> Prep
     if find_spec("datatrove") is None:
         return None
     with tempfile.TemporaryDirectory() as scratch:
-        small = _write_small_files(Path(scratch) / "text", num_workers)
-        start_seconds, _ = _run_datatrove(small, tokenizer, Path(scratch) / "small", num_workers)
-        seconds, num_tokens = _run_datatrove(corpus.paths, tokenizer, Path(scratch) / "tokens", num_workers)
+        seconds, num_tokens = _run_datatrove(corpus.paths, tokenizer, Path(scratch), num_workers)
     return PreparationTime(
         name="datatrove",
         num_workers=num_workers,
         seconds=seconds,
-        start_seconds=start_seconds,
+        working_seconds=seconds,
         num_tokens=num_tokens,
         text_bytes=corpus.text_bytes,
     )
@@ -123,25 +145,24 @@ def time_datatrove(corpus: Corpus, tokenizer: Path, *, num_workers: int) -> Prep
 
 def time_task_overhead(tokenizer: Path) -> float:
     """Seconds that a task of one worker takes beside its text: dispatch, opening, writing, syncing."""
+    times = ShardTimes()
     with tempfile.TemporaryDirectory() as scratch:
-        seconds = []
-        for number in (1, 1 + _NUM_SMALL_TASKS):
-            small = _write_small_files(Path(scratch) / f"text-{number}", number)
-            output = Path(scratch) / f"shards-{number}"
-            seconds.append(_prepare(small, tokenizer, output, 1, shard_text_bytes=1)[0])
-    return max(seconds[1] - seconds[0], 0.0) / _NUM_SMALL_TASKS
+        small = [Path(scratch) / f"part-{number:05d}.jsonl" for number in range(_NUM_SMALL_TASKS)]
+        for path in small:
+            path.write_text('{"text": "a"}\n', encoding="utf-8")
+        prepare(_request(small, tokenizer, Path(scratch) / "shards", 1, shard_text_bytes=1), times)
+    return times.seconds_per_shard
 
 
-def _prepare(
+def _request(
     paths: Sequence[Path],
     tokenizer: Path,
     output: Path,
     num_workers: int,
     *,
     shard_text_bytes: int | None = None,
-) -> tuple[float, int]:
-    """Seconds and tokens."""
-    request = PrepareRequest(
+) -> PrepareRequest:
+    return PrepareRequest(
         source=TextFiles(inputs=tuple(str(path) for path in paths)),
         output=output,
         tokenizer=tokenizer,
@@ -149,16 +170,12 @@ def _prepare(
         settings=PrepareSettings(heldout_fraction=0.0, shard_text_bytes=shard_text_bytes),
         workers=num_workers,
     )
-    started = time.perf_counter()
-    manifest = prepare(request)
-    return time.perf_counter() - started, sum(manifest.num_tokens(split) for split in manifest.splits)
 
 
 def _run_datatrove(
     paths: Sequence[Path], tokenizer: Path, output: Path, num_workers: int
 ) -> tuple[float, int]:
     """Seconds and tokens; in a process of its own, whose start is not counted."""
-    output.mkdir()
     arguments = [paths[0].parent, tokenizer, output, num_workers, len(paths), EOD_TOKEN]
     finished = subprocess.run(
         [sys.executable, "-m", "pipeline.bench.datatrove_run", *map(str, arguments)],
@@ -171,14 +188,6 @@ def _run_datatrove(
         raise RuntimeError(f"datatrove must finish, but does not:\n{finished.stderr[-3000:]}")
     seconds, num_tokens = json.loads(finished.stdout.splitlines()[-1])
     return float(seconds), int(num_tokens)
-
-
-def _write_small_files(folder: Path, number: int) -> list[Path]:
-    folder.mkdir(parents=True)
-    paths = [folder / f"part-{index:05d}.jsonl" for index in range(number)]
-    for path in paths:
-        path.write_text('{"text": "a"}\n', encoding="utf-8")
-    return paths
 
 
 def _eod_token(tokenizer: Path) -> str | None:

@@ -7,7 +7,7 @@ from pipeline.bench.data import MUCH_TEXT_BYTES, DataMeasurements, relative_read
 from pipeline.bench.data_preparation import PreparationTime
 
 MEGA = 1e6
-INSTALL = "pip install 'megaponder[bench]'"
+INSTALL = "pip install -e '.[bench]'"
 
 
 def render_measurements(measured: DataMeasurements) -> RenderableType:
@@ -22,13 +22,11 @@ def render_measurements(measured: DataMeasurements) -> RenderableType:
 
 def _preparation(measured: DataMeasurements) -> Table:
     text = measured.plain.text_bytes / MEGA
-    table = _table(f"tokenizing {text:.1f} MB of JSONL, {measured.machine}", "way", "start of workers")
+    table = _table(f"tokenizing {text:.1f} MB of JSONL, {measured.machine}")
     for way in (measured.plain, *measured.prepared):
         speed = measured.plain.seconds / way.working_seconds
-        table.add_row(
-            _name(way), f"{way.start_seconds:.1f} s", *_rates(way, way.working_seconds), f"{speed:.2f} x"
-        )
-    table.caption = "rates and speed without the start of workers"
+        table.add_row(_name(way), *_times(way), *_rates(way, way.working_seconds), f"{speed:.2f} x")
+    table.caption = "rates and speed at work"
     return table
 
 
@@ -36,12 +34,12 @@ def _beside_datatrove(measured: DataMeasurements) -> RenderableType:
     theirs, ours = measured.datatrove, measured.ours_beside_datatrove
     if theirs is None:
         return f"datatrove is not installed, so nothing is compared with it; install it: {INSTALL}"
-    table = _table("whole commands with one tokenizer.json, start of workers included", "way", "of it start")
+    table = _table("the same text with one tokenizer.json")
     for way in (theirs, ours):
         speed = theirs.seconds / way.seconds
-        table.add_row(_name(way), f"{way.start_seconds:.1f} s", *_rates(way, way.seconds), f"{speed:.2f} x")
-    at_work = theirs.working_seconds / ours.working_seconds
-    table.caption = f"without the start of workers: {at_work:.2f} x"
+        table.add_row(_name(way), *_times(way), *_rates(way, way.seconds), f"{speed:.2f} x")
+    at_work = theirs.seconds / ours.working_seconds
+    table.caption = f"rates and speed of the whole; at work, without the start of Ray: {at_work:.2f} x"
     return table
 
 
@@ -70,9 +68,9 @@ def _reading(measured: DataMeasurements) -> Table:
     return table
 
 
-def _table(title: str, *first: str) -> Table:
+def _table(title: str) -> Table:
     table = Table(title=title)
-    for column in (*first, "seconds", "MB/s", "M tokens/s", "speed"):
+    for column in ("way", "whole", "at work", "MB/s", "M tokens/s", "speed"):
         table.add_column(column, justify="left" if column == "way" else "right")
     return table
 
@@ -82,9 +80,9 @@ def _name(way: PreparationTime) -> str:
     return f"{way.name}{workers}"
 
 
-def _rates(way: PreparationTime, seconds: float) -> tuple[str, str, str]:
-    return (
-        f"{seconds:.1f}",
-        f"{way.text_bytes / seconds / MEGA:.2f}",
-        f"{way.num_tokens / seconds / MEGA:.2f}",
-    )
+def _times(way: PreparationTime) -> tuple[str, str]:
+    return f"{way.seconds:.1f} s", f"{way.working_seconds:.1f} s"
+
+
+def _rates(way: PreparationTime, seconds: float) -> tuple[str, str]:
+    return f"{way.text_bytes / seconds / MEGA:.2f}", f"{way.num_tokens / seconds / MEGA:.2f}"

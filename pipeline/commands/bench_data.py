@@ -76,7 +76,7 @@ def data(
     """Time the preparation and the reading of data beside other ways, on the same files and this machine.
 
     The text is that of Python's own sources and packages, as often as it takes, changed each time. datatrove
-    is compared with if it is installed: pip install 'megaponder[bench]'.
+    is compared with if it is installed: pip install -e '.[bench]'.
     """
     from pipeline.bench.data import DataBenchSettings, measure_data
     from pipeline.bench.data_reading import ReadingSizes

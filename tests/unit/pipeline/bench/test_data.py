@@ -1,18 +1,19 @@
 import io
 import json
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from data_prep.manifest import InputRange, ShardEntry
 from pipeline.bench.data import DataMeasurements, relative_reading
 from pipeline.bench.data_corpus import write_corpus
 from pipeline.bench.data_preparation import (
     EOD_TOKEN,
     PreparationTime,
+    ShardTimes,
     describe_corpus,
     time_datatrove,
     time_plain_process,
@@ -27,23 +28,34 @@ from pipeline.data.dataset import open_dataset
 SIZES = ReadingSizes(num_rows=40, seq_length=32, rows_per_step=8)
 
 
-def way(name: str, num_workers: int, seconds: float, start_seconds: float = 0.0) -> PreparationTime:
+def way(name: str, num_workers: int, seconds: float, working_seconds: float) -> PreparationTime:
     return PreparationTime(
         name=name,
         num_workers=num_workers,
         seconds=seconds,
-        start_seconds=start_seconds,
+        working_seconds=working_seconds,
         num_tokens=4_000_000,
         text_bytes=10_000_000,
     )
 
 
+SHARD = ShardEntry(
+    name="train-000000.tar",
+    split="train",
+    size_bytes=1,
+    sha256="none",
+    num_tokens=1,
+    num_documents=1,
+    num_members=1,
+    tokenizer_sha256="none",
+    inputs=InputRange(first_file="a", last_file="b", num_files=1, num_bytes=1, fingerprint="none"),
+)
 MEASURED = DataMeasurements(
     machine="a machine, 2 cores",
-    plain=way("plain process", 0, 10.0),
-    prepared=(way("megaponder", 1, 15.0, 4.0), way("megaponder", 2, 9.0, 4.0)),
+    plain=way("plain process", 0, 10.0, 10.0),
+    prepared=(way("megaponder", 1, 15.0, 11.0), way("megaponder", 2, 9.0, 5.0)),
     ours_beside_datatrove=way("megaponder", 2, 8.0, 4.0),
-    datatrove=way("datatrove", 2, 12.0, 2.0),
+    datatrove=way("datatrove", 2, 12.0, 12.0),
     task_overhead_seconds=0.02,
     computed=(
         compute_scaling(
@@ -94,8 +106,10 @@ def test_a_plain_process_tokenizes_every_document(tmp_path: Path) -> None:
     assert 200_000 / 6 < time.num_tokens < 200_000 / 2
 
 
-@pytest.mark.skipif(find_spec("datatrove") is not None, reason="datatrove is installed")
-def test_without_datatrove_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
+def test_without_datatrove_there_is_nothing_to_compare_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.bench.data_preparation.find_spec", lambda name: None)
     corpus = describe_corpus([])
     assert time_datatrove(corpus, tmp_path / "tokenizer.json", num_workers=2) is None
 
@@ -113,7 +127,7 @@ def test_all_ways_to_read_are_timed_and_read_the_same_tokens(tmp_path: Path) -> 
 
 
 def test_ratios_are_those_of_what_they_name() -> None:
-    assert MEASURED.speedup == pytest.approx(10 / (9 - 4))
+    assert MEASURED.speedup == pytest.approx(10 / 5)
     assert MEASURED.lead == pytest.approx(12 / 8)
     assert relative_reading(MEASURED) == {MEMMAP: 1.0, READER: 0.5}
     assert not MEASURED.falls_short()
@@ -125,6 +139,18 @@ def test_ratios_are_those_of_what_they_name() -> None:
     assert MEASURED.falls_short(minimum_reader_tokens_per_second=2e8)
     assert replace(MEASURED, datatrove=None).falls_short(minimum_lead=0.1)
     assert json.loads(json.dumps(MEASURED.facts()))["lead"] == pytest.approx(1.5)
+
+
+def test_the_rate_at_work_begins_when_every_worker_has_finished_a_shard() -> None:
+    clock = iter([10.0, 11.0, 13.0, 16.0])
+    times = ShardTimes(lambda: next(clock))
+    assert times.tokens_per_second(2) is None
+    for num_tokens in (100, 200, 300, 400):
+        times.advance(SHARD.model_copy(update={"num_tokens": num_tokens}))
+    assert times.tokens_per_second(1) == pytest.approx(900 / 6)
+    assert times.tokens_per_second(2) == pytest.approx(700 / 5)
+    assert times.tokens_per_second(4) is None
+    assert times.seconds_per_shard == pytest.approx(2.0)
 
 
 def test_the_tables_name_the_machine_and_what_is_only_computed() -> None:
