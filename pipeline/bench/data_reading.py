@@ -29,7 +29,8 @@ from pipeline.data.order import SampleOrder
 READER = "megaponder, packed"
 ROWS_READER = "megaponder, rows alone"
 MEMMAP = "numpy memmap, row by row"
-WEBDATASET = "webdataset, in order"
+ROWS_IN_ORDER = "megaponder, rows alone, in order"
+WEBDATASET = "webdataset, rows alone, in order"
 
 _VOCAB_SIZE = 50_000
 _EOD_ID = 0
@@ -76,11 +77,13 @@ def time_reading(sizes: ReadingSizes, folder: Path, *, repeats: int) -> dict[str
     write_random_tokens(sizes, folder)
     dataset = open_dataset(folder, "train", seq_length=sizes.seq_length)
     order = SampleOrder(num_samples=len(dataset), seed=1, shuffled=True)
+    in_order = SampleOrder(num_samples=len(dataset), seed=1, shuffled=False)
     raw = np.memmap(folder / _RAW_NAME, dtype="<u2", mode="r")
     ways: dict[str, Callable[[], object]] = {
         MEMMAP: lambda: _read_memmap(raw, order, sizes),
         ROWS_READER: lambda: _read_rows(dataset, order, sizes),
         READER: lambda: _read_packed(dataset, order, sizes),
+        ROWS_IN_ORDER: lambda: _read_rows(dataset, in_order, sizes),
         WEBDATASET: lambda: read_webdataset(folder, sizes.seq_length, sizes.num_tokens),
     }
     return {name: sizes.num_tokens / seconds for name, seconds in _processor_seconds(ways, repeats).items()}
