@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,6 +52,15 @@ class PreparationTime:
     working_seconds: float
     num_tokens: int
     text_bytes: int
+
+
+def mean_time(first: PreparationTime, second: PreparationTime) -> PreparationTime:
+    """The mean of two measurements of the same way."""
+    return replace(
+        first,
+        seconds=(first.seconds + second.seconds) / 2,
+        working_seconds=(first.working_seconds + second.working_seconds) / 2,
+    )
 
 
 class ShardTimes(SilentProgress):

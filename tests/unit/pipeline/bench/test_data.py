@@ -15,6 +15,7 @@ from pipeline.bench.data_preparation import (
     PreparationTime,
     ShardTimes,
     describe_corpus,
+    mean_time,
     time_datatrove,
     time_plain_process,
 )
@@ -124,6 +125,11 @@ def test_all_ways_to_read_are_timed_and_read_the_same_tokens(tmp_path: Path) -> 
     expected = [raw[32 * index : 32 * index + 33].tolist() for index in (0, 7, 39)]
     assert dataset.rows([0, 7, 39]).tokens.tolist() == expected
     assert read_webdataset(tmp_path, 32, 320) == 320
+
+
+def test_the_mean_of_two_measurements_is_of_their_times_alone() -> None:
+    mean = mean_time(way("plain process", 0, 10.0, 8.0), way("plain process", 0, 14.0, 10.0))
+    assert mean == way("plain process", 0, 12.0, 9.0)
 
 
 def test_ratios_are_those_of_what_they_name() -> None:
