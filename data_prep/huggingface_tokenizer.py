@@ -48,7 +48,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Token ids of one text, without the end-of-document id."""
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        # The fast variant leaves out where each token lies in the text, a quarter of the time.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return np.array(encoding.ids, dtype=np.int32)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Text of token ids; special tokens leave no trace, half characters become U+FFFD."""

@@ -15,6 +15,7 @@ from pipeline.data.blend import BlendOrder
 from pipeline.data.dataset import SampleSource
 from pipeline.data.opening import Reading, open_heldout, open_training, training_order
 from pipeline.data.order import SampleOrder
+from pipeline.data.prefetch import PrefetchedBatches
 from pipeline.megatron_config import optimizer_settings, schedule_settings, transformer_config
 
 
@@ -131,6 +132,20 @@ def training_batches(config: RunConfig, dataset: SampleSource, groups: ParallelG
             ]
         )
     return TrainingBatches(dataset, order, layout=_layout(config, groups), packing=_packing(config))
+
+
+def prefetched_batches(config: RunConfig, dataset: SampleSource, groups: ParallelGroups) -> PrefetchedBatches:
+    """The same, read ahead in the background.
+
+    Raises:
+        ConfigError: a blend has fewer samples than the run takes.
+    """
+    return PrefetchedBatches(
+        training_batches(config, dataset, groups),
+        stop=config.training.train_iters * config.training.global_batch_size,
+        num_batches=config.data.prefetch_batches,
+        timeout_seconds=config.parallel.timeout_seconds,
+    )
 
 
 def heldout_batches(

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["STOP_SIGNALS", "StopFlag", "StopRequest"]
+
+# How often ranks that wait look whether they were asked to stop.
+_POLL_SECONDS = 0.5
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -75,19 +78,27 @@ class StopFlag:
         is_over = self._deadline is not None and time.monotonic() >= self._deadline
         return StopRequest.PLANNED if is_over else StopRequest.NONE
 
-    def agreed(self, group: "ProcessGroup | None" = None) -> StopRequest:
+    def agreed(
+        self, group: "ProcessGroup | None" = None, *, until: Callable[[float], bool] | None = None
+    ) -> StopRequest:
         """Return what any rank was asked; every rank of the group calls it at the same place.
 
         Args:
             group: ranks that must agree; None is all of them.
+            until: waits so many seconds at most for what the rank needs to go on, and returns whether it is
+                there. Ranks wait for each other until it is there on all of them, or one was asked to stop.
         """
         import torch
         import torch.distributed
 
-        # On the host: asking must not wait for the GPU.
-        request = torch.tensor(int(self.requested), dtype=torch.int32)
-        torch.distributed.all_reduce(request, op=torch.distributed.ReduceOp.MAX, group=group)
-        return StopRequest(int(request.item()))
+        while True:
+            is_waiting = until is not None and not until(_POLL_SECONDS)
+            # On the host: asking must not wait for the GPU.
+            state = torch.tensor([int(self.requested), int(is_waiting)], dtype=torch.int32)
+            torch.distributed.all_reduce(state, op=torch.distributed.ReduceOp.MAX, group=group)
+            request, any_is_waiting = state.tolist()
+            if request or not any_is_waiting:
+                return StopRequest(request)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         received = signal.Signals(number)

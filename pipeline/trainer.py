@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
@@ -12,7 +13,7 @@ from pipeline.build import (
     heldout_batches,
     open_heldout_split,
     open_training_split,
-    training_batches,
+    prefetched_batches,
     vocab_size_of,
 )
 from pipeline.checkpoint.loading import load_checkpoint
@@ -21,8 +22,9 @@ from pipeline.checkpoint.saver import CheckpointSaver
 from pipeline.checkpoint.state import TrainState, with_best_loss
 from pipeline.checkpoint.writing import Destination
 from pipeline.config.schema import RunConfig
-from pipeline.data.batches import HeldoutBatches, TrainingBatches
+from pipeline.data.batches import HeldoutBatches
 from pipeline.data.dataset import TokenRows
+from pipeline.data.prefetch import PrefetchedBatches
 from pipeline.distributed import start_process_group, stop_process_group
 from pipeline.divergence import (
     Finding,
@@ -102,7 +104,7 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
         config=config,
         groups=groups,
         parts=parts,
-        batches=training_batches(config, data, groups),
+        batches=prefetched_batches(config, data, groups),
         heldout=heldout_batches(config, heldout, groups, max_global_batches=config.evaluation.iters),
         meter=meter,
         sinks=open_sinks(config, groups, progress, start_iteration=state.iteration),
@@ -179,7 +181,7 @@ class TrainingRun:
     config: RunConfig
     groups: ParallelGroups
     parts: TrainingParts
-    batches: TrainingBatches
+    batches: PrefetchedBatches
     heldout: HeldoutBatches
     meter: IntervalMeter
     sinks: SinkGroup
@@ -204,6 +206,7 @@ class TrainingRun:
             self.saver.leave()
             raise
         finally:
+            self.batches.close()
             self.progress.close()
             self.sinks.close()
 
@@ -212,10 +215,12 @@ class TrainingRun:
         if self.state.is_evaluation_due and self._evaluate() and self.state.iteration == last:
             self._save()
         while self.state.iteration < last or self.state.is_evaluation_due:
-            request = self.stop.agreed()
+            started = time.monotonic()
+            self.watchdog.beat(f"reading the data of iteration {self.state.iteration + 1}")
+            request = self.stop.agreed(until=partial(self.batches.is_ready, self.state.consumed_samples))
             if request is not StopRequest.NONE:
                 return self._leave(request)
-            result = self._step()
+            result = self._step(started)
             self.saver.poll()
             if result.finding is not None and not self._leave_out(result, result.finding):
                 return ExitCode.DO_NOT_REQUEUE
@@ -247,12 +252,11 @@ class TrainingRun:
         logger.info("%s at iteration %d; %s, the same command goes on from there", why, iteration, what)
         return ExitCode.REQUEUE if request is StopRequest.SIGNAL else ExitCode.DONE
 
-    def _step(self) -> StepResult:
+    def _step(self, started: float) -> StepResult:
+        """Train one iteration, which began with waiting for its data."""
         settings = step_settings(
             self.config, iteration=self.state.iteration, consumed_tokens=self.state.consumed_tokens
         )
-        started = time.monotonic()
-        self.watchdog.beat(f"reading the data of iteration {self.state.iteration + 1}")
         share = self.batches.read(self.state.consumed_samples)
         self.rows = share.rows
         self.watchdog.beat(f"iteration {self.state.iteration + 1}")

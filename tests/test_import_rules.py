@@ -41,6 +41,9 @@ RULES = (
         # The method's names: a module of plain values, which loads nothing else.
         allowed=("pydantic", "pydantic_core", "yaml", "megatron_ext.ponder.config"),
     ),
+    Rule(package="pipeline.bench.webdataset_reading", allowed=("numpy", "torch", "webdataset", "data_prep")),
+    Rule(package="pipeline.bench.datatrove_run", allowed=("numpy", "datatrove")),
+    Rule(package="pipeline.bench.data_tokenizers", allowed=("tokenizers", "data_prep")),
     Rule(
         package="pipeline",
         allowed=(

@@ -13,6 +13,7 @@ import torch
 from megatron_ext.batch import TokenBatch
 from megatron_ext.host import device, prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from pipeline.bench.random_batches import DEFAULT_VOCAB_SIZE, random_batches
 from pipeline.build import TrainingParts, build_training
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
@@ -26,8 +27,6 @@ from pipeline.run_output import open_sinks
 from pipeline.step_settings import StepSettings
 from pipeline.train_step import train_step
 
-# For settings that leave the vocabulary to the tokenizer of the data.
-DEFAULT_VOCAB_SIZE = 32_768
 # Where the model and its method compute sums for the curves alone.
 _OF_MODEL = ("_record_losses",)
 _OF_METHOD = ("_record", "_record_residual")
@@ -165,7 +164,7 @@ def _build(config: RunConfig) -> MetricsBench:
         parts=parts,
         meter=IntervalMeter(config, flops_account(config, vocab_size), parts.module.statistics_layout()),
         sinks=open_sinks(config, groups, NoProgress(), start_iteration=0),
-        batches=_random_batches(config, vocab_size),
+        batches=random_batches(config, vocab_size, config.num_micro_batches),
     )
     watched: list[tuple[object, str]] = [(parts.module, name) for name in _OF_MODEL]
     watched += [(parts.module.ponder, name) for name in _OF_METHOD if hasattr(parts.module.ponder, name)]
@@ -173,25 +172,6 @@ def _build(config: RunConfig) -> MetricsBench:
     for owner, name in watched:
         setattr(owner, name, bench.stopwatch.watch(getattr(owner, name)))
     return bench
-
-
-def _random_batches(config: RunConfig, vocab_size: int) -> list[TokenBatch]:
-    """Draw the micro-batches of one global batch; every row is one document."""
-    training = config.training
-    generator = torch.Generator().manual_seed(config.seed)
-    shape = (training.micro_batch_size, training.seq_length)
-    batches = []
-    for _ in range(config.num_micro_batches):
-        tokens = torch.randint(vocab_size, (shape[0], shape[1] + 1), generator=generator)
-        batches.append(
-            TokenBatch(
-                tokens=tokens[:, :-1],
-                labels=tokens[:, 1:],
-                position_ids=torch.arange(shape[1]).expand(shape),
-                document_ids=torch.zeros(shape, dtype=torch.int64),
-            )
-        )
-    return batches
 
 
 def _now() -> float:

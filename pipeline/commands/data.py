@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pipeline.commands import data_index
 from pipeline.commands.shared import examples, set_up_logging
 from pipeline.commands.text_source import (
     HeldoutFraction,
@@ -19,6 +20,7 @@ from pipeline.commands.text_source import (
 from pipeline.exit_codes import ExitCode
 
 app = typer.Typer(no_args_is_help=True, help="Turn raw text into token shards, and look at them.")
+app.command(epilog=data_index.EPILOG)(data_index.index)
 
 
 @app.command(

@@ -166,6 +166,9 @@ class DataConfig(Section):
         default_factory=lambda given: "sequential" if given["format"] == "rows" else "shuffled",
         description="default: shuffled anew in every epoch; rows in the order in which they are given",
     )
+    prefetch_batches: CountOrZero = Field(
+        2, description="global batches of which a rank reads its share ahead, in the background; 0: none"
+    )
     reset_positions: Switch = Field(True, description="positions restart with each document")
     reset_attention: Switch = Field(True, description="documents of a row do not see each other")
     mask_document_boundaries: Switch = Field(

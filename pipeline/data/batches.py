@@ -3,6 +3,7 @@
 B = rows of a micro-batch, S = tokens per row.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -103,41 +104,68 @@ def build_batch(
 
 
 def pack_rows(rows: TokenRows, *, eod_id: int, options: PackingOptions) -> TokenBatch:
-    """Derive labels, positions and document ids from rows of S + 1 tokens."""
+    """Derive labels, positions and document ids from rows of S + 1 tokens.
+
+    Documents are few beside tokens: what depends on them is worked out once for each and then repeated.
+    """
     # [B, S + 1] -> [B, S] twice, shifted by one
-    tokens = np.ascontiguousarray(rows.tokens[:, :-1])
-    labels = rows.tokens[:, 1:].copy()
-    columns = np.arange(tokens.shape[1], dtype=np.int64)
-    ends_document = tokens == eod_id
-    labels[columns + 1 >= rows.lengths[:, None]] = NO_LABEL
+    tokens = rows.tokens[:, :-1].astype(np.int64)
+    labels = rows.tokens[:, 1:].astype(np.int64)
+    document_ends = np.flatnonzero(rows.tokens[:, :-1] == eod_id)
     if options.mask_document_boundaries:
-        labels[ends_document] = NO_LABEL
-    positions = (
-        _positions(ends_document) if options.reset_positions else np.broadcast_to(columns, tokens.shape)
-    )
-    documents = _documents(ends_document) if options.reset_attention else np.zeros_like(tokens)
-    documents[columns >= rows.lengths[:, None]] = PADDING_DOCUMENT
+        labels.reshape(-1)[document_ends] = NO_LABEL
+    pieces = _Pieces.find(document_ends, tokens.shape)
+    positions = pieces.positions() if options.reset_positions else _columns(tokens.shape)
+    documents = pieces.documents() if options.reset_attention else np.zeros_like(tokens)
+    for row in np.flatnonzero(rows.lengths < rows.tokens.shape[1]):
+        labels[row, max(0, rows.lengths[row] - 1) :] = NO_LABEL
+        documents[row, rows.lengths[row] :] = PADDING_DOCUMENT
     return TokenBatch(
         tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(labels),
-        position_ids=torch.from_numpy(np.array(positions)),
+        position_ids=torch.from_numpy(positions),
         document_ids=torch.from_numpy(documents),
     )
 
 
-def _documents(ends_document: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """[B, S]: documents that ended in the row before each token."""
-    ended: NDArray[np.int64] = np.cumsum(ends_document, axis=1, dtype=np.int64) - ends_document
-    return ended
+def _columns(shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """[B, S]: distance of each token from where its row begins."""
+    return np.tile(np.arange(shape[1], dtype=np.int64), (shape[0], 1))
 
 
-def _positions(ends_document: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """[B, S]: distance of each token from where its document begins, or the row if that is nearer."""
-    columns = np.arange(ends_document.shape[1], dtype=np.int64)
-    starts = np.zeros(ends_document.shape, dtype=np.int64)
-    starts[:, 1:] = np.where(ends_document[:, :-1], columns[1:], 0)
-    distances: NDArray[np.int64] = columns - np.maximum.accumulate(starts, axis=1)
-    return distances
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pieces:
+    """The parts of documents that lie in the rows of a batch, row by row.
+
+    Attributes:
+        shape: [B, S].
+        first: [pieces] first token of each, counted through all rows.
+        num_tokens: [pieces].
+    """
+
+    shape: tuple[int, ...]
+    first: NDArray[np.int64]
+    num_tokens: NDArray[np.int64]
+
+    @classmethod
+    def find(cls, document_ends: NDArray[np.int64], shape: tuple[int, ...]) -> "_Pieces":
+        """A piece begins with its row, or behind a token that ends a document."""
+        row_starts = np.arange(0, math.prod(shape), shape[1])
+        behind = document_ends + 1
+        first = np.sort(np.concatenate([row_starts, behind[behind % shape[1] != 0]]))
+        return cls(shape=shape, first=first, num_tokens=np.diff(first, append=math.prod(shape)))
+
+    def positions(self) -> NDArray[np.int64]:
+        """[B, S]: distance of each token from where its piece begins."""
+        begins: NDArray[np.int64] = np.repeat(self.first, self.num_tokens)
+        return np.subtract(np.arange(len(begins)), begins, out=begins).reshape(self.shape)
+
+    def documents(self) -> NDArray[np.int64]:
+        """[B, S]: number of each token's piece in its row."""
+        rows = self.first // self.shape[1]
+        first_of_row = np.searchsorted(rows, np.arange(self.shape[0]))
+        numbers = np.arange(len(rows)) - first_of_row[rows]
+        return np.repeat(numbers, self.num_tokens).reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,11 +195,16 @@ class TrainingBatches:
     def read(self, consumed_samples: int) -> BatchShare:
         """Read this rank's part of the global batch that begins after ``consumed_samples``."""
         indices = global_batch_indices(self.order, consumed_samples, self.layout.global_batch_size)
-        rows = [self.dataset.rows(share) for share in self.layout.micro_batches(indices)]
-        packed = [
-            pack_rows(each, eod_id=self.dataset.vocabulary.eod_id, options=self.packing) for each in rows
-        ]
-        return BatchShare(micro_batches=packed, rows=rows)
+        own = [index for share in self.layout.micro_batches(indices) for index in share]
+        # All micro-batches at once: the work for each costs more than that for its tokens where rows are few.
+        rows = self.dataset.rows(own)
+        packed = pack_rows(rows, eod_id=self.dataset.vocabulary.eod_id, options=self.packing)
+        size = self.layout.micro_batch_size
+        shares = [slice(first, first + size) for first in range(0, len(own), size)]
+        return BatchShare(
+            micro_batches=[_rows_of(packed, share) for share in shares],
+            rows=[TokenRows(tokens=rows.tokens[share], lengths=rows.lengths[share]) for share in shares],
+        )
 
     def micro_batches(self, consumed_samples: int) -> list[TokenBatch]:
         """This rank's micro-batches of the global batch that begins after ``consumed_samples``."""
@@ -180,6 +213,16 @@ class TrainingBatches:
     def epoch(self, consumed_samples: int) -> float:
         """Passes over the split after ``consumed_samples``."""
         return consumed_samples / len(self.dataset)
+
+
+def _rows_of(batch: TokenBatch, rows: slice) -> TokenBatch:
+    """Some rows of a batch; nothing is copied."""
+    return TokenBatch(
+        tokens=batch.tokens[rows],
+        labels=batch.labels[rows],
+        position_ids=batch.position_ids[rows],
+        document_ids=batch.document_ids[rows],
+    )
 
 
 class HeldoutBatches:

@@ -22,11 +22,11 @@ class TokenRows:
     """Rows of consecutive tokens.
 
     Attributes:
-        tokens: [rows, S + 1] int64; where a row is shorter, end-of-document ids fill it up.
+        tokens: [rows, S + 1] as they are stored; where a row is shorter, end-of-document ids fill it up.
         lengths: [rows] int64, tokens of each row that come from the stream.
     """
 
-    tokens: NDArray[np.int64]
+    tokens: NDArray[np.integer]
     lengths: NDArray[np.int64]
 
 
@@ -88,7 +88,8 @@ class TokenDataset:
             seq_length: S.
             is_cut: the stream consists of rows of S + 1 tokens.
         Raises:
-            DataError: the split holds fewer than two tokens, so nothing can be predicted.
+            DataError: the split holds fewer than two tokens, so nothing can be predicted, or has no room for
+                the end-of-document token.
         """
         if seq_length < 1:
             raise DataError(f"training.seq_length must be at least 1, but is {seq_length}")
@@ -96,6 +97,11 @@ class TokenDataset:
             raise DataError(
                 f"split {split!r} must hold at least 2 tokens, but holds {len(stream)}; "
                 "prepare more text or another held-out fraction"
+            )
+        if vocabulary.eod_id > np.iinfo(stream.dtype).max:
+            raise DataError(
+                f"data.eod_id must be a token of split {split!r}, whose tokens are {stream.dtype}, but is "
+                f"{vocabulary.eod_id}; check data.eod_id and data.token_type"
             )
         self.stream = stream
         self.vocabulary = vocabulary
@@ -113,22 +119,24 @@ class TokenDataset:
         Raises:
             DataError: a token is not of the vocabulary.
         """
-        tokens = np.full((len(indices), self.seq_length + 1), self.vocabulary.eod_id, dtype=np.int64)
-        lengths = np.zeros(len(indices), dtype=np.int64)
-        for row, index in enumerate(indices):
-            if index < 0:
-                continue
-            assert index < len(self), f"sample {index} must be below {len(self)}"
-            start = index * self._stride
-            lengths[row] = min(self.seq_length + 1, len(self.stream) - start)
-            self.stream.read_into(tokens[row, : lengths[row]], start)
+        samples = np.asarray(indices, dtype=np.int64)
+        assert (samples < len(self)).all(), f"samples {list(indices)} must be below {len(self)}"
+        starts = np.maximum(samples, 0) * self._stride
+        lengths = np.where(samples < 0, 0, np.minimum(self.seq_length + 1, len(self.stream) - starts))
+        tokens = np.full((len(samples), self.seq_length + 1), self.vocabulary.eod_id, dtype=self.stream.dtype)
+        self.stream.read_rows(tokens, starts, lengths)
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocabulary.size:
-            raise DataError(
-                f"tokens of the split {self.split!r} must be in 0..{self.vocabulary.size - 1}, but samples "
-                f"{list(indices)} have ids {tokens.min()}..{tokens.max()}; "
-                "check model.vocab_size and data.format, or prepare the data again"
-            )
+            raise self._foreign_token(samples, tokens)
         return TokenRows(tokens=tokens, lengths=lengths)
+
+    def _foreign_token(self, samples: NDArray[np.int64], tokens: NDArray[np.integer]) -> DataError:
+        is_foreign = (tokens < 0) | (tokens >= self.vocabulary.size)
+        row = int(np.flatnonzero(is_foreign.any(axis=1))[0])
+        return DataError(
+            f"tokens of the split {self.split!r} must be in 0..{self.vocabulary.size - 1}, but sample "
+            f"{samples[row]} has ids {tokens[row].min()}..{tokens[row].max()}; "
+            "check model.vocab_size and data.format, or prepare the data again"
+        )
 
 
 def open_dataset(folder: Path, split: str, *, seq_length: int) -> TokenDataset:

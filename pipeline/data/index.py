@@ -1,24 +1,29 @@
 """Where the tokens of a split lie: one row per run of tokens that is contiguous in a shard file."""
 
 import hashlib
-import io
-import logging
-import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import DataError
-from data_prep.files import write_atomically
 from data_prep.manifest import ShardEntry
-from data_prep.shard_format import locate_members
-
-logger = logging.getLogger(__name__)
+from data_prep.shard_format import MemberPlace, locate_members
+from pipeline.data.index_cache import Arrays, cached_arrays
 
 INDEX_FOLDER = ".index"
-_FORMAT = b"megaponder split index 1\n"
+# Shards whose headers are read at the same time: on file systems of clusters each read waits.
+NUM_THREADS = 16
+_FORMAT = b"megaponder split index 2\n"
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "shard": np.dtype("<i4"),
+    "offset_bytes": np.dtype("<i8"),
+    "start": np.dtype("<i8"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,76 +41,77 @@ class SplitIndex:
     start: NDArray[np.int64]
 
 
-def load_or_build_index(folder: Path, shards: tuple[ShardEntry, ...]) -> SplitIndex:
-    """Read the cached index of these shards, or build it from their headers and cache it.
+def load_or_build_index(
+    folder: Path, shards: tuple[ShardEntry, ...], *, on_shard: Callable[[], None] | None = None
+) -> SplitIndex:
+    """Map the cached index of these shards, or build it from their headers and cache it.
 
-    The cache's name is a hash of the shards' checksums, so an index of other shards is never taken.
+    The cache's name is a hash of the shards' checksums, so an index of other shards is never taken. Of
+    several processes that ask at the same time one builds it.
+
+    Args:
+        folder: of the shards.
+        shards: of one split, at least one.
+        on_shard: called after each shard whose headers were read.
+    Raises:
+        DataError: a shard is damaged, or another process builds the index for too long.
     """
-    path = folder / INDEX_FOLDER / f"{shards[0].split}-{_shards_key(shards)}.npz"
-    if (cached := _load(path)) is not None:
-        return cached
-    index = build_index(folder, shards)
-    try:
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, _dump(index))
-    except PermissionError:
-        logger.info("the index of %s is not cached, because the folder is not writable", folder)
-    except OSError as error:
-        logger.warning("the index of %s is not cached: %s", folder, error)
-    return index
+    place = index_place(folder, shards)
+    arrays = cached_arrays(place, _DTYPES, lambda: _arrays(build_index(folder, shards, on_shard=on_shard)))
+    return SplitIndex(shard=arrays["shard"], offset_bytes=arrays["offset_bytes"], start=arrays["start"])
 
 
-def build_index(folder: Path, shards: tuple[ShardEntry, ...]) -> SplitIndex:
-    """Locate the tokens of shards; only headers are read.
+def index_place(folder: Path, shards: Sequence[ShardEntry]) -> Path:
+    """Where the index of shards lies."""
+    return folder / INDEX_FOLDER / f"{shards[0].split}-{_shards_key(shards)}"
+
+
+def build_index(
+    folder: Path, shards: Sequence[ShardEntry], *, on_shard: Callable[[], None] | None = None
+) -> SplitIndex:
+    """Locate the tokens of shards; only headers are read, of several shards at the same time.
 
     Raises:
         DataError: a shard is missing, damaged, or holds another number of tokens than its entry says.
     """
-    shard_numbers: list[int] = []
-    offsets: list[int] = []
-    counts: list[int] = []
-    for number, entry in enumerate(shards):
-        places = [member.tokens for member in locate_members(folder / entry.name)]
-        _check_count(folder / entry.name, entry, sum(place.count for place in places))
-        shard_numbers += [number] * len(places)
-        offsets += [place.offset_bytes for place in places]
-        counts += [place.count for place in places]
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        try:
+            located = []
+            for places in threads.map(lambda entry: _locate_tokens(folder / entry.name, entry), shards):
+                located.append(places)
+                if on_shard is not None:
+                    on_shard()
+        except BaseException:
+            # What was not begun is not waited for.
+            threads.shutdown(cancel_futures=True)
+            raise
+    counts = np.concatenate([np.empty(0, np.int64), *(places[:, 1] for places in located)])
     return SplitIndex(
-        shard=np.array(shard_numbers, dtype=np.int32),
-        offset_bytes=np.array(offsets, dtype=np.int64),
-        start=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]),
+        shard=np.repeat(np.arange(len(shards), dtype=np.int32), [len(places) for places in located]),
+        offset_bytes=np.concatenate([np.empty(0, np.int64), *(places[:, 0] for places in located)]),
+        start=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
     )
 
 
-def _check_count(path: Path, entry: ShardEntry, num_tokens: int) -> None:
+def _locate_tokens(path: Path, entry: ShardEntry) -> NDArray[np.int64]:
+    """[runs, 2]: offset in bytes and number of tokens of each run of a shard."""
+    members: list[MemberPlace] = locate_members(path)
+    places = [(member.tokens.offset_bytes, member.tokens.count) for member in members]
+    num_tokens = sum(count for _, count in places)
     if num_tokens != entry.num_tokens:
         raise DataError(
             f"{path} must hold {entry.num_tokens} tokens, but holds {num_tokens}; "
             "delete the file and run `megaponder data prepare` again: it makes missing shards anew"
         )
+    return np.array(places, dtype=np.int64).reshape(-1, 2)
 
 
-def _shards_key(shards: tuple[ShardEntry, ...]) -> str:
+def _arrays(index: SplitIndex) -> Arrays:
+    return {"shard": index.shard, "offset_bytes": index.offset_bytes, "start": index.start}
+
+
+def _shards_key(shards: Sequence[ShardEntry]) -> str:
     digest = hashlib.sha256(_FORMAT)
     for entry in shards:
         digest.update(f"{entry.name} {entry.sha256}\n".encode())
     return digest.hexdigest()[:32]
-
-
-def _dump(index: SplitIndex) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, shard=index.shard, offset_bytes=index.offset_bytes, start=index.start)
-    return buffer.getvalue()
-
-
-def _load(path: Path) -> SplitIndex | None:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return SplitIndex(
-                shard=arrays["shard"], offset_bytes=arrays["offset_bytes"], start=arrays["start"]
-            )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        logger.warning("the cached index %s cannot be read and is built again: %s", path, error)
-        return None

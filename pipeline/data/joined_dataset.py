@@ -46,17 +46,16 @@ class JoinedDataset:
 
     def rows(self, indices: Sequence[int]) -> TokenRows:
         """Read samples; an index of -1 gives a row of length 0."""
-        rows = [self._row(index) for index in indices]
-        return TokenRows(
-            tokens=np.concatenate([row.tokens for row in rows]),
-            lengths=np.concatenate([row.lengths for row in rows]),
-        )
-
-    def _row(self, index: int) -> TokenRows:
-        if index < 0:
-            return self.parts[0].rows([index])
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.parts[part].rows([index - int(self._starts[part])])
+        samples = np.asarray(indices, dtype=np.int64)
+        # Rows of no sample come from the first source.
+        owners = np.maximum(np.searchsorted(self._starts, samples, side="right") - 1, 0)
+        tokens = np.empty((len(samples), self.parts[0].seq_length + 1), dtype=self.stream.dtype)
+        lengths = np.empty(len(samples), dtype=np.int64)
+        for number in np.unique(owners).tolist():
+            is_here = owners == number
+            rows = self.parts[number].rows((samples[is_here] - self._starts[number]).tolist())
+            tokens[is_here], lengths[is_here] = rows.tokens, rows.lengths
+        return TokenRows(tokens=tokens, lengths=lengths)
 
 
 def parts_of(source: SampleSource) -> tuple[SampleSource, ...]:

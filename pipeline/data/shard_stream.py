@@ -28,6 +28,11 @@ class ShardStream(TokenStream):
         self._index = load_or_build_index(folder, shards)
         self._maps = [_map_shard(folder / entry.name, entry.size_bytes) for entry in shards]
 
+    @property
+    def dtype(self) -> np.dtype[np.integer]:
+        """How a token is stored."""
+        return self._dtype
+
     def __len__(self) -> int:
         return int(self._index.start[-1])
 
@@ -41,6 +46,20 @@ class ShardStream(TokenStream):
             yield self._view(run, start - run_start, piece_stop - start)
             start = piece_stop
             run += 1
+
+    def read_rows(
+        self, destination: NDArray[np.integer], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> None:
+        """As in `TokenStream`; the runs of all rows are looked up at once."""
+        runs = np.searchsorted(self._index.start, starts, side="right") - 1
+        first = starts - self._index.start[runs]
+        is_in_one_run = starts + lengths <= self._index.start[runs + 1]
+        rows = zip(destination, runs.tolist(), first.tolist(), lengths.tolist(), strict=True)
+        for number, (row, run, first_in_run, length) in enumerate(rows):
+            if is_in_one_run[number]:
+                row[:length] = self._view(run, first_in_run, length)
+            else:
+                self.read_into(row[:length], int(starts[number]))
 
     def _view(self, run: int, first: int, count: int) -> NDArray[np.integer]:
         offset_bytes = int(self._index.offset_bytes[run]) + first * self._dtype.itemsize

@@ -13,6 +13,11 @@ _RUN_TOKENS = 1 << 22
 class TokenStream(ABC):
     """Tokens 0..len-1, read in any order."""
 
+    @property
+    @abstractmethod
+    def dtype(self) -> np.dtype[np.integer]:
+        """How a token is stored."""
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -26,6 +31,18 @@ class TokenStream(ABC):
         for piece in self.pieces(start, start + len(destination)):
             destination[filled : filled + len(piece)] = piece
             filled += len(piece)
+
+    def read_rows(
+        self, destination: NDArray[np.integer], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> None:
+        """Fill the first ``lengths[i]`` tokens of ``destination[i]`` with those from ``starts[i]`` on.
+
+        Args:
+            destination: [rows, n]; what lies behind a row's length is left as it is.
+            starts, lengths: [rows]; the tokens must exist.
+        """
+        for row, start, length in zip(destination, starts.tolist(), lengths.tolist(), strict=True):
+            self.read_into(row[:length], start)
 
     def runs(self) -> Iterator[NDArray[np.integer]]:
         """Yield the whole stream in order, as views of a few million tokens."""
@@ -41,6 +58,12 @@ class ArrayStream(TokenStream):
         # A view of the base class: slices of a memory map's own class cost several times more.
         self._tokens = np.asarray(tokens)
 
+    @property
+    def dtype(self) -> np.dtype[np.integer]:
+        """How a token is stored."""
+        stored: np.dtype[np.integer] = self._tokens.dtype
+        return stored
+
     def __len__(self) -> int:
         return len(self._tokens)
 
@@ -49,6 +72,14 @@ class ArrayStream(TokenStream):
         check_range(start, stop, len(self))
         if start < stop:
             yield self._tokens[start:stop]
+
+    def read_rows(
+        self, destination: NDArray[np.integer], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> None:
+        """As in `TokenStream`, without a generator for each row."""
+        for row, start, length in zip(destination, starts.tolist(), lengths.tolist(), strict=True):
+            check_range(start, start + length, len(self))
+            row[:length] = self._tokens[start : start + length]
 
 
 class JoinedStream(TokenStream):
@@ -59,6 +90,12 @@ class JoinedStream(TokenStream):
         self._streams = tuple(streams)
         lengths = [len(stream) for stream in self._streams]
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+    @property
+    def dtype(self) -> np.dtype[np.integer]:
+        """A type that holds the tokens of every stream."""
+        joined: np.dtype[np.integer] = np.result_type(*[stream.dtype for stream in self._streams])
+        return joined
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -50,6 +50,15 @@ def test_any_text_comes_back_and_never_makes_a_special_token(tokenizer: Tokenize
     assert not {0, tokenizer.eod_id, 2} & {*ids.tolist()}
 
 
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+@example(text=" ".join(WORDS))
+def test_ids_are_those_of_the_librarys_plain_way(file: Path, tokenizer: Tokenizer, text: str) -> None:
+    plain = tokenizers.Tokenizer.from_file(str(file))
+    plain.encode_special_tokens = True
+    assert tokenizer.encode(text).tolist() == plain.encode(text, add_special_tokens=False).ids
+
+
 def test_ids_names_and_pieces_are_those_of_the_file(tokenizer: Tokenizer) -> None:
     assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.eod_id) == ("huggingface", 300, 1)
     assert tokenizer.pieces([1]) == [EOD]

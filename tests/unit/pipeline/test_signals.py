@@ -26,6 +26,30 @@ def test_a_signal_sets_the_flag_and_nothing_else(number: signal.Signals) -> None
         assert stop.received is number
 
 
+@pytest.mark.usefixtures("process_group")
+def test_a_request_to_stop_is_heard_while_the_ranks_wait_for_data() -> None:
+    rounds: list[float] = []
+
+    def never(wait_seconds: float) -> bool:
+        rounds.append(wait_seconds)
+        if len(rounds) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    with StopFlag() as stop:
+        assert stop.agreed(until=lambda _: True) is StopRequest.NONE
+        assert stop.agreed(until=never) is StopRequest.SIGNAL
+    assert len(rounds) == 3
+
+
+@pytest.mark.usefixtures("process_group")
+def test_ranks_go_on_when_their_data_are_there() -> None:
+    answers = iter([False, False, True])
+    with StopFlag() as stop:
+        assert stop.agreed(until=lambda _: next(answers)) is StopRequest.NONE
+    assert next(answers, None) is None
+
+
 def test_a_second_interrupt_is_not_swallowed() -> None:
     with StopFlag():
         os.kill(os.getpid(), signal.SIGINT)

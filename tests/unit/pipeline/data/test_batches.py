@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megatron_ext.batch import TokenBatch
 from pipeline.data.batches import (
@@ -14,6 +16,7 @@ from pipeline.data.batches import (
     PackingOptions,
     TrainingBatches,
     build_batch,
+    pack_rows,
 )
 from pipeline.data.dataset import TokenDataset, TokenRows, open_dataset
 from pipeline.data.fingerprint import combine_digests, row_digests
@@ -64,6 +67,52 @@ def test_a_packed_batch_by_hand(small: TokenDataset) -> None:
     assert {
         field.dtype for field in (batch.tokens, batch.labels, batch.position_ids, batch.document_ids)
     } == {torch.int64}
+
+
+def pack_slowly(tokens: list[int], length: int, options: PackingOptions) -> list[tuple[int, int, int, int]]:
+    """Token, label, position and document of each place of a row, one after the other."""
+    packed = []
+    position, document = 0, 0
+    for place, (token, label) in enumerate(pairwise(tokens)):
+        has_label = place + 1 < length and not (token == EOD_ID and options.mask_document_boundaries)
+        packed.append(
+            (
+                token,
+                label if has_label else NO_LABEL,
+                position if options.reset_positions else place,
+                (document if options.reset_attention else 0) if place < length else -1,
+            )
+        )
+        ends = token == EOD_ID
+        position, document = (0, document + 1) if ends else (position + 1, document)
+    return packed
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    data=st.data(),
+    num_rows=st.integers(1, 4),
+    seq_length=st.integers(1, 9),
+    stored=st.sampled_from([np.uint16, np.int32]),
+    switches=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+)
+def test_packing_is_what_one_token_after_the_other_gives(
+    data: st.DataObject, num_rows: int, seq_length: int, stored: type, switches: tuple[bool, bool, bool]
+) -> None:
+    options = PackingOptions(
+        reset_positions=switches[0], reset_attention=switches[1], mask_document_boundaries=switches[2]
+    )
+    row = st.lists(st.integers(0, 3), min_size=seq_length + 1, max_size=seq_length + 1)
+    tokens = np.array(data.draw(st.lists(row, min_size=num_rows, max_size=num_rows)), dtype=stored)
+    lengths = np.array(
+        data.draw(st.lists(st.integers(0, seq_length + 1), min_size=num_rows, max_size=num_rows))
+    )
+    tokens[np.arange(seq_length + 1) >= lengths[:, None]] = EOD_ID
+    batch = pack_rows(TokenRows(tokens=tokens, lengths=lengths), eod_id=EOD_ID, options=options)
+    fields = torch.stack([batch.tokens, batch.labels, batch.position_ids, batch.document_ids], dim=-1)
+    for number in range(num_rows):
+        expected = pack_slowly(tokens[number].tolist(), int(lengths[number]), options)
+        assert [tuple(place) for place in fields[number].tolist()] == expected
 
 
 def test_documents_may_be_treated_as_one_text(small: TokenDataset) -> None:

@@ -46,17 +46,6 @@ def test_a_stream_that_fills_its_samples_exactly_has_no_short_one(tmp_path: Path
     assert dataset.rows([0, 1]).lengths.tolist() == [17, 17]
 
 
-def test_the_index_is_cached_and_a_damaged_cache_is_built_again(folder: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(folder, tmp_path / "shards", ignore=shutil.ignore_patterns(".index"))
-    expected = open_dataset(copy, "train", seq_length=8).rows([5]).tokens
-    (cache,) = (copy / ".index").iterdir()
-    content = cache.read_bytes()
-    assert (open_dataset(copy, "train", seq_length=8).rows([5]).tokens == expected).all()
-    cache.write_bytes(content[:50])
-    assert (open_dataset(copy, "train", seq_length=8).rows([5]).tokens == expected).all()
-    assert cache.read_bytes() == content
-
-
 def test_an_index_of_other_shards_is_not_taken(tmp_path: Path) -> None:
     for seed in (1, 2):
         documents = random_documents(20, seed=seed)

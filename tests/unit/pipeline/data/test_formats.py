@@ -142,7 +142,13 @@ def test_rows_of_another_length_and_broken_tokens_are_refused(tmp_path: Path) ->
         open_format(folder, "rows")
 
 
+def test_an_end_of_document_that_cannot_be_stored_is_refused(tmp_path: Path) -> None:
+    folder, _ = write_rows(tmp_path / "rows")
+    with pytest.raises(DataError, match=r"data\.eod_id must be a token .* are uint16, but is 70000"):
+        open_format(folder, "rows", vocab_size=80_000, eod_id=70_000)
+
+
 def test_a_token_beyond_the_vocabulary_is_refused_where_it_is_read(tmp_path: Path) -> None:
     dataset = open_format(write_pair(tmp_path / "text", [[1, 2, 3], [90]]), "megatron", vocab_size=50)
-    with pytest.raises(DataError, match=r"must be in 0\.\.49, but samples \[0\] have ids 0\.\.90"):
-        dataset.rows([0])
+    with pytest.raises(DataError, match=r"must be in 0\.\.49, but sample 0 has ids 0\.\.90"):
+        dataset.rows([-1, 0])

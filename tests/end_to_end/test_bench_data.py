@@ -1,0 +1,26 @@
+"""The whole comparison, small: what it measures, not how fast it is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import megaponder
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(300)]
+
+
+def test_preparation_and_reading_are_measured_on_the_same_text(tmp_path: Path) -> None:
+    facts = tmp_path / "bench.json"
+    sizes = ["--corpus-mb", "1", "--workers", "1", "--rows", "128", "--repeats", "1"]
+    finished = megaponder("bench", "data", *sizes, "--minimum-reader-mtokens", "0.1", "--json", str(facts))
+
+    assert finished.exit_code == 0, finished.stderr
+    found = json.loads(facts.read_text())
+    (prepared,) = found["prepared"]
+    assert prepared["num_tokens"] == found["plain"]["num_tokens"]
+    assert 0 < prepared["working_seconds"] <= prepared["seconds"]
+    if found["datatrove"] is not None:
+        assert found["datatrove"]["num_tokens"] == found["ours_beside_datatrove"]["num_tokens"]
+    for title in ("tokenizing 1.", "computed, not measured", "reading rows from page cache"):
+        assert title in finished.stdout
