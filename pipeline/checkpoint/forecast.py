@@ -1,18 +1,19 @@
 """What a checkpoint will take, said before the first is written."""
 
-import os
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.distributed
 
 from pipeline.checkpoint.agreement import on_all_ranks
+from pipeline.checkpoint.checksums import digest_file
 from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.writing import PreparedSave
 
-_LARGEST_PROBE_BYTES = 16_000_000
+_LARGEST_PROBE_BYTES = 32_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,16 +82,16 @@ def forecast(prepared: PreparedSave, directory: Path) -> Forecast:
 
 
 def _probe(directory: Path, num_bytes: int) -> float:
-    """Write and remove a file; return the seconds."""
+    """Write, list and remove a file as a save does; return the seconds."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f".probe_{torch.distributed.get_rank()}"
     # Random, so that no file system can compress it.
-    content = os.urandom(num_bytes)
+    values = torch.randint(256, (num_bytes,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     started = time.monotonic()
     try:
         with path.open("wb") as stream:
-            stream.write(content)
-            os.fsync(stream.fileno())
+            torch.save(values, stream)
+        digest_file(path, flushes=True)
         return time.monotonic() - started
     finally:
         path.unlink(missing_ok=True)

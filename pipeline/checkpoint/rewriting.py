@@ -84,7 +84,9 @@ def average(sources: Sequence[Path], directory: Path) -> Path:
                 writer.write_bytes(name, readers[-1].read_bytes(name))
     _copy_small_files(sources[-1], partial)
     iterations = tuple(state.iteration for state in states)
-    write_train_state(partial, replace(states[-1], averaged_iterations=iterations))
+    # Nobody has measured the mean.
+    unmeasured = replace(states[-1], best_heldout_loss=None, best_heldout_iteration=None)
+    write_train_state(partial, replace(unmeasured, averaged_iterations=iterations))
     return publish(partial)
 
 

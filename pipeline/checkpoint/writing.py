@@ -120,6 +120,7 @@ def prepare_save(
     content["opt_param_scheduler"] = scheduler.state_dict()
     content["content_metadata"] = {**CONTENT, LAYOUT_KEY: layout_of(groups)}
     sharded, common = save_preprocess(content, validate_access_integrity=True)
+    _share_writing(sharded, groups)
     gathered_bytes = _gathered_bytes(sharded) if _gathers(optimizer) else 0
     pieces, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, keep_only_main_replica=True)
     copied_bytes = _copy_to_host(pieces, but_gathered=_gathers(optimizer)) if copies else 0
@@ -161,6 +162,17 @@ def write_save(prepared: PreparedSave, to: Destination, *, group: ProcessGroup |
         num_bytes=sum(digest.bytes for digest in merged.values()),
         seconds=time.monotonic() - started,
     )
+
+
+def _share_writing(sharded: Any, groups: ParallelGroups) -> None:
+    """Let data-parallel ranks, which hold the same tensors, write different ones, each about as much."""
+    from megatron.core.dist_checkpointing.exchange_utils import determine_main_replica_uniform_distribution
+    from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+        distribute_main_replicas_with_precomputed_distribution,
+    )
+
+    shares = determine_main_replica_uniform_distribution(sharded, groups.dp)
+    distribute_main_replicas_with_precomputed_distribution(sharded, groups.dp, shares)
 
 
 def _gathers(optimizer: Any) -> bool:

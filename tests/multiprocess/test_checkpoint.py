@@ -84,6 +84,8 @@ def _on_two_ranks(folder: Path) -> Found:
     losses["tp2 -> tp2"] = _load_and_train(folder / "tp2", tensor=2)
     losses["tp2 -> dp2"] = _load_and_train(folder / "tp2", tensor=1)
     losses["dp2"] = _train_and_save(folder / "dp2", tensor=1)
+    written = sorted((folder / "dp2" / "iter_0000003").glob("__*.distcp"))
+    facts = {"bytes by rank": [path.stat().st_size for path in written]}
     losses["dp2 -> dp2"] = _load_and_train(folder / "dp2", tensor=1)
     losses["dp2 -> tp2"] = _load_and_train(folder / "dp2", tensor=2)
     bf16: dict[str, Any] = {"tensor": 2, "precision": "bf16"}
@@ -98,7 +100,7 @@ def _on_two_ranks(folder: Path) -> Found:
     except CheckpointError as error:
         errors["cannot be written"] = str(error)
     destroy_groups()
-    return Found(losses=losses, errors=errors, facts={})
+    return Found(losses=losses, errors=errors, facts=facts)
 
 
 def _on_one_rank(folder: Path) -> Found:
@@ -198,6 +200,11 @@ def test_a_checkpoint_has_megatrons_files_the_config_and_the_state(
     assert {".metadata", "metadata.json", "common.pt", "run_config.yaml", "train_state.json"} <= names
     assert {"__0_0.distcp", "__1_0.distcp"} <= names
     assert (folder / "tp2" / "latest_checkpointed_iteration.txt").read_text() == "3\n"
+
+
+def test_data_parallel_ranks_share_the_writing(two_ranks: list[Found]) -> None:
+    first, second = two_ranks[0].facts["bytes by rank"]
+    assert 0.7 < first / second < 1.4
 
 
 def test_weights_alone_load_without_an_optimizer(one_rank: Found) -> None:
