@@ -83,7 +83,8 @@ class TrainingRun:
                 self.saver.finish()
             return code
         except BaseException:
-            self.saver.leave()
+            with self.watchdog.paused("leaving a save in the background its time"):
+                self.saver.leave()
             raise
         finally:
             self.batches.close()

@@ -1,20 +1,26 @@
 """A run that is killed, told to stop, put to sleep and damaged equals one that is left in peace."""
 
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from tests.support.faults import FAULTS, Campaign, account_of, shuffled_faults, steps_of
+from pipeline.checkpoint import latest_iteration
+from tests.support.faults import FAULTS, SAVE_INTERVAL, Campaign, account_of, shuffled_faults, steps_of
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 SEED = 20
+# A checkpoint of the run has about 1 MB.
+DISK_BYTES = 1_600_000
 # One of each way to end, at the places that hurt most.
 SHORT = (
     "SIGTERM in the start",
     "a rank killed in a save",
+    "the launcher killed in a save in the background",
     "the launcher killed in training",
     "a rank put to sleep",
     "killed, newest checkpoint truncated",
@@ -31,6 +37,38 @@ def test_a_run_with_faults_equals_one_without(recipe: Path, tmp_path: Path) -> N
     _complete_and_compare(campaign)
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk that holds one checkpoint of the run, and not two."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a disk cannot be filled here: mounting a tmpfs takes root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_full_disk_ends_the_run_and_harms_nothing(
+    recipe: Path, tmp_path: Path, small_disk: Path, in_background: bool
+) -> None:
+    campaign = Campaign(recipe=recipe, folder=tmp_path / "run", num_iterations=9)
+    on_disk = (f"checkpoint.directory={small_disk}", f"checkpoint.async_save={str(in_background).lower()}")
+    finished = campaign.go_on(*on_disk)
+    assert finished.exit_code == 93, finished.stderr
+    assert "No space left on device" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert latest_iteration(small_disk) == SAVE_INTERVAL
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    finished = campaign.go_on(*on_disk)
+    assert finished.exit_code == 0, finished.stderr
+    assert f"resumed from iteration {SAVE_INTERVAL} " in finished.stderr
+    assert not list(small_disk.glob("*.partial"))
+    # Iterations that were repeated are compared where they are read.
+    assert len(steps_of(campaign.folder)) == campaign.num_iterations
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_a_run_survives_thirty_faults(recipe: Path, tmp_path: Path) -> None:
@@ -44,10 +82,10 @@ def test_a_run_survives_thirty_faults(recipe: Path, tmp_path: Path) -> None:
 
 
 def _complete_and_compare(campaign: Campaign) -> None:
-    finished = campaign.complete()
+    finished = campaign.go_on()
     assert finished.exit_code == 0, finished.stderr
     undisturbed = replace(campaign, folder=campaign.folder.with_name("undisturbed"), injected=[])
-    finished = undisturbed.complete()
+    finished = undisturbed.go_on()
     assert finished.exit_code == 0, finished.stderr
     found = steps_of(campaign.folder)
     assert len(found) == campaign.num_iterations

@@ -33,6 +33,7 @@ class Fault:
         strike: does it to the processes.
         exit_codes: with which the command may end.
         damage: done to the checkpoints after that.
+        overrides: settings of the start it happens to.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Fault:
     strike: Strike
     exit_codes: tuple[int, ...]
     damage: Damage | None = None
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,7 @@ class Campaign:
 
     def suffer(self, fault: Fault, random: Random) -> Finished:
         """Start the run, let the fault strike and wait for the end of the command."""
-        with started(self._arguments()) as command:
+        with started(self._arguments(*fault.overrides)) as command:
             fault.moment(command, self.folder, random)
             assert command.process.poll() is None, command.stderr.read_text()
             struck = time.time()
@@ -108,9 +110,9 @@ class Campaign:
             fault.damage(self.checkpoints, random)
         return finished
 
-    def complete(self) -> Finished:
-        """Let the run go on to its last iteration."""
-        with started(self._arguments()) as command:
+    def go_on(self, *overrides: str) -> Finished:
+        """Let the run go on to its last iteration, if it can."""
+        with started(self._arguments(*overrides)) as command:
             return command.finish()
 
     @property
@@ -118,9 +120,9 @@ class Campaign:
         """The last iteration that was logged."""
         return max((row["iteration"] for row in written_events(self.folder)), default=0)
 
-    def _arguments(self) -> list[str]:
-        overrides = (f"output_dir={self.folder}", *settings(self.num_iterations))
-        return [*COMMAND, "train", "--config", str(self.recipe), *overrides]
+    def _arguments(self, *overrides: str) -> list[str]:
+        all_overrides = (f"output_dir={self.folder}", *settings(self.num_iterations), *overrides)
+        return [*COMMAND, "train", "--config", str(self.recipe), *all_overrides]
 
 
 def soon_after_the_start(_command: Running, _folder: Path, random: Random) -> None:
@@ -203,6 +205,7 @@ def _some_file(checkpoints: Path, random: Random) -> Path:
 
 
 KILLED = 128 + signal.SIGKILL
+IN_BACKGROUND = ("checkpoint.async_save=true",)
 FAULTS: dict[str, Fault] = {
     fault.name: fault
     for fault in (
@@ -260,6 +263,27 @@ FAULTS: dict[str, Fault] = {
             moment=in_a_save,
             strike=signalled(signal.SIGKILL),
             exit_codes=(-signal.SIGKILL,),
+        ),
+        Fault(
+            name="a rank killed in a save in the background",
+            moment=in_a_save,
+            strike=kill_a_rank,
+            exit_codes=(KILLED,),
+            overrides=IN_BACKGROUND,
+        ),
+        Fault(
+            name="the launcher killed in a save in the background",
+            moment=in_a_save,
+            strike=signalled(signal.SIGKILL),
+            exit_codes=(-signal.SIGKILL,),
+            overrides=IN_BACKGROUND,
+        ),
+        Fault(
+            name="SIGTERM in a save in the background",
+            moment=in_a_save,
+            strike=signalled(signal.SIGTERM),
+            exit_codes=(75,),
+            overrides=IN_BACKGROUND,
         ),
         Fault(
             name="a rank put to sleep",
