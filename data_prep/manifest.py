@@ -65,13 +65,16 @@ class PrepareSettings(_Record):
 
 
 class InputRange(_Record):
-    """The run of input files whose documents one shard holds, in order.
+    """The run of input whose documents one shard holds, in order.
 
+    It goes from ``first_byte`` of the first file to before ``end_byte`` of the last one, or to the end of it.
     A file of many documents is in the range of a shard of each split; ``num_bytes`` is this split's share.
     """
 
     first_file: str
+    first_byte: NonNegativeInt = 0
     last_file: str
+    end_byte: PositiveInt | None = None
     num_files: PositiveInt
     num_bytes: NonNegativeInt
     fingerprint: str

@@ -158,8 +158,8 @@ def _previous_state(request: PrepareRequest) -> tuple[PreparationHeader | None, 
 def _still_valid(
     output: Path, shards: Sequence[PlannedShard], entries: Iterable[ShardEntry]
 ) -> dict[str, ShardEntry]:
-    """Entries whose shard is planned again from the same files, and lies in the folder with its full size."""
-    planned = {shard.name: shard.input_range for shard in shards}
+    """Entries whose shard is planned again from the same input, and lies in the folder with its full size."""
+    planned = {shard.name: shard.inputs for shard in shards}
     return {
         entry.name: entry
         for entry in entries
@@ -215,7 +215,7 @@ def _run(
         WorkTotals(
             num_shards=len(tasks),
             num_skipped_shards=len(work.finished),
-            text_bytes=sum(shard.num_bytes for shard in work.missing),
+            text_bytes=sum(shard.inputs.num_bytes for shard in work.missing),
         )
     )
     entries: dict[str, ShardEntry] = {}

@@ -34,7 +34,7 @@ RULES = (
     Rule(package="data_prep.opening", allowed=("backports.zstd", "fsspec", "data_prep")),
     Rule(package="data_prep.finding", allowed=("fsspec", "pydantic", "data_prep")),
     Rule(package="data_prep.huggingface_tokenizer", allowed=("numpy", "tokenizers", "data_prep")),
-    Rule(package="data_prep.records", allowed=("pyarrow", "data_prep")),
+    Rule(package="data_prep.parquet_records", allowed=("pyarrow", "data_prep")),
     Rule(package="data_prep", allowed=("numpy", "sentencepiece", "webdataset", "pydantic", "rich")),
     Rule(
         package="pipeline.config",
