@@ -13,6 +13,7 @@ MANIFEST_NAME = "manifest.json"
 
 TokenType = Literal["uint16", "int32"]
 TokenizerKind = Literal["sentencepiece", "huggingface"]
+StoredAs = Literal["webdataset", "megatron"]
 
 
 class _Record(BaseModel):
@@ -97,11 +98,15 @@ class RejectedRecord(_Record):
 
 
 class ShardEntry(_Record):
-    """One finished shard."""
+    """One finished shard.
+
+    In a folder of Megatron pairs the shards of a split lie one after the other in its ``.bin``: there a shard
+    is a run of documents, and its size and checksum are those of its tokens.
+    """
 
     name: str
     split: str
-    size_bytes: PositiveInt
+    size_bytes: NonNegativeInt
     sha256: str
     num_tokens: NonNegativeInt
     num_documents: NonNegativeInt
@@ -112,11 +117,21 @@ class ShardEntry(_Record):
     rejected: tuple[RejectedRecord, ...] = ()
 
 
+class PairEntry(_Record):
+    """The Megatron pair of one split: ``.bin`` and ``.idx`` of this name."""
+
+    name: str
+    bin_bytes: NonNegativeInt
+    idx_bytes: PositiveInt
+    idx_sha256: str
+
+
 class PreparationHeader(_Record):
     """Everything the bytes of the shards depend on; two runs with equal headers make equal shards."""
 
     format: Literal["megaponder-token-shards"] = "megaponder-token-shards"
     version: Literal[1] = 1
+    stored_as: StoredAs = "webdataset"
     token_type: TokenType
     tokenizer: TokenizerEntry
     settings: PrepareSettings
@@ -129,6 +144,7 @@ class ShardManifest(_Record):
 
     header: PreparationHeader
     shards: tuple[ShardEntry, ...]
+    pairs: tuple[PairEntry, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from data_prep.errors import DataError
 from data_prep.manifest import ShardManifest
+from data_prep.pair_preparation import prepare_pairs
 from data_prep.preparation import Executor, PrepareRequest, execute_here, prepare_shards
 from data_prep.progress import PrepareProgress, SilentProgress
 from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
@@ -40,7 +41,8 @@ def prepare(request: PrepareRequest, progress: PrepareProgress | None = None) ->
     execute: Executor = execute_here
     if request.workers > 0:
         execute = RayExecutor(num_workers=request.workers, timeout_seconds=request.task_timeout_seconds)
-    return prepare_shards(request, execute, progress or SilentProgress())
+    make = prepare_pairs if request.stored_as == "megatron" else prepare_shards
+    return make(request, execute, progress or SilentProgress())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
