@@ -71,7 +71,7 @@ def write_index_header(descriptor: int, layout: IndexLayout, token_type: TokenTy
     header = _HEADER.pack(_MAGIC, _VERSION, _TYPE_CODES[token_type], count, count + 1)
     write_at(descriptor, header, 0)
     end = np.array([count], dtype=_PLACE)
-    write_at(descriptor, end, layout.num_bytes - _PLACE.itemsize)
+    write_at(descriptor, end.data, layout.num_bytes - _PLACE.itemsize)
 
 
 def write_index_run(
@@ -94,7 +94,7 @@ def write_index_run(
         (starts * token_bytes, _PLACE, layout.places_byte),
         (numbers, _PLACE, layout.documents_byte),
     ):
-        write_at(descriptor, values.astype(dtype), first_byte + run.first_document * dtype.itemsize)
+        write_at(descriptor, values.astype(dtype).data, first_byte + run.first_document * dtype.itemsize)
 
 
 def read_lengths(path: Path, *, first_document: int, num_documents: int) -> NDArray[np.int64]:
@@ -118,7 +118,7 @@ def read_lengths(path: Path, *, first_document: int, num_documents: int) -> NDAr
     return lengths.astype(np.int64)
 
 
-def write_at(descriptor: int, content: bytes | NDArray[np.generic], offset_bytes: int) -> None:
+def write_at(descriptor: int, content: bytes | memoryview, offset_bytes: int) -> None:
     """Write all of some bytes at a place in a file; threads may write to one file at once."""
     view = memoryview(content).cast("B") if len(content) else memoryview(b"")
     while view:

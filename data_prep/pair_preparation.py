@@ -50,8 +50,8 @@ def _finished(request: PrepareRequest) -> ShardManifest | None:
     if (request.output / JOURNAL_NAME).exists():
         if not request.overwrite:
             raise DataError(
-                f"{request.output} must not hold an unfinished preparation of webdataset shards where pairs are "
-                "to go, but does; finish it, choose a fresh output folder, or --overwrite"
+                f"{request.output} must not hold an unfinished preparation of webdataset shards where pairs "
+                "are to go, but does; finish it, choose a fresh output folder, or --overwrite"
             )
         (request.output / JOURNAL_NAME).unlink()
     if not (request.output / MANIFEST_NAME).exists():

@@ -102,10 +102,10 @@ class _Merge:
         offset_bytes = run.first_token * token_dtype(pair.token_type).itemsize
         digest = hashlib.sha256()
         for member in locate_members(path):
-            tokens = read_array(content, member.tokens).view(np.uint8)
-            write_at(pair.bin_file, tokens, offset_bytes)
-            digest.update(tokens)
-            offset_bytes += len(tokens)
+            tokens = read_array(content, member.tokens)
+            write_at(pair.bin_file, tokens.data, offset_bytes)
+            digest.update(tokens.data)
+            offset_bytes += tokens.nbytes
         return digest.hexdigest()
 
 

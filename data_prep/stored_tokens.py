@@ -96,7 +96,7 @@ class _Pairs(StoredTokens):
             finding = _wrong_size(self._folder / f"{pair.name}.bin", pair.bin_bytes)
             if pair.name == entry.split and finding is not None:
                 return finding
-        if (sha256 := hashlib.sha256(self._tokens(entry).view(np.uint8)).hexdigest()) != entry.sha256:
+        if (sha256 := hashlib.sha256(self._tokens(entry).data).hexdigest()) != entry.sha256:
             return f"the sha256 of its tokens must be {entry.sha256}, but is {sha256}"
         try:
             return _wrong_counts(self.lengths(entry), entry)

@@ -61,6 +61,15 @@ def prepare(
     workers: Annotated[
         int, typer.Option(min=0, metavar="N", help="Ray workers; 0 uses this process alone.")
     ] = 2,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Head of a running Ray to work on, of which this machine is a node, instead of an own one. "
+            "All its machines need this package and the same paths to input and output; it is not stopped.",
+            show_default=False,
+        ),
+    ] = None,
     max_bad_records: Annotated[
         int,
         typer.Option(
@@ -104,6 +113,7 @@ def prepare(
         bos_token=bos_token,
         settings=PrepareSettings(heldout_fraction=heldout_fraction),
         workers=workers,
+        ray_address=ray_address,
         stored_as=stored_as,
         max_bad_records=max_bad_records,
         overwrite=overwrite,

@@ -100,7 +100,7 @@ def test_an_interrupted_command_leaves_no_process_and_goes_on_where_it_was(
 def test_a_worker_that_keeps_dying_ends_the_command_with_a_cure(
     source: TextFolder, tokenizer: Path, tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.run.tokenize_shard", crash)
+    monkeypatch.setattr("data_prep.ray_executor.tokenize_shard", crash)
     with pytest.raises(DataError, match=r"died 3 times.*use fewer workers or smaller shards"):
         prepare(build_request(source, tokenizer, tmp_path / "ray", workers=1))
     wait_until(lambda: processes(mark) == [], seconds=20.0)
