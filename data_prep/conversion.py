@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.errors import DataError
-from data_prep.files import write_atomically
+from data_prep.files import room_needed, write_atomically
 from data_prep.manifest import (
     PreparationHeader,
     ShardEntry,
@@ -39,7 +39,7 @@ def convert(source: Path, destination: Path, *, stored_as: StoredAs, num_threads
             f"{source} must be stored in another format than {stored_as} to be converted to it, but is not; "
             "copy the folder, or name the other format"
         )
-    with _new_folder(destination) as output:
+    with room_needed(destination), _new_folder(destination) as output:
         if stored_as == "megatron":
             converted = write_pairs(source, manifest, output, num_threads=num_threads)
         else:

@@ -1,5 +1,7 @@
 """Executing tasks on a Ray: bounded in flight, retried where a worker dies, with an end to every wait."""
 
+import socket
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
@@ -12,6 +14,7 @@ from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
 RETRIES_OF_A_KILLED_WORKER = 2
 # what libraries leak over many tasks ends with the process
 TASKS_OF_A_WORKER = 64
+SECONDS_BETWEEN_LOOKS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +66,40 @@ class RayExecutor:
         while waiting or in_flight:
             while waiting and len(in_flight) < self.num_in_flight:
                 in_flight.append(remote.remote(waiting.popleft()))
-            finished, in_flight = ray.wait(in_flight, num_returns=1, timeout=self.timeout_seconds)
-            if not finished:
-                raise self._timed_out()
-            yield ray.get(finished[0], timeout=self.timeout_seconds)
+            finished = self._wait(in_flight)
+            in_flight.remove(finished)
+            yield ray.get(finished, timeout=self.timeout_seconds)
 
-    def _timed_out(self) -> DataError:
-        return DataError(
+    def _wait(self, in_flight: list[Any]) -> Any:
+        """Return one that is finished.
+
+        Raises:
+            DataError: none is in time, or Ray itself is gone, which its own wait would not say.
+        """
+        import ray
+
+        address = ray.get_runtime_context().gcs_address
+        end = time.monotonic() + self.timeout_seconds
+        while (seconds_left := end - time.monotonic()) > 0:
+            seconds = min(seconds_left, SECONDS_BETWEEN_LOOKS)
+            finished, _ = ray.wait(in_flight, num_returns=1, timeout=seconds)
+            if finished:
+                return finished[0]
+            if not _is_there(address):
+                raise DataError(
+                    f"Ray must run until the work is done, but the one at {address} is gone; start it again "
+                    "where it is not this command's own, and run the command again: finished shards are kept"
+                )
+        raise DataError(
             f"a shard must be finished every {self.timeout_seconds:.0f} seconds, but none was; use smaller "
             "shards or a longer task timeout, and run the command again: finished shards are kept"
         )
+
+
+def _is_there(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_BETWEEN_LOOKS):
+            return True
+    except OSError:
+        return False

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from data_prep.errors import DataError
+from data_prep.files import room_needed
 from data_prep.manifest import ShardManifest
 from data_prep.pair_preparation import prepare_pairs
 from data_prep.preparation import Executor, PrepareRequest, execute_here, prepare_shards
@@ -24,7 +25,8 @@ def prepare(request: PrepareRequest, progress: PrepareProgress | None = None) ->
         DataError: the request cannot be met; what is finished by then is kept for the next run.
     """
     make = prepare_pairs if request.stored_as == "megatron" else prepare_shards
-    return make(request, _executor(request), progress or SilentProgress())
+    with room_needed(request.output):
+        return make(request, _executor(request), progress or SilentProgress())
 
 
 def _executor(request: PrepareRequest) -> Executor:

@@ -10,6 +10,7 @@ import numpy as np
 
 from data_prep.documents import InputFile
 from data_prep.errors import DataError
+from data_prep.files import room_needed
 from data_prep.long_documents import encode_long
 from data_prep.manifest import ReadSettings, RejectedRecord, ShardEntry, TokenType
 from data_prep.plan import PlannedShard
@@ -65,13 +66,15 @@ def tokenize_shard(task: ShardTask) -> TaskReport | StoppedTask:
     """Tokenize the task's input into its shard; running it again writes the same bytes.
 
     Raises:
-        DataError: the tokenizer or an input file is not what it was when the work was planned.
+        DataError: the tokenizer or an input file is not what it was when the work was planned, or the disk is
+            full.
     """
     start = time.monotonic()
     tokenizer = _load_tokenizer(task.tokenizer, task.tokenizer_sha256)
     omissions = _Omissions()
     try:
-        written = _write_shard(task, tokenizer, omissions)
+        with room_needed(task.output):
+            written = _write_shard(task, tokenizer, omissions)
     except _TooManyBadRecordsError:
         return StoppedTask(rejected=tuple(omissions.rejected))
     return TaskReport(entry=_entry(task, written, omissions), seconds=time.monotonic() - start)
