@@ -31,9 +31,9 @@ def cluster_ray(address: str, tasks: Sequence[ShardTask]) -> Iterator[None]:
     Raises:
         DataError: there is no such Ray, or a machine of it lacks programs or files.
     """
+    _check_reachable(address)
     import ray
 
-    _check_reachable(address)
     with environment(QUIET_RAY), terminate_like_interrupt():
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -98,7 +98,7 @@ def _check_nodes(address: str, tasks: Sequence[ShardTask]) -> None:
     finally:
         probe.file.unlink()
     here = installed_programs()
-    findings = [finding for report in reports if (finding := _finding(report, here)) is not None]
+    findings = [finding for report in reports if (finding := describe_lack(report, here)) is not None]
     if findings:
         raise DataError(
             f"every machine of the Ray at {address} must have the programs of this one and see the input and "
@@ -129,7 +129,8 @@ def _node_reports(address: str, probe: Probe) -> list[NodeReport]:
     return reports
 
 
-def _finding(report: NodeReport, here: dict[str, str]) -> str | None:
+def describe_lack(report: NodeReport, here: dict[str, str]) -> str | None:
+    """What a machine lacks to do the work as one with the programs of ``here`` does, or None."""
     differing = [name for name in here if report.programs.get(name) != here[name]]
     if differing:
         versions = ", ".join(f"{name} {report.programs.get(name)} (here {here[name]})" for name in differing)
