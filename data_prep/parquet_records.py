@@ -74,6 +74,8 @@ def _first_byte(details: Any, size_bytes: int) -> int:
 def _group_rows(
     table: Any, group: int, details: Any, field: str, first_row: int
 ) -> Iterator[tuple[int, partial[Parts]]]:
+    import pyarrow
+
     # all columns count, so this is rather too few rows at a time than too many
     row_bytes = details.total_byte_size // max(details.num_rows, 1) + 1
     batch_rows = min(max(BATCH_BYTES // row_bytes, 1), LARGEST_BATCH_ROWS)
@@ -84,6 +86,9 @@ def _group_rows(
             batch = next(batches, None)
         if batch is None:
             return
+        if batch.nbytes > BATCH_BYTES:
+            # what it took to unpack a long row is given back before its tokens are made
+            pyarrow.default_memory_pool().release_unused()
         for value in batch.column(0):
             yield number, partial(_cell_text, value, field)
             number += 1

@@ -89,7 +89,8 @@ def _write_shard(task: ShardTask, tokenizer: Tokenizer, omissions: _Omissions) -
     ) as writer:
         begin = np.array([] if task.bos_id is None else [task.bos_id], dtype=np.int32)
         for document in _documents(task, omissions):
-            writer.add_tokens(begin)
+            if len(begin) > 0:
+                writer.add_tokens(begin)
             for ids in encode_long(tokenizer.encode, document.parts):
                 writer.add_tokens(ids)
             writer.end_document()

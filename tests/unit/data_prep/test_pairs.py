@@ -16,6 +16,7 @@ from data_prep.preparation import PARTS_FOLDER, execute_here
 from data_prep.progress import SilentProgress
 from data_prep.run import prepare
 from data_prep.shard_reader import iterate_documents
+from pipeline.data.megatron_stream import open_pair
 from tests.support.corpus import SETTINGS, build_request
 from tests.support.shards import EOD_ID, random_documents, write_split
 from tests.unit.data_prep.conftest import Prepared
@@ -56,6 +57,12 @@ def test_megatron_reads_the_documents_that_the_shards_hold(prepared: Prepared, p
         documents = in_megatron(pairs, split)
         assert documents == in_shards(prepared.folder, prepared.manifest, split)
         assert len(documents) > 4
+
+
+def test_training_reads_the_pairs_that_preparation_writes(prepared: Prepared, pairs: Path) -> None:
+    stream = open_pair(pairs / "train", eod_id=prepared.manifest.header.tokenizer.eod_id)
+    tokens = np.concatenate([*stream.pieces(0, len(stream))])
+    assert tokens.tolist() == [token for document in in_megatron(pairs, "train") for token in document]
 
 
 def test_a_folder_of_pairs_holds_nothing_else_that_is_large(pairs: Path) -> None:
