@@ -7,16 +7,15 @@ from data_prep.conversion import finish_folder
 from data_prep.errors import DataError
 from data_prep.files import folder_lock
 from data_prep.journal import JOURNAL_NAME
+from data_prep.leftovers import PARTS_FOLDER, remove_leftovers
 from data_prep.manifest import MANIFEST_NAME, ShardManifest, load_manifest
 from data_prep.pairs import write_pairs
 from data_prep.preparation import (
-    PARTS_FOLDER,
     Executor,
     PrepareRequest,
     describe_difference,
     plan_header,
     prepare_shards,
-    remove_leftovers,
 )
 from data_prep.progress import PrepareProgress
 from data_prep.rejections import check_rejected

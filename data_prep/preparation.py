@@ -1,8 +1,6 @@
 """From text to a finished folder of token shards; who executes the tasks is given from outside."""
 
 import logging
-import re
-import shutil
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from data_prep.errors import DataError
 from data_prep.files import folder_lock, write_atomically
 from data_prep.finding import find_files
 from data_prep.journal import JOURNAL_NAME, append_entry, load_journal, start_journal
+from data_prep.leftovers import remove_leftovers
 from data_prep.manifest import (
     MANIFEST_NAME,
     InputEntry,
@@ -40,11 +39,6 @@ logger = logging.getLogger(__name__)
 
 # Runs tasks in any order, yields each report as it comes, and stops its workers when the generator is closed
 Executor = Callable[[Sequence[ShardTask]], Generator[TaskReport | StoppedTask, None, None]]
-
-# Where shards lie that are to be merged into pairs; an interrupted run goes on with them
-PARTS_FOLDER = ".parts"
-# what either format writes into a folder
-_TOKEN_FILE = re.compile(r"\.?(train|heldout)(-\d{6,}\.tar|\.bin|\.idx)(\.tmp-[0-9a-f]+)?")
 
 
 class PrepareRequest(BaseModel):
@@ -280,12 +274,3 @@ def _complete(
     remove_leftovers(output, keep={shard.name for shard in manifest.shards})
     progress.finish(manifest, num_new_shards=len(finished) - len(work.finished))
     return manifest
-
-
-def remove_leftovers(output: Path, *, keep: set[str]) -> None:
-    """Delete files of tokens that the manifest does not name: of killed workers, and of what was replaced."""
-    shutil.rmtree(output / PARTS_FOLDER, ignore_errors=True)
-    for path in output.iterdir():
-        if _TOKEN_FILE.fullmatch(path.name) and path.name not in keep:
-            logger.info("removing %s: not of the manifest", path)
-            path.unlink()

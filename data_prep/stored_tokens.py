@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -82,12 +83,15 @@ class _Pairs(StoredTokens):
     """The shards of a split are runs of documents in its pair."""
 
     def documents(self, entry: ShardEntry) -> Iterator[NDArray[np.integer]]:
-        return iter(np.split(self._tokens(entry), np.cumsum(self.lengths(entry))[:-1]))
+        tokens, start = self._tokens(entry), 0
+        for length in self.lengths(entry):
+            yield tokens[start : start + length]
+            start += length
 
     def lengths(self, entry: ShardEntry) -> NDArray[np.int64]:
         return read_lengths(
             self._folder / f"{entry.split}.idx",
-            first_document=self._run(entry).first_document,
+            first_document=self._runs[entry.name].first_document,
             num_documents=entry.num_documents,
         )
 
@@ -117,11 +121,13 @@ class _Pairs(StoredTokens):
         if entry.num_tokens == 0:
             return np.empty(0, dtype=dtype)
         tokens = np.memmap(self._folder / f"{entry.split}.bin", dtype=dtype, mode="r")
-        first = self._run(entry).first_token
+        first = self._runs[entry.name].first_token
         return tokens[first : first + entry.num_tokens]
 
-    def _run(self, entry: ShardEntry) -> PairRun:
-        return pair_runs(self._manifest.split_shards(entry.split))[entry.name]
+    @cached_property
+    def _runs(self) -> dict[str, PairRun]:
+        splits = [pair_runs(self._manifest.split_shards(split)) for split in self._manifest.splits]
+        return {name: run for runs in splits for name, run in runs.items()}
 
 
 def pair_runs(entries: tuple[ShardEntry, ...]) -> dict[str, PairRun]:

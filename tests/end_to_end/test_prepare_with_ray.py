@@ -16,8 +16,9 @@ import pytest
 from data_prep.documents import TextFolder
 from data_prep.errors import DataError
 from data_prep.journal import JOURNAL_NAME
+from data_prep.leftovers import PARTS_FOLDER
 from data_prep.manifest import MANIFEST_NAME
-from data_prep.preparation import PARTS_FOLDER, PrepareRequest
+from data_prep.preparation import PrepareRequest
 from data_prep.run import prepare
 from data_prep.tasks import ShardTask, TaskReport
 from tests.support.corpus import build_request, prepare_here, train_small_tokenizer, write_corpus

@@ -8,11 +8,13 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
 from data_prep.conversion import convert
+from data_prep.documents import TextFolder
 from data_prep.errors import DataError
 from data_prep.inspection import inspect_shards
+from data_prep.leftovers import PARTS_FOLDER
 from data_prep.manifest import MANIFEST_NAME, ShardManifest, TokenType, load_manifest
 from data_prep.pair_preparation import prepare_pairs
-from data_prep.preparation import PARTS_FOLDER, execute_here
+from data_prep.preparation import execute_here
 from data_prep.progress import SilentProgress
 from data_prep.run import prepare
 from data_prep.shard_reader import iterate_documents
@@ -187,3 +189,20 @@ def test_another_format_or_setting_is_refused_and_overwritten_when_asked(
         prepare(build_request(prepared.source, prepared.tokenizer, copy))
     prepare(build_request(prepared.source, prepared.tokenizer, copy, overwrite=True))
     assert folder_bytes(copy) == folder_bytes(prepared.folder)
+
+
+def test_text_of_which_nothing_can_be_read_makes_an_empty_pair_and_an_empty_shard(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_bytes(b"\xff")
+    request = build_request(TextFolder(root=tmp_path / "text"), prepared.tokenizer, tmp_path / "shards")
+    settings = SETTINGS.model_copy(update={"heldout_fraction": 0.0})
+    prepare(request.model_copy(update={"settings": settings}))
+    manifest = convert(tmp_path / "shards", tmp_path / "pairs", stored_as="megatron")
+    assert manifest.num_tokens("train") == 0
+    assert (tmp_path / "pairs" / "train.bin").read_bytes() == b""
+    assert inspect_shards(tmp_path / "pairs", verify=True).problems == ()
+    convert(tmp_path / "pairs", tmp_path / "back", stored_as="webdataset")
+    for name in ("train-000000.tar", MANIFEST_NAME):
+        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "shards" / name).read_bytes()
