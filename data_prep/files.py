@@ -1,5 +1,6 @@
 """Files that are either whole or absent, checksums, and the lock of a folder."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -14,11 +15,14 @@ from data_prep.errors import DataError
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` under a temporary name in the same folder, sync it, and rename it to ``path``."""
     temporary = temporary_path(path)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def temporary_path(path: Path) -> Path:
@@ -37,6 +41,24 @@ def publish(temporary: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def room_needed(folder: Path) -> Iterator[None]:
+    """Say in the user's words that a disk is full.
+
+    Raises:
+        DataError: what is inside met the end of the disk, of a quota or of the size that files may have.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DataError(
+            f"{folder} must have room for the tokens, but has not ({error.strerror}); make room and run the "
+            "command again: what is finished is kept"
+        ) from error
 
 
 def file_sha256(path: Path) -> str:

@@ -12,13 +12,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.files import file_sha256
-from data_prep.manifest import ShardEntry, ShardManifest, load_manifest
-from data_prep.shard_reader import document_lengths, iterate_documents
+from data_prep.manifest import ShardEntry, ShardManifest, StoredAs, load_manifest
+from data_prep.stored_tokens import StoredTokens, open_stored
 from data_prep.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = 200
 BAR_CHARACTERS = 40
+_STORED_AS: dict[StoredAs, str] = {"webdataset": "in webdataset shards", "megatron": "in Megatron pairs"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,19 +70,16 @@ def inspect_shards(folder: Path, *, num_samples: int = 2, verify: bool = False) 
         DataError: the folder is not finished, or a shard to sample from is damaged.
     """
     manifest = load_manifest(folder)
-    problems = tuple(find_problems(folder, manifest)) if verify else None
+    stored = open_stored(folder, manifest)
+    problems = tuple(find_problems(stored, manifest)) if verify else None
     damaged = {problem.shard for problem in problems or ()}
     tokenizer = Tokenizer.load(folder / manifest.header.tokenizer.file)
     samples = tuple(
         sample
         for split in manifest.splits
-        for sample in islice(_samples(folder, manifest.split_shards(split), tokenizer, damaged), num_samples)
+        for sample in islice(_samples(stored, manifest.split_shards(split), tokenizer, damaged), num_samples)
     )
-    lengths = [
-        document_lengths(folder / entry.name, tokenizer.eod_id)
-        for entry in manifest.shards
-        if entry.name not in damaged and entry.num_documents > 0
-    ]
+    lengths = [stored.lengths(entry) for entry in manifest.shards if entry.name not in damaged]
     return Inspection(
         folder=folder,
         manifest=manifest,
@@ -107,11 +104,13 @@ def length_bins(lengths: NDArray[np.int64]) -> tuple[LengthBin, ...]:
     )
 
 
-def find_problems(folder: Path, manifest: ShardManifest) -> Iterator[ShardProblem]:
+def find_problems(stored: StoredTokens, manifest: ShardManifest) -> Iterator[ShardProblem]:
     """Compare existence, size, checksum and token counts of every shard with the manifest."""
+    for name, finding in stored.pair_damage():
+        yield ShardProblem(shard=name, finding=finding)
     for entry in manifest.shards:
-        if (finding := _finding(folder / entry.name, entry, manifest.header.tokenizer.eod_id)) is not None:
-            yield ShardProblem(shard=entry.name, finding=finding)
+        if (damage := stored.damage(entry)) is not None:
+            yield ShardProblem(shard=entry.name, finding=damage)
 
 
 def render_inspection(inspection: Inspection) -> RenderableType:
@@ -123,7 +122,8 @@ def render_inspection(inspection: Inspection) -> RenderableType:
         f"{manifest.header.inputs.num_bytes / 1e6:,.1f} MB of text, "
         f"{len(manifest.rejected)} records rejected\n"
         f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, end of document {tokenizer.eod_id}, "
-        f"sha256 {tokenizer.sha256[:12]}; tokens stored as {manifest.header.token_type}"
+        f"sha256 {tokenizer.sha256[:12]}; tokens stored as {manifest.header.token_type}, "
+        f"{_STORED_AS[manifest.header.stored_as]}"
     )
     rejected = [Text(f"rejected: {record.place}: {record.reason}") for record in manifest.rejected]
     panels = [
@@ -140,27 +140,13 @@ def render_inspection(inspection: Inspection) -> RenderableType:
     )
 
 
-def _finding(path: Path, entry: ShardEntry, eod_id: int) -> str | None:
-    if not path.is_file():
-        return "the file is missing"
-    if (size_bytes := path.stat().st_size) != entry.size_bytes:
-        return f"it must have {entry.size_bytes} bytes, but has {size_bytes}"
-    if (sha256 := file_sha256(path)) != entry.sha256:
-        return f"its sha256 must be {entry.sha256}, but is {sha256}"
-    lengths = np.array([len(document) for document in iterate_documents(path, eod_id)], dtype=np.int64)
-    if (counts := (len(lengths), int(lengths.sum()))) != (entry.num_documents, entry.num_tokens):
-        expected = (entry.num_documents, entry.num_tokens)
-        return f"documents and tokens in it must be {expected}, but are {counts}"
-    return None
-
-
 def _samples(
-    folder: Path, entries: tuple[ShardEntry, ...], tokenizer: Tokenizer, damaged: set[str]
+    stored: StoredTokens, entries: tuple[ShardEntry, ...], tokenizer: Tokenizer, damaged: set[str]
 ) -> Iterator[DocumentSample]:
     for entry in entries:
         if entry.name in damaged:
             continue
-        for tokens in iterate_documents(folder / entry.name, tokenizer.eod_id):
+        for tokens in stored.documents(entry):
             yield DocumentSample(
                 split=entry.split,
                 shard=entry.name,

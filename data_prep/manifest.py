@@ -13,6 +13,7 @@ MANIFEST_NAME = "manifest.json"
 
 TokenType = Literal["uint16", "int32"]
 TokenizerKind = Literal["sentencepiece", "huggingface"]
+StoredAs = Literal["webdataset", "megatron"]
 
 
 class _Record(BaseModel):
@@ -65,13 +66,16 @@ class PrepareSettings(_Record):
 
 
 class InputRange(_Record):
-    """The run of input files whose documents one shard holds, in order.
+    """The run of input whose documents one shard holds, in order.
 
+    It goes from ``first_byte`` of the first file to before ``end_byte`` of the last one, or to the end of it.
     A file of many documents is in the range of a shard of each split; ``num_bytes`` is this split's share.
     """
 
     first_file: str
+    first_byte: NonNegativeInt = 0
     last_file: str
+    end_byte: PositiveInt | None = None
     num_files: PositiveInt
     num_bytes: NonNegativeInt
     fingerprint: str
@@ -94,11 +98,15 @@ class RejectedRecord(_Record):
 
 
 class ShardEntry(_Record):
-    """One finished shard."""
+    """One finished shard.
+
+    In a folder of Megatron pairs the shards of a split lie one after the other in its ``.bin``: there a shard
+    is a run of documents, and its size and checksum are those of its tokens.
+    """
 
     name: str
     split: str
-    size_bytes: PositiveInt
+    size_bytes: NonNegativeInt
     sha256: str
     num_tokens: NonNegativeInt
     num_documents: NonNegativeInt
@@ -109,11 +117,21 @@ class ShardEntry(_Record):
     rejected: tuple[RejectedRecord, ...] = ()
 
 
+class PairEntry(_Record):
+    """The Megatron pair of one split: ``.bin`` and ``.idx`` of this name."""
+
+    name: str
+    bin_bytes: NonNegativeInt
+    idx_bytes: PositiveInt
+    idx_sha256: str
+
+
 class PreparationHeader(_Record):
     """Everything the bytes of the shards depend on; two runs with equal headers make equal shards."""
 
     format: Literal["megaponder-token-shards"] = "megaponder-token-shards"
     version: Literal[1] = 1
+    stored_as: StoredAs = "webdataset"
     token_type: TokenType
     tokenizer: TokenizerEntry
     settings: PrepareSettings
@@ -126,6 +144,7 @@ class ShardManifest(_Record):
 
     header: PreparationHeader
     shards: tuple[ShardEntry, ...]
+    pairs: tuple[PairEntry, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:

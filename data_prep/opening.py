@@ -19,6 +19,11 @@ from data_prep.finding import is_url
 class DamagedFileError(Exception):
     """The content of an input file breaks off or cannot be decoded; what was read before it is good."""
 
+    def __init__(self, message: str, *, number: int | None = None) -> None:
+        """Take what was found, and the number of the first record that is lost where it is known."""
+        super().__init__(message)
+        self.number = number
+
 
 # what decompression says about bytes that are wrong or missing
 DAMAGE = (DamagedFileError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstd.ZstdError)

@@ -1,4 +1,4 @@
-"""Which input files make up which shard: a pure function of the inputs' names and sizes.
+"""Which parts of the input make up which shard: a pure function of the inputs' names and sizes.
 
 A file that is one document belongs to the split of its name. A file of many documents is read for both
 splits, and each task keeps the documents of its own: parsing costs little beside tokenization.
@@ -7,8 +7,9 @@ splits, and each task keeps the documents of its own: parsing costs little besid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from data_prep.documents import InputFile, files_fingerprint
+from data_prep.documents import InputFile
 from data_prep.manifest import InputRange, PrepareSettings, ReadSettings
+from data_prep.ranges import FileRange, cut, is_cuttable, ranges_fingerprint
 from data_prep.records import holds_many
 from data_prep.splits import HELDOUT, SPLITS, split_of
 
@@ -19,45 +20,43 @@ LARGEST_SHARD_BYTES = 512 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedShard:
-    """A shard to be made: its name, its run of input files, and the bytes of them that are its split's."""
+    """A shard to be made: its name, its run of input, and how many bytes of that are its split's.
+
+    ``inputs`` is the run as the manifest names it.
+    """
 
     name: str
     split: str
-    files: tuple[InputFile, ...]
-    num_bytes: int
+    ranges: tuple[FileRange, ...]
+    inputs: InputRange
 
-    @property
-    def input_range(self) -> InputRange:
-        """The inputs as the manifest names them."""
-        return InputRange(
-            first_file=self.files[0].path,
-            last_file=self.files[-1].path,
-            num_files=len(self.files),
-            num_bytes=self.num_bytes,
-            fingerprint=files_fingerprint(self.files),
-        )
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """A range, and how many of its bytes are expected to be the split's."""
+
+    part: FileRange
+    num_bytes: int
 
 
 def plan_shards(
     files: Sequence[InputFile], settings: PrepareSettings, reading: ReadSettings
 ) -> list[PlannedShard]:
-    """Cut the files of each split, in their order, into shards of about equal amounts of text.
+    """Cut the input of each split, in the order of the files, into shards of about equal amounts of text.
 
     The number of workers plays no part, so that any number of them writes the same bytes.
     """
     target_bytes = settings.shard_text_bytes or default_shard_bytes(sum(file.size_bytes for file in files))
     shards = []
     for split in SPLITS:
-        shares = [(file, share) for file in files if (share := _share(file, split, settings, reading)) > 0]
-        for number, run in enumerate(_runs(shares, target_bytes)):
-            shards.append(
-                PlannedShard(
-                    name=f"{split}-{number:06d}.tar",
-                    split=split,
-                    files=tuple(file for file, _ in run),
-                    num_bytes=sum(_share_bytes(file, share) for file, share in run),
-                )
-            )
+        pieces = [
+            piece
+            for file in files
+            if (share := _share(file, split, settings, reading)) > 0
+            for piece in _pieces(file, share, target_bytes, reading)
+        ]
+        for number, run in enumerate(_runs(pieces, target_bytes)):
+            shards.append(_shard(f"{split}-{number:06d}.tar", split, run, reading))
     return shards
 
 
@@ -73,20 +72,40 @@ def _share(file: InputFile, split: str, settings: PrepareSettings, reading: Read
     return settings.heldout_fraction if split == HELDOUT else 1 - settings.heldout_fraction
 
 
-def _share_bytes(file: InputFile, share: float) -> int:
-    return round(file.size_bytes * share)
+def _pieces(file: InputFile, share: float, target_bytes: int, reading: ReadSettings) -> Iterator[_Piece]:
+    """Cut a file that has more than a shard's text, if it can be, whatever other files there are."""
+    num_ranges = max(-(-round(file.size_bytes * share) // target_bytes), 1)
+    for part in cut(file, num_ranges if is_cuttable(file, reading) else 1):
+        yield _Piece(part=part, num_bytes=round(part.num_bytes * share))
 
 
-def _runs(
-    shares: Sequence[tuple[InputFile, float]], target_bytes: int
-) -> Iterator[list[tuple[InputFile, float]]]:
-    run: list[tuple[InputFile, float]] = []
+def _runs(pieces: Sequence[_Piece], target_bytes: int) -> Iterator[list[_Piece]]:
+    run: list[_Piece] = []
     run_bytes = 0
-    for file, share in shares:
-        if run and run_bytes + _share_bytes(file, share) > target_bytes:
+    for piece in pieces:
+        if run and run_bytes + piece.num_bytes > target_bytes:
             yield run
             run, run_bytes = [], 0
-        run.append((file, share))
-        run_bytes += _share_bytes(file, share)
+        run.append(piece)
+        run_bytes += piece.num_bytes
     if run:
         yield run
+
+
+def _shard(name: str, split: str, run: Sequence[_Piece], reading: ReadSettings) -> PlannedShard:
+    ranges = tuple(piece.part for piece in run)
+    last = ranges[-1]
+    return PlannedShard(
+        name=name,
+        split=split,
+        ranges=ranges,
+        inputs=InputRange(
+            first_file=ranges[0].file.path,
+            first_byte=ranges[0].start,
+            last_file=last.file.path,
+            end_byte=None if last.stop == last.file.size_bytes else last.stop,
+            num_files=len({part.file.path for part in ranges}),
+            num_bytes=sum(piece.num_bytes for piece in run),
+            fingerprint=ranges_fingerprint(ranges, reading),
+        ),
+    )

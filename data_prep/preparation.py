@@ -1,7 +1,6 @@
 """From text to a finished folder of token shards; who executes the tasks is given from outside."""
 
 import logging
-import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from data_prep.errors import DataError
 from data_prep.files import folder_lock, write_atomically
 from data_prep.finding import find_files
 from data_prep.journal import JOURNAL_NAME, append_entry, load_journal, start_journal
+from data_prep.leftovers import remove_leftovers
 from data_prep.manifest import (
     MANIFEST_NAME,
     InputEntry,
@@ -22,6 +22,7 @@ from data_prep.manifest import (
     RejectedRecord,
     ShardEntry,
     ShardManifest,
+    StoredAs,
     TokenizerEntry,
     load_manifest,
     save_manifest,
@@ -39,8 +40,6 @@ logger = logging.getLogger(__name__)
 # Runs tasks in any order, yields each report as it comes, and stops its workers when the generator is closed
 Executor = Callable[[Sequence[ShardTask]], Generator[TaskReport | StoppedTask, None, None]]
 
-_SHARD_FILE = re.compile(r"\.?(train|heldout)-\d{6,}\.tar(\.tmp-[0-9a-f]+)?")
-
 
 class PrepareRequest(BaseModel):
     """What to prepare, and how. Only ``settings`` and the tokenizer decide the bytes of the shards."""
@@ -53,7 +52,11 @@ class PrepareRequest(BaseModel):
     eod_token: str | None = Field(default=None, description="ends documents; only for a tokenizer.json")
     bos_token: str | None = Field(default=None, description="begins documents; None adds nothing")
     settings: PrepareSettings = PrepareSettings()
+    stored_as: StoredAs = Field(default="webdataset", description="shards, or a Megatron pair of each split")
     workers: NonNegativeInt = Field(default=2, description="Ray workers; 0 runs in this process, without Ray")
+    ray_address: str | None = Field(
+        default=None, description="HOST:PORT of a running Ray; None starts one of the command's own"
+    )
     overwrite: bool = Field(default=False, description="replace shards made from other text or settings")
     max_bad_records: NonNegativeInt = Field(
         default=DEFAULT_MAX_BAD_RECORDS, description="records without text that may be left out"
@@ -102,24 +105,30 @@ def prepare_shards(request: PrepareRequest, execute: Executor, progress: Prepare
 
 def _survey(request: PrepareRequest) -> _Work:
     """Compare what is asked for with what is there; nothing is written."""
-    tokenizer = Tokenizer.load(request.tokenizer, eod_token=request.eod_token)
     files = find_files(request.source)
-    header = _header(request, tokenizer, files)
+    header = _header(request, files).model_copy(update={"stored_as": "webdataset"})
     shards = plan_shards(files, request.settings, request.source.reading)
     previous, entries = _previous_state(request)
     if previous is not None and previous != header and not request.overwrite:
-        raise DataError(
-            f"{request.output} must be prepared from the text, tokenizer and settings it was begun with, "
-            f"but {_difference(previous, header)}; choose a fresh output folder, "
-            "or --overwrite to replace the shards"
-        )
+        raise DataError(describe_difference(request.output, previous, header))
     same_bytes = previous is not None and previous.model_copy(update={"inputs": header.inputs}) == header
     finished = _still_valid(request.output, shards, entries) if same_bytes else {}
     return _Work(header=header, shards=shards, finished=finished)
 
 
-def _header(request: PrepareRequest, tokenizer: Tokenizer, files: Sequence[InputFile]) -> PreparationHeader:
+def plan_header(request: PrepareRequest) -> PreparationHeader:
+    """What the manifest will say of the tokenizer, the input and the settings; no text is read.
+
+    Raises:
+        DataError: there is no such text or tokenizer.
+    """
+    return _header(request, find_files(request.source))
+
+
+def _header(request: PrepareRequest, files: Sequence[InputFile]) -> PreparationHeader:
+    tokenizer = Tokenizer.load(request.tokenizer, eod_token=request.eod_token)
     return PreparationHeader(
+        stored_as=request.stored_as,
         token_type=token_type_for(tokenizer.vocab_size),
         tokenizer=TokenizerEntry(
             kind=tokenizer.kind,
@@ -158,8 +167,8 @@ def _previous_state(request: PrepareRequest) -> tuple[PreparationHeader | None, 
 def _still_valid(
     output: Path, shards: Sequence[PlannedShard], entries: Iterable[ShardEntry]
 ) -> dict[str, ShardEntry]:
-    """Entries whose shard is planned again from the same files, and lies in the folder with its full size."""
-    planned = {shard.name: shard.input_range for shard in shards}
+    """Entries whose shard is planned again from the same input, and lies in the folder with its full size."""
+    planned = {shard.name: shard.inputs for shard in shards}
     return {
         entry.name: entry
         for entry in entries
@@ -171,11 +180,15 @@ def _size_bytes(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _difference(previous: PreparationHeader, header: PreparationHeader) -> str:
-    """Name every field that differs, with both values."""
+def describe_difference(output: Path, previous: PreparationHeader, header: PreparationHeader) -> str:
+    """The message that names every field that differs, with both values."""
     before, now = _flat(previous.model_dump()), _flat(header.model_dump())
     changed = [key for key in now if before.get(key) != now[key]]
-    return ", ".join(f"{key} was {before.get(key)} and is {now[key]} now" for key in changed)
+    difference = ", ".join(f"{key} was {before.get(key)} and is {now[key]} now" for key in changed)
+    return (
+        f"{output} must be prepared from the text, tokenizer and settings it was begun with, "
+        f"but {difference}; choose a fresh output folder, or --overwrite to replace the shards"
+    )
 
 
 def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
@@ -215,7 +228,7 @@ def _run(
         WorkTotals(
             num_shards=len(tasks),
             num_skipped_shards=len(work.finished),
-            text_bytes=sum(shard.num_bytes for shard in work.missing),
+            text_bytes=sum(shard.inputs.num_bytes for shard in work.missing),
         )
     )
     entries: dict[str, ShardEntry] = {}
@@ -258,13 +271,6 @@ def _complete(
     write_rejected(output, manifest.rejected)
     save_manifest(manifest, output)
     (output / JOURNAL_NAME).unlink()
-    _remove_leftovers(output, keep={shard.name for shard in manifest.shards})
+    remove_leftovers(output, keep={shard.name for shard in manifest.shards})
     progress.finish(manifest, num_new_shards=len(finished) - len(work.finished))
     return manifest
-
-
-def _remove_leftovers(output: Path, *, keep: set[str]) -> None:
-    for path in output.iterdir():
-        if _SHARD_FILE.fullmatch(path.name) and path.name not in keep:
-            logger.info("removing %s: no shard of the manifest", path)
-            path.unlink()

@@ -1,42 +1,61 @@
 """The documents in one input file, and what in it could not become one."""
 
-import json
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
 
-from data_prep.documents import FileFormat, InputFile, file_format
+from data_prep.bad_records import BadRecordError
+from data_prep.documents import InputFile, file_format
+from data_prep.json_records import json_text
+from data_prep.lines import count_lines_before, read_lines
 from data_prep.manifest import ReadSettings
-from data_prep.opening import DAMAGE, DamagedFileError, open_decompressed, open_input
-
-PARQUET_BATCH_ROWS = 64
-LONGEST_SHOWN_CHARACTERS = 60
+from data_prep.opening import DAMAGE, DamagedFileError, open_decompressed
+from data_prep.parquet_records import read_rows
+from data_prep.ranges import FileRange, is_cuttable
+from data_prep.tar_records import read_members
+from data_prep.texts import Parts, utf8_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """A text; ``line`` counts lines, rows or tar members from 1 and is None for a whole file."""
+    """A text. ``position`` tells it from the others of its file; it is None for a whole file."""
 
-    line: int | None
-    text: str
+    position: int | None
+    parts: Parts
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no character in it."""
+        return self.parts == ()
+
+    @property
+    def text(self) -> str:
+        """All of it in one string."""
+        return "".join(self.parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRecord:
-    """A place in a file that holds no document, and why."""
+    """A place that holds no document, and why.
+
+    ``line`` counts lines, rows or tar members of the file from 1, and is None for a whole file.
+    """
 
     line: int | None
     reason: str
 
 
-class _BadRecordError(Exception):
-    """The record at hand holds no text; the message says why."""
+# chooses records by their position
+Choice = Callable[[int | None], bool]
 
 
-# One record before it is understood: its number, and a function that makes its text
-_Item = tuple[int | None, Callable[[], str]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """One record before it is understood; ``number`` counts from the beginning of the range."""
+
+    position: int | None
+    number: int | None
+    make_parts: Callable[[], Parts]
 
 
 def holds_many(file: InputFile, reading: ReadSettings) -> bool:
@@ -44,172 +63,97 @@ def holds_many(file: InputFile, reading: ReadSettings) -> bool:
     return file_format(file.path, reading) != "text"
 
 
-def document_name(file: InputFile, line: int | None) -> str:
-    """Name of a document, by which it is put into a split: no other document has it."""
-    return file.path if line is None else f"{file.path}:{line}"
+def document_name(file: InputFile, position: int | None) -> str:
+    """Name of a document, by which it is put into a split: no other document has it.
+
+    Args:
+        file: the file it is in.
+        position: None for a whole file; the byte at which its line begins, so that the name does not depend
+            on who reads the file from where; where a file is always read from its beginning or says itself
+            which row is where, the number of the line, row or member.
+    """
+    return file.path if position is None else f"{file.path}:{position}"
 
 
 def read_records(
-    file: InputFile, reading: ReadSettings, wanted: Callable[[int | None], bool] = lambda line: True
+    part: FileRange, reading: ReadSettings, wanted: Choice = lambda position: True
 ) -> Iterator[Document | BadRecord]:
-    """Read a file's documents in order, one in memory at a time.
+    """Read the documents of a range in order, one in memory at a time.
 
     A bad record does not end the file. Bytes that cannot be decompressed or a file that breaks off do: they
     are the last record.
 
     Args:
-        file: the file as it was listed.
+        part: what to read of a file as it was listed.
         reading: where in a record the text is.
-        wanted: chooses records by their number; others are not even understood.
+        wanted: chooses records by their positions; others are not even understood.
     Raises:
         DataError: the file is gone, or changed since it was listed.
     """
-    line: int | None = None
-    kind = file_format(file.path, reading)
-    try:
-        for line, make_text in _items(kind, file, reading.text_field):
-            if wanted(line):
-                yield _understood(line, make_text)
-    except DAMAGE as error:
-        broken = None if kind == "text" else (line or 0) + 1
-        if wanted(broken):
-            prefix = "" if isinstance(error, DamagedFileError) else "cannot be read any further: "
-            yield BadRecord(line=broken, reason=f"{prefix}{error}")
+    return _Reader(part, reading, wanted).records()
 
 
-def _items(kind: FileFormat, file: InputFile, field: str) -> Iterator[_Item]:
-    match kind:
-        case "text":
-            return _whole_text(file)
-        case "lines":
-            return _text_lines(file)
-        case "jsonl":
-            return _json_lines(file, field)
-        case "parquet":
-            return _parquet_rows(file, field)
-        case "tar":
-            return _tar_members(file)
+class _Reader:
+    """Reads one range."""
 
+    def __init__(self, part: FileRange, reading: ReadSettings, wanted: Choice) -> None:
+        self._part = part
+        self._reading = reading
+        self._wanted = wanted
+        self._kind = file_format(part.file.path, reading)
 
-def _understood(line: int | None, make_text: Callable[[], str]) -> Document | BadRecord:
-    try:
-        return Document(line=line, text=make_text())
-    except UnicodeDecodeError as error:
-        return BadRecord(line=line, reason=f"not UTF-8 at byte {error.start}: {error.reason}")
-    except _BadRecordError as error:
-        return BadRecord(line=line, reason=str(error))
-
-
-def _whole_text(file: InputFile) -> Iterator[_Item]:
-    with open_decompressed(file) as stream:
-        yield None, partial(_utf8, stream.read())
-
-
-def _text_lines(file: InputFile) -> Iterator[_Item]:
-    for number, line in _lines(file):
-        yield number, partial(_utf8, line.rstrip(b"\r\n"))
-
-
-def _json_lines(file: InputFile, field: str) -> Iterator[_Item]:
-    for number, line in _lines(file):
-        if not line.isspace():
-            yield number, partial(_json_text, line, field)
-
-
-def _lines(file: InputFile) -> Iterator[tuple[int, bytes]]:
-    with open_decompressed(file) as stream:
-        yield from enumerate(stream, start=1)
-
-
-def _utf8(content: bytes) -> str:
-    return content.decode("utf-8")
-
-
-def _json_text(content: bytes, field: str) -> str:
-    try:
-        record = json.loads(content.decode("utf-8"))
-    except json.JSONDecodeError as error:
-        raise _BadRecordError(f"not JSON: {error.msg} at character {error.pos}") from error
-    except RecursionError as error:
-        raise _BadRecordError("not JSON that can be read: it is nested too deeply") from error
-    if not isinstance(record, dict):
-        raise _BadRecordError(f"a record must be a JSON object, but is {_shown(record)}")
-    if field not in record:
-        raise _BadRecordError(f"no field {field!r}, only {_shown(sorted(record))}")
-    return _checked_text(record[field], field)
-
-
-def _checked_text(value: object, field: str) -> str:
-    if not isinstance(value, str):
-        raise _BadRecordError(f"field {field!r} must be text, but is {_shown(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        # JSON can spell half of a surrogate pair, which is no character
-        raise _BadRecordError(f"half a character at position {error.start} of field {field!r}") from error
-    return value
-
-
-def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= LONGEST_SHOWN_CHARACTERS else f"{shown[:LONGEST_SHOWN_CHARACTERS]}..."
-
-
-def _parquet_rows(file: InputFile, field: str) -> Iterator[_Item]:
-    # only workers that meet a parquet file pay for Arrow
-    import pyarrow
-    import pyarrow.parquet
-
-    with open_input(file) as stream:
+    def records(self) -> Iterator[Document | BadRecord]:
+        number: int | None = None
         try:
-            table = pyarrow.parquet.ParquetFile(stream)
-            if field not in table.schema_arrow.names:
-                raise DamagedFileError(f"no column {field!r}, only {_shown(table.schema_arrow.names)}")
-            number = 0
-            for batch in table.iter_batches(PARQUET_BATCH_ROWS, columns=[field], use_threads=False):
-                for value in batch.column(0):
-                    number += 1
-                    yield number, partial(_cell_text, value, field)
-        except (pyarrow.ArrowException, OSError) as error:
-            # Arrow's own errors have no number; those of the disk or the network do
-            if getattr(error, "errno", None) is not None:
-                raise
-            raise DamagedFileError(str(error)) from error
+            for record in self._found():
+                number = record.number
+                if self._wanted(record.position):
+                    yield self._understood(record)
+        except DAMAGE as error:
+            first_lost = getattr(error, "number", None) or (number or 0) + 1
+            broken = None if self._kind == "text" else first_lost
+            if self._wanted(broken):
+                prefix = "" if isinstance(error, DamagedFileError) else "cannot be read any further: "
+                yield BadRecord(line=broken, reason=f"{prefix}{error}")
 
+    def _found(self) -> Iterator[_Record]:
+        match self._kind:
+            case "text":
+                with open_decompressed(self._part.file) as stream:
+                    make_parts = partial(utf8_text, stream.read())
+                yield _Record(position=None, number=None, make_parts=make_parts)
+            case "tar":
+                for number, make_text in read_members(self._part.file):
+                    yield _Record(position=number, number=number, make_parts=make_text)
+            case "parquet":
+                for number, make_text in read_rows(self._part, self._reading.text_field):
+                    yield _Record(position=number, number=number, make_parts=make_text)
+            case "lines" | "jsonl":
+                yield from self._lines()
 
-def _cell_text(value: Any, field: str) -> str:
-    return _checked_text(value.as_py(), field)
+    def _lines(self) -> Iterator[_Record]:
+        is_json = self._kind == "jsonl"
+        for line in read_lines(self._part, self._reading):
+            if is_json and line.content.isspace():
+                continue
+            make_parts = (
+                partial(json_text, line.content, self._reading.text_field)
+                if is_json
+                else partial(utf8_text, line.content.rstrip(b"\r\n"))
+            )
+            yield _Record(position=line.position, number=line.number, make_parts=make_parts)
 
-
-def _tar_members(file: InputFile) -> Iterator[_Item]:
-    has_text = False
-    with open_decompressed(file) as stream:
+    def _understood(self, record: _Record) -> Document | BadRecord:
         try:
-            with tarfile.open(fileobj=stream, mode="r|", tarinfo=_CheckedMember) as tar:
-                for number, member in enumerate(tar, start=1):
-                    if member.isfile() and member.name.endswith(".txt"):
-                        has_text = True
-                        yield number, partial(_utf8, _member_bytes(tar, member))
-        except tarfile.TarError as error:
-            raise DamagedFileError(str(error)) from error
-    if not has_text:
-        raise DamagedFileError("no member ends in .txt")
+            return Document(position=record.position, parts=record.make_parts())
+        except UnicodeDecodeError as error:
+            reason = f"not UTF-8 at byte {error.start}: {error.reason}"
+        except BadRecordError as error:
+            reason = str(error)
+        line = None if record.number is None else self._num_lines_before + record.number
+        return BadRecord(line=line, reason=reason)
 
-
-def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    reader = tar.extractfile(member)
-    assert reader is not None, "a plain file has content"
-    return reader.read()
-
-
-class _CheckedMember(tarfile.TarInfo):
-    """A member whose absence is noticed: tarfile takes an archive without its end mark for a whole one."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_CheckedMember":
-        try:
-            return super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"the archive breaks off or is damaged: {error}") from error
+    @cached_property
+    def _num_lines_before(self) -> int:
+        is_numbered_by_range = self._kind != "parquet" and is_cuttable(self._part.file, self._reading)
+        return count_lines_before(self._part) if is_numbered_by_range and self._part.start > 0 else 0

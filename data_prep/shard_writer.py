@@ -42,8 +42,11 @@ class ShardWriter:
         self._dtype = token_dtype(token_type)
         self._eod = np.array([eod_id], dtype=self._dtype)
         self._member_tokens = member_tokens
+        # tokens of the sample at hand, the lengths of its finished pieces, and that of the one at hand
         self._pending: list[NDArray[np.integer]] = []
         self._num_pending_tokens = 0
+        self._lengths: list[int] = []
+        self._num_piece_tokens = 0
         self._num_tokens = 0
         self._num_documents = 0
         self._num_members = 0
@@ -58,21 +61,33 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        finally:
+            self._temporary.unlink(missing_ok=True)
 
     def add_document(self, ids: NDArray[np.integer]) -> None:
         """Append a document's tokens and its end-of-document token."""
-        document = np.concatenate([ids.astype(self._dtype, copy=False), self._eod])
-        self._num_documents += 1
-        self._num_tokens += len(document)
-        while len(document) > 0:
+        self.add_tokens(ids)
+        self.end_document()
+
+    def add_tokens(self, ids: NDArray[np.integer]) -> None:
+        """Append tokens to the document at hand; in how many calls it is given leaves no trace."""
+        self._num_tokens += len(ids)
+        while len(ids) > 0:
             room = self._member_tokens - self._num_pending_tokens
-            piece, document = document[:room], document[room:]
+            piece, ids = ids[:room].astype(self._dtype, copy=False), ids[room:]
             self._pending.append(piece)
             self._num_pending_tokens += len(piece)
+            self._num_piece_tokens += len(piece)
             if self._num_pending_tokens == self._member_tokens:
                 self._write_member()
+
+    def end_document(self) -> None:
+        """Append the end-of-document token; the next tokens are another document's."""
+        self.add_tokens(self._eod)
+        self._end_piece()
+        self._num_documents += 1
 
     def finish(self) -> WrittenShard:
         """Write what is pending, sync the file, and give it its name."""
@@ -92,13 +107,20 @@ class ShardWriter:
         )
 
     def _write_member(self) -> None:
+        self._end_piece()
         key = f"{self._num_members:06d}"
-        lengths = np.array([len(piece) for piece in self._pending], dtype=LENGTH_DTYPE)
+        lengths = np.array(self._lengths, dtype=LENGTH_DTYPE)
         self._write_file(f"{key}.{LENGTHS_FIELD}", encode_npy(lengths))
         self._write_file(f"{key}.{TOKENS_FIELD}", encode_npy(np.concatenate(self._pending)))
         self._num_members += 1
         self._pending = []
         self._num_pending_tokens = 0
+        self._lengths = []
+
+    def _end_piece(self) -> None:
+        if self._num_piece_tokens > 0:
+            self._lengths.append(self._num_piece_tokens)
+            self._num_piece_tokens = 0
 
     def _write_file(self, name: str, content: bytes) -> None:
         # a fresh TarInfo has owner, group and time zero: bytes depend on nothing but the content

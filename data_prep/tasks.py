@@ -1,4 +1,4 @@
-"""What one worker does: a run of input files becomes one shard."""
+"""What one worker does: a run of input becomes one shard."""
 
 import functools
 import time
@@ -10,9 +10,11 @@ import numpy as np
 
 from data_prep.documents import InputFile
 from data_prep.errors import DataError
+from data_prep.files import room_needed
+from data_prep.long_documents import encode_long
 from data_prep.manifest import ReadSettings, RejectedRecord, ShardEntry, TokenType
 from data_prep.plan import PlannedShard
-from data_prep.records import BadRecord, document_name, read_records
+from data_prep.records import BadRecord, Document, document_name, read_records
 from data_prep.shard_writer import ShardWriter, WrittenShard
 from data_prep.splits import split_of
 from data_prep.tokenizer import Tokenizer
@@ -61,16 +63,18 @@ class _Omissions:
 
 
 def tokenize_shard(task: ShardTask) -> TaskReport | StoppedTask:
-    """Tokenize the task's files into its shard; running it again writes the same bytes.
+    """Tokenize the task's input into its shard; running it again writes the same bytes.
 
     Raises:
-        DataError: the tokenizer or an input file is not what it was when the work was planned.
+        DataError: the tokenizer or an input file is not what it was when the work was planned, or the disk is
+            full.
     """
     start = time.monotonic()
     tokenizer = _load_tokenizer(task.tokenizer, task.tokenizer_sha256)
     omissions = _Omissions()
     try:
-        written = _write_shard(task, tokenizer, omissions)
+        with room_needed(task.output):
+            written = _write_shard(task, tokenizer, omissions)
     except _TooManyBadRecordsError:
         return StoppedTask(rejected=tuple(omissions.rejected))
     return TaskReport(entry=_entry(task, written, omissions), seconds=time.monotonic() - start)
@@ -83,30 +87,34 @@ def _write_shard(task: ShardTask, tokenizer: Tokenizer, omissions: _Omissions) -
         eod_id=task.eod_id,
         member_tokens=task.member_tokens,
     ) as writer:
-        first = np.array([] if task.bos_id is None else [task.bos_id], dtype=np.int32)
-        for ids in tokenizer.encode_batch(_documents(task, omissions)):
-            writer.add_document(np.concatenate([first, ids]))
+        begin = np.array([] if task.bos_id is None else [task.bos_id], dtype=np.int32)
+        for document in _documents(task, omissions):
+            if len(begin) > 0:
+                writer.add_tokens(begin)
+            for ids in encode_long(tokenizer.encode, document.parts):
+                writer.add_tokens(ids)
+            writer.end_document()
         return writer.finish()
 
 
-def _documents(task: ShardTask, omissions: _Omissions) -> Iterator[str]:
-    for file in task.shard.files:
-        wanted = functools.partial(_is_in_split, task, file)
-        for record in read_records(file, task.reading, wanted):
+def _documents(task: ShardTask, omissions: _Omissions) -> Iterator[Document]:
+    for part in task.shard.ranges:
+        wanted = functools.partial(_is_in_split, task, part.file)
+        for record in read_records(part, task.reading, wanted):
             if isinstance(record, BadRecord):
                 omissions.rejected.append(
-                    RejectedRecord(path=file.path, line=record.line, reason=record.reason)
+                    RejectedRecord(path=part.file.path, line=record.line, reason=record.reason)
                 )
                 if len(omissions.rejected) > task.max_bad_records:
                     raise _TooManyBadRecordsError
-            elif record.text:
-                yield record.text
-            else:
+            elif record.is_empty:
                 omissions.num_empty += 1
+            else:
+                yield record
 
 
-def _is_in_split(task: ShardTask, file: InputFile, line: int | None) -> bool:
-    return split_of(document_name(file, line), task.heldout_fraction) == task.shard.split
+def _is_in_split(task: ShardTask, file: InputFile, position: int | None) -> bool:
+    return split_of(document_name(file, position), task.heldout_fraction) == task.shard.split
 
 
 def _entry(task: ShardTask, written: WrittenShard, omissions: _Omissions) -> ShardEntry:
@@ -119,7 +127,7 @@ def _entry(task: ShardTask, written: WrittenShard, omissions: _Omissions) -> Sha
         num_documents=written.num_documents,
         num_members=written.num_members,
         tokenizer_sha256=task.tokenizer_sha256,
-        inputs=task.shard.input_range,
+        inputs=task.shard.inputs,
         num_empty_documents=omissions.num_empty,
         rejected=tuple(omissions.rejected),
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +63,6 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> NDArray[np.int32]:
         """Token ids of one text, without the end-of-document id."""
-
-    def encode_batch(self, texts: Iterable[str]) -> Iterator[NDArray[np.int32]]:
-        """Token ids of each text in turn; one text's ids are in memory at a time."""
-        return (self.encode(text) for text in texts)
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:

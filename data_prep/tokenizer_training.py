@@ -16,6 +16,8 @@ from data_prep.documents import InputFile, TextFiles, TextFolder, files_fingerpr
 from data_prep.errors import DataError
 from data_prep.files import write_atomically
 from data_prep.finding import find_files
+from data_prep.manifest import RejectedRecord
+from data_prep.ranges import whole
 from data_prep.records import BadRecord, document_name, holds_many, read_records
 from data_prep.sentencepiece_tokenizer import SentencePieceTokenizer
 from data_prep.splits import TRAIN, name_fraction, split_of
@@ -112,19 +114,20 @@ def _texts(training: TokenizerTraining, sample: Sequence[InputFile]) -> Iterator
     """Documents of the sample, the last one cut, until ``sample_bytes`` are reached."""
     remaining = training.sample_bytes
     for file in sample:
-        for record in read_records(file, training.source.reading, partial(_is_train, training, file)):
+        for record in read_records(whole(file), training.source.reading, partial(_is_train, training, file)):
             if isinstance(record, BadRecord):
-                name = document_name(file, record.line)
-                logger.info("the tokenizer's sample leaves out %s: %s", name, record.reason)
+                place = RejectedRecord(path=file.path, line=record.line, reason=record.reason).place
+                logger.info("the tokenizer's sample leaves out %s: %s", place, record.reason)
                 continue
-            yield record.text[:remaining]
-            remaining -= len(record.text.encode())
+            text = record.text
+            yield text[:remaining]
+            remaining -= len(text.encode())
             if remaining <= 0:
                 return
 
 
-def _is_train(training: TokenizerTraining, file: InputFile, line: int | None) -> bool:
-    return split_of(document_name(file, line), training.heldout_fraction) == TRAIN
+def _is_train(training: TokenizerTraining, file: InputFile, position: int | None) -> bool:
+    return split_of(document_name(file, position), training.heldout_fraction) == TRAIN
 
 
 def _train(training: TokenizerTraining, lines: Sequence[str]) -> bytes:

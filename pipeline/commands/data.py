@@ -1,7 +1,7 @@
 """`megaponder data`: raw text to token shards, and a look at them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -28,6 +28,7 @@ app.command(epilog=data_index.EPILOG)(data_index.index)
         "megaponder data prepare corpus/ --tokenizer tokenizer.model --output runs/data",
         "megaponder data prepare 'web/*.jsonl.zst' books.parquet --tokenizer tokenizer.model -o runs/data",
         "megaponder data prepare --python-stdlib --tokenizer tokenizer.model --output runs/data --workers 4",
+        "megaponder data prepare corpus/ --tokenizer tokenizer.json -o runs/data --format megatron",
     )
 )
 def prepare(
@@ -62,6 +63,15 @@ def prepare(
     workers: Annotated[
         int, typer.Option(min=0, metavar="N", help="Ray workers; 0 uses this process alone.")
     ] = 2,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Head of a running Ray to work on, of which this machine is a node, instead of an own one. "
+            "All its machines need this package and the same paths to input and output; it is not stopped.",
+            show_default=False,
+        ),
+    ] = None,
     max_bad_records: Annotated[
         int,
         typer.Option(
@@ -71,13 +81,23 @@ def prepare(
             "leave out and list in rejected.jsonl; one more stops the run.",
         ),
     ] = 100,
+    stored_as: Annotated[
+        Literal["webdataset", "megatron"],
+        typer.Option(
+            "--format",
+            help="webdataset: numbered tars. megatron: a .bin/.idx pair of each split, which takes twice the "
+            "space until it is merged.",
+        ),
+    ] = "webdataset",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace shards that were made from other text or settings.")
     ] = False,
 ) -> None:
-    """Tokenize text into webdataset shards with a manifest.
+    """Tokenize text into webdataset shards or Megatron pairs, with a manifest.
 
-    A second run makes only what is missing; shards of an unchanged input are kept.
+    A second run makes only what is missing; shards of an unchanged input are kept. Workers share large files
+    of JSON lines, lines or parquet rows; a compressed file or a tar is one worker's. Of a document a worker
+    holds the bytes, not the tokens.
     """
     from data_prep.manifest import PrepareSettings
     from data_prep.preparation import PrepareRequest
@@ -95,11 +115,13 @@ def prepare(
         bos_token=bos_token,
         settings=PrepareSettings(heldout_fraction=heldout_fraction),
         workers=workers,
+        ray_address=ray_address,
+        stored_as=stored_as,
         max_bad_records=max_bad_records,
         overwrite=overwrite,
     )
     prepare_shards(request, build_progress(Console(stderr=True)))
-    typer.echo(f"shards and manifest are in {output}")
+    typer.echo(f"tokens and manifest are in {output}")
 
 
 @app.command(
@@ -120,3 +142,24 @@ def inspect(
     inspection = inspect_shards(folder, num_samples=samples, verify=verify)
     Console().print(render_inspection(inspection))
     raise typer.Exit(ExitCode.CRASH if inspection.problems else ExitCode.DONE)
+
+
+@app.command(
+    epilog=examples(
+        "megaponder data convert runs/data runs/pairs --to megatron",
+        "megaponder data convert runs/pairs runs/data --to webdataset",
+    )
+)
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder with manifest.json.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="Empty or absent folder.")],
+    to: Annotated[Literal["webdataset", "megatron"], typer.Option("--to", help="Format to write.")],
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Shards to copy at once.")] = 2,
+) -> None:
+    """Write prepared tokens in the other format; no token changes, and checksums are compared."""
+    from data_prep.conversion import convert as convert_folder
+
+    set_up_logging()
+    manifest = convert_folder(source, destination, stored_as=to, num_threads=workers)
+    num_tokens = sum(manifest.num_tokens(split) for split in manifest.splits)
+    typer.echo(f"{num_tokens:,} tokens and their manifest are in {destination}")

@@ -1,6 +1,7 @@
 """Whole preparations of files with many documents each, mixed with files that are one."""
 
 import gzip
+import itertools
 import json
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -60,7 +61,8 @@ def test_every_record_is_once_in_the_split_of_its_name(
 ) -> None:
     manifest = prepare_content(prepared, str(inputs), tmp_path / "shards")
     names = {f"a.jsonl.gz:{n + 1}": record(n) for n in range(NUM_RECORDS)}
-    names |= {f"b.jsonl:{n + 1}": record(n) for n in range(20)}
+    starts = [0, *itertools.accumulate(len(json.dumps({"content": record(n)})) + 1 for n in range(20))]
+    names |= {f"b.jsonl:{start}": record(n) for n, start in enumerate(starts[:20])}
     names["c.txt"] = "one document\nof two lines"
     for split in ("train", "heldout"):
         expected = [text for name, text in names.items() if split_of(name, 0.3) == split]

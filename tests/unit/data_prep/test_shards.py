@@ -61,6 +61,18 @@ def test_the_bytes_depend_on_the_documents_alone(tmp_path: Path) -> None:
         assert {(member.mtime, member.uid, member.gid, member.uname) for member in tar} == {(0, 0, 0, "")}
 
 
+@pytest.mark.parametrize("part_tokens", [1, 7, 64, 1000])
+def test_a_document_that_comes_in_parts_leaves_no_trace_of_them(tmp_path: Path, part_tokens: int) -> None:
+    expected = write(tmp_path / "whole.tar")
+    with ShardWriter(tmp_path / "parts.tar", token_type="uint16", eod_id=EOD_ID, member_tokens=64) as writer:
+        for document in DOCUMENTS:
+            for start in range(0, len(document), part_tokens):
+                writer.add_tokens(np.array(document[start : start + part_tokens], dtype=np.int32))
+            writer.end_document()
+        assert writer.finish() == expected
+    assert (tmp_path / "parts.tar").read_bytes() == (tmp_path / "whole.tar").read_bytes()
+
+
 def test_a_shard_appears_under_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="interrupted"):
         write_half(tmp_path / "a.tar")

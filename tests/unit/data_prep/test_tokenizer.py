@@ -38,13 +38,6 @@ def test_ids_are_below_the_vocabulary_size(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("def \u6f22").max() < VOCAB_SIZE
 
 
-def test_a_batch_is_encoded_text_by_text(tokenizer: Tokenizer) -> None:
-    texts = ["def value", "", "return \u2581"]
-    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == [
-        tokenizer.encode(text).tolist() for text in texts
-    ]
-
-
 def test_pieces_show_spaces_and_bytes_and_reserved_ids(tokenizer: Tokenizer) -> None:
     assert tokenizer.pieces([tokenizer.eod_id]) == ["<|endoftext|>"]
     assert tokenizer.pieces(tokenizer.encode("\n")) == ["<0x0A>"]

@@ -57,10 +57,12 @@ def test_records_of_one_file_are_sampled_without_the_held_out_ones(
     prepared: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     numbers = range(1, 2001)
-    train = [n for n in numbers if split_of(f"a.jsonl:{n}", 0.3) == TRAIN]
-    words = {n: "train words" if n in set(train) else "ZZZZZ" for n in numbers}
-    lines = [json.dumps({"text": f"{words[n]} {n % 7}"}) for n in numbers]
-    lines[train[0] - 1] = "broken"
+    # every line has 29 bytes, so that its position tells its number
+    train = [n for n in numbers if split_of(f"a.jsonl:{29 * (n - 1)}", 0.3) == TRAIN]
+    words = {n: "train words" if n in set(train) else "ZZZZZZZZZZZ" for n in numbers}
+    lines = [json.dumps({"text": f"{words[n]} {n % 7}"}).ljust(28) for n in numbers]
+    assert {len(line) for line in lines} == {28}
+    lines[train[0] - 1] = "broken".ljust(28)
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     source = TextFiles(inputs=(str(tmp_path / "a.jsonl"),))
     with caplog.at_level("INFO"):

@@ -1,0 +1,111 @@
+"""Shards to Megatron pairs and back, token by token."""
+
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_prep.errors import DataError
+from data_prep.files import room_needed, write_atomically
+from data_prep.manifest import (
+    PreparationHeader,
+    ShardEntry,
+    ShardManifest,
+    StoredAs,
+    load_manifest,
+    save_manifest,
+)
+from data_prep.pairs import write_pairs
+from data_prep.rejections import write_rejected
+from data_prep.shard_writer import ShardWriter
+from data_prep.special_tokens import SPECIAL_TOKENS_NAME
+from data_prep.stored_tokens import StoredTokens, open_stored
+
+
+def convert(source: Path, destination: Path, *, stored_as: StoredAs, num_threads: int = 2) -> ShardManifest:
+    """Write the tokens of a prepared folder in the other format.
+
+    Checksums are compared on reading. The destination appears when it is whole; shards that are converted and
+    converted back have the bytes they had.
+
+    Raises:
+        DataError: the source is damaged or stored so already, or the destination has something in it.
+    """
+    manifest = load_manifest(source)
+    if manifest.header.stored_as == stored_as:
+        raise DataError(
+            f"{source} must be stored in another format than {stored_as} to be converted to it, but is not; "
+            "copy the folder, or name the other format"
+        )
+    with room_needed(destination), _new_folder(destination) as output:
+        if stored_as == "megatron":
+            converted = write_pairs(source, manifest, output, num_threads=num_threads)
+        else:
+            converted = _write_shards(source, manifest, output, num_threads=num_threads)
+        finish_folder(source, output, converted)
+    return converted
+
+
+def finish_folder(source: Path, output: Path, manifest: ShardManifest) -> None:
+    """Put beside converted tokens what else is in a prepared folder; the manifest is last."""
+    for name in (manifest.header.tokenizer.file, SPECIAL_TOKENS_NAME):
+        if (source / name).is_file():
+            write_atomically(output / name, (source / name).read_bytes())
+    write_rejected(output, manifest.rejected)
+    save_manifest(manifest, output)
+
+
+def _write_shards(source: Path, manifest: ShardManifest, output: Path, *, num_threads: int) -> ShardManifest:
+    stored = open_stored(source, manifest)
+    for name, finding in stored.pair_damage():
+        raise DataError(
+            f"{source / name} must be as the manifest beside it says, but {finding}; prepare the data again"
+        )
+    header = manifest.header.model_copy(update={"stored_as": "webdataset"})
+    with ThreadPoolExecutor(num_threads) as threads:
+        shards: Sequence[ShardEntry] = list(
+            threads.map(lambda entry: _write_shard(stored, entry, header, output), manifest.shards)
+        )
+    return ShardManifest(header=header, shards=tuple(shards))
+
+
+def _write_shard(
+    stored: StoredTokens, entry: ShardEntry, header: PreparationHeader, output: Path
+) -> ShardEntry:
+    stored.check(entry)
+    name = f"{entry.name}.tar"
+    with ShardWriter(
+        output / name,
+        token_type=header.token_type,
+        eod_id=header.tokenizer.eod_id,
+        member_tokens=header.settings.member_tokens,
+    ) as writer:
+        for document in stored.documents(entry):
+            writer.add_document(document[:-1])
+        written = writer.finish()
+    return entry.model_copy(
+        update={
+            "name": name,
+            "size_bytes": written.size_bytes,
+            "sha256": written.sha256,
+            "num_members": written.num_members,
+        }
+    )
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """Make a folder beside ``path`` that becomes ``path`` when the block ends, and is gone if it fails."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DataError(f"{path} must be empty or absent, but is not; name another folder, or delete it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        # an empty folder of that name is replaced
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,92 @@
+"""A real Ray of one or several nodes on this machine, that is none of the command's own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+START_SECONDS = 60.0
+_STARTED = "Ray runtime started"
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # whether or not the user has a token of Ray's
+    "RAY_AUTH_MODE": "disabled",
+}
+_COMMON = (
+    "--block",
+    # any free ports: the usual range of the workers' may be another Ray's
+    "--min-worker-port=0",
+    "--max-worker-port=0",
+    "--object-store-memory=100000000",
+    "--disable-usage-stats",
+)
+
+
+@contextmanager
+def ray_head(folder: Path, *, num_cpus: int = 2, variables: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Start the head of a Ray, yield its address, and stop it.
+
+    Args:
+        folder: for Ray's files; its path must be short.
+        num_cpus: CPUs the node says it has.
+        variables: added to the environment of all its processes.
+    """
+    address = f"{_own_address()}:{_free_port()}"
+    host, _, port = address.partition(":")
+    options = ["--head", f"--port={port}", f"--node-ip-address={host}", f"--num-cpus={num_cpus}"]
+    more = ["--include-dashboard=false", f"--temp-dir={folder}/t"]
+    with _node(folder / "head", [*options, *more], variables or {}):
+        yield address
+
+
+@contextmanager
+def _node(log: Path, options: list[str], variables: Mapping[str, str]) -> Iterator[None]:
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, *_COMMON]
+    environment = {**os.environ, **_QUIET, **variables}
+    with ExitStack() as stack:
+        output = stack.enter_context(log.open("wb"))
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, start_new_session=True, cwd=log.parent
+        )
+        stack.callback(_stop, process)
+        end = time.monotonic() + START_SECONDS
+        while _STARTED not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        yield
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _own_address() -> str:
+    """The address by which Ray names this machine, whatever it is called by."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # nothing is sent: it asks which interface would
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        address: str = probe.getsockname()[0]
+        return address
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
