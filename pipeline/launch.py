@@ -223,9 +223,15 @@ def _code_of(rank: subprocess.Popen[bytes]) -> int | None:
 
 
 def _first_failed(codes: Sequence[int | None]) -> int | None:
+    """Return the rank that was the cause, of those that have failed.
+
+    One rank's death makes the others fail: of several, one ended by a signal was the cause, else one whose
+    code the others do not leave with by agreement.
+    """
     failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
-    # One rank's death makes the others fail: of several, the one ended by a signal was the cause.
-    return max(failed, key=lambda rank: (codes[rank] or 0) > 128, default=None)
+    return max(
+        failed, key=lambda rank: ((codes[rank] or 0) > 128, codes[rank] not in _AGREED_CODES), default=None
+    )
 
 
 def _free_port() -> int:

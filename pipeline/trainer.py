@@ -25,7 +25,7 @@ from pipeline.initial_weights import start_from_weights
 from pipeline.interval import IntervalMeter
 from pipeline.metrics.collapse import CollapseAlarm
 from pipeline.ranks import Ranks
-from pipeline.roll_call import naming_lost_ranks
+from pipeline.roll_call import LostRanksError, naming_lost_ranks
 from pipeline.run_account import flops_account
 from pipeline.run_output import config_file, open_run_progress, open_sinks, show_summary, start_output
 from pipeline.signals import StopFlag
@@ -46,7 +46,8 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
         stop: what ends the run early; already listening.
     Returns:
         DONE at the last iteration, or where the configuration asks to leave; REQUEUE after a signal, with a
-        checkpoint; DO_NOT_REQUEUE after divergence, and where the last iteration was left out.
+        checkpoint, and where ranks are lost; DO_NOT_REQUEUE after divergence, and where the last iteration
+        was left out.
     Raises:
         ConfigError, DataError, CheckpointError: before anything was written.
     """
@@ -67,6 +68,10 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
             with watchdog.paused("the start"):
                 run = _prepare(config, groups, stop, watchdog)
             return run.run()
+    except LostRanksError:
+        # Another start, perhaps elsewhere, may find all ranks.
+        logger.exception("the run ends; the same command goes on from its newest checkpoint")
+        return ExitCode.REQUEUE
     finally:
         destroy_groups()
         stop_process_group()

@@ -143,9 +143,15 @@ def open_dataset(folder: Path, split: str, *, seq_length: int) -> TokenDataset:
     """Open one split of a prepared folder.
 
     Raises:
-        DataError: the folder is not finished or damaged, or the split does not exist or is empty.
+        DataError: the folder is not finished or damaged or holds pairs, or the split does not exist or is
+            empty.
     """
     manifest = load_manifest(folder)
+    if manifest.header.stored_as != "webdataset":
+        raise DataError(
+            f"{folder} must hold webdataset shards, but holds Megatron pairs; set data.format=megatron and "
+            f"data.eod_id={manifest.header.tokenizer.eod_id}"
+        )
     tokenizer = manifest.header.tokenizer
     return TokenDataset(
         ShardStream(folder, manifest, split),

@@ -78,7 +78,7 @@ def test_the_other_rank_knows_that_its_neighbour_has_died(finished: dict[str, Fi
 
 def test_a_rank_that_hangs_is_named_and_ends_the_job(finished: dict[str, Finished]) -> None:
     hung = finished["stage 0 hangs"]
-    assert hung.exit_code == 1
+    assert hung.exit_code == 75
     assert "LostRanksError: rank 1 of 2 waited in vain, and ranks [0]" in hung.stderr
     assert "ranks [0] did not leave in time and are killed" in hung.stderr
 

@@ -69,7 +69,7 @@ def settings(num_iterations: int) -> tuple[str, ...]:
     return (
         *(f"train-iters={num_iterations}", "lr_decay_iters=240", f"checkpoint.interval={SAVE_INTERVAL}"),
         *("checkpoint.keep_last=3", "evaluation.interval=10", "metrics.tensorboard=false"),
-        *("parallel.timeout_seconds=120", "parallel.watchdog_seconds=12"),
+        *("parallel.timeout_seconds=60", "parallel.watchdog_seconds=12"),
     )
 
 

@@ -78,7 +78,14 @@ def test_a_failed_rank_is_named_and_the_others_are_killed(
 
 @pytest.mark.parametrize(
     ("codes", "cause"),
-    [([None, 0], None), ([None, 3], 1), ([1, 137, 1], 1), ([0, 1, None, 1], 1), ([134, None], 0)],
+    [
+        ([None, 0], None),
+        ([None, 3], 1),
+        ([1, 137, 1], 1),
+        ([0, 1, None, 1], 1),
+        ([134, None], 0),
+        ([75, 9], 1),
+    ],
 )
 def test_the_cause_is_the_rank_ended_by_a_signal_else_the_first(
     codes: list[int | None], cause: int | None

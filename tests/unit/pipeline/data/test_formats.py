@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
+from data_prep.conversion import convert
 from data_prep.errors import DataError
 from pipeline.data.dataset import TokenDataset, Vocabulary, open_dataset
 from pipeline.data.formats import DataFormat, SplitPlace, open_place
@@ -110,6 +111,16 @@ def test_what_is_trained_on_is_never_taken_for_another_split(tmp_path: Path) -> 
 def test_a_path_without_data_is_refused(tmp_path: Path, kind: DataFormat) -> None:
     with pytest.raises(DataError, match=r"check data\.path and data\.format"):
         open_format(tmp_path, kind)
+
+
+def test_a_prepared_pair_is_not_taken_for_shards(tmp_path: Path) -> None:
+    write_split(tmp_path / "shards", DOCUMENTS)
+    convert(tmp_path / "shards", tmp_path / "pairs", stored_as="megatron")
+    pair = open_format(tmp_path / "pairs", "megatron")
+    shards = open_dataset(tmp_path / "shards", "train", seq_length=SEQ_LENGTH)
+    assert np.array_equal(np.concatenate([*pair.stream.runs()]), np.concatenate([*shards.stream.runs()]))
+    with pytest.raises(DataError, match=f"set data.format=megatron and data.eod_id={EOD_ID}"):
+        open_dataset(tmp_path / "pairs", "train", seq_length=SEQ_LENGTH)
 
 
 @pytest.mark.parametrize("damage", ["bin cut", "bin longer", "bin empty", "idx cut", "idx other"])
