@@ -1,5 +1,6 @@
 """A run that is killed, told to stop, put to sleep and damaged equals one that is left in peace."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -66,6 +67,23 @@ def test_a_full_disk_ends_the_run_and_harms_nothing(
     assert f"resumed from iteration {SAVE_INTERVAL} " in finished.stderr
     assert not list(small_disk.glob("*.partial"))
     # Iterations that were repeated are compared where they are read.
+    assert len(steps_of(campaign.folder)) == campaign.num_iterations
+
+
+def test_an_unreadable_shard_ends_the_start_and_harms_nothing(recipe: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(recipe.parent / "data", tmp_path / "data")
+    campaign = Campaign(recipe=recipe, folder=tmp_path / "run", num_iterations=6)
+    on_copy = (f"data.path={data}", "exit-interval=3")
+    assert campaign.go_on(*on_copy).exit_code == 0
+    shard = max(data.glob("train-*.tar"), key=lambda path: path.stat().st_size)
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1024])
+    finished = campaign.go_on(*on_copy)
+    assert finished.exit_code == 2, finished.stderr
+    assert f"{shard} must have {len(content)} bytes, but has {len(content) - 1024}" in finished.stderr
+    assert campaign.reached == latest_iteration(campaign.checkpoints) == 3
+    shard.write_bytes(content)
+    assert campaign.go_on(*on_copy).exit_code == 0
     assert len(steps_of(campaign.folder)) == campaign.num_iterations
 
 
