@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_prep.errors import DataError
 from data_prep.files import room_needed, write_atomically
+from data_prep.inputs.rejections import write_rejected
 from data_prep.manifest import (
     PreparationHeader,
     ShardEntry,
@@ -17,11 +18,10 @@ from data_prep.manifest import (
     load_manifest,
     save_manifest,
 )
-from data_prep.pairs import write_pairs
-from data_prep.rejections import write_rejected
-from data_prep.shard_writer import ShardWriter
-from data_prep.special_tokens import SPECIAL_TOKENS_NAME
-from data_prep.stored_tokens import StoredTokens, open_stored
+from data_prep.storage.pairs import write_pairs
+from data_prep.storage.shard_writer import ShardWriter
+from data_prep.storage.stored_tokens import StoredTokens, open_stored
+from data_prep.tokenizers.special_tokens import SPECIAL_TOKENS_NAME
 
 
 def convert(source: Path, destination: Path, *, stored_as: StoredAs, num_threads: int = 2) -> ShardManifest:

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.manifest import ShardEntry, ShardManifest, StoredAs, load_manifest
-from data_prep.stored_tokens import StoredTokens, open_stored
-from data_prep.tokenizer import Tokenizer
+from data_prep.storage.stored_tokens import StoredTokens, open_stored
+from data_prep.tokenizers.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = 200
 BAR_CHARACTERS = 40

@@ -6,10 +6,10 @@ from pathlib import Path
 from data_prep.conversion import finish_folder
 from data_prep.errors import DataError
 from data_prep.files import folder_lock
+from data_prep.inputs.rejections import check_rejected
 from data_prep.journal import JOURNAL_NAME
 from data_prep.leftovers import PARTS_FOLDER, remove_leftovers
 from data_prep.manifest import MANIFEST_NAME, ShardManifest, load_manifest
-from data_prep.pairs import write_pairs
 from data_prep.preparation import (
     Executor,
     PrepareRequest,
@@ -18,7 +18,7 @@ from data_prep.preparation import (
     prepare_shards,
 )
 from data_prep.progress import PrepareProgress
-from data_prep.rejections import check_rejected
+from data_prep.storage.pairs import write_pairs
 
 logger = logging.getLogger(__name__)
 

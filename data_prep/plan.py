@@ -7,10 +7,10 @@ splits, and each task keeps the documents of its own: parsing costs little besid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from data_prep.documents import InputFile
+from data_prep.inputs.documents import InputFile
+from data_prep.inputs.ranges import FileRange, cut, is_cuttable, ranges_fingerprint
+from data_prep.inputs.records import holds_many
 from data_prep.manifest import InputRange, PrepareSettings, ReadSettings
-from data_prep.ranges import FileRange, cut, is_cuttable, ranges_fingerprint
-from data_prep.records import holds_many
 from data_prep.splits import HELDOUT, SPLITS, split_of
 
 SHARDS_WANTED = 32

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
-from data_prep.documents import InputFile, TextFiles, TextFolder, files_fingerprint
 from data_prep.errors import DataError
 from data_prep.files import folder_lock, write_atomically
-from data_prep.finding import find_files
+from data_prep.inputs.documents import InputFile, TextFiles, TextFolder, files_fingerprint
+from data_prep.inputs.finding import find_files
+from data_prep.inputs.rejections import DEFAULT_MAX_BAD_RECORDS, check_rejected, write_rejected
 from data_prep.journal import JOURNAL_NAME, append_entry, load_journal, start_journal
 from data_prep.leftovers import remove_leftovers
 from data_prep.manifest import (
@@ -30,10 +31,9 @@ from data_prep.manifest import (
 )
 from data_prep.plan import PlannedShard, plan_shards
 from data_prep.progress import PrepareProgress, WorkTotals
-from data_prep.rejections import DEFAULT_MAX_BAD_RECORDS, check_rejected, write_rejected
-from data_prep.special_tokens import SPECIAL_TOKENS_NAME, special_tokens_map
 from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
-from data_prep.tokenizer import TOKENIZER_NAMES, Tokenizer
+from data_prep.tokenizers.special_tokens import SPECIAL_TOKENS_NAME, special_tokens_map
+from data_prep.tokenizers.tokenizer import TOKENIZER_NAMES, Tokenizer
 
 logger = logging.getLogger(__name__)
 

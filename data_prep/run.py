@@ -6,12 +6,12 @@ from contextlib import AbstractContextManager
 from data_prep.errors import DataError
 from data_prep.files import room_needed
 from data_prep.manifest import ShardManifest
+from data_prep.on_ray.cluster import cluster_ray
+from data_prep.on_ray.executor import RayExecutor
+from data_prep.on_ray.local import local_ray
 from data_prep.pair_preparation import prepare_pairs
 from data_prep.preparation import Executor, PrepareRequest, execute_here, prepare_shards
 from data_prep.progress import PrepareProgress, SilentProgress
-from data_prep.ray_cluster import cluster_ray
-from data_prep.ray_executor import RayExecutor
-from data_prep.ray_local import local_ray
 from data_prep.tasks import ShardTask
 
 # on a Ray of one's own the next task waits at the worker while one runs

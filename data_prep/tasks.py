@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.documents import InputFile
 from data_prep.errors import DataError
 from data_prep.files import room_needed
-from data_prep.long_documents import encode_long
+from data_prep.inputs.documents import InputFile
+from data_prep.inputs.records import BadRecord, Document, document_name, read_records
 from data_prep.manifest import ReadSettings, RejectedRecord, ShardEntry, TokenType
 from data_prep.plan import PlannedShard
-from data_prep.records import BadRecord, Document, document_name, read_records
-from data_prep.shard_writer import ShardWriter, WrittenShard
 from data_prep.splits import split_of
-from data_prep.tokenizer import Tokenizer
+from data_prep.storage.shard_writer import ShardWriter, WrittenShard
+from data_prep.tokenizers.long_documents import encode_long
+from data_prep.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

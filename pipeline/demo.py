@@ -12,13 +12,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_prep.documents import TextFolder, python_standard_library
+from data_prep.inputs.documents import TextFolder, python_standard_library
 from data_prep.manifest import ShardManifest, load_manifest
 from data_prep.preparation import PrepareRequest
 from data_prep.progress import build_progress
 from data_prep.run import prepare
-from data_prep.tokenizer import TOKENIZER_NAME
-from data_prep.tokenizer_training import TokenizerTraining, train_tokenizer
+from data_prep.tokenizers.tokenizer import TOKENIZER_NAME
+from data_prep.tokenizers.tokenizer_training import TokenizerTraining, train_tokenizer
 from pipeline.checkpoint.folder import checkpoint_folder
 from pipeline.checkpoint.tracker import latest_iteration
 from pipeline.config.errors import ConfigError, ConfigProblem

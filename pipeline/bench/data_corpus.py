@@ -7,7 +7,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.documents import INSTALLED_PACKAGES
+from data_prep.inputs.documents import INSTALLED_PACKAGES
 
 MEGA = 1_000_000
 # Enough files that any number of workers of one machine has work, none of them tiny.

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from data_prep.documents import TextFiles
+from data_prep.inputs.documents import TextFiles
 from data_prep.manifest import PrepareSettings, ShardEntry
 from data_prep.preparation import PrepareRequest
 from data_prep.progress import SilentProgress
 from data_prep.run import prepare
-from data_prep.tokenizer import Tokenizer
+from data_prep.tokenizers.tokenizer import Tokenizer
 
 # Ends documents in the tokenizer.json that is made for this.
 EOD_TOKEN = "<|endoftext|>"

@@ -20,7 +20,7 @@ from data_prep.manifest import (
     TokenizerEntry,
     save_manifest,
 )
-from data_prep.shard_writer import ShardWriter
+from data_prep.storage.shard_writer import ShardWriter
 from pipeline.bench.webdataset_reading import read_webdataset
 from pipeline.data.batches import BatchLayout, PackingOptions, TrainingBatches
 from pipeline.data.dataset import TokenDataset, open_dataset

@@ -8,8 +8,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data_prep.documents import TextFiles
-from data_prep.tokenizer_training import TokenizerTraining, train_tokenizer
+from data_prep.inputs.documents import TextFiles
+from data_prep.tokenizers.tokenizer_training import TokenizerTraining, train_tokenizer
 
 VOCAB_SIZE = 8_000
 _SAMPLE_BYTES = 1_000_000

@@ -7,7 +7,7 @@ import torch
 import webdataset
 from numpy.typing import NDArray
 
-from data_prep.shard_format import TOKENS_FIELD
+from data_prep.storage.shard_format import TOKENS_FIELD
 
 
 def read_webdataset(folder: Path, seq_length: int, num_tokens: int) -> int:

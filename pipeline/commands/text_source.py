@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from data_prep.documents import KNOWN_SUFFIXES, TextFiles, TextSource, python_standard_library
+from data_prep.inputs.documents import KNOWN_SUFFIXES, TextFiles, TextSource, python_standard_library
 from data_prep.manifest import ReadSettings
 
 Sources = Annotated[

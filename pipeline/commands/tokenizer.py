@@ -50,7 +50,7 @@ def train(
 
     Held-out documents are not looked at. With equal text and settings nothing is trained again.
     """
-    from data_prep.tokenizer_training import TokenizerTraining, train_tokenizer
+    from data_prep.tokenizers.tokenizer_training import TokenizerTraining, train_tokenizer
 
     set_up_logging()
     trained = train_tokenizer(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import DataError
 from data_prep.manifest import ShardEntry
-from data_prep.shard_format import MemberPlace, locate_members
+from data_prep.storage.shard_format import MemberPlace, locate_members
 from pipeline.data.index_cache import Arrays, cached_arrays
 
 INDEX_FOLDER = ".index"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import DataError
 from data_prep.manifest import load_manifest
-from data_prep.tokenizer import Tokenizer
+from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.data.dataset import SampleSource
 from pipeline.data.order import SampleOrder
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from data_prep.errors import DataError
 from data_prep.manifest import TokenType
-from data_prep.shard_format import token_dtype
+from data_prep.storage.shard_format import token_dtype
 from pipeline.data.stream import ArrayStream, JoinedStream
 
 

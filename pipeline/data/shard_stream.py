@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import DataError
 from data_prep.manifest import ShardManifest
-from data_prep.shard_format import token_dtype
+from data_prep.storage.shard_format import token_dtype
 from pipeline.data.index import load_or_build_index
 from pipeline.data.stream import TokenStream, check_range
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep.documents import TextFolder
+from data_prep.inputs.documents import TextFolder
 from pipeline.config.load import load_config
 from pipeline.demo import LEDGER_FILE, Demo, run_demo
 from pipeline.demo_ledger import DemoLedger

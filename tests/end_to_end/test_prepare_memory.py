@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import TextFiles
+from data_prep.inputs.documents import TextFiles
 from data_prep.manifest import PrepareSettings
 from data_prep.preparation import PrepareRequest
 from tests.support.corpus import WORDS, train_small_tokenizer, write_corpus

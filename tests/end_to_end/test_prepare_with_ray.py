@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import TextFolder
 from data_prep.errors import DataError
+from data_prep.inputs.documents import TextFolder
 from data_prep.journal import JOURNAL_NAME
 from data_prep.leftovers import PARTS_FOLDER
 from data_prep.manifest import MANIFEST_NAME
@@ -225,7 +225,7 @@ def test_a_ray_that_runs_already_does_the_work_goes_on_running_and_may_be_killed
 def test_a_worker_that_keeps_dying_ends_the_command_with_a_cure(
     source: TextFolder, tokenizer: Path, tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.ray_executor.tokenize_shard", crash)
+    monkeypatch.setattr("data_prep.on_ray.executor.tokenize_shard", crash)
     with pytest.raises(DataError, match=r"died 3 times.*use fewer workers or smaller shards"):
         prepare(build_request(source, tokenizer, tmp_path / "ray", workers=1))
     wait_until(lambda: processes(mark) == [], seconds=60.0)

@@ -3,11 +3,11 @@
 import random
 from pathlib import Path
 
-from data_prep.documents import TextFolder
+from data_prep.inputs.documents import TextFolder
 from data_prep.manifest import PrepareSettings, ShardManifest
 from data_prep.preparation import PrepareRequest
 from data_prep.run import prepare
-from data_prep.tokenizer_training import TokenizerTraining, train_tokenizer
+from data_prep.tokenizers.tokenizer_training import TokenizerTraining, train_tokenizer
 
 WORDS = [
     "def",

@@ -16,7 +16,7 @@ from data_prep.manifest import (
     TokenType,
     save_manifest,
 )
-from data_prep.shard_writer import ShardWriter
+from data_prep.storage.shard_writer import ShardWriter
 
 EOD_ID = 0
 VOCAB_SIZE = 100

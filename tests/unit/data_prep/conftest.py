@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import TextFolder
+from data_prep.inputs.documents import TextFolder
 from data_prep.manifest import ShardManifest
 from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from data_prep.inspection import Inspection, inspect_shards, length_bins, render_inspection
-from data_prep.shard_reader import iterate_documents
+from data_prep.storage.shard_reader import iterate_documents
 from tests.unit.data_prep.conftest import Prepared
 
 

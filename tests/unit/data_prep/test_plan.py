@@ -1,6 +1,6 @@
 import pytest
 
-from data_prep.documents import InputFile
+from data_prep.inputs.documents import InputFile
 from data_prep.manifest import PrepareSettings, ReadSettings
 from data_prep.plan import (
     LARGEST_SHARD_BYTES,

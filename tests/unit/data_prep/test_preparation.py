@@ -3,20 +3,20 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import TextFolder
 from data_prep.errors import DataError
 from data_prep.files import folder_lock
-from data_prep.finding import find_files
+from data_prep.inputs.documents import TextFolder
+from data_prep.inputs.finding import find_files
+from data_prep.inputs.rejections import REJECTED_NAME
 from data_prep.journal import JOURNAL_NAME, load_journal
 from data_prep.manifest import MANIFEST_NAME, PrepareSettings, RejectedRecord, ShardManifest, load_manifest
 from data_prep.preparation import execute_here, prepare_shards
 from data_prep.progress import SilentProgress
-from data_prep.rejections import REJECTED_NAME
 from data_prep.run import prepare
-from data_prep.shard_reader import iterate_documents
 from data_prep.splits import split_of
+from data_prep.storage.shard_reader import iterate_documents
 from data_prep.tasks import ShardTask, TaskReport
-from data_prep.tokenizer import Tokenizer
+from data_prep.tokenizers.tokenizer import Tokenizer
 from tests.support.corpus import (
     EMPTY,
     NOT_UTF8,

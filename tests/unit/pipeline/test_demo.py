@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep.documents import TextFolder
+from data_prep.inputs.documents import TextFolder
 from pipeline.checkpoint.folder import publish, start_partial_checkpoint
 from pipeline.checkpoint.state import TrainState, write_train_state
 from pipeline.config.errors import ConfigError

@@ -1,0 +1,60 @@
+"""Parts of input files: what a worker reads without knowing what others read.
+
+A range is a stretch of bytes. It owns the lines, or the parquet row groups, that begin in it, wherever they
+end; so ranges that lie side by side share out a file exactly, and cutting it needs no look into it.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from data_prep.inputs.documents import COMPRESSIONS, InputFile, file_format
+from data_prep.manifest import ReadSettings
+
+_CUTTABLE_FORMATS = ("lines", "jsonl", "parquet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRange:
+    """Bytes ``start`` to ``stop`` of a file; of a file that cannot be cut they are all."""
+
+    file: InputFile
+    start: int
+    stop: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the range."""
+        return self.stop - self.start
+
+
+def whole(file: InputFile) -> FileRange:
+    """The range of all of a file."""
+    return FileRange(file=file, start=0, stop=file.size_bytes)
+
+
+def is_cuttable(file: InputFile, reading: ReadSettings) -> bool:
+    """Whether workers can share a file: where records begin must show without reading all before them.
+
+    Compressed files and tars can only be read from their beginning, and a plain text file is one document.
+    """
+    is_compressed = file.path.lower().endswith(COMPRESSIONS)
+    return not is_compressed and file_format(file.path, reading) in _CUTTABLE_FORMATS
+
+
+def cut(file: InputFile, num_ranges: int) -> list[FileRange]:
+    """Cut a file into ranges of equal length, to a byte."""
+    bounds = [file.size_bytes * number // num_ranges for number in range(num_ranges + 1)]
+    return [FileRange(file=file, start=start, stop=stop) for start, stop in pairwise(bounds)]
+
+
+def ranges_fingerprint(ranges: Iterable[FileRange], reading: ReadSettings) -> str:
+    """SHA-256 over the file's path, size and modification time and the bounds of every range, in order."""
+    digest = hashlib.sha256()
+    for each in ranges:
+        line = f"{each.file.path}\0{each.file.size_bytes}\0{each.file.modified_ns}"
+        if is_cuttable(each.file, reading):
+            line += f"\0{each.start}\0{each.stop}"
+        digest.update((line + "\n").encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

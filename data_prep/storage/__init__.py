@@ -1,0 +1,1 @@
+"""How tokens lie on disk."""

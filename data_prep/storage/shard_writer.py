@@ -1,0 +1,147 @@
+"""Writing one shard: whole or not at all, and always the same bytes for the same tokens."""
+
+import hashlib
+import io
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.files import publish, temporary_path
+from data_prep.manifest import TokenType
+from data_prep.storage.shard_format import LENGTH_DTYPE, LENGTHS_FIELD, TOKENS_FIELD, encode_npy, token_dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenShard:
+    """What a finished shard file holds."""
+
+    size_bytes: int
+    sha256: str
+    num_tokens: int
+    num_documents: int
+    num_members: int
+
+
+class ShardWriter:
+    """Collects documents and writes them as a webdataset tar.
+
+    Use it as a context manager: leaving it by an exception removes what was written. The shard appears under
+    its name only in :meth:`finish`. The tar is written with the standard library, because webdataset's own
+    writer brings torch into every worker; its pipeline reads these files.
+    """
+
+    def __init__(self, path: Path, *, token_type: TokenType, eod_id: int, member_tokens: int) -> None:
+        """Open a temporary file beside ``path``; ``member_tokens`` is the size of a webdataset sample."""
+        self._path = path
+        self._temporary = temporary_path(path)
+        self._dtype = token_dtype(token_type)
+        self._eod = np.array([eod_id], dtype=self._dtype)
+        self._member_tokens = member_tokens
+        # tokens of the sample at hand, the lengths of its finished pieces, and that of the one at hand
+        self._pending: list[NDArray[np.integer]] = []
+        self._num_pending_tokens = 0
+        self._lengths: list[int] = []
+        self._num_piece_tokens = 0
+        self._num_tokens = 0
+        self._num_documents = 0
+        self._num_members = 0
+        self._file = self._temporary.open("wb")
+        self._hashing = _HashingFile(self._file)
+        # writing asks a file for no more than tell and write
+        self._tar = tarfile.TarFile(mode="w", fileobj=self._hashing, format=tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def add_document(self, ids: NDArray[np.integer]) -> None:
+        """Append a document's tokens and its end-of-document token."""
+        self.add_tokens(ids)
+        self.end_document()
+
+    def add_tokens(self, ids: NDArray[np.integer]) -> None:
+        """Append tokens to the document at hand; in how many calls it is given leaves no trace."""
+        self._num_tokens += len(ids)
+        while len(ids) > 0:
+            room = self._member_tokens - self._num_pending_tokens
+            piece, ids = ids[:room].astype(self._dtype, copy=False), ids[room:]
+            self._pending.append(piece)
+            self._num_pending_tokens += len(piece)
+            self._num_piece_tokens += len(piece)
+            if self._num_pending_tokens == self._member_tokens:
+                self._write_member()
+
+    def end_document(self) -> None:
+        """Append the end-of-document token; the next tokens are another document's."""
+        self.add_tokens(self._eod)
+        self._end_piece()
+        self._num_documents += 1
+
+    def finish(self) -> WrittenShard:
+        """Write what is pending, sync the file, and give it its name."""
+        if self._pending:
+            self._write_member()
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        publish(self._temporary, self._path)
+        return WrittenShard(
+            size_bytes=self._hashing.size_bytes,
+            sha256=self._hashing.digest.hexdigest(),
+            num_tokens=self._num_tokens,
+            num_documents=self._num_documents,
+            num_members=self._num_members,
+        )
+
+    def _write_member(self) -> None:
+        self._end_piece()
+        key = f"{self._num_members:06d}"
+        lengths = np.array(self._lengths, dtype=LENGTH_DTYPE)
+        self._write_file(f"{key}.{LENGTHS_FIELD}", encode_npy(lengths))
+        self._write_file(f"{key}.{TOKENS_FIELD}", encode_npy(np.concatenate(self._pending)))
+        self._num_members += 1
+        self._pending = []
+        self._num_pending_tokens = 0
+        self._lengths = []
+
+    def _end_piece(self) -> None:
+        if self._num_piece_tokens > 0:
+            self._lengths.append(self._num_piece_tokens)
+            self._num_piece_tokens = 0
+
+    def _write_file(self, name: str, content: bytes) -> None:
+        # a fresh TarInfo has owner, group and time zero: bytes depend on nothing but the content
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        member.mode = 0o444
+        self._tar.addfile(member, io.BytesIO(content))
+
+
+class _HashingFile:
+    """A file to write to that keeps the checksum of what went through it."""
+
+    def __init__(self, file: io.BufferedWriter) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.size_bytes = 0
+
+    def tell(self) -> int:
+        return self.size_bytes
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        self.size_bytes += len(content)
+        return self._file.write(content)

@@ -1,0 +1,154 @@
+"""The documents of a prepared folder's shards, whichever way they are stored."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import DataError
+from data_prep.files import file_sha256
+from data_prep.manifest import ShardEntry, ShardManifest
+from data_prep.storage.megatron_format import PairRun, read_lengths
+from data_prep.storage.shard_format import token_dtype
+from data_prep.storage.shard_reader import document_lengths, iterate_documents
+
+
+class StoredTokens(ABC):
+    """Reads the shards of a manifest."""
+
+    def __init__(self, folder: Path, manifest: ShardManifest) -> None:
+        """Take the folder; nothing is read yet."""
+        self._folder = folder
+        self._manifest = manifest
+
+    @abstractmethod
+    def documents(self, entry: ShardEntry) -> Iterator[NDArray[np.integer]]:
+        """Tokens of each document of a shard, its end-of-document token included."""
+
+    @abstractmethod
+    def lengths(self, entry: ShardEntry) -> NDArray[np.int64]:
+        """[documents]: tokens of each document of a shard, its end-of-document token included."""
+
+    @abstractmethod
+    def damage(self, entry: ShardEntry) -> str | None:
+        """What is wrong with the bytes of a shard, or None; they are all read."""
+
+    def pair_damage(self) -> Iterator[tuple[str, str]]:
+        """Yield each file that serves several shards and is not as the manifest says, and what is wrong."""
+        return iter(())
+
+    def check(self, entry: ShardEntry) -> None:
+        """Read all of a shard.
+
+        Raises:
+            DataError: it is not as the manifest says.
+        """
+        if (finding := self.damage(entry)) is not None:
+            raise DataError(
+                f"{self._folder / entry.name} must be as the manifest beside it says, but {finding}; "
+                "delete the file and run `megaponder data prepare` again: it makes missing shards anew"
+            )
+
+
+def open_stored(folder: Path, manifest: ShardManifest) -> StoredTokens:
+    """Choose the reader of a folder."""
+    return _Pairs(folder, manifest) if manifest.header.stored_as == "megatron" else _Shards(folder, manifest)
+
+
+class _Shards(StoredTokens):
+    """Every shard is a tar of its own."""
+
+    def documents(self, entry: ShardEntry) -> Iterator[NDArray[np.integer]]:
+        return iterate_documents(self._folder / entry.name, self._manifest.header.tokenizer.eod_id)
+
+    def lengths(self, entry: ShardEntry) -> NDArray[np.int64]:
+        if entry.num_documents == 0:
+            return np.empty(0, dtype=np.int64)
+        return document_lengths(self._folder / entry.name, self._manifest.header.tokenizer.eod_id)
+
+    def damage(self, entry: ShardEntry) -> str | None:
+        path = self._folder / entry.name
+        if (finding := _wrong_size(path, entry.size_bytes)) is not None:
+            return finding
+        if (sha256 := file_sha256(path)) != entry.sha256:
+            return f"its sha256 must be {entry.sha256}, but is {sha256}"
+        return _wrong_counts(self.lengths(entry), entry)
+
+
+class _Pairs(StoredTokens):
+    """The shards of a split are runs of documents in its pair."""
+
+    def documents(self, entry: ShardEntry) -> Iterator[NDArray[np.integer]]:
+        tokens, start = self._tokens(entry), 0
+        for length in self.lengths(entry):
+            yield tokens[start : start + length]
+            start += length
+
+    def lengths(self, entry: ShardEntry) -> NDArray[np.int64]:
+        return read_lengths(
+            self._folder / f"{entry.split}.idx",
+            first_document=self._runs[entry.name].first_document,
+            num_documents=entry.num_documents,
+        )
+
+    def damage(self, entry: ShardEntry) -> str | None:
+        for pair in self._manifest.pairs:
+            finding = _wrong_size(self._folder / f"{pair.name}.bin", pair.bin_bytes)
+            if pair.name == entry.split and finding is not None:
+                return finding
+        if (sha256 := hashlib.sha256(self._tokens(entry).data).hexdigest()) != entry.sha256:
+            return f"the sha256 of its tokens must be {entry.sha256}, but is {sha256}"
+        try:
+            return _wrong_counts(self.lengths(entry), entry)
+        except DataError as error:
+            return str(error)
+
+    def pair_damage(self) -> Iterator[tuple[str, str]]:
+        for pair in self._manifest.pairs:
+            path = self._folder / f"{pair.name}.idx"
+            finding = _wrong_size(path, pair.idx_bytes)
+            if finding is None and (sha256 := file_sha256(path)) != pair.idx_sha256:
+                finding = f"its sha256 must be {pair.idx_sha256}, but is {sha256}"
+            if finding is not None:
+                yield path.name, finding
+
+    def _tokens(self, entry: ShardEntry) -> NDArray[np.integer]:
+        dtype = token_dtype(self._manifest.header.token_type)
+        if entry.num_tokens == 0:
+            return np.empty(0, dtype=dtype)
+        tokens = np.memmap(self._folder / f"{entry.split}.bin", dtype=dtype, mode="r")
+        first = self._runs[entry.name].first_token
+        return tokens[first : first + entry.num_tokens]
+
+    @cached_property
+    def _runs(self) -> dict[str, PairRun]:
+        splits = [pair_runs(self._manifest.split_shards(split)) for split in self._manifest.splits]
+        return {name: run for runs in splits for name, run in runs.items()}
+
+
+def pair_runs(entries: tuple[ShardEntry, ...]) -> dict[str, PairRun]:
+    """Where each shard of a split lies in its pair, by the shard's name."""
+    runs = {}
+    first_token = first_document = 0
+    for entry in entries:
+        runs[entry.name] = PairRun(first_token=first_token, first_document=first_document)
+        first_token += entry.num_tokens
+        first_document += entry.num_documents
+    return runs
+
+
+def _wrong_size(path: Path, num_bytes: int) -> str | None:
+    if not path.is_file():
+        return "the file is missing"
+    if (size_bytes := path.stat().st_size) != num_bytes:
+        return f"it must have {num_bytes} bytes, but has {size_bytes}"
+    return None
+
+
+def _wrong_counts(lengths: NDArray[np.int64], entry: ShardEntry) -> str | None:
+    expected, counts = (entry.num_documents, entry.num_tokens), (len(lengths), int(lengths.sum()))
+    return None if counts == expected else f"documents and tokens in it must be {expected}, but are {counts}"
