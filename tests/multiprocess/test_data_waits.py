@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from pipeline.checkpoint_folder import latest_iteration
 
+from pipeline.checkpoint import latest_iteration
 from pipeline.config.load import load_config
 from pipeline.data.batches import BatchShare, TrainingBatches
 from pipeline.data.prefetch import Ahead
