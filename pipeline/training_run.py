@@ -130,6 +130,7 @@ class TrainingRun:
             self.saver.finish()
         why = "told to stop" if request is StopRequest.SIGNAL else "training.exit_duration_in_mins is over"
         what = "saved" if iteration == self.saved_iteration else f"saved at {self.saved_iteration}"
+        what = what if self.saved_iteration > 0 else "nothing to save yet"
         logger.info("%s at iteration %d; %s, the same command goes on from there", why, iteration, what)
         return ExitCode.REQUEUE if request is StopRequest.SIGNAL else ExitCode.DONE
 

@@ -132,3 +132,13 @@ def test_a_stop_in_an_evaluation_leaves_it_to_the_next_start(
 def _evaluations(folder: Path) -> list[tuple[int, float]]:
     rows = written_events(folder, "validation")
     return [(row["iteration"], row[LM_LOSS_VALIDATION]) for row in rows]
+
+
+def test_a_run_whose_time_is_over_leaves_as_planned(recipe: Path, folder: Path) -> None:
+    overrides = (f"output_dir={folder / 'planned'}", *SETTINGS, "exit-duration-in-mins=0.0001")
+    command = megaponder("train", "--config", str(recipe), *overrides)
+    assert command.exit_code == 0, command.stderr
+    # The time begins with the command, which takes longer to start.
+    message = "training.exit_duration_in_mins is over at iteration 0; nothing to save yet"
+    assert message in command.stderr
+    assert latest_iteration(folder / "planned" / "checkpoints") is None
