@@ -8,6 +8,7 @@ import gc
 import os
 import queue
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -179,6 +180,12 @@ def _serve(rank: int, world_size: int, port: int, calls: Any, results: Any) -> N
 
 def _end_threads() -> None:
     """Let go of models: their process groups, though destroyed, keep threads that wake up often."""
+    wrappers = sys.modules.get("megatron.core.distributed.distributed_data_parallel")
+    if wrappers is not None:
+        for found in gc.get_objects():
+            if type(found) is wrappers.DistributedDataParallel:
+                # Autograd's hooks hold the wrapper where the collector cannot see it: at least let it be empty.
+                vars(found).clear()
     gc.collect()
 
 
