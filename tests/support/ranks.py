@@ -184,7 +184,7 @@ def _end_threads() -> None:
     if wrappers is not None:
         for found in gc.get_objects():
             if type(found) is wrappers.DistributedDataParallel:
-                # Autograd's hooks hold the wrapper where the collector cannot see it: at least let it be empty.
+                # Autograd's hooks hold the wrapper where the collector cannot see it; now it holds nothing.
                 vars(found).clear()
     gc.collect()
 
