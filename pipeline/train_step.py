@@ -37,9 +37,8 @@ class StepResult:
         loss: mean cross-entropy of the global batch, nats per labelled token, the same on all ranks.
         grad_norm: norm of all gradients before clipping, or None where it is not known to be finite.
         finding: why the weights were not updated; None where they were.
-        has_finite_loss: whether the losses of this rank's own micro-batches are finite.
-        has_finite_gradients: whether the gradients this rank has computed are; looked at where there is a
-            finding.
+        has_finite_loss, has_finite_gradients: whether the losses of this rank's own micro-batches, and the
+            gradients it has computed, are finite; looked at where there is a finding.
     """
 
     loss: float
@@ -82,7 +81,6 @@ def train_step(
     parts.freeze.set(settings.freezes_backbone)
     before = statistics.copy()
     sums = run_schedule(parts.ddp, batches, settings, groups=groups, statistics=statistics)
-    has_finite_loss = bool(torch.isfinite(sums).all())
     loss = _global_loss(sums, groups)
     grad_norm = prepare_update(parts.optimizer)
     finding = judge(loss, grad_norm)
@@ -96,7 +94,8 @@ def train_step(
         loss=loss,
         grad_norm=grad_norm,
         finding=finding,
-        has_finite_loss=has_finite_loss,
+        # Looked at only where something is wrong: each look waits for the device.
+        has_finite_loss=finding is None or bool(torch.isfinite(sums).all()),
         has_finite_gradients=finding is None or has_finite_own_gradients(parts.ddp),
     )
 
@@ -150,9 +149,10 @@ def _global_loss(sums: Tensor, groups: ParallelGroups) -> float:
     One collective over all ranks gives all of them the same bits, which a common judgement needs. Tensor-
     parallel ranks hold the same sums, so that both are too large by the same factor.
     """
+    total = sums.clone()
     if groups.world_size > 1:
-        torch.distributed.all_reduce(sums)
-    nll, labelled = float(sums[0]), float(sums[1])
+        torch.distributed.all_reduce(total)
+    nll, labelled = (float(value) for value in total.tolist())
     return nll / max(labelled, 1.0)
 
 

@@ -1,7 +1,6 @@
 """A run that is killed, told to stop, put to sleep and damaged equals one that is left in peace."""
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,13 @@ import pytest
 
 from pipeline.checkpoint import latest_iteration
 from tests.support.faults import FAULTS, SAVE_INTERVAL, Campaign, account_of, shuffled_faults, steps_of
+from tests.support.small_disk import make_room, small_disk
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 SEED = 20
 # A checkpoint of the run has about 1 MB.
-DISK_BYTES = 1_600_000
+DISK_SIZE = "1600000"
 # One of each way to end, at the places that hurt most.
 SHORT = (
     "SIGTERM in the start",
@@ -39,33 +39,28 @@ def test_a_run_with_faults_equals_one_without(recipe: Path, tmp_path: Path) -> N
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk that holds one checkpoint of the run, and not two."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("a disk cannot be filled here: mounting a tmpfs takes root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", size=DISK_SIZE) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("in_background", [False, True])
 def test_a_full_disk_ends_the_run_and_harms_nothing(
-    recipe: Path, tmp_path: Path, small_disk: Path, in_background: bool
+    recipe: Path, tmp_path: Path, disk: Path, in_background: bool
 ) -> None:
     campaign = Campaign(recipe=recipe, folder=tmp_path / "run", num_iterations=9)
-    on_disk = (f"checkpoint.directory={small_disk}", f"checkpoint.async_save={str(in_background).lower()}")
+    on_disk = (f"checkpoint.directory={disk}", f"checkpoint.async_save={str(in_background).lower()}")
     finished = campaign.go_on(*on_disk)
     assert finished.exit_code == 93, finished.stderr
     assert "No space left on device" in finished.stderr
     assert "Traceback" not in finished.stderr
-    assert latest_iteration(small_disk) == SAVE_INTERVAL
-    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    assert latest_iteration(disk) == SAVE_INTERVAL
+    make_room(disk)
     finished = campaign.go_on(*on_disk)
     assert finished.exit_code == 0, finished.stderr
     assert f"resumed from iteration {SAVE_INTERVAL} " in finished.stderr
-    assert not list(small_disk.glob("*.partial"))
+    assert not list(disk.glob("*.partial"))
     # Iterations that were repeated are compared where they are read.
     assert len(steps_of(campaign.folder)) == campaign.num_iterations
 

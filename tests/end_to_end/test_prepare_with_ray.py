@@ -23,6 +23,7 @@ from data_prep.run import prepare
 from data_prep.tasks import ShardTask, TaskReport
 from tests.support.corpus import build_request, prepare_here, train_small_tokenizer, write_corpus
 from tests.support.ray_cluster import ray_head
+from tests.support.small_disk import make_room, small_disk
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(240)]
 
@@ -232,31 +233,24 @@ def test_a_worker_that_keeps_dying_ends_the_command_with_a_cure(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for some shards but not for all."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("a disk cannot be filled here: mounting a tmpfs takes root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", size="400k") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("stored_as", ["webdataset", "megatron"])
 def test_a_full_disk_is_named_and_the_work_goes_on_when_there_is_room(
-    long_source: TextFolder, tokenizer: Path, tmp_path: Path, small_disk: Path, stored_as: str
+    long_source: TextFolder, tokenizer: Path, tmp_path: Path, disk: Path, stored_as: str
 ) -> None:
     prepare_here(long_source, tokenizer, tmp_path / "here", stored_as=stored_as)
     workers = 1 if stored_as == "webdataset" else 0
-    request = build_request(
-        long_source, tokenizer, small_disk / "tokens", workers=workers, stored_as=stored_as
-    )
+    request = build_request(long_source, tokenizer, disk / "tokens", workers=workers, stored_as=stored_as)
     with pytest.raises(DataError, match=r"must have room for the tokens.*run the command again"):
         prepare(request)
-    shards = small_disk / "tokens" / (PARTS_FOLDER if stored_as == "megatron" else "")
+    shards = disk / "tokens" / (PARTS_FOLDER if stored_as == "megatron" else "")
     assert num_finished(shards) > 5
     assert not [path.name for path in shards.iterdir() if ".tmp-" in path.name]
-    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    make_room(disk)
     prepare(request.model_copy(update={"workers": 0}))
-    assert folder_bytes(small_disk / "tokens") == folder_bytes(tmp_path / "here")
+    assert folder_bytes(disk / "tokens") == folder_bytes(tmp_path / "here")

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -204,120 +204,55 @@ def _some_file(checkpoints: Path, random: Random) -> Path:
     return random.choice(sorted(path for path in newest.iterdir() if path.stat().st_size > 1))
 
 
-KILLED = 128 + signal.SIGKILL
-IN_BACKGROUND = ("checkpoint.async_save=true",)
+def _told(
+    number: signal.Signals, place: str, moment: Moment, *overrides: str, unheard: bool = False
+) -> Fault:
+    # Before it listens the command itself dies of the signal; nothing is lost.
+    codes = (75, -number) if unheard else (75,)
+    name = f"{number.name} {place}"
+    return Fault(name=name, moment=moment, strike=signalled(number), exit_codes=codes, overrides=overrides)
+
+
+def _rank_killed(place: str, moment: Moment, *overrides: str) -> Fault:
+    name, codes = f"a rank killed {place}", (128 + signal.SIGKILL,)
+    return Fault(name=name, moment=moment, strike=kill_a_rank, exit_codes=codes, overrides=overrides)
+
+
+def _launcher_killed(place: str, moment: Moment, *overrides: str) -> Fault:
+    name, strike = f"the launcher killed {place}", signalled(signal.SIGKILL)
+    return Fault(name=name, moment=moment, strike=strike, exit_codes=(-signal.SIGKILL,), overrides=overrides)
+
+
+def _damaged(what: str, damage: Damage) -> Fault:
+    killed = _rank_killed("and then damage", after_two_saves)
+    return replace(killed, name=f"killed, {what}", damage=damage)
+
+
+IN_BACKGROUND = "checkpoint.async_save=true"
 FAULTS: dict[str, Fault] = {
     fault.name: fault
     for fault in (
-        Fault(
-            name="SIGTERM in the start",
-            moment=soon_after_the_start,
-            strike=signalled(signal.SIGTERM),
-            # Before it listens the command itself dies of the signal; nothing is lost.
-            exit_codes=(75, -signal.SIGTERM),
-        ),
-        Fault(
-            name="SIGTERM in training",
-            moment=after_some_iterations,
-            strike=signalled(signal.SIGTERM),
-            exit_codes=(75,),
-        ),
-        Fault(
-            name="SIGUSR1 in training",
-            moment=after_some_iterations,
-            strike=signalled(signal.SIGUSR1),
-            exit_codes=(75,),
-        ),
-        Fault(
-            name="SIGTERM in a save",
-            moment=in_a_save,
-            strike=signalled(signal.SIGTERM),
-            exit_codes=(75,),
-        ),
-        Fault(
-            name="a rank killed in the start",
-            moment=soon_after_the_start,
-            strike=kill_a_rank,
-            exit_codes=(KILLED,),
-        ),
-        Fault(
-            name="a rank killed in training",
-            moment=after_some_iterations,
-            strike=kill_a_rank,
-            exit_codes=(KILLED,),
-        ),
-        Fault(
-            name="a rank killed in a save",
-            moment=in_a_save,
-            strike=kill_a_rank,
-            exit_codes=(KILLED,),
-        ),
-        Fault(
-            name="the launcher killed in training",
-            moment=after_some_iterations,
-            strike=signalled(signal.SIGKILL),
-            exit_codes=(-signal.SIGKILL,),
-        ),
-        Fault(
-            name="the launcher killed in a save",
-            moment=in_a_save,
-            strike=signalled(signal.SIGKILL),
-            exit_codes=(-signal.SIGKILL,),
-        ),
-        Fault(
-            name="a rank killed in a save in the background",
-            moment=in_a_save,
-            strike=kill_a_rank,
-            exit_codes=(KILLED,),
-            overrides=IN_BACKGROUND,
-        ),
-        Fault(
-            name="the launcher killed in a save in the background",
-            moment=in_a_save,
-            strike=signalled(signal.SIGKILL),
-            exit_codes=(-signal.SIGKILL,),
-            overrides=IN_BACKGROUND,
-        ),
-        Fault(
-            name="SIGTERM in a save in the background",
-            moment=in_a_save,
-            strike=signalled(signal.SIGTERM),
-            exit_codes=(75,),
-            overrides=IN_BACKGROUND,
-        ),
+        _told(signal.SIGTERM, "in the start", soon_after_the_start, unheard=True),
+        _told(signal.SIGTERM, "in training", after_some_iterations),
+        _told(signal.SIGUSR1, "in training", after_some_iterations),
+        _told(signal.SIGTERM, "in a save", in_a_save),
+        _told(signal.SIGTERM, "in a save in the background", in_a_save, IN_BACKGROUND),
+        _rank_killed("in the start", soon_after_the_start),
+        _rank_killed("in training", after_some_iterations),
+        _rank_killed("in a save", in_a_save),
+        _rank_killed("in a save in the background", in_a_save, IN_BACKGROUND),
+        _launcher_killed("in training", after_some_iterations),
+        _launcher_killed("in a save", in_a_save),
+        _launcher_killed("in a save in the background", in_a_save, IN_BACKGROUND),
+        _damaged("newest checkpoint truncated", truncate_a_file),
+        _damaged("a byte of the newest checkpoint flipped", flip_a_byte),
+        _damaged("tracker empty", empty_the_tracker),
+        _damaged("tracker points to nothing", point_the_tracker_to_nothing),
         Fault(
             name="a rank put to sleep",
             moment=after_some_iterations,
             strike=stop_a_rank,
             exit_codes=(75,),
-        ),
-        Fault(
-            name="killed, newest checkpoint truncated",
-            moment=after_two_saves,
-            strike=kill_a_rank,
-            exit_codes=(KILLED,),
-            damage=truncate_a_file,
-        ),
-        Fault(
-            name="killed, a byte of the newest checkpoint flipped",
-            moment=after_two_saves,
-            strike=kill_a_rank,
-            exit_codes=(KILLED,),
-            damage=flip_a_byte,
-        ),
-        Fault(
-            name="killed, tracker empty",
-            moment=after_two_saves,
-            strike=kill_a_rank,
-            exit_codes=(KILLED,),
-            damage=empty_the_tracker,
-        ),
-        Fault(
-            name="killed, tracker points to nothing",
-            moment=after_two_saves,
-            strike=kill_a_rank,
-            exit_codes=(KILLED,),
-            damage=point_the_tracker_to_nothing,
         ),
     )
 }
