@@ -24,6 +24,12 @@ app = typer.Typer(
 
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="An empty or absent folder.")]
 NoTokenizer = Annotated[bool, typer.Option("--no-tokenizer", help="Convert without the tokenizer's files.")]
+Tolerance = Annotated[
+    float,
+    typer.Option(
+        min=0.0, metavar="SHARE", help="Largest difference, as a share of the logits' root mean square."
+    ),
+]
 AllowMismatch = Annotated[
     bool, typer.Option("--allow-mismatch", help="Accept logits that differ by more than the tolerance.")
 ]
@@ -59,9 +65,7 @@ def from_hf(
         ),
     ] = None,
     no_tokenizer: NoTokenizer = False,
-    tolerance: Annotated[
-        float, typer.Option(min=0.0, metavar="SHARE", help="Of the logits' root mean square.")
-    ] = 1e-3,
+    tolerance: Tolerance = 1e-3,
     allow_mismatch: AllowMismatch = False,
 ) -> None:
     """Turn a GPT-NeoX (Pythia) or Llama model into a checkpoint, for init_from, eval and generate.
@@ -115,15 +119,7 @@ def to_hf(
     shard_gigabytes: Annotated[
         float, typer.Option(min=1e-6, metavar="GB", help="Of a file of weights.")
     ] = 5.0,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            metavar="SHARE",
-            help="Of the logits' root mean square; default: 0.001, where weights were rounded 0.1.",
-            show_default=False,
-        ),
-    ] = None,
+    tolerance: Tolerance = 1e-3,
     allow_mismatch: AllowMismatch = False,
 ) -> None:
     """Turn a checkpoint of a vanilla model into a folder that transformers loads.

@@ -17,8 +17,6 @@ logger = logging.getLogger(__name__)
 NUM_PROMPTS, PROMPT_TOKENS, PROMPT_SEED = 4, 64, 20260101
 # Of the root mean square of the logits. Two float32 computations differ by some 1e-6; a wrong layout by 1.
 TOLERANCE = 1e-3
-# Where weights were rounded: bf16 keeps 8 bits.
-ROUNDED_TOLERANCE = 1e-1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +59,7 @@ def compare_logits(
     *,
     tolerance: float,
     allow_mismatch: bool,
+    rounded_to: torch.dtype | None = None,
 ) -> LogitComparison:
     """Compute the logits of both sides, one layer in memory at a time, and hold them against each other.
 
@@ -70,6 +69,8 @@ def compare_logits(
         config: the native run, with `model.vocab_size`.
         tolerance: see :class:`LogitComparison`.
         allow_mismatch: return a difference above it instead of raising.
+        rounded_to: what the native weights were rounded to when they were written; the logits are those of
+            the rounded ones.
     Raises:
         ConversionError: the difference is above the tolerance.
     """
@@ -87,8 +88,10 @@ def compare_logits(
     assert vocab_size is not None, "a run that is converted says its vocabulary"
     tokens = prompts(vocab_size, config.model.max_position_embeddings)
     expected = reference_logits(weights, tokens)
-    found = native_logits(checkpoint, config, tokens)
+    found = native_logits(checkpoint, config, tokens, rounded_to=rounded_to)
     note = f"transformers {reference_version()}, float32, the backbone without thoughts"
+    if rounded_to is not None:
+        note += f", weights rounded to {rounded_to} on both sides"
     result = measure(found, expected, tolerance=tolerance, note=note)
     if not result.is_within_tolerance and not allow_mismatch:
         raise ConversionError(

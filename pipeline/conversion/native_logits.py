@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,7 +24,9 @@ _FIRST_LAYER = "decoder.layers.0."
 
 
 @torch.no_grad()
-def native_logits(checkpoint: Path, config: RunConfig, tokens: Tensor) -> Tensor:
+def native_logits(
+    checkpoint: Path, config: RunConfig, tokens: Tensor, *, rounded_to: torch.dtype | None = None
+) -> Tensor:
     """Run the layers as a vanilla model does, in float32.
 
     The model is built with a single layer, which gets the weights of one after the other.
@@ -32,20 +35,21 @@ def native_logits(checkpoint: Path, config: RunConfig, tokens: Tensor) -> Tensor
         checkpoint: ``iter_`` folder, finished or being written.
         config: its run, with `model.vocab_size`.
         tokens: [B, S].
+        rounded_to: round the weights to this type first.
     Returns:
         [B, S, V], on the host.
     """
     vocab_size = config.model.vocab_size
     assert vocab_size is not None, "a run that is converted says its vocabulary"
-    reader = NativeReader(checkpoint)
+    source = _Source(reader=NativeReader(checkpoint), rounded_to=rounded_to)
     with _one_rank() as groups:
         module = build_module(_one_layer(config), vocab_size, groups).eval()
-        _fill(module, reader, layer=None)
+        _fill(module, source, layer=None)
         tokens = tokens.to(device())
         position_ids = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         rows = module.embed(tokens)
         for layer in range(config.model.num_layers):
-            _fill(module, reader, layer=layer)
+            _fill(module, source, layer=layer)
             rows = module.run_layers(rows, position_ids)
         logits: Tensor = module.logits(module.final_norm(rows))
         # [S, B, V] -> [B, S, V]
@@ -58,14 +62,26 @@ def _one_layer(config: RunConfig) -> RunConfig:
     return one_process(config, model=model, training=training, ponder={"method": "vanilla"})
 
 
-def _fill(module: PonderModel, reader: NativeReader, *, layer: int | None) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """Where weights come from, and what they are rounded to."""
+
+    reader: NativeReader
+    rounded_to: torch.dtype | None
+
+    def read(self, native: str, rows: int) -> Tensor:
+        values = self.reader.read(native, rows=rows)
+        return values if self.rounded_to is None else values.to(self.rounded_to)
+
+
+def _fill(module: PonderModel, source: _Source, *, layer: int | None) -> None:
     """Read the weights of one layer into the only one that is there; None is all that is no layer."""
     for name, parameter in module.named_parameters():
         is_of_layer = name.startswith(_FIRST_LAYER)
         if is_of_layer != (layer is not None):
             continue
         native = name.replace(_FIRST_LAYER, f"decoder.layers.{layer}.") if is_of_layer else name
-        parameter.copy_(reader.read(native, rows=parameter.shape[0]))
+        parameter.copy_(source.read(native, parameter.shape[0]))
 
 
 @contextmanager

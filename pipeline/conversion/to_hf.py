@@ -22,7 +22,7 @@ from pipeline.checkpoint.resuming import describe
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.certificate import Certificate, TensorAccount, write_certificate
-from pipeline.conversion.comparison import ROUNDED_TOLERANCE, TOLERANCE, compare_logits
+from pipeline.conversion.comparison import TOLERANCE, compare_logits
 from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_config import CONFIG_JSON, render_hf_config
 from pipeline.conversion.hf_weights import INDEX_SUFFIX, SAFETENSORS_NAME, HuggingFaceWeights
@@ -44,7 +44,7 @@ class ExportOptions:
         tokenizer: folder with its files; None is the one beside the checkpoint.
         needs_tokenizer: whether it is an error that there is none.
         shard_bytes: of a file, at most, unless one tensor is larger.
-        tolerance: see :class:`pipeline.conversion.comparison.LogitComparison`; None is the usual one.
+        tolerance: see :class:`pipeline.conversion.comparison.LogitComparison`.
         allow_mismatch: whether a difference above it is accepted.
     """
 
@@ -52,7 +52,7 @@ class ExportOptions:
     tokenizer: Path | None = None
     needs_tokenizer: bool = True
     shard_bytes: int = SHARD_BYTES
-    tolerance: float | None = None
+    tolerance: float = TOLERANCE
     allow_mismatch: bool = False
 
 
@@ -90,13 +90,13 @@ def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate
         )
         (partial / CONFIG_JSON).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         copy_files(files, partial)
-        usual = ROUNDED_TOLERANCE if account.num_rounded else TOLERANCE
         logits = compare_logits(
             HuggingFaceWeights(partial),
             checkpoint,
             config,
-            tolerance=usual if options.tolerance is None else options.tolerance,
+            tolerance=options.tolerance,
             allow_mismatch=options.allow_mismatch,
+            rounded_to=dtype if account.num_rounded else None,
         )
         certificate = Certificate(
             direction="to-hf",
