@@ -23,7 +23,7 @@ from pipeline.conversion.comparison import TOLERANCE, compare_logits
 from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_config import CONFIG_JSON, read_source
 from pipeline.conversion.hf_weights import HuggingFaceWeights
-from pipeline.conversion.inspection import Findings, check_tied_copies, inspect
+from pipeline.conversion.inspection import Findings, check_tied_copies, inspect, is_computed
 from pipeline.conversion.native import NativeWriter, write_small_files
 from pipeline.conversion.run_settings import converted_model, run_settings
 from pipeline.conversion.tokenizer_files import TOKENIZER_FOLDER, copy_files, find_tokenizer, note_token_ids
@@ -75,7 +75,7 @@ def from_hf(source_folder: Path, directory: Path, options: ImportOptions) -> tup
     model = converted_model(config, config.model.vocab_size)
     findings = inspect(weights, model)
     check_tied_copies(weights, findings.tied_copies)
-    digests = _digests(weights)
+    digests = _digests(weights, files)
     with _all_or_nothing(directory) as partial:
         account = _write_tensors(partial, weights, model, findings, seed=config.seed)
         write_small_files(partial, config)
@@ -175,10 +175,12 @@ def _drawn(
 
 def _precision(weights: HuggingFaceWeights) -> str:
     """The precision that holds every weight exactly."""
-    dtypes = {tensor.dtype for tensor in weights.tensors.values() if tensor.dtype is not None}
+    dtypes = {tensor.dtype for name, tensor in weights.tensors.items() if not is_computed(name)}
     return "bf16" if dtypes == {torch.bfloat16} else "fp32"
 
 
-def _digests(weights: HuggingFaceWeights) -> dict[str, FileDigest]:
-    names = [CONFIG_JSON, *weights.files, *([weights.index_name] if weights.index_name else [])]
+def _digests(weights: HuggingFaceWeights, files: Sequence[Path]) -> dict[str, FileDigest]:
+    names = [CONFIG_JSON, *weights.files, *(file.name for file in files)]
+    if weights.index_name is not None:
+        names.append(weights.index_name)
     return {name: digest_file(weights.folder / name) for name in names}

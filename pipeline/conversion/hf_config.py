@@ -31,6 +31,7 @@ _BOOKKEEPING = frozenset(
         "output_attentions",
         "output_hidden_states",
         "return_dict",
+        "tokenizer_class",
         "torch_dtype",
         "transformers_version",
         "use_cache",
@@ -222,7 +223,7 @@ class _Keys:
 
 
 def _sizes(keys: _Keys) -> dict[str, Any]:
-    for key in ("attention_dropout", "hidden_dropout"):
+    for key in ("attention_dropout", "hidden_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"):
         keys.expect(key, 0.0, why="there is no dropout here")
     return {
         "vocab_size": keys.count("vocab_size"),

@@ -39,6 +39,11 @@ class Findings:
     computed: Sequence[str]
 
 
+def is_computed(name: str) -> bool:
+    """Whether a tensor is one that the settings determine."""
+    return _COMPUTED.fullmatch(name) is not None
+
+
 def inspect(weights: HuggingFaceWeights, config: PonderTransformerConfig) -> Findings:
     """Sort the tensors of a folder.
 
@@ -51,7 +56,7 @@ def inspect(weights: HuggingFaceWeights, config: PonderTransformerConfig) -> Fin
     absent = [] if has_networks else [entry for entry in table if entry.native.startswith("ponder.")]
     present = [entry for entry in table if entry not in absent]
     wanted = {source for entry in present for source in entry.sources}
-    computed = sorted(name for name in found.keys() - wanted if _COMPUTED.fullmatch(name))
+    computed = sorted(name for name in found.keys() - wanted if is_computed(name))
     tied = sorted(name for name in found.keys() - wanted if config.tie_embeddings and name in _HEADS)
     problems = [
         *_listed("missing", wanted - found.keys()),

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,33 +69,18 @@ def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate
         ConversionError: the checkpoint is damaged, of a pondering method, or has other tensors than its
             model, or the result computes something else. Then nothing is left in the folder.
     """
-    damage = find_damage(checkpoint)
-    if damage:
-        raise ConversionError(f"{checkpoint} must be whole, but {describe(damage)}; use another checkpoint")
-    config = _with_vocabulary(load_config(checkpoint / CONFIG_NAME))
-    _refuse_pondering(checkpoint, config)
-    assert config.model.vocab_size is not None, "just filled in"
-    model = converted_model(config, config.model.vocab_size)
-    reader = NativeReader(checkpoint)
-    table = list(entries(model))
-    _check_tensors(reader, table, model)
-    dtype = options.dtype or _stored_dtype(reader)
+    source = _open(checkpoint)
     tokenizer = options.tokenizer or checkpoint.parent / TOKENIZER_FOLDER
     files = find_tokenizer(tokenizer) if options.needs_tokenizer else []
     with _all_or_nothing(folder) as partial:
-        account = _write_tensors(partial, reader, table, model, dtype=dtype, shard_bytes=options.shard_bytes)
-        settings = render_hf_config(
-            config.model,
-            vocab_size=config.model.vocab_size,
-            dtype=str(dtype).removeprefix("torch."),
-            token_ids=read_token_ids(tokenizer),
-        )
-        (partial / CONFIG_JSON).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        dtype = options.dtype or _stored_dtype(source.reader)
+        account = _write_tensors(partial, source, dtype=dtype, shard_bytes=options.shard_bytes)
+        _write_settings(partial, source, dtype=dtype, token_ids=read_token_ids(tokenizer))
         copy_files(files, partial)
         logits = compare_logits(
             HuggingFaceWeights(partial),
             checkpoint,
-            config,
+            source.config,
             tolerance=options.tolerance,
             allow_mismatch=options.allow_mismatch,
             rounded_to=dtype if account.num_rounded else None,
@@ -102,9 +89,9 @@ def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate
             direction="to-hf",
             source=str(checkpoint.resolve()),
             source_files=read_checksums(checkpoint),
-            source_settings=config.model_dump(mode="json"),
+            source_settings=source.config.model_dump(mode="json"),
             ignored_settings=(),
-            method=config.ponder.method,
+            method=source.config.ponder.method,
             tensors=account,
             logits=logits,
             written_files={path.name: digest_file(path, flushes=True) for path in sorted(partial.iterdir())},
@@ -113,20 +100,59 @@ def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate
     return certificate
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A checkpoint that can be exported.
+
+    Attributes:
+        config: its run on one rank, with the vocabulary.
+        model: that it holds.
+        reader: of its tensors.
+        table: its parameters.
+    """
+
+    config: RunConfig
+    model: PonderTransformerConfig
+    reader: NativeReader
+    table: list[Entry]
+
+
+def _open(checkpoint: Path) -> _Source:
+    """Make sure that a checkpoint can be exported."""
+    damage = find_damage(checkpoint)
+    if damage:
+        raise ConversionError(f"{checkpoint} must be whole, but {describe(damage)}; use another checkpoint")
+    config = _with_vocabulary(load_config(checkpoint / CONFIG_NAME))
+    if config.ponder.method is not Method.VANILLA:
+        raise ConversionError(
+            f"{checkpoint} must be of the method vanilla, but is of {config.ponder.method}; the classes of "
+            "transformers would compute another model from its weights"
+        )
+    assert config.model.vocab_size is not None, "just filled in"
+    model = converted_model(config, config.model.vocab_size)
+    reader, table = NativeReader(checkpoint), list(entries(model))
+    _check_tensors(reader, table, model)
+    return _Source(config=config, model=model, reader=reader, table=table)
+
+
+def _write_settings(
+    partial: Path, source: _Source, *, dtype: torch.dtype, token_ids: Mapping[str, Any]
+) -> None:
+    settings = render_hf_config(
+        source.config.model,
+        vocab_size=source.model.vocab_size,
+        dtype=str(dtype).removeprefix("torch."),
+        token_ids=token_ids,
+    )
+    (partial / CONFIG_JSON).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
 def _with_vocabulary(config: RunConfig) -> RunConfig:
     """Return the run on one rank, with the tokenizer's vocabulary where it names none."""
     if config.model.vocab_size is not None:
         return one_process(config)
     vocab_size = vocab_size_of(config, open_heldout_split(config))
     return one_process(config, model=config.model.model_dump(mode="json") | {"vocab_size": vocab_size})
-
-
-def _refuse_pondering(checkpoint: Path, config: RunConfig) -> None:
-    if config.ponder.method is not Method.VANILLA:
-        raise ConversionError(
-            f"{checkpoint} must be of the method vanilla, but is of {config.ponder.method}; the classes of "
-            "transformers would compute another model from its weights"
-        )
 
 
 def _check_tensors(reader: NativeReader, table: list[Entry], model: PonderTransformerConfig) -> None:
@@ -158,42 +184,34 @@ def _stored_dtype(reader: NativeReader) -> torch.dtype:
     return widest
 
 
-def _write_tensors(
-    partial: Path,
-    reader: NativeReader,
-    table: list[Entry],
-    model: PonderTransformerConfig,
-    *,
-    dtype: torch.dtype,
-    shard_bytes: int,
-) -> TensorAccount:
-    shapes = {name: expected_shape(name, model) for entry in table for name in entry.sources}
+def _write_tensors(partial: Path, source: _Source, *, dtype: torch.dtype, shard_bytes: int) -> TensorAccount:
+    names = [name for entry in source.table for name in entry.sources]
+    shapes = {name: expected_shape(name, source.model) for name in names}
     files = _plan_files(shapes, itemsize=dtype.itemsize, shard_bytes=shard_bytes)
-    file_of = {name: file for file, names in files.items() for name in names}
-    writers: dict[str, SafetensorsWriter] = {}
+    file_of = {name: file for file, inside in files.items() for name in inside}
+    writers = {
+        file: SafetensorsWriter(partial / file, {name: shapes[name] for name in inside}, dtype)
+        for file, inside in files.items()
+    }
     rounded, padding, dtypes = 0, {}, Counter[str]()
     try:
-        for entry in table:
-            values = reader.read(entry.native)
+        for entry in source.table:
+            values = source.reader.read(entry.native)
             dtypes[str(values.dtype).removeprefix("torch.")] += 1
             if entry.vocabulary_rows is not None:
                 padding[entry.native] = values.shape[0] - entry.vocabulary_rows
             for name, part in zip(entry.sources, entry.split(values[: entry.vocabulary_rows]), strict=True):
                 rounded += _num_rounded(name, part, shapes[name], dtype)
-                file = file_of[name]
-                if file not in writers:
-                    writers[file] = SafetensorsWriter(
-                        partial / file, {name: shapes[name] for name in files[file]}, dtype
-                    )
-                writers[file].write(name, part)
+                writers[file_of[name]].write(name, part)
     finally:
         for writer in writers.values():
             writer.close()
+    assert not [name for writer in writers.values() for name in writer.unwritten], "each is in the table"
     if len(files) > 1:
         _write_index(partial, file_of, shapes, itemsize=dtype.itemsize)
     return TensorAccount(
-        made_of={name: (entry.native,) for entry in table for name in entry.sources},
-        num_read=len(table),
+        made_of={name: (entry.native,) for entry in source.table for name in entry.sources},
+        num_read=len(source.table),
         num_values=sum(torch.Size(shape).numel() for shape in shapes.values()),
         dtypes=dict(dtypes),
         new={},
@@ -250,10 +268,10 @@ def _all_or_nothing(folder: Path) -> Iterator[Path]:
         raise ConversionError(
             f"{folder} must be an empty or absent folder, but has content; give another one with --output"
         )
-    partial = folder.with_name(f"{folder.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
+    # A temporary folder is its owner's alone.
+    partial.chmod(0o755)
     try:
         yield partial
         if folder.exists():

@@ -167,7 +167,7 @@ def test_the_command_writes_a_checkpoint_that_verifies_and_its_errors_are_no_cra
     assert f"written to {output / 'iter_0000000'}" in result.stdout
     assert CliRunner().invoke(app, ["checkpoint", "verify", str(output)]).exit_code == 0
     certificate = json.loads((output / "iter_0000000" / "conversion.json").read_text())
-    assert set(certificate["source_files"]) == {"config.json", "model.safetensors"}
+    assert set(certificate["source_files"]) == {"config.json", "model.safetensors", "tokenizer.json"}
     assert certificate["tensors"]["num_read"] == len(load_file(source / "model.safetensors"))
     assert (output / "tokenizer" / "tokenizer.json").is_file()
     back = tmp_path / "back"
