@@ -26,7 +26,8 @@ from pipeline.config.schema import RunConfig
 from pipeline.conversion.certificate import Certificate, TensorAccount, write_certificate
 from pipeline.conversion.comparison import TOLERANCE, compare_logits
 from pipeline.conversion.errors import ConversionError
-from pipeline.conversion.hf_config import CONFIG_JSON, render_hf_config
+from pipeline.conversion.hf_config import CONFIG_JSON
+from pipeline.conversion.hf_config_writing import render_hf_config
 from pipeline.conversion.hf_weights import INDEX_SUFFIX, SAFETENSORS_NAME, HuggingFaceWeights
 from pipeline.conversion.native import NativeReader, place_of
 from pipeline.conversion.run_settings import converted_model, one_process
