@@ -7,6 +7,7 @@ import typer
 from pipeline.commands import (
     bench,
     checkpoint,
+    convert,
     data,
     demo,
     evaluate,
@@ -39,6 +40,7 @@ app.command(epilog=golden.EPILOG)(golden.golden)
 app.command(epilog=parity.EPILOG)(parity.parity)
 app.add_typer(bench.app, name="bench")
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(convert.app, name="convert")
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
 
