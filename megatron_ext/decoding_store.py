@@ -136,7 +136,9 @@ class StoredRows:
         self.version = version
         self.sequences = torch.tensor(sequences, device=device())
         self.places = torch.tensor(places, device=device())
-        self._parts = list(_merged(_runs(sequences, places)))
+        parts = list(_merged(_runs(sequences, places)))
+        # The same in every layer.
+        self._parts = [(part, self._visible(part)) for part in parts]
 
     def extend(
         self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
@@ -144,17 +146,19 @@ class StoredRows:
         """See :class:`megatron_ext.attention.KeyValueStore`."""
         key, value = self._store.extended(key, value, log_weight)
         self._store.write(layer_number, self, key, value)
-        return [self._stored_keys(layer_number, part) for part in self._parts]
+        return [self._stored_keys(layer_number, part, visible) for part, visible in self._parts]
 
-    def _stored_keys(self, layer_number: int, part: _Part) -> StoredKeys:
+    def _stored_keys(self, layer_number: int, part: _Part, visible: Tensor | None) -> StoredKeys:
         keys, values = self._store.read(layer_number, self.version, part.sequences, part.num_visible)
-        sees_some = not (part.has_one_row_each or part.is_whole)
-        visible = None
-        if sees_some:
-            order = torch.arange(part.num_visible, device=self.places.device)
-            visible = order <= self.places[part.rows].unsqueeze(1)
         causal = part.is_whole and not part.has_one_row_each
         return StoredKeys(rows=part.rows, keys=keys, values=values, causal=causal, visible=visible)
+
+    def _visible(self, part: _Part) -> Tensor | None:
+        """[q, R] bool, where rows of the part see some of what the last one sees and it is not all there."""
+        if part.has_one_row_each or part.is_whole:
+            return None
+        order = torch.arange(part.num_visible, device=self.places.device)
+        return order <= self.places[part.rows].unsqueeze(1)
 
 
 def _runs(sequences: Sequence[int], places: Sequence[int]) -> Iterator[_Part]:
