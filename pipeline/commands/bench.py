@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.commands import bench_convert, bench_data
+from pipeline.commands import bench_convert, bench_data, bench_decode
 from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
 from pipeline.console import table_console
 from pipeline.exit_codes import ExitCode
@@ -16,6 +16,7 @@ from pipeline.exit_codes import ExitCode
 app = typer.Typer(no_args_is_help=True, help="Measure two things in one run, and their ratio.")
 app.command(epilog=bench_data.EPILOG)(bench_data.data)
 app.command(epilog=bench_convert.EPILOG)(bench_convert.convert)
+app.command(epilog=bench_decode.EPILOG)(bench_decode.decode)
 
 
 @app.command(
