@@ -65,7 +65,7 @@ def pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
         noted=_noted(sizes, index, entered) if is_last else 0,
         vocabulary=mixed * mixture,
         again=again,
-        working=layer_working(sizes, rows, index),
+        working=layer_working(sizes, rows, index) + _later_gradients(sizes, rows, index, num_layers),
         # Logits, their distance to the largest and its exponential, all in float32.
         mixing=mixed * max(3 * FLOAT32 - mixture, 0),
     )
@@ -114,6 +114,17 @@ def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> fl
         # The values of the first iteration are a view of the fused product.
         extra = shape.query_size + shape.key_value_size / 2
     return num_layers * rows * (shape.key_value_size + extra) / sizes.tensor * sizes.value_bytes
+
+
+def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
+    """Gradients that later passes have left for the kept keys and values of this one.
+
+    In one graph they go where autograd is at work, layer by layer; between graphs all layers' wait.
+    """
+    is_cut = sizes.recompute != "none" or sizes.num_stages > 1
+    if sizes.method is not Method.ADAPONDERLM or index == sizes.num_passes - 1 or not is_cut:
+        return 0
+    return num_layers * rows * sizes.shape.key_value_size / sizes.tensor * sizes.value_bytes
 
 
 def _method(sizes: RankSizes, index: int, entered: float) -> float:
