@@ -1,8 +1,9 @@
 """How many bytes of tensors are alive, watched operation by operation.
 
-The memory of a process says little about tensors: allocators keep what was freed, and libraries have buffers of
-their own. Here every operation's results are counted when they are made and when their storage is given back,
-which is the same on every device.
+The memory of a process says little about tensors: allocators keep what was freed, and libraries have buffers
+of their own. Here the results of every operation are counted from when they are made until their storage is
+given back, which is the same on every device. Copies that a communication library makes for itself are left
+out.
 """
 
 import weakref
@@ -23,7 +24,7 @@ class LiveMemory(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
         self.live_bytes = 0
         self.peak_bytes = 0
         self._sizes: dict[int, int] = {}

@@ -1,14 +1,19 @@
-"""The memory that a plan says against what a training step really has alive, on one rank and random tokens."""
+"""The memory that a plan says against what a training step really has alive, on random tokens."""
 
 import gc
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, get_args
 
 from megatron_ext.host import device, prepare_host
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
+from megatron_ext.ponder.config import Method
 from pipeline.bench.live_memory import LiveMemory
 from pipeline.bench.random_batches import DEFAULT_VOCAB_SIZE, random_batches
 from pipeline.build import build_training
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ParallelConfig, RunConfig
+from pipeline.config.validate import build_config
 from pipeline.distributed import start_process_group, stop_process_group
 from pipeline.metrics.statistics import StatisticsAccumulator
 from pipeline.plan.rank_memory import rank_memories
@@ -50,6 +55,41 @@ class MemoryComparison:
         return planned / (self.measured_peak - self.measured_state) - 1
 
 
+def bench_configs() -> Iterator[RunConfig]:
+    """Make small runs of every method with every kind of recomputation, on both backbones in turn."""
+    settings = product(Method, get_args(ParallelConfig.model_fields["recompute"].annotation))
+    for place, (method, recompute) in enumerate(settings):
+        # Shifted from method to method, so that each kind of recomputation meets both.
+        architecture = ("gpt_neox", "llama")[(place + place // 4) % 2]
+        yield build_config(_settings(method, architecture, recompute))
+
+
+def _settings(method: Method, architecture: str, recompute: str) -> dict[str, Any]:
+    ponder = {"method": method.value}
+    return {
+        "name": f"{method}_{architecture}_{recompute}",
+        "model": {
+            "architecture": architecture,
+            "num_layers": 6,
+            "hidden_size": 256,
+            "ffn_hidden_size": 1024,
+            "num_attention_heads": 4,
+            "vocab_size": 2000,
+        },
+        "ponder": ponder if method is Method.VANILLA else ponder | {"num_latent_thoughts": 2},
+        "parallel": {"recompute": recompute},
+        "training": {
+            "seq_length": 128,
+            "micro_batch_size": 4,
+            "global_batch_size": 4,
+            "train_iters": NUM_STEPS,
+            "precision": "bf16",
+        },
+        "optimizer": {"lr": 1e-3},
+        "data": {"path": "not-read"},
+    }
+
+
 def compare_memory(config: RunConfig) -> MemoryComparison:
     """Train two steps of random tokens on this process alone, and hold the plan against what was alive.
 
@@ -58,7 +98,9 @@ def compare_memory(config: RunConfig) -> MemoryComparison:
     """
     vocab_size = config.model.vocab_size or DEFAULT_VOCAB_SIZE
     state, peak = measure_memory(config, vocab_size)
-    (planned,) = rank_memories(rank_sizes(config, vocab_size, has_fused_norms=device().type == "cuda"))
+    sizes = rank_sizes(config, vocab_size, has_fused_norms=device().type == "cuda")
+    # Every row of random tokens is one document.
+    (planned,) = rank_memories(replace(sizes, separates_documents=False))
     return MemoryComparison(
         name=config.name,
         planned_state=planned.state.total,
@@ -89,9 +131,7 @@ def measure_steps(config: RunConfig, vocab_size: int) -> tuple[int, int]:
     """
     prepare_host()
     parallel = config.parallel
-    groups = initialize_groups(
-        tensor=parallel.tensor, pipeline=parallel.pipeline, seed=config.seed
-    )
+    groups = initialize_groups(tensor=parallel.tensor, pipeline=parallel.pipeline, seed=config.seed)
     try:
         with LiveMemory() as memory:
             parts = build_training(config, vocab_size, groups)

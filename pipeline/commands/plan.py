@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.shared import ConfigFile, Overrides, examples
+from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
@@ -70,6 +70,8 @@ def plan(
 
     Starts nothing and needs no device. Exit code 1: it does not fit.
     """
+    set_up_logging()
+
     from pipeline.plan.devices import DEVICES, GIB
     from pipeline.plan.run_plan import Assumptions, plan_run, plan_values
     from pipeline.plan.suggest import on_devices, suggest

@@ -1,6 +1,6 @@
 """What one transformer layer leaves behind for its backward, and what that backward needs beside it.
 
-The tensors are those that autograd keeps of :mod:`megatron_ext.layers`, named in the order in which they are made;
+The tensors are those that autograd keeps of :mod:`megatron_ext.layers`, in the order in which they are made.
 `megaponder bench memory` holds the sums against what is really alive.
 """
 
@@ -67,7 +67,9 @@ def _attention(sizes: RankSizes, index: int) -> float:
         return rotary + value * (taken + query)
     if is_weighted:
         taken = (query + 2 * key) * sizes.weighted_head_size / shape.kv_channels
-    attended = _attended(sizes, index) + (query if is_weighted else 0)
+    # Without the columns of log w, and with documents put together, it is copied.
+    is_copied = is_weighted or sizes.separates_documents
+    attended = _attended(sizes, index) + (query if is_copied else 0)
     return rotary + value * (taken + attended) + FLOAT32 * heads
 
 

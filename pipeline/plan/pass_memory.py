@@ -1,4 +1,4 @@
-"""What a pass of one micro-batch keeps on a rank until its backward: layers, method, mixtures, and the readout."""
+"""What a pass of one micro-batch keeps on a rank until its backward: layers, method, mixtures, readout."""
 
 from dataclasses import dataclass
 
@@ -91,7 +91,7 @@ def readout_bytes(sizes: RankSizes) -> float:
 
 
 def _mixture_kept(sizes: RankSizes) -> float:
-    """Per row and piece of the vocabulary: the weights in float32, as they are multiplied, and a top-k mask."""
+    """Per row and piece: the weights in float32, as they are multiplied, and the mask of the largest."""
     narrow = sizes.value_bytes if sizes.value_bytes < FLOAT32 else 0
     return FLOAT32 + narrow + (BOOL if sizes.mixture is Mixture.TOP_K else 0)
 

@@ -70,16 +70,19 @@ def rank_memories(sizes: RankSizes) -> tuple[RankMemory, ...]:
 def _rank_memory(sizes: RankSizes, stage: int) -> RankMemory:
     parameters = rank_parameters(sizes, stage)
     passes = [pass_bytes(sizes, index, stage) for index in range(sizes.num_passes)]
-    find = _moments_of_one_stage if sizes.num_stages == 1 else _moments_of_a_stage
+    if sizes.num_stages == 1:
+        moments = _moments_of_one_stage(sizes, parameters, passes)
+    else:
+        moments = _moments_of_a_stage(sizes, passes, stage)
     return RankMemory(
         stage=stage,
         state=state_bytes(sizes, parameters),
-        fullest=max(find(sizes, parameters, passes, stage), key=lambda moment: moment.total),
+        fullest=max(moments, key=lambda moment: moment.total),
     )
 
 
 def _moments_of_one_stage(
-    sizes: RankSizes, parameters: RankParameters, passes: list[PassBytes], stage: int
+    sizes: RankSizes, parameters: RankParameters, passes: list[PassBytes]
 ) -> Iterator[Moment]:
     """One micro-batch at a time: all passes forward, then backward."""
     kept = [each.kept for each in passes]
@@ -114,13 +117,10 @@ def _moments_of_one_stage(
     )
 
 
-def _moments_of_a_stage(
-    sizes: RankSizes, parameters: RankParameters, passes: list[PassBytes], stage: int
-) -> Iterator[Moment]:
+def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -> Iterator[Moment]:
     """Many micro-batches and passes under way, in the order of Megatron's interleaved schedule."""
     from pipeline.pass_schedule import backward_time, looping_timeline
 
-    del parameters
     rounds = min(sizes.num_micro_batches, ROUNDS_IN_FLIGHT * sizes.num_stages)
     timeline = looping_timeline(
         sizes.num_stages, rounds, sizes.slots, backward_per_forward=backward_time(sizes.recompute)
@@ -169,7 +169,7 @@ def _gradient_sums(sizes: RankSizes, parameters: RankParameters) -> float:
 
 
 def _gathered(sizes: RankSizes) -> float:
-    """Megatron's buffer into which sequence parallelism gathers the largest pass's rows; it is never freed."""
+    """Megatron's buffer that sequence parallelism gathers the largest pass's rows into; it is never freed."""
     if not sizes.shards_tokens:
         return 0
     return sizes.tokens * max(sizes.slots) * sizes.shape.hidden_size * sizes.value_bytes

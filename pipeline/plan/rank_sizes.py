@@ -1,7 +1,7 @@
 """The sizes that decide how many bytes a rank holds, read from a run's settings.
 
-Legend of the package: S tokens of a sequence, B micro-batch, n slots of a pass, R = S n B rows of a pass, H hidden
-size, V padded vocabulary, K extra steps, J sweeps, t tensor-parallel ranks, p pipeline stages.
+Legend of the package: S tokens of a sequence, B micro-batch, n slots of a pass, R = S n B rows of a pass,
+H hidden size, V padded vocabulary, K extra steps, J sweeps, t tensor-parallel ranks, p pipeline stages.
 """
 
 from dataclasses import dataclass
@@ -36,6 +36,7 @@ class RankSizes:
         value_bytes: of a weight or an activation.
         recompute: what backward computes again.
         rotary_size: rotated channels of a head.
+        separates_documents: whether the documents of a row are attended to one by one.
         has_fused_norms: whether RMSNorm is one kernel, as on GPUs, and not several operations, as on CPUs.
     """
 
@@ -54,6 +55,7 @@ class RankSizes:
     value_bytes: int
     recompute: Literal["none", "selective", "full", "per_pass"]
     rotary_size: int
+    separates_documents: bool
     has_fused_norms: bool = True
 
     @property
@@ -140,5 +142,6 @@ def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = Tr
         value_bytes=FLOAT32 if config.training.precision == "fp32" else BFLOAT16,
         recompute=parallel.recompute,
         rotary_size=int(config.model.kv_channels * config.model.rotary_percent),
+        separates_documents=config.data.reset_attention,
         has_fused_norms=has_fused_norms,
     )

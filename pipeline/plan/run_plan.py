@@ -100,7 +100,11 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
         vocab_size: the tokenizer's, without padding.
         assumptions: what is taken as given.
     """
-    account, sweeps, parallel = flops_account(config, vocab_size), mean_training_sweeps(config), config.parallel
+    account, sweeps, parallel = (
+        flops_account(config, vocab_size),
+        mean_training_sweeps(config),
+        config.parallel,
+    )
     training = account.training_flops(sweeps)
     device = assumptions.device
     peak = device.float32_flops if config.training.precision == "fp32" else device.bfloat16_flops

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from pipeline.config.errors import ConfigError
+from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import ParallelConfig, RunConfig
+from pipeline.config.suggestions import nearest_multiples
 from pipeline.config.validate import build_config
 from pipeline.flops import FlopsAccount
 from pipeline.plan.run_plan import Assumptions, RunPlan, plan_run
@@ -44,33 +45,35 @@ class _Choice:
     cost: float
 
 
-def suggest(config: RunConfig, vocab_size: int, assumptions: Assumptions, *, limit: int = 3) -> list[Suggestion]:
+def suggest(
+    config: RunConfig,
+    vocab_size: int,
+    assumptions: Assumptions,
+) -> list[Suggestion]:
     """Find ways in which a run fits on as many devices as it has, the global batch unchanged.
 
-    Of several micro-batches that fit with the same layout and recomputation the largest is taken.
+    One for each kind of recomputation: its cheapest, of equally cheap ones that with the largest micro-batch.
 
     Args:
         config: the run.
         vocab_size: the tokenizer's, without padding.
         assumptions: as for the plan.
-        limit: at most so many.
     """
     found: list[Suggestion] = []
-    taken: set[tuple[str, int, int]] = set()
+    taken: set[Recompute] = set()
     for choice in sorted(_choices(config, vocab_size), key=lambda each: (each.cost, -each.micro_batch_size)):
-        kind = (choice.recompute, choice.tensor, choice.pipeline)
-        changed = None if kind in taken else _with(config, choice)
+        changed = None if choice.recompute in taken else _with(config, choice)
         if changed is None:
             continue
         plan = plan_run(changed, vocab_size, assumptions)
         if plan.fits:
-            taken.add(kind)
+            taken.add(choice.recompute)
             found.append(
                 Suggestion(overrides=_overrides(config, changed), relative_cost=choice.cost, plan=plan)
             )
-        if len(found) == limit:
+        if len(taken) == len(get_args(Recompute)):
             break
-    return found
+    return [each for place, each in enumerate(found) if _is_worth_it(each, found[:place])]
 
 
 def on_devices(config: RunConfig, num_devices: int) -> RunConfig:
@@ -79,8 +82,24 @@ def on_devices(config: RunConfig, num_devices: int) -> RunConfig:
     Raises:
         ConfigError: the layout does not divide them, or the global batch does not fit.
     """
-    data = num_devices // (config.parallel.tensor * config.parallel.pipeline)
-    return _changed(config, {"data": max(data, 1)}, {})
+    model_ranks = config.parallel.tensor * config.parallel.pipeline
+    if num_devices % model_ranks:
+        raise ConfigError(
+            [
+                ConfigProblem(
+                    path="--gpus",
+                    rule=f"must be a multiple of parallel.tensor x parallel.pipeline ({model_ranks})",
+                    value=str(num_devices),
+                    cure=f"try {nearest_multiples(num_devices, model_ranks)}",
+                )
+            ]
+        )
+    return _changed(config, {"data": num_devices // model_ranks}, {})
+
+
+def _is_worth_it(suggestion: Suggestion, cheaper: Sequence[Suggestion]) -> bool:
+    """Whether it needs less memory than all that cost no more."""
+    return all(suggestion.plan.needed_bytes < other.plan.needed_bytes for other in cheaper)
 
 
 def _choices(config: RunConfig, vocab_size: int) -> Iterator[_Choice]:

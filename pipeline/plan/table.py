@@ -17,7 +17,11 @@ MOST_PASSES_SHOWN = 12
 def render_memory(plan: RunPlan) -> Table:
     """Lay out the memory of a rank of every stage by part, in GiB."""
     table = Table(
-        title=f"{plan.name}: memory of a rank in GiB", box=SIMPLE_HEAD, title_justify="left", title_style="bold"
+        title=f"{plan.name}: GiB of a rank",
+        min_width=60,
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
     )
     table.add_column("part", style="cyan")
     for stage in plan.stages:
@@ -39,7 +43,8 @@ def render_plan(plan: RunPlan) -> Table:
     rows = [
         (
             "verdict",
-            f"{verdict}: {plan.needed_bytes / GIB:.1f} of {device.memory_bytes / GIB:.1f} GiB of a {device.name}",
+            f"{verdict}: {plan.needed_bytes / GIB:.1f} of {device.memory_bytes / GIB:.1f} GiB "
+            f"of a {device.name}",
         ),
         ("layout", f"{plan.layout}, {plan.num_ranks} devices"),
         (
@@ -55,8 +60,8 @@ def render_plan(plan: RunPlan) -> Table:
         ("FLOPs per token, inference", _inference(plan)),
         (
             "speed",
-            f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / plan.num_ranks:,.0f} per device, "
-            f"at {plan.assumptions.mfu:.0%} MFU ({plan.hfu:.0%} HFU)",
+            f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / plan.num_ranks:,.0f} per "
+            f"device, at {plan.assumptions.mfu:.0%} MFU ({plan.hfu:.0%} HFU)",
         ),
         ("length", f"{plan.days:,.1f} days for {metric(plan.tokens)} tokens"),
     ]
@@ -82,7 +87,9 @@ def render_suggestions(suggestions: Sequence[Suggestion]) -> Table:
 
 def _parts(plan: RunPlan, memory: RankMemory) -> list[tuple[str, float]]:
     state, fullest = memory.state, memory.fullest
-    by_pass = list(fullest.by_pass) + [0.0] * (max(len(s.fullest.by_pass) for s in plan.stages) - len(fullest.by_pass))
+    by_pass = list(fullest.by_pass) + [0.0] * (
+        max(len(s.fullest.by_pass) for s in plan.stages) - len(fullest.by_pass)
+    )
     shown = [(f"activations of pass {index}", value) for index, value in enumerate(by_pass)]
     if len(shown) > MOST_PASSES_SHOWN:
         shown = [("activations of all passes", fullest.activations)]
@@ -106,4 +113,6 @@ def _inference(plan: RunPlan) -> str:
     span = most if least == most else f"{least} to {most}, by steps taken"
     if plan.expected_inference_flops is None:
         return span
-    return f"{metric(plan.expected_inference_flops)} expected at {plan.assumptions.mean_steps:g} steps ({span})"
+    return (
+        f"{metric(plan.expected_inference_flops)} expected at {plan.assumptions.mean_steps:g} steps ({span})"
+    )
