@@ -14,6 +14,7 @@ from pipeline.commands import (
     generate,
     golden,
     parity,
+    plan,
     report,
     tokenizer,
     train,
@@ -35,6 +36,7 @@ app.command(epilog=demo.EPILOG)(demo.demo)
 app.command(epilog=train.EPILOG)(train.train)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=generate.EPILOG)(generate.generate)
+app.command(epilog=plan.EPILOG)(plan.plan)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=golden.EPILOG)(golden.golden)
 app.command(epilog=parity.EPILOG)(parity.parity)
