@@ -16,7 +16,7 @@ Example::
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from data_prep.tokenizer import Tokenizer
+from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.generate_batch import Ending, GenerationSettings, GrowingText, Prefill, generate_batch
 from pipeline.generate_sampling import SamplingSettings
 from pipeline.inference import OpenedCheckpoint
