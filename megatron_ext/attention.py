@@ -9,6 +9,7 @@ that no layer of Megatron's needs to be rewritten:
 * ``rotary_pos_emb`` carries the angles of the pass.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,24 +19,42 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_ext.parallel.memory import PassMemory
-from megatron_ext.ponder.attention import key_weighted_attention
+from megatron_ext.ponder.attention import key_weighted_attention, stored_attention
 from megatron_ext.ponder.masks import Segments
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKeys:
+    """What some rows of a call attend to: one row of each of b sequences, or q rows of a single one.
+
+    Attributes:
+        rows: which rows of the call.
+        keys, values: [b, G, R, w], see :func:`megatron_ext.ponder.attention.stored_attention`.
+        causal: the rows are all R rows that are stored, in order.
+        visible: [q, R] bool, or None where every row sees all or `causal` says what it sees.
+    """
+
+    rows: slice
+    keys: Tensor
+    values: Tensor
+    causal: bool = False
+    visible: Tensor | None = None
+
+
 class KeyValueStore(Protocol):
-    """Where decoding keeps the keys and values of earlier rows."""
+    """Where decoding keeps the keys and values of rows."""
 
     def extend(
-        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Append rows of one layer and return all rows of it.
+        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
+    ) -> Sequence[StoredKeys]:
+        """Store rows of one layer, and return what they attend to.
 
         Args:
             layer_number: 1-based, over the whole model.
-            key, value: [rows, B, G, d], after rotary.
-            log_weight: [B, rows].
+            key, value: [rows, G, d], after rotary.
+            log_weight: [rows], or None where rows have no weight.
         Returns:
-            Keys, values and weights of all rows so far, in the same layouts.
+            Parts that cover the rows of the call in order.
         """
         ...
 
@@ -87,7 +106,7 @@ class RowContext:
     Attributes:
         segments: runs of rows that see each other, or None where every sequence is one document.
         iteration_keys: where tokens halt and keep their keys and values, else None.
-        store: earlier rows in cached decoding; the rows of the call are then the newest ones, seeing all.
+        store: where cached decoding keeps rows; the call is then one batch of rows of many sequences.
         qkv_format: read by Megatron; says that the rows are a plain [rows, B, ...] layout.
     """
 
@@ -119,7 +138,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         """Attend.
 
         Args:
-            query: [R, B, A, d]; key, value: [R, B, G, d], after rotary.
+            query: [R, B, A, d]; key, value: [R, B, G, d], after rotary; B is 1 with a store.
             attention_mask: log w of the key columns, [B, R], or None.
             packed_seq_params: the row context.
             attn_mask_type, attention_bias: Megatron's, without meaning here.
@@ -128,14 +147,31 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         """
         if packed_seq_params.iteration_keys is not None:
             key, value = packed_seq_params.iteration_keys.align(self.layer_number, key, value)
-        store = packed_seq_params.store
-        if store is not None:
-            assert attention_mask is not None, "cached rows need their log weight"
-            key, value, attention_mask = store.extend(self.layer_number, key, value, attention_mask)
+        if packed_seq_params.store is not None:
+            return self._attend_to_store(packed_seq_params.store, query, key, value, attention_mask)
         # [R, B, A, d] -> [B, A, R, d]
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         output = key_weighted_attention(
-            query, key, value, attention_mask, causal=store is None, segments=packed_seq_params.segments
+            query, key, value, attention_mask, segments=packed_seq_params.segments
         )
         # [B, A, R, d] -> [R, B, A * d]
         return output.permute(2, 0, 1, 3).flatten(2).contiguous()
+
+    def _attend_to_store(
+        self, store: KeyValueStore, query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor | None
+    ) -> Tensor:
+        """[R, 1, A, d] -> [R, 1, A * d]."""
+        weight = None if log_weight is None else log_weight[0]
+        parts = store.extend(self.layer_number, key.squeeze(1), value.squeeze(1), weight)
+        outputs = [_attend_to_part(query[part.rows].squeeze(1), part) for part in parts]
+        # [R, A, d] -> [R, 1, A * d]
+        return torch.cat(outputs).flatten(1).unsqueeze(1)
+
+
+def _attend_to_part(query: Tensor, part: StoredKeys) -> Tensor:
+    """[b * q, A, d] -> the same."""
+    # [b * q, A, d] -> [b, A, q, d]
+    query = query.unflatten(0, (len(part.keys), -1)).transpose(1, 2)
+    output = stored_attention(query, part.keys, part.values, causal=part.causal, visible=part.visible)
+    # [b, A, q, d] -> [b * q, A, d]
+    return output.transpose(1, 2).flatten(0, 1)

@@ -1,134 +1,275 @@
-"""Left-to-right decoding: a token runs only the steps it needs (definitions 2.5, 3.2).
+"""Decoding of many sequences: a token runs only the steps it needs (definitions 2.5, 3.2).
 
-The method says which rows of a token run; each runs against the stored rows of earlier tokens. A pruned slot
-is never computed and leaves no key and no value, a halted token is not run again. Nothing needs the future,
-so this is exact.
+The method says which rows of a token run; each runs against the stored rows of earlier tokens. At every step
+the rows of all sequences that need it go through the layers together, and no others: the work is the sum of
+the steps. A pruned slot is never computed and leaves no key and no value, a halted token is not run again.
+
+B = sequences, N = tokens of a call, H = hidden size, V = vocabulary.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from megatron_ext.attention import RowContext
+from megatron_ext.decoding_store import RowStore
 from megatron_ext.host import device
+from megatron_ext.methods.base import Column, Observer, PromptTokens, Sweeps, Thought, ignore
 from megatron_ext.model import PonderModel
 
-
-class RowStore:
-    """Keys, values and log weights of the rows of one sequence, allocated once.
-
-    A method that iterates over the same row keeps one version per iteration: iteration i of a token reads
-    version i of every earlier token, which for a token that halted before is that of its last iteration
-    (definitions 3.2). Other methods have a single version. Implements
-    :class:`megatron_ext.attention.KeyValueStore`.
-    """
-
-    def __init__(self, model: PonderModel, capacity: int, num_versions: int = 1) -> None:
-        """Reserve room.
-
-        Args:
-            model: read for its sizes.
-            capacity: rows.
-            num_versions: versions of each row.
-        """
-        config = model.config
-        groups = max(config.num_query_groups // model.axis.size, 1)
-        shape = (num_versions, config.num_layers, capacity, 1, groups, config.kv_channels)
-        self._keys = torch.empty(shape, dtype=config.params_dtype, device=device())
-        self._values = torch.empty_like(self._keys)
-        self.weight_dtype = torch.promote_types(config.params_dtype, torch.float32)
-        self._log_weights = torch.empty((1, capacity), dtype=self.weight_dtype, device=device())
-        self.version = 0
-        self.num_rows = 0
-
-    def extend(
-        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Put one row behind those of a layer; see :class:`megatron_ext.attention.KeyValueStore`.
-
-        The row counts once :meth:`advance` is called, after all layers have put theirs.
-
-        Raises:
-            IndexError: the store is full.
-        """
-        start, stop = self.num_rows, self.num_rows + key.shape[0]
-        capacity = self._log_weights.shape[1]
-        if stop > capacity:
-            raise IndexError(f"a store of {capacity} rows cannot take row {stop}")
-        keys = self._keys[self.version, layer_number - 1]
-        values = self._values[self.version, layer_number - 1]
-        keys[start:stop], values[start:stop] = key, value
-        self._log_weights[:, start:stop] = log_weight
-        return keys[:stop], values[:stop], self._log_weights[:, :stop]
-
-    def advance(self) -> None:
-        """Keep the row that all layers have just put; versions it has not reached repeat its last one."""
-        for stored in (self._keys, self._values):
-            stored[self.version + 1 :, :, self.num_rows] = stored[self.version, :, self.num_rows]
-        self.version = 0
-        self.num_rows += 1
+# The head runs on this many tokens of a prompt at once: all of their logits at a time may not fit.
+TOKENS_PER_HEAD_CALL = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecodedToken:
-    """What consuming one token gave.
+class DecodedTokens:
+    """What consuming one token of each of some sequences gave.
 
     Attributes:
-        logits: [V], predicting the next token, on every rank; without padding rows.
-        steps: extra steps that ran.
+        logits: [N, V], predicting the next token of each, on every rank; without padding rows.
+        steps: extra steps that ran, [N].
     """
 
     logits: Tensor
-    steps: int
+    steps: Tensor
 
 
-class TokenDecoder:
-    """Consumes the tokens of one sequence, one after another."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadPrompt:
+    """What reading one prompt of S tokens gave.
 
-    def __init__(self, model: PonderModel, max_tokens: int) -> None:
-        """Start an empty sequence.
+    Attributes:
+        logits: [V], predicting the token behind the prompt.
+        steps: extra steps that ran, [S].
+        nll: loss in nats of the second to the last token, [S - 1].
+    """
+
+    logits: Tensor
+    steps: Tensor
+    nll: Tensor
+
+
+class BatchDecoder:
+    """Consumes the tokens of B sequences; any of them may rest, end or start anew at any time.
+
+    Attributes:
+        store: keys and values of all rows that ran.
+        num_tokens: consumed so far, by sequence.
+        dtype: of the weights.
+        iterates: whether a token keeps its place and has versions there.
+        observe: called with the name and value of intermediate results of the tokens that are consumed.
+    """
+
+    def __init__(self, model: PonderModel, *, num_sequences: int, max_tokens: int) -> None:
+        """Start with empty sequences.
 
         Args:
-            model: in evaluation mode, without sequence parallelism.
-            max_tokens: how many tokens may be consumed.
+            model: in evaluation mode, without sequence parallelism and pipeline stages.
+            num_sequences: B.
+            max_tokens: how many tokens of a sequence may be consumed.
         """
         self._model = model
-        self._num_tokens = 0
+        self.iterates = model.ponder.iterates
         num_slots = model.config.ponder.num_slots
-        if model.ponder.iterates:
-            self.store = RowStore(model, max_tokens, num_versions=num_slots)
-        else:
-            self.store = RowStore(model, max_tokens * num_slots)
+        self.store = RowStore(
+            model,
+            num_sequences=num_sequences,
+            capacity=max_tokens if self.iterates else max_tokens * num_slots,
+            num_versions=num_slots if self.iterates else 1,
+            has_weights=model.ponder.column is Column.LOG_WEIGHT,
+        )
+        self.num_tokens = [0] * num_sequences
+        self.dtype = model.config.params_dtype
+        self.observe: Observer = ignore
 
     @torch.no_grad()
-    def consume(self, token: int) -> DecodedToken:
-        """Run one token through as many steps as it needs.
+    def consume(self, sequences: Sequence[int], tokens: Sequence[int]) -> DecodedTokens:
+        """Run the next token of some sequences through as many steps as each needs.
 
         Args:
-            token: id of the next token of the sequence.
+            sequences: which; every one at most once.
+            tokens: the next token of each.
         """
         model = self._model
-        tokens = model.ponder.tokens_of_rows(torch.tensor([[token]], device=device()))
-        thought = model.ponder.think(model.embed(tokens), self._run_row, model.mix_embeddings)
-        if model.ponder.iterates:
-            self.store.advance()
-        self._num_tokens += 1
-        logits = model.axis.gather_last_dim(model.logits(thought.hidden))
-        return DecodedToken(logits=logits[0, 0, : model.config.vocab_size], steps=thought.steps)
+        # [N] -> [N, n] -> [n, N, H]
+        rows = model.embed(model.ponder.tokens_of_rows(_on_device(tokens).unsqueeze(1)))
+        run = _Runner(self, sequences, [self.num_tokens[sequence] for sequence in sequences])
+        thought = model.ponder.think(rows, run, model.mix_embeddings, self.observe)
+        for sequence in sequences:
+            self.num_tokens[sequence] += 1
+        self.observe("hidden", thought.hidden)
+        return DecodedTokens(logits=self._logits(thought.hidden), steps=thought.steps)
 
-    def _run_row(
-        self, row: Tensor, *, log_weight: float = 0.0, version: int = 0, normalize: bool = True
-    ) -> Tensor:
-        """See :class:`megatron_ext.methods.base.RowRunner`."""
+    @torch.no_grad()
+    def read_prompts(
+        self, sequences: Sequence[int], prompts: Sequence[Sequence[int]], *, sweeps: Sweeps | None
+    ) -> list[ReadPrompt]:
+        """Start some sequences anew with prompts of any lengths.
+
+        Args:
+            sequences: which; what they held is forgotten.
+            prompts: at least one token each.
+            sweeps: reads all tokens of the prompts together, latent thoughts by Jacobi iteration; None reads
+                token by token, which is exact for every method.
+        Raises:
+            ValueError: a prompt is empty.
+        """
+        if not all(prompts):
+            raise ValueError("a prompt must have at least one token, but is empty; write some text")
+        self.store.forget(sequences)
+        for sequence in sequences:
+            self.num_tokens[sequence] = 0
+        if sweeps is None:
+            return self._read_token_by_token(sequences, prompts)
+        thought = self._read_together(sequences, prompts, sweeps)
+        for sequence, prompt in zip(sequences, prompts, strict=True):
+            self.num_tokens[sequence] = len(prompt)
+        lengths = [len(prompt) for prompt in prompts]
+        hidden, steps = thought.hidden.split(lengths, dim=1), thought.steps.split(lengths)
+        return [self._read_prompt(*parts) for parts in zip(prompts, hidden, steps, strict=True)]
+
+    def _read_token_by_token(
+        self, sequences: Sequence[int], prompts: Sequence[Sequence[int]]
+    ) -> list[ReadPrompt]:
+        logits: dict[int, Tensor] = {}
+        steps: dict[int, list[Tensor]] = {sequence: [] for sequence in sequences}
+        nll: dict[int, list[Tensor]] = {sequence: [] for sequence in sequences}
+        for column in zip_longest(*prompts):
+            tokens = {
+                sequence: token
+                for sequence, token in zip(sequences, column, strict=True)
+                if token is not None
+            }
+            for sequence in tokens.keys() & logits.keys():
+                nll[sequence].append(token_nll(logits[sequence].unsqueeze(0), [tokens[sequence]]))
+            decoded = self.consume(list(tokens), list(tokens.values()))
+            for index, sequence in enumerate(tokens):
+                logits[sequence] = decoded.logits[index]
+                steps[sequence].append(decoded.steps[index : index + 1])
+        return [
+            ReadPrompt(
+                logits=logits[sequence],
+                steps=torch.cat(steps[sequence]),
+                nll=torch.cat([logits[sequence].new_zeros(0), *nll[sequence]]),
+            )
+            for sequence in sequences
+        ]
+
+    def _read_together(
+        self, sequences: Sequence[int], prompts: Sequence[Sequence[int]], sweeps: Sweeps
+    ) -> Thought:
         model = self._model
-        self.store.version = version
-        hidden = model.run_layers(
-            row,
-            torch.tensor([[self._num_tokens]], device=device()),
-            log_weight=torch.full((1, 1), log_weight, dtype=self.store.weight_dtype, device=device()),
-            context=RowContext(store=self.store),
+        tokens = _on_device([token for prompt in prompts for token in prompt])
+        # [1, N] -> [1, N * n] -> [N * n, 1, H] -> [1, N * n, H]
+        rows = model.embed(model.ponder.tokens_of_rows(tokens.unsqueeze(0))).transpose(0, 1)
+        numbers = [number for number, prompt in enumerate(prompts) for _ in prompt]
+        run = _Runner(
+            self,
+            [sequences[number] for number in numbers],
+            [position for prompt in prompts for position in range(len(prompt))],
+            starts_anew=True,
         )
-        if not model.ponder.iterates:
-            self.store.advance()
-        return model.final_norm(hidden) if normalize else hidden
+        of_prompts = PromptTokens(sequences=_on_device(numbers), sweeps=sweeps)
+        return model.ponder.read_prompts(rows, run, model.mix_embeddings, of_prompts, self.observe)
+
+    def _read_prompt(self, prompt: Sequence[int], hidden: Tensor, steps: Tensor) -> ReadPrompt:
+        """Let the head read the hidden states of one prompt, [1, S, H]."""
+        logits = self._logits(hidden[:, -1:])[0]
+        nll = [logits.new_zeros(0)]
+        for start in range(0, len(prompt) - 1, TOKENS_PER_HEAD_CALL):
+            stop = min(start + TOKENS_PER_HEAD_CALL, len(prompt) - 1)
+            nll.append(token_nll(self._logits(hidden[:, start:stop]), prompt[start + 1 : stop + 1]))
+        return ReadPrompt(logits=logits, steps=steps, nll=torch.cat(nll))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[1, N, H] -> [N, V]."""
+        logits = self._model.axis.gather_last_dim(self._model.logits(hidden))
+        return logits[0, :, : self._model.config.vocab_size]
+
+    def run_layers(
+        self, rows: Tensor, positions: Sequence[int], log_weight: Tensor | None, context: RowContext
+    ) -> Tensor:
+        """Run rows, [1, R, H], at rotary positions; without the final norm."""
+        model, position_ids = self._model, _on_device(positions)
+        if model.ponder.column is Column.LOG_WEIGHT:
+            log_weight = rows.new_zeros(rows.shape[1]) if log_weight is None else log_weight
+            self.observe("rows/log_weight", log_weight)
+            log_weight = log_weight.to(self.store.weight_dtype).unsqueeze(0)
+        self.observe("rows/positions", position_ids)
+        # [1, R, H] -> [R, 1, H] and back
+        hidden = model.run_layers(
+            rows.transpose(0, 1), position_ids.unsqueeze(0), log_weight=log_weight, context=context
+        )
+        return hidden.transpose(0, 1)
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """Apply the model's final norm."""
+        normed: Tensor = self._model.final_norm(hidden)
+        return normed
+
+
+class _Runner:
+    """Runs rows of N tokens and stores them. Implements :class:`megatron_ext.methods.base.RowRunner`.
+
+    A token of an iterating method stays at its place in the sequence. Rows of other methods stand in the
+    order of tokens and slots: behind what is stored, or, where a sequence starts anew, from its beginning in
+    every call.
+    """
+
+    def __init__(
+        self,
+        decoder: BatchDecoder,
+        sequences: Sequence[int],
+        positions: Sequence[int],
+        *,
+        starts_anew: bool = False,
+    ) -> None:
+        self._decoder = decoder
+        self._iterates = decoder.iterates
+        self._sequences = sequences
+        self._positions = positions
+        self._starts_anew = starts_anew
+
+    def __call__(
+        self,
+        rows: Tensor,
+        *,
+        tokens: Tensor | None = None,
+        log_weight: Tensor | None = None,
+        version: int = 0,
+        normalize: bool = True,
+    ) -> Tensor:
+        decoder, store = self._decoder, self._decoder.store
+        chosen = range(len(self._sequences)) if tokens is None else tokens.tolist()
+        sequences = [self._sequences[token] for token in chosen]
+        positions = [self._positions[token] for token in chosen]
+        places = positions if self._iterates else list(self._next_places(sequences))
+        stored = store.places(sequences, places, version=version)
+        decoder.observe("rows/sequences", stored.sequences)
+        decoder.observe("rows/entered", rows)
+        hidden = decoder.run_layers(rows, positions, log_weight, RowContext(store=stored))
+        hidden = decoder.final_norm(hidden) if normalize else hidden
+        decoder.observe("rows/left", hidden)
+        return hidden
+
+    def _next_places(self, sequences: Sequence[int]) -> Iterator[int]:
+        if self._starts_anew:
+            self._decoder.store.forget(sequences)
+        taken: dict[int, int] = {}
+        for sequence in sequences:
+            place = taken.get(sequence, self._decoder.store.num_rows[sequence])
+            taken[sequence] = place + 1
+            yield place
+
+
+def token_nll(logits: Tensor, targets: Sequence[int]) -> Tensor:
+    """Loss in nats of the tokens that came, in at least float32: [N, V] -> [N]."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.nn.functional.cross_entropy(wide, _on_device(targets), reduction="none")
+
+
+def _on_device(numbers: Sequence[int]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device=device())

@@ -7,12 +7,14 @@ import typer
 from pipeline.commands import (
     bench,
     checkpoint,
+    convert,
     data,
     demo,
     evaluate,
     generate,
     golden,
     parity,
+    plan,
     report,
     tokenizer,
     train,
@@ -34,11 +36,13 @@ app.command(epilog=demo.EPILOG)(demo.demo)
 app.command(epilog=train.EPILOG)(train.train)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=generate.EPILOG)(generate.generate)
+app.command(epilog=plan.EPILOG)(plan.plan)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=golden.EPILOG)(golden.golden)
 app.command(epilog=parity.EPILOG)(parity.parity)
 app.add_typer(bench.app, name="bench")
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(convert.app, name="convert")
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
 

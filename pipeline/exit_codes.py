@@ -19,7 +19,8 @@ class ExitCode(IntEnum):
     FAILED_VALIDATION = 17
     """Megatron's code: a repeated computation gave another result."""
     REQUEUE = 75
-    """Told to stop, with a checkpoint, or hung: start the same command again to go on from the newest one."""
+    """Told to stop, with a checkpoint, or hung: start the same command again to go on from the newest one.
+    Generation that is told to stop by SIGTERM starts from the first prompt."""
     DO_NOT_REQUEUE = 93
     """Starting again cannot help: divergence, or a configuration that no longer fits its checkpoint."""
     INTERRUPTED = 130

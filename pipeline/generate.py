@@ -1,150 +1,164 @@
-"""Continue a text, running for each token only the steps it needs (`megaponder generate`)."""
+"""Continue texts, running for each token only the steps it needs (`megaponder generate`).
 
-import time
-from collections.abc import Iterator, Sequence
+Example::
+
+    from pathlib import Path
+
+    from pipeline.generate import GenerationSettings, SamplingSettings, generate
+    from pipeline.inference import opened_checkpoint
+
+    settings = GenerationSettings(num_tokens=40, sampling=SamplingSettings(temperature=0.8, seed=1))
+    with opened_checkpoint(Path("runs/demo/checkpoints")) as checkpoint:
+        for text in generate(checkpoint, ["import os", "def main("], settings):
+            print(text.number, text.ending, text.mean_steps, text.continuation)
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from megatron_ext.decoding import TokenDecoder
-from megatron_ext.model import PonderModel
+from data_prep.tokenizers.tokenizer import Tokenizer
+from pipeline.generate_batch import Ending, GenerationSettings, GrowingText, Prefill, generate_batch
+from pipeline.generate_sampling import SamplingSettings
 from pipeline.inference import OpenedCheckpoint
 from pipeline.report.inputs import SampleToken, TextSample
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingSettings:
-    """How the next token is chosen.
-
-    Attributes:
-        temperature: divides the logits; 0 takes the most likely token.
-        top_k: choose among this many most likely tokens; None among all.
-        top_p: choose among the most likely tokens that together have this probability.
-        seed: of the choice.
-    """
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse settings that choose nothing.
-
-        Raises:
-            ValueError: naming the setting.
-        """
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be at least 0, but is {self.temperature}; 0 is greedy")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(
-                f"top_k must be at least 1, but is {self.top_k}; leave it out to choose among all"
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], but is {self.top_p}; 1 chooses among all")
+__all__ = [
+    "Ending",
+    "GeneratedText",
+    "GenerationSettings",
+    "Prefill",
+    "SamplingSettings",
+    "generate",
+    "text_sample",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumedToken:
-    """One token of the text and what it cost.
+class GeneratedText:
+    """A prompt and its continuation.
 
     Attributes:
-        token: id.
-        steps: ponder steps it took.
-        nll: loss in nats the model had on it; None for the first token, which nothing predicts.
-        is_prompt: given, not generated.
+        number: of the prompt.
+        tokens: prompt and continuation, up to the stop string or the end of the document.
+        ending: why the text ended; None while it goes on.
     """
 
-    token: int
-    steps: int
-    nll: float | None
-    is_prompt: bool
+    number: int
+    tokens: tuple[SampleToken, ...]
+    ending: Ending | None
+
+    @property
+    def prompt(self) -> str:
+        """The text that was given."""
+        return "".join(token.piece for token in self.tokens if token.is_prompt)
+
+    @property
+    def continuation(self) -> str:
+        """The text that was added."""
+        return "".join(token.piece for token in self.tokens if not token.is_prompt)
+
+    @property
+    def mean_steps(self) -> float:
+        """Mean ponder steps of a token, the prompt's included."""
+        return sum(token.steps for token in self.tokens) / len(self.tokens)
 
 
 def generate(
-    checkpoint: OpenedCheckpoint, prompt_ids: Sequence[int], *, num_tokens: int, sampling: SamplingSettings
-) -> TextSample:
-    """Continue a prompt by exact cached decoding.
+    checkpoint: OpenedCheckpoint,
+    prompts: Sequence[str | Sequence[int]],
+    settings: GenerationSettings,
+    *,
+    watch: Callable[[GeneratedText], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[GeneratedText]:
+    """Continue prompts; every text is yielded once it has ended, in the order in which they end.
+
+    What a text becomes does not depend on the other prompts: it draws from a seed of its own, and the batch
+    changes its logits by rounding only.
 
     Args:
-        checkpoint: the model; every rank calls this with the same arguments and gets the same text.
-        prompt_ids: at least one token.
-        num_tokens: how many tokens to add; fewer where the document ends.
-        sampling: how to choose.
+        checkpoint: the model; every rank calls this with the same arguments and gets the same texts.
+        prompts: texts, or the ids of their tokens; at least one token each.
+        settings: what to generate.
+        watch: sees every text as far as it is, after its prompt and after each of its tokens.
+        should_stop: asked before every step, equal on all ranks; texts that go on then are not yielded.
     Raises:
-        ValueError: the prompt is empty.
+        ValueError: a prompt is empty.
     """
     tokenizer = checkpoint.tokenizer
-    started = time.monotonic()
-    text = list(
-        decode(
-            checkpoint.module, prompt_ids, num_tokens=num_tokens, sampling=sampling, eod_id=tokenizer.eod_id
-        )
-    )
-    seconds = time.monotonic() - started
-    pieces = tokenizer.texts([token.token for token in text])
+    ids = [_token_ids(tokenizer, prompt) for prompt in prompts]
+
+    def has_stopped(text: GrowingText) -> bool:
+        return settings.stop != () and _first_stop(_pieces(tokenizer, text), settings.stop) is not None
+
+    def show(text: GrowingText) -> None:
+        if watch is not None:
+            watch(_generated(tokenizer, text, settings.stop))
+
+    for text in generate_batch(
+        checkpoint.module,
+        ids,
+        settings,
+        eod_id=tokenizer.eod_id,
+        has_stopped=has_stopped,
+        watch=show,
+        should_stop=should_stop,
+    ):
+        yield _generated(tokenizer, text, settings.stop)
+
+
+def text_sample(checkpoint: OpenedCheckpoint, text: GeneratedText, *, seconds: float) -> TextSample:
+    """Bring a text into the form that reports show.
+
+    Args:
+        checkpoint: what made it.
+        text: generated alone.
+        seconds: that it took.
+    """
     ponder = checkpoint.config.ponder
     return TextSample(
         checkpoint=str(checkpoint.folder),
         num_latent_thoughts=ponder.num_latent_thoughts,
         pruning_threshold=ponder.pruning_threshold if ponder.method.halts else None,
-        tokens_per_second=len(text) / seconds,
-        tokens=tuple(
-            SampleToken(piece=piece, steps=token.steps, nll=token.nll, is_prompt=token.is_prompt)
-            for piece, token in zip(pieces, text, strict=True)
-        ),
+        tokens_per_second=len(text.tokens) / seconds,
+        tokens=text.tokens,
     )
 
 
-def decode(
-    model: PonderModel,
-    prompt_ids: Sequence[int],
-    *,
-    num_tokens: int,
-    sampling: SamplingSettings,
-    eod_id: int | None = None,
-) -> Iterator[ConsumedToken]:
-    """Yield the tokens of the prompt and its continuation; prompt tokens too take only the steps they need.
-
-    Args:
-        model: in evaluation mode.
-        prompt_ids: at least one token.
-        num_tokens: how many tokens to add.
-        sampling: how to choose.
-        eod_id: a chosen token that ends the text and is not yielded.
-    """
-    if not prompt_ids:
-        raise ValueError("a prompt must have at least one token, but is empty; write some text")
-    generator = torch.Generator().manual_seed(sampling.seed)
-    last = len(prompt_ids) + num_tokens - 1
-    decoder = TokenDecoder(model, last + 1)
-    token, nll = prompt_ids[0], None
-    for position in range(last + 1):
-        decoded = decoder.consume(token)
-        yield ConsumedToken(token=token, steps=decoded.steps, nll=nll, is_prompt=position < len(prompt_ids))
-        if position == last:
-            return
-        is_given = position + 1 < len(prompt_ids)
-        token = prompt_ids[position + 1] if is_given else choose_token(decoded.logits, sampling, generator)
-        if token == eod_id and not is_given:
-            return
-        nll = -float(torch.log_softmax(decoded.logits.float(), dim=0)[token])
+def _token_ids(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    return [int(token) for token in (tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)]
 
 
-def choose_token(logits: Tensor, sampling: SamplingSettings, generator: torch.Generator) -> int:
-    """Choose the next token.
+def _pieces(tokenizer: Tokenizer, text: GrowingText) -> list[str]:
+    """What each generated token adds to the text of the prompt."""
+    return tokenizer.texts(text.ids)[len(text.prompt) :]
 
-    Args:
-        logits: [V].
-        sampling: how.
-        generator: on the CPU; equal on all ranks.
-    """
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    values, order = (logits.float().cpu() / sampling.temperature).sort(descending=True)
-    probabilities = torch.softmax(values[: sampling.top_k], dim=0)
-    # A token counts while those before it have less than top_p: at least one always does.
-    before = probabilities.cumsum(0) - probabilities
-    probabilities = torch.where(before < sampling.top_p, probabilities, 0.0)
-    return int(order[torch.multinomial(probabilities, 1, generator=generator)])
+
+def _first_stop(pieces: Sequence[str], stop: Sequence[str]) -> int | None:
+    """Where the first of the stop strings begins in the joined pieces."""
+    joined = "".join(pieces)
+    return min((joined.index(one) for one in stop if one in joined), default=None)
+
+
+def _generated(tokenizer: Tokenizer, text: GrowingText, stop: Sequence[str]) -> GeneratedText:
+    pieces = tokenizer.texts(text.ids)
+    num_prompt = len(text.prompt)
+    end = _first_stop(pieces[num_prompt:], stop) if text.ending is Ending.STOP else None
+    if end is not None:
+        pieces = [*pieces[:num_prompt], *_cut(pieces[num_prompt:], end)]
+    tokens = tuple(
+        SampleToken(piece=piece, steps=token.steps, nll=token.nll, is_prompt=token.is_prompt)
+        for piece, token in zip(pieces, text.tokens, strict=False)
+    )
+    return GeneratedText(number=text.number, tokens=tokens, ending=text.ending)
+
+
+def _cut(pieces: Sequence[str], length: int) -> list[str]:
+    """The first pieces, of `length` letters together."""
+    kept = []
+    for piece in pieces:
+        if length == 0:
+            break
+        kept.append(piece[:length])
+        length -= len(kept[-1])
+    return kept

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from megatron_ext.methods.base import (
     Column,
     Mixer,
+    Observer,
     PassContext,
     PassRows,
     Readout,
     RowRunner,
     Thought,
+    ignore,
     in_float32,
 )
 from megatron_ext.methods.ponderlm import PonderLM
@@ -78,18 +80,29 @@ class AdaPonderLM(PonderLM):
         self._record(steps, logits, penalty, context)
         return Readout(hidden=hidden, penalty=penalty, steps=steps)
 
-    def think(self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer) -> Thought:
+    def think(
+        self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
+    ) -> Thought:
         """Iterate until a gate closes; what is skipped would not have changed anything."""
-        running = rows
-        hidden = run(running)
+        hidden = run(rows)
+        running, last = rows, hidden.clone()
+        active = torch.arange(rows.shape[1], device=rows.device)
+        steps = torch.zeros_like(active)
         for iteration in range(self.config.num_latent_thoughts):
-            share = torch.sigmoid(self._gate(iteration, hidden))
-            if not bool(share >= self.config.pruning_threshold):
-                return Thought(hidden=hidden, steps=iteration)
-            update = self._answer(hidden, mix_embeddings) * share.unsqueeze(-1).to(hidden.dtype)
-            running = running + update
-            hidden = run(running, version=iteration + 1)
-        return Thought(hidden=hidden, steps=self.config.num_latent_thoughts)
+            logits = self._gate(iteration, hidden)
+            observe(f"gate_logits/{iteration}", torch.stack([active.to(logits.dtype), logits[0]]))
+            share = torch.sigmoid(logits)
+            goes_on = share[0] >= self.config.pruning_threshold
+            active = active[goes_on]
+            if len(active) == 0:
+                break
+            update = self._answer(hidden[:, goes_on], mix_embeddings)
+            share = share[:, goes_on].unsqueeze(-1).to(hidden.dtype)
+            running = running[:, goes_on] + update * share
+            hidden = run(running, tokens=active, version=iteration + 1)
+            last[:, active] = hidden
+            steps[active] += 1
+        return Thought(hidden=last, steps=steps)
 
     def statistics_layout(self) -> dict[str, int]:
         """Sums over real tokens."""

@@ -87,35 +87,76 @@ class Readout:
 
 
 class RowRunner(Protocol):
-    """Runs one row of a token through all layers against the stored rows of earlier tokens."""
+    """Runs rows of N tokens through all layers against the stored rows of earlier tokens."""
 
     def __call__(
-        self, row: Tensor, *, log_weight: float = 0.0, version: int = 0, normalize: bool = True
+        self,
+        rows: Tensor,
+        *,
+        tokens: Tensor | None = None,
+        log_weight: Tensor | None = None,
+        version: int = 0,
+        normalize: bool = True,
     ) -> Tensor:
         """Run and store.
 
         Args:
-            row: [1, 1, H].
-            log_weight: of the row's key.
-            version: which version of the earlier tokens' keys and values the row reads and joins.
+            rows: [1, R, H], only those that are needed.
+            tokens: which of the N tokens every row belongs to, [R] int64, rising; None where it is one row of
+                each.
+            log_weight: of the rows' keys, [R]; None for 0.
+            version: which version of the earlier tokens' keys and values the rows read and join.
             normalize: apply the final norm.
         Returns:
-            [1, 1, H].
+            [1, R, H].
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thought:
-    """What a token came to in decoding.
+    """What N tokens came to in decoding.
 
     Attributes:
-        hidden: [1, 1, H], goes to the head.
-        steps: extra steps taken.
+        hidden: [1, N, H], goes to the head.
+        steps: extra steps taken, [N] int64.
     """
 
     hidden: Tensor
-    steps: int
+    steps: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweeps:
+    """How a prompt is read by Jacobi iteration: a fixed number of sweeps, or until they change nothing.
+
+    Attributes:
+        number: J, sweeps after the build-up; None sweeps until a prompt has settled: its tokens' steps stand,
+            and neither its thoughts, relative to their size, nor their log weights move by more than
+            `tolerance`.
+        tolerance: see there.
+    """
+
+    number: int | None = None
+    tolerance: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptTokens:
+    """The N tokens of some prompts, one prompt behind the other.
+
+    Attributes:
+        sequences: which prompt each token belongs to, [N] int64, rising from 0 without gaps.
+        sweeps: how a method of latent thoughts reads them.
+    """
+
+    sequences: Tensor
+    sweeps: Sweeps
+
+
+def ignore(name: str, value: Tensor) -> None:
+    """Observe nothing."""
+    del name, value
 
 
 class PonderMethod(nn.Module):
@@ -197,16 +238,46 @@ class PonderMethod(nn.Module):
         del context
         return Readout(hidden=ended.rows)
 
-    def think(self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer) -> Thought:
-        """Consume one token in decoding.
+    def think(
+        self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
+    ) -> Thought:
+        """Consume one token of each of N sequences in decoding.
 
         Args:
-            rows: scaled embeddings of :meth:`tokens_of_rows` of the token, [n, 1, H].
+            rows: scaled embeddings of :meth:`tokens_of_rows` of the tokens, [n, N, H].
             run: see :class:`RowRunner`.
             mix_embeddings: see :class:`PassContext`.
+            observe: called with the name and value of intermediate results.
         """
-        del mix_embeddings
-        return Thought(hidden=run(rows), steps=0)
+        del mix_embeddings, observe
+        return Thought(hidden=run(rows), steps=self._every_step(rows))
+
+    def read_prompts(
+        self,
+        rows: Tensor,
+        run: RowRunner,
+        mix_embeddings: Mixer,
+        prompts: PromptTokens,
+        observe: Observer = ignore,
+    ) -> Thought:
+        """Consume many tokens of each of several sequences at once.
+
+        Here as :meth:`think` does: a row that iterates in place reads rows of its own iteration alone.
+
+        Args:
+            rows: scaled embeddings of :meth:`tokens_of_rows` of the N tokens, [1, N * n, H].
+            run: see :class:`RowRunner`.
+            mix_embeddings: see :class:`PassContext`.
+            prompts: whose tokens they are.
+            observe: called with the name and value of intermediate results.
+        """
+        del prompts
+        return self.think(rows, run, mix_embeddings, observe)
+
+    def _every_step(self, of_tokens: Tensor) -> Tensor:
+        """K for each token: [1, N, H] -> [N]."""
+        steps = self.config.num_latent_thoughts
+        return torch.full((of_tokens.shape[1],), steps, dtype=torch.int64, device=of_tokens.device)
 
     def statistics_layout(self) -> dict[str, int]:
         """Names and sizes of the sums that a forward collects in :attr:`PassContext.statistics`."""

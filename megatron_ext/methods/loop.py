@@ -5,7 +5,16 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from megatron_ext.methods.base import Mixer, PassContext, PassRows, PonderMethod, RowRunner, Thought
+from megatron_ext.methods.base import (
+    Mixer,
+    Observer,
+    PassContext,
+    PassRows,
+    PonderMethod,
+    RowRunner,
+    Thought,
+    ignore,
+)
 from megatron_ext.ponder.passes import PassPlan, iteration_plan
 
 
@@ -40,10 +49,12 @@ class Loop(PonderMethod):
         del index, context
         return ended
 
-    def think(self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer) -> Thought:
+    def think(
+        self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
+    ) -> Thought:
         """All trips; trip i sees the keys of trip i of the earlier tokens."""
-        del mix_embeddings
+        del mix_embeddings, observe
         num_trips = self.config.num_slots
         for trip in range(num_trips):
             rows = run(rows, version=trip, normalize=trip == num_trips - 1)
-        return Thought(hidden=rows, steps=num_trips - 1)
+        return Thought(hidden=rows, steps=self._every_step(rows))

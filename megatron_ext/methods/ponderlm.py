@@ -5,7 +5,16 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from megatron_ext.methods.base import Mixer, PassContext, PassRows, PonderMethod, RowRunner, Thought
+from megatron_ext.methods.base import (
+    Mixer,
+    Observer,
+    PassContext,
+    PassRows,
+    PonderMethod,
+    RowRunner,
+    Thought,
+    ignore,
+)
 from megatron_ext.ponder.config import Mixture, Residual
 from megatron_ext.ponder.passes import PassPlan, iteration_plan
 
@@ -47,15 +56,18 @@ class PonderLM(PonderMethod):
         del index
         return PassRows(rows=self._answer(ended.rows, context.mix_embeddings))
 
-    def think(self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer) -> Thought:
+    def think(
+        self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
+    ) -> Thought:
         """All iterations; iteration i sees the keys of iteration i of the earlier tokens."""
+        del observe
         first = running = self._first_input(rows)
         hidden = run(running)
         for iteration in range(1, self.config.num_slots):
             base = first if self.config.residual is Residual.FROM_EMBEDDING else running
             running = base + self._answer(hidden, mix_embeddings)
             hidden = run(running, version=iteration)
-        return Thought(hidden=hidden, steps=self.config.num_latent_thoughts)
+        return Thought(hidden=hidden, steps=self._every_step(rows))
 
     def _first_input(self, embeddings: Tensor) -> Tensor:
         return embeddings * self.config.num_latent_thoughts if self.config.multiply_embedding else embeddings

@@ -6,7 +6,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from megatron_ext.methods.base import Mixer, PassContext, PassRows, PonderMethod, Readout, RowRunner, Thought
+from megatron_ext.methods.base import (
+    Mixer,
+    Observer,
+    PassContext,
+    PassRows,
+    PonderMethod,
+    PromptTokens,
+    Readout,
+    RowRunner,
+    Thought,
+    ignore,
+)
+from megatron_ext.methods.sweeps import SlotDecision, read_by_sweeps
 from megatron_ext.ponder.config import Mixture
 from megatron_ext.ponder.passes import PassPlan, jacobi_plan
 from megatron_ext.ponder.residual import squared_change
@@ -67,12 +79,52 @@ class PonderLM2(PonderMethod):
         del context
         return Readout(hidden=split_slots(ended.rows, self.config.num_slots)[:, -1])
 
-    def think(self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer) -> Thought:
+    def think(
+        self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
+    ) -> Thought:
         """All slots, one after another."""
+        del observe
         hidden = run(rows)
         for _ in range(self.config.num_latent_thoughts):
             hidden = run(self._next_thought(hidden, mix_embeddings))
-        return Thought(hidden=hidden, steps=self.config.num_latent_thoughts)
+        return Thought(hidden=hidden, steps=self._every_step(rows))
+
+    def read_prompts(
+        self,
+        rows: Tensor,
+        run: RowRunner,
+        mix_embeddings: Mixer,
+        prompts: PromptTokens,
+        observe: Observer = ignore,
+    ) -> Thought:
+        """By Jacobi sweeps over the slots that the tokens need."""
+
+        def decide(token_hidden: Tensor) -> SlotDecision:
+            return self._decide(token_hidden, observe)
+
+        def next_thought(hidden: Tensor) -> Tensor:
+            return self._next_thought(hidden, mix_embeddings)
+
+        slots = read_by_sweeps(
+            rows[0],
+            prompts,
+            num_thoughts=self.config.num_latent_thoughts,
+            run=run,
+            decide=decide,
+            next_thought=next_thought,
+        )
+        observe("prompt_slots/inputs", slots.inputs)
+        observe("prompt_slots/hidden", slots.hidden)
+        return self._read_slots(slots.hidden, slots.decision)
+
+    def _decide(self, token_hidden: Tensor, observe: Observer) -> SlotDecision:
+        """Which slots a token takes, by its slot 0, [1, N, H]: here all, without weights."""
+        del observe
+        return SlotDecision(steps=self._every_step(token_hidden))
+
+    def _read_slots(self, hidden: Tensor, decision: SlotDecision) -> Thought:
+        """The last slot: [N, K + 1, H] -> [1, N, H]."""
+        return Thought(hidden=hidden[:, -1].unsqueeze(0), steps=decision.steps)
 
     def statistics_layout(self) -> dict[str, int]:
         """Squared change and norm of the thoughts in each sweep."""

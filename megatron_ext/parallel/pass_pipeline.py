@@ -66,11 +66,12 @@ def run_passes(
         if view.passes[0] == 0:
             item.start(module, settings, observe)
         moving = view(item.micro_batch)
+        if plan.is_final(view.passes[-1]):
+            item.finish()
         if not isinstance(moving, ModelOutput):
             return encode(moving), None
         if observe_output is not None:
             observe_output(item.batch, moving)
-        item.finish()
         return loss(moving), lambda value: (value, {})
 
     schedule = _schedule(num_stages, len(views))
@@ -102,7 +103,7 @@ class _UnderWay:
         return self._micro_batch
 
     def finish(self) -> None:
-        """Let go; the graph holds what backward needs."""
+        """Let go on every stage after its last pass; the graph holds what backward needs."""
         self._micro_batch = None
 
 

@@ -50,6 +50,63 @@ def key_weighted_attention(
     return output[..., :head_size]
 
 
+def stored_attention(
+    query: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False, visible: Tensor | None = None
+) -> Tensor:
+    """Attention to stored keys, which carry their weights already.
+
+    Args:
+        query: [B, A, Q, d].
+        keys: [B, G, R, w] from :func:`extended_keys`, G a divisor of A, w at least d.
+        values: [B, G, R, w] from :func:`extended_values`.
+        causal: Q is R and query row i sees key rows 0..i.
+        visible: [Q, R] bool; None where every query row sees all keys, or where `causal` says what it sees.
+    Returns:
+        [B, A, Q, d].
+    """
+    head_size, width = query.shape[-1], keys.shape[-1]
+    scale = 1.0 / math.sqrt(head_size)
+    # Where a key has no weight it is padded by zeros, so that every further channel of the query may be one.
+    wide = functional.pad(query, (0, width - head_size), value=1.0)
+    if query.shape[2] == 1:
+        # The heads that share keys take the place of rows: [B, A, 1, w] -> [B, G, A / G, w]
+        grouped = wide.squeeze(2).unflatten(1, (keys.shape[1], -1))
+        output = functional.scaled_dot_product_attention(grouped, keys, values, scale=scale)
+        # [B, G, A / G, w] -> [B, A, 1, w]
+        output = output.flatten(1, 2).unsqueeze(2)
+    else:
+        output = _attend(wide, keys, values, causal=causal, visible=visible, scale=scale)
+    return output[..., :head_size]
+
+
+def extended_size(head_size: int, weight_dtype: torch.dtype | None, dtype: torch.dtype) -> int:
+    """Channels of a stored key: those of the head, and room for a weight of `weight_dtype` unless None."""
+    if weight_dtype is None:
+        return head_size
+    num_columns = 1 if dtype.itemsize >= weight_dtype.itemsize else 2
+    return head_size + num_columns + -(head_size + num_columns) % HEAD_SIZE_STEP
+
+
+def extended_keys(key: Tensor, log_weight: Tensor, size: int) -> Tensor:
+    """Put the weight of each key behind its channels, and zeros behind that.
+
+    Args:
+        key: [..., d].
+        log_weight: in the shape of `key` without its last dim, or one that expands to it.
+        size: from :func:`extended_size`.
+    Returns:
+        [..., size].
+    """
+    columns = _weight_columns(log_weight * math.sqrt(key.shape[-1]), key.dtype)
+    columns = columns.expand(*key.shape[:-1], -1)
+    return functional.pad(torch.cat([key, columns], dim=-1), (0, size - key.shape[-1] - columns.shape[-1]))
+
+
+def extended_values(value: Tensor, size: int) -> Tensor:
+    """Put zeros behind the channels of each value: fused kernels want keys and values of one size."""
+    return functional.pad(value, (0, size - value.shape[-1]))
+
+
 def dense_bias_attention(
     query: Tensor,
     key: Tensor,
@@ -77,19 +134,14 @@ def dense_bias_attention(
 
 def _augment(query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     head_size = query.shape[-1]
-    columns = _weight_columns(log_weight * math.sqrt(head_size), key.dtype)
-    padding = -(head_size + columns.shape[-1]) % HEAD_SIZE_STEP
-    # [B, R, C] -> [B, G, R, C]
-    columns = columns.unsqueeze(1).expand(-1, key.shape[1], -1, -1)
-    ones = query.new_ones(*query.shape[:-1], columns.shape[-1])
-    query = functional.pad(torch.cat([query, ones], dim=-1), (0, padding))
-    key = functional.pad(torch.cat([key, columns], dim=-1), (0, padding))
-    value = functional.pad(value, (0, columns.shape[-1] + padding))
-    return query, key, value
+    size = extended_size(head_size, log_weight.dtype, key.dtype)
+    query = functional.pad(query, (0, size - head_size), value=1.0)
+    # [B, R] -> [B, 1, R], for all groups
+    return query, extended_keys(key, log_weight.unsqueeze(1), size), extended_values(value, size)
 
 
 def _weight_columns(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, R] -> [B, R, C]: one column, or the value and its remainder where the dtype is narrower."""
+    """[...] -> [..., C]: one column, or the value and its remainder where the dtype is narrower."""
     if dtype.itemsize >= weight.dtype.itemsize:
         return weight.to(dtype).unsqueeze(-1)
     # The gradients of the two columns are the same number; it reaches the weight through the first one only.
@@ -98,9 +150,17 @@ def _weight_columns(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack([coarse, remainder], dim=-1)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float) -> Tensor:
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float, visible: Tensor | None = None
+) -> Tensor:
     return functional.scaled_dot_product_attention(
-        query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        query,
+        key,
+        value,
+        attn_mask=visible,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
 
 

@@ -8,13 +8,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.commands import bench_data
+from pipeline.commands import bench_convert, bench_data, bench_decode
 from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
 from pipeline.console import table_console
 from pipeline.exit_codes import ExitCode
 
 app = typer.Typer(no_args_is_help=True, help="Measure two things in one run, and their ratio.")
 app.command(epilog=bench_data.EPILOG)(bench_data.data)
+app.command(epilog=bench_convert.EPILOG)(bench_convert.convert)
+app.command(epilog=bench_decode.EPILOG)(bench_decode.decode)
 
 
 @app.command(
@@ -119,6 +121,64 @@ def metrics(
         table.add_row(name, f"{1e3 * seconds:.3f} ms", f"{seconds / cost.step_seconds:.2%}")
     Console().print(table)
     is_too_much = maximum_share is not None and cost.share > maximum_share
+    raise typer.Exit(ExitCode.CRASH if is_too_much else ExitCode.DONE)
+
+
+@app.command(
+    epilog=examples(
+        "megaponder bench memory",
+        "megaponder bench memory --maximum-error 0.1",
+        "megaponder bench memory --config pipeline/recipes/tiny_ponderlm3.yaml parallel.recompute=full",
+    )
+)
+def memory(
+    overrides: Overrides = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="YAML file of a run; default: small runs of every method and recomputation.",
+            show_default=False,
+        ),
+    ] = None,
+    maximum_error: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="SHARE", help="Exit with 1 above this error.", show_default=False),
+    ] = None,
+) -> None:
+    """Hold the memory that `megaponder plan` says against the tensors that training steps have alive.
+
+    On one rank and random tokens; reads no data. Counted are tensors, not what an allocator keeps.
+    """
+    set_up_logging()
+
+    from pipeline.bench.memory import bench_configs, compare_memory
+    from pipeline.config.load import load_config
+
+    runs = list(bench_configs())
+    if config is not None or overrides:
+        layout = ("parallel.tensor=1", "parallel.pipeline=1", "parallel.data=1")
+        runs = [load_config(config, [*(overrides or []), *layout, "parallel.sequence_parallel=false"])]
+    table = Table(title="MB of tensors: planned / measured")
+    for column in ("run", "between steps", "at the peak", "error", "error of what a step adds"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    errors = []
+    for run in runs:
+        found = compare_memory(run)
+        errors.append(abs(found.error))
+        table.add_row(
+            found.name,
+            f"{found.planned_state / 1e6:.1f} / {found.measured_state / 1e6:.1f}",
+            f"{found.planned_peak / 1e6:.1f} / {found.measured_peak / 1e6:.1f}",
+            f"{found.error:+.1%}",
+            f"{found.activation_error:+.1%}",
+        )
+    console = table_console()
+    console.print(table)
+    console.print(f"largest error {max(errors):.1%}")
+    is_too_much = maximum_error is not None and max(errors) > maximum_error
     raise typer.Exit(ExitCode.CRASH if is_too_much else ExitCode.DONE)
 
 

@@ -1,22 +1,21 @@
 """`megaponder generate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from pipeline.commands.checkpoint_argument import Checkpoint, Iteration, speaks
 from pipeline.commands.shared import examples, set_up_logging
 
 if TYPE_CHECKING:
     from pipeline.inference import OpenedCheckpoint
-    from pipeline.report.inputs import TextSample
 
 HELDOUT_PROMPT_TOKENS = 32
 EPILOG = examples(
     "megaponder generate runs/demo/checkpoints --prompt 'import os' --max-new-tokens 80",
     "megaponder generate runs/demo/checkpoints --temperature 0.8 --top-p 0.95 --seed 1",
+    "megaponder generate runs/demo/checkpoints --prompts-file prompts.jsonl --json-lines texts.jsonl",
     "megaponder generate runs/demo/checkpoints/iter_0000200 --output sample.json",
 )
 
@@ -24,10 +23,18 @@ EPILOG = examples(
 def generate(
     checkpoint: Checkpoint,
     prompt: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="Text to continue; default: the start of a held-out document.",
+            help="Text to continue, any number of them; default: the start of a held-out document.",
+            show_default=False,
+        ),
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Texts to continue, one per line; in a .jsonl file each line has it under 'prompt'.",
             show_default=False,
         ),
     ] = None,
@@ -41,63 +48,110 @@ def generate(
     top_p: Annotated[
         float, typer.Option(min=1e-6, max=1.0, metavar="P", help="Choose among the likeliest that make up P.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the choice.")] = 0,
+    repetition_penalty: Annotated[
+        float,
+        typer.Option(min=1e-6, metavar="X", help="Above 1, tokens that the text has become less likely."),
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Ends a text and is left out; any number.", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of the choice; each text draws on its own.")
+    ] = 0,
+    prefill: Annotated[
+        Literal["jacobi", "exact"],
+        typer.Option(help="Read prompts by sweeps over all tokens until nothing moves, or token by token."),
+    ] = "jacobi",
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Texts that are decoded together at most.")
+    ] = 8,
+    show_steps: Annotated[
+        bool, typer.Option("--show-steps/--no-show-steps", help="Colour each token by its steps.")
+    ] = True,
     iteration: Iteration = None,
+    json_lines: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a line of JSON for each text as soon as it has ended.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="FILE",
-            help="Also write text, steps and losses as JSON.",
+            help="Also write text, steps and losses of a single text as JSON, for `megaponder report`.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Continue a text; every token takes only the steps it needs.
+    """Continue texts; every token takes only the steps it needs.
 
-    Shows each token on the colour of its steps. Pruned steps are not computed and leave no keys or values.
-    Under torchrun the model is split over all ranks.
+    Shows each token on the colour of its steps, and a single text while it grows. Pruned steps are not
+    computed and leave no keys or values. Under torchrun the model is split over all ranks.
+
+    Ctrl-C (exit code 130) and SIGTERM (75) end it after the step at hand; texts that had ended are written
+    out, those that had not are lost.
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
+    texts = _texts(prompt, prompts_file)
+    if output is not None and len(texts) > 1:
+        raise typer.BadParameter(
+            f"takes one text, but there are {len(texts)}; use --json-lines", param_hint="--output"
+        )
 
-    from pipeline.generate import SamplingSettings
-    from pipeline.generate import generate as generate_text
+    from pipeline.commands.generate_output import generate_to
+    from pipeline.generate import GenerationSettings, Prefill, SamplingSettings
     from pipeline.inference import opened_checkpoint
-    from pipeline.report.inputs import save_json
+    from pipeline.signals import StopFlag
 
-    sampling = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    with opened_checkpoint(checkpoint, iteration=iteration) as opened:
-        prompt_ids = _prompt_ids(opened, prompt)
-        sample = generate_text(opened, prompt_ids, num_tokens=max_new_tokens, sampling=sampling)
-    if not is_first:
-        return
-    _show(sample)
-    if output is not None:
-        save_json(sample, output)
+    settings = GenerationSettings(
+        num_tokens=max_new_tokens,
+        sampling=SamplingSettings(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        ),
+        stop=tuple(stop or ()),
+        prefill=Prefill(prefill),
+        batch_size=batch_size,
+    )
+    with StopFlag() as stop_flag, opened_checkpoint(checkpoint, iteration=iteration) as opened:
+        code = generate_to(
+            opened,
+            texts or [_heldout_prompt(opened)],
+            settings,
+            stop=stop_flag,
+            json_lines=json_lines,
+            sample_file=output,
+            show_steps=show_steps,
+            speaks=is_first,
+        )
+    raise typer.Exit(code)
 
 
-def _prompt_ids(opened: "OpenedCheckpoint", prompt: str | None) -> list[int]:
-    if prompt is not None:
-        token_ids = [int(token) for token in opened.tokenizer.encode(prompt)]
-        if not token_ids:
-            raise typer.BadParameter("must not be empty", param_hint="--prompt")
-        return token_ids
+def _texts(prompt: list[str] | None, prompts_file: Path | None) -> list[str]:
+    texts = list(prompt or ())
+    if not all(texts):
+        raise typer.BadParameter("must not be empty", param_hint="--prompt")
+    if prompts_file is not None:
+        from pipeline.generate_prompts import read_prompts_file
 
+        texts += read_prompts_file(prompts_file)
+    return texts
+
+
+def _heldout_prompt(opened: "OpenedCheckpoint") -> list[int]:
     from pipeline.data.prompts import read_prompts
 
     prompts = read_prompts(
         opened.heldout, opened.tokenizer, num_prompts=1, prompt_tokens=HELDOUT_PROMPT_TOKENS
     )
     return list(prompts[0].token_ids)
-
-
-def _show(sample: "TextSample") -> None:
-    from pipeline.commands.sample_text import render_legend, render_sample
-
-    console = Console()
-    console.print(render_sample(sample))
-    legend = render_legend(sample)
-    if legend:
-        console.print(legend)

@@ -32,10 +32,11 @@ def golden(
 ) -> None:
     """Hold the production model against golden vectors.
 
-    Prints per case the worst error over its tolerance for logits, loss, thoughts and gradients.
+    Prints per case the worst error over its tolerance for logits, loss, thoughts and gradients; of decoding
+    for tokens, logits, steps, and the rows that were computed and kept.
 
-    Exit code 0: all cases that apply passed; 1: one exceeded its tolerance, or none ran; 3: some are of
-    methods that this version does not have, and --method does not leave them out.
+    Exit code 0: all cases that apply passed; 1: one exceeded its tolerance, or none ran; 3: some cannot be
+    computed, such as decoding on several pipeline stages, and --kind or --method does not leave them out.
     """
     from megatron_ext.ponder.config import Method as ModelMethod
     from pipeline.golden.command import run_golden

@@ -1,18 +1,23 @@
 """A generated text in the terminal, each token on the colour of its steps."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from rich.text import Text
 
 from pipeline.report.colors import DARK_RAMP, step_colors
-from pipeline.report.inputs import TextSample
+from pipeline.report.inputs import SampleToken, TextSample
 
 
 def render_sample(sample: TextSample) -> Text:
     """Colour the tokens by their steps; what was given is dim, what was generated is not."""
-    styles = _styles(sample)
+    return render_tokens(sample.tokens, _styles(sample))
+
+
+def render_tokens(tokens: Sequence[SampleToken], styles: Sequence[str]) -> Text:
+    """Join tokens in the styles of their steps; without styles, only what was given stands out."""
     text = Text()
-    for token in sample.tokens:
+    for token in tokens:
         style = styles[token.steps] if styles else ""
         text.append(token.piece, style=f"dim {style}" if token.is_prompt else style)
     return text
@@ -28,7 +33,10 @@ def render_legend(sample: TextSample) -> Text:
     return legend
 
 
+def step_styles(num_latent_thoughts: int) -> list[str]:
+    """A style for each number of steps, 0..K."""
+    return [f"white on {color}" for color in step_colors(DARK_RAMP, num_latent_thoughts + 1)]
+
+
 def _styles(sample: TextSample) -> list[str]:
-    if sample.pruning_threshold is None:
-        return []
-    return [f"white on {color}" for color in step_colors(DARK_RAMP, sample.num_latent_thoughts + 1)]
+    return [] if sample.pruning_threshold is None else step_styles(sample.num_latent_thoughts)

@@ -19,8 +19,8 @@ from pipeline.golden.compare import CaseResult, Status
 from pipeline.launch import run_ranks
 
 Kind = Literal["forward", "decode", "all"]
-QUANTITIES = ("logits", "loss", "thoughts", "hidden", "halting", "gradients")
-TABLE_WIDTH = 150
+QUANTITIES = ("logits", "loss", "thoughts", "hidden", "halting", "gradients", "tokens", "rows")
+TABLE_WIDTH = 165
 STYLES = {
     Status.PASSED: "green",
     Status.FAILED: "bold red",

@@ -12,7 +12,22 @@ from pipeline.golden.case import GoldenCase
 
 DOUBLE_PREFIX = "outputs_f64/"
 WHOLE_NUMBERS = frozenset(
-    {"outputs/steps", "outputs/masks", "outputs/active_iterations", "outputs/expanded_input_ids"}
+    f"outputs/{name}"
+    for name in (
+        "steps",
+        "masks",
+        "active_iterations",
+        "expanded_input_ids",
+        "generated_ids",
+        "token_steps",
+        "token_active_iterations",
+        "token_rows",
+        "cache_rows",
+        "cache_row_slot",
+        "cache_row_token",
+        "gate_computed",
+        "decode_position_ids",
+    )
 )
 # Recorded, but made by the caller of the model rather than by the model: nothing to compare.
 NOT_COMPARED = frozenset({"outputs/position_ids"})
@@ -36,7 +51,7 @@ class CaseResult:
         status: passed, failed, or why it did not run.
         reason: a sentence for cases that did not run or failed otherwise than by a number.
         worst: largest error over its tolerance, by quantity (``logits``, ``loss``, ``thoughts``, ``hidden``,
-            ``halting``, ``gradients``); at most 1 passes.
+            ``halting``, ``gradients``, ``tokens``, ``rows``); at most 1 passes.
     """
 
     name: str
@@ -71,7 +86,9 @@ def compare(case: GoldenCase, computed: Mapping[str, Tensor], *, double: bool) -
 
 
 def is_real(case: GoldenCase) -> Tensor:
-    """[B, L] bool, False at padding."""
+    """[B, L] bool, False at padding; decode cases have none."""
+    if case.kind == "decode":
+        return torch.ones(1, 1, dtype=torch.bool)
     tokens = case.tensors["inputs/input_ids"]
     return case.tensors.get("inputs/attention_mask", torch.ones_like(tokens)).bool()
 
@@ -119,8 +136,12 @@ def _quantity(name: str) -> str:
     if kind == "grads":
         return "gradients"
     first = rest.split("/")[0]
-    if first in ("logits", "thoughts"):
-        return first
     if first in ("loss", "total_loss"):
         return "loss"
-    return "hidden" if first.endswith("hidden") else "halting"
+    if first == "generated_ids":
+        return "tokens"
+    if first.startswith(("logits", "step_logits", "parallel_logits")):
+        return "logits"
+    if first in ("token_rows", "cache_rows", "cache_row_token", "cache_row_slot", "decode_position_ids"):
+        return "rows"
+    return next((kind for kind in ("thoughts", "hidden") if first.endswith(kind)), "halting")

@@ -132,7 +132,9 @@ def _ponder_config(case: GoldenCase) -> PonderConfig:
     return PonderConfig(
         method=method,
         num_latent_thoughts=0 if method is Method.VANILLA else case.facts["K"],
-        max_jacobi_iterations=int(case.facts["J"] or 0),
+        max_jacobi_iterations=max(
+            int(case.facts["J"] or 0), case.facts.get("converged_jacobi_iterations", 0)
+        ),
         pause_token_id=flags.get("pause_token_id") if method is Method.PAUSE else None,
         softmax_temperature=flags.get("softmax_temperature", 1.0),
         multiply_embedding=flags.get("mutiply_pondering_steps", False),

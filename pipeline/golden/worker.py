@@ -12,6 +12,7 @@ from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
 from pipeline.distributed import start_process_group, stop_process_group
 from pipeline.golden.case import GoldenCase, read_cases
 from pipeline.golden.compare import DOUBLE_PREFIX, CaseResult, Status, compare
+from pipeline.golden.decode import compute_decode
 from pipeline.golden.forward import compute_forward
 from pipeline.ranks import Ranks
 
@@ -42,22 +43,25 @@ def main() -> None:
 
 
 def _run(case: GoldenCase, groups: ParallelGroups) -> CaseResult:
-    obstacle = _why_not_supported(case)
+    obstacle = _why_not_supported(case, groups)
     if obstacle:
         return CaseResult(name=case.name, status=Status.NOT_SUPPORTED, reason=obstacle)
     obstacle = _why_not_applicable(case, groups)
     if obstacle:
         return CaseResult(name=case.name, status=Status.NOT_APPLICABLE, reason=obstacle)
-    result = compare(case, compute_forward(case, groups, torch.float32), double=False)
+    compute = compute_decode if case.kind == "decode" else compute_forward
+    result = compare(case, compute(case, groups, torch.float32), double=False)
     if result.status is Status.PASSED and any(name.startswith(DOUBLE_PREFIX) for name in case.tensors):
-        exact = compare(case, compute_forward(case, groups, torch.float64), double=True)
+        exact = compare(case, compute(case, groups, torch.float64), double=True)
         worst = {**result.worst, **{f"{name} (float64)": value for name, value in exact.worst.items()}}
         result = dataclasses.replace(result, status=exact.status, reason=exact.reason, worst=worst)
     return result
 
 
-def _why_not_supported(case: GoldenCase) -> str:
-    return "" if case.kind == "forward" else f"cases of kind {case.kind}"
+def _why_not_supported(case: GoldenCase, groups: ParallelGroups) -> str:
+    if case.kind == "decode" and groups.pp_size > 1:
+        return f"decoding on {groups.pp_size} pipeline stages"
+    return "" if case.kind in ("forward", "decode") else f"cases of kind {case.kind}"
 
 
 def _why_not_applicable(case: GoldenCase, groups: ParallelGroups) -> str:

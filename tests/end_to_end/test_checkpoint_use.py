@@ -4,6 +4,7 @@ The vocabulary is padded to another size on one rank than on two, so the embeddi
 """
 
 import json
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.conftest import TrainedRun
-from tests.support.commands import megaponder, megaponder_under_torchrun
+from tests.support.commands import megaponder, megaponder_under_torchrun, started, wait_until
 from tests.support.corpus import VOCAB_SIZE
 from tests.support.runs import DIVISOR, NUM_ITERATIONS, written_events
 
@@ -103,3 +104,70 @@ def test_two_ranks_generate_the_same_tokens(
     assert [token["nll"] for token in found[1:]] == pytest.approx(
         [token["nll"] for token in expected[1:]], rel=1e-4
     )
+
+
+def test_many_texts_are_written_as_each_is_alone(trained: TrainedRun, tmp_path: Path) -> None:
+    prompts = ["the", "a b c d e f g", "some text", "x"]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts[1:]))
+    options = ["--max-new-tokens", "12", "--temperature", "1", "--top-k", "20", "--seed", "3"]
+
+    together, alone = tmp_path / "together.jsonl", tmp_path / "alone.jsonl"
+    for output, batch_size in ((together, "3"), (alone, "1")):
+        command = megaponder(
+            "generate",
+            str(trained.checkpoints),
+            "--prompt",
+            prompts[0],
+            "--prompts-file",
+            str(file),
+            "--batch-size",
+            batch_size,
+            "--json-lines",
+            str(output),
+            *options,
+        )
+        assert command.exit_code == 0, command.stderr
+
+    texts, others = ({text["number"]: text for text in json_lines(path)} for path in (together, alone))
+    assert sorted(texts) == sorted(others) == [0, 1, 2, 3]
+    for number, prompt in enumerate(prompts):
+        assert texts[number]["prompt"] == prompt
+        for name in ("pieces", "steps", "ending"):
+            assert texts[number][name] == others[number][name]
+        assert texts[number]["num_tokens"] <= 12
+
+
+def test_a_text_ends_before_its_stop_string(
+    trained: TrainedRun, sample: dict[str, Any], tmp_path: Path
+) -> None:
+    added = "".join(token["piece"] for token in sample["tokens"] if not token["is_prompt"])
+    stop = added[len(added) // 2 :][:3]
+    output = tmp_path / "stopped.json"
+    command = megaponder("generate", *generate_arguments(trained, output), "--stop", stop)
+    assert command.exit_code == 0, command.stderr
+    text = "".join(token["piece"] for token in read_json(output)["tokens"] if not token["is_prompt"])
+    assert text == added[: added.index(stop)]
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_texts_that_had_ended_outlive_a_signal(
+    trained: TrainedRun, tmp_path: Path, number: signal.Signals, exit_code: int
+) -> None:
+    output, file = tmp_path / "texts.jsonl", tmp_path / "prompts.txt"
+    file.write_text("the\n" * 500)
+    arguments = [
+        "generate", str(trained.checkpoints), "--prompts-file", str(file), "--json-lines", str(output),
+        "--max-new-tokens", "40", "--batch-size", "2", "--temperature", "1",
+    ]  # fmt: skip
+    with started(["-m", "pipeline.cli", *arguments]) as running:
+        wait_until(lambda: output.exists() and output.read_text().count("\n") >= 2)
+        running.process.send_signal(number)
+        command = running.finish()
+
+    assert command.exit_code == exit_code, command.stderr
+    assert 2 <= len(json_lines(output)) < 500
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

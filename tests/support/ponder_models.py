@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.batch import TokenBatch
+from megatron_ext.decoding import BatchDecoder
 from megatron_ext.micro_batch import ModelOutput
 from megatron_ext.model import PonderModel
 from megatron_ext.model_config import (
@@ -223,6 +224,13 @@ def gradients_of(
     }
     model.zero_grad(set_to_none=True)
     return gradients
+
+
+def decode_one_by_one(model: PonderModel, tokens: Sequence[int]) -> tuple[Tensor, list[int], BatchDecoder]:
+    """Decode a sequence on its own: logits, [S, V], steps of every token, and the decoder afterwards."""
+    decoder = BatchDecoder(model, num_sequences=1, max_tokens=len(tokens))
+    decoded = [decoder.consume([0], [token]) for token in tokens]
+    return torch.cat([one.logits for one in decoded]), [int(one.steps) for one in decoded], decoder
 
 
 def oracle_results(model: PonderModel, tokens: Sequence[int]) -> list[TokenResult]:

@@ -1,56 +1,62 @@
-"""Cached decoding with halting, against the oracle and against recorded vectors."""
+"""Cached decoding of one and of many sequences, against the sequential oracle in float64."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from megatron_ext.decoding import DecodedToken, TokenDecoder
+from megatron_ext.decoding import BatchDecoder, DecodedTokens
+from megatron_ext.methods.base import Sweeps
 from megatron_ext.model import PonderModel
 from megatron_ext.model_config import Architecture
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method, Mixture, Residual
-from megatron_ext.weights import load_weights
-from pipeline.golden.case import GoldenCase, read_cases
-from pipeline.golden.forward import model_config
+from megatron_ext.ponder.oracle import TokenResult
 from tests.support.ponder_models import (
+    batch_of,
+    decode_one_by_one,
     each_backbone,
     each_model,
     halting_tokens,
+    observed,
     oracle_results,
+    random_tokens,
     tiny_model,
 )
 
-CASES = {
-    "decode_adaponderlm_llama_k3": "token_active_iterations",
-    "decode_adaponderlm_neox_k1": "token_active_iterations",
-    "decode_adaponderlm_neox_k3": "token_active_iterations",
-    "decode_ponderlm3_llama_k2": "token_steps",
-    "decode_ponderlm3_llama_k3": "token_steps",
-    "decode_ponderlm3_neox_k1": "token_steps",
-    "decode_ponderlm3_neox_k2_tau1e-2": "token_steps",
-    "decode_ponderlm3_neox_k3": "token_steps",
-}
-TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-9}
+EXACT = 1e-9
+SETTLED = Sweeps(tolerance=1e-12)
+PROMPT_LENGTHS = (7, 1, 9, 4)
+# Each row of a number is a sequence that gets a token in that step; nobody gets one in every step.
+TURNS = ((0, 1, 2, 3), (0, 2), (3,), (1, 2, 3), (3, 0))
+
+
+def some_prompts() -> list[list[int]]:
+    return [random_tokens(1, length, seed=26 + length)[0].tolist() for length in PROMPT_LENGTHS]
+
+
+def oracle(model: PonderModel, tokens: Sequence[int]) -> list[TokenResult]:
+    with torch.no_grad():
+        return oracle_results(model, tokens)
+
+
+def rows_of(model: PonderModel, steps: Sequence[int]) -> int:
+    """Rows that a sequence keeps: a token of an iterating method keeps its place and has versions there."""
+    return len(steps) if model.ponder.iterates else sum(1 + one for one in steps)
 
 
 def assert_decoded_as_by_the_oracle(model: PonderModel) -> None:
     """Decode a sequence, and let the oracle read it."""
     tokens = halting_tokens()[0].tolist()
-    with torch.no_grad():
-        expected = oracle_results(model, tokens)
-    decoder = TokenDecoder(model, len(tokens))
+    expected = oracle(model, tokens)
 
-    decoded = [decoder.consume(token) for token in tokens]
+    logits, steps, decoder = decode_one_by_one(model, tokens)
 
-    assert [one.steps for one in decoded] == [one.steps for one in expected]
-    for one, other in zip(decoded, expected, strict=True):
-        torch.testing.assert_close(one.logits, other.logits, rtol=0, atol=1e-9)
-    # A token of an iterating method keeps its place and has versions there.
-    rows = len(tokens) if model.ponder.iterates else sum(1 + one.steps for one in decoded)
-    assert decoder.store.num_rows == rows
+    assert steps == [one.steps for one in expected]
+    torch.testing.assert_close(logits, torch.stack([one.logits for one in expected]), rtol=0, atol=EXACT)
+    assert decoder.store.num_rows == [rows_of(model, steps)]
 
 
 @each_model
@@ -82,53 +88,192 @@ def test_every_variant_is_decoded_as_it_is_defined(
     assert_decoded_as_by_the_oracle(model)
 
 
+@pytest.mark.parametrize("sweeps", [None, SETTLED])
+@each_model
+def test_a_batch_equals_the_oracle_on_each_of_its_sequences(
+    groups: ParallelGroups, method: Method, architecture: Architecture, sweeps: Sweeps | None
+) -> None:
+    model = tiny_model(groups, method, architecture, num_latent_thoughts=3)
+    texts, order = some_prompts(), (2, 0, 3, 1)
+    decoder = BatchDecoder(model, num_sequences=4, max_tokens=16)
+
+    read = decoder.read_prompts(order, [texts[sequence] for sequence in order], sweeps=sweeps)
+
+    for sequence, prompt in zip(order, read, strict=True):
+        expected = oracle(model, texts[sequence])
+        assert prompt.steps.tolist() == [one.steps for one in expected]
+        torch.testing.assert_close(prompt.logits, expected[-1].logits, rtol=0, atol=EXACT)
+        losses = [
+            -torch.log_softmax(one.logits, dim=0)[token]
+            for one, token in zip(expected, texts[sequence][1:], strict=False)
+        ]
+        assert prompt.nll.tolist() == pytest.approx([float(loss) for loss in losses], abs=EXACT)
+
+    for number, turn in enumerate(TURNS):
+        for sequence in turn:
+            texts[sequence].append(5 + number + sequence)
+        decoded = decoder.consume(turn, [texts[sequence][-1] for sequence in turn])
+        for index, sequence in enumerate(turn):
+            expected = oracle(model, texts[sequence])
+            torch.testing.assert_close(decoded.logits[index], expected[-1].logits, rtol=0, atol=EXACT)
+            assert int(decoded.steps[index]) == expected[-1].steps
+    steps = [[one.steps for one in oracle(model, text)] for text in texts]
+    assert decoder.store.num_rows == [rows_of(model, of_sequence) for of_sequence in steps]
+
+
+@pytest.mark.parametrize("method", [Method.PONDERLM3, Method.ADAPONDERLM])
+def test_a_batch_runs_the_rows_that_its_tokens_need_and_no_others(
+    groups: ParallelGroups, method: Method
+) -> None:
+    model = tiny_model(groups, method, num_latent_thoughts=3)
+    rows: list[int] = []
+    model.decoder.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[0]))
+    columns = random_tokens(5, 9, seed=26).T.tolist()
+    decoder = BatchDecoder(model, num_sequences=5, max_tokens=9)
+
+    for column in columns:
+        steps = decoder.consume(range(5), column).steps.tolist()
+        # One call for each step that any token takes, of the tokens that take it.
+        assert rows == [sum(one >= step for one in steps) for step in range(max(steps) + 1)]
+        assert len(set(steps)) > 1
+        rows.clear()
+
+
+@pytest.mark.parametrize("method", [Method.VANILLA, Method.PONDERLM2])
+def test_sequences_of_one_length_are_attended_together(groups: ParallelGroups, method: Method) -> None:
+    model = tiny_model(groups, method)
+    decoder = BatchDecoder(model, num_sequences=3, max_tokens=4)
+    decoder.read_prompts(range(3), random_tokens(3, 3).tolist(), sweeps=None)
+    store = decoder.store
+    places = [store.num_rows[0]] * 3
+
+    together = store.places([0, 1, 2], places).extend(1, *some_keys(3, decoder), None)
+    apart = store.places([0, 2], places[:2]).extend(1, *some_keys(2, decoder), None)
+
+    assert [part.rows for part in together] == [slice(0, 3)]
+    assert [part.rows for part in apart] == [slice(0, 1), slice(1, 2)]
+
+
+def some_keys(rows: int, decoder: BatchDecoder) -> tuple[Tensor, Tensor]:
+    keys, _ = decoder.store.read(1, 0, slice(0, 1), 1)
+    groups, size = keys.shape[1], keys.shape[3]
+    return keys.new_ones(rows, groups, size), keys.new_ones(rows, groups, size)
+
+
+@each_model
+def test_what_a_sequence_decodes_does_not_depend_on_its_batch(
+    groups: ParallelGroups, method: Method, architecture: Architecture
+) -> None:
+    model = tiny_model(groups, method, architecture, dtype=torch.float32)
+    prompts = some_prompts()
+
+    for sweeps in (None, Sweeps(tolerance=1e-6)):
+        together = decode_greedily(model, prompts, sweeps, num_new=12)
+        for index, prompt in enumerate(prompts):
+            alone = decode_greedily(model, [prompt], sweeps, num_new=12)
+            assert together[0][index] == alone[0][0]
+            torch.testing.assert_close(together[1][index], alone[1][0], rtol=0, atol=2e-5)
+
+
+def decode_greedily(
+    model: PonderModel, prompts: list[list[int]], sweeps: Sweeps | None, num_new: int
+) -> tuple[list[list[int]], Tensor]:
+    """New tokens of every sequence, and the logits of the last of them, [B, V]."""
+    decoder = BatchDecoder(model, num_sequences=len(prompts), max_tokens=max(map(len, prompts)) + num_new)
+    read = decoder.read_prompts(range(len(prompts)), prompts, sweeps=sweeps)
+    logits = torch.stack([prompt.logits for prompt in read])
+    chosen = []
+    for _ in range(num_new):
+        chosen.append(logits.argmax(dim=1).tolist())
+        logits = decoder.consume(range(len(prompts)), chosen[-1]).logits
+    return [list(tokens) for tokens in zip(*chosen, strict=True)], logits
+
+
+@each_model
+def test_a_sequence_that_starts_anew_has_forgotten_the_old_one(
+    groups: ParallelGroups, method: Method, architecture: Architecture
+) -> None:
+    model = tiny_model(groups, method, architecture)
+    first, second = some_prompts()[2], some_prompts()[3]
+
+    def decode(decoder: BatchDecoder) -> DecodedTokens:
+        decoder.read_prompts([1], [second], sweeps=SETTLED)
+        return decoder.consume([1], [5])
+
+    used = BatchDecoder(model, num_sequences=2, max_tokens=10)
+    used.read_prompts([0, 1], [second, first], sweeps=SETTLED)
+    again, fresh = decode(used), decode(BatchDecoder(model, num_sequences=2, max_tokens=10))
+
+    assert torch.equal(again.logits, fresh.logits)
+
+
+def test_sweeps_run_no_pruned_slot_and_no_settled_prompt(groups: ParallelGroups) -> None:
+    model = tiny_model(groups, Method.PONDERLM3, num_latent_thoughts=3)
+    prompts = some_prompts()
+    decoder = BatchDecoder(model, num_sequences=4, max_tokens=9)
+    sequences: list[list[int]] = []
+
+    def count(name: str, value: Tensor) -> None:
+        if name == "rows/sequences":
+            sequences.append(value.tolist())
+
+    decoder.observe = count
+    read = decoder.read_prompts(range(4), prompts, sweeps=SETTLED)
+
+    needed = [rows_of(model, prompt.steps.tolist()) for prompt in read]
+    assert needed[2] < len(prompts[2]) * 4
+    # A prompt of one token is exact after K + 1 passes and does not move in the one after them.
+    passes = [sum(number in one for one in sequences) for number in range(4)]
+    assert passes[1] <= 5 < passes[2]
+    for number in range(4):
+        assert [one.count(number) for one in sequences if number in one][-1] == needed[number]
+
+
+@each_backbone
+def test_a_number_of_sweeps_gives_the_forward_with_as_many(
+    groups: ParallelGroups, architecture: Architecture
+) -> None:
+    model = tiny_model(groups, Method.PONDERLM2, architecture, num_latent_thoughts=3)
+    tokens = random_tokens(1, 9)
+    decoder = BatchDecoder(model, num_sequences=1, max_tokens=9)
+
+    (read,) = decoder.read_prompts([0], tokens.tolist(), sweeps=Sweeps(number=2))
+
+    with torch.no_grad():
+        _, seen = observed(model, batch_of(tokens), num_jacobi_iterations=2)
+    torch.testing.assert_close(read.logits, seen["logits"][-1, 0, : len(read.logits)], rtol=0, atol=EXACT)
+
+
+@each_model
+def test_decoding_in_bfloat16_stays_close_to_float32(
+    groups: ParallelGroups, method: Method, architecture: Architecture
+) -> None:
+    narrow = tiny_model(groups, method, architecture, dtype=torch.bfloat16, ponder={"pruning_threshold": 0.0})
+    wide = tiny_model(groups, method, architecture, dtype=torch.float32, ponder={"pruning_threshold": 0.0})
+    tokens = random_tokens(1, 6)[0].tolist()
+
+    logits, _, _ = decode_one_by_one(narrow, tokens)
+    expected, _, _ = decode_one_by_one(wide, tokens)
+
+    assert logits.dtype == torch.bfloat16
+    difference = (logits.float() - expected).square().mean().sqrt()
+    assert difference < 0.1 * expected.square().mean().sqrt()
+
+
 @pytest.mark.parametrize(
     ("method", "message"), [("ponderlm2", "3 rows cannot take row 4"), ("loop", "1 rows cannot take row 2")]
 )
 def test_a_full_store_is_refused(groups: ParallelGroups, method: str, message: str) -> None:
-    decoder = TokenDecoder(tiny_model(groups, method), 1)
-    decoder.consume(3)
+    decoder = BatchDecoder(tiny_model(groups, method), num_sequences=2, max_tokens=1)
+    decoder.consume([0], [3])
+    decoder.consume([1], [3])
 
     with pytest.raises(IndexError, match=message):
-        decoder.consume(3)
+        decoder.consume([0], [3])
 
 
-def decode_greedily(
-    model: PonderModel, prompt: list[int], num_new: int
-) -> tuple[list[DecodedToken], TokenDecoder]:
-    decoder = TokenDecoder(model, len(prompt) + num_new)
-    decoded = [decoder.consume(token) for token in prompt]
-    while len(decoded) < len(prompt) + num_new - 1:
-        decoded.append(decoder.consume(int(decoded[-1].logits.argmax())))
-    return decoded, decoder
+def test_an_empty_prompt_is_refused(groups: ParallelGroups) -> None:
+    decoder = BatchDecoder(tiny_model(groups, "vanilla"), num_sequences=2, max_tokens=4)
 
-
-def recorded(case: GoldenCase, name: str, dtype: torch.dtype) -> Tensor:
-    wide = f"outputs_f64/{name}"
-    return case.tensors[wide if dtype is torch.float64 and wide in case.tensors else f"outputs/{name}"]
-
-
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("name", CASES)
-def test_decoding_equals_the_recorded_vectors(
-    groups: ParallelGroups, golden_folder: Path, name: str, dtype: torch.dtype
-) -> None:
-    (case,) = [case for case in read_cases(golden_folder) if case.name == name]
-    model = PonderModel(model_config(case, groups, dtype), groups.pg_collection)
-    load_weights(model, case.weights())
-    rows: list[int] = []
-    model.decoder.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[0]))
-    num_new = int(case.facts["new_tokens"])
-
-    # One sequence in each precision.
-    row = list(TOLERANCES).index(dtype)
-    prompt = case.tensors["inputs/prompt_ids"][row].tolist()
-    decoded, decoder = decode_greedily(model, prompt, num_new)
-
-    logits = torch.stack([one.logits for one in decoded[len(prompt) - 1 :]])
-    assert logits.argmax(dim=-1).tolist() == case.tensors["outputs/generated_ids"][row].tolist()
-    assert [one.steps for one in decoded] == case.tensors[f"outputs/{CASES[name]}"][row].tolist()
-    expected = recorded(case, "step_logits", dtype)[row]
-    torch.testing.assert_close(logits, expected, rtol=0, atol=TOLERANCES[dtype])
-    assert sum(rows) == int(case.tensors["outputs/token_rows"][row].sum())
-    assert decoder.store.num_rows == (len(decoded) if case.method is Method.ADAPONDERLM else sum(rows))
+    with pytest.raises(ValueError, match="at least one token"):
+        decoder.read_prompts([0, 1], [[3], []], sweeps=None)

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from megatron_ext.decoding import TokenDecoder
 from megatron_ext.model import PonderModel
 from megatron_ext.model_config import Architecture
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method
 from tests.support.ponder_models import (
     batch_of,
+    decode_one_by_one,
     each_backbone,
     each_method,
     each_model,
@@ -74,9 +74,9 @@ def test_decoding_runs_one_row_for_each_step_taken(
 ) -> None:
     model = tiny_model(groups, method, architecture)
     tokens = halting_tokens()[0].tolist()
-    decoder, rows = TokenDecoder(model, len(tokens)), count_rows(model)
+    rows = count_rows(model)
 
-    steps = [decoder.consume(token).steps for token in tokens]
+    _, steps, _ = decode_one_by_one(model, tokens)
 
     assert rows == [[1] * sum(1 + extra for extra in steps)] * 2
     if method in (Method.PONDERLM3, Method.ADAPONDERLM):

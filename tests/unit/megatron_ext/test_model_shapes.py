@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ext.decoding import TokenDecoder
 from megatron_ext.model import PonderModel
 from megatron_ext.model_config import Architecture
 from megatron_ext.parallel.groups import ParallelGroups
@@ -16,6 +15,7 @@ from tests.support.ponder_models import (
     METHODS,
     VOCAB_SIZE,
     batch_of,
+    decode_one_by_one,
     observed,
     oracle_results,
     random_tokens,
@@ -91,13 +91,13 @@ def test_the_parallel_forward_equals_the_oracle_once_its_sweeps_suffice(
 def test_decoding_equals_the_oracle(groups: ParallelGroups, size: Sizes) -> None:
     model = size.build(groups)
     tokens = random_tokens(1, size.num_tokens)[0].tolist()
-    decoder = TokenDecoder(model, len(tokens))
 
     with torch.no_grad():
-        for token, expected in zip(tokens, oracle_results(model, tokens), strict=True):
-            decoded = decoder.consume(token)
-            torch.testing.assert_close(decoded.logits, expected.logits, rtol=0, atol=EXACT)
-            assert decoded.steps == expected.steps
+        expected = oracle_results(model, tokens)
+    logits, steps, _ = decode_one_by_one(model, tokens)
+
+    torch.testing.assert_close(logits, torch.stack([one.logits for one in expected]), rtol=0, atol=EXACT)
+    assert steps == [one.steps for one in expected]
 
 
 @settings(max_examples=20)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from megatron_ext import attention
 from megatron_ext.attention import RowContext
-from megatron_ext.decoding import TokenDecoder
 from megatron_ext.methods.adaponderlm import AdaPonderLM
 from megatron_ext.model import PonderModel
 from megatron_ext.model_config import Architecture
@@ -18,6 +17,7 @@ from megatron_ext.ponder.masks import PADDING_DOCUMENT
 from tests.support.ponder_models import (
     VOCAB_SIZE,
     batch_of,
+    decode_one_by_one,
     each_backbone,
     halting_tokens,
     observed,
@@ -150,13 +150,11 @@ def test_skipping_halted_tokens_gives_what_computing_them_gives(
         output, seen = observed(model, batch_of(tokens))
     model.decoder.register_forward_hook(lambda module, inputs, result: rows.append(result.shape[0]))
 
-    decoder = TokenDecoder(model, tokens.shape[1])
-    decoded = [decoder.consume(token) for token in tokens[0].tolist()]
+    logits, steps, _ = decode_one_by_one(model, tokens[0].tolist())
 
-    logits = torch.stack([one.logits for one in decoded])
     torch.testing.assert_close(logits, seen["logits"][:, 0, :VOCAB_SIZE], rtol=0, atol=1e-10)
     assert output.steps is not None
-    assert [one.steps for one in decoded] == output.steps[:, 0].tolist()
+    assert steps == output.steps[:, 0].tolist()
     assert sum(rows) == tokens.shape[1] + int(output.steps.sum()) < tokens.shape[1] * (NUM_THOUGHTS + 1)
 
 

@@ -1,0 +1,193 @@
+"""Keys and values of the rows of several sequences, allocated once, without room for rows that never ran.
+
+A method that iterates over the same row keeps one version per iteration: iteration i of a token reads version
+i of every earlier token, which for a token that halted before is that of its last iteration (definitions
+3.2). Other methods have a single version, and a row for every slot that ran.
+
+R = rows of a call, B = sequences, G = key/value heads of this rank, w = channels of a key, its weight's
+column included.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_ext.attention import StoredKeys
+from megatron_ext.host import device
+from megatron_ext.model import PonderModel
+from megatron_ext.ponder.attention import extended_keys, extended_size, extended_values
+
+
+class RowStore:
+    """Room for the rows of a batch of sequences, and how many of each are taken.
+
+    Attributes:
+        num_rows: rows in use, by sequence.
+        capacity: rows a sequence may have.
+    """
+
+    def __init__(
+        self,
+        model: PonderModel,
+        *,
+        num_sequences: int,
+        capacity: int,
+        num_versions: int = 1,
+        has_weights: bool = False,
+    ) -> None:
+        """Reserve room.
+
+        Args:
+            model: read for its sizes.
+            num_sequences: B.
+            capacity: rows of each sequence.
+            num_versions: versions of each row.
+            has_weights: whether keys are weighted.
+        """
+        config = model.config
+        dtype = config.params_dtype
+        self.weight_dtype = torch.promote_types(dtype, torch.float32)
+        weight_dtype = self.weight_dtype if has_weights else None
+        self._size = extended_size(config.kv_channels, weight_dtype, dtype)
+        groups = max(config.num_query_groups // model.axis.size, 1)
+        shape = (num_versions, config.num_layers, num_sequences, groups, capacity, self._size)
+        self._keys = torch.empty(shape, dtype=dtype, device=device())
+        self._values = torch.empty_like(self._keys)
+        self.capacity = capacity
+        self.num_rows = [0] * num_sequences
+
+    def forget(self, sequences: Sequence[int]) -> None:
+        """Give up all rows of some sequences."""
+        for sequence in sequences:
+            self.num_rows[sequence] = 0
+
+    def places(self, sequences: Sequence[int], places: Sequence[int], *, version: int = 0) -> "StoredRows":
+        """Say where the rows of a call go; from now on they count.
+
+        Args:
+            sequences: of every row; rows of a sequence stand together.
+            places: of every row in its sequence, rising within it; all places before are taken, some of them
+                perhaps by rows of the same call.
+            version: which version of the rows.
+        Raises:
+            IndexError: the store is full.
+        """
+        if max(places) >= self.capacity:
+            raise IndexError(f"a store of {self.capacity} rows cannot take row {max(places) + 1}")
+        for sequence, place in zip(sequences, places, strict=True):
+            self.num_rows[sequence] = max(self.num_rows[sequence], place + 1)
+        return StoredRows(self, sequences, places, version)
+
+    def write(self, layer_number: int, rows: "StoredRows", key: Tensor, value: Tensor) -> None:
+        """Store rows of one layer, [R, G, w]; versions that a row has not reached repeat its last one."""
+        for stored, new in ((self._keys, key), (self._values, value)):
+            # Indexed dims come first: [V, G, R, w] seen as [R, V, G, w]
+            stored[rows.version :, layer_number - 1][:, rows.sequences, :, rows.places] = new.unsqueeze(1)
+
+    def read(self, layer_number: int, version: int, sequences: slice, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of neighbouring sequences, [b, G, num_rows, w] each, without a copy."""
+        keys, values = (
+            stored[version, layer_number - 1, sequences, :, :num_rows]
+            for stored in (self._keys, self._values)
+        )
+        return keys, values
+
+    def extended(self, key: Tensor, value: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Bring keys and values of rows, [R, G, d], and the keys' weights, [R], to the stored width."""
+        if log_weight is None:
+            return key, value
+        return extended_keys(key, log_weight.unsqueeze(1), self._size), extended_values(value, self._size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of a call that attend together: one of each of neighbouring sequences, or several of a single one.
+
+    Attributes:
+        rows: which rows of the call.
+        sequences: which sequences of the store.
+        num_visible: stored rows that the last of them sees, itself included.
+        is_whole: the call has all those rows.
+    """
+
+    rows: slice
+    sequences: slice
+    num_visible: int
+    is_whole: bool
+
+    @property
+    def has_one_row_each(self) -> bool:
+        """Whether there are as many rows as sequences."""
+        return len(range(self.rows.start, self.rows.stop)) == len(
+            range(self.sequences.start, self.sequences.stop)
+        )
+
+
+class StoredRows:
+    """Where the rows of one call go. Implements :class:`megatron_ext.attention.KeyValueStore`."""
+
+    def __init__(
+        self, store: RowStore, sequences: Sequence[int], places: Sequence[int], version: int
+    ) -> None:
+        """See :meth:`RowStore.places`."""
+        self._store = store
+        self.version = version
+        self.sequences = torch.tensor(sequences, device=device())
+        self.places = torch.tensor(places, device=device())
+        parts = list(_merged(_runs(sequences, places)))
+        # The same in every layer.
+        self._parts = [(part, self._visible(part)) for part in parts]
+
+    def extend(
+        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
+    ) -> Sequence[StoredKeys]:
+        """See :class:`megatron_ext.attention.KeyValueStore`."""
+        key, value = self._store.extended(key, value, log_weight)
+        self._store.write(layer_number, self, key, value)
+        return [self._stored_keys(layer_number, part, visible) for part, visible in self._parts]
+
+    def _stored_keys(self, layer_number: int, part: _Part, visible: Tensor | None) -> StoredKeys:
+        keys, values = self._store.read(layer_number, self.version, part.sequences, part.num_visible)
+        causal = part.is_whole and not part.has_one_row_each
+        return StoredKeys(rows=part.rows, keys=keys, values=values, causal=causal, visible=visible)
+
+    def _visible(self, part: _Part) -> Tensor | None:
+        """[q, R] bool, where rows of the part see some of what the last one sees and it is not all there."""
+        if part.has_one_row_each or part.is_whole:
+            return None
+        order = torch.arange(part.num_visible, device=self.places.device)
+        return order <= self.places[part.rows].unsqueeze(1)
+
+
+def _runs(sequences: Sequence[int], places: Sequence[int]) -> Iterator[_Part]:
+    """Cut the rows of a call where the sequence changes."""
+    start = 0
+    for stop in range(1, len(sequences) + 1):
+        if stop < len(sequences) and sequences[stop] == sequences[start]:
+            continue
+        sequence, num_visible = sequences[start], places[stop - 1] + 1
+        yield _Part(
+            slice(start, stop), slice(sequence, sequence + 1), num_visible, stop - start == num_visible
+        )
+        start = stop
+
+
+def _merged(parts: Iterator[_Part]) -> Iterator[_Part]:
+    """Join single rows of neighbouring sequences that see equally many rows: one call serves them all."""
+    current = next(parts)
+    for part in parts:
+        if (
+            current.has_one_row_each
+            and part.has_one_row_each
+            and part.sequences.start == current.sequences.stop
+            and part.num_visible == current.num_visible
+        ):
+            rows = slice(current.rows.start, part.rows.stop)
+            sequences = slice(current.sequences.start, part.sequences.stop)
+            current = _Part(rows, sequences, current.num_visible, current.is_whole)
+        else:
+            yield current
+            current = part
+    yield current

@@ -1,0 +1,186 @@
+"""A Hugging Face folder to a checkpoint of this program, one tensor at a time."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from megatron_ext.drawing import drawing
+from megatron_ext.methods.registry import build_method
+from megatron_ext.model_config import PonderTransformerConfig
+from megatron_ext.ponder.config import Method
+from megatron_ext.weights import Entry
+from pipeline.checkpoint.checksums import FileDigest, digest_file
+from pipeline.checkpoint.folder import publish, start_partial_checkpoint
+from pipeline.conversion.certificate import Certificate, TensorAccount, write_certificate
+from pipeline.conversion.comparison import TOLERANCE, compare_logits
+from pipeline.conversion.errors import ConversionError
+from pipeline.conversion.hf_config import CONFIG_JSON, read_source
+from pipeline.conversion.hf_weights import HuggingFaceWeights
+from pipeline.conversion.inspection import Findings, check_tied_copies, inspect, is_computed
+from pipeline.conversion.native import NativeWriter, write_small_files
+from pipeline.conversion.run_settings import converted_model, run_settings
+from pipeline.conversion.tokenizer_files import TOKENIZER_FOLDER, copy_files, find_tokenizer, note_token_ids
+from pipeline.initial_weights import NEW_PARTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportOptions:
+    """How a folder is to be taken in.
+
+    Attributes:
+        method: of the checkpoint; None is the source's own.
+        overrides: ``group.key=value`` for the checkpoint's run_config.yaml.
+        ignored: keys of config.json that mean nothing.
+        needs_tokenizer: whether a folder without tokenizer is refused.
+        tolerance: see :class:`pipeline.conversion.comparison.LogitComparison`.
+        allow_mismatch: whether a difference above it is accepted.
+    """
+
+    method: Method | None = None
+    overrides: Sequence[str] = ()
+    ignored: Sequence[str] = ()
+    needs_tokenizer: bool = True
+    tolerance: float = TOLERANCE
+    allow_mismatch: bool = False
+
+
+def from_hf(source_folder: Path, directory: Path, options: ImportOptions) -> tuple[Path, Certificate]:
+    """Write a checkpoint of weights, for eval, generate and init_from on any layout.
+
+    Args:
+        source_folder: config.json, weights, tokenizer.
+        directory: an empty or absent folder, which gets the checkpoint, a tracker and the tokenizer's files.
+        options: see :class:`ImportOptions`.
+    Returns:
+        The ``iter_`` folder and what is certified there.
+    Raises:
+        ConversionError: the source is damaged, or no model that this program has, or the result computes
+            something else. Then nothing is left in the directory.
+        ConfigError: the overrides are no settings.
+    """
+    source = read_source(source_folder, ignored=options.ignored)
+    files = find_tokenizer(source_folder) if options.needs_tokenizer else []
+    weights = HuggingFaceWeights(source_folder)
+    config = run_settings(
+        source, method=options.method, overrides=options.overrides, precision=_precision(weights)
+    )
+    assert config.model.vocab_size is not None, "a config.json says its vocabulary"
+    model = converted_model(config, config.model.vocab_size)
+    findings = inspect(weights, model)
+    check_tied_copies(weights, findings.tied_copies)
+    digests = _digests(weights, files)
+    with _all_or_nothing(directory) as partial:
+        account = _write_tensors(partial, weights, model, findings, seed=config.seed)
+        write_small_files(partial, config)
+        logits = compare_logits(
+            weights, partial, config, tolerance=options.tolerance, allow_mismatch=options.allow_mismatch
+        )
+        certificate = Certificate(
+            direction="from-hf",
+            source=str(source_folder.resolve()),
+            source_files=digests,
+            source_settings=source.values,
+            ignored_settings=tuple(options.ignored),
+            method=config.ponder.method,
+            tensors=account,
+            logits=logits,
+            written_files={},
+        )
+        write_certificate(partial, certificate)
+        copy_files(files, directory / TOKENIZER_FOLDER)
+        note_token_ids(directory / TOKENIZER_FOLDER, source.token_ids)
+        return publish(partial), certificate
+
+
+@contextmanager
+def _all_or_nothing(directory: Path) -> Iterator[Path]:
+    """Yield the folder of a checkpoint that is being made; an error leaves the directory as it was."""
+    existed = directory.exists()
+    if existed and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConversionError(
+            f"{directory} must be an empty or absent folder, but has content; give another one with --output"
+        )
+    try:
+        yield start_partial_checkpoint(directory, 0)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        if existed:
+            directory.mkdir()
+        raise
+
+
+def _write_tensors(
+    partial: Path,
+    weights: HuggingFaceWeights,
+    model: PonderTransformerConfig,
+    findings: Findings,
+    *,
+    seed: int,
+) -> TensorAccount:
+    stored = [weights.tensors[name] for entry in findings.present for name in entry.sources]
+    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
+    num_bytes = sum(tensor.shape.numel() * (tensor.dtype or torch.float32).itemsize for tensor in stored)
+    padding: dict[str, int] = {}
+    with NativeWriter(partial, num_layers=model.num_layers, total_bytes=num_bytes) as writer:
+        for entry in findings.present:
+            values = entry.join(*(_finite(weights, name) for name in entry.sources))
+            if entry.vocabulary_rows is not None:
+                padding[entry.native] = model.padded_vocab_size - values.shape[0]
+                values = functional.pad(values, (0, 0, 0, padding[entry.native]))
+            writer.write(entry.native, values)
+        for name, values in _drawn(model, findings.absent, seed=seed):
+            writer.write(name, values)
+    method = model.ponder.method
+    return TensorAccount(
+        made_of={entry.native: entry.sources for entry in findings.present},
+        num_read=len(stored),
+        num_values=sum(tensor.shape.numel() for tensor in stored),
+        dtypes=dict(dtypes),
+        new={entry.native: NEW_PARTS[method].start for entry in findings.absent},
+        padding_rows=padding,
+        tied_copies=findings.tied_copies,
+        computed=findings.computed,
+    )
+
+
+def _finite(weights: HuggingFaceWeights, name: str) -> Tensor:
+    values = weights.read(name)
+    if not torch.isfinite(values).all():
+        raise ConversionError(
+            f"{name} must hold finite numbers, but has {int((~torch.isfinite(values)).sum())} that are not; "
+            "take another copy of the model"
+        )
+    return values
+
+
+def _drawn(
+    model: PonderTransformerConfig, absent: Sequence[Entry], *, seed: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the method's own weights as a run with this seed starts them (definitions 2.7)."""
+    if not absent:
+        return
+    with drawing(seed, "method"):
+        method = build_method(model.ponder, model.hidden_size, decides=True).to(model.params_dtype)
+    values = dict(method.named_parameters(prefix="ponder"))
+    for entry in absent:
+        yield entry.native, values[entry.native].detach()
+
+
+def _precision(weights: HuggingFaceWeights) -> str:
+    """The precision that holds every weight exactly."""
+    dtypes = {tensor.dtype for name, tensor in weights.tensors.items() if not is_computed(name)}
+    return "bf16" if dtypes == {torch.bfloat16} else "fp32"
+
+
+def _digests(weights: HuggingFaceWeights, files: Sequence[Path]) -> dict[str, FileDigest]:
+    names = [CONFIG_JSON, *weights.files, *(file.name for file in files)]
+    if weights.index_name is not None:
+        names.append(weights.index_name)
+    return {name: digest_file(weights.folder / name) for name in names}

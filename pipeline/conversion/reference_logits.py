@@ -1,0 +1,66 @@
+"""Logits of a Hugging Face folder as transformers computes them, with one layer in memory at a time.
+
+The model is built from the folder's own config.json with a single layer, which gets the weights of one after
+the other; embedding, layer, norm and head are transformers' own.
+"""
+
+import json
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from pipeline.conversion.hf_config import CONFIG_JSON
+from pipeline.conversion.hf_weights import HuggingFaceWeights
+
+# Where each architecture keeps what stands outside its layers.
+_NORMS = {"gpt_neox": "final_layer_norm", "llama": "norm"}
+_LAYERS = {"gpt_neox": "gpt_neox.layers.{}.", "llama": "model.layers.{}."}
+_EMBEDDINGS = {"gpt_neox": "gpt_neox.embed_in.weight", "llama": "model.embed_tokens.weight"}
+_FINAL_NORMS = {"gpt_neox": "gpt_neox.final_layer_norm.", "llama": "model.norm."}
+_HEADS = {"gpt_neox": "embed_out.weight", "llama": "lm_head.weight"}
+
+
+def reference_version() -> str:
+    """Version of transformers."""
+    return str(transformers.__version__)
+
+
+@torch.no_grad()
+def reference_logits(weights: HuggingFaceWeights, tokens: Tensor) -> Tensor:
+    """Run a model in float32.
+
+    Args:
+        weights: in a folder with its config.json.
+        tokens: [B, S].
+    Returns:
+        [B, S, V].
+    """
+    transformers.utils.logging.set_verbosity_error()
+    values = json.loads((weights.folder / CONFIG_JSON).read_text(encoding="utf-8"))
+    kind = values["model_type"]
+    config = CONFIG_MAPPING[kind].from_dict(values)
+    num_layers, config.num_hidden_layers = config.num_hidden_layers, 1
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    base = getattr(model, model.base_model_prefix)
+    norm = getattr(base, _NORMS[kind])
+    # So that the base model ends with its layer.
+    setattr(base, _NORMS[kind], nn.Identity())
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding.weight.copy_(weights.read(_EMBEDDINGS[kind]))
+    hidden = embedding(tokens)
+    for index in range(num_layers):
+        _fill(base.layers[0], weights, _LAYERS[kind].format(index))
+        hidden = base(inputs_embeds=hidden, use_cache=False).last_hidden_state
+    _fill(norm, weights, _FINAL_NORMS[kind])
+    if not config.tie_word_embeddings:
+        head.weight.copy_(weights.read(_HEADS[kind]))
+    logits: Tensor = head(norm(hidden))
+    return logits
+
+
+def _fill(module: nn.Module, weights: HuggingFaceWeights, prefix: str) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.copy_(weights.read(f"{prefix}{name}"))

@@ -1,0 +1,96 @@
+"""The run that a converted checkpoint stands for: settings, and the model that they describe."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron_ext.model_config import PonderTransformerConfig
+from megatron_ext.ponder.config import Method
+from pipeline.config.errors import ConfigError, as_written
+from pipeline.config.overrides import apply_overrides
+from pipeline.config.schema import RunConfig
+from pipeline.config.start_section import POSSIBLE_SOURCES
+from pipeline.config.validate import build_config, setting_paths
+from pipeline.conversion.errors import ConversionError
+from pipeline.conversion.hf_config import SourceModel
+from pipeline.megatron_config import transformer_config
+
+# Where --set gives none: an evaluation then says that there are no data.
+NO_DATA = "no-data-were-given"
+
+
+def run_settings(
+    source: SourceModel, *, method: Method | None, overrides: Sequence[str], precision: str
+) -> RunConfig:
+    """Return the settings of a run of the source's model.
+
+    Args:
+        source: what its config.json says.
+        method: of the run; None is the source's own.
+        overrides: ``group.key=value``, over what the source says except for the backbone.
+        precision: of the weights.
+    Raises:
+        ConversionError: the method cannot start from the source's, or a setting contradicts the source.
+        ConfigError: the settings are no configuration.
+    """
+    chosen = method or source.method
+    if chosen != source.method and source.method not in POSSIBLE_SOURCES[chosen]:
+        sources = ", ".join(POSSIBLE_SOURCES[chosen]) or "nothing else"
+        raise ConversionError(
+            f"--method must be {source.method}, as the source is, or a method that can start from it, but is "
+            f"{chosen}, which starts from {sources}"
+        )
+    settings: dict[str, Any] = {
+        "name": "converted",
+        "model": {key: value for key, value in source.model.items() if value is not None},
+        "ponder": {**source.ponder, "method": chosen.value},
+        # What follows says nothing: nobody has trained here yet.
+        "training": {
+            "seq_length": source.model["max_position_embeddings"],
+            "micro_batch_size": 1,
+            "global_batch_size": 1,
+            "train_iters": 1,
+            "precision": precision,
+        },
+        "optimizer": {"lr": 1e-5},
+        "data": {"path": NO_DATA},
+    }
+    problems = apply_overrides(settings, overrides, setting_paths())
+    if problems:
+        raise ConfigError(problems, source="--set")
+    config = build_config(settings)
+    _refuse_contradictions(config, source)
+    return config
+
+
+def one_process(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """Return the run on one rank, with further settings by section in place of its own."""
+    settings = config.model_dump(mode="json", exclude={"parallel", "init_from"})
+    return build_config({**settings, **sections})
+
+
+def converted_model(config: RunConfig, vocab_size: int) -> PonderTransformerConfig:
+    """Return the model of a run on one rank.
+
+    Raises:
+        ConversionError: its pause tokens have no row that a Hugging Face folder holds.
+    """
+    ponder = config.ponder
+    if ponder.method is Method.PAUSE and ponder.pause_token_id is None:
+        raise ConversionError(
+            "ponder.pause_token_id must name the row that pause tokens take, as a converted embedding has "
+            "the "
+            "source's rows alone; choose one that the tokenizer does not use, --set ponder.pause_token_id=N"
+        )
+    return transformer_config(one_process(config), vocab_size)
+
+
+def _refuse_contradictions(config: RunConfig, source: SourceModel) -> None:
+    differing = [
+        f"model.{name} is {as_written(value)} there and {as_written(getattr(config.model, name))} in --set"
+        for name, value in source.model.items()
+        if getattr(config.model, name) != value
+    ]
+    if differing:
+        raise ConversionError(
+            f"--set must leave the backbone as the source's config.json has it, but {'; '.join(differing)}"
+        )

@@ -1,0 +1,64 @@
+"""Shapes of a model's tensors under their Hugging Face names."""
+
+from collections.abc import Mapping
+
+from megatron_ext.methods.adaponderlm import GATE_EXPANSION
+from megatron_ext.methods.ponderlm3 import ROUTER_REDUCTION
+from megatron_ext.model_config import Architecture, PonderTransformerConfig
+
+Shape = tuple[int, ...]
+
+
+def expected_shape(name: str, config: PonderTransformerConfig) -> Shape:
+    """Return the shape of a tensor.
+
+    Args:
+        name: one of the sources of :func:`megatron_ext.weights.entries`.
+        config: the model; its vocabulary is that of the source.
+    """
+    if name.startswith("ponder."):
+        return _network_shape(name, config)
+    shapes = _neox_shapes(config) if config.architecture is Architecture.GPT_NEOX else _llama_shapes(config)
+    # "gpt_neox.layers.3.mlp.dense_h_to_4h.weight" -> "dense_h_to_4h.weight"
+    module, _, kind = name.rpartition(".")
+    shape = shapes[module.rpartition(".")[2]]
+    return shape[:1] if kind == "bias" else shape
+
+
+def _neox_shapes(config: PonderTransformerConfig) -> Mapping[str, Shape]:
+    hidden, inner, vocabulary = config.hidden_size, config.ffn_hidden_size, config.vocab_size
+    norms = ("input_layernorm", "post_attention_layernorm", "final_layer_norm")
+    return {
+        **dict.fromkeys(norms, (hidden,)),
+        **dict.fromkeys(("embed_in", "embed_out"), (vocabulary, hidden)),
+        "query_key_value": (3 * hidden, hidden),
+        "dense": (hidden, hidden),
+        "dense_h_to_4h": (inner, hidden),
+        "dense_4h_to_h": (hidden, inner),
+    }
+
+
+def _llama_shapes(config: PonderTransformerConfig) -> Mapping[str, Shape]:
+    hidden, inner, vocabulary = config.hidden_size, config.ffn_hidden_size, config.vocab_size
+    queries = config.num_attention_heads * config.kv_channels
+    keys = config.num_query_groups * config.kv_channels
+    return {
+        **dict.fromkeys(("input_layernorm", "post_attention_layernorm", "norm"), (hidden,)),
+        **dict.fromkeys(("embed_tokens", "lm_head"), (vocabulary, hidden)),
+        **dict.fromkeys(("k_proj", "v_proj"), (keys, hidden)),
+        **dict.fromkeys(("gate_proj", "up_proj"), (inner, hidden)),
+        "q_proj": (queries, hidden),
+        "o_proj": (hidden, queries),
+        "down_proj": (hidden, inner),
+    }
+
+
+def _network_shape(name: str, config: PonderTransformerConfig) -> Shape:
+    """Router or gate: two linear layers, numbered 0 and 2."""
+    hidden = config.hidden_size
+    is_router = name.startswith("ponder.router.")
+    inner = hidden // ROUTER_REDUCTION if is_router else GATE_EXPANSION * hidden
+    outputs = config.ponder.num_slots if is_router else 1
+    number, kind = name.split(".")[-2:]
+    shape = (inner, hidden) if number == "0" else (outputs, inner)
+    return shape[:1] if kind == "bias" else shape

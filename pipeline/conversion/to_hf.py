@@ -1,0 +1,283 @@
+"""A checkpoint of this program to a Hugging Face folder, one tensor at a time."""
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_ext.model_config import PonderTransformerConfig
+from megatron_ext.ponder.config import Method
+from megatron_ext.weights import Entry, entries
+from pipeline.build import open_heldout_split, vocab_size_of
+from pipeline.checkpoint.checksums import digest_file, find_damage, read_checksums
+from pipeline.checkpoint.content import OPTIMIZER_PREFIXES
+from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.resuming import describe
+from pipeline.config.load import load_config
+from pipeline.config.schema import RunConfig
+from pipeline.conversion.certificate import Certificate, TensorAccount, write_certificate
+from pipeline.conversion.comparison import TOLERANCE, compare_logits
+from pipeline.conversion.errors import ConversionError
+from pipeline.conversion.hf_config import CONFIG_JSON
+from pipeline.conversion.hf_config_writing import render_hf_config
+from pipeline.conversion.hf_weights import INDEX_SUFFIX, SAFETENSORS_NAME, HuggingFaceWeights
+from pipeline.conversion.native import NativeReader, place_of
+from pipeline.conversion.run_settings import converted_model, one_process
+from pipeline.conversion.safetensors_file import SafetensorsWriter
+from pipeline.conversion.shapes import Shape, expected_shape
+from pipeline.conversion.tokenizer_files import TOKENIZER_FOLDER, copy_files, find_tokenizer, read_token_ids
+
+SHARD_BYTES = 5 * 10**9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """How a checkpoint is to be written out.
+
+    Attributes:
+        dtype: of the weights; None is the one they are stored in.
+        tokenizer: folder with its files; None is the one beside the checkpoint.
+        needs_tokenizer: whether it is an error that there is none.
+        shard_bytes: of a file, at most, unless one tensor is larger.
+        tolerance: see :class:`pipeline.conversion.comparison.LogitComparison`.
+        allow_mismatch: whether a difference above it is accepted.
+    """
+
+    dtype: torch.dtype | None = None
+    tokenizer: Path | None = None
+    needs_tokenizer: bool = True
+    shard_bytes: int = SHARD_BYTES
+    tolerance: float = TOLERANCE
+    allow_mismatch: bool = False
+
+
+def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate:
+    """Write a folder that transformers loads.
+
+    Args:
+        checkpoint: an ``iter_`` folder of a vanilla model, saved on any layout.
+        folder: empty or absent.
+        options: see :class:`ExportOptions`.
+    Raises:
+        ConversionError: the checkpoint is damaged, of a pondering method, or has other tensors than its
+            model, or the result computes something else. Then nothing is left in the folder.
+    """
+    source = _open(checkpoint)
+    tokenizer = options.tokenizer or checkpoint.parent / TOKENIZER_FOLDER
+    files = find_tokenizer(tokenizer) if options.needs_tokenizer else []
+    with _all_or_nothing(folder) as partial:
+        dtype = options.dtype or _stored_dtype(source.reader)
+        account = _write_tensors(partial, source, dtype=dtype, shard_bytes=options.shard_bytes)
+        _write_settings(partial, source, dtype=dtype, token_ids=read_token_ids(tokenizer))
+        copy_files(files, partial)
+        logits = compare_logits(
+            HuggingFaceWeights(partial),
+            checkpoint,
+            source.config,
+            tolerance=options.tolerance,
+            allow_mismatch=options.allow_mismatch,
+            rounded_to=dtype if account.num_rounded else None,
+        )
+        certificate = Certificate(
+            direction="to-hf",
+            source=str(checkpoint.resolve()),
+            source_files=read_checksums(checkpoint),
+            source_settings=source.config.model_dump(mode="json"),
+            ignored_settings=(),
+            method=source.config.ponder.method,
+            tensors=account,
+            logits=logits,
+            written_files={path.name: digest_file(path, flushes=True) for path in sorted(partial.iterdir())},
+        )
+        write_certificate(partial, certificate)
+    return certificate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A checkpoint that can be exported.
+
+    Attributes:
+        config: its run on one rank, with the vocabulary.
+        model: that it holds.
+        reader: of its tensors.
+        table: its parameters.
+    """
+
+    config: RunConfig
+    model: PonderTransformerConfig
+    reader: NativeReader
+    table: list[Entry]
+
+
+def _open(checkpoint: Path) -> _Source:
+    """Make sure that a checkpoint can be exported."""
+    damage = find_damage(checkpoint)
+    if damage:
+        raise ConversionError(f"{checkpoint} must be whole, but {describe(damage)}; use another checkpoint")
+    config = _with_vocabulary(load_config(checkpoint / CONFIG_NAME))
+    if config.ponder.method is not Method.VANILLA:
+        raise ConversionError(
+            f"{checkpoint} must be of the method vanilla, but is of {config.ponder.method}; the classes of "
+            "transformers would compute another model from its weights"
+        )
+    assert config.model.vocab_size is not None, "just filled in"
+    model = converted_model(config, config.model.vocab_size)
+    reader, table = NativeReader(checkpoint), list(entries(model))
+    _check_tensors(reader, table, model)
+    return _Source(config=config, model=model, reader=reader, table=table)
+
+
+def _write_settings(
+    partial: Path, source: _Source, *, dtype: torch.dtype, token_ids: Mapping[str, Any]
+) -> None:
+    settings = render_hf_config(
+        source.config.model,
+        vocab_size=source.model.vocab_size,
+        dtype=str(dtype).removeprefix("torch."),
+        token_ids=token_ids,
+    )
+    (partial / CONFIG_JSON).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _with_vocabulary(config: RunConfig) -> RunConfig:
+    """Return the run on one rank, with the tokenizer's vocabulary where it names none."""
+    if config.model.vocab_size is not None:
+        return one_process(config)
+    vocab_size = vocab_size_of(config, open_heldout_split(config))
+    return one_process(config, model=config.model.model_dump(mode="json") | {"vocab_size": vocab_size})
+
+
+def _check_tensors(reader: NativeReader, table: list[Entry], model: PonderTransformerConfig) -> None:
+    """Make sure that the checkpoint has the model's tensors and no others."""
+    wanted = {place_of(entry.native).key for entry in table}
+    found = {name for name in reader.reader.tensors if not name.startswith(OPTIMIZER_PREFIXES)}
+    stacks = {name: entry.size for name, entry in reader.reader.tensors.items() if name in wanted}
+    other_depth = {
+        name for name, size in stacks.items() if name.startswith("decoder.") and size[0] != model.num_layers
+    }
+    if wanted != found or other_depth:
+        raise ConversionError(
+            f"{reader.folder} must hold exactly the tensors of the model in {CONFIG_NAME}, but lacks "
+            f"{sorted(wanted - found) or 'none'}, has {sorted(found - wanted) or 'none'} beside them, and "
+            f"another number of layers in {sorted(other_depth) or 'none'}; use another checkpoint"
+        )
+
+
+def _stored_dtype(reader: NativeReader) -> torch.dtype:
+    """The type that holds all weights exactly."""
+    found = [
+        entry.properties.dtype
+        for name, entry in reader.reader.tensors.items()
+        if not name.startswith(OPTIMIZER_PREFIXES)
+    ]
+    widest = found[0]
+    for dtype in found[1:]:
+        widest = torch.promote_types(widest, dtype)
+    return widest
+
+
+def _write_tensors(partial: Path, source: _Source, *, dtype: torch.dtype, shard_bytes: int) -> TensorAccount:
+    names = [name for entry in source.table for name in entry.sources]
+    shapes = {name: expected_shape(name, source.model) for name in names}
+    files = _plan_files(shapes, itemsize=dtype.itemsize, shard_bytes=shard_bytes)
+    file_of = {name: file for file, inside in files.items() for name in inside}
+    writers = {
+        file: SafetensorsWriter(partial / file, {name: shapes[name] for name in inside}, dtype)
+        for file, inside in files.items()
+    }
+    rounded, padding, dtypes = 0, {}, Counter[str]()
+    try:
+        for entry in source.table:
+            values = source.reader.read(entry.native)
+            dtypes[str(values.dtype).removeprefix("torch.")] += 1
+            if entry.vocabulary_rows is not None:
+                padding[entry.native] = values.shape[0] - entry.vocabulary_rows
+            for name, part in zip(entry.sources, entry.split(values[: entry.vocabulary_rows]), strict=True):
+                rounded += _num_rounded(name, part, shapes[name], dtype)
+                writers[file_of[name]].write(name, part)
+    finally:
+        for writer in writers.values():
+            writer.close()
+    assert not [name for writer in writers.values() for name in writer.unwritten], "each is in the table"
+    if len(files) > 1:
+        _write_index(partial, file_of, shapes, itemsize=dtype.itemsize)
+    return TensorAccount(
+        made_of={name: (entry.native,) for entry in source.table for name in entry.sources},
+        num_read=len(source.table),
+        num_values=sum(torch.Size(shape).numel() for shape in shapes.values()),
+        dtypes=dict(dtypes),
+        new={},
+        padding_rows=padding,
+        num_rounded=rounded,
+    )
+
+
+def _plan_files(shapes: dict[str, Shape], *, itemsize: int, shard_bytes: int) -> dict[str, list[str]]:
+    """Return the tensors of each file, in order."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, shape in shapes.items():
+        size = torch.Size(shape).numel() * itemsize
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    if len(shards) == 1:
+        return {SAFETENSORS_NAME: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
+
+
+def _num_rounded(name: str, values: Tensor, shape: Shape, dtype: torch.dtype) -> int:
+    """Return how many values a type does not hold exactly.
+
+    Raises:
+        ConversionError: a value is not finite, there or here, or the shape is not the model's.
+    """
+    if tuple(values.shape) != shape:
+        raise ConversionError(f"{name} must have the shape {shape}, but has {tuple(values.shape)}")
+    if not torch.isfinite(values).all():
+        raise ConversionError(f"{name} must hold finite numbers, but has others; use another checkpoint")
+    if dtype == values.dtype:
+        return 0
+    written = values.to(dtype)
+    if not torch.isfinite(written).all():
+        raise ConversionError(f"{name} must fit into {dtype}, but has larger numbers; choose another --dtype")
+    return int((written.to(values.dtype) != values).sum())
+
+
+def _write_index(partial: Path, file_of: dict[str, str], shapes: dict[str, Shape], *, itemsize: int) -> None:
+    total = sum(torch.Size(shape).numel() for shape in shapes.values()) * itemsize
+    content = {"metadata": {"total_size": total}, "weight_map": file_of}
+    path = partial / f"{SAFETENSORS_NAME}{INDEX_SUFFIX}"
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _all_or_nothing(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside the one that is asked for, which gets its name when all is well."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConversionError(
+            f"{folder} must be an empty or absent folder, but has content; give another one with --output"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
+    # A temporary folder is its owner's alone.
+    partial.chmod(0o755)
+    try:
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -1,0 +1,41 @@
+"""Prompts from a file."""
+
+import json
+from pathlib import Path
+
+from data_prep.errors import DataError
+
+JSON_LINES = (".jsonl", ".ndjson")
+PROMPT_KEY = "prompt"
+
+
+def read_prompts_file(path: Path) -> list[str]:
+    """Read prompts, one per line; lines without text are passed over.
+
+    Args:
+        path: with the suffix ``.jsonl`` or ``.ndjson`` every line is a JSON object with the text under
+            ``prompt``; otherwise every line is a prompt.
+    Raises:
+        DataError: the file cannot be read, has no prompt, or a line is no such object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} must be a text file in UTF-8, but cannot be read: {error}") from error
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise DataError(f"{path} must have a prompt on a line, but has none; write one")
+    if path.suffix not in JSON_LINES:
+        return [line for _, line in numbered]
+    return [_prompt_of(line, f"{path}:{number}") for number, line in numbered]
+
+
+def _prompt_of(line: str, place: str) -> str:
+    try:
+        content = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place} must be a JSON object, but is not: {error}") from error
+    prompt = content.get(PROMPT_KEY) if isinstance(content, dict) else None
+    if not isinstance(prompt, str) or not prompt:
+        raise DataError(f'{place} must have a text under "{PROMPT_KEY}", but has {prompt!r}')
+    return prompt

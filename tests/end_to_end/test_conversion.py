@@ -1,0 +1,58 @@
+"""A model of a Hugging Face folder is evaluated, continues a text, and is what a run starts from."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.bench.conversion import NeoxSizes, make_model
+from tests.support.commands import megaponder
+from tests.support.corpus import VOCAB_SIZE
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+
+SIZES = NeoxSizes(num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, vocab_size=VOCAB_SIZE)
+
+
+def test_a_converted_model_is_evaluated_generates_and_is_trained_on(recipe: Path, tmp_path: Path) -> None:
+    source, native = tmp_path / "source", tmp_path / "native"
+    make_model(SIZES, source, dtype=torch.float16)
+    data = recipe.parent / "data"
+    settings = [f"data.path={data}", "training.seq_length=64", "ponder.num_latent_thoughts=2"]
+    command = megaponder(
+        *("convert", "from-hf", str(source), "--output", str(native), "--no-tokenizer"),
+        *("--method", "ponderlm3", *(part for text in settings for part in ("--set", text))),
+    )
+    assert command.exit_code == 0, command.stderr
+    assert "new: ponder.router.0.weight" in command.stdout
+    output = tmp_path / "evaluation.json"
+    command = megaponder("eval", str(native), "--iters", "2", "--output", str(output))
+    assert command.exit_code == 0, command.stderr
+    # The router starts with all but a tenth on step K.
+    steps = json.loads(output.read_text())["steps_count"]
+    assert steps[:2] == [0, 0]
+    command = megaponder("generate", str(native), "--max-new-tokens", "4")
+    assert command.exit_code == 0, command.stderr
+    command = megaponder(
+        *("train", "--config", str(native / "iter_0000000" / "run_config.yaml"), "training.train_iters=2"),
+        *(f"init_from.path={native}", "init_from.method=ponderlm3", f"output_dir={tmp_path / 'run'}"),
+    )
+    assert command.exit_code == 0, command.stderr
+    assert f"started from the weights in {native / 'iter_0000000'} (ponderlm3)" in command.stderr
+
+
+def test_a_run_does_not_go_on_from_a_converted_model(recipe: Path, tmp_path: Path) -> None:
+    source, native = tmp_path / "source", tmp_path / "native"
+    make_model(SIZES, source, dtype=torch.float16)
+    command = megaponder(
+        *("convert", "from-hf", str(source), "--output", str(native), "--no-tokenizer"),
+        *("--set", f"data.path={recipe.parent / 'data'}", "--set", "training.seq_length=64"),
+    )
+    assert command.exit_code == 0, command.stderr
+    command = megaponder(
+        *("train", "--config", str(native / "iter_0000000" / "run_config.yaml"), "training.train_iters=2"),
+        *(f"checkpoint.directory={native}", f"output_dir={tmp_path / 'run'}"),
+    )
+    assert command.exit_code == 93
+    assert "missing in it: optimizer." in command.stderr

@@ -1,0 +1,83 @@
+"""The plan's memory against the tensors alive on every rank of a layout."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline.bench.memory import measure_steps
+from pipeline.config.schema import RunConfig
+from pipeline.config.validate import build_config
+from pipeline.plan.rank_memory import rank_memories
+from pipeline.plan.rank_sizes import rank_sizes
+from tests.support.ranks import SharedRanks
+
+pytestmark = pytest.mark.multiprocess
+VOCAB_SIZE = 1000
+
+
+def run_of(method: str, parallel: dict[str, Any], *, num_micro_batches: int = 4) -> RunConfig:
+    ponder = {} if method == "vanilla" else {"num_latent_thoughts": 2}
+    return build_config(
+        {
+            "model": {
+                "architecture": "gpt_neox",
+                "num_layers": 4,
+                "hidden_size": 128,
+                "ffn_hidden_size": 512,
+                "num_attention_heads": 4,
+                "vocab_size": VOCAB_SIZE,
+            },
+            "ponder": {"method": method, **ponder},
+            "parallel": parallel,
+            "training": {
+                "seq_length": 128,
+                "micro_batch_size": 2,
+                "global_batch_size": 2 * num_micro_batches * parallel.get("data", 1),
+                "train_iters": 2,
+                "precision": "bf16",
+            },
+            "optimizer": {"lr": 1e-3},
+            "data": {"path": "not-read"},
+        }
+    )
+
+
+@pytest.mark.parametrize("method", ["vanilla", "adaponderlm", "ponderlm3"])
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        {"tensor": 2},
+        {"tensor": 2, "sequence_parallel": True},
+        {"pipeline": 2},
+        {"pipeline": 2, "recompute": "full"},
+        {"data": 2},
+    ],
+    ids=str,
+)
+def test_every_rank_has_the_planned_peak_within_a_tenth(
+    ranks: SharedRanks, method: str, parallel: dict[str, Any]
+) -> None:
+    config = run_of(method, parallel)
+    sizes = rank_sizes(config, VOCAB_SIZE, has_fused_norms=False)
+    planned = rank_memories(replace(sizes, separates_documents=False))
+
+    measured = ranks.run(measure_steps, 2, config, VOCAB_SIZE)
+
+    for rank, (state, peak) in enumerate(measured):
+        memory = planned[rank if len(planned) > 1 else 0]
+        assert memory.state.total == pytest.approx(state, rel=0.03)
+        assert memory.peak == pytest.approx(peak, rel=0.1)
+
+
+def test_a_stage_holds_no_more_with_more_micro_batches(ranks: SharedRanks) -> None:
+    few, many = (
+        ranks.run(
+            measure_steps, 2, run_of("adaponderlm", {"pipeline": 2}, num_micro_batches=number), VOCAB_SIZE
+        )
+        for number in (8, 24)
+    )
+
+    for (_, peak), (_, peak_of_many) in zip(few, many, strict=True):
+        # The tokens themselves stay.
+        assert peak_of_many == pytest.approx(peak, rel=0.02)

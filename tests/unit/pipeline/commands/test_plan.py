@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from pipeline import cli
+
+RECIPES = Path(__file__).parents[4] / "pipeline" / "recipes"
+LARGE = str(RECIPES / "pythia_2.8b_ponderlm3.yaml")
+
+
+def test_a_run_that_fits_ends_with_0() -> None:
+    result = CliRunner().invoke(cli.app, ["plan", "--config", LARGE, "--mean-steps", "1.5"])
+
+    assert result.exit_code == 0, result.output
+    assert "fits:" in result.output
+    assert "expected at 1.5 steps" in result.output
+
+
+def test_a_run_that_does_not_fit_ends_with_1_and_says_what_would(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    one_rank = ["parallel.tensor=1", "parallel.sequence_parallel=false"]
+
+    result = CliRunner().invoke(
+        cli.app,
+        ["plan", "--config", LARGE, "--gpus", "8", "--json", str(file), *one_rank],
+    )
+
+    assert result.exit_code == 1, result.output
+    assert "DOES NOT FIT" in result.output
+    values = json.loads(file.read_text())
+    assert values["ranks"] == 8
+    assert ["parallel.tensor=2", "parallel.data=4", "parallel.sequence_parallel=true"] in values[
+        "suggestions"
+    ]
+
+
+def test_an_unknown_device_is_refused() -> None:
+    result = CliRunner().invoke(cli.app, ["plan", "--config", LARGE, "--gpu", "h1000"])
+
+    assert result.exit_code == 2
+    assert "h100-80g" in result.output
+
+
+def test_a_vocabulary_that_nothing_tells_is_asked_for() -> None:
+    result = CliRunner().invoke(cli.app, ["plan", "--config", str(RECIPES / "vanilla_410m_llama.yaml")])
+
+    assert "--vocab-size" in str(result.exception)
