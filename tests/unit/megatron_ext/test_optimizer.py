@@ -126,6 +126,11 @@ def test_wsd_stays_until_its_final_decay() -> None:
     assert rates[10:] == pytest.approx([0.0, 0.0])
 
 
+def test_the_decay_of_wsd_may_have_another_form() -> None:
+    rates = _rates(11, lr_decay_style="wsd", lr_decay_iters=10, wsd_decay_iters=4, wsd_decay_style="linear")
+    assert rates[6:] == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
+
+
 def test_linear_and_constant() -> None:
     assert _rates(3, lr_decay_style="linear", lr_decay_iters=4) == pytest.approx([1.0, 0.75, 0.5])
     assert _rates(3, lr_decay_style="constant", lr_decay_iters=4) == [1.0, 1.0, 1.0]
