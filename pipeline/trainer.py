@@ -121,7 +121,7 @@ def _initial_state(
     if config.checkpoint.resume:
         folder = find_whole_checkpoint(directory, reads=config.checkpoint.verify)
     if folder is not None:
-        _refuse_other_groups(config, folder)
+        refuse_other_groups(config, folder)
         state = load_checkpoint(
             folder,
             module=parts.module,
@@ -139,8 +139,15 @@ def _initial_state(
     return TrainState(iteration=0, consumed_samples=0, is_evaluation_due=config.evaluates_at_start)
 
 
-def _refuse_other_groups(config: RunConfig, folder: Path) -> None:
-    """The optimizer's state is stored by groups: there is a further one, or there is not."""
+def refuse_other_groups(config: RunConfig, folder: Path) -> None:
+    """Make sure that a run goes on with the optimizer's groups, by which its state is stored.
+
+    Args:
+        config: the run.
+        folder: the checkpoint.
+    Raises:
+        CheckpointError: one has a group for the router or the gates, the other has not.
+    """
     here = config.optimizer.new_parameters_lr_mult
     there = load_config(folder / CONFIG_NAME).optimizer.new_parameters_lr_mult
     if (here is None) != (there is None):
