@@ -14,7 +14,13 @@ _BOOKKEEPING = frozenset(
         "_attn_implementation_autoset",
         "_commit_hash",
         "_name_or_path",
+        # Of classifiers.
         "classifier_dropout",
+        "id2label",
+        "label2id",
+        "problem_type",
+        # In pieces or at once, an MLP computes the same.
+        "chunk_size_feed_forward",
         "dtype",
         "initializer_range",
         "is_decoder",
