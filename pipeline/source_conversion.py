@@ -22,6 +22,7 @@ from typing import IO, Any
 import torch.distributed
 
 from pipeline.checkpoint.durable import sync_folder
+from pipeline.config.errors import ConfigError
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.certificate import read_certificate
 from pipeline.conversion.errors import ConversionError
@@ -79,6 +80,9 @@ def _failure(config: RunConfig, vocab_size: int, stop: StopFlag) -> Exception | 
         _ensure_converted(config, vocab_size, stop)
     except (ConversionError, StoppedConvertingError) as error:
         return error
+    except ConfigError as error:
+        # In the sizes that the source gives.
+        return ConversionError(f"{_source_path(config) / CONFIG_JSON} must describe a model, but: {error}")
     except OSError as error:
         return ConversionError(
             f"{config.output_dir / FOLDER} must take the converted weights, but cannot be written ({error})"

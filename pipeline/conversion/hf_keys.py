@@ -75,7 +75,7 @@ class ConfigKeys:
         """Note every key that nobody asked for."""
         self.problems += [
             f"{key}: is unknown (value {as_written(value)}); if it means nothing for the weights, say "
-            f"--ignore {key}"
+            f"--ignore {key} (in a run, init_from.ignore)"
             for key, value in sorted(self._left.items())
         ]
 

@@ -111,6 +111,17 @@ def _complaint(config: RunConfig) -> str:
     return "nothing"
 
 
+def test_a_source_of_impossible_sizes_is_refused(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": VOCAB_SIZE}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 3}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes, **heads}))
+
+    with pytest.raises(
+        ConversionError, match=r"config\.json must describe a model, but: [\s\S]*num_query_groups"
+    ):
+        run_alone(_convert, _config(tmp_path, tmp_path / "run", init_from={"ignore": []}))
+
+
 def test_a_signal_and_a_limit_end_the_conversion(source: Path, tmp_path: Path) -> None:
     config = _config(source, tmp_path / "run", init_from={"convert_timeout_seconds": 1})
     started = time.monotonic()
