@@ -1,4 +1,4 @@
-"""What moves the weights: AdamW, Megatron's optimizer around it, the schedule, data-parallel gradients."""
+"""What moves the weights: AdamW, Megatron's optimizer around it, data-parallel gradients."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +11,8 @@ from torch.optim.adamw import adamw
 __all__ = [
     "AdamW",
     "OptimizerSettings",
-    "ScheduleSettings",
     "apply_update",
     "build_optimizer",
-    "build_scheduler",
     "connect_schedule",
     "exact_norm",
     "prepare_update",
@@ -130,23 +128,11 @@ class OptimizerSettings:
     adam_eps: float = 1e-8
     clip_grad: float = 1.0
     """Largest norm of all gradients together; 0 does not clip."""
+    new_parameters_lr_mult: float | None = None
+    """Learning rate of the method's own weights (``ponder.*``) as a multiple of the backbone's; None is one
+    and the same group."""
     precision: Literal["fp32", "bf16"] = "fp32"
     use_distributed_optimizer: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduleSettings:
-    """Learning rate by iteration: linear warm-up from 0 to ``lr``, then the decay to ``min_lr``."""
-
-    lr: float
-    min_lr: float = 0.0
-    lr_decay_style: Literal["cosine", "wsd", "constant", "linear"] = "cosine"
-    lr_warmup_iters: int = 0
-    lr_decay_iters: int
-    """Iteration at which ``min_lr`` is reached, warm-up included; above ``lr_warmup_iters``."""
-    wsd_decay_iters: int | None = None
-    """Length of the final decay; needed by wsd alone."""
-    weight_decay: float = 0.1
 
 
 def wrap_ddp(
@@ -206,7 +192,27 @@ def build_optimizer(model_chunks: list[Any], settings: OptimizerSettings) -> Any
         params_dtype=torch.bfloat16 if is_bf16 else torch.float32,
         use_distributed_optimizer=settings.use_distributed_optimizer,
     )
-    return get_megatron_optimizer(config, model_chunks)
+    return get_megatron_optimizer(config, model_chunks, config_overrides=_group_overrides(config, settings))
+
+
+def _group_overrides(config: Any, settings: OptimizerSettings) -> dict[Any, Any]:
+    """Return Megatron's own groups, and one for the method's own weights where they learn at another rate.
+
+    The group is marked as Megatron marks its decoupled learning rate: by that mark, not by its rate, the
+    state in a checkpoint finds it again, so that a resumed run may change the rate.
+    """
+    from megatron.core.optimizer import get_standard_config_overrides
+    from megatron.core.optimizer.optimizer_config import ParamKey
+
+    overrides: dict[Any, Any] = dict(get_standard_config_overrides(config))
+    multiplier = settings.new_parameters_lr_mult
+    if multiplier is not None:
+        overrides[ParamKey(name="*ponder.*")] = {
+            "is_decoupled_lr": True,
+            "max_lr": settings.lr * multiplier,
+            "min_lr": settings.min_lr * multiplier,
+        }
+    return overrides
 
 
 def prepare_update(optimizer: Any) -> float | None:
@@ -238,34 +244,6 @@ def apply_update(optimizer: Any, grad_norm: float) -> None:
         if parameters and part.config.clip_grad > 0:
             clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=grad_norm)
     optimizer.step_with_ready_grads()
-
-
-def build_scheduler(optimizer: Any, settings: ScheduleSettings) -> Any:
-    """Build Megatron's ``OptimizerParamScheduler``; call ``step(increment=1)`` after each iteration.
-
-    As in Megatron, iteration n is trained with the rate of n - 1 finished ones: with warm-up the first is 0.
-    A loaded checkpoint sets the count alone; rates and lengths stay those of ``settings``.
-    """
-    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-
-    is_wsd = settings.lr_decay_style == "wsd"
-    return OptimizerParamScheduler(
-        optimizer,
-        init_lr=0.0,
-        max_lr=settings.lr,
-        min_lr=settings.min_lr,
-        lr_warmup_steps=settings.lr_warmup_iters,
-        lr_decay_steps=settings.lr_decay_iters,
-        lr_decay_style="WSD" if is_wsd else settings.lr_decay_style,
-        start_wd=settings.weight_decay,
-        end_wd=settings.weight_decay,
-        wd_incr_steps=settings.lr_decay_iters,
-        wd_incr_style="constant",
-        use_checkpoint_opt_param_scheduler=False,
-        override_opt_param_scheduler=True,
-        wsd_decay_steps=settings.wsd_decay_iters,
-        lr_wsd_decay_style="exponential" if is_wsd else None,
-    )
 
 
 def connect_schedule(ddp_model: Any, optimizer: Any) -> None:

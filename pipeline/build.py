@@ -5,8 +5,9 @@ from typing import Any
 
 from megatron_ext.freezing import BackboneFreeze
 from megatron_ext.host import device
+from megatron_ext.learning_rate import build_scheduler
 from megatron_ext.model import PonderModel
-from megatron_ext.optimizer import build_optimizer, build_scheduler, connect_schedule, wrap_ddp
+from megatron_ext.optimizer import build_optimizer, connect_schedule, wrap_ddp
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig

@@ -54,20 +54,23 @@ NEW_PARTS = {
 }
 
 
-def start_from_weights(config: RunConfig, parts: TrainingParts, *, vocab_size: int) -> None:
+def start_from_weights(
+    config: RunConfig, parts: TrainingParts, *, vocab_size: int, converted: Path | None = None
+) -> None:
     """Take the weights that `init_from` names; all ranks call it together.
 
     Args:
         config: the run, with `init_from.path`.
         parts: model and optimizer, just built.
         vocab_size: tokens of the run's tokenizer.
+        converted: the checkpoint that a source of another format was converted to, else None.
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, or it is of a model that this one cannot
             start from.
     """
     start = config.init_from
     assert start.path is not None, "without a path there is nothing to start from"
-    folder = resolve_checkpoint(start.path, iteration=start.iteration)
+    folder = resolve_checkpoint(converted or start.path, iteration=start.iteration)
     source = load_config(folder / CONFIG_NAME)
     _check_method(config, source, folder)
     _check_model(config, source, folder)
@@ -82,6 +85,15 @@ def start_from_weights(config: RunConfig, parts: TrainingParts, *, vocab_size: i
     _tell(config, source, folder, new=missing, unused=unused)
 
 
+def model_differences(config: RunConfig, source: RunConfig) -> list[str]:
+    """Name every setting of the model in which a run differs from the one whose weights it takes."""
+    return [
+        f"model.{name} is {getattr(config.model, name)} here and {getattr(source.model, name)} there"
+        for name in type(config.model).model_fields
+        if name not in _FREE_MODEL_SETTINGS and getattr(config.model, name) != getattr(source.model, name)
+    ]
+
+
 def _check_method(config: RunConfig, source: RunConfig, folder: Path) -> None:
     named, found = config.init_from.method, source.ponder.method
     if named != found:
@@ -92,11 +104,7 @@ def _check_method(config: RunConfig, source: RunConfig, folder: Path) -> None:
 
 
 def _check_model(config: RunConfig, source: RunConfig, folder: Path) -> None:
-    differing = [
-        f"model.{name} is {getattr(config.model, name)} here and {getattr(source.model, name)} there"
-        for name in type(config.model).model_fields
-        if name not in _FREE_MODEL_SETTINGS and getattr(config.model, name) != getattr(source.model, name)
-    ]
+    differing = model_differences(config, source)
     if differing:
         raise CheckpointError(
             f"{folder} must hold this run's model to start from, but {'; '.join(differing)}; "

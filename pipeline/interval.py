@@ -52,7 +52,7 @@ class IntervalMeter:
         self,
         state: TrainState,
         *,
-        learning_rate: float,
+        learning_rates: tuple[float, float | None],
         groups: ParallelGroups,
         rows: Sequence[TokenRows] | None = None,
         samples_by_source: Mapping[str, int] | None = None,
@@ -61,7 +61,8 @@ class IntervalMeter:
 
         Args:
             state: how far the run is.
-            learning_rate: of the next step.
+            learning_rates: of the next step: the backbone's, and that of the method's own weights where they
+                have one.
             groups: the layout.
             rows: what this rank has read of the last step's global batch; None where nothing was read.
             samples_by_source: of a blend, how many samples of each source the run has seen.
@@ -84,7 +85,8 @@ class IntervalMeter:
             * self.flops.training_per_token(sweeps)
             / groups.world_size
             / 1e12,
-            learning_rate=learning_rate,
+            learning_rate=learning_rates[0],
+            decoupled_learning_rate=learning_rates[1],
             global_batch_size=training.global_batch_size,
             world_size=groups.world_size,
             loss=mean_loss(sums),

@@ -20,7 +20,7 @@ from types import FrameType
 from pipeline.exit_codes import ExitCode
 from pipeline.signals import STOP_SIGNALS
 
-__all__ = ["run_ranks"]
+__all__ = ["die_with_parent", "run_ranks"]
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class _Launcher:
                     env={**os.environ, **environment, **_rank_variables(rank, num_ranks, port)},
                     stdin=subprocess.DEVNULL,
                     process_group=0,
-                    preexec_fn=_die_with_parent(os.getpid()),
+                    preexec_fn=die_with_parent(os.getpid()),
                 )
             )
 
@@ -203,7 +203,8 @@ def _rank_variables(rank: int, num_ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def _die_with_parent(parent: int) -> Callable[[], None]:
+def die_with_parent(parent: int) -> Callable[[], None]:
+    """Return what a new process must call, so that it is killed when the process that started it ends."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def ask_kernel() -> None:

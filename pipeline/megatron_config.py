@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from megatron_ext.learning_rate import ScheduleSettings
 from megatron_ext.model_config import (
     Architecture,
     Initialization,
@@ -13,7 +14,7 @@ from megatron_ext.model_config import (
     initialization_settings,
     pipeline_settings,
 )
-from megatron_ext.optimizer import OptimizerSettings, ScheduleSettings
+from megatron_ext.optimizer import OptimizerSettings
 from megatron_ext.ponder.config import Method, PonderConfig
 from pipeline.config.schema import PonderSection, RunConfig
 from pipeline.run_account import max_sweeps
@@ -108,6 +109,7 @@ def optimizer_settings(config: RunConfig) -> OptimizerSettings:
         adam_beta2=optimizer.adam_beta2,
         adam_eps=optimizer.adam_eps,
         clip_grad=optimizer.clip_grad,
+        new_parameters_lr_mult=optimizer.new_parameters_lr_mult,
         precision=config.training.precision,
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
     )
@@ -121,8 +123,10 @@ def schedule_settings(config: RunConfig) -> ScheduleSettings:
         min_lr=optimizer.min_lr,
         lr_decay_style=optimizer.lr_decay_style,
         lr_warmup_iters=optimizer.lr_warmup_iters,
+        lr_warmup_init=optimizer.lr_warmup_init,
         lr_decay_iters=config.lr_decay_iters,
         wsd_decay_iters=optimizer.wsd_decay_iters,
+        wsd_decay_style=optimizer.wsd_decay_style,
         weight_decay=optimizer.weight_decay,
     )
 

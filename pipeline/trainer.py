@@ -1,6 +1,7 @@
 """Start a run on the ranks that are there: process group, data, model, newest checkpoint, outputs."""
 
 import logging
+from pathlib import Path
 
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
@@ -13,11 +14,14 @@ from pipeline.build import (
     prefetched_batches,
     vocab_size_of,
 )
+from pipeline.checkpoint.errors import CheckpointError
+from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.loading import load_checkpoint
 from pipeline.checkpoint.resuming import find_whole_checkpoint
 from pipeline.checkpoint.saver import CheckpointSaver
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.writing import Destination
+from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.distributed import start_process_group, stop_process_group
 from pipeline.exit_codes import ExitCode
@@ -29,6 +33,7 @@ from pipeline.roll_call import LostRanksError, naming_lost_ranks
 from pipeline.run_account import flops_account
 from pipeline.run_output import config_file, open_run_progress, open_sinks, show_summary, start_output
 from pipeline.signals import StopFlag
+from pipeline.source_conversion import StoppedConvertingError, converted_source
 from pipeline.training_run import TrainingRun
 from pipeline.watchdog import Watchdog
 
@@ -68,6 +73,9 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
             with watchdog.paused("the start"):
                 run = _prepare(config, groups, stop, watchdog)
             return run.run()
+    except StoppedConvertingError as error:
+        logger.info("%s; the same command begins the conversion anew", error)
+        return ExitCode.REQUEUE
     except LostRanksError:
         # Another start, perhaps elsewhere, may find all ranks.
         logger.exception("the run ends; the same command goes on from its newest checkpoint")
@@ -83,7 +91,7 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
     vocab_size = vocab_size_of(config, data)
     parts = build_training(config, vocab_size, groups)
     show_summary(config, vocab_size, parts.module, groups)
-    state = _initial_state(config, parts, groups, vocab_size=vocab_size)
+    state = _initial_state(config, parts, groups, stop, vocab_size=vocab_size)
     start_output(config, groups)
     progress = open_run_progress(config, groups, start_iteration=state.iteration)
     meter = IntervalMeter(config, flops_account(config, vocab_size), parts.module.statistics_layout())
@@ -106,13 +114,14 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
 
 
 def _initial_state(
-    config: RunConfig, parts: TrainingParts, groups: ParallelGroups, *, vocab_size: int
+    config: RunConfig, parts: TrainingParts, groups: ParallelGroups, stop: StopFlag, *, vocab_size: int
 ) -> TrainState:
     directory = config.checkpoint_directory
     folder = None
     if config.checkpoint.resume:
         folder = find_whole_checkpoint(directory, reads=config.checkpoint.verify)
     if folder is not None:
+        refuse_other_groups(config, folder)
         state = load_checkpoint(
             folder,
             module=parts.module,
@@ -122,9 +131,31 @@ def _initial_state(
         )
         logger.info("resumed from iteration %d in %s", state.iteration, directory)
         return state
-    if config.init_from.path is not None:
-        start_from_weights(config, parts, vocab_size=vocab_size)
-    return TrainState(iteration=0, consumed_samples=0)
+    start = config.init_from
+    if start.path is not None:
+        is_converted = start.format == "hf"
+        converted = converted_source(config, vocab_size=vocab_size, stop=stop) if is_converted else None
+        start_from_weights(config, parts, vocab_size=vocab_size, converted=converted)
+    return TrainState(iteration=0, consumed_samples=0, is_evaluation_due=config.evaluates_at_start)
+
+
+def refuse_other_groups(config: RunConfig, folder: Path) -> None:
+    """Make sure that a run goes on with the optimizer's groups, by which its state is stored.
+
+    Args:
+        config: the run.
+        folder: the checkpoint.
+    Raises:
+        CheckpointError: one has a group for the router or the gates, the other has not.
+    """
+    here = config.optimizer.new_parameters_lr_mult
+    there = load_config(folder / CONFIG_NAME).optimizer.new_parameters_lr_mult
+    if (here is None) != (there is None):
+        raise CheckpointError(
+            "optimizer.new_parameters_lr_mult must stay given, or not given, when a run goes on, but is "
+            f"{here} here and {there} in {folder / CONFIG_NAME}; its value may change: 1.0 learns as the "
+            "backbone does"
+        )
 
 
 def _saver(config: RunConfig, parts: TrainingParts, groups: ParallelGroups) -> CheckpointSaver:

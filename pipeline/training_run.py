@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from megatron_ext.learning_rate import learning_rates
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.build import TrainingParts
 from pipeline.checkpoint.saver import CheckpointSaver
@@ -198,7 +199,7 @@ class TrainingRun:
         """Write the interval."""
         record = self.meter.read(
             self.state,
-            learning_rate=self.parts.optimizer.param_groups[0]["lr"],
+            learning_rates=learning_rates(self.parts.optimizer),
             groups=self.groups,
             rows=self.rows,
             samples_by_source=self.batches.order.samples_by_source(self.state.consumed_samples),

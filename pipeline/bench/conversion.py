@@ -6,7 +6,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ import torch
 from megatron_ext.weights import entries
 from pipeline.conversion.certificate import CERTIFICATE_NAME
 from pipeline.conversion.hf_config import CONFIG_JSON, parse_source
-from pipeline.conversion.hf_weights import SAFETENSORS_NAME
+from pipeline.conversion.hf_weights import INDEX_SUFFIX, SAFETENSORS_NAME
 from pipeline.conversion.run_settings import converted_model, run_settings
 from pipeline.conversion.safetensors_file import SafetensorsWriter
-from pipeline.conversion.shapes import expected_shape
+from pipeline.conversion.shapes import Shape, expected_shape
 
 # Standard deviation of the weights.
 _STD = 0.02
+# Of a file of weights; the folders of large models have several.
+SHARD_BYTES = 2 * 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,22 +77,16 @@ def measure_conversion(sizes: NeoxSizes, folder: Path, *, dtype: torch.dtype) ->
     ]
 
 
-def make_model(sizes: NeoxSizes, folder: Path, *, dtype: torch.dtype) -> None:
-    """Write a model with random weights, tensor by tensor."""
-    values = {
-        "model_type": "gpt_neox",
-        "architectures": ["GPTNeoXForCausalLM"],
-        "num_hidden_layers": sizes.num_layers,
-        "hidden_size": sizes.hidden_size,
-        "num_attention_heads": sizes.num_heads,
-        "intermediate_size": sizes.ffn_size,
-        "vocab_size": sizes.vocab_size,
-        "max_position_embeddings": 2048,
-        "layer_norm_eps": 1e-5,
-        "rotary_pct": 0.25,
-        "rotary_emb_base": 10000,
-        "tie_word_embeddings": False,
-    }
+def make_model(sizes: NeoxSizes, folder: Path, *, dtype: torch.dtype, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a model with random weights, tensor by tensor; at most one tensor is in memory.
+
+    Args:
+        sizes: of the model.
+        folder: does not exist.
+        dtype: of the weights.
+        shard_bytes: of a file of weights; where one is not enough, there is an index.
+    """
+    values = hf_settings(sizes, dtype=dtype)
     folder.mkdir(parents=True)
     (folder / CONFIG_JSON).write_text(json.dumps(values, indent=2), encoding="utf-8")
     config = run_settings(
@@ -98,13 +94,63 @@ def make_model(sizes: NeoxSizes, folder: Path, *, dtype: torch.dtype) -> None:
     )
     model = converted_model(config, sizes.vocab_size)
     shapes = {name: expected_shape(name, model) for entry in entries(model) for name in entry.sources}
+    shards = _shards(shapes, itemsize=dtype.itemsize, shard_bytes=shard_bytes)
     generator = torch.Generator().manual_seed(1)
-    writer = SafetensorsWriter(folder / SAFETENSORS_NAME, shapes, dtype)
+    for file, names in shards.items():
+        writer = SafetensorsWriter(folder / file, {name: shapes[name] for name in names}, dtype)
+        for name in names:
+            drawn = torch.randn(shapes[name], generator=generator).mul_(_STD)
+            is_norm = "norm" in name and name.endswith("weight")
+            writer.write(name, drawn.add_(1) if is_norm else drawn)
+        writer.close()
+    if len(shards) > 1:
+        index = {
+            "metadata": {},
+            "weight_map": {name: file for file, names in shards.items() for name in names},
+        }
+        (folder / f"{SAFETENSORS_NAME}{INDEX_SUFFIX}").write_text(json.dumps(index), encoding="utf-8")
+
+
+def hf_settings(sizes: NeoxSizes, *, dtype: torch.dtype) -> dict[str, Any]:
+    """Return a config.json as the folders of Pythia have it (EleutherAI/pythia-2.8b)."""
+    return {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "hidden_act": "gelu",
+        "hidden_size": sizes.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": sizes.ffn_size,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": 2048,
+        "model_type": "gpt_neox",
+        "num_attention_heads": sizes.num_heads,
+        "num_hidden_layers": sizes.num_layers,
+        "rotary_emb_base": 10000,
+        "rotary_pct": 0.25,
+        "tie_word_embeddings": False,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "transformers_version": "4.24.0",
+        "use_cache": True,
+        "use_parallel_residual": True,
+        "vocab_size": sizes.vocab_size,
+    }
+
+
+def _shards(shapes: Mapping[str, Shape], *, itemsize: int, shard_bytes: int) -> dict[str, list[str]]:
+    """Return the tensors of each file, which they fill in order."""
+    shards: list[list[str]] = [[]]
+    filled = 0
     for name, shape in shapes.items():
-        drawn = torch.randn(shape, generator=generator) * _STD
-        is_norm = "norm" in name and name.endswith("weight")
-        writer.write(name, drawn + 1 if is_norm else drawn)
-    writer.close()
+        size = torch.Size(shape).numel() * itemsize
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    if len(shards) == 1:
+        return {SAFETENSORS_NAME: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
 
 
 def _run(direction: str, source: Path, output: Path, certificate: Path) -> ConversionCost:

@@ -12,6 +12,7 @@ import torch
 
 from megatron_ext.batch import TokenBatch
 from megatron_ext.host import device, prepare_host
+from megatron_ext.learning_rate import learning_rates
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from pipeline.bench.random_batches import DEFAULT_VOCAB_SIZE, random_batches
 from pipeline.build import TrainingParts, build_training
@@ -108,8 +109,8 @@ class MetricsBench:
             steps.append(total - statistics[-1])
         started = _now()
         state = TrainState(iteration=iteration, consumed_samples=0)
-        rate = self.parts.optimizer.param_groups[0]["lr"]
-        self.sinks.write_training(self.meter.read(state, learning_rate=rate, groups=self.groups))
+        rates = learning_rates(self.parts.optimizer)
+        self.sinks.write_training(self.meter.read(state, learning_rates=rates, groups=self.groups))
         return steps, statistics, _now() - started
 
     def _step(self) -> float:

@@ -75,6 +75,7 @@ _SAME_NAME = {
         "lr",
         "min_lr",
         "lr_warmup_iters",
+        "lr_warmup_init",
         "lr_decay_iters",
         "weight_decay",
         "adam_beta1",
@@ -96,6 +97,7 @@ _OTHER_NAME = {
     "log_interval": Alias(path="metrics.interval"),
     "lr_decay_style": Alias(path="optimizer.lr_decay_style", convert=_lower_case),
     "lr_wsd_decay_iters": Alias(path="optimizer.wsd_decay_iters"),
+    "lr_wsd_decay_style": Alias(path="optimizer.wsd_decay_style"),
     # Written so in PonderLM's code.
     "mutiply_pondering_steps": Alias(path="ponder.multiply_embedding"),
     "patch_method": Alias(path="ponder.method", convert=_method),

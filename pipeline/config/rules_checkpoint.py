@@ -27,22 +27,45 @@ def _keeping(config: RunConfig) -> Iterator[ConfigProblem]:
 def _start(config: RunConfig) -> Iterator[ConfigProblem]:
     start = config.init_from
     if start.path is None:
-        for name in ("iteration", "method", "allow_unused"):
+        for name in ("format", "iteration", "method", "allow_unused", "ignore"):
             value = getattr(start, name)
             # 0 is an iteration, and equals False.
-            if value is not None and value is not False:
+            if value is not None and value is not False and value not in ("native", ()):
                 yield ConfigProblem(
                     path=f"init_from.{name}",
                     rule="must come with init_from.path, without which weights are drawn",
                     value=str(value),
-                    cure="give the checkpoint folder of a run, or leave it out",
+                    cure="give the folder of a model, or leave it out",
                 )
     elif start.method is None:
+        is_native = start.format == "native"
         yield ConfigProblem(
             path="init_from.method",
-            rule="must be given with init_from.path: the method of the run that is started from",
+            rule="must be given with init_from.path: the method of the model that is started from",
             value="not given",
-            cure=f"see ponder.method in the run_config.yaml in {start.path}",
+            cure=f"see ponder.method in the run_config.yaml in {start.path}"
+            if is_native
+            else "vanilla, unless the folder is one of a pondering model",
+        )
+
+
+def _start_format(config: RunConfig) -> Iterator[ConfigProblem]:
+    start = config.init_from
+    if start.path is None:
+        return
+    if start.format == "hf" and start.iteration is not None:
+        yield ConfigProblem(
+            path="init_from.iteration",
+            rule="must not be given with init_from.format: hf, whose folder holds one model",
+            value=str(start.iteration),
+            cure="leave it out",
+        )
+    if start.format == "native" and start.ignore:
+        yield ConfigProblem(
+            path="init_from.ignore",
+            rule="must come with init_from.format: hf, as it names keys of a config.json",
+            value=", ".join(start.ignore),
+            cure="leave it out",
         )
 
 
@@ -67,4 +90,4 @@ def _start_of_method(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
-CHECKPOINT_RULES = (_keeping, _start, _start_of_method)
+CHECKPOINT_RULES = (_keeping, _start, _start_format, _start_of_method)

@@ -34,6 +34,36 @@ def _warmup(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
+def _warmup_start(config: RunConfig) -> Iterator[ConfigProblem]:
+    optimizer = config.optimizer
+    start, peak = optimizer.lr_warmup_init, optimizer.lr * min(1.0, optimizer.new_parameters_lr_mult or 1.0)
+    if start > peak:
+        yield ConfigProblem(
+            path="optimizer.lr_warmup_init",
+            rule=f"must be at most the rate that is warmed up to ({peak:g})",
+            value=str(start),
+            cure=f"try {peak / 10:g}",
+        )
+    elif start > 0 and optimizer.lr_warmup_iters == 0:
+        yield ConfigProblem(
+            path="optimizer.lr_warmup_init",
+            rule="must come with optimizer.lr_warmup_iters, without which nothing is warmed up",
+            value=str(start),
+            cure="add it, or leave this out",
+        )
+
+
+def _new_parameters(config: RunConfig) -> Iterator[ConfigProblem]:
+    multiplier = config.optimizer.new_parameters_lr_mult
+    if multiplier is not None and not config.ponder.method.halts:
+        yield ConfigProblem(
+            path="optimizer.new_parameters_lr_mult",
+            rule="must come with a method that has a router or gates",
+            value=f"{multiplier} for {config.ponder.method}",
+            cure="leave it out, or take ponder.method: ponderlm3 or adaponderlm",
+        )
+
+
 def _warmup_stable_decay(config: RunConfig) -> Iterator[ConfigProblem]:
     optimizer = config.optimizer
     if optimizer.lr_decay_style != "wsd":
@@ -49,4 +79,4 @@ def _warmup_stable_decay(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
-TRAINING_RULES = (_learning_rate, _warmup, _warmup_stable_decay)
+TRAINING_RULES = (_learning_rate, _warmup, _warmup_start, _new_parameters, _warmup_stable_decay)

@@ -108,8 +108,19 @@ class OptimizerConfig(Section):
     min_lr: NonNegative = 0.0
     lr_decay_style: Literal["cosine", "wsd", "constant", "linear"] = "cosine"
     lr_warmup_iters: CountOrZero = 0
+    lr_warmup_init: NonNegative = Field(
+        0.0, description="rate at which the warm-up begins, such as the last one of the model continued from"
+    )
     lr_decay_iters: Count | None = Field(None, description="default: training.train_iters")
     wsd_decay_iters: Count | None = Field(None, description="length of the decay of lr_decay_style: wsd")
+    wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = Field(
+        "exponential", description="form of the decay of lr_decay_style: wsd"
+    )
+    new_parameters_lr_mult: Positive | None = Field(
+        None,
+        description="learning rate of the router or the gates as a multiple of lr; default: lr, in one group "
+        "with the backbone",
+    )
     weight_decay: NonNegative = 0.1
     adam_beta1: BelowOne = 0.9
     adam_beta2: BelowOne = 0.95
@@ -231,6 +242,11 @@ class EvaluationConfig(Section):
         None, description="iterations between evaluations; default: only at the end"
     )
     iters: Count = Field(8, description="global batches of the held-out split per evaluation")
+    at_start: Switch | None = Field(
+        None,
+        description="evaluate before the first step, at iteration 0; default: where the run starts from "
+        "other weights (init_from)",
+    )
 
 
 class MetricsConfig(Section):
@@ -277,6 +293,12 @@ class RunConfig(Section):
     def lr_decay_iters(self) -> int:
         """Iteration at which the learning rate reaches its minimum."""
         return self.optimizer.lr_decay_iters or self.training.train_iters
+
+    @property
+    def evaluates_at_start(self) -> bool:
+        """Whether an evaluation precedes the first step."""
+        at_start = self.evaluation.at_start
+        return self.init_from.path is not None if at_start is None else at_start
 
     @property
     def num_micro_batches(self) -> int:

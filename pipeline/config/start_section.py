@@ -1,11 +1,12 @@
 """What a run starts from: the settings of `init_from`, and which methods may start from which others."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from megatron_ext.ponder.config import Method
-from pipeline.config.section import CountOrZero, Section, Switch
+from pipeline.config.section import Count, CountOrZero, Section, Switch
 
 # Definitions 2.7 and 3: a vanilla model is continued as any method, PonderLM-2 with a router becomes
 # PonderLM-3, PonderLM with gates becomes AdaPonderLM.
@@ -28,8 +29,19 @@ class InitFromSection(Section):
         description="checkpoint folder of another run, or one iter_ folder; weights alone are taken: "
         "optimizer, schedule and order of the data start anew. Default: weights are drawn",
     )
+    format: Literal["native", "hf"] = Field(
+        "native",
+        description="native: checkpoints of this program; hf: a folder of Hugging Face, which the run's "
+        "first start converts into output_dir/init_from",
+    )
     iteration: CountOrZero | None = Field(None, description="which checkpoint; default: the newest")
     method: Method | None = Field(
-        None, description="the method that run has, which must be this run's or one it can start from"
+        None, description="the method that model has, which must be this run's or one it can start from"
     )
     allow_unused: Switch = Field(False, description="leave weights behind that this run's model has not")
+    ignore: tuple[str, ...] = Field(
+        (), description="format hf: keys of its config.json that mean nothing for the weights"
+    )
+    convert_timeout_seconds: Count = Field(
+        7200, description="format hf: how long the conversion may take, while all other ranks wait"
+    )

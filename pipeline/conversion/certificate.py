@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.checkpoint.checksums import FileDigest
 from pipeline.checkpoint.durable import write_durably
 from pipeline.conversion.comparison import LogitComparison
+from pipeline.conversion.errors import ConversionError
 
 CERTIFICATE_NAME = "conversion.json"
 
@@ -66,6 +67,23 @@ class Certificate:
     tensors: TensorAccount
     logits: LogitComparison
     written_files: Mapping[str, FileDigest]
+
+
+def read_certificate(folder: Path) -> dict[str, Any]:
+    """Read the certificate of a folder, as plain values.
+
+    Raises:
+        ConversionError: there is none, or it cannot be read.
+    """
+    path = folder / CERTIFICATE_NAME
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConversionError(
+            f"{path} must be the certificate of a conversion, but cannot be read ({error}); remove the "
+            "folder and convert again"
+        ) from error
+    return content
 
 
 def write_certificate(folder: Path, certificate: Certificate) -> None:

@@ -100,6 +100,7 @@ def parse_source(values: Mapping[str, Any], *, origin: str) -> SourceModel:
 def _sizes(keys: ConfigKeys) -> dict[str, Any]:
     for key in ("attention_dropout", "hidden_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"):
         keys.expect(key, 0.0, why="there is no dropout here")
+    keys.expect("is_encoder_decoder", False, why="there are no encoders here")
     return {
         "vocab_size": keys.count("vocab_size"),
         "hidden_size": keys.count("hidden_size"),

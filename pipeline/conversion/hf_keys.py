@@ -14,7 +14,13 @@ _BOOKKEEPING = frozenset(
         "_attn_implementation_autoset",
         "_commit_hash",
         "_name_or_path",
+        # Of classifiers.
         "classifier_dropout",
+        "id2label",
+        "label2id",
+        "problem_type",
+        # In pieces or at once, an MLP computes the same.
+        "chunk_size_feed_forward",
         "dtype",
         "initializer_range",
         "is_decoder",
@@ -69,7 +75,7 @@ class ConfigKeys:
         """Note every key that nobody asked for."""
         self.problems += [
             f"{key}: is unknown (value {as_written(value)}); if it means nothing for the weights, say "
-            f"--ignore {key}"
+            f"--ignore {key} (in a run, init_from.ignore)"
             for key, value in sorted(self._left.items())
         ]
 

@@ -30,13 +30,18 @@ def find_tokenizer(folder: Path) -> list[Path]:
     Raises:
         ConversionError: there is no tokenizer.
     """
-    if not any((folder / name).is_file() for name in _MAIN_FILES):
+    if not has_tokenizer(folder):
         raise ConversionError(
             f"{folder} must hold a tokenizer ({' or '.join(_MAIN_FILES)}), but holds none; put it there, or "
             "say "
             "--no-tokenizer to convert the weights alone"
         )
     return [folder / name for name in _FILES if (folder / name).is_file()]
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer."""
+    return any((folder / name).is_file() for name in _MAIN_FILES)
 
 
 def copy_files(files: list[Path], folder: Path) -> None:

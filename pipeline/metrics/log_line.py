@@ -26,8 +26,10 @@ def render_training_line(record: TrainingRecord, *, timestamp: str) -> str:
     ]
     if record.tflops_per_device is not None:
         fields.append(f"throughput per GPU (TFLOP/s/GPU): {record.tflops_per_device:.1f}")
+    fields.append(f"learning rate: {record.learning_rate:.6E}")
+    if record.decoupled_learning_rate is not None:
+        fields.append(f"decoupled learning rate: {record.decoupled_learning_rate:.6E}")
     fields += [
-        f"learning rate: {record.learning_rate:.6E}",
         f"global batch size: {record.global_batch_size:5d}",
         f"{names.LM_LOSS}: {record.loss:.6E}",
         f"loss scale: {record.loss_scale:.1f}",

@@ -11,6 +11,8 @@ LM_LOSS: Final = "lm loss"
 LM_LOSS_VALIDATION: Final = "lm loss validation"
 LM_LOSS_VALIDATION_PPL: Final = "lm loss validation ppl"
 LEARNING_RATE: Final = "learning-rate"
+# Of the router or the gates, where they have a rate of their own.
+DECOUPLED_LEARNING_RATE: Final = "decoupled-learning-rate"
 BATCH_SIZE: Final = "batch-size"
 LOSS_SCALE: Final = "loss-scale"
 WORLD_SIZE: Final = "world-size"

@@ -27,6 +27,7 @@ class TrainingRecord:
     global_batch_size: int
     world_size: int
     loss: float
+    decoupled_learning_rate: float | None = None
     tflops_per_device: float | None = None
     loss_scale: float = 1.0
     grad_norm: float | None = None

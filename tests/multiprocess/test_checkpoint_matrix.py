@@ -59,6 +59,8 @@ def _config(name: str, *, is_plain: bool) -> RunConfig:
         ponder={"num_jacobi_iterations": 0},
         training={"micro_batch_size": 1, "global_batch_size": 8},
         parallel={"use_distributed_optimizer": not is_plain},
+        # The router, which not every stage has, is in groups of its own.
+        optimizer={"new_parameters_lr_mult": 3.0},
     )
 
 

@@ -5,11 +5,10 @@ from typing import Any, Literal
 import torch
 
 from megatron_ext.host import prepare_host
+from megatron_ext.learning_rate import ScheduleSettings, build_scheduler
 from megatron_ext.optimizer import (
     OptimizerSettings,
-    ScheduleSettings,
     build_optimizer,
-    build_scheduler,
     connect_schedule,
     wrap_ddp,
 )

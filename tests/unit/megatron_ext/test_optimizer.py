@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from megatron_ext.host import prepare_host
-from megatron_ext.optimizer import AdamW, ScheduleSettings, build_scheduler, exact_norm
+from megatron_ext.learning_rate import ScheduleSettings, build_scheduler
+from megatron_ext.optimizer import AdamW, exact_norm
 
 SETTINGS: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8}
 
@@ -123,6 +124,11 @@ def test_wsd_stays_until_its_final_decay() -> None:
     assert rates[1:7] == [1.0] * 6
     assert rates[8] == pytest.approx(2 * math.sqrt(0.5) - 1)
     assert rates[10:] == pytest.approx([0.0, 0.0])
+
+
+def test_the_decay_of_wsd_may_have_another_form() -> None:
+    rates = _rates(11, lr_decay_style="wsd", lr_decay_iters=10, wsd_decay_iters=4, wsd_decay_style="linear")
+    assert rates[6:] == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
 
 
 def test_linear_and_constant() -> None:

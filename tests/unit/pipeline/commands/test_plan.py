@@ -43,6 +43,6 @@ def test_an_unknown_device_is_refused() -> None:
 
 
 def test_a_vocabulary_that_nothing_tells_is_asked_for() -> None:
-    result = CliRunner().invoke(cli.app, ["plan", "--config", str(RECIPES / "vanilla_410m_llama.yaml")])
+    result = CliRunner().invoke(cli.app, ["plan", "--config", str(RECIPES / "vanilla_70m.yaml")])
 
     assert "--vocab-size" in str(result.exception)

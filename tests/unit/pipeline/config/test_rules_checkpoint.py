@@ -15,6 +15,18 @@ BROKEN = [
     ({"init_from__method": "vanilla"}, "init_from.method", "leave it out"),
     ({"init_from__iteration": 0}, "init_from.iteration", "leave it out"),
     ({"init_from__allow_unused": True}, "init_from.allow_unused", "leave it out"),
+    ({"init_from__format": "hf"}, "init_from.format", "leave it out"),
+    (START | {"init_from__format": "hf"}, "init_from.method", "vanilla, unless"),
+    (
+        START | {"init_from__format": "hf", "init_from__method": "vanilla", "init_from__iteration": 3},
+        "init_from.iteration",
+        "leave it out",
+    ),
+    (
+        START | {"init_from__method": "vanilla", "init_from__ignore": ["some_key"]},
+        "init_from.ignore",
+        "leave it out",
+    ),
     (START | {"init_from__method": "loop"}, "init_from.method", "ponderlm3 or vanilla or ponderlm2"),
     (START | {"init_from__method": "adaponderlm"}, "init_from.method", "ponderlm3 or vanilla or ponderlm2"),
     (
@@ -40,6 +52,7 @@ ALLOWED = [
     START | {"init_from__method": "ponderlm3", "init_from__iteration": 0},
     START | {"init_from__method": "ponderlm2"},
     START | {"init_from__method": "vanilla"},
+    START | {"init_from__format": "hf", "init_from__method": "vanilla", "init_from__ignore": ["some_key"]},
     START | {"init_from__method": "vanilla", "ponder__method": "pause", "ponder__pause_token_id": 5},
 ]
 

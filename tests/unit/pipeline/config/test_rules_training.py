@@ -16,6 +16,17 @@ BROKEN = [
         "optimizer.wsd_decay_iters",
         "try 20",
     ),
+    (
+        {"optimizer__lr_warmup_init": 1.0, "optimizer__lr_warmup_iters": 5},
+        "optimizer.lr_warmup_init",
+        "try 0.0001",
+    ),
+    ({"optimizer__lr_warmup_init": 1e-4, "optimizer__lr_warmup_iters": 0}, "optimizer.lr_warmup_init", "add"),
+    (
+        {"optimizer__new_parameters_lr_mult": 2.0, "ponder__method": "loop"},
+        "optimizer.new_parameters_lr_mult",
+        "ponder.method: ponderlm3",
+    ),
 ]
 
 
@@ -33,6 +44,11 @@ ALLOWED = [
     {"optimizer__lr_decay_style": "wsd", "optimizer__wsd_decay_iters": 20},
     {"optimizer__lr_decay_style": "constant", "optimizer__clip_grad": 0},
     {"training__precision": "bf16"},
+    {
+        "optimizer__lr_warmup_init": 1e-4,
+        "optimizer__lr_warmup_iters": 5,
+        "optimizer__new_parameters_lr_mult": 5.0,
+    },
 ]
 
 

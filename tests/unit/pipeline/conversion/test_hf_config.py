@@ -108,6 +108,72 @@ def test_old_and_new_names_of_the_rotation_say_the_same() -> None:
     )
 
 
+# As transformers 4.4x saves a GPT-NeoX, under old names and new ones side by side.
+NEOX_OF_2024: dict[str, Any] = {
+    **PYTHIA,
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "classifier_dropout": 0.1,
+    "hidden_dropout": 0.0,
+    "partial_rotary_factor": 0.25,
+    "rope_scaling": None,
+    "rope_theta": 10000,
+    "transformers_version": "4.48.0",
+}
+# As meta-llama publishes Llama-2-7b-hf: before grouped queries and bases had keys everywhere.
+LLAMA_2: dict[str, Any] = {
+    "_name_or_path": "meta-llama/Llama-2-7b-hf",
+    "architectures": ["LlamaForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "transformers_version": "4.31.0.dev0",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+LLAMA_OF_2024: dict[str, Any] = {
+    **LLAMA,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009],
+    "head_dim": 64,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+    "use_cache": True,
+}
+
+
+@pytest.mark.parametrize("old", [PYTHIA, NEOX_OF_2024, LLAMA, LLAMA_2, LLAMA_OF_2024])
+def test_what_transformers_makes_of_an_older_configuration_says_the_same(
+    old: dict[str, Any], tmp_path: Path
+) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[old["model_type"]].from_dict(old)
+    config.save_pretrained(tmp_path)
+    everything = json.loads(config.to_json_string(use_diff=False))
+
+    source = parse(old)
+    for new in (read_source(tmp_path), parse(everything)):
+        assert new.model == source.model
+        assert new.method == source.method
+    assert "rope_parameters" in everything
+
+
 @pytest.mark.parametrize(
     "scaling",
     [

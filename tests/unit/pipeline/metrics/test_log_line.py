@@ -36,6 +36,11 @@ def test_the_line_is_megatrons_with_new_fields_at_the_end() -> None:
     assert found["further"] == " tokens per second: 1998.0 | mean steps: 1.7500 |"
 
 
+def test_a_rate_of_the_router_follows_that_of_the_backbone() -> None:
+    line = render_training_line(training_record(decoupled_learning_rate=4e-3), timestamp=TIME)
+    assert " | learning rate: 1.000000E-03 | decoupled learning rate: 4.000000E-03 | global batch" in line
+
+
 def test_the_hash_of_the_data_ends_the_line() -> None:
     line = render_training_line(training_record(data_hash="0123456789abcdef"), timestamp=TIME)
     assert MEGATRON_LINE.match(line)
