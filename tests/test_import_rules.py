@@ -41,6 +41,12 @@ RULES = (
     Rule(package="pipeline.bench.webdataset_reading", allowed=("numpy", "torch", "webdataset", "data_prep")),
     Rule(package="pipeline.bench.datatrove_run", allowed=("numpy", "datatrove")),
     Rule(package="pipeline.bench.data_tokenizers", allowed=("tokenizers", "data_prep")),
+    # Runs where nothing of ours is.
+    Rule(package="pipeline.conversion.hf_model", allowed=("torch", "transformers")),
+    Rule(
+        package="pipeline.conversion.exported_logits",
+        allowed=("torch", "transformers", "pipeline.conversion"),
+    ),
     Rule(
         package="pipeline.conversion.reference_logits",
         allowed=("torch", "transformers", "pipeline.conversion"),

@@ -24,13 +24,18 @@ _FILES = (
 )
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer."""
+    return any((folder / name).is_file() for name in _MAIN_FILES)
+
+
 def find_tokenizer(folder: Path) -> list[Path]:
     """Return the files of a tokenizer and of generation that are in a folder.
 
     Raises:
         ConversionError: there is no tokenizer.
     """
-    if not any((folder / name).is_file() for name in _MAIN_FILES):
+    if not has_tokenizer(folder):
         raise ConversionError(
             f"{folder} must hold a tokenizer ({' or '.join(_MAIN_FILES)}), but holds none; put it there, or "
             "say "

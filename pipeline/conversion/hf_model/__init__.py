@@ -1,1 +1,1 @@
-"""The code that an exported pondering model brings along: copied as it is, it imports transformers and torch."""
+"""The code that an exported pondering model brings, copied as it is; it needs transformers and torch."""

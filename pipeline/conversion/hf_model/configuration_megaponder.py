@@ -1,5 +1,7 @@
 """Settings of a MegaPonder model for transformers: a GPT-NeoX or Llama backbone and how it ponders."""
 
+import math
+
 from transformers import PreTrainedConfig
 
 BACKBONES = ("gpt_neox", "llama")
@@ -93,4 +95,4 @@ class MegaPonderConfig(PreTrainedConfig):
         is_wide = self.method == "loop" or (
             self.method in ("ponderlm2", "ponderlm3") and self.mixture == "hidden"
         )
-        return float((2.5 if is_wide else 1.0) * self.hidden_size) ** 0.5
+        return math.sqrt((2.5 if is_wide else 1.0) * self.hidden_size)

@@ -2,12 +2,12 @@
 
 Backbones are GPT-NeoX and Llama. A *row* is what goes through the layers; one token has several:
 
-* ``pause``, ``ponderlm2``, ``ponderlm3``: a token owns K + 1 *slots*, one row each, which stand one behind the
-  other. Slot 0 is its embedding. Slot k > 0 is a pause token, or a *latent thought*: what came out of slot
-  k - 1. The router of ponderlm3 gives each token a distribution over its steps; slots with too little tail
-  mass are pruned.
-* ``loop``, ``ponderlm``, ``adaponderlm``: a token owns one row that runs K + 1 times. Each *version* of it has
-  keys and values of its own. A gate of adaponderlm ends the iterations of a token for good.
+* ``pause``, ``ponderlm2``, ``ponderlm3``: a token owns K + 1 *slots*, one row each, which stand one behind
+  the other. Slot 0 is its embedding. Slot k > 0 is a pause token, or a *latent thought*: what came out of
+  slot k - 1. The router of ponderlm3 gives each token a distribution over its steps; slots with too little
+  tail mass are pruned.
+* ``loop``, ``ponderlm``, ``adaponderlm``: a token owns one row that runs K + 1 times. Each *version* of it
+  has keys and values of its own. A gate of adaponderlm ends the iterations of a token for good.
 
 There are two ways to run, and they agree:
 
@@ -45,7 +45,7 @@ CACHE_GROWTH = 128
 
 @dataclass
 class PonderOutput(CausalLMOutputWithPast):
-    """Logits, [B, T, V] or those of the last `logits_to_keep` tokens; `steps`: extra steps of each, [B, T]."""
+    """Logits, [B, T, V] or those of the last `logits_to_keep` tokens; extra steps of each token, [B, T]."""
 
     steps: Tensor | None = None
 
@@ -86,7 +86,9 @@ class PonderCache:
                 f"{len(self.steps)}; start with a new PonderCache"
             )
 
-    def write(self, version: int, layer: int, rows: Rows, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def write(
+        self, version: int, layer: int, rows: Rows, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Put rows behind the stored ones, which stay behind `num_rows` until that is raised.
 
         Args:
@@ -191,7 +193,7 @@ def with_log_weight(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Let each key carry the number that is added to its attention logits: plain kernels then serve.
 
-    ``softmax((q k + sqrt(d) log w) / sqrt(d))`` is attention with one more channel, which is 1 in all queries.
+    ``softmax((q k + sqrt(d) log w) / sqrt(d))`` is attention with one more channel, which is 1 in queries.
     A type narrower than float32 holds the number in two channels: its value, and what rounding left.
     """
     number = log_weight[:, None, :, None] * query.shape[-1] ** 0.5
@@ -283,6 +285,23 @@ class LlamaLayer(nn.Module):
         return hidden + update
 
 
+class Decider(nn.Sequential):
+    """A router or a gate: two layers in at least float32, whatever the weights are; halting needs it."""
+
+    def __init__(self, size: int, inner: int, outputs: int) -> None:
+        super().__init__(nn.Linear(size, inner), nn.GELU(), nn.Linear(inner, outputs))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., H] -> [..., outputs]."""
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                hidden = functional.linear(hidden, layer.weight.to(hidden.dtype), layer.bias.to(hidden.dtype))
+            else:
+                hidden = layer(hidden)
+        return hidden
+
+
 # Class of the layers, and the names of base model, embedding, final norm and head in files of weights.
 BACKBONES: dict[str, tuple[type[NeoXLayer | LlamaLayer], tuple[str, str, str, str]]] = {
     "gpt_neox": (NeoXLayer, ("gpt_neox", "embed_in", "final_layer_norm", "embed_out")),
@@ -305,8 +324,10 @@ class Decision:
     shares: Tensor | None = None
 
     def read(self, hidden: Tensor, steps: Tensor) -> Tensor:
-        """What the head reads: slots after the final norm, [..., K + 1, H] -> [..., H]; shares of slots behind
-        `steps` are dropped, not given away."""
+        """What the head reads of slots after the final norm: [..., K + 1, H] -> [..., H].
+
+        Shares of slots behind `steps` are dropped, not given away.
+        """
         if self.shares is None:
             return hidden[..., -1, :]
         slot = torch.arange(hidden.shape[-2], device=hidden.device)
@@ -339,9 +360,9 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             self.add_module(head, nn.Linear(hidden, config.vocab_size, bias=False))
         self.ponder = nn.ModuleDict()
         if config.method == "ponderlm3":
-            self.ponder["router"] = two_layers(hidden, hidden // 4, steps + 1)
+            self.ponder["router"] = Decider(hidden, hidden // 4, steps + 1)
         if config.method == "adaponderlm":
-            self.ponder["gates"] = nn.ModuleList(two_layers(hidden, 4 * hidden, 1) for _ in range(steps))
+            self.ponder["gates"] = nn.ModuleList(Decider(hidden, 4 * hidden, 1) for _ in range(steps))
         self.post_init()
 
     def forward(
@@ -393,7 +414,7 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         """Return the embedding."""
         base, embedding, _, _ = BACKBONES[self.config.backbone][1]
-        module: nn.Module = getattr(self, base)[embedding]
+        module: nn.Module = self.get_submodule(f"{base}.{embedding}")
         return module
 
     def get_output_embeddings(self) -> nn.Module | None:
@@ -403,7 +424,9 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Refuse another vocabulary."""
-        raise NotImplementedError("the vocabulary of a MegaPonder model is fixed; convert it with another one")
+        raise NotImplementedError(
+            "the vocabulary of a MegaPonder model is fixed; convert it with another one"
+        )
 
     # ---- one batch of tokens ----
 
@@ -476,7 +499,7 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             slots = torch.cat([slots, self._embed(pause.expand(-1, -1, num_pauses))], dim=2)
         keep = real.unsqueeze(2).expand(slots.shape[:3])
         everyone = torch.arange(len(slots), device=slots.device)
-        hidden = self._run_slots(slots, keep, Rows(positions, everyone, cache=None), cache)
+        hidden = self._run_slots(slots, keep, positions, everyone, cache)
         if cache is not None:
             cache.num_rows = cache.num_rows + keep.sum(dim=(1, 2))
         return hidden[:, :, -1], torch.full_like(positions, num_pauses)
@@ -503,14 +526,18 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         first = functional.pad(embeddings.unsqueeze(2), (0, 0, 0, num_thoughts))
         inputs, hidden = first, torch.zeros_like(first)
         log_weight = first.new_zeros(first.shape[:3], dtype=self._wide) if self._has_router else None
+        # A token is exact K + 1 passes after all tokens before it are.
+        limit = embeddings.shape[1] * (num_thoughts + 1) if num_sweeps is None else num_thoughts + num_sweeps
         for number in count():
             keep = (slot <= last.unsqueeze(-1)) & real.unsqueeze(-1)
             weight_of_live = None if log_weight is None else log_weight[live]
-            rows = Rows(positions[live], live, log_weight=weight_of_live)
-            hidden = hidden.index_copy(0, live, self._run_slots(inputs[live], keep[live], rows, cache))
+            ended = self._run_slots(
+                inputs[live], keep[live], positions[live], live, cache, log_weight=weight_of_live
+            )
+            hidden = hidden.index_copy(0, live, ended)
             decision = self._decide(hidden[:, :, 0], prunes)
             steps = torch.minimum(decision.steps, last)
-            if num_thoughts == 0 or (num_sweeps is not None and number == num_thoughts + num_sweeps):
+            if num_thoughts == 0 or number == limit:
                 break
             before, before_last, before_weight = inputs, last, log_weight
             last = torch.minimum(decision.steps, last + 1)
@@ -527,7 +554,9 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
                     break
         if cache is not None:
             cache.num_rows = cache.num_rows + keep.sum(dim=(1, 2))
-        return decision.read(hidden, steps), self._decide(hidden[:, :, 0], True).steps if not prunes else steps
+        return decision.read(hidden, steps), self._decide(
+            hidden[:, :, 0], True
+        ).steps if not prunes else steps
 
     def _moves(
         self, new: Tensor, old: Tensor, renewed: Tensor, log_weight: Tensor | None, old_weight: Tensor | None
@@ -570,7 +599,7 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         every = torch.full(token_hidden.shape[:-1], num_thoughts, device=token_hidden.device)
         if not self._has_router:
             return Decision(steps=every)
-        shares = torch.softmax(in_float32(self.ponder["router"], token_hidden), dim=-1)
+        shares = torch.softmax(self.ponder["router"](token_hidden), dim=-1)
         # Summed from the end: 1 - cumsum loses all digits of a small tail.
         tail = shares[..., 1:].flip(-1).cumsum(-1).flip(-1)
         mass = torch.cat([torch.ones_like(shares[..., :1]), tail], dim=-1)
@@ -596,7 +625,7 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         for iteration in range(1, num_iterations + 1):
             going_on, share = everyone, None
             if halts:
-                share = torch.sigmoid(in_float32(self.ponder["gates"][iteration - 1], hidden)).squeeze(-1)
+                share = torch.sigmoid(self.ponder.get_submodule(f"gates.{iteration - 1}")(hidden)).squeeze(-1)
                 active = active & (share >= config.pruning_threshold)
                 share = share * active
             if halts and cache is not None:
@@ -643,7 +672,7 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
     def _head(self, hidden: Tensor) -> Tensor:
         """[..., H] -> [..., V]."""
         head = self.get_output_embeddings() or self.get_input_embeddings()
-        return functional.linear(hidden, head.weight[: self.config.vocab_size])
+        return functional.linear(hidden, head.get_parameter("weight")[: self.config.vocab_size])
 
     def _next_thought(self, hidden: Tensor) -> Tensor:
         """What a step feeds back: its hidden state, or the mean embedding of what it predicts."""
@@ -654,38 +683,49 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         if config.mixture == "top_k":
             smallest = logits.detach().topk(config.mixture_top_k, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < smallest, float("-inf"))
-        embeddings = self.get_input_embeddings().weight[: config.vocab_size]
-        mixed: Tensor = torch.softmax(logits, dim=-1).to(embeddings.dtype) @ embeddings
-        return mixed * config.embedding_scale
+        embeddings = self.get_input_embeddings().get_parameter("weight")[: config.vocab_size]
+        mixed = torch.softmax(logits, dim=-1).to(embeddings.dtype) @ embeddings
+        return mixed * float(config.embedding_scale)
 
     def _run(self, hidden: Tensor, rows: Rows, normalize: bool = True) -> Tensor:
         """Run rows through all layers, [N, Q, H] -> [N, Q, H]."""
         base, _, norm, _ = BACKBONES[self.config.backbone][1]
-        parts = getattr(self, base)
         rotate = Rotation(rows.positions, self.config, hidden.dtype)
-        for layer in parts["layers"]:
+        for layer in self.get_submodule(f"{base}.layers").children():
             hidden = layer(hidden, rotate, rows)
-        return parts[norm](hidden) if normalize else hidden
+        if normalize:
+            hidden = self.get_submodule(f"{base}.{norm}")(hidden)
+        return hidden
 
-    def _run_slots(self, slots: Tensor, keep: Tensor, rows: Rows, cache: PonderCache | None) -> Tensor:
+    def _run_slots(
+        self,
+        slots: Tensor,
+        keep: Tensor,
+        positions: Tensor,
+        sequences: Tensor,
+        cache: PonderCache | None,
+        log_weight: Tensor | None = None,
+    ) -> Tensor:
         """Run the slots that are kept, in the order of tokens and slots, and no others.
 
         Args:
             slots: [N, T, n, H].
             keep: which slots, [N, T, n].
-            rows: with positions of tokens, [N, T], and log weights of slots, [N, T, n], or None.
-            cache: where they are stored.
+            positions: of the tokens, [N, T].
+            sequences: which sequences of the batch, [N].
+            cache: where the rows are stored.
+            log_weight: of the keys of the slots, [N, T, n].
         Returns:
             [N, T, n, H], 0 where a slot did not run.
         """
         num_slots = slots.shape[2]
         order = kept_first(keep.flatten(1))
-        positions = rows.positions.repeat_interleave(num_slots, dim=1).gather(1, order)
-        weight = None if rows.log_weight is None else rows.log_weight.flatten(1).gather(1, order)
+        positions = positions.repeat_interleave(num_slots, dim=1).gather(1, order)
+        weight = None if log_weight is None else log_weight.flatten(1).gather(1, order)
         chosen = slots.flatten(1, 2).gather(1, order.unsqueeze(-1).expand(-1, -1, slots.shape[-1]))
-        hidden = self._run(chosen, Rows(positions, rows.sequences, cache, log_weight=weight))
-        hidden = put_back(hidden, order, keep[0].numel()).unflatten(1, (-1, num_slots))
-        return hidden * keep.unsqueeze(-1)
+        hidden = self._run(chosen, Rows(positions, sequences, cache, log_weight=weight))
+        whole: Tensor = put_back(hidden, order, keep[0].numel()).unflatten(1, (-1, num_slots))
+        return whole * keep.unsqueeze(-1)
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *sizes: Any
@@ -705,19 +745,6 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(f"past_key_values must be a PonderCache, but is a {type(given).__name__}")
         if given is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = PonderCache()
-
-
-def two_layers(size: int, inner: int, outputs: int) -> nn.Sequential:
-    """Return a router or a gate."""
-    return nn.Sequential(nn.Linear(size, inner), nn.GELU(), nn.Linear(inner, outputs))
-
-
-def in_float32(layers: nn.Sequential, hidden: Tensor) -> Tensor:
-    """Run a router or a gate in at least float32, whatever its weights are: its decisions need it."""
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    first, second = layers[0], layers[2]
-    hidden = functional.linear(hidden.to(wide), first.weight.to(wide), first.bias.to(wide))
-    return functional.linear(functional.gelu(hidden), second.weight.to(wide), second.bias.to(wide))
 
 
 def kept_first(keep: Tensor) -> Tensor:
