@@ -7,7 +7,7 @@ import transformers
 from torch import Tensor
 
 from pipeline.conversion.hf_model.modeling_megaponder import MegaPonderForCausalLM
-from pipeline.conversion.pondering_logits import decoded_columns, prompt_size
+from pipeline.conversion.pondering_logits import SETTLED, decoded_columns, prompt_size
 
 
 @torch.no_grad()
@@ -22,7 +22,8 @@ def exported_logits(folder: Path, tokens: Tensor) -> Tensor:
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    model = MegaPonderForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    loaded = MegaPonderForCausalLM.from_pretrained(folder, dtype=torch.float32, prefill_tolerance=SETTLED)
+    model = loaded.eval()
     logits = [model(tokens).logits]
     read = model(tokens[:, : prompt_size(tokens)], use_cache=True, logits_to_keep=1)
     logits.append(read.logits)

@@ -111,10 +111,23 @@ def parse_ponder_config(
     }
     if architecture == "llama":
         model["padding_token_id"] = token_ids.get("pad_token_id")
+    else:
+        _check_heads(keys, model)
     for name in _READING:
         keys.take(name)
     method = Method(_one_of(keys, "method", [method.value for method in Method]))
     return model, {"method": method.value, **_ponder_settings(keys, method, model["vocab_size"])}
+
+
+def _check_heads(keys: ConfigKeys, model: Mapping[str, Any]) -> None:
+    """Note a problem where heads of gpt_neox do not share out the hidden size, each with a key of its own."""
+    heads, size = model["num_attention_heads"], model["kv_channels"]
+    if heads * size != model["hidden_size"] or model["num_query_groups"] != heads:
+        keys.problems.append(
+            f"head_dim: for gpt_neox, num_attention_heads ({heads}) times head_dim must be hidden_size "
+            f"({model['hidden_size']}) and num_key_value_heads as many, but head_dim is {size} and "
+            f"num_key_value_heads {model['num_query_groups']}"
+        )
 
 
 def _ponder_settings(keys: ConfigKeys, method: Method, vocab_size: int) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from pipeline.conversion.native_logits import one_rank
 from pipeline.conversion.run_settings import one_process
 
 PROMPT_TOKENS, DECODED_TOKENS = 16, 6
-_TOLERANCE = 1e-5
+# Of the sweeps over prompts; both sides may stop one sweep apart.
+SETTLED = 1e-6
 
 
 @torch.no_grad()
@@ -103,7 +104,7 @@ def _decoded_logits(module: PonderModel, tokens: Tensor) -> Tensor:
     sequences = range(len(tokens))
     decoder = BatchDecoder(module, num_sequences=len(tokens), max_tokens=tokens.shape[1])
     prompts = tokens[:, : prompt_size(tokens)].tolist()
-    read = decoder.read_prompts(sequences, prompts, sweeps=Sweeps(tolerance=_TOLERANCE))
+    read = decoder.read_prompts(sequences, prompts, sweeps=Sweeps(tolerance=SETTLED))
     logits = [torch.stack([prompt.logits for prompt in read])]
     for column in decoded_columns(tokens):
         logits.append(decoder.consume(sequences, tokens[:, column].tolist()).logits)

@@ -340,8 +340,6 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = MegaPonderConfig
     _supports_sdpa = True
-    # Sequences of a batch own different numbers of rows: what reorders or rolls back a cache does not fit.
-    _supported_generation_modes = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
     def __init__(self, config: MegaPonderConfig) -> None:
         super().__init__(config)
@@ -726,6 +724,20 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         hidden = self._run(chosen, Rows(positions, sequences, cache, log_weight=weight))
         whole: Tensor = put_back(hidden, order, keep[0].numel()).unflatten(1, (-1, num_slots))
         return whole * keep.unsqueeze(-1)
+
+    def _validate_generation_mode(self, generation_mode: GenerationMode, *others: Any) -> None:
+        """Refuse what reorders a cache or takes tokens back: its sequences own different numbers of rows.
+
+        Raises:
+            ValueError: naming the way to generate.
+        """
+        known = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+        if generation_mode not in known:
+            raise ValueError(
+                "a MegaPonder model must generate by greedy_search or sample, but is asked for "
+                f"{generation_mode.value}; leave out num_beams, assistant_model and the like"
+            )
+        super()._validate_generation_mode(generation_mode, *others)
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *sizes: Any

@@ -1,6 +1,9 @@
 """The exported code computes in transformers what this program computes, for every method and backbone."""
 
 import filecmp
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,10 @@ MODELS: list[Model] = [
     (Method.PAUSE, Architecture.LLAMA, True),
     (Method.PONDERLM, Architecture.GPT_NEOX, True),
 ]
+
+
+PONDERLM3: Model = (Method.PONDERLM3, Architecture.LLAMA, False)
+OUR_PACKAGES = ("pipeline", "megatron_ext", "data_prep", "cluster", "megatron")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,3 +213,99 @@ def test_the_export_certifies_itself_and_brings_its_code(exported: Exported) -> 
         assert filecmp.cmp(exported.folder / file, CODE_FOLDER / file, shallow=False)
         assert file in exported.certificate.written_files
     assert type(exported.narrow).__module__.startswith("transformers_modules.")
+
+
+@pytest.fixture(scope="module")
+def one(written: dict[Model, tuple[Path, Expected]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported PonderLM-3."""
+    folder = tmp_path_factory.mktemp("one") / "exported"
+    to_hf(written[PONDERLM3][0], folder, ExportOptions(needs_tokenizer=False, shard_bytes=20_000))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(one: Path) -> Any:
+    """The same, by our own module."""
+    from pipeline.conversion.hf_model.modeling_megaponder import MegaPonderForCausalLM
+
+    return MegaPonderForCausalLM.from_pretrained(one).eval()
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"num_beams": 2}, "but is asked for beam_search"),
+        ({"prompt_lookup_num_tokens": 2}, "but is asked for assisted_generation"),
+        ({"cache_implementation": "static"}, "cache_implementation must be left out"),
+        ({"past_key_values": transformers.DynamicCache()}, "past_key_values must be a PonderCache"),
+    ],
+)
+def test_ways_to_generate_that_do_not_fit_are_refused(
+    model: Any, settings: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        generate(model, torch.tensor([[1, 2, 3]]), **settings)
+
+
+def test_prompts_with_padding_behind_them_and_another_batch_are_refused(model: Any) -> None:
+    ids, mask = padded(some_prompts(), left=False)
+    with pytest.raises(ValueError, match="must be padded on the left"):
+        generate(model, ids, mask)
+    cache = model(ids, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"as many sequences as input_ids has \(1\), but holds 4"):
+        model(ids[:1], past_key_values=cache)
+
+
+def test_sampling_and_several_continuations_work(model: Any) -> None:
+    settings = {"do_sample": True, "temperature": 0.7, "num_return_sequences": 3}
+
+    output = generate(model, torch.tensor([[1, 2, 3]]), **settings)
+
+    assert output.sequences.shape == (3, 3 + NUM_NEW)
+    assert output.past_key_values.steps.shape == (3, 3 + NUM_NEW - 1)
+
+
+def test_without_a_cache_every_token_comes_from_a_forward_of_training(model: Any) -> None:
+    ids = torch.tensor([some_prompts()[0]])
+
+    output = generate(model, ids, max_new_tokens=2, use_cache=False)
+
+    assert output.past_key_values is None
+    expected = [model(output.sequences[:, : ids.shape[1] + new]).logits[0, -1] for new in range(2)]
+    torch.testing.assert_close(torch.cat(output.logits), torch.stack(expected), rtol=0, atol=1e-5)
+
+
+def test_bfloat16_weights_stay_close(one: Path, model: Any) -> None:
+    narrow = type(model).from_pretrained(one, dtype=torch.bfloat16, pruning_threshold=0.0)
+    wide = type(model).from_pretrained(one, pruning_threshold=0.0)
+    ids, mask = padded(some_prompts())
+
+    found = narrow(ids, attention_mask=mask, use_cache=True).logits[:, -1]
+    expected = wide(ids, attention_mask=mask, use_cache=True).logits[:, -1]
+
+    assert found.dtype == torch.bfloat16
+    difference = (found.float() - expected).square().mean().sqrt()
+    assert difference < 0.1 * expected.square().mean().sqrt()
+
+
+def test_the_folder_works_where_this_program_is_not_loaded(one: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({str(one)!r}, trust_remote_code=True)
+print(model.generate(max_new_tokens=3, do_sample=False, bos_token_id=1, pad_token_id=0).tolist())
+print([name for name in sys.modules if name.partition('.')[0] in {OUR_PACKAGES!r}])
+"""
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "code"), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    finished = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    generated, loaded = map(json.loads, finished.stdout.splitlines())
+    assert len(generated[0]) == 4
+    assert loaded == []
