@@ -112,7 +112,7 @@ def to_hf(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="With its files; default: `tokenizer` beside the checkpoint.",
+            help="With its files; default: `tokenizer` beside the checkpoint, else that of the run's data.",
             show_default=False,
         ),
     ] = None,

@@ -40,7 +40,7 @@ class CardFacts:
         evaluation: of this checkpoint, or None.
         num_parameters: of the exported model.
         dtype: of its weights, as torch names it.
-        has_tokenizer: whether one lies beside it.
+        tokenizer_file: name of the one beside it, or None.
     """
 
     config: RunConfig
@@ -48,7 +48,7 @@ class CardFacts:
     evaluation: EvaluationResult | None
     num_parameters: int
     dtype: str
-    has_tokenizer: bool
+    tokenizer_file: str | None
 
 
 def find_evaluation(checkpoint: Path, given: Path | None, iteration: int) -> EvaluationResult | None:
@@ -92,7 +92,7 @@ def render_model_card(facts: CardFacts) -> str:
         backbone=_BACKBONES[config.model.architecture],
         description=_DESCRIPTIONS[ponder.method].format(steps=steps, more=steps + 1),
         dtype=facts.dtype,
-        has_tokenizer=facts.has_tokenizer,
+        tokenizer_file=facts.tokenizer_file,
         sweeps=ponder.num_jacobi_iterations if ponder.method.has_sweeps else None,
         halts=ponder.method.halts,
         threshold=ponder.pruning_threshold,

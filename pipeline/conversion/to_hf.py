@@ -40,7 +40,7 @@ from pipeline.conversion.tokenizer_files import (
     TOKENIZER_FOLDER,
     copy_files,
     find_tokenizer,
-    has_tokenizer,
+    main_file,
     note_token_ids,
     read_token_ids,
 )
@@ -55,7 +55,7 @@ class ExportOptions:
 
     Attributes:
         dtype: of the weights; None is the one they are stored in.
-        tokenizer: folder with its files; None is the one beside the checkpoint.
+        tokenizer: folder with its files; None is the one beside the checkpoint, else that of the run's data.
         needs_tokenizer: whether it is an error that there is none.
         shard_bytes: of a file, at most, unless one tensor is larger.
         tolerance: see :class:`pipeline.conversion.comparison.LogitComparison`.
@@ -85,7 +85,7 @@ def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate
     """
     source = _open(checkpoint)
     evaluation = find_evaluation(checkpoint, options.evaluation, source.state.iteration)
-    tokenizer = options.tokenizer or checkpoint.parent / TOKENIZER_FOLDER
+    tokenizer = _tokenizer_folder(checkpoint, source.config, options.tokenizer)
     files = find_tokenizer(tokenizer) if options.needs_tokenizer else []
     with _all_or_nothing(folder) as partial:
         dtype = options.dtype or _stored_dtype(source.reader)
@@ -151,6 +151,13 @@ def _open(checkpoint: Path) -> _Source:
     return _Source(config=config, model=model, reader=reader, table=table, state=state)
 
 
+def _tokenizer_folder(checkpoint: Path, config: RunConfig, given: Path | None) -> Path:
+    beside = checkpoint.parent / TOKENIZER_FOLDER
+    if given is not None or beside.is_dir() or config.data.format != "webdataset":
+        return given or beside
+    return config.data.manifest_folder if main_file(config.data.manifest_folder) else beside
+
+
 def _write_settings(
     partial: Path, source: _Source, *, dtype: torch.dtype, token_ids: Mapping[str, Any]
 ) -> None:
@@ -181,7 +188,7 @@ def _write_code_and_card(
         evaluation=evaluation,
         num_parameters=account.num_values,
         dtype=str(dtype).removeprefix("torch."),
-        has_tokenizer=has_tokenizer(partial),
+        tokenizer_file=main_file(partial),
     )
     (partial / CARD_NAME).write_text(render_model_card(facts), encoding="utf-8")
 

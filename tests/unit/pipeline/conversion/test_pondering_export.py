@@ -22,6 +22,7 @@ from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.model_card import CardFacts, find_evaluation, render_model_card
 from pipeline.conversion.run_settings import one_process
 from pipeline.conversion.to_hf import ExportOptions, to_hf
+from pipeline.conversion.tokenizer_files import read_token_ids
 from pipeline.report.inputs import EvaluationResult, save_json
 from tests.support.hf_models import read_all
 from tests.support.pondering_exports import write_checkpoint
@@ -246,7 +247,7 @@ def test_the_card_of_a_trained_model_tells_its_training(checkpoints: dict[str, P
         evaluation=None,
         num_parameters=1234567,
         dtype="bfloat16",
-        has_tokenizer=True,
+        tokenizer_file="tokenizer.json",
     )
 
     card = render_model_card(facts)
@@ -274,3 +275,19 @@ def test_an_evaluation_of_another_iteration_is_not_taken(tmp_path: Path) -> None
     assert find_evaluation(checkpoint, None, 0) == EVALUATION
     with pytest.raises(ConversionError, match="must be an evaluation of iteration 7, but is one of 0"):
         find_evaluation(checkpoint, tmp_path / "evaluation.json", 7)
+
+
+def test_the_end_of_a_text_is_the_tokenizers_where_nobody_wrote_it_down(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = {"model": {"type": "WordLevel", "vocab": {"a": 0, "<end>": 1}, "unk_token": "a"}}
+    added = {"id": 1, "content": "<end>", "special": True, "single_word": False, "lstrip": False}
+    added |= {"rstrip": False, "normalized": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**tokenizer, "added_tokens": [added]}))
+    assert read_token_ids(tmp_path) == {}
+    assert "no token is known to end a text" in caplog.text
+
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<end>"}')
+    assert read_token_ids(tmp_path) == {"eos_token_id": 1}
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 0, "bos_token_id": 1, "top_k": 3}')
+    assert read_token_ids(tmp_path) == {"eos_token_id": 0, "bos_token_id": 1}
