@@ -28,7 +28,7 @@ from pipeline.conversion.certificate import read_certificate
 from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_config import CONFIG_JSON, SourceModel, read_source
 from pipeline.conversion.run_settings import run_settings
-from pipeline.conversion.tokenizer_files import has_tokenizer
+from pipeline.conversion.tokenizer_files import main_file
 from pipeline.initial_weights import model_differences
 from pipeline.launch import die_with_parent
 from pipeline.signals import StopFlag, StopRequest
@@ -166,7 +166,7 @@ def _convert(config: RunConfig, partial: Path, log: Path, stop: StopFlag) -> Non
     command = [sys.executable, "-m", "pipeline.cli", "convert", "from-hf", str(source)]
     command += ["--output", str(partial)]
     command += [part for key in config.init_from.ignore for part in ("--ignore", key)]
-    command += [] if has_tokenizer(source) else ["--no-tokenizer"]
+    command += [] if main_file(source) else ["--no-tokenizer"]
     variables = {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
     with log.open("w+b") as output:
         process = subprocess.Popen(

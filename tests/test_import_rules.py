@@ -45,6 +45,12 @@ RULES = (
         allowed=("torch", "transformers", "megatron_ext.host", "pipeline"),
     ),
     Rule(package="pipeline.bench.data_tokenizers", allowed=("tokenizers", "data_prep")),
+    # Runs where nothing of ours is.
+    Rule(package="pipeline.conversion.hf_model", allowed=("torch", "transformers")),
+    Rule(
+        package="pipeline.conversion.exported_logits",
+        allowed=("torch", "transformers", "pipeline.conversion"),
+    ),
     Rule(
         package="pipeline.conversion.reference_logits",
         allowed=("torch", "transformers", "pipeline.conversion"),

@@ -18,7 +18,7 @@ app = typer.Typer(
     help="Take models in from Hugging Face folders, and give them back.",
     epilog=examples(
         "megaponder convert from-hf pythia-2.8b --output runs/pythia",
-        "megaponder convert to-hf runs/vanilla/checkpoints --output exported",
+        "megaponder convert to-hf runs/demo/checkpoints --output exported --no-tokenizer",
     ),
 )
 
@@ -70,9 +70,10 @@ def from_hf(
 ) -> None:
     """Turn a GPT-NeoX (Pythia) or Llama model into a checkpoint, for init_from, eval and generate.
 
-    It loads onto any layout. Router or gates of a method that the source has not are drawn as training starts
-    them. Logits are held against transformers' (the extra `hf`); conversion.json in the checkpoint says what
-    was read, written and compared. Where anything is wrong, nothing is written.
+    Folders of `to-hf` are taken back, those of pondering models too, and published PonderLM-2 models.
+    A checkpoint loads onto any layout. Router or gates of a method that the source has not are drawn as
+    training starts them. Logits are held against transformers' (the extra `hf`); conversion.json in the
+    checkpoint says what was read, written and compared. Where anything is wrong, nothing is written.
     """
     set_up_logging()
 
@@ -111,7 +112,7 @@ def to_hf(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="With its files; default: `tokenizer` beside the checkpoint.",
+            help="With its files; default: `tokenizer` beside the checkpoint, else that of the run's data.",
             show_default=False,
         ),
     ] = None,
@@ -121,9 +122,20 @@ def to_hf(
     ] = 5.0,
     tolerance: Tolerance = 1e-3,
     allow_mismatch: AllowMismatch = False,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of `megaponder eval`, for the card; default: the run's evaluation.json, if it is of "
+            "this iteration.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Turn a checkpoint of a vanilla model into a folder that transformers loads.
+    """Turn a checkpoint into a folder that transformers loads.
 
+    A vanilla model becomes one of transformers' own classes. A pondering model brings its code along, and a
+    model card: load it with trust_remote_code=True, and generate decodes as `megaponder generate` does.
     Padding of the vocabulary is left behind. Logits are compared as in `from-hf`, and conversion.json says
     the same. Where anything is wrong, nothing is written.
     """
@@ -142,6 +154,7 @@ def to_hf(
         shard_bytes=int(shard_gigabytes * 1e9),
         tolerance=tolerance,
         allow_mismatch=allow_mismatch,
+        evaluation=evaluation,
     )
     _show(convert(resolve_checkpoint(checkpoint, iteration=iteration), output, options))
     typer.echo(f"written to {output}")

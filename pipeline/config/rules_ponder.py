@@ -45,7 +45,7 @@ def _settings_of_other_methods(config: RunConfig) -> Iterator[ConfigProblem]:
     for name, methods in METHODS_WITH.items():
         if method in methods:
             continue
-        default = _default_of(name, method)
+        default = default_of(name, method)
         value = getattr(config.ponder, name, default)
         if value != default:
             yield ConfigProblem(
@@ -56,7 +56,7 @@ def _settings_of_other_methods(config: RunConfig) -> Iterator[ConfigProblem]:
             )
 
 
-def _default_of(name: str, method: Method) -> Any:
+def default_of(name: str, method: Method) -> Any:
     """Return the default of a setting that `method` does not have; it depends on nothing else."""
     field = PonderSection.model_fields[name]
     return field.get_default(call_default_factory=True, validated_data={"method": method})

@@ -1,7 +1,9 @@
 """The logits of a native model beside those of transformers, on fixed prompts."""
 
+import gc
 import logging
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from torch import Tensor
 
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.errors import ConversionError
+from pipeline.conversion.hf_config import CONFIG_JSON, read_config_json
+from pipeline.conversion.hf_ponder_config import MODEL_TYPE
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 
 logger = logging.getLogger(__name__)
@@ -21,7 +25,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitComparison:
-    """How far two models are apart, both computed in float32 without thoughts.
+    """How far two models are apart, both computed in float32.
 
     Attributes:
         compared: whether anybody looked.
@@ -46,10 +50,10 @@ class LogitComparison:
     is_within_tolerance: bool | None = None
 
 
-def prompts(vocab_size: int, max_positions: int) -> Tensor:
+def prompts(vocab_size: int, max_positions: int, *, num_tokens: int = PROMPT_TOKENS) -> Tensor:
     """Return the prompts: ids drawn from the whole vocabulary, always the same, [B, S]."""
     generator = torch.Generator().manual_seed(PROMPT_SEED)
-    return torch.randint(vocab_size, (NUM_PROMPTS, min(PROMPT_TOKENS, max_positions)), generator=generator)
+    return torch.randint(vocab_size, (NUM_PROMPTS, min(num_tokens, max_positions)), generator=generator)
 
 
 def compare_logits(
@@ -61,7 +65,10 @@ def compare_logits(
     allow_mismatch: bool,
     rounded_to: torch.dtype | None = None,
 ) -> LogitComparison:
-    """Compute the logits of both sides, one layer in memory at a time, and hold them against each other.
+    """Compute the logits of both sides and hold them against each other.
+
+    A plain backbone is computed with one layer in memory at a time. A folder with this program's own code
+    ponders on both sides, with one whole model in memory at a time.
 
     Args:
         weights: in a folder with its config.json.
@@ -81,15 +88,11 @@ def compare_logits(
             "the same; pip install 'megaponder[hf]' and convert again"
         )
         return LogitComparison(compared=False, note="transformers is not installed")
-    from pipeline.conversion.native_logits import native_logits
-    from pipeline.conversion.reference_logits import reference_logits, reference_version
-
     vocab_size = config.model.vocab_size
     assert vocab_size is not None, "a run that is converted says its vocabulary"
-    tokens = prompts(vocab_size, config.model.max_position_embeddings)
-    expected = reference_logits(weights, tokens)
-    found = native_logits(checkpoint, config, tokens, rounded_to=rounded_to)
-    note = f"transformers {reference_version()}, float32, the backbone without thoughts"
+    sides = _pondering_sides if ponders(weights.folder) else _backbone_sides
+    expected, found, what = sides(weights, checkpoint, config, rounded_to)
+    note = f"transformers {version('transformers')}, float32, {what}"
     if rounded_to is not None:
         note += f", weights rounded to {rounded_to} on both sides"
     result = measure(found, expected, tolerance=tolerance, note=note)
@@ -102,6 +105,41 @@ def compare_logits(
             "model: report it, or say --allow-mismatch if you know why"
         )
     return result
+
+
+def ponders(folder: Path) -> bool:
+    """Whether a folder holds a pondering model of this program."""
+    return read_config_json(folder / CONFIG_JSON).get("model_type") == MODEL_TYPE
+
+
+def _backbone_sides(
+    weights: HuggingFaceWeights, checkpoint: Path, config: RunConfig, rounded_to: torch.dtype | None
+) -> tuple[Tensor, Tensor, str]:
+    """Logits of transformers, those of this program, and what they are."""
+    from pipeline.conversion.native_logits import native_logits
+    from pipeline.conversion.reference_logits import reference_logits
+
+    tokens = prompts(config.model.vocab_size or 0, config.model.max_position_embeddings)
+    expected = reference_logits(weights, tokens)
+    found = native_logits(checkpoint, config, tokens, rounded_to=rounded_to)
+    return expected, found, "the backbone without thoughts"
+
+
+def _pondering_sides(
+    weights: HuggingFaceWeights, checkpoint: Path, config: RunConfig, rounded_to: torch.dtype | None
+) -> tuple[Tensor, Tensor, str]:
+    from pipeline.conversion.exported_logits import exported_logits
+    from pipeline.conversion.pondering_logits import DECODED_TOKENS, PROMPT_TOKENS, native_pondering_logits
+
+    num_tokens = PROMPT_TOKENS + DECODED_TOKENS
+    tokens = prompts(
+        config.model.vocab_size or 0, config.model.max_position_embeddings, num_tokens=num_tokens
+    )
+    expected = exported_logits(weights.folder, tokens)
+    # One model at a time: some of this one may hang in cycles.
+    gc.collect()
+    found = native_pondering_logits(checkpoint, config, tokens, rounded_to=rounded_to)
+    return expected, found, f"{config.ponder.method}: forward of training and cached decoding"
 
 
 def measure(found: Tensor, expected: Tensor, *, tolerance: float, note: str) -> LogitComparison:

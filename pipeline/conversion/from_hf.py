@@ -19,13 +19,13 @@ from megatron_ext.weights import Entry
 from pipeline.checkpoint.checksums import FileDigest, digest_file
 from pipeline.checkpoint.folder import publish, start_partial_checkpoint
 from pipeline.conversion.certificate import Certificate, TensorAccount, write_certificate
-from pipeline.conversion.comparison import TOLERANCE, compare_logits
+from pipeline.conversion.comparison import TOLERANCE, compare_logits, ponders
 from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_config import CONFIG_JSON, read_source
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.inspection import Findings, check_tied_copies, inspect, is_computed
 from pipeline.conversion.native import NativeWriter, write_small_files
-from pipeline.conversion.run_settings import converted_model, run_settings
+from pipeline.conversion.run_settings import converted_model, one_process, run_settings
 from pipeline.conversion.tokenizer_files import TOKENIZER_FOLDER, copy_files, find_tokenizer, note_token_ids
 from pipeline.initial_weights import NEW_PARTS
 
@@ -80,7 +80,12 @@ def from_hf(source_folder: Path, directory: Path, options: ImportOptions) -> tup
         account = _write_tensors(partial, weights, model, findings, seed=config.seed)
         write_small_files(partial, config)
         logits = compare_logits(
-            weights, partial, config, tolerance=options.tolerance, allow_mismatch=options.allow_mismatch
+            weights,
+            partial,
+            # Whatever its method is to become, what came must ponder as it did.
+            one_process(config, ponder=dict(source.ponder)) if ponders(source_folder) else config,
+            tolerance=options.tolerance,
+            allow_mismatch=options.allow_mismatch,
         )
         certificate = Certificate(
             direction="from-hf",

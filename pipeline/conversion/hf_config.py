@@ -15,6 +15,7 @@ from pipeline.config.errors import as_written
 from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_keys import CLASSES, TOKEN_IDS, ConfigKeys
 from pipeline.conversion.hf_method import method_settings
+from pipeline.conversion.hf_ponder_config import MODEL_TYPE, parse_ponder_config
 from pipeline.conversion.hf_rotary import rotary_settings
 
 CONFIG_JSON = "config.json"
@@ -51,7 +52,7 @@ def read_source(folder: Path, *, ignored: Sequence[str] = ()) -> SourceModel:
     Raises:
         ConversionError: with everything that is unknown or unsupported.
     """
-    values = _read(folder / CONFIG_JSON)
+    values = read_config_json(folder / CONFIG_JSON)
     absent = sorted(set(ignored) - values.keys())
     if absent:
         raise ConversionError(
@@ -71,22 +72,20 @@ def parse_source(values: Mapping[str, Any], *, origin: str) -> SourceModel:
     Raises:
         ConversionError: with everything that is unknown or unsupported.
     """
-    architecture = values.get("model_type")
-    if architecture not in CLASSES:
+    known = (*CLASSES, MODEL_TYPE)
+    kind = values.get("model_type")
+    if kind not in known:
         raise ConversionError(
-            f"{origin}: model_type must be one of {', '.join(CLASSES)}, but is {as_written(architecture)}; "
-            "only these two architectures can be converted"
+            f"{origin}: model_type must be one of {', '.join(known)}, but is {as_written(kind)}; only these "
+            "can be converted"
         )
     keys = ConfigKeys(values)
     keys.take("model_type")
-    ponder = method_settings(keys, architecture)
     token_ids = {key: keys.take(key) for key in TOKEN_IDS if key in values}
-    model = _sizes(keys) | rotary_settings(keys, architecture)
-    model |= _neox(keys, model) if architecture == "gpt_neox" else _llama(keys, model, token_ids)
-    model |= {
-        "architecture": architecture,
-        "untie_embeddings_and_output_weights": not keys.switch("tie_word_embeddings"),
-    }
+    if kind == MODEL_TYPE:
+        model, ponder = parse_ponder_config(keys, token_ids)
+    else:
+        model, ponder = _backbone(keys, kind, token_ids), method_settings(keys, kind)
     keys.refuse_others()
     if keys.problems:
         raise ConversionError(
@@ -95,6 +94,15 @@ def parse_source(values: Mapping[str, Any], *, origin: str) -> SourceModel:
             )
         )
     return SourceModel(values=values, model=model, ponder=ponder, token_ids=token_ids)
+
+
+def _backbone(keys: ConfigKeys, architecture: str, token_ids: Mapping[str, Any]) -> dict[str, Any]:
+    model = _sizes(keys) | rotary_settings(keys, architecture)
+    model |= _neox(keys, model) if architecture == "gpt_neox" else _llama(keys, model, token_ids)
+    return model | {
+        "architecture": architecture,
+        "untie_embeddings_and_output_weights": not keys.switch("tie_word_embeddings"),
+    }
 
 
 def _sizes(keys: ConfigKeys) -> dict[str, Any]:
@@ -141,7 +149,12 @@ def _llama(keys: ConfigKeys, model: Mapping[str, Any], token_ids: Mapping[str, A
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config_json(path: Path) -> dict[str, Any]:
+    """Return the settings in a config.json.
+
+    Raises:
+        ConversionError: it cannot be read.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -42,7 +42,7 @@ def native_logits(
     vocab_size = config.model.vocab_size
     assert vocab_size is not None, "a run that is converted says its vocabulary"
     source = _Source(reader=NativeReader(checkpoint), rounded_to=rounded_to)
-    with _one_rank() as groups:
+    with one_rank() as groups:
         module = build_module(_one_layer(config), vocab_size, groups).eval()
         _fill(module, source, layer=None)
         tokens = tokens.to(device())
@@ -85,7 +85,8 @@ def _fill(module: PonderModel, source: _Source, *, layer: int | None) -> None:
 
 
 @contextmanager
-def _one_rank() -> Iterator[ParallelGroups]:
+def one_rank() -> Iterator[ParallelGroups]:
+    """Yield the layout of one rank, in this process's group or one that is started for it."""
     prepare_host()
     is_alone = not torch.distributed.is_initialized()
     if is_alone:

@@ -23,11 +23,6 @@ _FINAL_NORMS = {"gpt_neox": "gpt_neox.final_layer_norm.", "llama": "model.norm."
 _HEADS = {"gpt_neox": "embed_out.weight", "llama": "lm_head.weight"}
 
 
-def reference_version() -> str:
-    """Version of transformers."""
-    return str(transformers.__version__)
-
-
 @torch.no_grad()
 def reference_logits(weights: HuggingFaceWeights, tokens: Tensor) -> Tensor:
     """Run a model in float32.

@@ -7,6 +7,7 @@ from megatron_ext.model_config import PonderTransformerConfig
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, as_written
 from pipeline.config.overrides import apply_overrides
+from pipeline.config.rules_ponder import METHODS_WITH, default_of
 from pipeline.config.schema import RunConfig
 from pipeline.config.start_section import POSSIBLE_SOURCES
 from pipeline.config.validate import build_config, setting_paths
@@ -29,7 +30,8 @@ def run_settings(
         overrides: ``group.key=value``, over what the source says except for the backbone.
         precision: of the weights.
     Raises:
-        ConversionError: the method cannot start from the source's, or a setting contradicts the source.
+        ConversionError: the method cannot start from the source's, a setting contradicts the source, or pause
+            tokens have no row that the source holds.
         ConfigError: the settings are no configuration.
     """
     chosen = method or source.method
@@ -42,7 +44,7 @@ def run_settings(
     settings: dict[str, Any] = {
         "name": "converted",
         "model": {key: value for key, value in source.model.items() if value is not None},
-        "ponder": {**source.ponder, "method": chosen.value},
+        "ponder": _ponder_settings(source, chosen),
         # What follows says nothing: nobody has trained here yet.
         "training": {
             "seq_length": source.model["max_position_embeddings"],
@@ -59,6 +61,7 @@ def run_settings(
         raise ConfigError(problems, source="--set")
     config = build_config(settings)
     _refuse_contradictions(config, source)
+    _refuse_a_missing_pause_row(config, source)
     return config
 
 
@@ -69,19 +72,31 @@ def one_process(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
 
 
 def converted_model(config: RunConfig, vocab_size: int) -> PonderTransformerConfig:
-    """Return the model of a run on one rank.
+    """Return the model of a run on one rank."""
+    return transformer_config(one_process(config), vocab_size)
 
-    Raises:
-        ConversionError: its pause tokens have no row that a Hugging Face folder holds.
-    """
-    ponder = config.ponder
-    if ponder.method is Method.PAUSE and ponder.pause_token_id is None:
+
+def _ponder_settings(source: SourceModel, chosen: Method) -> dict[str, Any]:
+    """The source's settings, less those at their defaults that another method has no use for."""
+    unused = {
+        name
+        for name, value in source.ponder.items()
+        if name in METHODS_WITH
+        and chosen not in METHODS_WITH[name]
+        and value == default_of(name, source.method)
+    }
+    kept = {name: value for name, value in source.ponder.items() if name not in unused}
+    return {**kept, "method": chosen.value}
+
+
+def _refuse_a_missing_pause_row(config: RunConfig, source: SourceModel) -> None:
+    is_new = config.ponder.method is Method.PAUSE and source.method is not Method.PAUSE
+    if is_new and config.ponder.pause_token_id is None:
         raise ConversionError(
             "ponder.pause_token_id must name the row that pause tokens take, as a converted embedding has "
-            "the "
-            "source's rows alone; choose one that the tokenizer does not use, --set ponder.pause_token_id=N"
+            "the source's rows alone; choose one that the tokenizer does not use, --set "
+            "ponder.pause_token_id=N"
         )
-    return transformer_config(one_process(config), vocab_size)
 
 
 def _refuse_contradictions(config: RunConfig, source: SourceModel) -> None:

@@ -30,7 +30,8 @@ def _neox_shapes(config: PonderTransformerConfig) -> Mapping[str, Shape]:
     norms = ("input_layernorm", "post_attention_layernorm", "final_layer_norm")
     return {
         **dict.fromkeys(norms, (hidden,)),
-        **dict.fromkeys(("embed_in", "embed_out"), (vocabulary, hidden)),
+        "embed_in": (config.embedding_rows, hidden),
+        "embed_out": (vocabulary, hidden),
         "query_key_value": (3 * hidden, hidden),
         "dense": (hidden, hidden),
         "dense_h_to_4h": (inner, hidden),
@@ -44,7 +45,8 @@ def _llama_shapes(config: PonderTransformerConfig) -> Mapping[str, Shape]:
     keys = config.num_query_groups * config.kv_channels
     return {
         **dict.fromkeys(("input_layernorm", "post_attention_layernorm", "norm"), (hidden,)),
-        **dict.fromkeys(("embed_tokens", "lm_head"), (vocabulary, hidden)),
+        "embed_tokens": (config.embedding_rows, hidden),
+        "lm_head": (vocabulary, hidden),
         **dict.fromkeys(("k_proj", "v_proj"), (keys, hidden)),
         **dict.fromkeys(("gate_proj", "up_proj"), (inner, hidden)),
         "q_proj": (queries, hidden),

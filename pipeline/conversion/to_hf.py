@@ -21,6 +21,7 @@ from pipeline.checkpoint.checksums import digest_file, find_damage, read_checksu
 from pipeline.checkpoint.content import OPTIMIZER_PREFIXES
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.resuming import describe
+from pipeline.checkpoint.state import TrainState, read_train_state
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.certificate import Certificate, TensorAccount, write_certificate
@@ -28,12 +29,22 @@ from pipeline.conversion.comparison import TOLERANCE, compare_logits
 from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_config import CONFIG_JSON
 from pipeline.conversion.hf_config_writing import render_hf_config
+from pipeline.conversion.hf_ponder_config import CODE_FILES, CODE_FOLDER, render_ponder_config
 from pipeline.conversion.hf_weights import INDEX_SUFFIX, SAFETENSORS_NAME, HuggingFaceWeights
+from pipeline.conversion.model_card import CARD_NAME, CardFacts, find_evaluation, render_model_card
 from pipeline.conversion.native import NativeReader, place_of
 from pipeline.conversion.run_settings import converted_model, one_process
 from pipeline.conversion.safetensors_file import SafetensorsWriter
 from pipeline.conversion.shapes import Shape, expected_shape
-from pipeline.conversion.tokenizer_files import TOKENIZER_FOLDER, copy_files, find_tokenizer, read_token_ids
+from pipeline.conversion.tokenizer_files import (
+    TOKENIZER_FOLDER,
+    copy_files,
+    find_tokenizer,
+    main_file,
+    note_token_ids,
+    read_token_ids,
+)
+from pipeline.report.inputs import EvaluationResult
 
 SHARD_BYTES = 5 * 10**9
 
@@ -44,11 +55,12 @@ class ExportOptions:
 
     Attributes:
         dtype: of the weights; None is the one they are stored in.
-        tokenizer: folder with its files; None is the one beside the checkpoint.
+        tokenizer: folder with its files; None is the one beside the checkpoint, else that of the run's data.
         needs_tokenizer: whether it is an error that there is none.
         shard_bytes: of a file, at most, unless one tensor is larger.
         tolerance: see :class:`pipeline.conversion.comparison.LogitComparison`.
         allow_mismatch: whether a difference above it is accepted.
+        evaluation: file of one, for the card of a pondering model; None is the run's, if there is one.
     """
 
     dtype: torch.dtype | None = None
@@ -57,27 +69,32 @@ class ExportOptions:
     shard_bytes: int = SHARD_BYTES
     tolerance: float = TOLERANCE
     allow_mismatch: bool = False
+    evaluation: Path | None = None
 
 
 def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate:
     """Write a folder that transformers loads.
 
     Args:
-        checkpoint: an ``iter_`` folder of a vanilla model, saved on any layout.
+        checkpoint: an ``iter_`` folder, saved on any layout.
         folder: empty or absent.
         options: see :class:`ExportOptions`.
     Raises:
-        ConversionError: the checkpoint is damaged, of a pondering method, or has other tensors than its
-            model, or the result computes something else. Then nothing is left in the folder.
+        ConversionError: the checkpoint is damaged, or has other tensors than its model, or the result
+            computes something else. Then nothing is left in the folder.
     """
     source = _open(checkpoint)
-    tokenizer = options.tokenizer or checkpoint.parent / TOKENIZER_FOLDER
+    evaluation = find_evaluation(checkpoint, options.evaluation, source.state.iteration)
+    tokenizer = _tokenizer_folder(checkpoint, source.config, options.tokenizer)
     files = find_tokenizer(tokenizer) if options.needs_tokenizer else []
     with _all_or_nothing(folder) as partial:
         dtype = options.dtype or _stored_dtype(source.reader)
         account = _write_tensors(partial, source, dtype=dtype, shard_bytes=options.shard_bytes)
-        _write_settings(partial, source, dtype=dtype, token_ids=read_token_ids(tokenizer))
+        token_ids = read_token_ids(tokenizer)
+        _write_settings(partial, source, dtype=dtype, token_ids=token_ids)
         copy_files(files, partial)
+        if source.config.ponder.method is not Method.VANILLA:
+            _write_code_and_card(partial, source, account, evaluation, dtype=dtype, token_ids=token_ids)
         logits = compare_logits(
             HuggingFaceWeights(partial),
             checkpoint,
@@ -110,12 +127,14 @@ class _Source:
         model: that it holds.
         reader: of its tensors.
         table: its parameters.
+        state: how far the run was.
     """
 
     config: RunConfig
     model: PonderTransformerConfig
     reader: NativeReader
     table: list[Entry]
+    state: TrainState
 
 
 def _open(checkpoint: Path) -> _Source:
@@ -124,28 +143,54 @@ def _open(checkpoint: Path) -> _Source:
     if damage:
         raise ConversionError(f"{checkpoint} must be whole, but {describe(damage)}; use another checkpoint")
     config = _with_vocabulary(load_config(checkpoint / CONFIG_NAME))
-    if config.ponder.method is not Method.VANILLA:
-        raise ConversionError(
-            f"{checkpoint} must be of the method vanilla, but is of {config.ponder.method}; the classes of "
-            "transformers would compute another model from its weights"
-        )
     assert config.model.vocab_size is not None, "just filled in"
     model = converted_model(config, config.model.vocab_size)
     reader, table = NativeReader(checkpoint), list(entries(model))
     _check_tensors(reader, table, model)
-    return _Source(config=config, model=model, reader=reader, table=table)
+    state = read_train_state(checkpoint)
+    return _Source(config=config, model=model, reader=reader, table=table, state=state)
+
+
+def _tokenizer_folder(checkpoint: Path, config: RunConfig, given: Path | None) -> Path:
+    beside = checkpoint.parent / TOKENIZER_FOLDER
+    if given is not None or beside.is_dir() or config.data.format != "webdataset":
+        return given or beside
+    return config.data.manifest_folder if main_file(config.data.manifest_folder) else beside
 
 
 def _write_settings(
     partial: Path, source: _Source, *, dtype: torch.dtype, token_ids: Mapping[str, Any]
 ) -> None:
-    settings = render_hf_config(
-        source.config.model,
-        vocab_size=source.model.vocab_size,
-        dtype=str(dtype).removeprefix("torch."),
-        token_ids=token_ids,
-    )
+    name, vocab_size = str(dtype).removeprefix("torch."), source.model.vocab_size
+    if source.config.ponder.method is Method.VANILLA:
+        settings = render_hf_config(
+            source.config.model, vocab_size=vocab_size, dtype=name, token_ids=token_ids
+        )
+    else:
+        settings = render_ponder_config(source.config, vocab_size=vocab_size, dtype=name, token_ids=token_ids)
     (partial / CONFIG_JSON).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_code_and_card(
+    partial: Path,
+    source: _Source,
+    account: TensorAccount,
+    evaluation: EvaluationResult | None,
+    *,
+    dtype: torch.dtype,
+    token_ids: Mapping[str, Any],
+) -> None:
+    copy_files([CODE_FOLDER / file for file in CODE_FILES], partial)
+    note_token_ids(partial, token_ids)
+    facts = CardFacts(
+        config=source.config,
+        state=source.state,
+        evaluation=evaluation,
+        num_parameters=account.num_values,
+        dtype=str(dtype).removeprefix("torch."),
+        tokenizer_file=main_file(partial),
+    )
+    (partial / CARD_NAME).write_text(render_model_card(facts), encoding="utf-8")
 
 
 def _with_vocabulary(config: RunConfig) -> RunConfig:

@@ -1,12 +1,17 @@
 """What belongs to a model beside its weights: the files of its tokenizer, and the ids that end a text."""
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.errors import DataError
+from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.conversion.errors import ConversionError
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FOLDER = "tokenizer"
 GENERATION_NAME = "generation_config.json"
@@ -24,24 +29,23 @@ _FILES = (
 )
 
 
+def main_file(folder: Path) -> str | None:
+    """Return the name of the tokenizer in a folder; None where there is none."""
+    return next((name for name in _MAIN_FILES if (folder / name).is_file()), None)
+
+
 def find_tokenizer(folder: Path) -> list[Path]:
     """Return the files of a tokenizer and of generation that are in a folder.
 
     Raises:
         ConversionError: there is no tokenizer.
     """
-    if not has_tokenizer(folder):
+    if main_file(folder) is None:
         raise ConversionError(
             f"{folder} must hold a tokenizer ({' or '.join(_MAIN_FILES)}), but holds none; put it there, or "
-            "say "
-            "--no-tokenizer to convert the weights alone"
+            "say --no-tokenizer to convert the weights alone"
         )
     return [folder / name for name in _FILES if (folder / name).is_file()]
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer."""
-    return any((folder / name).is_file() for name in _MAIN_FILES)
 
 
 def copy_files(files: list[Path], folder: Path) -> None:
@@ -60,10 +64,10 @@ def note_token_ids(folder: Path, token_ids: Mapping[str, Any]) -> None:
 
 
 def read_token_ids(folder: Path) -> dict[str, Any]:
-    """Return ``bos_token_id`` and the like, as far as a folder has them."""
+    """Return ``bos_token_id`` and the like: those written down, else the tokenizer's end of documents."""
     path = folder / GENERATION_NAME
     if not path.is_file():
-        return {}
+        return _end_of_documents(folder)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return {key: value for key, value in values.items() if key.endswith("_token_id")}
@@ -71,3 +75,14 @@ def read_token_ids(folder: Path) -> dict[str, Any]:
         raise ConversionError(
             f"{path} must be JSON settings by name, but cannot be read ({error})"
         ) from error
+
+
+def _end_of_documents(folder: Path) -> dict[str, Any]:
+    for name in _MAIN_FILES:
+        if (folder / name).is_file():
+            try:
+                return {"eos_token_id": Tokenizer.load(folder / name).eod_id}
+            except DataError as error:
+                logger.warning("no token is known to end a text, so generate goes on behind it: %s", error)
+                return {}
+    return {}

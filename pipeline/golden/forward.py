@@ -92,7 +92,7 @@ def model_config(case: GoldenCase, groups: ParallelGroups, dtype: torch.dtype) -
     backbone, architecture = case.backbone, ARCHITECTURES[case.facts["arch"]]
     is_neox = architecture is Architecture.GPT_NEOX
     heads = backbone["num_attention_heads"]
-    ponder = _ponder_config(case)
+    ponder = ponder_config(case)
     return PonderTransformerConfig(
         architecture=architecture,
         ponder=ponder,
@@ -127,7 +127,8 @@ def model_config(case: GoldenCase, groups: ParallelGroups, dtype: torch.dtype) -
     )
 
 
-def _ponder_config(case: GoldenCase) -> PonderConfig:
+def ponder_config(case: GoldenCase) -> PonderConfig:
+    """The method of a case."""
     flags, method = case.flags, case.method
     return PonderConfig(
         method=method,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.bench.conversion import NeoxSizes, make_model
+from pipeline.data.prompts import load_tokenizer
 from tests.support.commands import megaponder
 from tests.support.corpus import VOCAB_SIZE
 
@@ -15,10 +16,13 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 SIZES = NeoxSizes(num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, vocab_size=VOCAB_SIZE)
 
 
-def test_a_converted_model_is_evaluated_generates_and_is_trained_on(recipe: Path, tmp_path: Path) -> None:
+def test_a_converted_model_is_evaluated_generates_is_trained_on_and_exported(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, native = tmp_path / "source", tmp_path / "native"
     make_model(SIZES, source, dtype=torch.float16)
     data = recipe.parent / "data"
+    eod_id = load_tokenizer(data).eod_id
     settings = [f"data.path={data}", "training.seq_length=64", "ponder.num_latent_thoughts=2"]
     command = megaponder(
         *("convert", "from-hf", str(source), "--output", str(native), "--no-tokenizer"),
@@ -40,6 +44,25 @@ def test_a_converted_model_is_evaluated_generates_and_is_trained_on(recipe: Path
     )
     assert command.exit_code == 0, command.stderr
     assert f"started from the weights in {native / 'iter_0000000'} (ponderlm3)" in command.stderr
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "code"))
+    _export_and_generate(tmp_path / "run" / "checkpoints", tmp_path / "exported", eod_id)
+
+
+def _export_and_generate(checkpoints: Path, folder: Path, eod_id: int) -> None:
+    from transformers import AutoModelForCausalLM
+
+    command = megaponder("convert", "to-hf", str(checkpoints), "--output", str(folder))
+    assert command.exit_code == 0, command.stderr
+    assert "ponderlm3: forward of training and cached decoding" in command.stdout
+    card = (folder / "README.md").read_text()
+    assert "| iterations | 2, of 1 sequences each |" in card
+    assert "SentencePieceProcessor" in card
+    assert (folder / "tokenizer.model").is_file()
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert model.generation_config.eos_token_id == eod_id
+    output = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, return_dict_in_generate=True)
+    assert output.past_key_values.steps.shape[0] == 1
 
 
 def test_a_run_does_not_go_on_from_a_converted_model(recipe: Path, tmp_path: Path) -> None:

@@ -318,14 +318,6 @@ def test_rounding_is_counted_and_overflow_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "half").exists()
 
 
-def test_only_vanilla_models_are_exported(tmp_path: Path) -> None:
-    original, _ = _original(tmp_path, "llama")
-    folder, _ = from_hf(original, tmp_path / "native", ImportOptions(method=Method.PONDERLM2))
-    with pytest.raises(ConversionError, match="must be of the method vanilla, but is of ponderlm2"):
-        to_hf(folder, tmp_path / "back", ExportOptions())
-    assert not (tmp_path / "back").exists()
-
-
 def test_without_transformers_the_certificate_says_that_nobody_looked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

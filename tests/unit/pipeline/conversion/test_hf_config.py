@@ -235,7 +235,8 @@ def test_what_llama_has_not_here_is_refused(changes: dict[str, Any], part: str) 
 
 
 def test_another_architecture_is_refused() -> None:
-    assert "model_type must be one of gpt_neox, llama, but is 'gpt2'" in complaint(PYTHIA, model_type="gpt2")
+    text = complaint(PYTHIA, model_type="gpt2")
+    assert "model_type must be one of gpt_neox, llama, megaponder, but is 'gpt2'" in text
 
 
 def test_the_flags_of_published_ponderlm2_models_become_settings() -> None:

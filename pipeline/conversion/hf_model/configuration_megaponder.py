@@ -1,0 +1,98 @@
+"""Settings of a MegaPonder model for transformers: a GPT-NeoX or Llama backbone and how it ponders."""
+
+import math
+
+from transformers import PreTrainedConfig
+
+BACKBONES = ("gpt_neox", "llama")
+METHODS = ("vanilla", "loop", "pause", "ponderlm", "ponderlm2", "adaponderlm", "ponderlm3")
+MIXTURES = ("hidden", "softmax", "top_k")
+
+
+class MegaPonderConfig(PreTrainedConfig):
+    """Settings of the backbone, of the pondering method, and of how prompts are read.
+
+    Attributes:
+        backbone: ``gpt_neox`` (parallel residual, LayerNorm, biases, exact GELU) or ``llama`` (sequential
+            residual, RMSNorm, SwiGLU, grouped queries).
+        vocab_size: tokens that can be predicted.
+        hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim,
+            max_position_embeddings: sizes of the backbone.
+        rotary_base, rotary_percent: base of the rotary embedding and the rotated share of a head.
+        norm_eps: of all norms.
+        method: how the model ponders.
+        num_latent_thoughts: K, the most extra steps a token takes.
+        num_jacobi_iterations: J, refinement sweeps of a training-type forward.
+        scale_embeds: multiply embeddings by the method's factor.
+        mixture: what a step feeds back: its hidden state, or the mean embedding of the tokens it predicts,
+            all (``softmax``) or the `mixture_top_k` most likely (``top_k``).
+        softmax_temperature: divides the logits of mixtures.
+        residual: what ponderlm adds a mixture to: its running input (``accumulate``) or ``from_embedding``.
+        multiply_embedding: ponderlm starts from K times the embedding.
+        pause_token_id: row of the embedding that pause tokens take.
+        pruning_threshold: tail mass (ponderlm3) or gate (adaponderlm) below which a token halts.
+        prefill_tolerance: prompts are swept until their thoughts move by less than this share of their size
+            and their log weights by less than this; None is 1e-5, or the rounding of the weights where that
+            is coarser; 0 sweeps until nothing moves, which is exact.
+        prefill_sweeps: read prompts by this number of sweeps instead; None sweeps until they stand.
+    """
+
+    model_type = "megaponder"
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    backbone: str = "gpt_neox"
+    vocab_size: int = 50304
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 8
+    head_dim: int = 64
+    max_position_embeddings: int = 2048
+    rotary_base: int = 10000
+    rotary_percent: float = 0.25
+    norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    method: str = "ponderlm3"
+    num_latent_thoughts: int = 3
+    num_jacobi_iterations: int = 2
+    scale_embeds: bool = True
+    mixture: str = "hidden"
+    mixture_top_k: int = 100
+    softmax_temperature: float = 1.0
+    residual: str = "accumulate"
+    multiply_embedding: bool = False
+    pause_token_id: int | None = None
+    pruning_threshold: float = 1e-4
+    prefill_tolerance: float | None = None
+    prefill_sweeps: int | None = None
+
+    def __post_init__(self, **kwargs: object) -> None:
+        """Refuse what the model does not have.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+        for name, known in (("backbone", BACKBONES), ("method", METHODS), ("mixture", MIXTURES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}")
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the embedding: the vocabulary, and a pause token behind it."""
+        return max(self.vocab_size, (self.pause_token_id or 0) + 1)
+
+    @property
+    def embedding_scale(self) -> float:
+        """The factor on all embeddings."""
+        if self.method == "vanilla" or not self.scale_embeds:
+            return 1.0
+        is_wide = self.method == "loop" or (
+            self.method in ("ponderlm2", "ponderlm3") and self.mixture == "hidden"
+        )
+        return math.sqrt((2.5 if is_wide else 1.0) * self.hidden_size)
