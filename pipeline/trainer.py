@@ -27,7 +27,14 @@ from pipeline.metrics.collapse import CollapseAlarm
 from pipeline.ranks import Ranks
 from pipeline.roll_call import LostRanksError, naming_lost_ranks
 from pipeline.run_account import flops_account
-from pipeline.run_output import config_file, open_run_progress, open_sinks, show_summary, start_output
+from pipeline.run_output import (
+    peak_flops,
+    config_file,
+    open_run_progress,
+    open_sinks,
+    show_summary,
+    start_output,
+)
 from pipeline.signals import StopFlag
 from pipeline.training_run import TrainingRun
 from pipeline.watchdog import Watchdog
@@ -86,7 +93,12 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
     state = _initial_state(config, parts, groups, vocab_size=vocab_size)
     start_output(config, groups)
     progress = open_run_progress(config, groups, start_iteration=state.iteration)
-    meter = IntervalMeter(config, flops_account(config, vocab_size), parts.module.statistics_layout())
+    meter = IntervalMeter(
+        config,
+        flops_account(config, vocab_size),
+        parts.module.statistics_layout(),
+        peak_flops=peak_flops(config),
+    )
     return TrainingRun(
         config=config,
         groups=groups,

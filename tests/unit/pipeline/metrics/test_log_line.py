@@ -36,6 +36,12 @@ def test_the_line_is_megatrons_with_new_fields_at_the_end() -> None:
     assert found["further"] == " tokens per second: 1998.0 | mean steps: 1.7500 |"
 
 
+def test_utilisation_is_shown_where_the_peak_of_the_device_is_known() -> None:
+    line = render_training_line(training_record(mfu=0.4123, hfu=0.55), timestamp=TIME)
+    assert MEGATRON_LINE.match(line)
+    assert " | MFU: 41.2% | HFU: 55.0% | mean steps:" in line
+
+
 def test_the_hash_of_the_data_ends_the_line() -> None:
     line = render_training_line(training_record(data_hash="0123456789abcdef"), timestamp=TIME)
     assert MEGATRON_LINE.match(line)
