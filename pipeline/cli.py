@@ -7,6 +7,7 @@ import typer
 from pipeline.commands import (
     bench,
     checkpoint,
+    compare,
     convert,
     data,
     demo,
@@ -38,6 +39,7 @@ app.command(epilog=train.EPILOG)(train.train)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=verify.EPILOG)(verify.verify)
 app.command(epilog=generate.EPILOG)(generate.generate)
+app.command(epilog=compare.EPILOG)(compare.compare)
 app.command(epilog=plan.EPILOG)(plan.plan)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=golden.EPILOG)(golden.golden)

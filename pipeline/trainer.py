@@ -28,10 +28,10 @@ from pipeline.ranks import Ranks
 from pipeline.roll_call import LostRanksError, naming_lost_ranks
 from pipeline.run_account import flops_account
 from pipeline.run_output import (
-    peak_flops,
     config_file,
     open_run_progress,
     open_sinks,
+    peak_flops,
     show_summary,
     start_output,
 )

@@ -3,10 +3,8 @@
 T = real tokens of a batch, row by row; V = vocabulary without padding rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +12,6 @@ from torch import Tensor
 from megatron_ext.batch import TokenBatch
 from megatron_ext.decoding import BatchDecoder
 from megatron_ext.host import device
-from megatron_ext.methods.base import PonderMethod
 from megatron_ext.model import PonderModel
 from pipeline.verification.texts import Piece
 
@@ -43,17 +40,6 @@ class DecodedLogits:
 
     logits: Tensor
     steps: Tensor
-
-
-@contextmanager
-def changed_settings(method: PonderMethod, **changes: Any) -> Iterator[None]:
-    """Let a method work with other settings, such as ``pruning_threshold``, for a while."""
-    before = method.config
-    method.config = replace(before, **changes)
-    try:
-        yield
-    finally:
-        method.config = before
 
 
 @torch.no_grad()

@@ -13,12 +13,12 @@ from torch import Tensor
 from megatron_ext.batch import TokenBatch
 from megatron_ext.model import PonderModel
 from megatron_ext.ponder.config import Method
+from pipeline.method_settings import changed_settings
 from pipeline.metrics.ponder_scalars import contraction, jacobi_residuals
 from pipeline.verification.agreement import Agreement, LossSum
 from pipeline.verification.logits import (
     DecodedLogits,
     ForwardLogits,
-    changed_settings,
     decoded_logits,
     forward_logits,
 )
