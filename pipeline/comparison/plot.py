@@ -38,7 +38,7 @@ def render_png(curves: Sequence[PruningCurve], labels: Sequence[str]) -> bytes:
     axes.set_xlabel("inference FLOPs per token")
     axes.set_ylabel("held-out loss, nats per token")
     axes.set_title("held-out loss by inference cost; numbers are thresholds", fontsize=10)
-    axes.margins(x=0.1)
+    axes.margins(x=0.15)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     image = io.BytesIO()
