@@ -178,9 +178,10 @@ class FlopsAccount:
         """Return the model operations per token of decoding a whole sequence."""
         return self.inference_flops(mean_steps, full_share=full_share).model
 
-    def saved_fraction(self, mean_steps: float) -> float:
+    def saved_fraction(self, mean_steps: float, *, full_share: float | None = None) -> float:
         """Return the share of inference operations that halting saves against taking all K steps."""
-        return 1 - self.inference_per_token(mean_steps) / self.inference_per_token(self.num_latent_thoughts)
+        spent = self.inference_per_token(mean_steps, full_share=full_share)
+        return 1 - spent / self.inference_per_token(self.num_latent_thoughts)
 
     def _sweeps(self, num_jacobi_iterations: float) -> float:
         has_sweeps = self.method.has_sweeps and self.num_latent_thoughts > 0
