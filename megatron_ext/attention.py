@@ -31,7 +31,8 @@ class StoredKeys:
         rows: which rows of the call.
         keys, values: [b, G, R, w], see :func:`megatron_ext.ponder.attention.stored_attention`.
         causal: the rows are all R rows that are stored, in order.
-        visible: [q, R] bool, or None where every row sees all or `causal` says what it sees.
+        visible: bool, [q, R], or [b, R] for one row of each sequence; None where every row sees all or
+            `causal` says what it sees.
     """
 
     rows: slice

@@ -53,8 +53,9 @@ class RowStore:
         self._size = extended_size(config.kv_channels, weight_dtype, dtype)
         groups = max(config.num_query_groups // model.axis.size, 1)
         shape = (num_versions, config.num_layers, num_sequences, groups, capacity, self._size)
-        self._keys = torch.empty(shape, dtype=dtype, device=device())
-        self._values = torch.empty_like(self._keys)
+        # Zeros: a masked key or value must be a number, or what it is multiplied with is none.
+        self._keys = torch.zeros(shape, dtype=dtype, device=device())
+        self._values = torch.zeros_like(self._keys)
         self.capacity = capacity
         self.num_rows = [0] * num_sequences
 
@@ -101,6 +102,11 @@ class RowStore:
         return extended_keys(key, log_weight.unsqueeze(1), self._size), extended_values(value, self._size)
 
 
+# Rows of sequences of different lengths attend together where that reads at most so many times the keys that
+# they see: on short texts a call costs more than the keys it reads in vain.
+MOST_KEYS_READ = 2.0
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """Rows of a call that attend together: one of each of neighbouring sequences, or several of a single one.
@@ -108,13 +114,15 @@ class _Part:
     Attributes:
         rows: which rows of the call.
         sequences: which sequences of the store.
-        num_visible: stored rows that the last of them sees, itself included.
+        num_visible: most stored rows that one of them sees, itself included.
+        total_visible: of one row of each sequence, all together; else as num_visible.
         is_whole: the call has all those rows.
     """
 
     rows: slice
     sequences: slice
     num_visible: int
+    total_visible: int
     is_whole: bool
 
     @property
@@ -123,6 +131,12 @@ class _Part:
         return len(range(self.rows.start, self.rows.stop)) == len(
             range(self.sequences.start, self.sequences.stop)
         )
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether every row sees all rows that are read."""
+        num_sequences = self.sequences.stop - self.sequences.start
+        return self.has_one_row_each and self.total_visible == num_sequences * self.num_visible
 
 
 class StoredRows:
@@ -154,8 +168,8 @@ class StoredRows:
         return StoredKeys(rows=part.rows, keys=keys, values=values, causal=causal, visible=visible)
 
     def _visible(self, part: _Part) -> Tensor | None:
-        """[q, R] bool, where rows of the part see some of what the last one sees and it is not all there."""
-        if part.has_one_row_each or part.is_whole:
+        """[q or b, R] bool, where rows of the part see some of what is read and that is not all there."""
+        if part.sees_all or part.is_whole:
             return None
         order = torch.arange(part.num_visible, device=self.places.device)
         return order <= self.places[part.rows].unsqueeze(1)
@@ -168,26 +182,32 @@ def _runs(sequences: Sequence[int], places: Sequence[int]) -> Iterator[_Part]:
         if stop < len(sequences) and sequences[stop] == sequences[start]:
             continue
         sequence, num_visible = sequences[start], places[stop - 1] + 1
-        yield _Part(
-            slice(start, stop), slice(sequence, sequence + 1), num_visible, stop - start == num_visible
-        )
+        is_whole = stop - start == num_visible
+        yield _Part(slice(start, stop), slice(sequence, sequence + 1), num_visible, num_visible, is_whole)
         start = stop
 
 
 def _merged(parts: Iterator[_Part]) -> Iterator[_Part]:
-    """Join single rows of neighbouring sequences that see equally many rows: one call serves them all."""
+    """Join single rows of neighbouring sequences that see about equally many rows, for one call."""
     current = next(parts)
     for part in parts:
-        if (
-            current.has_one_row_each
-            and part.has_one_row_each
-            and part.sequences.start == current.sequences.stop
-            and part.num_visible == current.num_visible
-        ):
-            rows = slice(current.rows.start, part.rows.stop)
-            sequences = slice(current.sequences.start, part.sequences.stop)
-            current = _Part(rows, sequences, current.num_visible, current.is_whole)
-        else:
+        joined = _joined(current, part)
+        if joined is None:
             yield current
-            current = part
+        current = joined or part
     yield current
+
+
+def _joined(part: _Part, following: _Part) -> _Part | None:
+    """Make one part of two, or None where that cannot be or reads too much in vain."""
+    if not (part.has_one_row_each and following.has_one_row_each):
+        return None
+    if following.sequences.start != part.sequences.stop:
+        return None
+    sequences = slice(part.sequences.start, following.sequences.stop)
+    most = max(part.num_visible, following.num_visible)
+    total = part.total_visible + following.total_visible
+    if (sequences.stop - sequences.start) * most > MOST_KEYS_READ * total:
+        return None
+    rows = slice(part.rows.start, following.rows.stop)
+    return _Part(rows, sequences, most, total, part.is_whole and following.is_whole)

@@ -7,6 +7,7 @@ import typer
 from pipeline.commands import (
     bench,
     checkpoint,
+    compare,
     convert,
     data,
     demo,
@@ -18,6 +19,7 @@ from pipeline.commands import (
     report,
     tokenizer,
     train,
+    verify,
 )
 from pipeline.commands.failures import USER_ERRORS, exit_code_of
 from pipeline.ranks import Ranks
@@ -35,7 +37,9 @@ app = typer.Typer(
 app.command(epilog=demo.EPILOG)(demo.demo)
 app.command(epilog=train.EPILOG)(train.train)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command(epilog=verify.EPILOG)(verify.verify)
 app.command(epilog=generate.EPILOG)(generate.generate)
+app.command(epilog=compare.EPILOG)(compare.compare)
 app.command(epilog=plan.EPILOG)(plan.plan)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=golden.EPILOG)(golden.golden)

@@ -1,16 +1,18 @@
 """Exact accounting of parameters and floating-point operations, from the model's shape alone.
 
-Counted are the matrix products, two operations per multiply-add, as ``torch.utils.flop_counter`` counts them:
-attention scores and values over all pairs of rows of a pass, masked or not. Not counted are norms,
-activations, softmax, the lookup of embeddings, and the extra key columns that carry ``log w``.
+Counted are the matrix products, two operations per multiply-add, attention over the pairs of rows that see
+each other, as Megatron-LM counts them; the pairs that a causal mask takes away stand apart. Not counted are
+norms, activations, softmax and the lookup of embeddings, nor that documents in a row do not see each other.
 
 Legend: K extra steps per token, J Jacobi sweeps, S tokens of a sequence, H hidden size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ext.ponder.config import Method, Mixture
+from pipeline.flop_counts import InferenceFlops, TrainingFlops
 from pipeline.model_shape import ModelShape, ParameterCount
 
 # A backward pass does two products of the same size for each product of the forward pass.
@@ -19,34 +21,9 @@ BACKWARD_PER_FORWARD = 2
 # The hidden layer of a gate, over H (definitions 3.2), and of the router, under H (definitions 2.5).
 GATE_WIDENING, ROUTER_NARROWING = 4, 4
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingFlops:
-    """Operations per token of one training step, forward and backward, by phase.
-
-    ``final`` is the pass whose output is read, ``build_up`` the passes before it but for the Jacobi
-    ``sweeps``. ``recompute`` stands apart: it is work of the hardware, not of the model.
-    """
-
-    build_up: float
-    sweeps: float
-    final: float
-    head: float
-    router: float
-    gates: float
-    mixture: float
-    recompute: float
-
-    @property
-    def model(self) -> float:
-        """What the method asks for, recomputation left out (the numerator of MFU)."""
-        passes = self.build_up + self.sweeps + self.final
-        return passes + self.head + self.router + self.gates + self.mixture
-
-    @property
-    def hardware(self) -> float:
-        """What is really computed (the numerator of HFU)."""
-        return self.model + self.recompute
+# Keys that carry a weight have a channel for it in float32 and two in bfloat16, and zeros up to a multiple.
+WEIGHT_CHANNELS = {"fp32": 1, "bf16": 2}
+HEAD_SIZE_STEP = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +36,7 @@ class FlopsAccount:
         mixture: what a step feeds back; mixtures cost a head and a product with embeddings.
         recompute: what backward computes again: nothing, the core attention, or all layers, one by one
             (``full``) or a pass at a time (``per_pass``), which is the same work.
+        precision: of weights and keys; decides how many channels the weight of a key takes.
     """
 
     shape: ModelShape
@@ -66,6 +44,7 @@ class FlopsAccount:
     num_latent_thoughts: int = 0
     mixture: Mixture = Mixture.HIDDEN
     recompute: Literal["none", "selective", "full", "per_pass"] = "none"
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     @property
     def halts(self) -> bool:
@@ -143,7 +122,10 @@ class FlopsAccount:
         """
         sweeps = self._sweeps(num_jacobi_iterations)
         step = 1 + BACKWARD_PER_FORWARD
+        # A pass whose attention is computed again in backward runs it once more.
+        attention_step = step + (self.recompute != "none")
         final = self._pass_flops(self.final_rows)
+        weighted, masked = self._weighted_channels(sweeps), self._masked_channels(sweeps)
         return TrainingFlops(
             build_up=step * sum(self._pass_flops(rows) for rows in self.build_up_rows),
             sweeps=step * sweeps * final,
@@ -154,28 +136,52 @@ class FlopsAccount:
             gates=step * self.num_latent_thoughts * 2 * self.gate_weights,
             mixture=step * self._num_mixtures(sweeps) * self._mixture_flops(),
             recompute=self._recompute_flops(sweeps),
+            weight_columns=attention_step * self._product_flops(weighted),
+            masked=attention_step * self._product_flops(masked),
         )
 
     def training_per_token(self, num_jacobi_iterations: float) -> float:
         """Return the model operations per token of a training step, recomputation left out."""
         return self.training_flops(num_jacobi_iterations).model
 
-    def inference_per_token(self, mean_steps: float) -> float:
-        """Return the operations per token when each token takes ``mean_steps`` steps on average.
+    def inference_flops(
+        self, mean_steps: float, *, full_share: float | None = None, tokens_before: float | None = None
+    ) -> InferenceFlops:
+        """Account cached decoding, in which pruned slots leave no keys and every step starts from a mixture.
 
-        Pruned slots leave no keys, so the attention counts kept rows only. Every step taken starts from a
-        mixture, where the method has any. A gate is read after every iteration but the K-th, also after the
-        one at which a token halts; taken at a mean, this is at most one gate too many.
+        Args:
+            mean_steps: extra steps that a token takes on average.
+            full_share: share of tokens that take all K steps. A gate is read after every iteration but the
+                K-th, so it decides how many gates are read; None assumes as many as the mean allows, which
+                is at most one too many.
+            tokens_before: tokens that a token can see before it; None is the mean over a whole sequence.
         """
-        rows = self.inference_rows_per_token(mean_steps)
-        layers = self._pass_flops(rows) if self.method.has_slots else rows * self._pass_flops(1)
-        gates = min(rows, self.num_latent_thoughts) * 2 * self.gate_weights
-        mixtures = (rows - 1) * self._mixture_flops()
-        return layers + self._head_flops() + 2 * self.router_weights + gates + mixtures
+        rows, before = self.inference_rows_per_token(mean_steps), tokens_before
+        before = (self.shape.seq_length - 1) / 2 if before is None else before
+        # A slot sees all kept rows; an iteration sees its own version of every earlier token.
+        kept, own = (rows * before, (rows + 1) / 2) if self.method.has_slots else (before, 1)
+        pairs = rows * (kept + own)
+        steps = self.num_latent_thoughts
+        gates = min(rows, steps) if full_share is None else rows - full_share
+        channels = self._weight_channels * self.shape.num_attention_heads
+        return InferenceFlops(
+            layers=2 * rows * self.shape.num_layers * self.shape.layer_weights,
+            attention=self._product_flops(pairs * self.shape.query_size),
+            head=self._head_flops(),
+            router=2 * self.router_weights,
+            gates=gates * 2 * self.gate_weights,
+            mixture=(rows - 1) * self._mixture_flops(),
+            weight_columns=self._product_flops(pairs * channels),
+        )
 
-    def saved_fraction(self, mean_steps: float) -> float:
+    def inference_per_token(self, mean_steps: float, *, full_share: float | None = None) -> float:
+        """Return the model operations per token of decoding a whole sequence."""
+        return self.inference_flops(mean_steps, full_share=full_share).model
+
+    def saved_fraction(self, mean_steps: float, *, full_share: float | None = None) -> float:
         """Return the share of inference operations that halting saves against taking all K steps."""
-        return 1 - self.inference_per_token(mean_steps) / self.inference_per_token(self.num_latent_thoughts)
+        spent = self.inference_per_token(mean_steps, full_share=full_share)
+        return 1 - spent / self.inference_per_token(self.num_latent_thoughts)
 
     def _sweeps(self, num_jacobi_iterations: float) -> float:
         has_sweeps = self.method.has_sweeps and self.num_latent_thoughts > 0
@@ -189,13 +195,54 @@ class FlopsAccount:
 
     def _pass_flops(self, rows_per_token: float) -> float:
         """Operations per token of one trip through all layers."""
-        linear = 2 * rows_per_token * self.shape.layer_weights
-        return self.shape.num_layers * (linear + self._attention_flops(rows_per_token))
+        linear = 2 * rows_per_token * self.shape.num_layers * self.shape.layer_weights
+        return linear + self._attention_flops(rows_per_token)
 
     def _attention_flops(self, rows_per_token: float) -> float:
-        """Scores and weighted values of one layer: every row of the pass against every row of the pass."""
-        pairs_per_token = rows_per_token * rows_per_token * self.shape.seq_length
-        return 2 * 2 * pairs_per_token * self.shape.query_size
+        """Scores and weighted values of a pass, in all layers."""
+        return self._product_flops(self._visible_pairs(rows_per_token) * self.shape.query_size)
+
+    def _product_flops(self, pair_channels: float) -> float:
+        """Scores and weighted values of all layers, for so many channels of pairs of rows per token."""
+        return 2 * 2 * self.shape.num_layers * pair_channels
+
+    def _visible_pairs(self, rows_per_token: float) -> float:
+        """Pairs of rows per token of a causal pass: row i sees rows 0..i."""
+        return rows_per_token * (rows_per_token * self.shape.seq_length + 1) / 2
+
+    def _all_pairs(self, rows_per_token: float) -> float:
+        """Pairs of rows per token of a pass, masked or not."""
+        return rows_per_token * rows_per_token * self.shape.seq_length
+
+    @property
+    def _weight_channels(self) -> int:
+        """Further channels of a weighted key and its value."""
+        if self.method is not Method.PONDERLM3:
+            return 0
+        columns = WEIGHT_CHANNELS[self.precision]
+        return columns + -(self.shape.kv_channels + columns) % HEAD_SIZE_STEP
+
+    def _weighted_channels(self, sweeps: float) -> float:
+        """Further channels of visible pairs per token, over all passes: only the first one has no weights."""
+        pairs = self._over_passes(self._visible_pairs, sweeps) - self._first_pass(self._visible_pairs)
+        return pairs * self._weight_channels * self.shape.num_attention_heads
+
+    def _masked_channels(self, sweeps: float) -> float:
+        """Channels of masked pairs per token, over all passes."""
+
+        def masked(rows: float) -> float:
+            return self._all_pairs(rows) - self._visible_pairs(rows)
+
+        pairs = self._over_passes(masked, sweeps)
+        further = self._weight_channels * self.shape.num_attention_heads
+        return pairs * self.shape.query_size + (pairs - self._first_pass(masked)) * further
+
+    def _over_passes(self, per_pass: Callable[[float], float], sweeps: float) -> float:
+        """Sum something over the passes of a forward, by their rows per token."""
+        return sum(per_pass(rows) for rows in self.build_up_rows) + (sweeps + 1) * per_pass(self.final_rows)
+
+    def _first_pass(self, per_pass: Callable[[float], float]) -> float:
+        return per_pass(self.build_up_rows[0] if self.build_up_rows else self.final_rows)
 
     def _head_flops(self) -> float:
         return 2 * self.shape.vocabulary_weights
@@ -210,8 +257,5 @@ class FlopsAccount:
     def _recompute_flops(self, sweeps: float) -> float:
         if self.recompute == "none":
             return 0
-        again = self._all_attention_flops if self.recompute == "selective" else self._pass_flops
-        return sum(again(rows) for rows in self.build_up_rows) + (sweeps + 1) * again(self.final_rows)
-
-    def _all_attention_flops(self, rows_per_token: float) -> float:
-        return self.shape.num_layers * self._attention_flops(rows_per_token)
+        again = self._attention_flops if self.recompute == "selective" else self._pass_flops
+        return self._over_passes(again, sweeps)

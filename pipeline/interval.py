@@ -20,18 +20,27 @@ from pipeline.train_step import StepResult
 class IntervalMeter:
     """Collects the steps of one logging interval."""
 
-    def __init__(self, config: RunConfig, flops: FlopsAccount, layout: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        flops: FlopsAccount,
+        layout: Mapping[str, int],
+        *,
+        peak_flops: float | None = None,
+    ) -> None:
         """Start an empty interval.
 
         Args:
             config: the run.
             flops: cost account of the model.
             layout: names and sizes of the model's statistics.
+            peak_flops: dense peak of a device, operations per second; None where it is not known.
         """
         self.flops = flops
         self.statistics = StatisticsAccumulator(layout, device=device())
         self.penalty_weight = 0.0
         self._config = config
+        self._peak_flops = peak_flops
         self._grad_norm: float | None = None
         self._clear()
 
@@ -75,16 +84,17 @@ class IntervalMeter:
             for name, samples in (samples_by_source or {}).items()
         }
         tokens_per_second = self._num_steps * training.global_batch_size * training.seq_length / self._seconds
+        flops = self.flops.training_flops(sweeps)
+        tokens_per_device = tokens_per_second / groups.world_size
         record = TrainingRecord(
             iteration=state.iteration,
             total_iterations=training.train_iters,
             consumed_samples=state.consumed_samples,
             elapsed_seconds=self._seconds / self._num_steps,
             tokens_per_second=tokens_per_second,
-            tflops_per_device=tokens_per_second
-            * self.flops.training_per_token(sweeps)
-            / groups.world_size
-            / 1e12,
+            tflops_per_device=tokens_per_device * flops.model / 1e12,
+            mfu=self._utilisation(tokens_per_device * flops.model),
+            hfu=self._utilisation(tokens_per_device * flops.hardware),
             learning_rate=learning_rates[0],
             decoupled_learning_rate=learning_rates[1],
             global_batch_size=training.global_batch_size,
@@ -102,6 +112,9 @@ class IntervalMeter:
         )
         self._clear()
         return record
+
+    def _utilisation(self, flops_per_second: float) -> float | None:
+        return None if self._peak_flops is None else flops_per_second / self._peak_flops
 
     def _clear(self) -> None:
         self._num_steps = 0

@@ -47,6 +47,7 @@ def flops_account(config: RunConfig, vocab_size: int) -> FlopsAccount:
         num_latent_thoughts=ponder.num_latent_thoughts,
         mixture=ponder.mixture,
         recompute=config.parallel.recompute,
+        precision=config.training.precision,
     )
 
 

@@ -12,6 +12,7 @@ from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.config.load import dump_config, render_config
 from pipeline.config.schema import RunConfig
+from pipeline.device_peaks import dense_peak
 from pipeline.layout import render_layout, stages_of
 from pipeline.metrics.jsonl import METRICS_FILE, JsonlSink
 from pipeline.metrics.log_line import LogLineSink
@@ -75,6 +76,12 @@ def show_summary(config: RunConfig, vocab_size: int, module: PonderModel, groups
     console.print(render_summary(summary))
     if groups.world_size > 1:
         console.print(render_layout(config, stages))
+
+
+def peak_flops(config: RunConfig) -> float | None:
+    """Return the dense peak of this rank's device in the run's precision; None where it is not known."""
+    peak = dense_peak(_device_name())
+    return None if peak is None else peak.at(config.training.precision)
 
 
 def _device_name() -> str:

@@ -31,7 +31,14 @@ from pipeline.metrics.collapse import CollapseAlarm
 from pipeline.ranks import Ranks
 from pipeline.roll_call import LostRanksError, naming_lost_ranks
 from pipeline.run_account import flops_account
-from pipeline.run_output import config_file, open_run_progress, open_sinks, show_summary, start_output
+from pipeline.run_output import (
+    config_file,
+    open_run_progress,
+    open_sinks,
+    peak_flops,
+    show_summary,
+    start_output,
+)
 from pipeline.signals import StopFlag
 from pipeline.source_conversion import StoppedConvertingError, converted_source
 from pipeline.training_run import TrainingRun
@@ -94,7 +101,12 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
     state = _initial_state(config, parts, groups, stop, vocab_size=vocab_size)
     start_output(config, groups)
     progress = open_run_progress(config, groups, start_iteration=state.iteration)
-    meter = IntervalMeter(config, flops_account(config, vocab_size), parts.module.statistics_layout())
+    meter = IntervalMeter(
+        config,
+        flops_account(config, vocab_size),
+        parts.module.statistics_layout(),
+        peak_flops=peak_flops(config),
+    )
     return TrainingRun(
         config=config,
         groups=groups,

@@ -38,6 +38,7 @@ RULES = (
         # The method's names: a module of plain values, which loads nothing else.
         allowed=("pydantic", "pydantic_core", "yaml", "megatron_ext.ponder.config"),
     ),
+    Rule(package="pipeline.comparison.plot", allowed=("matplotlib", "pipeline.comparison")),
     Rule(package="pipeline.bench.webdataset_reading", allowed=("numpy", "torch", "webdataset", "data_prep")),
     Rule(package="pipeline.bench.datatrove_run", allowed=("numpy", "datatrove")),
     Rule(

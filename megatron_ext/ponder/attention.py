@@ -60,7 +60,8 @@ def stored_attention(
         keys: [B, G, R, w] from :func:`extended_keys`, G a divisor of A, w at least d.
         values: [B, G, R, w] from :func:`extended_values`.
         causal: Q is R and query row i sees key rows 0..i.
-        visible: [Q, R] bool; None where every query row sees all keys, or where `causal` says what it sees.
+        visible: bool, [Q, R], or [B, R] where Q is 1; None where every query row sees all keys, or where
+            `causal` says what it sees.
     Returns:
         [B, A, Q, d].
     """
@@ -71,7 +72,9 @@ def stored_attention(
     if query.shape[2] == 1:
         # The heads that share keys take the place of rows: [B, A, 1, w] -> [B, G, A / G, w]
         grouped = wide.squeeze(2).unflatten(1, (keys.shape[1], -1))
-        output = functional.scaled_dot_product_attention(grouped, keys, values, scale=scale)
+        # [B, R] -> [B, 1, 1, R]
+        mask = None if visible is None else visible[:, None, None]
+        output = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
         # [B, G, A / G, w] -> [B, A, 1, w]
         output = output.flatten(1, 2).unsqueeze(2)
     else:

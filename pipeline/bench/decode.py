@@ -1,13 +1,15 @@
 """Time of a decoded token by the steps it takes, beside vanilla decoding and the operations of each.
 
 The router of a PonderLM-3 with random weights is biased, so that every token takes exactly 0, 1, .. K steps,
-or as many as random router weights say. Prompts are read before the clock starts.
+or as many as random router weights say. Prompts are read before the clock starts. All ways take turns, so
+that a change of the machine's speed hits them alike.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -31,6 +33,7 @@ CERTAIN = 50.0
 # Router logits of several units: most tokens are sure of their steps, and tokens differ.
 DIVERSE = 6.0
 VANILLA, UNPRUNED, MIXED = "vanilla", "without pruning", "steps differ by token"
+ONE_STEP = "1 steps"
 TIMEOUT_SECONDS = 600
 
 
@@ -50,7 +53,8 @@ class DecodeTime:
     Attributes:
         name: the way.
         mean_steps: extra steps of the timed tokens.
-        seconds_per_token: for one token of each sequence.
+        seconds_per_token: for one token of each sequence, median over the rounds.
+        seconds_of_rounds: the same of every round.
         flops_per_token: for one token of one sequence, in the middle of the timed ones, from the account of
             the model's shape.
     """
@@ -58,27 +62,49 @@ class DecodeTime:
     name: str
     mean_steps: float
     seconds_per_token: float
+    seconds_of_rounds: tuple[float, ...]
     flops_per_token: float
 
 
-def time_decoding(config: RunConfig, sizes: DecodeSizes, *, repeats: int) -> list[DecodeTime]:
+class Way(Protocol):
+    """Something that decodes, and keeps its times."""
+
+    name: str
+    seconds: list[float]
+    steps: list[float]
+
+    def run(self, *, is_timed: bool) -> None:
+        """Decode once."""
+
+
+def time_decoding(
+    config: RunConfig,
+    sizes: DecodeSizes,
+    *,
+    repeats: int,
+    further: Callable[[], Sequence[Way]] = tuple,
+    advance: Callable[[], None] = lambda: None,
+) -> list[DecodeTime]:
     """Time all ways in turns, on one rank and random tokens.
 
     Args:
         config: a PonderLM-3.
         sizes: what is decoded.
         repeats: timed rounds, after one that is not.
+        further: makes other ways to decode without thoughts, which take their turns too.
+        advance: called after every round.
     Returns:
-        Without pruning first, then 0..K steps, steps that differ, and vanilla.
+        Without pruning first, then 0..K steps, steps that differ, vanilla, and the further ones.
     """
     assert config.ponder.method is Method.PONDERLM3, "steps are controlled by the router of PonderLM-3"
     prepare_host()
     start_process_group(Ranks.from_environment({}), timeout_seconds=TIMEOUT_SECONDS)
     try:
-        ways = _ways(config, sizes, initialize_groups(seed=config.seed))
+        ways = [*_ways(config, sizes, initialize_groups(seed=config.seed)), *further()]
         for turn in range(repeats + 1):
             for way in ways:
                 way.run(is_timed=turn > 0)
+            advance()
         return [_time_of(way, config, sizes) for way in ways]
     finally:
         destroy_groups()
@@ -109,10 +135,10 @@ class _Way:
         prompts, news = tokens[:, : sizes.prompt_tokens], tokens[:, sizes.prompt_tokens :]
         decoder.read_prompts(sequences, prompts.tolist(), sweeps=Sweeps(number=0))
         columns = news.T.tolist()
-        _wait_for_device()
+        wait_for_device()
         started = time.perf_counter()
         taken = [decoder.consume(sequences, column).steps for column in columns]
-        _wait_for_device()
+        wait_for_device()
         if is_timed:
             self.seconds.append((time.perf_counter() - started) / sizes.new_tokens)
             self.steps.append(float(torch.stack(taken).double().mean()))
@@ -125,8 +151,12 @@ def random_tokens(sizes: DecodeSizes, vocab_size: int) -> torch.Tensor:
     return torch.randint(vocab_size, shape, generator=generator)
 
 
+def _vocab_size(config: RunConfig) -> int:
+    return config.model.vocab_size or DEFAULT_VOCAB_SIZE
+
+
 def _ways(config: RunConfig, sizes: DecodeSizes, groups: ParallelGroups) -> list[_Way]:
-    vocab_size = config.model.vocab_size or DEFAULT_VOCAB_SIZE
+    vocab_size = _vocab_size(config)
     settings = transformer_config(config, vocab_size)
 
     def build(ponder: PonderConfig, bias: Sequence[float], spread: float = 0.0) -> PonderModel:
@@ -160,22 +190,22 @@ def _set_router(method: PonderLM3, bias: Sequence[float], spread: float) -> None
     output.bias.copy_(torch.tensor(bias))
 
 
-def _time_of(way: _Way, config: RunConfig, sizes: DecodeSizes) -> DecodeTime:
-    account = flops_account(config, way.vocab_size)
-    # The account takes every row against all rows of so many tokens: here, those before the middle one.
-    shape = replace(account.shape, seq_length=sizes.prompt_tokens + sizes.new_tokens // 2)
-    account = replace(account, shape=shape)
-    if way.name == VANILLA:
+def _time_of(way: Way, config: RunConfig, sizes: DecodeSizes) -> DecodeTime:
+    account = flops_account(config, _vocab_size(config))
+    if not isinstance(way, _Way) or way.name == VANILLA:
         account = replace(account, method=Method.VANILLA, num_latent_thoughts=0)
     mean_steps = sum(way.steps) / len(way.steps)
+    middle = sizes.prompt_tokens + (sizes.new_tokens - 1) / 2
     return DecodeTime(
         name=way.name,
         mean_steps=mean_steps,
         seconds_per_token=median(way.seconds),
-        flops_per_token=account.inference_per_token(mean_steps),
+        seconds_of_rounds=tuple(way.seconds),
+        flops_per_token=account.inference_flops(mean_steps, tokens_before=middle).model,
     )
 
 
-def _wait_for_device() -> None:
+def wait_for_device() -> None:
+    """Let the device finish, before the clock is read."""
     if device().type == "cuda":
         torch.cuda.synchronize()

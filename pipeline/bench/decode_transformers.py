@@ -1,40 +1,53 @@
 """Vanilla GPT-NeoX decoding by the library transformers, at the sizes of a run."""
 
 import time
-from statistics import median
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from megatron_ext.host import device
-from pipeline.bench.decode import DecodeSizes, random_tokens
+from pipeline.bench.decode import DecodeSizes, random_tokens, wait_for_device
 from pipeline.bench.random_batches import DEFAULT_VOCAB_SIZE
 from pipeline.config.schema import RunConfig
 
+THEIRS = "vanilla by transformers"
 
-def time_transformers(config: RunConfig, sizes: DecodeSizes, *, repeats: int) -> float | None:
-    """Time greedy ``generate`` with a cache and random weights.
 
-    Args:
-        config: gives the sizes; of the architecture GPT-NeoX.
-        sizes: what is decoded.
-        repeats: timed rounds, after one that is not; the median counts.
+@dataclass(slots=True)
+class TransformersWay:
+    """Greedy ``generate`` of transformers with a cache and random weights, and its times."""
+
+    model: Any
+    sizes: DecodeSizes
+    name: str = THEIRS
+    seconds: list[float] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+
+    def run(self, *, is_timed: bool) -> None:
+        """Generate so many tokens and one more, and one alone, which leaves the reading of prompts out."""
+        sizes = self.sizes
+        tokens = random_tokens(sizes, self.model.config.vocab_size)
+        prompts = tokens[:, : sizes.prompt_tokens].to(device())
+        whole, first = (_seconds(self.model, prompts, number) for number in (sizes.new_tokens + 1, 1))
+        if is_timed:
+            self.seconds.append((whole - first) / sizes.new_tokens)
+            self.steps.append(0.0)
+
+
+def transformers_ways(config: RunConfig, sizes: DecodeSizes) -> list[TransformersWay]:
+    """Build GPT-NeoX of transformers at the sizes of a run.
+
     Returns:
-        Seconds for one token of each sequence behind the first, without reading the prompts; None where
-        transformers is not installed.
+        Nothing for another architecture, and where transformers is not installed.
     """
+    if config.model.architecture != "gpt_neox":
+        return []
     try:
         import transformers
     except ImportError:
-        return None
-    model = _gpt_neox(transformers, config)
-    prompts = random_tokens(sizes, model.config.vocab_size)[:, : sizes.prompt_tokens].to(device())
-    seconds = []
-    for turn in range(repeats + 1):
-        whole, first = (_seconds(model, prompts, number) for number in (sizes.new_tokens + 1, 1))
-        if turn > 0:
-            seconds.append((whole - first) / sizes.new_tokens)
-    return median(seconds)
+        return []
+    return [TransformersWay(_gpt_neox(transformers, config), sizes)]
 
 
 def _gpt_neox(transformers: Any, config: RunConfig) -> Any:
@@ -65,4 +78,5 @@ def _seconds(model: Any, prompts: torch.Tensor, num_tokens: int) -> float:
         do_sample=False,
         pad_token_id=0,
     )
+    wait_for_device()
     return time.perf_counter() - started

@@ -1,20 +1,18 @@
 """`megaponder bench decode`."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from pathlib import Path
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
+from pipeline.console import open_bar, table_console
 from pipeline.exit_codes import ExitCode
 
-if TYPE_CHECKING:
-    from pipeline.bench.decode import DecodeTime
-
 EPILOG = examples(
-    "megaponder bench decode --config pipeline/recipes/ponderlm3_70m.yaml model.vocab_size=2048",
+    "megaponder bench decode --config pipeline/recipes/ponderlm3_70m.yaml model.vocab_size=2048 "
+    "training.precision=fp32 --json decode.json",
     "megaponder bench decode --config run.yaml --batch-size 32 --minimum-speedup 1.8 training.precision=bf16",
 )
 
@@ -38,20 +36,36 @@ def decode(
             show_default=False,
         ),
     ] = None,
+    maximum_ratio: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="RATIO",
+            help="Exit with 1 if vanilla takes more than this many times the time of transformers.",
+            show_default=False,
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the figures here too.", show_default=False),
+    ] = None,
 ) -> None:
     """Time cached decoding of a PonderLM-3 by the steps its tokens take, on one rank and random tokens.
 
     The router is biased so that every token takes 0, 1, .. K steps, beside the same model without pruning,
-    the same sizes without thoughts, and, for GPT-NeoX where transformers is installed, its own decoding.
-    Prompts are read before the clock starts. Reads no data.
+    the same sizes without thoughts, and, for GPT-NeoX where transformers is installed, its own decoding. All
+    take turns, after a round that is not timed; medians over the rounds are shown, FLOPs saved beside time
+    saved. Prompts are read before the clock starts. Reads no data.
     """
     set_up_logging()
 
     import torch
 
+    from data_prep.files import write_atomically
     from megatron_ext.ponder.config import Method
     from pipeline.bench.decode import DecodeSizes, time_decoding
-    from pipeline.bench.decode_transformers import time_transformers
+    from pipeline.bench.decode_figures import decode_figures, figures_json, render_figures
+    from pipeline.bench.decode_transformers import transformers_ways
     from pipeline.bench.machine import machine_name
     from pipeline.config.load import load_config
 
@@ -63,33 +77,25 @@ def decode(
         )
     torch.set_num_threads(threads)
     sizes = DecodeSizes(batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
-    times = time_decoding(run, sizes, repeats=repeats)
-    is_neox = run.model.architecture == "gpt_neox"
-    theirs = time_transformers(run, sizes, repeats=repeats) if is_neox else None
-    title = f"{batch_size} sequences, {prompt_tokens} + {new_tokens} tokens, {run.training.precision}"
-    console = Console()
-    console.print(_table(times, theirs, title=f"{run.name}: {title}, {machine_name()}, {threads} thread(s)"))
-    by_name = {row.name: row.seconds_per_token for row in times}
-    speedup = times[0].seconds_per_token / by_name.get("1 steps", times[0].seconds_per_token)
-    too_slow = minimum_speedup is not None and speedup < minimum_speedup
-    raise typer.Exit(ExitCode.CRASH if too_slow else ExitCode.DONE)
-
-
-def _table(times: Sequence["DecodeTime"], theirs: float | None, *, title: str) -> Table:
-    """Lay the measurements out; the first is what the others are compared with."""
-    table = Table(title=title)
-    for column in ("decoding", "steps", "per token", "time saved", "operations saved"):
-        table.add_column(column, justify="left" if column == "decoding" else "right")
-    base = times[0]
-    for row in times:
-        table.add_row(
-            row.name,
-            f"{row.mean_steps:.2f}",
-            f"{1e3 * row.seconds_per_token:.2f} ms",
-            f"{1 - row.seconds_per_token / base.seconds_per_token:.1%}",
-            f"{1 - row.flops_per_token / base.flops_per_token:.1%}",
+    with open_bar() as bar:
+        task = bar.add_task("rounds", total=repeats + 1)
+        times = time_decoding(
+            run,
+            sizes,
+            repeats=repeats,
+            further=lambda: transformers_ways(run, sizes),
+            advance=partial(bar.advance, task),
         )
-    if theirs is not None:
-        saved = f"{1 - theirs / base.seconds_per_token:.1%}"
-        table.add_row("vanilla by transformers", "0.00", f"{1e3 * theirs:.2f} ms", saved, "")
-    return table
+    figures = decode_figures(times)
+    what = f"{batch_size} sequences, {prompt_tokens} + {new_tokens} tokens, {run.training.precision}"
+    machine = f"{machine_name()}, {threads} thread(s)"
+    console = table_console()
+    for table in render_figures(figures, title=f"{run.name}: {what}; {machine}"):
+        console.print(table)
+    if json_file is not None:
+        settings = {"run": run.name, "what": what, "machine": machine, "repeats": repeats}
+        write_atomically(json_file, figures_json(figures, settings))
+        typer.echo(f"written to {json_file}")
+    too_slow = minimum_speedup is not None and (figures.speedup_at_one_step or 0.0) < minimum_speedup
+    over = maximum_ratio is not None and (figures.ratio_to_transformers or 0.0) > maximum_ratio
+    raise typer.Exit(ExitCode.CRASH if too_slow or over else ExitCode.DONE)

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.commands.shared import examples, set_up_logging
+from pipeline.console import open_bar
 
 EPILOG = examples("megaponder data index runs/data", "megaponder data index /data/web /data/books /data/code")
 
@@ -32,7 +31,7 @@ def index(
         if not splits:
             typer.echo(f"{path}: Megatron's files and rows need no index")
         for split in splits:
-            with _open_bar() as bar:
+            with open_bar() as bar:
                 task = bar.add_task(f"indexing {split.name}", total=len(split.shards))
                 indexed = index_split(split, on_shard=partial(bar.advance, task))
             how = f"made in {indexed.seconds:.1f} s" if indexed.is_new else "is there already"
@@ -40,10 +39,3 @@ def index(
                 f"{path} {split.name}: index of {len(split.shards):,} shards with {indexed.num_tokens:,} "
                 f"tokens {how}"
             )
-
-
-def _open_bar() -> Progress:
-    """A bar on a terminal, which is gone when it is full; nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

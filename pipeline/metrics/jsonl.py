@@ -53,6 +53,8 @@ def training_scalars(record: TrainingRecord) -> dict[str, float]:
         names.ITERATION_TIME: record.elapsed_seconds,
         names.THROUGHPUT: record.tflops_per_device,
         names.TOKENS_PER_SECOND: record.tokens_per_second,
+        names.MFU: record.mfu,
+        names.HFU: record.hfu,
     }
     measured = {tag: float(value) for tag, value in scalars.items() if value is not None}
     return measured | dict(record.scalars)

@@ -43,6 +43,8 @@ def render_training_line(record: TrainingRecord, *, timestamp: str) -> str:
     fields.append(f"number of skipped iterations: {record.skipped_iterations:3d}")
     fields.append(f"number of nan iterations: {record.nan_iterations:3d}")
     fields.append(f"tokens per second: {record.tokens_per_second:.1f}")
+    if record.mfu is not None and record.hfu is not None:
+        fields.append(f"MFU: {record.mfu:.1%} | HFU: {record.hfu:.1%}")
     fields += _ponder_fields(record.scalars)
     if record.data_hash is not None:
         fields.append(f"data hash: {record.data_hash}")

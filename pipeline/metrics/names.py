@@ -24,6 +24,8 @@ THROUGHPUT: Final = "throughput"
 
 # Megatron Bridge's tag for what Megatron-LM does not plot.
 TOKENS_PER_SECOND: Final = "throughput/tokens_per_sec"
+MFU: Final = "throughput/device/mfu"
+HFU: Final = "throughput/device/hfu"
 
 # Names the tokens of the logged iteration's global batch, whatever the layout; text, so not in TensorBoard.
 DATA_HASH: Final = "data-hash"

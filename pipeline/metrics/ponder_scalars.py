@@ -36,13 +36,14 @@ def ponder_scalars(
     if "residual_change" in sums:
         scalars[names.JACOBI_ITERATIONS] = num_jacobi_iterations
         scalars |= _residual_scalars(jacobi_residuals(sums))
-    mean_steps = float(flops.num_latent_thoughts)
+    mean_steps, full_share = float(flops.num_latent_thoughts), None
     if "steps_count" in sums:
         scalars |= _halting_scalars(sums)
         scalars[names.PENALTY_WEIGHT] = penalty_weight
         mean_steps = scalars.get(names.MEAN_STEPS, mean_steps)
-        scalars[names.FLOPS_SAVED] = flops.saved_fraction(mean_steps)
-    scalars[names.FLOPS_PER_TOKEN_INFER] = flops.inference_per_token(mean_steps)
+        full_share = fractions(sums["steps_count"])[-1]
+        scalars[names.FLOPS_SAVED] = flops.saved_fraction(mean_steps, full_share=full_share)
+    scalars[names.FLOPS_PER_TOKEN_INFER] = flops.inference_per_token(mean_steps, full_share=full_share)
     return scalars
 
 

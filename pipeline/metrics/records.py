@@ -13,7 +13,9 @@ class TrainingRecord:
     """One logging interval of training.
 
     ``loss`` is the mean in nats per labelled token over the interval, ``elapsed_seconds`` the mean per
-    iteration, ``tflops_per_device`` model TFLOP/s (recomputation not counted). ``None``: it was not measured.
+    iteration, ``tflops_per_device`` model TFLOP/s (recomputation not counted), ``mfu`` and ``hfu`` shares
+    of the device's dense peak, for what the method asks for and for what is computed. ``None``: it was not
+    measured, or the peak is not known.
     ``data_hash`` names the tokens of the last iteration's global batch. ``scalars`` are further curves by
     tag; ``steps_count`` the tokens by the number of steps they took.
     """
@@ -29,6 +31,8 @@ class TrainingRecord:
     loss: float
     decoupled_learning_rate: float | None = None
     tflops_per_device: float | None = None
+    mfu: float | None = None
+    hfu: float | None = None
     loss_scale: float = 1.0
     grad_norm: float | None = None
     num_zeros: int | None = None

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.device_peaks import A100, H100_SXM, RTX_4090, DensePeak
+
 GIB = 2**30
 MIB = 2**20
 
@@ -24,23 +26,23 @@ class Device:
     float32_flops: float
 
 
-def _device(name: str, memory_mib: int, bfloat16_tflops: float, float32_tflops: float) -> Device:
+def _device(name: str, memory_mib: int, peak: DensePeak) -> Device:
     return Device(
         name=name,
         memory_bytes=memory_mib * MIB,
-        bfloat16_flops=bfloat16_tflops * 1e12,
-        float32_flops=float32_tflops * 1e12,
+        bfloat16_flops=peak.bfloat16_flops,
+        float32_flops=peak.float32_flops,
     )
 
 
-# NVIDIA's data sheets of the SXM versions and of the RTX 4090; memory as nvidia-smi shows it.
+# The SXM versions and the RTX 4090; memory as nvidia-smi shows it.
 DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in (
-        _device("h100-80g", 81_559, 989.4, 66.9),
-        _device("h200-141g", 143_771, 989.4, 66.9),
-        _device("a100-80g", 81_920, 311.8, 19.5),
-        _device("a100-40g", 40_960, 311.8, 19.5),
-        _device("rtx4090-24g", 24_564, 165.2, 82.6),
+        _device("h100-80g", 81_559, H100_SXM),
+        _device("h200-141g", 143_771, H100_SXM),
+        _device("a100-80g", 81_920, A100),
+        _device("a100-40g", 40_960, A100),
+        _device("rtx4090-24g", 24_564, RTX_4090),
     )
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.schema import RunConfig
-from pipeline.flops import TrainingFlops
+from pipeline.flop_counts import TrainingFlops
 from pipeline.plan.devices import Device
 from pipeline.plan.rank_memory import RankMemory, rank_memories
 from pipeline.plan.rank_sizes import rank_sizes

@@ -8,7 +8,7 @@ from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.flops import FlopsAccount
 from pipeline.metrics import names
 from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, VALIDATION, curve, read_events
-from pipeline.metrics.ponder_scalars import mean_steps_of
+from pipeline.metrics.ponder_scalars import fractions, mean_steps_of
 from pipeline.report.data import Command, Points, ReportData
 from pipeline.report.inputs import EVALUATION_FILE, SAMPLE_FILE, load_evaluation, load_sample
 
@@ -39,6 +39,7 @@ def collect_report(
     sample_path = run_folder / SAMPLE_FILE
     halts = sum(evaluation.steps_count) > 0
     mean_steps = mean_steps_of(evaluation.steps_count) if halts else float(evaluation.num_latent_thoughts)
+    full_share = fractions(evaluation.steps_count)[-1] if halts else None
     return ReportData(
         name=name,
         method=evaluation.method,
@@ -57,8 +58,8 @@ def collect_report(
         loss_quartiles=evaluation.loss_quartiles,
         residuals=evaluation.residuals,
         flops_per_token_train=flops.training_per_token(training_sweeps),
-        flops_per_token_infer=flops.inference_per_token(mean_steps),
-        flops_saved=flops.saved_fraction(mean_steps) if halts else None,
+        flops_per_token_infer=flops.inference_per_token(mean_steps, full_share=full_share),
+        flops_saved=flops.saved_fraction(mean_steps, full_share=full_share) if halts else None,
         training_tokens_per_second=_median(curve(events, TRAINING, names.TOKENS_PER_SECOND)),
         sample=load_sample(sample_path) if sample_path.exists() else None,
         commands=commands,

@@ -12,7 +12,7 @@ from pipeline.distributed import start_process_group, stop_process_group
 from pipeline.generate_batch import Ending, GenerationSettings, GrowingText, Prefill, generate_batch
 from pipeline.generate_sampling import SamplingSettings
 from pipeline.ranks import Ranks
-from tests.support.ponder_models import oracle_results, random_tokens, tiny_model
+from tests.support.ponder_models import each_method, oracle_results, random_tokens, tiny_model
 
 PROMPTS = [random_tokens(1, length, seed=26 + length)[0].tolist() for length in (5, 1, 7, 3, 2)]
 SAMPLED = SamplingSettings(temperature=1.0, top_k=20, repetition_penalty=1.3, seed=4)
@@ -74,6 +74,22 @@ def test_a_text_does_not_depend_on_the_size_of_its_batch(
 
     assert ids(1) == ids(2) == ids(3) == together
     assert len({tuple(text[len(PROMPTS[number]) :]) for number, text in together.items()}) > 1
+
+
+@each_method
+def test_a_sampled_text_of_any_method_is_the_same_alone_in_float32(
+    groups: ParallelGroups, method: Method
+) -> None:
+    model = tiny_model(groups, method, dtype=torch.float32)
+
+    def texts(batch_size: int) -> dict[int, list[tuple[int, int]]]:
+        settings = GenerationSettings(num_tokens=9, sampling=SAMPLED, batch_size=batch_size)
+        return {
+            number: [(one.token, one.steps) for one in text.tokens]
+            for number, text in texts_of(model, settings).items()
+        }
+
+    assert texts(1) == texts(3) == texts(5)
 
 
 def test_both_ways_to_read_a_prompt_give_one_text(model: PonderModel) -> None:

@@ -1,10 +1,13 @@
 """`bench decode` on a tiny model: what it counts; its times are only times."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from pipeline.bench.decode import DecodeSizes, DecodeTime, time_decoding
+from pipeline.bench.decode import ONE_STEP, UNPRUNED, VANILLA, DecodeSizes, DecodeTime, time_decoding
+from pipeline.bench.decode_figures import decode_figures, figures_json
+from pipeline.bench.decode_transformers import THEIRS
 from pipeline.config.load import load_config
 
 SIZES = DecodeSizes(batch_size=3, prompt_tokens=4, new_tokens=5)
@@ -38,3 +41,30 @@ def test_operations_follow_the_steps(times: dict[str, DecodeTime]) -> None:
     assert flops[3] == times["without pruning"].flops_per_token
     assert times["vanilla"].flops_per_token < flops[0]
     assert all(row.seconds_per_token > 0 for row in times.values())
+
+
+def test_time_saved_stands_beside_operations_saved() -> None:
+    def row(name: str, seconds: float, flops: float) -> DecodeTime:
+        return DecodeTime(
+            name=name,
+            mean_steps=0.0,
+            seconds_per_token=seconds,
+            seconds_of_rounds=(seconds,),
+            flops_per_token=flops,
+        )
+
+    rows = [
+        row(UNPRUNED, 4.0, 80.0),
+        row(ONE_STEP, 2.0, 20.0),
+        row(VANILLA, 1.5, 16.0),
+        row(THEIRS, 1.0, 16.0),
+    ]
+    figures = decode_figures(rows)
+
+    assert figures.speedup_at_one_step == 2.0
+    assert figures.ratio_to_transformers == 1.5
+    content = json.loads(figures_json(figures, {"machine": "one core"}))
+    assert content["machine"] == "one core"
+    assert [one["time_saved"] for one in content["rows"]] == [0.0, 0.5, 0.625, 0.75]
+    assert [one["flops_saved"] for one in content["rows"]] == [0.0, 0.75, 0.8, 0.8]
+    assert decode_figures(rows[:1]).speedup_at_one_step is None

@@ -41,6 +41,12 @@ def test_a_rate_of_the_router_follows_that_of_the_backbone() -> None:
     assert " | learning rate: 1.000000E-03 | decoupled learning rate: 4.000000E-03 | global batch" in line
 
 
+def test_utilisation_is_shown_where_the_peak_of_the_device_is_known() -> None:
+    line = render_training_line(training_record(mfu=0.4123, hfu=0.55), timestamp=TIME)
+    assert MEGATRON_LINE.match(line)
+    assert " | MFU: 41.2% | HFU: 55.0% | mean steps:" in line
+
+
 def test_the_hash_of_the_data_ends_the_line() -> None:
     line = render_training_line(training_record(data_hash="0123456789abcdef"), timestamp=TIME)
     assert MEGATRON_LINE.match(line)

@@ -46,21 +46,22 @@ def test_speed_and_length_follow_from_the_utilisation() -> None:
     speed = 0.4 * 8 * 989.4e12 / plan.training_flops.model
     assert plan.tokens_per_second == pytest.approx(speed)
     assert plan.days == pytest.approx(1000 * 1024 * 2048 / speed / 86_400)
-    assert plan.hfu == plan.assumptions.mfu
+    # Without recomputation the hardware computes little beyond the model: the channels of the weights.
+    assert plan.assumptions.mfu < plan.hfu < 1.06 * plan.assumptions.mfu
 
 
 def test_vanilla_pythia_has_the_known_speed() -> None:
-    # 22.1 thousand tokens/s on a device of 989 TFLOP/s at 40 %, by 6 N + attention.
+    # 23.4 thousand tokens/s on a device of 989 TFLOP/s at 40 %, by 6 N + causal attention.
     plan = plan_of(large_run(ponder={"method": "vanilla"}))
 
-    assert plan.tokens_per_second / plan.num_ranks == pytest.approx(22_100, rel=0.02)
+    assert plan.tokens_per_second / plan.num_ranks == pytest.approx(23_400, rel=0.02)
 
 
 def test_recomputation_asks_more_of_the_hardware_not_of_the_model() -> None:
     plain, again = plan_of(large_run()), plan_of(large_run(parallel__recompute="full"))
 
     assert again.tokens_per_second == plain.tokens_per_second
-    assert 0.5 < again.hfu < 0.54
+    assert 0.5 < again.hfu < 0.56
 
 
 def test_what_does_not_fit_gets_suggestions_that_do() -> None:

@@ -1,0 +1,94 @@
+"""`megaponder compare`."""
+
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.checkpoint_argument import speaks
+from pipeline.commands.shared import examples, set_up_logging
+from pipeline.console import open_bar, table_console
+
+EPILOG = examples(
+    "megaponder compare runs/vanilla runs/ponderlm2 runs/ponderlm3",
+    "megaponder compare runs/ponderlm3 runs/adaponderlm --threshold 1e-4 --threshold 0.1 -o pareto.png",
+    "megaponder compare runs/* --iters 32 --json compare.json",
+)
+
+
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders of runs; the newest checkpoint of each is taken."),
+    ],
+    threshold: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="TAU",
+            help="Pruning thresholds, any number; default: 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.5 and the "
+            "run's own.",
+            show_default=False,
+        ),
+    ] = None,
+    iters: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Global batches of the held-out split; default: evaluation.iters of each run.",
+            show_default=False,
+        ),
+    ] = None,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Evaluate, even where the folder of a run has the figures.")
+    ] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The plot, a PNG.")] = Path(
+        "compare.png"
+    ),
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the figures here too.", show_default=False),
+    ] = None,
+) -> None:
+    """Compare runs by held-out loss against inference FLOPs per token, one point for each threshold.
+
+    Methods that halt are evaluated with hard pruning at every threshold; the others have one point. Figures
+    are taken from pruning_curve.json of a run, which this command writes, or for methods that do not halt
+    from evaluation.json of `megaponder eval`; where neither fits the newest checkpoint, it is evaluated now.
+    The log says which. Losses are comparable on the same held-out text only; a warning says where they are
+    not. Under torchrun models are split over all ranks.
+    """
+    is_first = speaks()
+    set_up_logging(speaks=is_first)
+    # It tells of the fonts that it finds.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+
+    from data_prep.files import write_atomically
+    from pipeline.comparison.measure import Wanted, curve_of, find_run
+    from pipeline.comparison.plot import render_png
+    from pipeline.comparison.table import comparison_values, labels_of, render_comparison, same_text
+
+    wanted = Wanted(thresholds=tuple(threshold or ()), num_global_batches=iters, anew=anew)
+    found = [find_run(path) for path in runs]
+    curves = []
+    for run in found:
+        with open_bar(speaks=is_first) as bar:
+            task = bar.add_task(f"evaluating {run.folder.name}", total=len(wanted.thresholds_of(run.config)))
+            curves.append(curve_of(run, wanted, speaks=is_first, advance=partial(bar.advance, task)))
+    if not is_first:
+        return
+    labels = labels_of(curves, runs)
+    table_console().print(render_comparison(curves, labels))
+    if not same_text(curves):
+        typer.echo("warning: the held-out texts differ; their losses cannot be compared", err=True)
+    write_atomically(output, render_png(curves, labels))
+    typer.echo(f"written to {output}")
+    if json_file is not None:
+        content = json.dumps(comparison_values(curves, labels), indent=1) + "\n"
+        write_atomically(json_file, content.encode())
+        typer.echo(f"written to {json_file}")

@@ -1,0 +1,1 @@
+"""Runs side by side: held-out loss against what inference costs."""

@@ -1,0 +1,1 @@
+"""Training forward against cached decoding: do both compute the same model?"""

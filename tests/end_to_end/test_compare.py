@@ -1,0 +1,51 @@
+"""`megaponder compare` on a trained run and on a copy of it that is told to halt otherwise."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import TrainedRun
+from tests.support.commands import megaponder
+from tests.support.runs import NUM_ITERATIONS, written_events
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+
+
+def test_runs_are_compared_by_loss_and_cost(trained: TrainedRun, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(trained.folder, tmp_path / name)
+    plot, figures = tmp_path / "plot.png", tmp_path / "figures.json"
+    options = ["--threshold", "0.0", "--threshold", "0.89", "--output", str(plot), "--json", str(figures)]
+
+    command = megaponder("compare", str(tmp_path / "first"), str(tmp_path / "second"), *options)
+
+    assert command.exit_code == 0, command.stderr
+    assert command.stderr.count("evaluated now") == 2
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    first, second = json.loads(figures.read_text())["runs"]
+    assert first["label"] == str(tmp_path / "first")
+    assert first["iteration"] == NUM_ITERATIONS
+    # The same weights on the same text.
+    assert second["points"] == first["points"]
+    whole, pruned = first["points"]
+    (measured,) = written_events(trained.folder, "validation")
+    # Without pruning the hard mask is the soft one.
+    assert whole["loss"] == pytest.approx(measured["lm loss validation"], rel=1e-5)
+    assert whole["mean_steps"] == 2.0
+    assert pruned["mean_steps"] == pytest.approx(measured["ponder/mean-steps"], abs=0.01)
+    assert pruned["flops_per_token"] < whole["flops_per_token"]
+
+    again = megaponder("compare", str(tmp_path / "first"), *options)
+
+    assert again.exit_code == 0, again.stderr
+    assert "from pruning_curve.json" in again.stderr
+    assert json.loads(figures.read_text())["runs"][0]["points"][1]["loss"] == pruned["loss"]
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    command = megaponder("compare", str(tmp_path))
+
+    assert command.exit_code == 93
+    assert "must hold a checkpoint" in command.stderr
