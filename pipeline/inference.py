@@ -90,22 +90,30 @@ def opened_checkpoint(
     start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)
     try:
         groups = initialize_groups(tensor=tensor, seed=config.seed)
-        refuse_damage(folder, reads=config.checkpoint.verify)
-        heldout = open_heldout_split(config)
-        module = build_module(config, vocab_size_of(config, heldout), groups)
-        state = load_weights(folder, module=module)
-        module.eval()
-        yield OpenedCheckpoint(
-            folder=folder,
-            config=config,
-            state=state,
-            module=module,
-            heldout=heldout,
-            groups=groups,
-        )
+        yield load_checkpoint(folder, config, groups)
     finally:
         destroy_groups()
         stop_process_group()
+
+
+def load_checkpoint(folder: Path, config: RunConfig, groups: ParallelGroups) -> OpenedCheckpoint:
+    """Load a model onto a layout that stands already; all of its ranks call this together.
+
+    Args:
+        folder: the checkpoint's own folder.
+        config: the run, with this layout.
+        groups: the layout.
+    Raises:
+        CheckpointError, ConfigError, DataError: what is wrong with checkpoint, configuration or data.
+    """
+    refuse_damage(folder, reads=config.checkpoint.verify)
+    heldout = open_heldout_split(config)
+    module = build_module(config, vocab_size_of(config, heldout), groups)
+    state = load_weights(folder, module=module)
+    module.eval()
+    return OpenedCheckpoint(
+        folder=folder, config=config, state=state, module=module, heldout=heldout, groups=groups
+    )
 
 
 def _uneven(tensor: int, num_ranks: int) -> ConfigProblem:

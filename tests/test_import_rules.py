@@ -42,6 +42,10 @@ RULES = (
     Rule(package="pipeline.bench.datatrove_run", allowed=("numpy", "datatrove")),
     Rule(package="pipeline.bench.data_tokenizers", allowed=("tokenizers", "data_prep")),
     Rule(
+        package="pipeline.evaluation.harness",
+        allowed=("data_prep", "lm_eval", "megatron_ext", "numpy", "pipeline"),
+    ),
+    Rule(
         package="pipeline.conversion.reference_logits",
         allowed=("torch", "transformers", "pipeline.conversion"),
     ),

@@ -1,8 +1,9 @@
 """`megaponder eval --tasks`."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,16 +39,12 @@ def evaluate_tasks(
     speaks: bool,
 ) -> None:
     """Run tasks on a checkpoint; the first rank shows and writes the scores."""
-    if find_spec("lm_eval") is None:
-        raise typer.BadParameter(
-            "needs lm-evaluation-harness, which is not installed; pip install 'megaponder[eval]'",
-            param_hint="--tasks",
-        )
+    # Read when the libraries are loaded: the hub is not told who loads what.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    _check_is_installed()
     names = expand_task_names([name.strip() for name in options.names.split(",") if name.strip()])
     if not names:
         raise typer.BadParameter("must name a task", param_hint="--tasks")
-    # Read when the libraries are loaded: the hub is not told who loads what.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from pipeline.evaluation.harness.run import run_tasks
     from pipeline.evaluation.harness.settings import TaskSettings
     from pipeline.evaluation.task_results import TASKS_FILE, save_task_report
@@ -78,32 +75,45 @@ def evaluate_tasks(
     typer.echo(f"written to {output or default_output}")
 
 
+def _check_is_installed() -> None:
+    try:
+        import_module("lm_eval")
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(
+            "needs lm-evaluation-harness, which is not installed; pip install 'megaponder[eval]'",
+            param_hint="--tasks",
+        ) from error
+
+
 def _table(report: "TaskReport") -> Table:
-    asked = "" if report.limit is None else f", {report.limit} questions of each"
+    asked = "" if report.limit is None else f", at most {report.limit} questions of each"
     table = Table(title=f"{report.checkpoint}{asked}", box=SIMPLE_HEAD)
-    table.add_column("task")
-    for heading in ("shots", "questions", "score", "steps per token", "GFLOPs per token", "TFLOPs"):
-        table.add_column(heading, justify="right")
+    table.add_column("task", overflow="fold")
+    table.add_column("shots", justify="right")
+    table.add_column("metric", overflow="fold")
+    for heading in ("score", "+-", "steps", "FLOPs/token", "FLOPs"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for score in report.tasks:
-        table.add_row(
-            score.task,
-            str(score.num_fewshot),
-            f"{score.num_samples:,}",
-            "\n".join(_values(score)),
-            f"{score.mean_steps:.3f}",
-            f"{score.flops_per_token / 1e9:.4g}",
-            f"{score.flops / 1e12:.4g}",
-        )
-    for name, metrics in report.groups.items():
-        table.add_row(name, "", "", "\n".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+        for row in _rows(score):
+            table.add_row(*row)
+    for group, metrics in report.groups.items():
+        for name, value in metrics.items():
+            table.add_row(group, "", name.removesuffix(",none"), _number(value))
     if report.mean_accuracy is not None and len(report.tasks) > 1:
-        table.add_row("mean accuracy", "", "", f"{report.mean_accuracy:.4f}")
+        table.add_row("mean", "", "acc", _number(report.mean_accuracy))
     return table
 
 
-def _values(score: "TaskScore") -> list[str]:
-    return [
-        f"{name.removesuffix(',none')} {value:.4f}"
-        + (f" +- {score.standard_errors[name]:.4f}" if name in score.standard_errors else "")
-        for name, value in score.metrics.items()
-    ]
+def _rows(score: "TaskScore") -> Iterator[tuple[str, ...]]:
+    """One row for each metric; what the task cost stands in the first."""
+    about = (score.task, str(score.num_fewshot))
+    cost = (f"{score.mean_steps:.3f}", f"{score.flops_per_token:.3g}", f"{score.flops:.3g}")
+    for name, value in score.metrics.items():
+        error = score.standard_errors.get(name)
+        shown = "" if error is None else _number(error)
+        yield (*about, name.removesuffix(",none"), _number(value), shown, *cost)
+        about, cost = ("", ""), ("", "", "")
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"

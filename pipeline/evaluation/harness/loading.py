@@ -68,8 +68,8 @@ def _load(manager: TaskManager, name: str) -> LoadedTasks:
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
-            f"the data of task {name!r} must be at hand or in reach, but could not be loaded: {reason[0]}; on "
-            "a machine without access to the hub, load the task's data where there is one and set HF_HOME to a "
-            "copy of that machine's cache, with HF_HUB_OFFLINE=1"
+            f"the data of task {name!r} must be at hand or in reach, but could not be loaded: {reason[0]}; "
+            "on a machine without access to the hub, load them where there is access and set HF_HOME to a "
+            "copy of that cache, with HF_HUB_OFFLINE=1"
         ) from error
     return loaded

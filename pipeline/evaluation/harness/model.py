@@ -1,5 +1,6 @@
 """A native checkpoint as lm-evaluation-harness sees a model: texts go in, likelihoods and texts come out."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from pipeline.evaluation.replicas import over_replicas
 from pipeline.evaluation.scoring import ScoredText, TextToScore, score_texts
 from pipeline.generate import GenerationSettings
 from pipeline.inference import OpenedCheckpoint
+
+logger = logging.getLogger(__name__)
 
 EncodedPair = tuple[tuple[str, str], list[int], list[int]]
 
@@ -74,6 +77,14 @@ class CheckpointModel(TemplateLM):  # type: ignore[misc]  # the harness has no t
 
     def _loglikelihood_tokens(self, requests: list[EncodedPair], **_: Any) -> list[tuple[float, bool]]:
         texts = [_text(context, targets, self.max_length) for _, context, targets in requests]
+        num_cut = sum(len(context) + len(targets) - 1 > self.max_length for _, context, targets in requests)
+        if num_cut > 0 and self._checkpoint.groups.rank == 0:
+            logger.warning(
+                "%d of %d questions are longer than the %d tokens of training.seq_length and are cut",
+                num_cut,
+                len(requests),
+                self.max_length,
+            )
         scored = self._score(texts, self._task_names)
         return [(text.log_likelihood, text.is_greedy) for text in scored]
 
