@@ -13,7 +13,7 @@ from pipeline.commands.shared import examples, set_up_logging
 from pipeline.evaluation.task_groups import TASK_GROUPS
 
 if TYPE_CHECKING:
-    from pipeline.report.inputs import EvaluationResult
+    from pipeline.report.inputs import EvaluationResult, SourceLoss
 
 EPILOG = examples(
     "megaponder eval runs/demo/checkpoints",
@@ -160,6 +160,10 @@ def evaluate(
 def _table(result: "EvaluationResult") -> Table:
     table = Table(title=f"{result.checkpoint}, {result.split}", box=SIMPLE_HEAD, show_header=False)
     table.add_row("loss", f"{result.loss:.4f} nats per token, perplexity {result.perplexity:.2f}")
+    if result.bits_per_byte is not None:
+        table.add_row("bits per byte", f"{result.bits_per_byte:.4f}")
+    for source in result.sources if len(result.sources) > 1 else ():
+        table.add_row(source.name, _of_source(source))
     table.add_row("unigram entropy", f"{result.unigram_entropy:.4f} nats per token")
     table.add_row("tokens", f"{result.num_tokens:,}")
     tokens = sum(result.steps_count)
@@ -170,3 +174,9 @@ def _table(result: "EvaluationResult") -> Table:
         table.add_row(f"residual of sweep {sweep}", f"{residual:.3e}")
     table.add_row("speed", f"{result.tokens_per_second:,.0f} tokens/s")
     return table
+
+
+def _of_source(source: "SourceLoss") -> str:
+    bits = "" if source.bits_per_byte is None else f", {source.bits_per_byte:.4f} bits per byte"
+    loss = f"{source.loss:.4f} nats per token, perplexity {source.perplexity:.2f}"
+    return f"{loss}{bits}, {source.num_tokens:,} tokens"
