@@ -231,6 +231,12 @@ class EvaluationConfig(Section):
         None, description="iterations between evaluations; default: only at the end"
     )
     iters: Count = Field(8, description="global batches of the held-out split per evaluation")
+    sweep_steps: Switch = Field(
+        False, description="evaluate with at most 0, 1, .. K steps too; costs up to K more evaluations"
+    )
+    sweep_tau: tuple[Annotated[float, Field(strict=True, gt=0, lt=1)], ...] = Field(
+        (), description="thresholds to evaluate at too, by hard pruning; each costs one more evaluation"
+    )
 
 
 class MetricsConfig(Section):
