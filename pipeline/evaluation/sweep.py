@@ -7,6 +7,7 @@ from typing import Literal
 
 from megatron_ext.batch import TokenBatch
 from megatron_ext.limits import limited
+from megatron_ext.methods.base import Column
 from megatron_ext.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.evaluate import Evaluation, evaluate
@@ -75,7 +76,10 @@ def sweep(
                 )
         if found is None:
             return None
-        points.append(_point(limit, found, replace(flops, num_latent_thoughts=limit.num_steps)))
+        # A soft mask weighs all steps: it has the loss of taking them all, whatever pruning would leave out.
+        is_soft = limit.kind == "steps" and module.ponder.column is Column.LOG_WEIGHT
+        counts = None if is_soft else found.sums.get("steps_count")
+        points.append(_point(limit, found, counts, replace(flops, num_latent_thoughts=limit.num_steps)))
     return tuple(points)
 
 
@@ -89,8 +93,9 @@ def _limits(module: PonderModel, settings: SweepSettings) -> Iterator[_Limit]:
         yield _Limit(kind="tau", value=tau, num_steps=num_steps, model=model)
 
 
-def _point(limit: _Limit, found: Evaluation, flops: FlopsAccount) -> SweepPoint:
-    counts = found.sums.get("steps_count")
+def _point(
+    limit: _Limit, found: Evaluation, counts: Sequence[float] | None, flops: FlopsAccount
+) -> SweepPoint:
     mean_steps = float(limit.num_steps) if counts is None else mean_steps_of(counts)
     return SweepPoint(
         kind=limit.kind,

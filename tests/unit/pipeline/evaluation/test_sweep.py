@@ -67,7 +67,8 @@ def test_a_sweep_has_a_point_for_each_number_of_steps(groups: ParallelGroups, mo
 
     assert [point.value for point in points] == [0, 1, 2]
     assert points[0].mean_steps == 0
-    assert all(point.mean_steps <= point.value for point in points)
+    halts_in_training = model == "adaponderlm, llama"
+    assert all((point.mean_steps == point.value) != halts_in_training for point in points[1:])
     costs = [point.flops_per_token for point in points]
     assert costs == sorted(set(costs))
     assert len({point.loss for point in points}) == 3
