@@ -45,11 +45,13 @@ class ReadPrompt:
         logits: [V], predicting the token behind the prompt.
         steps: extra steps that ran, [S].
         nll: loss in nats of the second to the last token, [S - 1].
+        likeliest: the token that was most likely at each of their places, [S - 1].
     """
 
     logits: Tensor
     steps: Tensor
     nll: Tensor
+    likeliest: Tensor
 
 
 class BatchDecoder:
@@ -137,6 +139,7 @@ class BatchDecoder:
         logits: dict[int, Tensor] = {}
         steps: dict[int, list[Tensor]] = {sequence: [] for sequence in sequences}
         nll: dict[int, list[Tensor]] = {sequence: [] for sequence in sequences}
+        likeliest: dict[int, list[Tensor]] = {sequence: [] for sequence in sequences}
         for column in zip_longest(*prompts):
             tokens = {
                 sequence: token
@@ -145,6 +148,7 @@ class BatchDecoder:
             }
             for sequence in tokens.keys() & logits.keys():
                 nll[sequence].append(token_nll(logits[sequence].unsqueeze(0), [tokens[sequence]]))
+                likeliest[sequence].append(logits[sequence].argmax().reshape(1))
             decoded = self.consume(list(tokens), list(tokens.values()))
             for index, sequence in enumerate(tokens):
                 logits[sequence] = decoded.logits[index]
@@ -154,6 +158,7 @@ class BatchDecoder:
                 logits=logits[sequence],
                 steps=torch.cat(steps[sequence]),
                 nll=torch.cat([logits[sequence].new_zeros(0), *nll[sequence]]),
+                likeliest=torch.cat([_on_device([]), *likeliest[sequence]]),
             )
             for sequence in sequences
         ]
@@ -178,11 +183,13 @@ class BatchDecoder:
     def _read_prompt(self, prompt: Sequence[int], hidden: Tensor, steps: Tensor) -> ReadPrompt:
         """Let the head read the hidden states of one prompt, [1, S, H]."""
         logits = self._logits(hidden[:, -1:])[0]
-        nll = [logits.new_zeros(0)]
+        nll, likeliest = [logits.new_zeros(0)], [_on_device([])]
         for start in range(0, len(prompt) - 1, TOKENS_PER_HEAD_CALL):
             stop = min(start + TOKENS_PER_HEAD_CALL, len(prompt) - 1)
-            nll.append(token_nll(self._logits(hidden[:, start:stop]), prompt[start + 1 : stop + 1]))
-        return ReadPrompt(logits=logits, steps=steps, nll=torch.cat(nll))
+            here = self._logits(hidden[:, start:stop])
+            nll.append(token_nll(here, prompt[start + 1 : stop + 1]))
+            likeliest.append(here.argmax(dim=-1))
+        return ReadPrompt(logits=logits, steps=steps, nll=torch.cat(nll), likeliest=torch.cat(likeliest))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """[1, N, H] -> [N, V]."""

@@ -47,6 +47,7 @@ def evaluate(
     *,
     num_jacobi_iterations: int,
     groups: ParallelGroups,
+    prune: bool = False,
     observe: Callable[[TokenBatch, ModelOutput], None] | None = None,
     is_cut_short: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
@@ -57,6 +58,7 @@ def evaluate(
         batches: this rank's micro-batches of each global batch, equally many on every rank.
         num_jacobi_iterations: J.
         groups: the layout.
+        prune: leave pruned slots out for good instead of weighing them.
         observe: called with every micro-batch of this rank and what the model made of it.
         is_cut_short: asked before every global batch, on all ranks; they agree on the answer.
 
@@ -65,7 +67,7 @@ def evaluate(
     """
     started = time.monotonic()
     statistics = StatisticsAccumulator(module.statistics_layout(), device=device())
-    settings = StepSettings(num_jacobi_iterations=num_jacobi_iterations, penalty_weight=0.0)
+    settings = StepSettings(num_jacobi_iterations=num_jacobi_iterations, penalty_weight=0.0, prune=prune)
     was_training = module.training
     module.eval()
     is_whole = True

@@ -48,6 +48,7 @@ def open_sinks(
             config.output_dir / TENSORBOARD_FOLDER,
             method=config.ponder.method,
             num_latent_thoughts=config.ponder.num_latent_thoughts,
+            sweeps_steps=config.evaluation.sweep_steps,
             max_jacobi_iterations=max_sweeps(config.ponder),
             purge_step=start_iteration + 1 if start_iteration else None,
         )

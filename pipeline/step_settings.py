@@ -18,18 +18,22 @@ class StepSettings:
         penalty_weight: lambda.
         bottom_k_fraction: q of a bottom-k penalty; None takes the configured one.
         freezes_backbone: train the method's own weights alone.
+        prune: leave pruned slots out for good, as inference does.
     """
 
     num_jacobi_iterations: int
     penalty_weight: float
     bottom_k_fraction: float | None = None
     freezes_backbone: bool = False
+    prune: bool = False
 
     @property
     def forward(self) -> ForwardSettings:
         """What the model needs to know."""
         return ForwardSettings(
-            num_jacobi_iterations=self.num_jacobi_iterations, bottom_k_fraction=self.bottom_k_fraction
+            num_jacobi_iterations=self.num_jacobi_iterations,
+            prune=self.prune,
+            bottom_k_fraction=self.bottom_k_fraction,
         )
 
 

@@ -22,13 +22,14 @@ from pipeline.divergence import (
     losses_to_remember,
     tell_of_bad_step,
 )
-from pipeline.evaluate import evaluate
+from pipeline.evaluate import Evaluation, evaluate
+from pipeline.evaluation.sweep import SweepSettings, sweep
 from pipeline.exit_codes import ExitCode
 from pipeline.interval import IntervalMeter
 from pipeline.metrics.collapse import CollapseAlarm
 from pipeline.metrics.data_hash import gather_data_hash
 from pipeline.metrics.ponder_scalars import ponder_scalars
-from pipeline.metrics.records import ValidationRecord
+from pipeline.metrics.records import SweepPoint, ValidationRecord
 from pipeline.metrics.sinks import SinkGroup
 from pipeline.progress import TrainingProgress
 from pipeline.signals import StopFlag, StopRequest
@@ -225,8 +226,9 @@ class TrainingRun:
             groups=self.groups,
             is_cut_short=self._is_evaluation_cut_short,
         )
-        self.state = replace(self.state, is_evaluation_due=evaluation is None)
-        if evaluation is None:
+        points = None if evaluation is None else self._sweep(evaluation)
+        self.state = replace(self.state, is_evaluation_due=points is None)
+        if evaluation is None or points is None:
             return False
         self.state = with_best_loss(self.state, evaluation.loss)
         scalars = ponder_scalars(
@@ -242,9 +244,27 @@ class TrainingRun:
                 loss=evaluation.loss,
                 scalars=scalars,
                 steps_count=evaluation.sums.get("steps_count"),
+                sweep=points,
             )
         )
         return True
+
+    def _sweep(self, evaluation: Evaluation) -> tuple[SweepPoint, ...] | None:
+        """Measure the same under limits, as far as the configuration asks for it."""
+        settings = SweepSettings(
+            over_steps=self.config.evaluation.sweep_steps,
+            taus=self.config.evaluation.sweep_tau,
+            num_jacobi_iterations=self.config.ponder.num_jacobi_iterations,
+        )
+        return sweep(
+            self.parts.module,
+            self.heldout,
+            settings,
+            groups=self.groups,
+            flops=self.meter.flops,
+            whole=evaluation,
+            is_cut_short=self._is_evaluation_cut_short,
+        )
 
     def _is_evaluation_cut_short(self) -> bool:
         self.watchdog.beat(f"evaluation at iteration {self.state.iteration}")

@@ -53,6 +53,10 @@ RULES = (
         allowed=("torch", "transformers", "pipeline.conversion"),
     ),
     Rule(
+        package="pipeline.evaluation.harness",
+        allowed=("data_prep", "lm_eval", "megatron_ext", "numpy", "pipeline"),
+    ),
+    Rule(
         package="pipeline.conversion.reference_logits",
         allowed=("torch", "transformers", "pipeline.conversion"),
     ),

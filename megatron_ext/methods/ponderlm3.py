@@ -62,9 +62,14 @@ class PonderLM3(PonderLM2):
         Args:
             token_hidden: h^0, [S, B, H].
         Returns:
-            [S, B, K + 1].
+            [S, B, K + 1]. Where the model is limited to fewer steps than the router knows, the last logit is
+            that of all steps from there on.
         """
-        return in_float32(self.router, token_hidden)
+        logits = in_float32(self.router, token_hidden)
+        last = self.config.num_latent_thoughts
+        if logits.shape[-1] == last + 1:
+            return logits
+        return torch.cat([logits[..., :last], logits[..., last:].logsumexp(dim=-1, keepdim=True)], dim=-1)
 
     def _log_weight(self, slots: Tensor, num_thoughts: int, context: PassContext) -> Tensor:
         """The next pass is masked by this pass's slot 0."""

@@ -10,53 +10,144 @@ from rich.table import Table
 
 from pipeline.commands.checkpoint_argument import Checkpoint, Iteration, speaks
 from pipeline.commands.shared import examples, set_up_logging
+from pipeline.evaluation.task_groups import TASK_GROUPS
 
 if TYPE_CHECKING:
-    from pipeline.report.inputs import EvaluationResult
+    from pipeline.report.inputs import EvaluationResult, SourceLoss
 
 EPILOG = examples(
     "megaponder eval runs/demo/checkpoints",
     "megaponder eval runs/demo/checkpoints --jacobi-iterations 4 --iters 32",
+    "megaponder eval runs/pile/checkpoints --tasks papers-9 --num-fewshot 5",
+    "megaponder eval runs/demo/checkpoints --tasks my_task --include-path tasks/ --limit 100",
+    "torchrun --nproc-per-node 8 -m pipeline.cli eval runs/pile/checkpoints --tasks papers-7 "
+    "--tensor-parallel 2",
 )
+_GROUPS_HELP = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in TASK_GROUPS.items())
+_OF_TASKS = "With --tasks: "
 
 
 def evaluate(
     checkpoint: Checkpoint,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Ask tasks of lm-evaluation-harness (the extra eval) instead: their names, groups, tags, or "
+            f"files, separated by commas. {_GROUPS_HELP}.",
+            show_default=False,
+        ),
+    ] = None,
     iters: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="Global batches of the split, at most all; default: the run's evaluation.iters.",
+            help="Global batches of the held-out split, at most all; default: the run's evaluation.iters.",
             show_default=False,
         ),
     ] = None,
     jacobi_iterations: Annotated[
         int | None,
-        typer.Option(min=0, metavar="J", help="Refinement sweeps; default: the run's.", show_default=False),
+        typer.Option(
+            min=0,
+            metavar="J",
+            help="Refinement sweeps on the held-out split; default: the run's.",
+            show_default=False,
+        ),
     ] = None,
     iteration: Iteration = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help=f"{_OF_TASKS}solved examples before a question; default: as each task says.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help=f"{_OF_TASKS}questions of each task; default: all.", show_default=False
+        ),
+    ] = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help=f"{_OF_TASKS}a folder of further task files (YAML).", show_default=False
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help=f"{_OF_TASKS}texts that a replica reads together.")
+    ] = 16,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Under torchrun, ranks that one model is split over; the others hold replicas, which share "
+            "the work. Default: all ranks hold one model.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Default: evaluation.json of the run.", show_default=False
+            "--output",
+            "--output-json",
+            "-o",
+            metavar="FILE",
+            help="Default: evaluation.json of the run, with --tasks its tasks.json.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Measure loss and steps on the held-out text of the run's data.
+    """Measure loss and steps on the held-out text of the run's data, or the answers to public tasks.
 
-    Shows the loss beside the unigram entropy, the steps that tokens take, their loss by steps, and the Jacobi
-    residual of each sweep. Under torchrun the model is split over all ranks.
+    On held-out text: loss, perplexity and bits per byte of the whole and of each source of a blend, beside
+    the unigram entropy; the steps that tokens take, their loss by steps, and the residual of each sweep.
+
+    With --tasks: the scores of lm-evaluation-harness, and beside each the steps its tokens really took and
+    the operations that cost; pruned steps are not computed. Nothing is converted. See docs/evaluation.md.
+
+    Under torchrun the model is split over all ranks, or as --tensor-parallel says.
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
+    if tasks is not None:
+        if iters is not None or jacobi_iterations is not None:
+            raise typer.BadParameter(
+                "is for the held-out split; leave it out, tasks are read until sweeps move nothing",
+                param_hint="--iters" if iters is not None else "--jacobi-iterations",
+            )
+        from pipeline.commands.evaluate_tasks import TaskOptions, evaluate_tasks
+
+        options = TaskOptions(
+            names=tasks,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            include_path=include_path,
+            batch_size=batch_size,
+        )
+        evaluate_tasks(
+            checkpoint,
+            options,
+            iteration=iteration,
+            tensor_parallel=tensor_parallel,
+            output=output,
+            speaks=is_first,
+        )
+        return
 
     from pipeline.evaluate_checkpoint import evaluate_checkpoint
     from pipeline.inference import opened_checkpoint
     from pipeline.report.inputs import EVALUATION_FILE, save_json
 
     overrides = [] if jacobi_iterations is None else [f"ponder.num_jacobi_iterations={jacobi_iterations}"]
-    with opened_checkpoint(checkpoint, iteration=iteration, overrides=overrides) as opened:
+    with opened_checkpoint(
+        checkpoint, iteration=iteration, overrides=overrides, tensor_parallel=tensor_parallel
+    ) as opened:
         result = evaluate_checkpoint(opened, max_global_batches=iters or opened.config.evaluation.iters)
         default_output = opened.config.output_dir / EVALUATION_FILE
     if not is_first:
@@ -69,6 +160,10 @@ def evaluate(
 def _table(result: "EvaluationResult") -> Table:
     table = Table(title=f"{result.checkpoint}, {result.split}", box=SIMPLE_HEAD, show_header=False)
     table.add_row("loss", f"{result.loss:.4f} nats per token, perplexity {result.perplexity:.2f}")
+    if result.bits_per_byte is not None:
+        table.add_row("bits per byte", f"{result.bits_per_byte:.4f}")
+    for source in result.sources if len(result.sources) > 1 else ():
+        table.add_row(source.name, _of_source(source))
     table.add_row("unigram entropy", f"{result.unigram_entropy:.4f} nats per token")
     table.add_row("tokens", f"{result.num_tokens:,}")
     tokens = sum(result.steps_count)
@@ -79,3 +174,9 @@ def _table(result: "EvaluationResult") -> Table:
         table.add_row(f"residual of sweep {sweep}", f"{residual:.3e}")
     table.add_row("speed", f"{result.tokens_per_second:,.0f} tokens/s")
     return table
+
+
+def _of_source(source: "SourceLoss") -> str:
+    bits = "" if source.bits_per_byte is None else f", {source.bits_per_byte:.4f} bits per byte"
+    loss = f"{source.loss:.4f} nats per token, perplexity {source.perplexity:.2f}"
+    return f"{loss}{bits}, {source.num_tokens:,} tokens"

@@ -247,6 +247,12 @@ class EvaluationConfig(Section):
         description="evaluate before the first step, at iteration 0; default: where the run starts from "
         "other weights (init_from)",
     )
+    sweep_steps: Switch = Field(
+        False, description="evaluate with at most 0, 1, .. K steps too; costs up to K more evaluations"
+    )
+    sweep_tau: tuple[Annotated[float, Field(strict=True, gt=0, lt=1)], ...] = Field(
+        (), description="thresholds to evaluate at too, by hard pruning; each costs one more evaluation"
+    )
 
 
 class MetricsConfig(Section):

@@ -256,11 +256,16 @@ class HeldoutBatches:
 
     def __iter__(self) -> Iterator[list[TokenBatch]]:
         """Yield this rank's micro-batches of each global batch; may be iterated any number of times."""
+        for shares in self.shares():
+            yield [_build(self.dataset, share, self.packing) for share in shares]
+
+    def shares(self) -> Iterator[list[Sequence[int]]]:
+        """Yield the samples of each of those micro-batches."""
         size = self.layout.global_batch_size
         for start in range(0, self.num_samples, size):
             indices = self._indices[start : start + size]
             indices += [NO_SAMPLE] * (size - len(indices))
-            yield [_build(self.dataset, share, self.packing) for share in self.layout.micro_batches(indices)]
+            yield self.layout.micro_batches(indices)
 
 
 def _build(dataset: SampleSource, indices: Sequence[int], packing: PackingOptions) -> TokenBatch:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep.errors import DataError
 from pipeline.data.dataset import SampleSource, TokenDataset, TokenRows, Vocabulary
@@ -28,6 +29,7 @@ class JoinedDataset:
                     f"{name} has {part.vocabulary}; prepare them with the same tokenizer"
                 )
         self.parts = tuple(parts)
+        self.names = tuple(names)
         self.stream = JoinedStream([part.stream for part in parts])
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
 
@@ -46,9 +48,7 @@ class JoinedDataset:
 
     def rows(self, indices: Sequence[int]) -> TokenRows:
         """Read samples; an index of -1 gives a row of length 0."""
-        samples = np.asarray(indices, dtype=np.int64)
-        # Rows of no sample come from the first source.
-        owners = np.maximum(np.searchsorted(self._starts, samples, side="right") - 1, 0)
+        samples, owners = np.asarray(indices, dtype=np.int64), self.owners(indices)
         tokens = np.empty((len(samples), self.parts[0].seq_length + 1), dtype=self.stream.dtype)
         lengths = np.empty(len(samples), dtype=np.int64)
         for number in np.unique(owners).tolist():
@@ -57,7 +57,25 @@ class JoinedDataset:
             tokens[is_here], lengths[is_here] = rows.tokens, rows.lengths
         return TokenRows(tokens=tokens, lengths=lengths)
 
+    def owners(self, indices: Sequence[int]) -> NDArray[np.int64]:
+        """Return the number of each sample's source, [rows]; rows of no sample come from the first one."""
+        samples = np.asarray(indices, dtype=np.int64)
+        owners: NDArray[np.int64] = np.searchsorted(self._starts, samples, side="right") - 1
+        return np.maximum(owners, 0)
+
 
 def parts_of(source: SampleSource) -> tuple[SampleSource, ...]:
     """The sources that were joined, or the only one."""
     return source.parts if isinstance(source, JoinedDataset) else (source,)
+
+
+def source_names(source: SampleSource) -> tuple[str, ...]:
+    """Names of the sources that were joined, or the split's of the only one."""
+    return source.names if isinstance(source, JoinedDataset) else (source.split,)
+
+
+def owners_of(source: SampleSource, indices: Sequence[int]) -> NDArray[np.int64]:
+    """Return which of :func:`source_names` each sample is from, [rows]."""
+    if isinstance(source, JoinedDataset):
+        return source.owners(indices)
+    return np.zeros(len(indices), dtype=np.int64)

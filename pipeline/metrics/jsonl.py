@@ -7,12 +7,12 @@ An object holds ``event`` (``training`` or ``validation``), ``iteration``, ``con
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.metrics import names
-from pipeline.metrics.records import TrainingRecord, ValidationRecord
+from pipeline.metrics.records import SweepPoint, TrainingRecord, ValidationRecord
 
 METRICS_FILE = "metrics.jsonl"
 TRAINING = "training"
@@ -35,7 +35,21 @@ def validation_event(record: ValidationRecord) -> dict[str, Any]:
     """Return the object of one evaluation, without its time."""
     event = {"event": VALIDATION, "iteration": record.iteration, "consumed_samples": record.consumed_samples}
     scalars = {names.LM_LOSS_VALIDATION: record.loss, names.LM_LOSS_VALIDATION_PPL: record.perplexity}
-    return event | _values(scalars | dict(record.scalars)) | _histogram(record)
+    sweep = {names.EVAL_SWEEP: [_values_of_point(point) for point in record.sweep]} if record.sweep else {}
+    scalars |= dict(record.scalars) | sweep_scalars(record.sweep)
+    return event | _values(scalars) | _histogram(record) | sweep
+
+
+def sweep_scalars(points: Sequence[SweepPoint]) -> dict[str, float]:
+    """Return every curve of a sweep by its tag."""
+    scalars = {}
+    for point in points:
+        if point.kind == "steps":
+            scalars[names.per_step(names.EVAL_PPL_VS_STEPS, int(point.value))] = point.perplexity
+        else:
+            scalars[names.per_tau(names.EVAL_PPL_VS_TAU, point.value)] = point.perplexity
+            scalars[names.per_tau(names.EVAL_STEPS_VS_TAU, point.value)] = point.mean_steps
+    return scalars
 
 
 def training_scalars(record: TrainingRecord) -> dict[str, float]:
@@ -127,6 +141,12 @@ def _end_with_a_whole_line(path: Path) -> None:
 
 def _values(scalars: Mapping[str, float]) -> dict[str, float | None]:
     return {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}
+
+
+def _values_of_point(point: SweepPoint) -> dict[str, Any]:
+    values = {"value": point.value, "loss": point.loss, "perplexity": point.perplexity}
+    values |= {"mean-steps": point.mean_steps, "flops-per-token": point.flops_per_token}
+    return {"kind": point.kind, **_values(values)}
 
 
 def _histogram(record: TrainingRecord | ValidationRecord) -> dict[str, list[float]]:

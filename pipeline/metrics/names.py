@@ -49,6 +49,20 @@ NLL_BY_STEPS: Final = "ponder/nll-by-steps"
 JACOBI_RESIDUAL: Final = "ponder/jacobi-residual"
 
 
+# Measured on the held-out split alone: perplexity with at most so many steps, and at a threshold; and the
+# steps that tokens take there.
+EVAL_PPL_VS_STEPS: Final = "ponder/eval-ppl-vs-steps"
+EVAL_PPL_VS_TAU: Final = "ponder/eval-ppl-vs-tau"
+EVAL_STEPS_VS_TAU: Final = "ponder/eval-steps-vs-tau"
+# The points of both as they are, in metrics.jsonl.
+EVAL_SWEEP: Final = "ponder/eval-sweep"
+
+
+def per_tau(family: str, tau: float) -> str:
+    """Name the curve of one threshold, such as ``ponder/eval-ppl-vs-tau/tau_0.01``."""
+    return f"{family}/tau_{tau:g}"
+
+
 def tokens_of_source(name: str) -> str:
     """Name the curve of the tokens seen of one source of a blend, such as ``data/tokens/books``."""
     return f"data/tokens/{name}"

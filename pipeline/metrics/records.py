@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 # Beyond this loss the perplexity is a meaningless overflow; Megatron-LM cuts at the same value.
 MAX_LOSS_FOR_PERPLEXITY = 20.0
@@ -45,16 +46,49 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPoint:
+    """The held-out split under one limit.
+
+    Attributes:
+        kind: tokens take at most `value` steps, or halt at the threshold `value`.
+        value: see there.
+        loss: nats per labelled token.
+        mean_steps: steps that tokens took.
+        flops_per_token: operations of a decoder at those steps.
+    """
+
+    kind: Literal["steps", "tau"]
+    value: float
+    loss: float
+    mean_steps: float
+    flops_per_token: float
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the loss, cut where it would only overflow."""
+        return perplexity_of(self.loss)
+
+
+def perplexity_of(loss: float) -> float:
+    """Return the exponential of a loss, cut where it would only overflow."""
+    return math.nan if math.isnan(loss) else math.exp(min(MAX_LOSS_FOR_PERPLEXITY, loss))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationRecord:
-    """One evaluation on the held-out split, made after ``iteration``; ``loss`` in nats per labelled token."""
+    """One evaluation on the held-out split, made after ``iteration``; ``loss`` in nats per labelled token.
+
+    ``sweep`` is the same under limits, where they were tried.
+    """
 
     iteration: int
     consumed_samples: int
     loss: float
     scalars: Mapping[str, float] = field(default_factory=dict)
     steps_count: Sequence[float] | None = None
+    sweep: Sequence[SweepPoint] = ()
 
     @property
     def perplexity(self) -> float:
         """The exponential of the loss, cut where it would only overflow."""
-        return math.exp(min(MAX_LOSS_FOR_PERPLEXITY, self.loss))
+        return perplexity_of(self.loss)

@@ -9,7 +9,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from megatron_ext.ponder.config import Method
 from pipeline.metrics import names
-from pipeline.metrics.jsonl import training_scalars
+from pipeline.metrics.jsonl import sweep_scalars, training_scalars
 from pipeline.metrics.records import TrainingRecord, ValidationRecord
 
 # torch ships this function without types.
@@ -40,6 +40,7 @@ class TensorBoardSink:
         method: Method,
         num_latent_thoughts: int,
         max_jacobi_iterations: int,
+        sweeps_steps: bool = False,
         purge_step: int | None = None,
     ) -> None:
         """Open ``folder`` for a run.
@@ -54,6 +55,7 @@ class TensorBoardSink:
                 method=method,
                 num_latent_thoughts=num_latent_thoughts,
                 max_jacobi_iterations=max_jacobi_iterations,
+                sweeps_steps=sweeps_steps,
             )
         )
 
@@ -74,6 +76,8 @@ class TensorBoardSink:
             self._writer.add_scalar(names.versus_samples(tag), value, record.consumed_samples)
         for tag, value in record.scalars.items():
             self._writer.add_scalar(names.on_validation(tag), value, record.iteration)
+        for tag, value in sweep_scalars(record.sweep).items():
+            self._writer.add_scalar(tag, value, record.iteration)
         if record.steps_count is not None:
             tag = names.on_validation(names.STEPS_HISTOGRAM)
             self._write_histogram(tag, record.steps_count, record.iteration)
@@ -116,7 +120,7 @@ def histogram_of_counts(counts: Sequence[float]) -> dict[str, Any]:
 
 
 def custom_scalars_layout(
-    *, method: Method, num_latent_thoughts: int, max_jacobi_iterations: int
+    *, method: Method, num_latent_thoughts: int, max_jacobi_iterations: int, sweeps_steps: bool = False
 ) -> dict[str, Any]:
     """Group the curves that belong together into charts, for the page "Custom Scalars".
 
@@ -124,6 +128,7 @@ def custom_scalars_layout(
         method: decides which groups of charts there are.
         num_latent_thoughts: K.
         max_jacobi_iterations: the largest J of the run.
+        sweeps_steps: evaluations are made with fewer steps too.
     """
     groups: dict[str, dict[str, list[str]]] = {
         "loss": {"training and validation": [names.LM_LOSS, names.LM_LOSS_VALIDATION]}
@@ -133,6 +138,10 @@ def custom_scalars_layout(
         groups["halting"] = _halting_charts(method, num_latent_thoughts)
     if has_steps and max_jacobi_iterations > 0:
         groups["Jacobi iteration"] = _jacobi_charts(max_jacobi_iterations)
+    if sweeps_steps:
+        steps = range(num_latent_thoughts + 1)
+        tags = [names.per_step(names.EVAL_PPL_VS_STEPS, step) for step in steps]
+        groups["loss"]["held-out perplexity by steps allowed"] = tags
     groups["cost"] = {
         "tokens per second": [names.TOKENS_PER_SECOND],
         "seconds per iteration": [names.ITERATION_TIME],

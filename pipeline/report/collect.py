@@ -57,6 +57,7 @@ def collect_report(
         nll_by_steps=evaluation.nll_by_steps,
         loss_quartiles=evaluation.loss_quartiles,
         residuals=evaluation.residuals,
+        steps_allowed=_steps_allowed(events),
         flops_per_token_train=flops.training_per_token(training_sweeps),
         flops_per_token_infer=flops.inference_per_token(mean_steps, full_share=full_share),
         flops_saved=flops.saved_fraction(mean_steps, full_share=full_share) if halts else None,
@@ -65,6 +66,16 @@ def collect_report(
         commands=commands,
         config_yaml=(run_folder / CONFIG_NAME).read_text(encoding="utf-8"),
         checkpoint=evaluation.checkpoint,
+    )
+
+
+def _steps_allowed(events: list[dict[str, Any]]) -> Points:
+    sweeps = [event[names.EVAL_SWEEP] for event in events if names.EVAL_SWEEP in event]
+    points = sweeps[-1] if sweeps else []
+    return tuple(
+        (float(point["value"]), float(point["loss"]))
+        for point in points
+        if point["kind"] == "steps" and point["loss"] is not None
     )
 
 

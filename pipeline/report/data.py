@@ -30,6 +30,7 @@ class ReportData:
         pruned_curves: share of training tokens that skipped step k, for k = 1..K.
         nll_by_steps: mean held-out loss of the tokens with 0..K steps; None where there is none.
         residuals: after each sweep, first sweep first.
+        steps_allowed: (most steps a token may take, held-out loss) of the last evaluation that tried them.
         flops_per_token_train: model operations of a training step at the evaluation's number of sweeps.
         flops_per_token_infer: operations of a decoder at the held-out split's mean steps.
         flops_saved: share of inference operations saved by halting; None for a method that does not halt.
@@ -52,6 +53,7 @@ class ReportData:
     nll_by_steps: tuple[float | None, ...]
     loss_quartiles: tuple[LossQuartile, ...]
     residuals: tuple[float, ...]
+    steps_allowed: Points
     flops_per_token_train: float
     flops_per_token_infer: float
     flops_saved: float | None

@@ -136,6 +136,18 @@ def steps_loss_figure(data: ReportData) -> Figure:
     return _bars("Loss by steps taken", bars, says, "steps", "{:.2f}".format, _numbers(bars, "{:.4f}".format))
 
 
+def steps_allowed_figure(data: ReportData) -> Figure:
+    """Held-out loss with fewer steps."""
+    bars = [Bar(name=f"{most:.0f}", value=loss, css=f"s{most:.0f}") for most, loss in data.steps_allowed]
+    (_, first), (most, last) = data.steps_allowed[0], data.steps_allowed[-1]
+    says = (
+        f"Held-out loss, in nats, if no token may take more than so many steps: {first:.4f} without any, "
+        f"{last:.4f} with {most:.0f}."
+    )
+    numbers = _numbers(bars, "{:.4f}".format)
+    return _bars("Loss by steps allowed", bars, says, "most steps per token", "{:.3f}".format, numbers)
+
+
 def residual_figure(data: ReportData) -> Figure:
     """Jacobi residual after each sweep."""
     bars = [
@@ -164,6 +176,7 @@ def all_figures(data: ReportData) -> tuple[Figure, ...]:
         (bool(data.pruned_curves), pruned_curves_figure),
         (bool(data.mean_steps_curve), mean_steps_figure),
         (any(loss is not None for loss in data.nll_by_steps), steps_loss_figure),
+        (len(data.steps_allowed) > 1, steps_allowed_figure),
         (bool(data.residuals), residual_figure),
     ]
     return tuple(make(data) for shown, make in figures if shown)

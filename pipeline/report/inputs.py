@@ -34,6 +34,36 @@ class LossQuartile:
 
 @with_config(STRICT)
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceLoss:
+    """What an evaluation found on the text of one source.
+
+    Attributes:
+        name: of the source.
+        num_tokens: labelled tokens.
+        num_bytes: of the text they stand for; None where nobody knows the tokenizer.
+        loss: mean cross-entropy, nats per labelled token.
+    """
+
+    name: str
+    num_tokens: int
+    num_bytes: int | None
+    loss: float
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the loss."""
+        return math.exp(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The loss of all tokens, in bits, over the bytes of their text; comparable between tokenizers."""
+        if not self.num_bytes:
+            return None
+        return self.loss * self.num_tokens / math.log(2) / self.num_bytes
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
     """What an evaluation on one split found.
 
@@ -49,6 +79,7 @@ class EvaluationResult:
         loss_quartiles: from the easiest to the hardest quarter; empty for a method that does not halt.
         residuals: Jacobi residual after each sweep, first sweep first; empty for ``vanilla``.
         tokens_per_second: speed of this evaluation.
+        sources: the same tokens by the source of their text; empty in files of before there were any.
     """
 
     format: Literal["megaponder.evaluation/1"] = "megaponder.evaluation/1"
@@ -67,11 +98,20 @@ class EvaluationResult:
     loss_quartiles: tuple[LossQuartile, ...]
     residuals: tuple[float, ...]
     tokens_per_second: float
+    sources: tuple[SourceLoss, ...] = ()
 
     @property
     def perplexity(self) -> float:
         """The exponential of the loss."""
         return math.exp(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Of all sources together; None where the bytes of one are not known."""
+        known = [source.num_bytes for source in self.sources if source.num_bytes]
+        if not known or len(known) < len(self.sources):
+            return None
+        return self.loss * self.num_tokens / math.log(2) / sum(known)
 
 
 @with_config(STRICT)

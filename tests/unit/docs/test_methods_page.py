@@ -57,7 +57,7 @@ def stated_default(cell: str, method: Method) -> Any:
 
 
 def family(tag: str) -> str:
-    return re.sub(r"/(step|iteration|sweep)_\w+$", "", tag)
+    return re.sub(r"/(step|iteration|sweep|tau)_\w+$", "", tag)
 
 
 def test_every_setting_is_described_and_every_described_setting_exists() -> None:

@@ -50,6 +50,26 @@ def test_values_that_json_lacks_become_null(tmp_path: Path) -> None:
     assert curve([event], TRAINING, "lm loss") == ()
 
 
+def test_a_sweep_stands_in_the_line_of_its_evaluation(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    sink.write_validation(validation_record())
+    sink.close()
+
+    (event,) = read_events(tmp_path / "metrics.jsonl")
+
+    assert event["ponder/eval-ppl-vs-steps/step_0"] == pytest.approx(math.exp(5))
+    assert event["ponder/eval-ppl-vs-steps/step_1"] is None
+    assert [point["kind"] for point in event["ponder/eval-sweep"]] == ["steps", "steps", "tau"]
+    assert event["ponder/eval-sweep"][2] == {
+        "kind": "tau",
+        "value": 1e-4,
+        "loss": 4.5,
+        "perplexity": pytest.approx(math.exp(4.5)),
+        "mean-steps": 1.25,
+        "flops-per-token": 30.0,
+    }
+
+
 def test_a_resumed_run_replaces_what_it_does_again(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for iterations in ([10, 20, 30], [20, 30, 40]):

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -69,12 +70,29 @@ def test_ponder_curves_are_written_for_training_and_validation(events: EventAccu
     assert only_value(events, "ponder/mean-steps validation") == (20, 1.5)
 
 
+def test_a_sweep_has_a_curve_for_each_limit(events: EventAccumulator) -> None:
+    assert only_value(events, "ponder/eval-ppl-vs-steps/step_0") == (20, pytest.approx(math.exp(5)))
+    assert only_value(events, "ponder/eval-ppl-vs-tau/tau_0.0001") == (20, pytest.approx(math.exp(4.5)))
+    assert only_value(events, "ponder/eval-steps-vs-tau/tau_0.0001") == (20, 1.25)
+
+
 def test_the_histogram_holds_the_counts(events: EventAccumulator) -> None:
     (event,) = events.Histograms("ponder/steps-histogram")
     histogram = event.histogram_value
     assert event.step == 20
     assert (histogram.min, histogram.max, histogram.num) == (0, 3, 8)
     assert sum(histogram.bucket) == 8
+
+
+def test_a_run_that_sweeps_over_steps_has_a_chart_of_them() -> None:
+    layout = custom_scalars_layout(
+        method=Method.LOOP, num_latent_thoughts=1, max_jacobi_iterations=0, sweeps_steps=True
+    )
+
+    assert layout["loss"]["held-out perplexity by steps allowed"][1] == [
+        "ponder/eval-ppl-vs-steps/step_0",
+        "ponder/eval-ppl-vs-steps/step_1",
+    ]
 
 
 def test_settings_and_layout_are_written(events: EventAccumulator) -> None:

@@ -57,6 +57,7 @@ def made_up_report() -> ReportData:
             for low, high, mean, steps in quartiles
         ),
         residuals=(0.21, 0.084),
+        steps_allowed=((0.0, 3.61), (1.0, 3.4), (2.0, 3.3), (3.0, 3.2517)),
         flops_per_token_train=71_300_000.0,
         flops_per_token_infer=6_900_000.0,
         flops_saved=0.2731,

@@ -52,6 +52,8 @@ def test_a_run_folder_becomes_a_report(run_folder: Path) -> None:
     assert data.heldout_curve == ((20.0, 4.0),)
     assert data.mean_steps_curve == ((10.0, 3.0), (20.0, 2.25))
     assert data.pruned_curves == (((10.0, 0.0), (20.0, 0.25)),) * 3
+    # The point that has no number is left out.
+    assert data.steps_allowed == ((0.0, 5.0),)
     assert data.training_tokens_per_second == 1500.0
     assert data.flops_per_token_train == FLOPS.training_per_token(1.5)
     assert data.flops_saved == pytest.approx(FLOPS.saved_fraction(1.5))

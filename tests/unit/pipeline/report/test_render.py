@@ -60,6 +60,7 @@ def test_the_page_is_well_formed_and_has_every_section(page: str) -> None:
         "Pruned fraction during training",
         "Mean steps during training",
         "Loss by steps taken",
+        "Loss by steps allowed",
         "Jacobi residual by sweep",
     ):
         assert title in text
@@ -134,6 +135,7 @@ def test_a_model_that_does_not_ponder_gets_a_shorter_page() -> None:
         nll_by_steps=(),
         loss_quartiles=(),
         residuals=(),
+        steps_allowed=(),
         flops_saved=None,
         sample=None,
     )

@@ -1,0 +1,119 @@
+"""`megaponder eval --tasks`."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.evaluation.task_groups import expand_task_names
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.task_results import TaskReport, TaskScore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """Options of the command that are about tasks; `names` are separated by commas."""
+
+    names: str
+    num_fewshot: int | None
+    limit: int | None
+    include_path: Path | None
+    batch_size: int
+
+
+def evaluate_tasks(
+    checkpoint: Path,
+    options: TaskOptions,
+    *,
+    iteration: int | None,
+    tensor_parallel: int | None,
+    output: Path | None,
+    speaks: bool,
+) -> None:
+    """Run tasks on a checkpoint; the first rank shows and writes the scores."""
+    # Read when the libraries are loaded: the hub is not told who loads what.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    _check_is_installed()
+    names = expand_task_names([name.strip() for name in options.names.split(",") if name.strip()])
+    if not names:
+        raise typer.BadParameter("must name a task", param_hint="--tasks")
+    from pipeline.evaluation.harness.run import run_tasks
+    from pipeline.evaluation.harness.settings import TaskSettings
+    from pipeline.evaluation.task_results import TASKS_FILE, save_task_report
+    from pipeline.inference import opened_checkpoint
+    from pipeline.ranks import Ranks
+
+    settings = TaskSettings(
+        names=names,
+        include_path=options.include_path,
+        num_fewshot=options.num_fewshot,
+        limit=options.limit,
+        batch_size=options.batch_size,
+    )
+    # Tasks have no global batch; one that any number of replicas divides.
+    batch = (
+        "training.micro_batch_size=1",
+        f"training.global_batch_size={Ranks.from_environment().world_size}",
+    )
+    with opened_checkpoint(
+        checkpoint, iteration=iteration, overrides=batch, tensor_parallel=tensor_parallel
+    ) as opened:
+        report = run_tasks(opened, settings)
+        default_output = opened.config.output_dir / TASKS_FILE
+    if not speaks:
+        return
+    Console().print(_table(report))
+    save_task_report(report, output or default_output)
+    typer.echo(f"written to {output or default_output}")
+
+
+def _check_is_installed() -> None:
+    try:
+        import_module("lm_eval")
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(
+            "needs lm-evaluation-harness, which is not installed; pip install 'megaponder[eval]'",
+            param_hint="--tasks",
+        ) from error
+
+
+def _table(report: "TaskReport") -> Table:
+    asked = "" if report.limit is None else f", at most {report.limit} questions of each"
+    table = Table(title=f"{report.checkpoint}{asked}", box=SIMPLE_HEAD)
+    table.add_column("task", overflow="fold")
+    table.add_column("shots", justify="right")
+    table.add_column("metric", overflow="fold")
+    for heading in ("score", "+-", "steps", "FLOPs/token", "FLOPs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for score in report.tasks:
+        for row in _rows(score):
+            table.add_row(*row)
+    for group, metrics in report.groups.items():
+        for name, value in metrics.items():
+            table.add_row(group, "", name.removesuffix(",none"), _number(value))
+    if report.mean_accuracy is not None and len(report.tasks) > 1:
+        table.add_row("mean", "", "acc", _number(report.mean_accuracy))
+    return table
+
+
+def _rows(score: "TaskScore") -> Iterator[tuple[str, ...]]:
+    """One row for each metric; what the task cost stands in the first."""
+    about = (score.task, str(score.num_fewshot))
+    cost = (f"{score.mean_steps:.3f}", f"{score.flops_per_token:.3g}", f"{score.flops:.3g}")
+    for name, value in score.metrics.items():
+        error = score.standard_errors.get(name)
+        shown = "" if error is None else _number(error)
+        yield (*about, name.removesuffix(",none"), _number(value), shown, *cost)
+        about, cost = ("", ""), ("", "", "")
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"

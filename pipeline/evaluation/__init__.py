@@ -1,0 +1,1 @@
+"""What a trained model is worth: losses by source, sweeps over steps and thresholds, and public tasks."""

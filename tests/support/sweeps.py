@@ -1,0 +1,40 @@
+"""Sweeps of a tiny model over its steps and some thresholds, on any layout."""
+
+from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from pipeline.evaluate import evaluate
+from pipeline.evaluation.sweep import SweepSettings, sweep
+from pipeline.metrics.records import SweepPoint
+from pipeline.run_account import flops_account
+from tests.support.layout_steps import built_model, own_batches
+from tests.support.layouts import LARGEST_J, MODELS, VOCAB_SIZE, Layout
+
+TAUS = (1e-6, 0.2, 0.9)
+
+
+def swept(model: str, layout: Layout) -> tuple[SweepPoint, ...]:
+    """Sweep one of the models of the layouts' matrix; all ranks of the layout call it."""
+    groups = initialize_groups(tensor=layout.tensor, pipeline=layout.pipeline)
+    try:
+        return swept_on(groups, model, layout)
+    finally:
+        destroy_groups()
+
+
+def swept_on(groups: ParallelGroups, model: str, layout: Layout) -> tuple[SweepPoint, ...]:
+    """The same on a layout that stands."""
+    config = MODELS[model].config(layout)
+    module, _ = built_model(config, groups)
+    batches = [own_batches(groups)]
+    whole = evaluate(module, batches, num_jacobi_iterations=LARGEST_J, groups=groups)
+    assert whole is not None
+    taus = TAUS if config.ponder.method.halts else ()
+    points = sweep(
+        module,
+        batches,
+        SweepSettings(over_steps=True, taus=taus, num_jacobi_iterations=LARGEST_J),
+        groups=groups,
+        flops=flops_account(config, VOCAB_SIZE),
+        whole=whole,
+    )
+    assert points is not None
+    return points

@@ -1,0 +1,149 @@
+"""A vanilla model as transformers and as this program have it, with text, and tasks to ask both of them."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from data_prep.run import prepare
+from megatron_ext.ponder.config import Method
+from pipeline.bench.conversion import NeoxSizes, make_model
+from pipeline.conversion.from_hf import ImportOptions, from_hf
+from pipeline.conversion.hf_weights import SAFETENSORS_NAME
+from pipeline.conversion.to_hf import ExportOptions, to_hf
+from tests.support.corpus import WORDS, build_request, write_corpus
+
+EOD = "<|endoftext|>"
+VOCAB_SIZE = 300
+SEQ_LENGTH = 48
+TASKS = ("tiny_choice", "tiny_rolling", "tiny_generation")
+_SIZES = NeoxSizes(num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, vocab_size=VOCAB_SIZE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskModels:
+    """Where everything lies.
+
+    Attributes:
+        vanilla: a checkpoint.
+        exported: the same as a folder that transformers loads.
+        ponderlm3: a checkpoint with the same backbone that takes two steps per token.
+        tasks: folder of task files.
+    """
+
+    vanilla: Path
+    exported: Path
+    ponderlm3: Path
+    tasks: Path
+
+
+def write_task_models(folder: Path) -> TaskModels:
+    """Make text, tokenizer, shards, models and tasks."""
+    hf, data = folder / "hf", folder / "data"
+    make_model(_SIZES, hf, dtype=torch.float32)
+    _sharpen(hf / SAFETENSORS_NAME)
+    _save_tokenizer(hf)
+    source = write_corpus(folder / "text")
+    prepare(build_request(source, hf / "tokenizer.json", data, eod_token=EOD))
+    settings = (f"data.path={data}", f"training.seq_length={SEQ_LENGTH}", "parallel.timeout_seconds=60")
+    more = ("ponder.num_latent_thoughts=2", "ponder.num_jacobi_iterations=2")
+    vanilla, _ = from_hf(hf, folder / "vanilla", ImportOptions(overrides=settings))
+    options = ImportOptions(method=Method.PONDERLM3, overrides=(*settings, *more))
+    ponderlm3, _ = from_hf(hf, folder / "ponderlm3", options)
+    to_hf(vanilla, folder / "exported", ExportOptions())
+    return TaskModels(
+        exported=folder / "exported",
+        vanilla=vanilla,
+        ponderlm3=ponderlm3,
+        tasks=write_tasks(folder / "tasks"),
+    )
+
+
+def write_tasks(folder: Path) -> Path:
+    """Write a multiple choice, a rolling perplexity and a generation, with a few questions each."""
+    folder.mkdir(parents=True)
+    choose = random.Random(3)
+
+    def text(num_words: int) -> str:
+        return " ".join(choose.choices(WORDS, k=num_words))
+
+    questions = [
+        {"question": text(6), "choices": [text(2), text(3), text(1)], "answer": n % 3} for n in range(7)
+    ]
+    # The second is longer than the model sees at once.
+    texts = [{"text": text(num_words)} for num_words in (4, 90, 20)]
+    prompts = [{"text": text(5), "answer": text(1)} for _ in range(5)]
+    _write_task(
+        folder,
+        "tiny_choice",
+        questions,
+        output_type="multiple_choice",
+        doc_to_text="{{question}} =",
+        doc_to_target="{{answer}}",
+        doc_to_choice="{{choices}}",
+        fewshot_split="test",
+        metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
+    )
+    _write_task(
+        folder,
+        "tiny_rolling",
+        texts,
+        output_type="loglikelihood_rolling",
+        doc_to_text="",
+        doc_to_target="{{text}}",
+        metric_list=[{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
+    )
+    _write_task(
+        folder,
+        "tiny_generation",
+        prompts,
+        output_type="generate_until",
+        doc_to_text="{{text}}",
+        doc_to_target="{{answer}}",
+        generation_kwargs={"until": ["e"], "max_gen_toks": 9, "do_sample": False},
+        metric_list=[{"metric": "exact_match"}],
+    )
+    return folder
+
+
+def _write_task(folder: Path, name: str, documents: list[dict[str, Any]], **settings: Any) -> None:
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
+        "test_split": "test",
+        "metadata": {"version": 1.0},
+        **settings,
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
+
+
+def _sharpen(file: Path) -> None:
+    """Let the model prefer some tokens clearly to others: no answer hangs on rounding."""
+    weights = load_file(file)
+    save_file({name: 10 * value if value.dim() == 2 else value for name, value in weights.items()}, file)
+
+
+def _save_tokenizer(folder: Path) -> None:
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[EOD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 20, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOD, "bos_token": EOD}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
