@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from cluster.commands import jobs, submit
 from pipeline.commands import (
     bench,
     checkpoint,
@@ -37,6 +38,7 @@ app.command(epilog=train.EPILOG)(train.train)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=generate.EPILOG)(generate.generate)
 app.command(epilog=plan.EPILOG)(plan.plan)
+app.command(epilog=submit.EPILOG)(submit.submit)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=golden.EPILOG)(golden.golden)
 app.command(epilog=parity.EPILOG)(parity.parity)
@@ -44,6 +46,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(convert.app, name="convert")
 app.add_typer(data.app, name="data")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(tokenizer.app, name="tokenizer")
 
 

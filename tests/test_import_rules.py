@@ -22,6 +22,22 @@ class Rule:
     forbidden: tuple[str, ...] = ()
 
 
+# What `cluster` builds on: settings and plans, which load no torch.
+LAUNCHING = (
+    "cluster",
+    "data_prep.errors",
+    "data_prep.files",
+    "data_prep.manifest",
+    "pipeline.commands.shared",
+    "pipeline.config",
+    "pipeline.console",
+    "pipeline.exit_codes",
+    "pipeline.plan",
+    "pydantic",
+    "rich",
+    "typer",
+)
+
 # The first rule whose package holds a module applies to it.
 RULES = (
     Rule(package="megatron_ext.ponder", allowed=("torch",), forbidden=("torch.distributed",)),
@@ -40,11 +56,15 @@ RULES = (
     ),
     Rule(package="pipeline.bench.webdataset_reading", allowed=("numpy", "torch", "webdataset", "data_prep")),
     Rule(package="pipeline.bench.datatrove_run", allowed=("numpy", "datatrove")),
+    Rule(package="pipeline.bench.decode_transformers", allowed=("torch", "transformers", "pipeline")),
     Rule(package="pipeline.bench.data_tokenizers", allowed=("tokenizers", "data_prep")),
     Rule(
         package="pipeline.conversion.reference_logits",
         allowed=("torch", "transformers", "pipeline.conversion"),
     ),
+    # The command line puts the parts together.
+    Rule(package="pipeline.cli", allowed=("cluster.commands", "pipeline", "typer")),
+    Rule(package="pipeline.commands.failures", allowed=("cluster.errors", "data_prep", "pipeline")),
     Rule(
         package="pipeline",
         allowed=(
@@ -64,7 +84,8 @@ RULES = (
             "yaml",
         ),
     ),
-    Rule(package="cluster", allowed=("pipeline.config",)),
+    Rule(package="cluster.on_ray", allowed=("ray", *LAUNCHING)),
+    Rule(package="cluster", allowed=LAUNCHING),
 )
 
 

@@ -16,6 +16,7 @@ from pipeline.config.rules_data import DATA_RULES
 from pipeline.config.rules_model import MODEL_RULES
 from pipeline.config.rules_parallel import PARALLEL_RULES
 from pipeline.config.rules_ponder import PONDER_RULES
+from pipeline.config.rules_submit import SUBMIT_RULES
 from pipeline.config.rules_training import TRAINING_RULES
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ RULES: tuple[Rule, ...] = (
     *TRAINING_RULES,
     *DATA_RULES,
     *CHECKPOINT_RULES,
+    *SUBMIT_RULES,
 )
 
 
