@@ -20,7 +20,7 @@ def render_script(spec: JobSpec) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         # A shell script is no markup; what users wrote goes through the filter `quote`.
-        autoescape=False,  # noqa: S701
+        autoescape=False,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

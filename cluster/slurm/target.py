@@ -100,7 +100,7 @@ class SlurmTarget:
             client.cancel_job(record.handle)
 
     def requeue(self, record: JobRecord) -> JobRecord:
-        """Let the ranks of a running job save, after which its script requeues it; start an ended one again."""
+        """Let the ranks of a running job save, so that its script requeues it; start an ended one again."""
         info = client.show_job(record.handle)
         if info is not None and info.state == "RUNNING":
             client.signal_ranks(record.handle)
@@ -118,8 +118,8 @@ class SlurmTarget:
         script = record.job_folder / SCRIPT_NAME
         if not script.exists() or "_" in record.handle:
             raise ClusterError(
-                f"SLURM must still know {record.job_id}, which is part of a sweep or a chain, but has forgotten "
-                "it; submit the run again, which goes on from its newest checkpoint"
+                f"SLURM must still know {record.job_id}, which is part of a sweep or a chain, but has "
+                "forgotten it; submit the run again, which goes on from its newest checkpoint"
             )
         again = record.model_copy(
             update={"handle": client.submit_script(script), "submitted_at": datetime.now(UTC)}
