@@ -22,7 +22,8 @@ _CURES: tuple[tuple[str, str], ...] = (
     (r"Invalid feature", "submit.constraint must name features of nodes (`sinfo -o '%n %f'` lists them)"),
     (
         r"Invalid generic resource|Invalid GRES|[Nn]ode configuration is not available"
-        r"|More processors requested|Node count specification invalid|Memory specification can not be satisfied|Requested nodes",
+        r"|More processors requested|Node count specification invalid"
+        r"|Memory specification can not be satisfied|Requested nodes",
         "submit.nodes, gpus_per_node, cpus_per_rank and memory_per_node must fit the partition's nodes "
         "(`sinfo -N -o '%N %c %m %G'` shows them)",
     ),

@@ -12,7 +12,7 @@ from cluster.job_record import JobRecord, JobState, JobStatus, save_record
 from cluster.job_spec import JobSpec
 from cluster.slurm import client
 from cluster.slurm.client import JobInfo
-from cluster.slurm.places import SCRIPT_NAME, Place, places_of
+from cluster.slurm.places import LOG_NAME, SCRIPT_NAME, Place, places_of
 from cluster.slurm.render import render_script
 from data_prep.files import write_atomically
 
@@ -86,7 +86,7 @@ class SlurmTarget:
         """Return the files of the newest start's ranks; before there are any, that of the script."""
         attempts = _attempts(record.job_folder)
         of_ranks = sorted(attempts[-1].glob("rank-*.log")) if attempts else []
-        return tuple(of_ranks or sorted(record.job_folder.glob("slurm-*.log"))[-1:])
+        return tuple(of_ranks or record.job_folder.glob(LOG_NAME))
 
     def cancel(self, record: JobRecord) -> None:
         """Let the ranks of a running job save and leave; take a waiting one out of the queue."""
