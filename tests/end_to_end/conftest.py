@@ -59,8 +59,11 @@ def slurm() -> Iterator[SlurmCluster]:
         assert not os.environ.get(REQUIRE_CLUSTERS), what
         pytest.skip(f"NOT RUN: {what}")
     # Sockets have short paths.
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, slurm_cluster(Path(folder)) as cluster:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in cluster.variables.items():
-                patch.setenv(name, value)
-            yield cluster
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-") as folder,
+        slurm_cluster(Path(folder)) as cluster,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in cluster.variables.items():
+            patch.setenv(name, value)
+        yield cluster

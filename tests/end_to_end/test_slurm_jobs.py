@@ -73,10 +73,8 @@ def test_ranks_get_torchruns_variables_and_a_log_each(slurm: SlurmCluster, job: 
 def test_exit_codes_decide_whether_a_job_starts_again(
     slurm: SlurmCluster, job: MakeJob, codes: tuple[int, int], expected: int, starts: int
 ) -> None:
-    spec = job(
-        f"codes=({codes[0]} {codes[1]}); exit ${{codes[$RANK]}}", requeue=RequeuePolicy(max_requeues=1)
-    )
-    (record,) = submit_command(spec)
+    line = f"codes=({codes[0]} {codes[1]}); exit ${{codes[$RANK]}}"
+    (record,) = submit_command(job(line, requeue=RequeuePolicy(max_requeues=1)))
     status = ended(slurm, record)
     assert status.exit_code == expected, all_logs(record)
     assert status.state == (JobState.DONE if expected == 0 else JobState.FAILED)
@@ -200,6 +198,18 @@ def test_a_job_that_slurm_has_forgotten_still_tells_how_it_ended(slurm: SlurmClu
     assert SlurmTarget().status(unknown).exit_code == 9
     (record.job_folder / "exit_code").unlink()
     assert SlurmTarget().status(unknown).state == JobState.UNKNOWN
+
+
+def test_a_job_that_loses_a_node_starts_again_when_there_are_nodes(
+    slurm: SlurmCluster, job: MakeJob, tmp_path: Path
+) -> None:
+    (record,) = submit_command(job(f"mkdir {tmp_path}/first$RANK || exit 0; echo here; exec sleep 600"))
+    wait_until(lambda: all_logs(record).count("here") == 2, seconds=30)
+    slurm.lose_node(NODES[1])
+    wait_until(lambda: slurm.state_of(record.handle) == "PENDING", seconds=30)
+    slurm.bring_back(NODES[1])
+    status = ended(slurm, record, seconds=60)
+    assert (status.state, status.exit_code, status.requeues) == (JobState.DONE, 0, 1)
 
 
 def test_ranks_that_a_signal_ends_start_again(slurm: SlurmCluster, job: MakeJob, tmp_path: Path) -> None:

@@ -64,13 +64,10 @@ def tell_to_stop(slurm: SlurmCluster, record: JobRecord) -> None:
 
 
 def take_a_node(slurm: SlurmCluster, record: JobRecord) -> None:
-    """Drain a node, kill all of it, and bring it back when SLURM has noticed."""
-    slurm.ask("scontrol", "update", f"NodeName={NODES[1]}", "State=DRAIN", "Reason=repair")
-    assert slurm.state_of(record.handle) == "RUNNING", "a node that is drained ends its jobs first"
-    slurm.kill_node(NODES[1])
-    wait_until(lambda: slurm.state_of(record.handle) != "RUNNING", seconds=60)
-    slurm.start_node(NODES[1])
-    slurm.ask("scontrol", "update", f"NodeName={NODES[1]}", "State=RESUME")
+    """Drain a node, kill all of it, and bring it back when the job waits for it."""
+    slurm.lose_node(NODES[1])
+    wait_until(lambda: slurm.state_of(record.handle) == "PENDING", seconds=60)
+    slurm.bring_back(NODES[1])
 
 
 @pytest.mark.parametrize("strike", [requeue, tell_to_stop, take_a_node])
