@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from cluster.job_record import JobRecord, JobState, find_record
+from cluster.lead_time import DEFAULT_LEAD_SECONDS, signal_lead_seconds
 from cluster.slurm.target import SlurmTarget
+from pipeline.checkpoint.save_times import SAVE_TIMES_NAME, read_save_seconds
 from tests.support.commands import megaponder, wait_until
-from tests.support.faults import settings, steps_of
+from tests.support.faults import SAVE_INTERVAL, settings, steps_of
 from tests.support.runs import has_trained
 from tests.support.slurm_cluster import NODES, SlurmCluster
 from tests.support.slurm_jobs import all_logs, ended, submit
@@ -51,6 +53,8 @@ def test_a_run_on_two_nodes_equals_one_on_this_machine(
     first, second = SlurmTarget().logs(record)
     assert f"iteration {NUM_ITERATIONS:8d}/" in first.read_text()
     assert second.exists()
+    assert len(read_save_seconds(folder / SAVE_TIMES_NAME)) == NUM_ITERATIONS / SAVE_INTERVAL
+    assert signal_lead_seconds(folder, wall_time=None) < DEFAULT_LEAD_SECONDS
     shown = megaponder("jobs", "logs", "-f", str(folder), "--lines", "1000")
     assert (shown.exit_code, shown.stdout) == (0, first.read_text())
 
