@@ -14,8 +14,8 @@ def test_every_line_of_a_refusal_becomes_part_of_one_message() -> None:
     )
     assert refusal(text, what="take the job") == (
         "SLURM does not take the job: Memory specification can not be satisfied; Batch job submission "
-        "failed: Requested node configuration is not available; submit.nodes, gpus_per_node, cpus_per_rank and "
-        "memory_per_node must fit the partition's nodes (`sinfo -N -o '%N %c %m %G'` shows them)"
+        "failed: Requested node configuration is not available; submit.nodes, gpus_per_node, cpus_per_rank "
+        "and memory_per_node must fit the partition's nodes (`sinfo -N -o '%N %c %m %G'` shows them)"
     )
 
 
