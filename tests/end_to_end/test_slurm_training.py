@@ -14,7 +14,7 @@ from tests.support.commands import megaponder, wait_until
 from tests.support.faults import SAVE_INTERVAL, settings, steps_of
 from tests.support.runs import has_trained
 from tests.support.slurm_cluster import NODES, SlurmCluster
-from tests.support.slurm_jobs import all_logs, ended, submit
+from tests.support.slurm_jobs import LONGEST_SECONDS, all_logs, ended, submit
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(240)]
 
@@ -27,12 +27,12 @@ SETTINGS = (
 )
 
 Strike = Callable[[SlurmCluster, JobRecord], None]
+# Loss, gradient norm and data hash by iteration.
+Steps = dict[int, tuple[float, float, str]]
 
 
 @pytest.fixture(scope="session")
-def undisturbed(
-    recipe: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, tuple[float, float, str]]:
+def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Steps:
     """Steps of the same run on two ranks of this machine, from beginning to end."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     command = megaponder("train", "--config", str(recipe), f"output_dir={folder}", *settings(NUM_ITERATIONS))
@@ -41,7 +41,7 @@ def undisturbed(
 
 
 def test_a_run_on_two_nodes_equals_one_on_this_machine(
-    slurm: SlurmCluster, recipe: Path, tmp_path: Path, undisturbed: dict[int, tuple[float, float, str]]
+    slurm: SlurmCluster, recipe: Path, tmp_path: Path, undisturbed: Steps
 ) -> None:
     folder = tmp_path / "run"
     arguments = ("--config", str(recipe), "--target", "slurm", "--wait", f"output_dir={folder}", *SETTINGS)
@@ -79,12 +79,12 @@ def test_a_run_goes_on_exactly_where_it_was(
     slurm: SlurmCluster,
     recipe: Path,
     tmp_path: Path,
-    undisturbed: dict[int, tuple[float, float, str]],
+    undisturbed: Steps,
     strike: Strike,
 ) -> None:
     folder = tmp_path / "run"
     (record,) = submit(recipe, folder, *SETTINGS)
-    wait_until(lambda: has_trained(folder, STRUCK), seconds=60)
+    wait_until(lambda: has_trained(folder, STRUCK), seconds=LONGEST_SECONDS)
     strike(slurm, record)
     status = ended(slurm, record)
     assert (status.state, status.exit_code) == (JobState.DONE, 0), all_logs(record)
@@ -92,7 +92,7 @@ def test_a_run_goes_on_exactly_where_it_was(
     assert "resumed from iteration" in SlurmTarget().logs(record)[0].read_text()
     assert steps_of(folder) == undisturbed
     assert not list(folder.rglob("*.partial"))
-    assert not list(folder.rglob(".*"))
+    assert not list(folder.rglob("*.tmp-*"))
 
 
 def python_that(path: Path, line: str) -> str:
