@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from cluster.commands import bench_submit, jobs, submit
 from pipeline.commands import (
     bench,
     checkpoint,
@@ -41,13 +42,16 @@ app.command(epilog=verify.EPILOG)(verify.verify)
 app.command(epilog=generate.EPILOG)(generate.generate)
 app.command(epilog=compare.EPILOG)(compare.compare)
 app.command(epilog=plan.EPILOG)(plan.plan)
+app.command(epilog=submit.EPILOG)(submit.submit)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=golden.EPILOG)(golden.golden)
 app.command(epilog=parity.EPILOG)(parity.parity)
+bench.app.command("submit", epilog=bench_submit.EPILOG)(bench_submit.submit)
 app.add_typer(bench.app, name="bench")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(convert.app, name="convert")
 app.add_typer(data.app, name="data")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(tokenizer.app, name="tokenizer")
 
 

@@ -22,6 +22,27 @@ class Rule:
     forbidden: tuple[str, ...] = ()
 
 
+# What `cluster` builds on: settings and plans, which load no torch.
+LAUNCHING = (
+    "cluster",
+    "data_prep.errors",
+    "data_prep.files",
+    "data_prep.manifest",
+    "jinja2",
+    "pipeline.checkpoint.save_times",
+    "pipeline.commands.shared",
+    "pipeline.config",
+    "pipeline.console",
+    "pipeline.exit_codes",
+    "pipeline.metrics.jsonl",
+    "pipeline.metrics.names",
+    "pipeline.plan",
+    "pipeline.ranks",
+    "pydantic",
+    "rich",
+    "typer",
+)
+
 # The first rule whose package holds a module applies to it.
 RULES = (
     Rule(package="megatron_ext.ponder", allowed=("torch",), forbidden=("torch.distributed",)),
@@ -60,6 +81,9 @@ RULES = (
         package="pipeline.conversion.reference_logits",
         allowed=("torch", "transformers", "pipeline.conversion"),
     ),
+    # The command line puts the parts together.
+    Rule(package="pipeline.cli", allowed=("cluster.commands", "pipeline", "typer")),
+    Rule(package="pipeline.commands.failures", allowed=("cluster.errors", "data_prep", "pipeline")),
     Rule(
         package="pipeline",
         allowed=(
@@ -79,7 +103,8 @@ RULES = (
             "yaml",
         ),
     ),
-    Rule(package="cluster", allowed=("pipeline.config",)),
+    Rule(package="cluster.on_ray", allowed=("ray", *LAUNCHING)),
+    Rule(package="cluster", allowed=LAUNCHING),
 )
 
 

@@ -1,5 +1,6 @@
 """Errors meant for users: which exit code each has. Everything else is a crash and keeps its traceback."""
 
+from cluster.errors import ClusterError
 from data_prep.errors import DataError
 from pipeline.checkpoint.errors import CheckpointError
 from pipeline.config.errors import ConfigError
@@ -10,6 +11,7 @@ EXIT_CODES: dict[type[Exception], ExitCode] = {
     ConfigError: ExitCode.USAGE,
     DataError: ExitCode.USAGE,
     ConversionError: ExitCode.USAGE,
+    ClusterError: ExitCode.USAGE,
     CheckpointError: ExitCode.DO_NOT_REQUEUE,
 }
 

@@ -17,6 +17,7 @@ from pipeline.config.rules import broken_rules
 from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
 from pipeline.config.stages import even_stages
 from pipeline.config.start_section import InitFromSection as InitFromSection
+from pipeline.config.submit_section import SubmitSection
 from pipeline.config.vocabulary import padded_vocab_size
 
 
@@ -282,6 +283,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     divergence: DivergenceConfig = DivergenceConfig()
     metrics: MetricsConfig = MetricsConfig()
+    submit: SubmitSection = SubmitSection()
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:

@@ -1,0 +1,120 @@
+"""`megaponder jobs`: the same words for local processes, SLURM and Ray."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from cluster.errors import ClusterError
+from cluster.follow import follow, newest_lines
+from cluster.job_record import JobRecord, JobState, JobStatus, find_record, records_below
+from cluster.targets import target_named
+from pipeline.commands.shared import examples
+from pipeline.console import table_console
+
+app = typer.Typer(
+    help="Watch, stop and restart submitted jobs, wherever they run.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+Job = Annotated[
+    str,
+    typer.Argument(metavar="JOB", help="Id as `submit` printed it (slurm:1234), or a run's name or folder."),
+]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of runs, or one run.")]
+RUNS = Path("runs")
+
+
+@app.command("list", epilog=examples("megaponder jobs list", "megaponder jobs list --runs /shared/runs"))
+def list_jobs(runs: Runs = RUNS) -> None:
+    """List the jobs of all runs in a folder, oldest first."""
+    table = Table("JOB", "RUN", "STATE", "REQUEUES", "SUBMITTED (UTC)", "REASON", box=SIMPLE_HEAD)
+    for record in records_below(runs):
+        status = _status_or_unknown(record)
+        table.add_row(
+            record.job_id,
+            record.name,
+            status.state,
+            str(status.requeues),
+            record.submitted_at.strftime("%Y-%m-%d %H:%M:%S"),
+            status.reason,
+        )
+    table_console().print(table)
+
+
+@app.command(epilog=examples("megaponder jobs status slurm:1234", "megaponder jobs status my-run --json"))
+def status(
+    job: Job,
+    runs: Runs = RUNS,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Show where a job is, and why."""
+    record = find_record(runs, job)
+    found = target_named(record.target, ray_address=record.address).status(record)
+    if as_json:
+        typer.echo(found.model_dump_json())
+        return
+    table = Table(box=SIMPLE_HEAD, show_header=False)
+    for name, value in (
+        ("job", record.job_id),
+        ("run", str(record.run_folder)),
+        ("state", found.state),
+        ("reason", found.reason or "-"),
+        ("exit code", "-" if found.exit_code is None else str(found.exit_code)),
+        ("requeues", str(found.requeues)),
+        ("nodes", ", ".join(found.nodes) or "-"),
+        ("folder", str(record.job_folder)),
+    ):
+        table.add_row(name, value)
+    table_console().print(table)
+
+
+@app.command(epilog=examples("megaponder jobs logs my-run", "megaponder jobs logs -f slurm:1234 --rank 3"))
+def logs(
+    job: Job,
+    runs: Runs = RUNS,
+    follows: Annotated[
+        bool,
+        typer.Option(
+            "--follow", "-f", help="Show what is added until the job has ended; leave with its code."
+        ),
+    ] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="Lines of the past.")] = 50,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", show_default=False, help="Of this rank; default: the first."),
+    ] = None,
+) -> None:
+    """Show what a job writes."""
+    record = find_record(runs, job)
+    target = target_named(record.target, ray_address=record.address)
+    if follows:
+        raise typer.Exit(follow(target, record, lines=lines, rank=rank or 0))
+    typer.echo(newest_lines(target.logs(record), lines=lines, rank=rank or 0), nl=False)
+
+
+@app.command(epilog=examples("megaponder jobs cancel slurm:1234"))
+def cancel(job: Job, runs: Runs = RUNS) -> None:
+    """Tell a job to save, end, and not to come back."""
+    record = find_record(runs, job)
+    target_named(record.target, ray_address=record.address).cancel(record)
+    typer.echo(f"{record.job_id} is told to end", err=True)
+
+
+@app.command(epilog=examples("megaponder jobs requeue slurm:1234"))
+def requeue(job: Job, runs: Runs = RUNS) -> None:
+    """Tell a job to save and start again; start one again that has ended."""
+    record = find_record(runs, job)
+    again = target_named(record.target, ray_address=record.address).requeue(record)
+    typer.echo(again.job_id)
+
+
+def _status_or_unknown(record: JobRecord) -> JobStatus:
+    """One cluster that does not answer must not hide the others' jobs."""
+    try:
+        return target_named(record.target, ray_address=record.address).status(record)
+    except ClusterError as error:
+        return JobStatus(state=JobState.UNKNOWN, reason=str(error))

@@ -1,0 +1,147 @@
+"""What is remembered of a submitted job, in its own folder inside the run's: `jobs/<stamp>/job.json`."""
+
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cluster.errors import ClusterError
+from data_prep.files import write_atomically
+from pipeline.config.submit_section import Target
+
+JOBS_FOLDER = "jobs"
+RECORD_NAME = "job.json"
+
+
+class JobState(StrEnum):
+    """Where a job is in its life; the same words for every target."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+    """The target has forgotten the job, or cannot be asked."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job will not change any more by itself."""
+        return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+class JobStatus(BaseModel):
+    """What a target says of a job.
+
+    Attributes:
+        state: where it is.
+        reason: the target's own words, or why the job ended.
+        exit_code: of the job; None while there is none.
+        requeues: how often it has started again.
+        nodes: where it runs or ran last.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state: JobState
+    reason: str = ""
+    exit_code: int | None = None
+    requeues: int = 0
+    nodes: tuple[str, ...] = ()
+
+
+class JobRecord(BaseModel):
+    """A job as it was submitted.
+
+    Attributes:
+        target: where it went.
+        handle: by which the target knows it: a SLURM job id, a Ray submission id, a process id.
+        address: of the Ray cluster; None for other targets.
+        name: of the run or stage.
+        run_folder, job_folder: see `cluster.job_spec.JobSpec`.
+        submitted_at: in UTC.
+        command: what every rank runs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: Target
+    handle: str
+    address: str | None = None
+    name: str
+    run_folder: Path
+    job_folder: Path
+    submitted_at: datetime
+    command: tuple[str, ...]
+
+    @property
+    def job_id(self) -> str:
+        """By which users name the job, such as `slurm:1234`."""
+        return f"{self.target}:{self.handle}"
+
+
+def new_job_folder(run_folder: Path, name: str) -> Path:
+    """Name the folder of a job that is about to be submitted; it sorts by time."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return run_folder / JOBS_FOLDER / f"{stamp}-{name}-{secrets.token_hex(2)}"
+
+
+def save_record(record: JobRecord) -> None:
+    """Write a job's record into its folder, whole or not at all."""
+    content = record.model_dump_json(indent=2) + "\n"
+    write_atomically(record.job_folder / RECORD_NAME, content.encode())
+
+
+def records_below(runs: Path) -> list[JobRecord]:
+    """Return the jobs of a run, or of all runs in a folder, oldest first.
+
+    Raises:
+        ClusterError: a record cannot be read.
+    """
+    return sorted((_load(path) for path in _record_files(runs)), key=lambda record: record.submitted_at)
+
+
+def find_record(runs: Path, job: str) -> JobRecord:
+    """Return a job by its id (`slurm:1234`, or `1234` where only one target has it) or its run's newest.
+
+    Args:
+        runs: a folder of runs, or one run.
+        job: an id, or the folder or name of a run.
+
+    Raises:
+        ClusterError: there is no such job, or several.
+    """
+    if Path(job).is_dir():
+        of_run = records_below(Path(job))
+    else:
+        records = records_below(runs)
+        exact = [record for record in records if job in (record.job_id, record.handle)]
+        if len({record.job_id for record in exact}) > 1:
+            raise ClusterError(
+                f"a job must be named by one id, but {job} is {' and '.join(r.job_id for r in exact)}; "
+                "write the whole id"
+            )
+        of_run = exact or [record for record in records if record.run_folder.name == job]
+    if not of_run:
+        raise ClusterError(
+            f"a job must be an id or a run below {runs}, but none is called {job}; "
+            "see `megaponder jobs list`, and give --runs where the runs lie elsewhere"
+        )
+    return of_run[-1]
+
+
+def _record_files(runs: Path) -> Iterator[Path]:
+    for pattern in (f"{JOBS_FOLDER}/*/{RECORD_NAME}", f"*/{JOBS_FOLDER}/*/{RECORD_NAME}"):
+        yield from runs.glob(pattern)
+
+
+def _load(path: Path) -> JobRecord:
+    try:
+        return JobRecord.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ClusterError(
+            f"{path} must be the record of a job, but cannot be read ({error}); delete it to forget the job"
+        ) from error

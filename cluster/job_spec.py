@@ -1,0 +1,134 @@
+"""What a job is, whichever cluster it goes to: plain values that targets render and submit."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What a job occupies.
+
+    Attributes:
+        nodes: machines, all or none of them.
+        ranks_per_node: processes of a machine.
+        gpus_per_node: one for each rank, or 0.
+        cpus_per_rank: cores.
+        memory_per_node: such as `64G`; None: what the cluster gives.
+        wall_time: [DAYS-]HH:MM:SS; None: the cluster's limit.
+    """
+
+    nodes: int = 1
+    ranks_per_node: int = 1
+    gpus_per_node: int = 0
+    cpus_per_rank: int = 1
+    memory_per_node: str | None = None
+    wall_time: str | None = None
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of the whole job."""
+        return self.nodes * self.ranks_per_node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """Where in a cluster a job waits, and on whose account.
+
+    Attributes:
+        partition, account, qos, constraint: as SLURM names them; None: the cluster's default.
+        options: further #SBATCH lines, as the user wrote them.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """The image that ranks run in.
+
+    Attributes:
+        image: as the runtime names it.
+        runtime: what starts it.
+        mounts: HOST:CONTAINER pairs.
+    """
+
+    image: str
+    runtime: Literal["pyxis", "apptainer"]
+    mounts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequeuePolicy:
+    """What happens when a job loses its machines.
+
+    Attributes:
+        max_requeues: how often it may start again.
+        signal_lead_seconds: how long before the end of the wall time its ranks are told to save.
+    """
+
+    max_requeues: int = 10
+    signal_lead_seconds: int = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepMember:
+    """One run of a sweep.
+
+    Attributes:
+        name: of the run.
+        run_folder: of the run.
+        overrides: added to the command, `name` and `output_dir` among them.
+    """
+
+    name: str
+    run_folder: Path
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """One job: a command that every rank runs, on so many machines.
+
+    Attributes:
+        name: of the run or stage; what queues show.
+        command: what every rank runs. It reads torchrun's variables and leaves with the codes of
+            `pipeline.exit_codes`.
+        run_folder: of the run, shared by all nodes.
+        job_folder: of this job, inside the run folder: its record, script, configuration and logs.
+        working_directory: where ranks start.
+        resources, queue, container, requeue: see there.
+        environment: variables of every rank, sorted by name.
+        setup: shell lines before the ranks start.
+        dependencies: ids of jobs at the same target that must have succeeded first.
+        chain: jobs in a row; the second one starts when the first has ended, however it ended.
+        sweep: the run of each job of an array; empty: one job.
+        start_timeout_seconds: within which a placed job's ranks must have found each other.
+        heartbeat_seconds: between two signs of life.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    run_folder: Path
+    job_folder: Path
+    working_directory: Path
+    resources: Resources = Resources()
+    queue: Queue = Queue()
+    container: Container | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+    setup: tuple[str, ...] = ()
+    dependencies: tuple[str, ...] = ()
+    requeue: RequeuePolicy = field(default_factory=RequeuePolicy)
+    chain: int = 1
+    sweep: tuple[SweepMember, ...] = ()
+    start_timeout_seconds: int = 600
+    heartbeat_seconds: int = 30
+
+    @property
+    def log_folder(self) -> Path:
+        """Where every rank writes a file of its own."""
+        return self.job_folder / "logs"

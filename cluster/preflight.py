@@ -1,0 +1,107 @@
+"""What is checked on the submitting machine before anything is queued."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.errors import DataError
+from data_prep.manifest import load_manifest
+from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.config.schema import RunConfig
+from pipeline.plan.devices import DEVICES, GIB
+from pipeline.plan.run_plan import Assumptions, plan_run
+
+# What the CUDA context, libraries and fragments take, as `megaponder plan` assumes.
+_RESERVE_BYTES = 6 * GIB
+# Of no weight for memory, which is all that is asked for here.
+_ANY_MFU = 0.4
+
+
+def check_run(config: RunConfig, *, expects_data: bool = True) -> None:
+    """Check that a run's inputs are there and that it fits its devices.
+
+    Args:
+        config: of the run, valid in itself.
+        expects_data: False where an earlier stage of the same submission makes the data.
+
+    Raises:
+        ConfigError: with every finding at once.
+    """
+    problems = [
+        *(_missing_data(config) if expects_data else ()),
+        *_missing_weights(config),
+        *_too_little_memory(config),
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _missing_data(config: RunConfig) -> Iterator[ConfigProblem]:
+    for path in config.data.training_paths:
+        finding = _data_finding(config, path)
+        if finding is not None:
+            yield ConfigProblem(
+                path="data.path" if config.data.sources is None else "data.sources",
+                rule="must be there and whole before a job is queued that reads it",
+                value=finding,
+                cure="prepare it first (megaponder data prepare), on storage that all nodes share",
+            )
+
+
+def _data_finding(config: RunConfig, path: Path) -> str | None:
+    if config.data.format != "webdataset":
+        is_there = path.exists() or path.with_name(f"{path.name}.idx").exists()
+        return None if is_there else f"{path}, which does not exist"
+    try:
+        manifest = load_manifest(path)
+        shards = manifest.split_shards(config.data.train_split)
+    except DataError as error:
+        return str(error)
+    missing = [shard.name for shard in shards if not (path / shard.name).exists()]
+    return f"{path}, where {missing[0]} is missing" if missing else None
+
+
+def _missing_weights(config: RunConfig) -> Iterator[ConfigProblem]:
+    start = config.init_from.path
+    if start is not None and not start.exists():
+        yield ConfigProblem(
+            path="init_from.path",
+            rule="must be there before a job is queued that starts from it",
+            value=f"{start}, which does not exist",
+            cure="convert or copy it first, on storage that all nodes share",
+        )
+
+
+def _too_little_memory(config: RunConfig) -> Iterator[ConfigProblem]:
+    submit = config.submit
+    if submit.gpus_per_node == 0 or not submit.check_memory:
+        return
+    device = DEVICES.get(submit.gpu)
+    if device is None:
+        yield ConfigProblem(
+            path="submit.gpu",
+            rule=f"must be one of {', '.join(DEVICES)}",
+            value=submit.gpu,
+            cure="set submit.check_memory to false for another device",
+        )
+        return
+    vocab_size = config.model.vocab_size or _vocab_size(config)
+    if vocab_size is None:
+        return
+    plan = plan_run(
+        config, vocab_size, Assumptions(device=device, mfu=_ANY_MFU, reserve_bytes=_RESERVE_BYTES)
+    )
+    if not plan.fits:
+        yield ConfigProblem(
+            path="submit.gpu",
+            rule=f"must have {plan.needed_bytes / GIB:.1f} GiB for the fullest rank",
+            value=f"{submit.gpu} with {device.memory_bytes / GIB:.1f} GiB",
+            cure="see `megaponder plan` for layouts that fit, or set submit.check_memory to false",
+        )
+
+
+def _vocab_size(config: RunConfig) -> int | None:
+    try:
+        return load_manifest(config.data.manifest_folder).header.tokenizer.vocab_size
+    except (ConfigError, DataError):
+        # The data's own finding is reported; without them there is nothing to count.
+        return None

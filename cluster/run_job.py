@@ -1,0 +1,83 @@
+"""From the configuration of a run to the job that trains it."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.job_record import new_job_folder
+from cluster.job_spec import Container, JobSpec, Queue, RequeuePolicy, Resources, SweepMember
+from cluster.lead_time import signal_lead_seconds
+from pipeline.config.schema import RunConfig
+from pipeline.config.submit_section import SubmitSection
+
+CONFIG_NAME = "config.yaml"
+
+
+def training_job(
+    config: RunConfig, *, dependencies: Sequence[str] = (), sweep: Sequence[SweepMember] = ()
+) -> JobSpec:
+    """Describe the job that trains a run; nothing is written.
+
+    Args:
+        config: of the run. The job reads a copy in its own folder, so that later edits do not reach it.
+        dependencies: ids of jobs that must have succeeded first.
+        sweep: the run of each job of an array.
+    """
+    submit = config.submit
+    run_folder = config.output_dir.resolve()
+    job_folder = new_job_folder(run_folder, "train")
+    return JobSpec(
+        name=config.name,
+        command=(*program(submit), "train", "--config", str(job_folder / CONFIG_NAME)),
+        run_folder=run_folder,
+        job_folder=job_folder,
+        working_directory=Path.cwd(),
+        resources=Resources(
+            nodes=submit.nodes,
+            ranks_per_node=config.parallel.world_size // submit.nodes,
+            gpus_per_node=submit.gpus_per_node,
+            cpus_per_rank=submit.cpus_per_rank,
+            memory_per_node=submit.memory_per_node,
+            wall_time=submit.wall_time,
+        ),
+        queue=queue_of(submit),
+        container=container_of(submit, (run_folder, *config.data.training_paths)),
+        environment=tuple(sorted(submit.environment.items())),
+        setup=submit.setup,
+        dependencies=tuple(dependencies),
+        requeue=RequeuePolicy(
+            max_requeues=submit.max_requeues,
+            signal_lead_seconds=submit.signal_lead_seconds
+            or signal_lead_seconds(run_folder, wall_time=submit.wall_time),
+        ),
+        chain=submit.chain,
+        sweep=tuple(sweep),
+        start_timeout_seconds=submit.start_timeout_seconds,
+        heartbeat_seconds=submit.heartbeat_seconds,
+    )
+
+
+def program(submit: SubmitSection) -> tuple[str, ...]:
+    """Return the words that start `megaponder` on a node."""
+    python = submit.python or (sys.executable if submit.container is None else "python")
+    return (python, "-m", "pipeline.cli")
+
+
+def queue_of(submit: SubmitSection) -> Queue:
+    """Return where the job waits."""
+    return Queue(
+        partition=submit.partition,
+        account=submit.account,
+        qos=submit.qos,
+        constraint=submit.constraint,
+        options=submit.options,
+    )
+
+
+def container_of(submit: SubmitSection, folders: Sequence[Path]) -> Container | None:
+    """Return the image of the ranks, with the run's own folders mounted where they are."""
+    if submit.container is None:
+        return None
+    own = [f"{folder.resolve()}:{folder.resolve()}" for folder in folders]
+    mounts = dict.fromkeys([*own, *submit.container.mounts])
+    return Container(image=submit.container.image, runtime=submit.container.runtime, mounts=tuple(mounts))

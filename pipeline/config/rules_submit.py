@@ -1,0 +1,69 @@
+"""Rules on what a submission asks a cluster for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pipeline.config.errors import ConfigProblem
+from pipeline.config.submit_section import wall_seconds
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import RunConfig
+
+
+def _ranks_on_nodes(config: RunConfig) -> Iterator[ConfigProblem]:
+    parallel, submit = config.parallel, config.submit
+    ranks = parallel.tensor * parallel.pipeline * parallel.data
+    if ranks % submit.nodes:
+        yield ConfigProblem(
+            path="submit.nodes",
+            rule=f"must divide the ranks of the layout, parallel.tensor x pipeline x data ({ranks})",
+            value=str(submit.nodes),
+            cure="change it, or parallel.data",
+        )
+    elif submit.gpus_per_node not in (0, ranks // submit.nodes):
+        yield ConfigProblem(
+            path="submit.gpus_per_node",
+            rule=f"must be one for each of a node's ranks ({ranks // submit.nodes}), or 0 for the CPU",
+            value=str(submit.gpus_per_node),
+            cure=f"set it to {ranks // submit.nodes}, or change submit.nodes or parallel.data",
+        )
+
+
+def _local(config: RunConfig) -> Iterator[ConfigProblem]:
+    submit = config.submit
+    if submit.target == "local" and submit.nodes > 1:
+        yield ConfigProblem(
+            path="submit.nodes",
+            rule="must be 1 where submit.target is local",
+            value=str(submit.nodes),
+            cure="submit to slurm or ray, or set it to 1",
+        )
+
+
+def _chain(config: RunConfig) -> Iterator[ConfigProblem]:
+    submit = config.submit
+    if submit.chain > 1 and (submit.target != "slurm" or submit.wall_time is None):
+        yield ConfigProblem(
+            path="submit.chain",
+            rule="needs submit.target slurm and a submit.wall_time, which ends a job of the chain",
+            value=f"{submit.chain} with target {submit.target}, "
+            + ("no wall_time" if submit.wall_time is None else f"wall_time {submit.wall_time}"),
+            cure="set both, or leave it out",
+        )
+
+
+def _lead(config: RunConfig) -> Iterator[ConfigProblem]:
+    submit = config.submit
+    lead, wall_time = submit.signal_lead_seconds, submit.wall_time
+    if lead is not None and wall_time is not None and lead >= wall_seconds(wall_time):
+        yield ConfigProblem(
+            path="submit.signal_lead_seconds",
+            rule=f"must be shorter than submit.wall_time ({wall_time})",
+            value=str(lead),
+            cure="leave it out, which takes what steps and saves of the run need",
+        )
+
+
+SUBMIT_RULES = (_ranks_on_nodes, _local, _chain, _lead)

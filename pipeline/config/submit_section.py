@@ -1,0 +1,88 @@
+"""Settings of a submission: on which machines a run goes, and what happens when they are taken away."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.section import Count, CountOrZero, Section, Switch
+
+Target = Literal["local", "slurm", "ray"]
+_Word = Annotated[str, Field(min_length=1, pattern=r"^\S+$")]
+_Line = Annotated[str, Field(min_length=1, pattern=r"^[^\n]+$")]
+
+
+class ContainerSection(Section):
+    """The image that ranks run in."""
+
+    image: _Word = Field(
+        description="as the runtime names it: a registry's name, or the path of a .sqsh or .sif"
+    )
+    runtime: Literal["pyxis", "apptainer"] = Field(
+        "pyxis", description="srun --container-image (pyxis and enroot), or apptainer exec"
+    )
+    mounts: tuple[_Word, ...] = Field(
+        (), description="HOST:CONTAINER paths; the run's folders are mounted anyway"
+    )
+
+
+class SubmitSection(Section):
+    """What `megaponder submit` asks a cluster for; a run on this machine has no use for it."""
+
+    target: Target = "local"
+    nodes: Count = 1
+    gpus_per_node: CountOrZero = Field(
+        0, description="one for each rank of a node; 0: ranks compute on the CPU"
+    )
+    cpus_per_rank: Count = 1
+    memory_per_node: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMGT]$")] | None = Field(
+        None, description="such as 64G; default: the cluster's"
+    )
+    wall_time: Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]{1,2}:[0-9]{2}:[0-9]{2}$")] | None = Field(
+        None, description="[DAYS-]HH:MM:SS after which the cluster takes the machines back; default: its own"
+    )
+    partition: _Word | None = None
+    account: _Word | None = None
+    qos: _Word | None = None
+    constraint: _Word | None = None
+    options: tuple[_Line, ...] = Field((), description="further lines of #SBATCH, such as --exclude=node7")
+    container: ContainerSection | None = None
+    python: _Word | None = Field(
+        None, description="the interpreter on the nodes; default: this one, or `python` in a container"
+    )
+    setup: tuple[_Line, ...] = Field(
+        (), description="shell lines before the ranks start, such as `module load cuda`"
+    )
+    environment: dict[str, str] = Field(default_factory=dict, description="variables of every rank")
+    max_requeues: CountOrZero = Field(
+        10, description="how often the job goes back to the queue after a preemption, a hang or a lost node"
+    )
+    chain: Count = Field(
+        1, description="jobs in a row, each of which goes on where the one before ran out of its wall_time"
+    )
+    signal_lead_seconds: Count | None = Field(
+        None,
+        description="how long before the end of its wall_time a job is told to save; default: from the time "
+        "that steps and saves of this run have taken, else 300",
+    )
+    start_timeout_seconds: Count = Field(
+        600,
+        description="limit of a Ray cluster to find room for all ranks, and of ranks to find each other",
+    )
+    ray_address: _Word | None = Field(
+        None,
+        description="of the cluster's Jobs API, such as http://head:8265; default: RAY_API_SERVER_ADDRESS",
+    )
+    heartbeat_seconds: Count = Field(30, description="between two signs of life of a job in its folder")
+    check_memory: Switch = Field(
+        True, description="refuse to submit what `megaponder plan` says does not fit the GPUs"
+    )
+    gpu: _Word = Field(
+        "h100-80g", description="the device that memory is checked for, as `megaponder plan` names it"
+    )
+
+
+def wall_seconds(wall_time: str) -> int:
+    """Return the seconds of [DAYS-]HH:MM:SS."""
+    days, _, clock = wall_time.rpartition("-")
+    hours, minutes, seconds = (int(part) for part in clock.split(":"))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
