@@ -48,6 +48,7 @@ class Driver:
         self._was_told = False
         self._seen: Overview | None = None
         self._beat_at = float("-inf")
+        self._activity = ""
         self._tail = LogTail(sys.stdout.buffer)
 
     def run(self) -> int:
@@ -114,9 +115,9 @@ class Driver:
 
     def _beat(self, activity: str) -> None:
         now = time.monotonic()
-        if now - self._beat_at < self._job.heartbeat_seconds:
+        if activity == self._activity and now - self._beat_at < self._job.heartbeat_seconds:
             return
-        self._beat_at = now
+        self._beat_at, self._activity = now, activity
         seen = self._seen
         beat = Heartbeat(
             time=datetime.now(UTC),
@@ -139,7 +140,7 @@ def _activity(seen: Overview, job: JobSpec) -> str:
     if not seen.hosts:
         return f"waiting for {job.resources.nodes} machine(s) to have room"
     if seen.silent_seconds > job.heartbeat_seconds:
-        return f"no word from the ranks for {seen.silent_seconds:.0f} s; waiting for machines"
+        return "a machine was lost; waiting for its return or another one"
     num_ranks = 1 if job.kind == "driver" else job.resources.num_ranks
     return f"{seen.alive_ranks} of {num_ranks} process(es) alive"
 

@@ -6,6 +6,7 @@ the ranks, which are processes of their own, make theirs as they do under every 
 """
 
 import os
+import shutil
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from cluster.on_ray.room import node_resources, render_lack
 from pipeline.exit_codes import ExitCode
 
 _ANSWER_SECONDS = 30.0
+_TRAIN_FOLDER = "ray_train"
 # The usual 2 s would be added to every end and every restart.
 _TRAIN_VARIABLES = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 
@@ -78,6 +80,9 @@ class Gang:
             self._ending = self._fit()
         except Exception as error:
             self._ending = Ending(exit_code=ExitCode.CRASH, reason=f"{type(error).__name__}: {error}")
+        finally:
+            # Nothing is kept there: checkpoints are the ranks' own.
+            shutil.rmtree(self._job.job_folder / _TRAIN_FOLDER, ignore_errors=True)
 
     def _fit(self) -> Ending:
         """Train; again where a machine is lost while Ray Train's workers start, which ends its trainer."""
@@ -149,7 +154,7 @@ def _trainer(job: JobSpec, board: Any, restarts_left: int) -> DataParallelTraine
     os.environ.update(_TRAIN_VARIABLES, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=str(job.start_timeout_seconds))
     # Ray's annotations still name the classes of Ray Train's first version.
     run_config: Any = RunConfig(
-        name="ray_train",
+        name=_TRAIN_FOLDER,
         storage_path=str(job.job_folder),
         failure_config=FailureConfig(
             max_failures=restarts_left,
