@@ -1,4 +1,4 @@
-"""Jobs on a real Ray of two nodes: what they compute is what one machine does, whatever is killed on the way."""
+"""Jobs on a real Ray of two nodes: they compute what one machine does, whatever is killed on the way."""
 
 import signal
 import sys
@@ -18,7 +18,7 @@ from data_prep.journal import JOURNAL_NAME
 from pipeline.checkpoint import latest_iteration
 from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import MARK, REPOSITORY, Finished, megaponder, processes_with, wait_until
-from tests.support.corpus import train_small_tokenizer, write_corpus
+from tests.support.corpus import build_request, prepare_here, train_small_tokenizer, write_corpus
 from tests.support.faults import steps_of
 from tests.support.ray_cluster import RayCluster, ray_cluster
 from tests.support.runs import NUM_ITERATIONS, has_trained
@@ -31,9 +31,9 @@ LIMIT_SECONDS = 120.0
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     """A head and one more node, one CPU each."""
-    with tempfile.TemporaryDirectory(prefix="mp-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        with ray_cluster(Path(folder), variables={"PYTHONPATH": str(REPOSITORY)}) as cluster:
-            yield cluster
+    short = tempfile.TemporaryDirectory(prefix="mp-", dir="/tmp", ignore_cleanup_errors=True)
+    with short as folder, ray_cluster(Path(folder), variables={"PYTHONPATH": str(REPOSITORY)}) as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -55,7 +55,12 @@ def reservations(cluster: RayCluster) -> list[str]:
 
 
 def submit(cluster: RayCluster, mark: str, recipe: Path, folder: Path, *overrides: str) -> Finished:
-    settings = (f"output_dir={folder}", f"submit.environment.{MARK}={mark}", "submit.nodes=2", *overrides)
+    settings = (
+        f"output_dir={folder}",
+        f'submit.environment={{{MARK}: "{mark}"}}',
+        "submit.nodes=2",
+        *overrides,
+    )
     where = ("--target", "ray", "--ray-address", cluster.url)
     return megaponder("submit", "--config", str(recipe), *where, *settings)
 
@@ -156,15 +161,8 @@ def test_what_is_cancelled_saves_and_goes_on_when_it_is_queued_again(
 def test_a_job_without_room_ends_in_time_and_says_what_is_missing(
     cluster: RayCluster, mark: str, tmp_path: Path
 ) -> None:
-    job = job_of(
-        tmp_path / "big",
-        mark,
-        sys.executable,
-        "-c",
-        "",
-        resources=Resources(nodes=3),
-        start_timeout_seconds=3,
-    )
+    three = {"resources": Resources(nodes=3), "start_timeout_seconds": 3}
+    job = job_of(tmp_path / "big", mark, sys.executable, "-c", "", **three)
     status = ended(cluster, submit_job(cluster, job))
     assert (status.state, status.exit_code) == (JobState.FAILED, 2)
     lines = status.reason.splitlines()
@@ -208,12 +206,14 @@ def test_data_preparation_on_ray_gives_the_same_bytes_when_a_node_is_killed(
 ) -> None:
     source = write_corpus(tmp_path / "text", num_documents=300)
     tokenizer = train_small_tokenizer(source, tmp_path / "tokenizer.model")
-    prepare = [*("data", "prepare", "--input", str(source.root), "--tokenizer", str(tokenizer))]
-    here = megaponder(*prepare, "--output", str(tmp_path / "here"), "--workers", "0")
-    assert here.exit_code == 0, here.stderr
+    prepare_here(source, tokenizer, tmp_path / "here")
     output = tmp_path / "there"
-    words = [*prepare, "--output", str(output), "--workers", "2", "--ray-address", RAY_ADDRESS_WORD]
-    job = job_of(tmp_path / "prepare", mark, sys.executable, "-m", "pipeline.cli", *words, kind="driver")
+    request = build_request(source, tokenizer, output, workers=2, ray_address=RAY_ADDRESS_WORD)
+    program = (
+        "import sys; from data_prep.run import *; prepare(PrepareRequest.model_validate_json(sys.argv[1]))"
+    )
+    words = (sys.executable, "-c", program, request.model_dump_json())
+    job = job_of(tmp_path / "prepare", mark, *words, kind="driver")
     record = submit_job(cluster, job)
     wait_until(lambda: (output / JOURNAL_NAME).exists(), seconds=LIMIT_SECONDS)
     cluster.kill_node("node1")
