@@ -41,8 +41,7 @@ def mark(cluster: RayCluster) -> Iterator[str]:
     """A word in the environment of every process of a job; none of them, and no reservation, may be left."""
     mark = uuid.uuid4().hex
     yield mark
-    left = lambda: [process.cmdline() for process in processes_with(mark)]  # noqa: E731
-    wait_until(lambda: not left(), seconds=30, otherwise=f"{left()}")
+    wait_until(lambda: not processes_with(mark), seconds=60)
     assert reservations(cluster) == []
 
 

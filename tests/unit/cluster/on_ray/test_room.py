@@ -29,3 +29,8 @@ def test_a_lack_names_what_is_asked_and_what_every_machine_has(second: dict[str,
         f"there: b with 64 CPU, {second['GPU']:g} GPU, 1024.0 GiB",
     ]
     assert lines[3].startswith(cure)
+
+
+def test_machines_of_one_name_are_all_listed() -> None:
+    lines = render_lack({"CPU": 1.0}, 3, [("a", {"CPU": 1.0}), ("a", {"CPU": 1.0})]).splitlines()
+    assert lines[1:3] == ["there: a with 1 CPU"] * 2
