@@ -21,10 +21,16 @@ def sweep_members(config: RunConfig, options: Sequence[str]) -> tuple[SweepMembe
         options: `key=value,value,...`, each a dimension of the grid.
 
     Raises:
-        ClusterError: an option has no key or no values, or two combinations would have the same name.
+        ClusterError: an option has no key or no values, two combinations would have the same name, or the run
+            goes where there are no job arrays.
     """
     if not options:
         return ()
+    if config.submit.target != "slurm" or config.submit.chain > 1:
+        raise ClusterError(
+            f"a sweep needs --target slurm without a chain, but has {config.submit.target} with "
+            f"submit.chain={config.submit.chain}; submit one run, or set both"
+        )
     members = [_member(config, settings) for settings in product(*(_settings(option) for option in options))]
     names = [member.name for member in members]
     repeated = sorted({name for name in names if names.count(name) > 1})

@@ -61,7 +61,10 @@ RULES = (
     ),
     Rule(package="pipeline.bench.webdataset_reading", allowed=("numpy", "torch", "webdataset", "data_prep")),
     Rule(package="pipeline.bench.datatrove_run", allowed=("numpy", "datatrove")),
-    Rule(package="pipeline.bench.decode_transformers", allowed=("torch", "transformers", "pipeline")),
+    Rule(
+        package="pipeline.bench.decode_transformers",
+        allowed=("torch", "transformers", "megatron_ext.host", "pipeline"),
+    ),
     Rule(package="pipeline.bench.data_tokenizers", allowed=("tokenizers", "data_prep")),
     Rule(
         package="pipeline.conversion.reference_logits",
