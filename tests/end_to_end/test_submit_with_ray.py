@@ -4,8 +4,8 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -116,6 +116,28 @@ def logs_of(record: JobRecord) -> str:
     return "\n".join(file.read_text(errors="replace") for file in files if file.exists())
 
 
+def ranks_of(mark: str) -> list[psutil.Process]:
+    """Processes of a job's ranks."""
+    return [process for process in processes_with(mark) if "RANK" in process.environ()]
+
+
+@contextmanager
+def suspended(processes: Sequence[psutil.Process]) -> Iterator[Sequence[psutil.Process]]:
+    """Stop processes for a while."""
+    for process in processes:
+        process.suspend()
+    yield processes
+    for process in processes:
+        process.resume()
+
+
+def is_told(process: psutil.Process) -> bool:
+    """Whether a SIGTERM waits for a stopped process."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    pending = next(line for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(pending.split()[1], 16) & 1 << (signal.SIGTERM - 1))
+
+
 def test_two_nodes_compute_what_one_machine_does(
     cluster: RayCluster, mark: str, recipe: Path, trained: TrainedRun, tmp_path: Path
 ) -> None:
@@ -154,7 +176,10 @@ def test_what_is_cancelled_saves_and_goes_on_when_it_is_queued_again(
     assert submitted.exit_code == 0, submitted.stderr
     record = find_record(tmp_path, "run")
     wait_until(lambda: has_trained(run, 2), seconds=LIMIT_SECONDS)
-    assert megaponder("jobs", "cancel", record.job_id, "--runs", str(tmp_path)).exit_code == 0
+    # A few steps take less time than the command: they wait for it.
+    with suspended(ranks_of(mark)) as ranks:
+        assert megaponder("jobs", "cancel", record.job_id, "--runs", str(tmp_path)).exit_code == 0
+        wait_until(lambda: all(is_told(rank) for rank in ranks), seconds=30)
     status = ended(cluster, record)
     assert (status.state, status.exit_code) == (JobState.CANCELLED, 75), f"{status}\n{logs_of(record)}"
     saved = latest_iteration(run / "checkpoints")
