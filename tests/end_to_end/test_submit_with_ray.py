@@ -229,6 +229,29 @@ def leave(code: int) -> str:
     return f"import sys; sys.exit({code})"
 
 
+def test_a_job_waits_for_those_it_depends_on(cluster: RayCluster, mark: str, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+
+    def job(name: str, program: str, *after: JobRecord) -> JobRecord:
+        ids = tuple(record.job_id for record in after)
+        command = (
+            sys.executable,
+            "-c",
+            f"import pathlib, sys, time; made = pathlib.Path({str(made)!r}); {program}",
+        )
+        return submit_job(cluster, job_of(tmp_path / name, mark, *command, kind="driver", dependencies=ids))
+
+    first = job("first", "time.sleep(2); made.touch()")
+    second = job("second", "sys.exit(0 if made.exists() else 5)", first)
+    failing = job("failing", "sys.exit(5)", first, second)
+    last = job("last", "made.unlink()", failing)
+    assert [ended(cluster, record).exit_code for record in (first, second, failing)] == [0, 0, 5]
+    status = ended(cluster, last)
+    assert status.exit_code == 93
+    assert f"must succeed, but {failing.handle} is FAILED" in status.reason
+    assert made.exists()
+
+
 def test_a_driver_that_is_killed_leaves_no_rank(cluster: RayCluster, mark: str, tmp_path: Path) -> None:
     job = job_of(tmp_path / "killed", mark, sys.executable, "-c", "import time; time.sleep(3600)")
     record = submit_job(cluster, job)
