@@ -30,7 +30,7 @@ from pipeline.conversion.hf_config import CONFIG_JSON, SourceModel, read_source
 from pipeline.conversion.run_settings import run_settings
 from pipeline.conversion.tokenizer_files import main_file
 from pipeline.initial_weights import model_differences
-from pipeline.launch import die_with_parent
+from pipeline.rank_process import die_with_parent
 from pipeline.signals import StopFlag, StopRequest
 
 logger = logging.getLogger(__name__)

@@ -103,7 +103,7 @@ RULES = (
             "yaml",
         ),
     ),
-    Rule(package="cluster.on_ray", allowed=("ray", *LAUNCHING)),
+    Rule(package="cluster.on_ray", allowed=("ray", "pipeline.rank_process", *LAUNCHING)),
     Rule(package="cluster", allowed=LAUNCHING),
 )
 
