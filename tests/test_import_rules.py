@@ -85,6 +85,7 @@ RULES = (
         ),
     ),
     Rule(package="cluster.on_ray", allowed=("ray", *LAUNCHING)),
+    Rule(package="cluster.local", allowed=("psutil", "pipeline.launch", "pipeline.signals", *LAUNCHING)),
     Rule(package="cluster", allowed=LAUNCHING),
 )
 
