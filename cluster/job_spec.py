@@ -76,6 +76,21 @@ class RequeuePolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SweepMember:
+    """One run of a sweep.
+
+    Attributes:
+        name: of the run.
+        run_folder: of the run.
+        overrides: added to the command, `name` and `output_dir` among them.
+    """
+
+    name: str
+    run_folder: Path
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """One job: a command that every rank runs, on so many machines.
 
@@ -91,7 +106,7 @@ class JobSpec:
         setup: shell lines before the ranks start.
         dependencies: ids of jobs at the same target that must have succeeded first.
         chain: jobs in a row; the second one starts when the first has ended, however it ended.
-        sweep: overrides of each job of an array, added to the command; empty: one job.
+        sweep: the run of each job of an array; empty: one job.
         start_timeout_seconds: within which a placed job's ranks must have found each other.
         heartbeat_seconds: between two signs of life.
     """
@@ -109,7 +124,7 @@ class JobSpec:
     dependencies: tuple[str, ...] = ()
     requeue: RequeuePolicy = field(default_factory=RequeuePolicy)
     chain: int = 1
-    sweep: tuple[tuple[str, ...], ...] = ()
+    sweep: tuple[SweepMember, ...] = ()
     start_timeout_seconds: int = 600
     heartbeat_seconds: int = 30
 

@@ -1,10 +1,61 @@
 """How long before the end of its wall time a job is told to save."""
 
+import json
+import math
 from pathlib import Path
 
+from pipeline.checkpoint.save_times import SAVE_TIMES_NAME, read_save_seconds
+from pipeline.config.submit_section import wall_seconds
+from pipeline.metrics import names
+from pipeline.metrics.jsonl import METRICS_FILE, TRAINING
+
 DEFAULT_LEAD_SECONDS = 300
+# SLURM takes no more.
+LONGEST_LEAD_SECONDS = 65535
+# For ranks to hear the signal, to leave, and for the cluster to notice.
+_LEAVING_SECONDS = 30
+# Of what was measured: storage is shared, and slower on some days than on others.
+_SAFETY = 2.0
+# Old steps may have had other settings; the tail of the file holds at least this many lines of a run.
+_TAIL_BYTES = 256 * 1024
+_NUM_STEPS = 50
+_NUM_SAVES = 20
 
 
-def signal_lead_seconds(run_folder: Path) -> int:
-    """Return the lead time of a run; where it has not run before, what suffices for most."""
-    return DEFAULT_LEAD_SECONDS if run_folder else DEFAULT_LEAD_SECONDS
+def signal_lead_seconds(run_folder: Path, *, wall_time: str | None) -> int:
+    """Return the lead time of a run: twice a step and two saves of its own, and half a minute.
+
+    A save in the background may be under way when the signal comes, and is followed by the last one.
+
+    Args:
+        run_folder: of the run; where it has not run before, the default suffices for most.
+        wall_time: of the job, [DAYS-]HH:MM:SS; at least half of it is left for training.
+    """
+    step, save = _longest_step(run_folder / METRICS_FILE), _longest_save(run_folder / SAVE_TIMES_NAME)
+    lead = DEFAULT_LEAD_SECONDS
+    if step is not None and save is not None:
+        lead = math.ceil(_SAFETY * (step + 2 * save)) + _LEAVING_SECONDS
+    longest = LONGEST_LEAD_SECONDS if wall_time is None else max(wall_seconds(wall_time) // 2, 1)
+    return min(lead, longest, LONGEST_LEAD_SECONDS)
+
+
+def _longest_save(path: Path) -> float | None:
+    return max(read_save_seconds(path)[-_NUM_SAVES:], default=None)
+
+
+def _longest_step(path: Path) -> float | None:
+    """Return the longest of the newest logged steps; a line that is cut off is left out."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - _TAIL_BYTES, 0))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    seconds = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if event.get("event") == TRAINING and event.get(names.ITERATION_TIME) is not None:
+            seconds.append(float(event[names.ITERATION_TIME]))
+    return max(seconds[-_NUM_STEPS:], default=None)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.job_record import new_job_folder
-from cluster.job_spec import Container, JobSpec, Queue, RequeuePolicy, Resources
+from cluster.job_spec import Container, JobSpec, Queue, RequeuePolicy, Resources, SweepMember
 from cluster.lead_time import signal_lead_seconds
 from pipeline.config.schema import RunConfig
 from pipeline.config.submit_section import SubmitSection
@@ -14,14 +14,14 @@ CONFIG_NAME = "config.yaml"
 
 
 def training_job(
-    config: RunConfig, *, dependencies: Sequence[str] = (), sweep: Sequence[Sequence[str]] = ()
+    config: RunConfig, *, dependencies: Sequence[str] = (), sweep: Sequence[SweepMember] = ()
 ) -> JobSpec:
     """Describe the job that trains a run; nothing is written.
 
     Args:
         config: of the run. The job reads a copy in its own folder, so that later edits do not reach it.
         dependencies: ids of jobs that must have succeeded first.
-        sweep: overrides of each job of an array.
+        sweep: the run of each job of an array.
     """
     submit = config.submit
     run_folder = config.output_dir.resolve()
@@ -47,10 +47,11 @@ def training_job(
         dependencies=tuple(dependencies),
         requeue=RequeuePolicy(
             max_requeues=submit.max_requeues,
-            signal_lead_seconds=submit.signal_lead_seconds or signal_lead_seconds(run_folder),
+            signal_lead_seconds=submit.signal_lead_seconds
+            or signal_lead_seconds(run_folder, wall_time=submit.wall_time),
         ),
         chain=submit.chain,
-        sweep=tuple(tuple(overrides) for overrides in sweep),
+        sweep=tuple(sweep),
         start_timeout_seconds=submit.start_timeout_seconds,
         heartbeat_seconds=submit.heartbeat_seconds,
     )

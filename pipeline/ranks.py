@@ -1,6 +1,7 @@
 """Who this process is among the ranks of a job.
 
-The only file that reads the variables torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
+The only file that reads the variables torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT),
+and the limit that our own launchers set beside them.
 It loads no torch, so that a launcher starts at once.
 """
 
@@ -9,7 +10,9 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Ranks"]
+__all__ = ["START_TIMEOUT_VARIABLE", "Ranks"]
+
+START_TIMEOUT_VARIABLE = "MEGAPONDER_START_TIMEOUT_SECONDS"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,8 @@ class Ranks:
     master_port: int
     is_launched: bool
     """Started by a launcher (torchrun, srun, our own), not by hand."""
+    start_timeout_seconds: int | None = None
+    """Within which all ranks must have found each other; None: as long as any other collective takes."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Ranks":
@@ -59,6 +64,9 @@ class Ranks:
             master_address=variables["MASTER_ADDR"],
             master_port=port,
             is_launched=True,
+            start_timeout_seconds=(
+                _number(variables, START_TIMEOUT_VARIABLE) if START_TIMEOUT_VARIABLE in variables else None
+            ),
         )
 
 

@@ -15,11 +15,12 @@ from pipeline.build import (
 )
 from pipeline.checkpoint.loading import load_checkpoint
 from pipeline.checkpoint.resuming import find_whole_checkpoint
+from pipeline.checkpoint.save_times import SAVE_TIMES_NAME
 from pipeline.checkpoint.saver import CheckpointSaver
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.writing import Destination
 from pipeline.config.schema import RunConfig
-from pipeline.distributed import start_process_group, stop_process_group
+from pipeline.distributed import RendezvousError, start_process_group, stop_process_group
 from pipeline.exit_codes import ExitCode
 from pipeline.initial_weights import start_from_weights
 from pipeline.interval import IntervalMeter
@@ -46,14 +47,18 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
         stop: what ends the run early; already listening.
     Returns:
         DONE at the last iteration, or where the configuration asks to leave; REQUEUE after a signal, with a
-        checkpoint, and where ranks are lost; DO_NOT_REQUEUE after divergence, and where the last iteration
-        was left out.
+        checkpoint, and where ranks are lost or never met; DO_NOT_REQUEUE after divergence, and where the last
+        iteration was left out.
     Raises:
         ConfigError, DataError, CheckpointError: before anything was written.
     """
     prepare_host()
     ranks = Ranks.from_environment()
-    start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)
+    try:
+        start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)
+    except RendezvousError as error:
+        logger.error("%s", error)
+        return ExitCode.REQUEUE
     try:
         groups = initialize_groups(
             tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, seed=config.seed
@@ -142,4 +147,5 @@ def _saver(config: RunConfig, parts: TrainingParts, groups: ParallelGroups) -> C
         groups=groups,
         in_background=settings.async_save,
         timeout_seconds=config.parallel.timeout_seconds,
+        times_file=config.output_dir / SAVE_TIMES_NAME,
     )

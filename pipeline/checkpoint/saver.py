@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.forecast import forecast
+from pipeline.checkpoint.save_times import record_save_seconds
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.writing import Destination, PreparedSave, Saved, prepare_save, write_save
 
@@ -54,6 +55,7 @@ class _Pending:
     """A checkpoint that a thread writes."""
 
     iteration: int
+    copy_seconds: float
     thread: threading.Thread | None = None
     saved: Saved | None = None
     error: Exception | None = None
@@ -82,6 +84,7 @@ class CheckpointSaver:
         in_background: whether training goes on while a checkpoint is written. Its tensors are copied to host
             memory first; there is one such save at a time.
         timeout_seconds: limit of collectives, and of the wait for a save in the background.
+        times_file: where the first rank writes down how long saves take; None: nowhere.
     """
 
     destination: Destination
@@ -91,6 +94,7 @@ class CheckpointSaver:
     groups: ParallelGroups
     in_background: bool = False
     timeout_seconds: int = 600
+    times_file: Path | None = None
     _group: ProcessGroup | None = field(default=None, init=False)
     _pending: _Pending | None = field(default=None, init=False)
     _has_forecast: bool = field(default=False, init=False)
@@ -118,11 +122,12 @@ class CheckpointSaver:
             logger.info("%s", forecast(prepared, self.destination.directory))
             self._has_forecast = True
         if self.in_background:
-            self._start(prepared)
+            self._start(prepared, seconds)
             logger.info("iteration %d: copied in %.2f s, being written", state.iteration, seconds)
             return
         saved = write_save(prepared, self.destination, group=self._own_group())
         logger.info("%s, after %.2f s to take the state down", saved, seconds)
+        self._record(state.iteration, seconds + saved.seconds)
 
     def poll(self) -> None:
         """Hear of a save in the background; called once per step.
@@ -136,7 +141,10 @@ class CheckpointSaver:
         if has_failed:
             self._raise(self._pending)
         if not is_running:
-            logger.info("%s, in the background", self._pending.saved)
+            saved = self._pending.saved
+            assert saved is not None, "who has not failed has saved"
+            logger.info("%s, in the background", saved)
+            self._record(self._pending.iteration, self._pending.copy_seconds + saved.seconds)
             self._pending = None
 
     def finish(self) -> None:
@@ -159,8 +167,12 @@ class CheckpointSaver:
         if self._pending is not None and self._pending.thread is not None:
             self._pending.thread.join(self.timeout_seconds)
 
-    def _start(self, prepared: PreparedSave) -> None:
-        pending = _Pending(iteration=prepared.state.iteration)
+    def _record(self, iteration: int, seconds: float) -> None:
+        if self.times_file is not None and self.groups.rank == 0:
+            record_save_seconds(self.times_file, iteration=iteration, seconds=seconds)
+
+    def _start(self, prepared: PreparedSave, copy_seconds: float) -> None:
+        pending = _Pending(iteration=prepared.state.iteration, copy_seconds=copy_seconds)
         pending.thread = threading.Thread(
             target=pending.write,
             args=(prepared, self.destination, self._own_group()),

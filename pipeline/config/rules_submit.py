@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.config.errors import ConfigProblem
+from pipeline.config.submit_section import wall_seconds
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
@@ -53,4 +54,16 @@ def _chain(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
-SUBMIT_RULES = (_ranks_on_nodes, _local, _chain)
+def _lead(config: RunConfig) -> Iterator[ConfigProblem]:
+    submit = config.submit
+    lead, wall_time = submit.signal_lead_seconds, submit.wall_time
+    if lead is not None and wall_time is not None and lead >= wall_seconds(wall_time):
+        yield ConfigProblem(
+            path="submit.signal_lead_seconds",
+            rule=f"must be shorter than submit.wall_time ({wall_time})",
+            value=str(lead),
+            cure="leave it out, which takes what steps and saves of the run need",
+        )
+
+
+SUBMIT_RULES = (_ranks_on_nodes, _local, _chain, _lead)

@@ -79,3 +79,10 @@ class SubmitSection(Section):
     gpu: _Word = Field(
         "h100-80g", description="the device that memory is checked for, as `megaponder plan` names it"
     )
+
+
+def wall_seconds(wall_time: str) -> int:
+    """Return the seconds of [DAYS-]HH:MM:SS."""
+    days, _, clock = wall_time.rpartition("-")
+    hours, minutes, seconds = (int(part) for part in clock.split(":"))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -1,0 +1,118 @@
+"""From a job to the script for `sbatch`: a pure function, whose text users can read and edit."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cluster.job_spec import Container, JobSpec
+from cluster.slurm.places import places_of
+from pipeline.ranks import START_TIMEOUT_VARIABLE
+
+TEMPLATE = "job.sbatch.j2"
+# After the first rank has ended; who is to leave with it has left by then.
+_LONGEST_WAIT_SECONDS = 120
+
+
+def render_script(spec: JobSpec) -> str:
+    """Return the whole script."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        # A shell script is no markup; what users wrote goes through the filter `quote`.
+        autoescape=False,  # noqa: S701
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    return environment.get_template(TEMPLATE).render(
+        options=list(_sbatch_options(spec)),
+        sweep=spec.sweep,
+        places=places_of(spec),
+        chain=spec.chain,
+        job_folder=spec.job_folder,
+        max_requeues=spec.requeue.max_requeues,
+        environment=_variables(spec),
+        setup=spec.setup,
+        ranks_per_node=spec.resources.ranks_per_node,
+        srun_options=list(_srun_options(spec)),
+        command_lines=list(_command_lines(spec)),
+    )
+
+
+def _sbatch_options(spec: JobSpec) -> Iterator[str]:
+    resources, queue = spec.resources, spec.queue
+    yield f"--job-name={_quoted(spec.name)}"
+    yield f"--nodes={resources.nodes}"
+    yield f"--ntasks-per-node={resources.ranks_per_node}"
+    yield f"--cpus-per-task={resources.cpus_per_rank}"
+    if resources.gpus_per_node:
+        yield f"--gpus-per-node={resources.gpus_per_node}"
+    if resources.memory_per_node:
+        yield f"--mem={resources.memory_per_node}"
+    if resources.wall_time:
+        yield f"--time={resources.wall_time}"
+    named = {"partition": queue.partition, "account": queue.account, "qos": queue.qos}
+    yield from (f"--{name}={value}" for name, value in named.items() if value)
+    if queue.constraint:
+        yield f"--constraint={_quoted(queue.constraint)}"
+    if spec.dependencies:
+        yield "--dependency=afterok:" + ":".join(job.removeprefix("slurm:") for job in spec.dependencies)
+        yield "--kill-on-invalid-dep=yes"
+    if spec.sweep:
+        yield f"--array=0-{len(spec.sweep) - 1}"
+    yield f"--signal=TERM@{spec.requeue.signal_lead_seconds}"
+    yield "--requeue"
+    yield "--open-mode=append"
+    yield f"--chdir={_quoted(str(spec.working_directory))}"
+    yield f"--output={_quoted(_without_patterns(spec.job_folder / 'slurm-%j.log'))}"
+    yield from queue.options
+
+
+def _srun_options(spec: JobSpec) -> Iterator[str]:
+    # SLURM hands the cores of a task from sbatch to srun in some versions and not in others.
+    yield f"--cpus-per-task={spec.resources.cpus_per_rank}"
+    yield "--export=ALL"
+    yield "--kill-on-bad-exit=0"
+    yield f"--wait={min(spec.start_timeout_seconds, _LONGEST_WAIT_SECONDS)}"
+    container = spec.container
+    if container is not None and container.runtime == "pyxis":
+        yield f"--container-image={shlex.quote(container.image)}"
+        yield f"--container-mounts={shlex.quote(','.join(_mounts(spec, container)))}"
+        yield f"--container-workdir={shlex.quote(str(spec.working_directory))}"
+
+
+def _command_lines(spec: JobSpec) -> Iterator[str]:
+    if spec.container is not None and spec.container.runtime == "apptainer":
+        words = ["apptainer", "exec", *(["--nv"] if spec.resources.gpus_per_node else [])]
+        mounts = [f"--bind={mount}" for mount in _mounts(spec, spec.container)]
+        yield shlex.join([*words, *mounts, f"--pwd={spec.working_directory}", spec.container.image])
+    command = shlex.join(spec.command)
+    yield f'{command} "${{overrides[@]}}"' if spec.sweep else command
+
+
+def _mounts(spec: JobSpec, container: Container) -> list[str]:
+    """Return the user's mounts, those of all runs and where the ranks start."""
+    own = [spec.working_directory, *(place.run_folder for place in places_of(spec))]
+    return list(dict.fromkeys([*container.mounts, *(f"{folder}:{folder}" for folder in own)]))
+
+
+def _variables(spec: JobSpec) -> list[tuple[str, str]]:
+    variables = {
+        "OMP_NUM_THREADS": str(spec.resources.cpus_per_rank),
+        START_TIMEOUT_VARIABLE: str(spec.start_timeout_seconds),
+        **dict(spec.environment),
+    }
+    return sorted(variables.items())
+
+
+def _quoted(text: str) -> str:
+    """Quote for a line of #SBATCH, which knows double quotes only."""
+    return text if shlex.quote(text) == text else f'"{text}"'
+
+
+def _without_patterns(path: Path) -> str:
+    """A percent sign in a folder's name is no pattern of SLURM's."""
+    return f"{str(path.parent).replace('%', '%%')}/{path.name}"

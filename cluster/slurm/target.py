@@ -1,0 +1,198 @@
+"""SLURM as a target of jobs."""
+
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cluster.errors import ClusterError
+from cluster.job_record import JobRecord, JobState, JobStatus, save_record
+from cluster.job_spec import JobSpec
+from cluster.slurm import client
+from cluster.slurm.client import JobInfo
+from cluster.slurm.places import SCRIPT_NAME, Place, places_of
+from cluster.slurm.render import render_script
+from data_prep.files import write_atomically
+
+# What the script keeps in a job's folder.
+_EXIT_CODE = "exit_code"
+_CANCELLED = "cancelled"
+_STARTS = "starts"
+_LOGS = "logs"
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")
+_FAILED = ("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
+_CANCELLED_STATES = ("CANCELLED", "PREEMPTED", "REVOKED")
+
+
+class SlurmTarget:
+    """Submits with sbatch, and asks with scontrol; see `cluster.targets.JobTarget`."""
+
+    def render(self, spec: JobSpec) -> str:
+        """Write the commands as comments, and the script."""
+        commands = [
+            shlex.join(["sbatch", "--parsable", *options, str(spec.job_folder / SCRIPT_NAME), *arguments])
+            for options, arguments in _calls(spec, before="<job before>")
+        ]
+        return "".join(f"# {command}\n" for command in commands) + render_script(spec)
+
+    def submit(self, spec: JobSpec) -> tuple[JobRecord, ...]:
+        """Submit a job, the links of a chain, or the jobs of an array."""
+        places = places_of(spec)
+        script = spec.job_folder / SCRIPT_NAME
+        write_atomically(script, render_script(spec).encode())
+        handles: list[str] = []
+        try:
+            for place in places:
+                (place.job_folder / _LOGS).mkdir(parents=True, exist_ok=True)
+            for handle in _submit_all(spec, script):
+                handles.append(handle)
+        except BaseException:
+            for handle in handles:
+                with suppress(ClusterError):
+                    client.cancel_job(handle)
+            for place in places:
+                shutil.rmtree(place.job_folder, ignore_errors=True)
+                _remove_if_empty(place.job_folder.parent, place.run_folder)
+            raise
+        if spec.sweep:
+            handles = [f"{handles[0]}_{index}" for index in range(len(places))]
+        records = [
+            _record(spec, place, handle, link)
+            for link, (place, handle) in enumerate(zip(places, handles, strict=True), start=1)
+        ]
+        for record in records:
+            save_record(record)
+        return tuple(records)
+
+    def status(self, record: JobRecord) -> JobStatus:
+        """Ask the controller; where it has forgotten the job, the job's folder."""
+        info = client.show_job(record.handle)
+        written = _written_end(record.job_folder)
+        state, reason = _state_of(record, info, written)
+        code = written[0] if written else None
+        if code is None and info is not None and _is_over(info):
+            code = info.exit_code or (0 if state == JobState.DONE else None)
+        return JobStatus(
+            state=state,
+            reason=reason,
+            exit_code=code,
+            requeues=max(len(_attempts(record.job_folder)) - 1, 0),
+            nodes=(info.nodes,) if info is not None and info.nodes else (),
+        )
+
+    def logs(self, record: JobRecord) -> tuple[Path, ...]:
+        """Return the files of the newest start's ranks; before there are any, that of the script."""
+        attempts = _attempts(record.job_folder)
+        of_ranks = sorted(attempts[-1].glob("rank-*.log")) if attempts else []
+        return tuple(of_ranks or sorted(record.job_folder.glob("slurm-*.log"))[-1:])
+
+    def cancel(self, record: JobRecord) -> None:
+        """Let the ranks of a running job save and leave; take a waiting one out of the queue."""
+        info = client.show_job(record.handle)
+        if info is None or _is_over(info):
+            return
+        write_atomically(record.job_folder / _CANCELLED, b"")
+        if info.state == "RUNNING":
+            client.signal_ranks(record.handle)
+        else:
+            client.cancel_job(record.handle)
+
+    def requeue(self, record: JobRecord) -> JobRecord:
+        """Let the ranks of a running job save, after which its script requeues it; start an ended one again."""
+        info = client.show_job(record.handle)
+        if info is not None and info.state == "RUNNING":
+            client.signal_ranks(record.handle)
+            return record
+        if info is not None and not _is_over(info):
+            return record
+        for name in (_EXIT_CODE, _CANCELLED, _STARTS):
+            (record.job_folder / name).unlink(missing_ok=True)
+        if info is not None and client.start_again(record.handle):
+            return record
+        return self._submit_again(record)
+
+    def _submit_again(self, record: JobRecord) -> JobRecord:
+        """Hand the same script to SLURM, which has forgotten the job."""
+        script = record.job_folder / SCRIPT_NAME
+        if not script.exists() or "_" in record.handle:
+            raise ClusterError(
+                f"SLURM must still know {record.job_id}, which is part of a sweep or a chain, but has forgotten "
+                "it; submit the run again, which goes on from its newest checkpoint"
+            )
+        again = record.model_copy(
+            update={"handle": client.submit_script(script), "submitted_at": datetime.now(UTC)}
+        )
+        save_record(again)
+        return again
+
+
+def _calls(spec: JobSpec, *, before: str) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield the options and arguments of each call of sbatch."""
+    yield [], ["1"] if spec.chain > 1 else []
+    for link in range(2, spec.chain + 1):
+        yield [f"--dependency=afterany:{before}"], [str(link)]
+
+
+def _submit_all(spec: JobSpec, script: Path) -> Iterator[str]:
+    handle = ""
+    for options, arguments in _calls(spec, before=""):
+        dependency = f"afterany:{handle}" if options else None
+        handle = client.submit_script(script, *arguments, dependency=dependency)
+        yield handle
+
+
+def _record(spec: JobSpec, place: Place, handle: str, link: int) -> JobRecord:
+    return JobRecord(
+        target="slurm",
+        handle=handle,
+        name=place.name if spec.chain == 1 else f"{place.name} ({link} of {spec.chain})",
+        run_folder=place.run_folder,
+        job_folder=place.job_folder,
+        submitted_at=datetime.now(UTC),
+        command=(*spec.command, *place.overrides),
+    )
+
+
+def _state_of(
+    record: JobRecord, info: JobInfo | None, written: tuple[int, str] | None
+) -> tuple[JobState, str]:
+    """Return where a job is, and why, from the controller's word and from what the job has written."""
+    why = written[1] if written else ""
+    was_cancelled = (record.job_folder / _CANCELLED).exists()
+    if info is not None and not _is_over(info):
+        return (JobState.QUEUED if info.state in _WAITING else JobState.RUNNING), info.reason
+    if was_cancelled or (info is not None and info.state.startswith(_CANCELLED_STATES)):
+        return JobState.CANCELLED, why
+    if written is not None:
+        return (JobState.DONE if written[0] == 0 else JobState.FAILED), why
+    if info is None:
+        return JobState.UNKNOWN, "SLURM has forgotten the job, which was ended before it could say why"
+    # It has ended in the moment since its file was read.
+    if info.state == "COMPLETED":
+        return JobState.DONE, ""
+    return JobState.FAILED, f"{info.state}: {info.reason}" if info.reason else info.state
+
+
+def _is_over(info: JobInfo) -> bool:
+    return info.state == "COMPLETED" or info.state.startswith((*_FAILED, *_CANCELLED_STATES))
+
+
+def _written_end(folder: Path) -> tuple[int, str] | None:
+    """Return the exit code and the reason that the job's script has written."""
+    try:
+        code, _, reason = (folder / _EXIT_CODE).read_text(encoding="utf-8").strip().partition(" ")
+    except FileNotFoundError:
+        return None
+    return int(code), reason
+
+
+def _attempts(folder: Path) -> list[Path]:
+    return sorted((folder / _LOGS).glob("attempt-*"))
+
+
+def _remove_if_empty(*folders: Path) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

@@ -1,0 +1,52 @@
+"""Waiting for submitted jobs to end."""
+
+import time
+from collections.abc import Sequence
+
+from cluster.errors import ClusterError
+from cluster.job_record import JobRecord, JobState, JobStatus
+from cluster.targets import JobTarget
+
+# Every question costs the cluster's controller some work.
+_POLL_SECONDS = 2.0
+# The exit code of a job whose target does not know it.
+_UNKNOWN_CODE = 1
+
+
+def wait_for(
+    target: JobTarget, records: Sequence[JobRecord], *, start_limit_seconds: float | None, last_counts: bool
+) -> int:
+    """Wait until all jobs have ended; return an exit code.
+
+    Args:
+        target: where the jobs are.
+        records: of the jobs.
+        start_limit_seconds: within which one of them must have started; None: however long it takes.
+        last_counts: the last job goes on where the others end, so its code is that of all.
+
+    Returns:
+        the code of the last job, or of the first that did not end with 0.
+
+    Raises:
+        ClusterError: none has started in time; they are cancelled.
+    """
+    end = None if start_limit_seconds is None else time.monotonic() + start_limit_seconds
+    while True:
+        statuses = [target.status(record) for record in records]
+        if all(status.state.is_final or status.state == JobState.UNKNOWN for status in statuses):
+            codes = [_code(status) for status in statuses]
+            return codes[-1] if last_counts else next((code for code in codes if code), 0)
+        if not all(status.state == JobState.QUEUED and status.requeues == 0 for status in statuses):
+            end = None
+        if end is not None and time.monotonic() > end:
+            for record in reversed(records):
+                target.cancel(record)
+            raise ClusterError(
+                f"{records[0].job_id} must start within {start_limit_seconds:.0f} s (--start-limit), but "
+                f"waits for: {statuses[0].reason or 'no reason given'}; it is cancelled"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _code(status: JobStatus) -> int:
+    return _UNKNOWN_CODE if status.exit_code is None else status.exit_code
