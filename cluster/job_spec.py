@@ -109,6 +109,7 @@ class JobSpec:
         sweep: the run of each job of an array; empty: one job.
         start_timeout_seconds: within which a placed job's ranks must have found each other.
         heartbeat_seconds: between two signs of life.
+        kind: `ranks`, or `driver`: one process that itself asks the cluster for more (data preparation).
     """
 
     name: str
@@ -127,6 +128,7 @@ class JobSpec:
     sweep: tuple[SweepMember, ...] = ()
     start_timeout_seconds: int = 600
     heartbeat_seconds: int = 30
+    kind: Literal["ranks", "driver"] = "ranks"
 
     @property
     def log_folder(self) -> Path:

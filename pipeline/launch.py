@@ -6,7 +6,6 @@ kills.
 """
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from pipeline.exit_codes import ExitCode
+from pipeline.rank_process import AGREED_CODES, code_of, die_with_parent, first_failed
 from pipeline.signals import STOP_SIGNALS
 
 __all__ = ["run_ranks"]
@@ -26,9 +26,6 @@ __all__ = ["run_ranks"]
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
-_PR_SET_PDEATHSIG = 1
-# Codes with which ranks leave together, by agreement.
-_AGREED_CODES = (ExitCode.USAGE, ExitCode.REQUEUE, ExitCode.DO_NOT_REQUEUE, ExitCode.INTERRUPTED)
 # Codes that another start would end with as well.
 _FINAL_CODES = (
     ExitCode.DONE,
@@ -144,7 +141,7 @@ class _Launcher:
                         stdout=output,
                         stderr=output,
                         process_group=0,
-                        preexec_fn=_die_with_parent(os.getpid()),
+                        preexec_fn=die_with_parent(os.getpid()),
                     )
                 )
 
@@ -152,9 +149,9 @@ class _Launcher:
         """Wait until all ranks have left or the deadline has passed; return the run's exit code."""
         failed: int | None = None
         while True:
-            codes = [_code_of(rank) for rank in self._ranks]
+            codes = [code_of(rank) for rank in self._ranks]
             if failed is None:
-                failed = _first_failed(codes)
+                failed = first_failed(codes)
                 if failed is not None:
                     self._stop_others(failed, codes)
             if None not in codes or time.monotonic() > self._deadline:
@@ -188,7 +185,7 @@ class _Launcher:
             rank.wait()
 
     def _stop_others(self, failed: int, codes: Sequence[int | None]) -> None:
-        is_agreed = codes[failed] in _AGREED_CODES
+        is_agreed = codes[failed] in AGREED_CODES
         if is_agreed and self.was_told_to_stop:
             return
         self._deadline = min(self._deadline, time.monotonic() + self._failure_timeout_seconds)
@@ -223,37 +220,6 @@ def _rank_variables(rank: int, num_ranks: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-
-
-def _die_with_parent(parent: int) -> Callable[[], None]:
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def ask_kernel() -> None:
-        """Runs between fork and exec; takes no lock that a thread of the launcher could hold."""
-        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0 or os.getppid() != parent:
-            os._exit(ExitCode.CRASH)
-
-    return ask_kernel
-
-
-def _code_of(rank: subprocess.Popen[bytes]) -> int | None:
-    """Return the exit code of a rank as a shell tells it, or None while it runs; the rank is not reaped."""
-    left = os.waitid(os.P_PID, rank.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if left is None:
-        return None
-    return left.si_status if left.si_code == os.CLD_EXITED else 128 + left.si_status
-
-
-def _first_failed(codes: Sequence[int | None]) -> int | None:
-    """Return the rank that was the cause, of those that have failed.
-
-    One rank's death makes the others fail: of several, one ended by a signal was the cause, else one whose
-    code the others do not leave with by agreement.
-    """
-    failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
-    return max(
-        failed, key=lambda rank: ((codes[rank] or 0) > 128, codes[rank] not in _AGREED_CODES), default=None
-    )
 
 
 def _free_port() -> int:

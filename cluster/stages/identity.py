@@ -41,7 +41,7 @@ def identity_of_file(path: Path) -> str | None:
 
 
 def identity_of_tokens(path: Path) -> str | None:
-    """Return what tells prepared tokens apart: checksums where there is a manifest, else names, sizes and times.
+    """Return what tells tokens apart: checksums where there is a manifest, else names, sizes and times.
 
     Tokens that were prepared anew from the same text are the same.
     """

@@ -1,7 +1,7 @@
 """A stage inside its job: `python -m cluster.stages.run_stage NAME --config FILE [--again]`.
 
 It runs `megaponder` in this very process, so that signals, exit codes and launchers need no go-between, and
-keeps the stage's marker. A stage that is done already, because its inputs came out as they were, ends at once.
+keeps the stage's marker. A stage that is done already ends at once: what was to change its inputs did not.
 """
 
 import argparse
@@ -40,7 +40,8 @@ def main() -> None:
         sys.exit(exit_code_of(error))
     if marker is None:
         sys.exit(ExitCode.DONE)
-    code = run_command(work.arguments)
+    on_ray = () if asked.ray_address is None else ("--ray-address", asked.ray_address)
+    code = run_command((*work.arguments, *on_ray))
     if Ranks.from_environment().rank == 0:
         output = work.output() if code == ExitCode.DONE else None
         save_marker(config.output_dir, marker.ended(code, output))
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def run_command(arguments: tuple[str, ...]) -> int:
-    """Run `megaponder <arguments>` as `python -m pipeline.cli` does, in this process; return its exit code."""
+    """Run `megaponder <arguments>` in this process, as `python -m pipeline.cli` does; return its code."""
     sys.argv = ["megaponder", *arguments]
     try:
         runpy.run_module("pipeline.cli", run_name="__main__", alter_sys=True)
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", help="its name")
     parser.add_argument("--config", type=Path, required=True, help="of the run, in the folder of the job")
     parser.add_argument("--again", action="store_true", help="run it although it is done")
+    parser.add_argument("--ray-address", help="HOST:PORT of a running Ray that data is prepared on")
     return parser
 
 
@@ -70,7 +72,8 @@ def _begin(config: RunConfig, stage: Stage, work: StageWork, asked: argparse.Nam
     job = str(asked.config.parent)
     state = work.state(config.output_dir)
     reason = reason_to_run(state)
-    if reason is None and not asked.again:
+    has_run_here = state.marker is not None and state.marker.job == job
+    if reason is None and (has_run_here or not asked.again):
         logger.info("%s is done already: its settings and inputs are those of its last run", stage.name)
         return None
     marker = Marker(

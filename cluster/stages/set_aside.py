@@ -3,7 +3,6 @@
 import logging
 import shutil
 from datetime import UTC, datetime
-from pathlib import Path
 
 from cluster.stages.marker import Marker
 from cluster.stages.plan import StageState, differing

@@ -154,7 +154,9 @@ def _train(config: RunConfig, name: str, config_file: Path) -> StageWork:
 def _training_settings(config: RunConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for group, values in config.model_dump(mode="json").items():
-        named = {f"{group}.{name}": value for name, value in values.items()} if isinstance(values, dict) else {}
+        named = (
+            {f"{group}.{name}": value for name, value in values.items()} if isinstance(values, dict) else {}
+        )
         flat |= named or {group: values}
     return {
         name: value
@@ -186,9 +188,7 @@ def _evaluate(config: RunConfig, stage: EvaluateStage) -> StageWork:
 def _export(config: RunConfig, stage: ExportStage) -> StageWork:
     output = stage.output or config.output_dir / stage.name
     options = {"--output": output, "--dtype": stage.dtype, "--tokenizer": stage.tokenizer}
-    inputs: dict[str, Identity] = {
-        "checkpoint": partial(identity_of_checkpoint, config.checkpoint_directory)
-    }
+    inputs: dict[str, Identity] = {"checkpoint": partial(identity_of_checkpoint, config.checkpoint_directory)}
     if stage.tokenizer is not None:
         inputs["tokenizer"] = partial(identity_of_folder, stage.tokenizer)
     return StageWork(
@@ -206,6 +206,4 @@ def _export(config: RunConfig, stage: ExportStage) -> StageWork:
 
 
 def _options(options: Mapping[str, object]) -> tuple[str, ...]:
-    return tuple(
-        word for name, value in options.items() if value is not None for word in (name, str(value))
-    )
+    return tuple(word for name, value in options.items() if value is not None for word in (name, str(value)))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.exit_codes import ExitCode
-from pipeline.launch import _first_failed, run_ranks
+from pipeline.launch import run_ranks
+from pipeline.rank_process import first_failed
 
 PRELUDE = """
 import os, pathlib, signal, subprocess, sys, time
@@ -90,7 +91,7 @@ def test_a_failed_rank_is_named_and_the_others_are_killed(
 def test_the_cause_is_the_rank_ended_by_a_signal_else_the_first(
     codes: list[int | None], cause: int | None
 ) -> None:
-    assert _first_failed(codes) == cause
+    assert first_failed(codes) == cause
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

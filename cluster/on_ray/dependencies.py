@@ -1,0 +1,49 @@
+"""Waiting for other jobs of the same cluster: Ray starts every job at once."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cluster.errors import ClusterError
+
+_LOOK_SECONDS = 2.0
+_PREFIX = "ray:"
+
+
+def wait_for_dependencies(jobs: Sequence[str], *, until: Callable[[], bool]) -> bool:
+    """Wait until other jobs have succeeded.
+
+    Args:
+        jobs: their ids, such as `ray:20261122-...`.
+        until: tells that this job was told to end.
+
+    Returns:
+        whether all have succeeded; False where this job was told to end.
+
+    Raises:
+        ClusterError: one has failed, or there is none of that id.
+    """
+    waiting = [job.removeprefix(_PREFIX) for job in jobs]
+    client = JobSubmissionClient() if waiting else None
+    while client is not None and waiting:
+        if until():
+            return False
+        waiting = [job for job in waiting if not _has_succeeded(client, job)]
+        if waiting:
+            time.sleep(_LOOK_SECONDS)
+    return True
+
+
+def _has_succeeded(client: JobSubmissionClient, job: str) -> bool:
+    try:
+        status = client.get_job_status(job)
+    except RuntimeError as error:
+        raise ClusterError(
+            f"a job to wait for must be known to this Ray, but {job} is not ({error}); submit it first"
+        ) from error
+    if status in (JobStatus.FAILED, JobStatus.STOPPED):
+        raise ClusterError(
+            f"the job to wait for must succeed, but {job} is {status}; see why, and submit both again"
+        )
+    return bool(status == JobStatus.SUCCEEDED)

@@ -1,0 +1,169 @@
+"""What Ray runs for a submitted job: python -m cluster.on_ray.driver JOBFILE.
+
+Starts the ranks, shows the first one's log, writes signs of life and at the end how it ended; leaves with the
+job's exit code. SIGTERM, by which Ray stops a job, lets the ranks save and leave.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+from cluster.errors import ClusterError
+from cluster.job_spec import JobSpec
+from cluster.on_ray.alone import Alone
+from cluster.on_ray.board import Overview
+from cluster.on_ray.dependencies import wait_for_dependencies
+from cluster.on_ray.gang import Ending, Gang
+from cluster.on_ray.job_file import load_job
+from cluster.on_ray.log_tail import LogTail
+from cluster.on_ray.signs import (
+    HEARTBEAT_NAME,
+    OUTCOME_NAME,
+    Heartbeat,
+    Outcome,
+    newest_rank_logs,
+    write_sign,
+)
+from pipeline.exit_codes import ExitCode
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.5
+
+
+class Driver:
+    """One job, from its start to its end.
+
+    Args:
+        job: as it was submitted.
+    """
+
+    def __init__(self, job: JobSpec) -> None:
+        self._job = job
+        self._was_told = False
+        self._seen: Overview | None = None
+        self._beat_at = float("-inf")
+        self._activity = ""
+        self._tail = LogTail(sys.stdout.buffer)
+
+    def run(self) -> int:
+        """Run the job; return its exit code, which the job's folder then holds too."""
+        try:
+            ending = self._run()
+        except ClusterError as error:
+            ending = Ending(exit_code=ExitCode.DO_NOT_REQUEUE, reason=str(error))
+        if ending.exit_code != 0:
+            logger.error("the job ends with exit code %d: %s", ending.exit_code, ending.reason)
+        seen = self._seen
+        outcome = Outcome(
+            exit_code=ending.exit_code,
+            reason=ending.reason,
+            restarts=_restarts(seen),
+            hosts=seen.hosts if seen else (),
+            is_cancelled=self._was_told,
+        )
+        write_sign(outcome, self._job.job_folder / OUTCOME_NAME)
+        return ending.exit_code
+
+    def _run(self) -> Ending:
+        self._listen()
+        self._beat("waiting for the jobs it depends on" if self._job.dependencies else "starting")
+        if not wait_for_dependencies(self._job.dependencies, until=lambda: self._was_told):
+            return _STOPPED
+        gang = self._gang()
+        # Again: Ray has put a handler of its own in place, which ends the process at once.
+        self._listen()
+        gang.start()
+        return self._watch(gang)
+
+    def _gang(self) -> "Gang | Alone":
+        if self._job.kind == "driver":
+            return Alone(self._job)
+        import ray
+
+        ray.init(logging_level=logging.WARNING)
+        return Gang(self._job)
+
+    def _watch(self, gang: "Gang | Alone") -> Ending:
+        is_told = False
+        while (ending := gang.ending) is None:
+            self._seen = gang.overview()
+            if self._was_told and self._seen.num_attempts == 0:
+                # Nothing runs; what Ray Train has asked for goes with this process.
+                return _STOPPED
+            if self._was_told and not is_told:
+                gang.stop()
+                is_told = True
+            self._tail.copy(newest_rank_logs(self._job.log_folder)[:1])
+            self._beat(_activity(self._seen, self._job))
+            time.sleep(_LOOK_SECONDS)
+        self._seen = gang.overview()
+        self._tail.copy(newest_rank_logs(self._job.log_folder)[:1])
+        return ending
+
+    def _listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._hear)
+
+    def _hear(self, _number: int, _frame: FrameType | None) -> None:
+        self._was_told = True
+
+    def _beat(self, activity: str) -> None:
+        now = time.monotonic()
+        if activity == self._activity and now - self._beat_at < self._job.heartbeat_seconds:
+            return
+        self._beat_at, self._activity = now, activity
+        seen = self._seen
+        beat = Heartbeat(
+            time=datetime.now(UTC),
+            activity=activity,
+            restarts=_restarts(seen),
+            hosts=seen.hosts if seen else (),
+            alive_ranks=seen.alive_ranks if seen else 0,
+        )
+        write_sign(beat, self._job.job_folder / HEARTBEAT_NAME)
+
+
+_STOPPED = Ending(exit_code=ExitCode.REQUEUE, reason="told to end before any rank had started")
+
+
+def _restarts(seen: Overview | None) -> int:
+    return max(seen.num_attempts - 1, 0) if seen else 0
+
+
+def _activity(seen: Overview, job: JobSpec) -> str:
+    if not seen.hosts:
+        return f"waiting for {job.resources.nodes} machine(s) to have room"
+    if seen.silent_seconds > job.heartbeat_seconds:
+        return "a machine was lost; waiting for its return or another one"
+    num_ranks = 1 if job.kind == "driver" else job.resources.num_ranks
+    return f"{seen.alive_ranks} of {num_ranks} process(es) alive"
+
+
+def main() -> None:
+    """Run the job of a file."""
+    (file,) = sys.argv[1:]
+    job = load_job(Path(file))
+    log = logging.FileHandler(job.log_folder / "driver.log")
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[log, logging.StreamHandler()],
+    )
+    code = Driver(job).run()
+    sys.stdout.flush()
+    # Threads of Ray Train may wait for what will not come; everything that counts is written.
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

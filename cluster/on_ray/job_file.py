@@ -1,0 +1,59 @@
+"""A job as Ray is given it: a file that its driver reads, and the request that starts the driver."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from cluster.errors import ClusterError
+from cluster.job_spec import JobSpec
+
+JOB_FILE_NAME = "ray_job.json"
+# In the command of a job of kind `driver`: HOST:PORT of the cluster's head, known only where the job runs.
+RAY_ADDRESS_WORD = "{ray_address}"
+_JOB = TypeAdapter(JobSpec)
+
+
+def render_job(job: JobSpec) -> str:
+    """Write a job as its driver reads it."""
+    return json.dumps(_JOB.dump_python(job, mode="json"), indent=2) + "\n"
+
+
+def load_job(path: Path) -> JobSpec:
+    """Read a job that was submitted.
+
+    Raises:
+        ClusterError: the file is not there or does not hold one.
+    """
+    try:
+        return _JOB.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ClusterError(
+            f"{path} must be a job as it was submitted to Ray, but cannot be read ({error}); submit it anew"
+        ) from error
+
+
+def submission_of(job: JobSpec, start: int = 0) -> dict[str, Any]:
+    """Return the request to the Jobs API, as a pure function of the job.
+
+    Args:
+        job: what is submitted; its file lies in its folder.
+        start: how often it was submitted before; Ray wants another id each time.
+    """
+    words = (job.command[0], "-m", "cluster.on_ray.driver", str(job.job_folder / JOB_FILE_NAME))
+    return {
+        # exec: the signal that stops the job is the driver's, not a shell's. cd: a source tree is importable.
+        "entrypoint": f"cd {shlex.quote(str(job.working_directory))} && exec {shlex.join(words)}",
+        "submission_id": job.job_folder.name + (f"-again{start}" if start else ""),
+        "metadata": {"name": job.name, "job_folder": str(job.job_folder)},
+        "runtime_env": {
+            "env_vars": {
+                **dict(job.environment),
+                "RAY_USAGE_STATS_ENABLED": "0",
+                # Ray reads it where it stops the driver; its own default, 3 s, is too short for a checkpoint.
+                "RAY_JOB_STOP_WAIT_TIME_S": str(job.requeue.signal_lead_seconds),
+            }
+        },
+    }

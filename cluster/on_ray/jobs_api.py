@@ -1,0 +1,84 @@
+"""Ray's own client of its Jobs API, with an end to every wait and errors in the words of users."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from ray.job_submission import JobSubmissionClient
+
+from cluster.errors import ClusterError
+
+ANSWER_SECONDS = 10.0
+# Which Ray's client prefers to the address it is given.
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+
+Answer = TypeVar("Answer")
+
+
+class UnreachableRayError(ClusterError):
+    """Nothing that is a Ray answers at the address."""
+
+
+class _BoundedClient(JobSubmissionClient):
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        return super()._do_request(method, endpoint, timeout=ANSWER_SECONDS, **options)
+
+
+def address_of(address: str | None) -> str:
+    """Return where the Jobs API is.
+
+    Raises:
+        ClusterError: nobody says.
+    """
+    found = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not found:
+        raise ClusterError(
+            "the Ray cluster must be named, but neither --ray-address, submit.ray_address nor "
+            "RAY_API_SERVER_ADDRESS is set; it is the address of the dashboard, such as http://head:8265"
+        )
+    if not found.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"the address of the Ray cluster must be that of its dashboard, such as http://head:8265, but is "
+            f"{found}; `ray start --head` prints it"
+        )
+    return found
+
+
+def ask(address: str, question: Callable[[JobSubmissionClient], Answer]) -> Answer:
+    """Ask the Jobs API of a cluster something.
+
+    Args:
+        address: URL of its dashboard.
+        question: is given the client.
+
+    Raises:
+        UnreachableRayError: there is no such Ray, or it does not answer in time.
+        ClusterError: it refuses.
+    """
+    from requests.exceptions import RequestException
+
+    try:
+        with _only_this_address():
+            return question(_BoundedClient(address))
+    except (ConnectionError, RequestException) as error:
+        raise UnreachableRayError(
+            f"the Jobs API of a Ray must answer at {address}, but nothing does within {ANSWER_SECONDS:.0f} s "
+            f"({_first_line(error)}); see that the head runs, that ray[default] is installed there, and that "
+            "this machine may connect to its dashboard port"
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise ClusterError(f"the Ray at {address} refuses: {_first_line(error)}") from error
+
+
+@contextmanager
+def _only_this_address() -> Iterator[None]:
+    before = {name: os.environ.pop(name) for name in _ADDRESS_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
