@@ -154,10 +154,10 @@ def _train(config: RunConfig, name: str, config_file: Path) -> StageWork:
 def _training_settings(config: RunConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for group, values in config.model_dump(mode="json").items():
-        named = (
-            {f"{group}.{name}": value for name, value in values.items()} if isinstance(values, dict) else {}
-        )
-        flat |= named or {group: values}
+        if isinstance(values, dict):
+            flat |= {f"{group}.{name}": value for name, value in values.items()}
+        else:
+            flat[group] = values
     return {
         name: value
         for name, value in flat.items()

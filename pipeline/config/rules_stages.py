@@ -57,7 +57,7 @@ def _prepared_data(config: RunConfig) -> Iterator[ConfigProblem]:
         if output not in read:
             yield ConfigProblem(
                 path=f"stages.{number}.output",
-                rule="must be a folder that the run reads: data.path, data.heldout_path, or one of data.sources",
+                rule="must be a folder that the run reads: data.path, heldout_path or one of data.sources",
                 value="absent" if output is None else str(output),
                 cure=f"write {' or '.join(sorted(map(str, read)))}",
             )
@@ -69,8 +69,8 @@ def _whole_training(config: RunConfig) -> Iterator[ConfigProblem]:
     if stops_early and any(stage.command == "train" for stage in config.stages):
         yield ConfigProblem(
             path="stages",
-            rule="must train without training.exit_interval and exit_duration_in_mins: what follows would take "
-            "the first part for the whole",
+            rule="must train without training.exit_interval and exit_duration_in_mins: what follows would "
+            "take the first part for the whole",
             value="given",
             cure="leave them out; submit.wall_time and submit.max_requeues do the same for jobs",
         )
@@ -83,7 +83,7 @@ def _exportable(config: RunConfig) -> Iterator[ConfigProblem]:
         if stage.command == "export":
             yield ConfigProblem(
                 path=f"stages.{number}",
-                rule="can export models of ponder.method vanilla only: the others have no class in transformers",
+                rule="can export models of ponder.method vanilla only: transformers has no others",
                 value=config.ponder.method,
                 cure="leave the stage out",
             )
