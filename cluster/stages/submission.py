@@ -69,10 +69,10 @@ def refuse_running(config: RunConfig, planned: Sequence[PlannedStage]) -> None:
     Raises:
         ClusterError: there is one.
     """
-    wanted = {job_name(config, _stage_named(config, stage.name)) for stage in planned if stage.reason}
+    wanted = [job_name(config, _stage_named(config, stage.name)) for stage in planned if stage.reason]
     # A link of a chain has its number behind the name.
     newest = {record.name.partition(" (")[0]: record for record in records_below(config.output_dir)}
-    for name in sorted(wanted & set(newest)):
+    for name in (name for name in wanted if name in newest):
         record = newest[name]
         state = target_named(record.target, ray_address=record.address).status(record).state
         if not state.is_final and state != state.UNKNOWN:

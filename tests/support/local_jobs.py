@@ -1,6 +1,7 @@
 """Local jobs whose ranks are a few lines of Python, and an end to whatever of them is left."""
 
 import os
+import subprocess
 import sys
 import time
 import uuid
@@ -14,7 +15,7 @@ import pytest
 from cluster.job_record import JobRecord, JobState, JobStatus, new_job_folder
 from cluster.job_spec import JobSpec, RequeuePolicy, Resources
 from cluster.local.target import LocalTarget
-from tests.support.commands import MARK, processes_with, wait_until
+from tests.support.commands import COMMAND, MARK, REPOSITORY, TIMEOUT_SECONDS, processes_with, wait_until
 
 # Enough for every process of these jobs to start on a busy machine.
 SECONDS = 60.0
@@ -88,6 +89,19 @@ class LocalJobs:
             lambda: any(text in file.read_text() for file in self.target.logs(record)[rank : rank + 1]),
             seconds=SECONDS,
             otherwise=text,
+        )
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `megaponder <words>`; jobs that it starts stay."""
+        return subprocess.run(
+            [sys.executable, *COMMAND, *words],
+            env={**os.environ, "COLUMNS": "200"},
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
         )
 
     def nothing_is_left(self) -> bool:
