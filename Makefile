@@ -43,7 +43,7 @@ fmt: $(INSTALLED) ## format the sources and mend what the linter can mend
 	$(BIN)/ruff format .
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev,hf]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,hf,ray]'
 	@touch $@
 
 $(BIN)/python:

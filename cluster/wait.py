@@ -7,14 +7,17 @@ from cluster.errors import ClusterError
 from cluster.job_record import JobRecord, JobState, JobStatus
 from cluster.targets import JobTarget
 
-# Every question costs the cluster's controller some work.
-_POLL_SECONDS = 2.0
 # The exit code of a job whose target does not know it.
 _UNKNOWN_CODE = 1
 
 
 def wait_for(
-    target: JobTarget, records: Sequence[JobRecord], *, start_limit_seconds: float | None, last_counts: bool
+    target: JobTarget,
+    records: Sequence[JobRecord],
+    *,
+    start_limit_seconds: float | None,
+    last_counts: bool,
+    poll_seconds: float = 2.0,
 ) -> int:
     """Wait until all jobs have ended; return an exit code.
 
@@ -23,6 +26,7 @@ def wait_for(
         records: of the jobs.
         start_limit_seconds: within which one of them must have started; None: however long it takes.
         last_counts: the last job goes on where the others end, so its code is that of all.
+        poll_seconds: between two questions, which cost the cluster's controller some work.
 
     Returns:
         the code of the last job, or of the first that did not end with 0.
@@ -45,7 +49,7 @@ def wait_for(
                 f"{records[0].job_id} must start within {start_limit_seconds:.0f} s (--start-limit), but "
                 f"waits for: {statuses[0].reason or 'no reason given'}; it is cancelled"
             )
-        time.sleep(_POLL_SECONDS)
+        time.sleep(poll_seconds)
 
 
 def _code(status: JobStatus) -> int:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from cluster.commands import jobs, submit
+from cluster.commands import bench_submit, jobs, submit
 from pipeline.commands import (
     bench,
     checkpoint,
@@ -42,6 +42,7 @@ app.command(epilog=submit.EPILOG)(submit.submit)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=golden.EPILOG)(golden.golden)
 app.command(epilog=parity.EPILOG)(parity.parity)
+bench.app.command("submit", epilog=bench_submit.EPILOG)(bench_submit.submit)
 app.add_typer(bench.app, name="bench")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(convert.app, name="convert")

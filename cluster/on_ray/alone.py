@@ -22,7 +22,7 @@ class Alone:
 
     def __init__(self, job: JobSpec) -> None:
         address = os.environ["RAY_ADDRESS"]
-        command = tuple(address if word == RAY_ADDRESS_WORD else word for word in job.command)
+        command = tuple(word.replace(RAY_ADDRESS_WORD, address) for word in job.command)
         self._job = replace(job, command=command)
         self._board = Board(job.log_folder, num_nodes=1)
         self._was_told = False

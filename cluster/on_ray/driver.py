@@ -57,6 +57,10 @@ class Driver:
             ending = self._run()
         except ClusterError as error:
             ending = Ending(exit_code=ExitCode.DO_NOT_REQUEUE, reason=str(error))
+        except Exception as error:
+            # Whatever it is, whoever asks for the job's status is to read it.
+            logger.exception("the driver fails")
+            ending = Ending(exit_code=ExitCode.CRASH, reason=f"the driver: {type(error).__name__}: {error}")
         if ending.exit_code != 0:
             logger.error("the job ends with exit code %d: %s", ending.exit_code, ending.reason)
         seen = self._seen

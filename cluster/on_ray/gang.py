@@ -122,9 +122,7 @@ class Gang:
         else:
             return Ending(exit_code=ExitCode.CRASH, reason=str(error).strip())
         restarts = self._job.requeue.max_requeues
-        reason = (
-            f"started again {restarts} times, as often as submit.max_requeues allows; the last time {last}"
-        )
+        reason = f"started again {restarts} times, all that submit.max_requeues allows; the last time {last}"
         if seen.verdict is not None and seen.verdict.reason:
             reason += f" ({seen.verdict.reason})"
         return Ending(exit_code=ExitCode.REQUEUE, reason=reason)

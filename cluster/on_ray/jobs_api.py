@@ -56,12 +56,10 @@ def ask(address: str, question: Callable[[JobSubmissionClient], Answer]) -> Answ
         UnreachableRayError: there is no such Ray, or it does not answer in time.
         ClusterError: it refuses.
     """
-    from requests.exceptions import RequestException
-
     try:
         with _only_this_address():
             return question(_BoundedClient(address))
-    except (ConnectionError, RequestException) as error:
+    except OSError as error:
         raise UnreachableRayError(
             f"the Jobs API of a Ray must answer at {address}, but nothing does within {ANSWER_SECONDS:.0f} s "
             f"({_first_line(error)}); see that the head runs, that ray[default] is installed there, and that "

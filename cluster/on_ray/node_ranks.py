@@ -16,6 +16,7 @@ from pathlib import Path
 from cluster.job_spec import JobSpec
 from cluster.on_ray.signs import rank_log
 from pipeline.rank_process import code_of, die_with_parent
+from pipeline.ranks import START_TIMEOUT_VARIABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,4 +112,5 @@ def _variables(job: JobSpec, rendezvous: Rendezvous | None, local_rank: int) -> 
         "LOCAL_WORLD_SIZE": str(job.resources.ranks_per_node),
         "MASTER_ADDR": rendezvous.address,
         "MASTER_PORT": str(rendezvous.port),
+        START_TIMEOUT_VARIABLE: str(job.start_timeout_seconds),
     }

@@ -44,10 +44,10 @@ def run_node(settings: dict[str, Any]) -> int:
     ranks = NodeRanks(job, attempt_folder, rendezvous)
     try:
         ranks.start()
-        verdict, was_told = _Node(job, board, ranks, rendezvous.node).watch()
+        verdict, stops = _Node(job, board, ranks, rendezvous.node).watch()
     finally:
         ranks.kill()
-    if verdict.restarts and not was_told:
+    if verdict.restarts and not stops:
         raise RestartError(verdict.reason)
     return verdict.exit_code
 
@@ -87,7 +87,10 @@ class _Node:
         self._staying: frozenset[int] = frozenset()
 
     def watch(self) -> tuple[Verdict, bool]:
-        """Report until the verdict; return it, and whether the ranks were told to stop."""
+        """Report until the verdict; return it, and whether the job is to stop.
+
+        The ranks of one machine may leave because those of another were told to, before this one hears it.
+        """
         reported: tuple[int | None, ...] = ()
         next_report = 0.0
         while True:
@@ -96,7 +99,7 @@ class _Node:
                 orders = self._report(codes)
                 reported, next_report = codes, time.monotonic() + REPORT_SECONDS
                 if orders.verdict is not None and None not in codes:
-                    return orders.verdict, self._was_told
+                    return orders.verdict, orders.stops
                 self._follow(orders)
             if time.monotonic() > self._deadline:
                 self._kill_those_staying(codes)

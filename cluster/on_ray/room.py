@@ -1,6 +1,7 @@
 """What a job asks of a cluster, what the cluster has, and what is missing."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 from cluster.job_spec import Resources
 
@@ -32,7 +33,7 @@ def render_lack(
     """
     fitting = [name for name, has in there if all(has.get(kind, 0.0) >= asked[kind] for kind in asked)]
     lines = [f"asked: {num_nodes} machine(s), each with {_listed(asked, asked)}"]
-    lines += [f"there: {name} with {_listed(has, asked)}" for name, has in sorted(there)]
+    lines += [f"there: {name} with {_listed(has, asked)}" for name, has in sorted(there, key=itemgetter(0))]
     if len(fitting) >= num_nodes:
         lines.append("all would fit, but other jobs are there: wait for them, see `ray status` on the head")
     else:

@@ -45,9 +45,9 @@ def _is(job: JobDetails, record: JobRecord) -> bool:
 
 
 def _ended(outcome: Outcome) -> JobStatus:
-    failed = JobState.DONE if outcome.exit_code == 0 else JobState.FAILED
+    failed = JobState.CANCELLED if outcome.is_cancelled else JobState.FAILED
     return JobStatus(
-        state=JobState.CANCELLED if outcome.is_cancelled else failed,
+        state=JobState.DONE if outcome.exit_code == 0 else failed,
         reason=outcome.reason,
         exit_code=outcome.exit_code,
         requeues=outcome.restarts,
@@ -73,7 +73,9 @@ def _as_ray_says(job: JobDetails, heartbeat: Heartbeat | None) -> JobStatus:
     if state == JobState.RUNNING and (heartbeat is None or not heartbeat.hosts):
         # The driver waits, for room or for other jobs.
         state = JobState.QUEUED
-    if state.is_final:
+    if state == JobState.CANCELLED:
+        reason = "told to end, and did before it could write how"
+    elif state.is_final:
         reason = f"Ray runs, but the job's driver ended without a word: {job.message}"
     elif heartbeat is None:
         reason = job.message or ""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.job_record import JobRecord, JobStatus, save_record
+from cluster.job_record import JOBS_FOLDER, JobRecord, JobStatus, save_record
 from cluster.job_spec import JobSpec
 from cluster.on_ray.job_file import JOB_FILE_NAME, load_job, render_job, submission_of
 from cluster.on_ray.signs import HEARTBEAT_NAME, OUTCOME_NAME, newest_rank_logs
@@ -114,9 +114,15 @@ def _each(spec: JobSpec) -> Iterator[JobSpec]:
     """Split a sweep: Ray has no arrays."""
     if not spec.sweep:
         yield spec
-    for index, overrides in enumerate(spec.sweep):
-        folder = spec.job_folder.with_name(f"{spec.job_folder.name}-{index}")
-        yield replace(spec, command=(*spec.command, *overrides), job_folder=folder, sweep=())
+    for index, member in enumerate(spec.sweep):
+        yield replace(
+            spec,
+            name=member.name,
+            command=(*spec.command, *member.overrides),
+            run_folder=member.run_folder,
+            job_folder=member.run_folder / JOBS_FOLDER / f"{spec.job_folder.name}-{index}",
+            sweep=(),
+        )
 
 
 def _check_supported(spec: JobSpec) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from cluster.job_spec import JobSpec
 
 SCRIPT_NAME = "job.sbatch"
+# What the script says, of all its starts.
+LOG_NAME = "job.log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cluster.job_spec import Container, JobSpec
-from cluster.slurm.places import places_of
+from cluster.slurm.places import LOG_NAME, places_of
 from pipeline.ranks import START_TIMEOUT_VARIABLE
 
 TEMPLATE = "job.sbatch.j2"
@@ -20,7 +20,7 @@ def render_script(spec: JobSpec) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         # A shell script is no markup; what users wrote goes through the filter `quote`.
-        autoescape=False,  # noqa: S701
+        autoescape=False,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -67,7 +67,9 @@ def _sbatch_options(spec: JobSpec) -> Iterator[str]:
     yield "--requeue"
     yield "--open-mode=append"
     yield f"--chdir={_quoted(str(spec.working_directory))}"
-    yield f"--output={_quoted(_without_patterns(spec.job_folder / 'slurm-%j.log'))}"
+    # Jobs of several write into their own folders as soon as they know which.
+    log = "job-%j.log" if spec.sweep or spec.chain > 1 else LOG_NAME
+    yield f"--output={_quoted(_without_patterns(spec.job_folder / log))}"
     yield from queue.options
 
 

@@ -12,7 +12,7 @@ from cluster.job_record import JobRecord, JobState, JobStatus, save_record
 from cluster.job_spec import JobSpec
 from cluster.slurm import client
 from cluster.slurm.client import JobInfo
-from cluster.slurm.places import SCRIPT_NAME, Place, places_of
+from cluster.slurm.places import LOG_NAME, SCRIPT_NAME, Place, places_of
 from cluster.slurm.render import render_script
 from data_prep.files import write_atomically
 
@@ -86,7 +86,7 @@ class SlurmTarget:
         """Return the files of the newest start's ranks; before there are any, that of the script."""
         attempts = _attempts(record.job_folder)
         of_ranks = sorted(attempts[-1].glob("rank-*.log")) if attempts else []
-        return tuple(of_ranks or sorted(record.job_folder.glob("slurm-*.log"))[-1:])
+        return tuple(of_ranks or record.job_folder.glob(LOG_NAME))
 
     def cancel(self, record: JobRecord) -> None:
         """Let the ranks of a running job save and leave; take a waiting one out of the queue."""
@@ -100,7 +100,7 @@ class SlurmTarget:
             client.cancel_job(record.handle)
 
     def requeue(self, record: JobRecord) -> JobRecord:
-        """Let the ranks of a running job save, after which its script requeues it; start an ended one again."""
+        """Let the ranks of a running job save, so that its script requeues it; start an ended one again."""
         info = client.show_job(record.handle)
         if info is not None and info.state == "RUNNING":
             client.signal_ranks(record.handle)
@@ -118,8 +118,8 @@ class SlurmTarget:
         script = record.job_folder / SCRIPT_NAME
         if not script.exists() or "_" in record.handle:
             raise ClusterError(
-                f"SLURM must still know {record.job_id}, which is part of a sweep or a chain, but has forgotten "
-                "it; submit the run again, which goes on from its newest checkpoint"
+                f"SLURM must still know {record.job_id}, which is part of a sweep or a chain, but has "
+                "forgotten it; submit the run again, which goes on from its newest checkpoint"
             )
         again = record.model_copy(
             update={"handle": client.submit_script(script), "submitted_at": datetime.now(UTC)}

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,6 @@ NODES = ("127.0.0.11", "127.0.0.12")
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol")
 START_SECONDS = 60.0
 COMMAND_SECONDS = 30.0
-# In the environment of a node's daemon and of what it starts for jobs.
-_NODE_MARK = "MEGAPONDER_TEST_NODE"
 _DAEMONS = f"/usr/sbin{os.pathsep}/usr/local/sbin"
 _CONFIGURATION = """\
 ClusterName=test
@@ -50,7 +48,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 KillWait=10
-SlurmdTimeout=8
+SlurmdTimeout=20
 MinJobAge=600
 CompleteWait=0
 EnforcePartLimits=ALL
@@ -119,15 +117,24 @@ class SlurmCluster:
     def start_node(self, name: str) -> None:
         """Start the daemon of a node."""
         command = ["slurmd", "-D", "-N", name, "-f", str(self.root / "slurm.conf")]
-        self._start(name, command, {_NODE_MARK: name})
+        self._start(name, command)
 
-    def kill_node(self, name: str) -> None:
-        """Kill the daemon of a node and all that it has started, as when a machine loses power."""
+    def lose_node(self, name: str) -> None:
+        """Drain a node, which leaves its jobs alone, and kill all of it, as when a machine loses power.
+
+        SLURM would notice after half a minute; here it is told.
+        """
+        self.ask("scontrol", "update", f"NodeName={name}", "State=DRAIN", "Reason=repair")
         process = self.processes.pop(name)
-        for victim in _processes_of_node(name):
-            with suppress(psutil.NoSuchProcess):
-                victim.kill()
-        process.wait(COMMAND_SECONDS)
+        process.kill()
+        process.wait()
+        self._kill_steps(name)
+        self.ask("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=dead")
+
+    def bring_back(self, name: str) -> None:
+        """Start a node that was lost."""
+        self.start_node(name)
+        self.ask("scontrol", "update", f"NodeName={name}", "State=RESUME")
 
     def start(self) -> None:
         """Start all daemons and wait until every node is idle."""
@@ -159,9 +166,9 @@ class SlurmCluster:
         """End all jobs and all daemons."""
         if "slurmctld" in self.processes:
             with suppress(AssertionError, subprocess.TimeoutExpired):
-                self.ask("scancel", "--full", "--signal=KILL", "--user=root")
-        for name in reversed(self.processes):
-            self.processes[name].terminate()
+                self._end_jobs()
+        for process in reversed(self.processes.values()):
+            process.terminate()
         for process in self.processes.values():
             try:
                 process.wait(COMMAND_SECONDS)
@@ -169,9 +176,28 @@ class SlurmCluster:
                 process.kill()
                 process.wait()
         for name in NODES:
-            for leftover in _processes_of_node(name):
-                with suppress(psutil.NoSuchProcess):
-                    leftover.kill()
+            self._kill_steps(name)
+
+    def _end_jobs(self) -> None:
+        end = time.monotonic() + COMMAND_SECONDS
+        while self.ask("squeue", "-h", "-o", "%i"):
+            self.ask("scancel", "--user=root")
+            assert time.monotonic() < end, "jobs do not end"
+            time.sleep(0.2)
+
+    def _kill_steps(self, name: str) -> None:
+        """Kill a node's helpers for the steps of jobs, and what those have started."""
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                # Their environment is empty; what tells whose they are is the socket on which they listen.
+                if process.name().startswith("slurmstepd") and self._is_of(process, name):
+                    for victim in (*process.children(recursive=True), process):
+                        with suppress(psutil.NoSuchProcess):
+                            victim.kill()
+
+    def _is_of(self, process: psutil.Process, name: str) -> bool:
+        folder = str(self.root / f"spool-{name}")
+        return any(str(connection.laddr).startswith(folder) for connection in process.net_connections("unix"))
 
     def _node_states(self) -> Sequence[str]:
         try:
@@ -191,7 +217,7 @@ class SlurmCluster:
         )
         (self.root / "slurm.conf").write_text(text, encoding="utf-8")
 
-    def _start(self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
+    def _start(self, name: str, command: Sequence[str]) -> None:
         program = _program(command[0])
         assert program is not None, f"{command[0]} must be installed"
         (self.root / f"spool-{name}").mkdir(exist_ok=True)
@@ -201,7 +227,7 @@ class SlurmCluster:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **self.variables, **(variables or {})},
+                env={**os.environ, **self.variables},
                 cwd=self.root,
                 start_new_session=True,
             )
@@ -227,16 +253,6 @@ def slurm_cluster(root: Path) -> Iterator[SlurmCluster]:
         stack.callback(cluster.stop)
         cluster.start()
         yield cluster
-
-
-def _processes_of_node(name: str) -> list[psutil.Process]:
-    """Return a node's daemon, its helpers for the steps of jobs, and what those have started."""
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get(_NODE_MARK) == name:
-                found += [process, *process.children(recursive=True)]
-    return found
 
 
 def _program(name: str) -> str | None:

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.ranks import Ranks
+from pipeline.ranks import START_TIMEOUT_VARIABLE, Ranks
 
 TORCHRUN = {
     "RANK": "3",
@@ -35,3 +35,9 @@ def test_nonsense_is_refused() -> None:
         Ranks.from_environment({**TORCHRUN, "WORLD_SIZE": "four"})
     with pytest.raises(ValueError, match="RANK must be in"):
         Ranks.from_environment({**TORCHRUN, "RANK": "4"})
+
+
+def test_a_launcher_may_limit_the_time_for_ranks_to_meet() -> None:
+    assert Ranks.from_environment(TORCHRUN).start_timeout_seconds is None
+    limited = Ranks.from_environment({**TORCHRUN, START_TIMEOUT_VARIABLE: "60"})
+    assert limited.start_timeout_seconds == 60

@@ -1,0 +1,76 @@
+"""One run on this machine and on a cluster: how long it takes to submit, and how long its steps take."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from cluster.errors import ClusterError
+from cluster.job_record import records_below
+from cluster.targets import JobTarget
+from cluster.wait import wait_for
+from pipeline.metrics import names
+from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, curve, read_events
+
+# Of a run's steps, the first ones that fill caches and are not counted.
+_WARM_UP_SHARE = 0.2
+_MEGAPONDER = (sys.executable, "-m", "pipeline.cli")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A run that has ended.
+
+    Attributes:
+        submit_seconds: until `submit` returned; 0 where nothing was submitted.
+        step_seconds: median of its steps without the first ones.
+        num_steps: that were counted.
+    """
+
+    submit_seconds: float
+    step_seconds: float
+    num_steps: int
+
+
+def measure_local(config: Path, settings: Sequence[str], folder: Path) -> Measured:
+    """Run on this machine, as `megaponder train` does.
+
+    Raises:
+        ClusterError: the run has failed.
+    """
+    _run("train", config, settings, folder)
+    return _measured(folder, submit_seconds=0.0)
+
+
+def measure_submitted(target: JobTarget, config: Path, settings: Sequence[str], folder: Path) -> Measured:
+    """Submit, and wait for the end.
+
+    Raises:
+        ClusterError: the run was refused or has failed.
+    """
+    started = time.monotonic()
+    _run("submit", config, settings, folder)
+    seconds = time.monotonic() - started
+    code = wait_for(target, records_below(folder), start_limit_seconds=None, last_counts=True)
+    if code != 0:
+        raise ClusterError(f"the run in {folder} must end with 0, but ended with {code}")
+    return _measured(folder, submit_seconds=seconds)
+
+
+def _run(command: str, config: Path, settings: Sequence[str], folder: Path) -> None:
+    words = [*_MEGAPONDER, command, "--config", str(config), *settings, f"output_dir={folder}"]
+    finished = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if finished.returncode != 0:
+        raise ClusterError(
+            f"`megaponder {command}` must succeed to be timed, but ended with {finished.returncode}: "
+            f"{finished.stderr.strip()[-2000:]}"
+        )
+
+
+def _measured(folder: Path, *, submit_seconds: float) -> Measured:
+    points = curve(read_events(folder / METRICS_FILE), TRAINING, names.ITERATION_TIME)
+    counted = [seconds for _, seconds in points][int(_WARM_UP_SHARE * len(points)) :]
+    return Measured(submit_seconds=submit_seconds, step_seconds=median(counted), num_steps=len(counted))

@@ -1,0 +1,88 @@
+"""The processes of one machine: what they are told and how they end."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.job_spec import JobSpec, Resources
+from cluster.on_ray.node_ranks import NodeRanks, Rendezvous
+from cluster.on_ray.signs import newest_rank_logs, next_attempt
+
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PRINT_VARIABLES = "import json, os, sys; sys.stdout.write(json.dumps({n: v for n, v in os.environ.items()}))"
+SECOND_MACHINE = Rendezvous(address="10.0.0.1", port=1234, node=1)
+
+
+def job_of(folder: Path, program: str, **changes: object) -> JobSpec:
+    fields = {
+        "name": "job",
+        "command": (sys.executable, "-c", program),
+        "run_folder": folder,
+        "job_folder": folder / "jobs" / "job",
+        "working_directory": folder,
+        "resources": Resources(nodes=2, ranks_per_node=2, cpus_per_rank=3),
+    }
+    return JobSpec(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_ranks_get_their_place_the_job_s_variables_and_what_setup_makes(tmp_path: Path) -> None:
+    job = job_of(tmp_path, PRINT_VARIABLES, environment=(("FROM", "job"),), setup=("export SETUP=done",))
+    ranks = NodeRanks(job, next_attempt(job.log_folder), SECOND_MACHINE)
+    ranks.start()
+    wait_until(lambda: None not in ranks.codes)
+    assert ranks.codes == (0, 0)
+    ranks.kill()
+    logs = newest_rank_logs(job.log_folder)
+    assert [log.name for log in logs] == ["rank_00002.log", "rank_00003.log"]
+    for local_rank, log in enumerate(logs):
+        found = json.loads(log.read_text())
+        assert [found[name] for name in VARIABLES] == [
+            *(str(2 + local_rank), str(local_rank), "4", "2", "10.0.0.1", "1234")
+        ]
+        expected = {"FROM": "job", "SETUP": "done", "OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": ""}
+        assert {name: found[name] for name in expected} == expected
+
+
+def test_a_process_that_is_no_rank_has_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    job = job_of(tmp_path, PRINT_VARIABLES, kind="driver")
+    ranks = NodeRanks(job, next_attempt(job.log_folder), None)
+    ranks.start()
+    wait_until(lambda: None not in ranks.codes)
+    ranks.kill()
+    (log,) = newest_rank_logs(job.log_folder)
+    assert not set(VARIABLES) & set(json.loads(log.read_text()))
+
+
+def test_ranks_hear_a_signal_and_none_is_left_after_a_kill(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75 if os.environ['RANK'] == '2' else None))\n"
+        "os.environ['RANK'] == '3' and signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "sys.stdout.write('ready'); sys.stdout.flush(); time.sleep(60)"
+    )
+    job = job_of(tmp_path, program)
+    ranks = NodeRanks(job, next_attempt(job.log_folder), SECOND_MACHINE)
+    ranks.start()
+    wait_until(lambda: all(log.read_text() == "ready" for log in newest_rank_logs(job.log_folder)))
+    ranks.tell(signal.SIGTERM)
+    wait_until(lambda: ranks.codes[0] is not None)
+    assert ranks.codes == (75, None)
+    ranks.tell(signal.SIGKILL)
+    wait_until(lambda: None not in ranks.codes)
+    assert ranks.codes == (75, 128 + signal.SIGKILL)
+    ranks.kill()
+    assert ranks.codes == ()

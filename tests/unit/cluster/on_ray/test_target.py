@@ -1,0 +1,120 @@
+"""What is submitted to Ray, and what is said of a job whose Ray does not answer."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ClusterError
+from cluster.job_record import JobRecord, JobState
+from cluster.job_spec import Container, JobSpec, RequeuePolicy, Resources, SweepMember
+from cluster.on_ray.job_file import JOB_FILE_NAME, load_job, render_job, submission_of
+from cluster.on_ray.signs import HEARTBEAT_NAME, OUTCOME_NAME, Heartbeat, Outcome, write_sign
+from cluster.on_ray.target import RayTarget
+
+RENDERED = Path(__file__).with_name("two_nodes.json")
+# Nothing listens on the port of the discard service.
+NOBODY = "http://127.0.0.1:9"
+JOB = JobSpec(
+    name="tiny",
+    command=("/opt/python", "-m", "pipeline.cli", "train", "--config", "/shared/my runs/config.yaml"),
+    run_folder=Path("/shared/my runs"),
+    job_folder=Path("/shared/my runs/jobs/20260101-000000-train-00ff"),
+    working_directory=Path("/shared/work"),
+    resources=Resources(nodes=2, ranks_per_node=8, gpus_per_node=8, cpus_per_rank=4),
+    environment=(("NCCL_DEBUG", "WARN"),),
+    setup=("ulimit -c 0",),
+    requeue=RequeuePolicy(max_requeues=3, signal_lead_seconds=90),
+)
+
+
+def record_in(folder: Path) -> JobRecord:
+    return JobRecord(
+        target="ray",
+        handle="20260101-000000-train-00ff",
+        address=NOBODY,
+        name="tiny",
+        run_folder=folder,
+        job_folder=folder,
+        submitted_at=datetime(2026, 1, 1, tzinfo=UTC),
+        command=("train",),
+    )
+
+
+def test_the_submission_is_rendered_as_recorded() -> None:
+    assert RayTarget(NOBODY).render(JOB) == RENDERED.read_text(encoding="utf-8")
+
+
+def test_a_rendered_job_is_read_back_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / JOB_FILE_NAME).write_text(render_job(JOB))
+    assert load_job(tmp_path / JOB_FILE_NAME) == JOB
+
+
+def test_every_start_has_an_id_of_its_own() -> None:
+    ids = [submission_of(JOB, start)["submission_id"] for start in range(3)]
+    assert ids == [f"20260101-000000-train-00ff{end}" for end in ("", "-again1", "-again2")]
+
+
+def test_a_sweep_becomes_a_job_for_each_run() -> None:
+    members = tuple(
+        SweepMember(name=f"tiny-{seed}", run_folder=Path(f"/shared/{seed}"), overrides=(f"seed={seed}",))
+        for seed in (1, 2)
+    )
+    rendered = RayTarget(NOBODY).render(replace(JOB, sweep=members))
+    for seed in (1, 2):
+        assert f'"submission_id": "20260101-000000-train-00ff-{seed - 1}"' in rendered
+        assert f'"seed={seed}"' in rendered
+
+
+def test_a_container_is_refused_with_the_cure() -> None:
+    with pytest.raises(ClusterError, match=r"submit.container must be unset for ray.*start the cluster with"):
+        RayTarget(NOBODY).submit(replace(JOB, container=Container(image="a.sif", runtime="apptainer")))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (NOBODY, r"the Jobs API of a Ray must answer at http://127.0.0.1:9, but nothing does"),
+        ("head:6379", r"must be that of its dashboard, such as http://head:8265, but is head:6379"),
+        (None, r"neither --ray-address, submit.ray_address nor RAY_API_SERVER_ADDRESS is set"),
+    ],
+)
+def test_a_wrong_address_is_named_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str | None, message: str
+) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    with pytest.raises(ClusterError, match=message):
+        RayTarget(address).submit(replace(JOB, job_folder=tmp_path))
+
+
+def test_a_dead_ray_is_told_from_a_dead_job(tmp_path: Path) -> None:
+    record = record_in(tmp_path)
+    target = RayTarget(None)
+    status = target.status(record)
+    assert status.state == JobState.UNKNOWN
+    assert "Ray itself does not answer" in status.reason
+    assert "no sign of life" in status.reason
+    alive = datetime.now(UTC) - timedelta(seconds=40)
+    beat = Heartbeat(time=alive, activity="16 of 16 process(es) alive", restarts=1, hosts=("a", "b"))
+    write_sign(beat, tmp_path / HEARTBEAT_NAME)
+    status = target.status(record)
+    assert (status.state, status.requeues, status.nodes) == (JobState.UNKNOWN, 1, ("a", "b"))
+    assert "last alive 40 s ago (16 of 16 process(es) alive)" in status.reason
+    assert "jobs requeue" in status.reason
+    write_sign(
+        Outcome(exit_code=9, reason="rank 3 on b ended with exit code 9", restarts=2), tmp_path / OUTCOME_NAME
+    )
+    status = target.status(record)
+    assert (status.state, status.exit_code, status.requeues) == (JobState.FAILED, 9, 2)
+    assert status.reason == "rank 3 on b ended with exit code 9"
+
+
+def test_what_was_told_to_end_is_cancelled_and_what_has_ended_is_done(tmp_path: Path) -> None:
+    record = record_in(tmp_path)
+    write_sign(Outcome(exit_code=75, is_cancelled=True), tmp_path / OUTCOME_NAME)
+    assert RayTarget(None).status(record).state == JobState.CANCELLED
+    # Of what has ended nobody asks Ray any more.
+    RayTarget(None).cancel(record)
+    write_sign(Outcome(exit_code=0), tmp_path / OUTCOME_NAME)
+    assert RayTarget(None).status(record).state == JobState.DONE

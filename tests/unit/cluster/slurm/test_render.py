@@ -1,0 +1,110 @@
+"""What is handed to sbatch, held letter by letter against recorded scripts.
+
+After a change that is meant, `python -m tests.unit.cluster.slurm.test_render` writes them anew.
+"""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cluster.job_spec import Container, JobSpec, Queue, RequeuePolicy, Resources, SweepMember
+from cluster.slurm.render import render_script
+from cluster.slurm.target import SlurmTarget
+
+SCRIPTS = Path(__file__).parent / "scripts"
+RUN = Path("/shared/runs/tiny")
+FOLDER = RUN / "jobs" / "20260101-000000-train-1234"
+GPUS = Resources(
+    nodes=8,
+    ranks_per_node=8,
+    gpus_per_node=8,
+    cpus_per_rank=12,
+    memory_per_node="900G",
+    wall_time="2-00:00:00",
+)
+
+
+def job(**changes: object) -> JobSpec:
+    fields: dict[str, object] = {
+        "name": "tiny",
+        "command": ("/opt/python", "-m", "pipeline.cli", "train", "--config", f"{FOLDER}/config.yaml"),
+        "run_folder": RUN,
+        "job_folder": FOLDER,
+        "working_directory": Path("/home/someone/my project"),
+    }
+    return JobSpec(**{**fields, **changes})  # type: ignore[arg-type]  # the fields of the class
+
+
+JOBS = {
+    "cpu": job(
+        resources=Resources(nodes=2, cpus_per_rank=4),
+        dependencies=("slurm:41", "42"),
+        environment=(("GREETING", "it's $HOME"),),
+        setup=("module load python", "ulimit -n 65536"),
+    ),
+    "gpu_8x8": job(
+        resources=GPUS,
+        queue=Queue(
+            partition="batch", account="physics", qos="high", constraint="h100&ib", options=("--exclusive",)
+        ),
+        requeue=RequeuePolicy(max_requeues=3, signal_lead_seconds=120),
+    ),
+    "chain": job(resources=Resources(wall_time="04:00:00"), chain=3),
+    "sweep": job(
+        sweep=tuple(
+            SweepMember(
+                name=f"tiny-lr-{rate}",
+                run_folder=RUN.with_name(f"tiny-lr-{rate}"),
+                overrides=(f"lr={rate}", f"name=tiny-lr-{rate}"),
+            )
+            for rate in ("1e-3", "3e-4")
+        )
+    ),
+    "pyxis": job(
+        resources=GPUS,
+        container=Container(image="registry#team/image:1", runtime="pyxis", mounts=("/data:/data",)),
+    ),
+    "apptainer": job(
+        resources=GPUS,
+        container=Container(image="/images/megaponder.sif", runtime="apptainer", mounts=("/data:/data",)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_scripts_are_as_recorded(name: str) -> None:
+    assert render_script(JOBS[name]) == _recorded(name).read_text(encoding="ascii")
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_bash_understands_the_scripts(name: str) -> None:
+    checked = subprocess.run(
+        ["bash", "-n"], input=render_script(JOBS[name]), text=True, capture_output=True, check=False
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_what_is_shown_begins_with_the_commands() -> None:
+    shown = SlurmTarget().render(JOBS["chain"]).splitlines()
+    assert shown[:4] == [
+        f"# sbatch --parsable {FOLDER}/job.sbatch 1",
+        f"# sbatch --parsable '--dependency=afterany:<job before>' {FOLDER}/job.sbatch 2",
+        f"# sbatch --parsable '--dependency=afterany:<job before>' {FOLDER}/job.sbatch 3",
+        "#!/bin/bash",
+    ]
+
+
+def test_a_percent_sign_in_a_folder_is_no_pattern() -> None:
+    script = render_script(job(job_folder=Path("/runs/50%j/jobs/x")))
+    assert "#SBATCH --output=/runs/50%%j/jobs/x/job.log\n" in script
+    assert '--output="${logs//%/%%}/rank-%5t.log"' in script
+
+
+def _recorded(name: str) -> Path:
+    return SCRIPTS / f"{name}.sbatch"
+
+
+if __name__ == "__main__":
+    for each, spec in JOBS.items():
+        _recorded(each).write_text(render_script(spec), encoding="ascii")
