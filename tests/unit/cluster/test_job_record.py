@@ -10,13 +10,15 @@ from pipeline.config.submit_section import Target
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def submitted(runs: Path, run: str, handle: str, *, target: Target = "slurm", minute: int = 0) -> JobRecord:
+def submitted(
+    runs: Path, run: str, handle: str, *, target: Target = "slurm", minute: int = 0, name: str | None = None
+) -> JobRecord:
     folder = new_job_folder(runs / run, "train")
     folder.mkdir(parents=True)
     record = JobRecord(
         target=target,
         handle=handle,
-        name=run,
+        name=name or run,
         run_folder=runs / run,
         job_folder=folder,
         submitted_at=START + timedelta(minutes=minute),
@@ -39,6 +41,14 @@ def test_a_job_is_found_by_id_handle_run_and_folder(tmp_path: Path) -> None:
     new = submitted(tmp_path, "a", "2", minute=2)
     assert find_record(tmp_path, "slurm:1") == find_record(tmp_path, "1") == old
     assert find_record(tmp_path, "a") == find_record(tmp_path, str(tmp_path / "a")) == new
+
+
+def test_the_newest_job_of_a_stage_is_found_by_its_name(tmp_path: Path) -> None:
+    old = submitted(tmp_path, "a", "1", name="a-train", minute=1)
+    new = submitted(tmp_path, "a", "2", name="a-train", minute=2)
+    last = submitted(tmp_path, "a", "3", name="a-evaluate", minute=3)
+    assert find_record(tmp_path, "a-train") == new != old
+    assert find_record(tmp_path, "a") == last
 
 
 def test_a_handle_of_two_targets_must_be_written_whole(tmp_path: Path) -> None:
