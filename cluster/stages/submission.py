@@ -10,7 +10,7 @@ from cluster.preflight import check_run
 from cluster.stages.identity import identity_of_checkpoint
 from cluster.stages.job import job_name, stage_job
 from cluster.stages.plan import PlannedStage, plan_stages
-from cluster.stages.work import works_of
+from cluster.stages.work import prepared_folder, works_of
 from cluster.targets import target_named
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
@@ -89,7 +89,8 @@ def _check(config: RunConfig, planned: Sequence[PlannedStage]) -> None:
         if isinstance(stage, PrepareStage):
             _check_tokenizer(stage)
     if "train" in commands:
-        check_run(config, expects_data="prepare" not in commands)
+        made = {prepared_folder(config, stage) for stage in stages if isinstance(stage, PrepareStage)}
+        check_run(config, expects_data=made.isdisjoint(config.data.training_paths))
     elif {"evaluate", "export"} & commands:
         _check_checkpoint(config)
 
