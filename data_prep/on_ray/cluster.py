@@ -120,13 +120,25 @@ def _node_reports(address: str, probe: Probe) -> list[NodeReport]:
     try:
         places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
         answers = [check.options(scheduling_strategy=place).remote(probe) for place in places]
-        reports: list[NodeReport] = ray.get(answers, timeout=NODE_CHECK_SECONDS)
+        reports = [report for answer in answers if (report := _report_of(answer)) is not None]
     except ray.exceptions.RayError as error:
         raise DataError(
             f"every machine of the Ray at {address} must be able to run data_prep, but one does not "
             f"({type(error).__name__}: {str(error).strip().splitlines()[-1]}); install this package there"
         ) from error
     return reports
+
+
+def _report_of(answer: Any) -> NodeReport | None:
+    """Return a machine's report; None where it was lost before it could make one, which harms no work."""
+    import ray
+    import ray.exceptions
+
+    try:
+        report: NodeReport = ray.get(answer, timeout=NODE_CHECK_SECONDS)
+    except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError):
+        return None
+    return report
 
 
 def describe_lack(report: NodeReport, here: dict[str, str]) -> str | None:

@@ -4,8 +4,8 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -116,6 +116,28 @@ def logs_of(record: JobRecord) -> str:
     return "\n".join(file.read_text(errors="replace") for file in files if file.exists())
 
 
+def ranks_of(mark: str) -> list[psutil.Process]:
+    """Processes of a job's ranks."""
+    return [process for process in processes_with(mark) if "RANK" in process.environ()]
+
+
+@contextmanager
+def suspended(processes: Sequence[psutil.Process]) -> Iterator[Sequence[psutil.Process]]:
+    """Stop processes for a while."""
+    for process in processes:
+        process.suspend()
+    yield processes
+    for process in processes:
+        process.resume()
+
+
+def is_told(process: psutil.Process) -> bool:
+    """Whether a SIGTERM waits for a stopped process."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    pending = next(line for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(pending.split()[1], 16) & 1 << (signal.SIGTERM - 1))
+
+
 def test_two_nodes_compute_what_one_machine_does(
     cluster: RayCluster, mark: str, recipe: Path, trained: TrainedRun, tmp_path: Path
 ) -> None:
@@ -154,7 +176,10 @@ def test_what_is_cancelled_saves_and_goes_on_when_it_is_queued_again(
     assert submitted.exit_code == 0, submitted.stderr
     record = find_record(tmp_path, "run")
     wait_until(lambda: has_trained(run, 2), seconds=LIMIT_SECONDS)
-    assert megaponder("jobs", "cancel", record.job_id, "--runs", str(tmp_path)).exit_code == 0
+    # A few steps take less time than the command: they wait for it.
+    with suspended(ranks_of(mark)) as ranks:
+        assert megaponder("jobs", "cancel", record.job_id, "--runs", str(tmp_path)).exit_code == 0
+        wait_until(lambda: all(is_told(rank) for rank in ranks), seconds=30)
     status = ended(cluster, record)
     assert (status.state, status.exit_code) == (JobState.CANCELLED, 75), f"{status}\n{logs_of(record)}"
     saved = latest_iteration(run / "checkpoints")
@@ -183,18 +208,48 @@ def test_a_job_without_room_ends_in_time_and_says_what_is_missing(
     assert lines[4].startswith("2 of 3 machine(s) suffice: add machines")
 
 
-@pytest.mark.parametrize(("code", "restarts"), [(9, 0), (93, 0), (75, 2)])
-def test_an_exit_code_decides_whether_ranks_start_again(
-    cluster: RayCluster, mark: str, tmp_path: Path, code: int, restarts: int
-) -> None:
-    job = job_of(tmp_path / "ends", mark, sys.executable, "-c", f"import sys; sys.exit({code})")
-    record = submit_job(cluster, job)
-    status = ended(cluster, record)
-    assert (status.state, status.exit_code, status.requeues) == (JobState.FAILED, code, restarts)
-    assert f"rank 0 on {status.nodes[0]} ended with exit code {code}" in status.reason
-    assert ("2 times, all that submit.max_requeues allows" in status.reason) == (code == 75)
-    assert (record.job_folder / "logs" / f"attempt_{restarts:03d}" / "rank_00000.log").exists()
-    assert "Traceback" not in status.reason
+def test_exit_codes_decide_whether_ranks_start_again(cluster: RayCluster, mark: str, tmp_path: Path) -> None:
+    codes = (9, 93, 75)
+    # All at once: the third one finds room when another has ended.
+    records = [
+        submit_job(cluster, job_of(tmp_path / f"ends-with-{code}", mark, sys.executable, "-c", leave(code)))
+        for code in codes
+    ]
+    for code, record in zip(codes, records, strict=True):
+        status = ended(cluster, record)
+        restarts = 2 if code == 75 else 0
+        assert (status.state, status.exit_code, status.requeues) == (JobState.FAILED, code, restarts)
+        assert f"rank 0 on {status.nodes[0]} ended with exit code {code}" in status.reason
+        assert ("2 times, all that submit.max_requeues allows" in status.reason) == (code == 75)
+        assert (record.job_folder / "logs" / f"attempt_{restarts:03d}" / "rank_00000.log").exists()
+        assert "Traceback" not in status.reason
+
+
+def leave(code: int) -> str:
+    return f"import sys; sys.exit({code})"
+
+
+def test_a_job_waits_for_those_it_depends_on(cluster: RayCluster, mark: str, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+
+    def job(name: str, program: str, *after: JobRecord) -> JobRecord:
+        ids = tuple(record.job_id for record in after)
+        command = (
+            sys.executable,
+            "-c",
+            f"import pathlib, sys, time; made = pathlib.Path({str(made)!r}); {program}",
+        )
+        return submit_job(cluster, job_of(tmp_path / name, mark, *command, kind="driver", dependencies=ids))
+
+    first = job("first", "time.sleep(2); made.touch()")
+    second = job("second", "sys.exit(0 if made.exists() else 5)", first)
+    failing = job("failing", "sys.exit(5)", first, second)
+    last = job("last", "made.unlink()", failing)
+    assert [ended(cluster, record).exit_code for record in (first, second, failing)] == [0, 0, 5]
+    status = ended(cluster, last)
+    assert status.exit_code == 93
+    assert f"must succeed, but {failing.handle} is FAILED" in status.reason
+    assert made.exists()
 
 
 def test_a_driver_that_is_killed_leaves_no_rank(cluster: RayCluster, mark: str, tmp_path: Path) -> None:
@@ -206,6 +261,12 @@ def test_a_driver_that_is_killed_leaves_no_rank(cluster: RayCluster, mark: str, 
     status = ended(cluster, record)
     assert status.state == JobState.FAILED
     assert "Ray runs, but the job's driver ended without a word" in status.reason
+
+
+def num_finished(folder: Path) -> int:
+    """Shards that are entered in the journal, whose first line is its header."""
+    journal = folder / JOURNAL_NAME
+    return max(len(journal.read_bytes().splitlines()) - 1, 0) if journal.exists() else 0
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
@@ -226,12 +287,12 @@ def test_data_preparation_on_ray_gives_the_same_bytes_when_a_node_is_killed(
     words = (sys.executable, "-c", program, request.model_dump_json())
     job = job_of(tmp_path / "prepare", mark, *words, kind="driver")
     record = submit_job(cluster, job)
-    wait_until(lambda: (output / JOURNAL_NAME).exists(), seconds=LIMIT_SECONDS)
+    wait_until(lambda: num_finished(output) >= 3, seconds=LIMIT_SECONDS)
     cluster.kill_node("node1")
+    cluster.add_node("node1")
     status = ended(cluster, record)
     assert (status.state, status.exit_code) == (JobState.DONE, 0), f"{status}\n{logs_of(record)}"
     assert folder_bytes(output) == folder_bytes(tmp_path / "here")
-    cluster.add_node("node1")
 
 
 def test_what_cannot_start_is_refused_before_anything_is_queued(
