@@ -147,15 +147,16 @@ class Rows:
     last_version: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Find the places of the rows in the cache, and what each of them sees, [N, 1, Q, R + Q]."""
+        """Find the places of the rows in the cache, [N, Q], and what each of them sees, [N, 1, Q, R + Q]."""
+        self.visible: Tensor | None = None
         if self.cache is not None:
             stored = self.cache.num_rows[self.sequences]
             own = torch.arange(self.positions.shape[1], device=stored.device)
             self.places = stored.unsqueeze(1) + own
             self.end = int(self.places.max()) + 1
-            self.starts_empty = self.end == len(own)
-            every = torch.arange(self.end, device=stored.device)
-            self.visible = (every <= self.places.unsqueeze(-1)).unsqueeze(1)
+            if self.end > len(own):
+                every = torch.arange(self.end, device=stored.device)
+                self.visible = (every <= self.places.unsqueeze(-1)).unsqueeze(1)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Causal attention: [N, A, Q, d], keys and values [N, G, Q, d] -> [N, A, Q, d]."""
@@ -164,27 +165,26 @@ class Rows:
             query, key, value = with_log_weight(query, key, value, self.log_weight)
         if self.active is not None:
             is_new = self.active[:, None, :, None]
-            before = self.last_version[layer] if self.cache is None else self._before(layer)
-            key, value = torch.where(is_new, key, before[0]), torch.where(is_new, value, before[1])
-        visible = None
+            old_key, old_value = self._before(layer)
+            key, value = torch.where(is_new, key, old_key), torch.where(is_new, value, old_value)
         if self.cache is None:
             self.last_version[layer] = key, value
         else:
             key, value = self.cache.write(self.version, layer, self, key, value)
-            visible = None if self.starts_empty else self.visible
         mixed = functional.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=visible,
-            is_causal=visible is None,
+            attn_mask=self.visible,
+            is_causal=self.visible is None,
             scale=size**-0.5,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return mixed[..., :size]
 
     def _before(self, layer: int) -> tuple[Tensor, Tensor]:
-        assert self.cache is not None
+        if self.cache is None:
+            return self.last_version[layer]
         return self.cache.read(self.version - 1, layer, self)
 
 
@@ -223,7 +223,7 @@ class Rotation:
         turned, rest = heads[..., : self._size], heads[..., self._size :]
         first, second = turned.chunk(2, dim=-1)
         turned = turned * self._cos + torch.cat([-second, first], dim=-1) * self._sin
-        return torch.cat([turned, rest], dim=-1)
+        return torch.cat([turned.to(heads.dtype), rest], dim=-1)
 
 
 class NeoXLayer(nn.Module):
@@ -293,12 +293,14 @@ class Decider(nn.Sequential):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., H] -> [..., outputs]."""
-        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-        for layer in self:
-            if isinstance(layer, nn.Linear):
-                hidden = functional.linear(hidden, layer.weight.to(hidden.dtype), layer.bias.to(hidden.dtype))
-            else:
-                hidden = layer(hidden)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        hidden = hidden.to(wide)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for layer in self:
+                if isinstance(layer, nn.Linear):
+                    hidden = functional.linear(hidden, layer.weight.to(wide), layer.bias.to(wide))
+                else:
+                    hidden = layer(hidden)
         return hidden
 
 
@@ -389,14 +391,10 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: a prompt that is to be continued ends with padding.
         """
-        cache = past_key_values
-        if use_cache or (use_cache is None and cache is not None):
-            with torch.no_grad():
-                cache = PonderCache() if cache is None else cache
-                hidden, steps = self._consume(input_ids, attention_mask, cache, num_jacobi_iterations)
-        else:
-            cache = None
-            hidden, steps = self._consume(input_ids, attention_mask, None, num_jacobi_iterations)
+        decodes = use_cache or (use_cache is None and past_key_values is not None)
+        cache = (past_key_values or PonderCache()) if decodes else None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not decodes):
+            hidden, steps = self._consume(input_ids, attention_mask, cache, num_jacobi_iterations)
         logits = self._head(hidden[:, -logits_to_keep:])
         loss = None
         if labels is not None:
@@ -552,9 +550,9 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
                     break
         if cache is not None:
             cache.num_rows = cache.num_rows + keep.sum(dim=(1, 2))
-        return decision.read(hidden, steps), self._decide(
-            hidden[:, :, 0], True
-        ).steps if not prunes else steps
+        read = decision.read(hidden, steps)
+        # Training weighs all slots, and reports the steps that decoding would take.
+        return read, steps if prunes else self._decide(hidden[:, :, 0], prunes=True).steps
 
     def _moves(
         self, new: Tensor, old: Tensor, renewed: Tensor, log_weight: Tensor | None, old_weight: Tensor | None
@@ -683,7 +681,7 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             logits = logits.masked_fill(logits < smallest, float("-inf"))
         embeddings = self.get_input_embeddings().get_parameter("weight")[: config.vocab_size]
         mixed = torch.softmax(logits, dim=-1).to(embeddings.dtype) @ embeddings
-        return mixed * float(config.embedding_scale)
+        return (mixed * float(config.embedding_scale)).to(hidden.dtype)
 
     def _run(self, hidden: Tensor, rows: Rows, normalize: bool = True) -> Tensor:
         """Run rows through all layers, [N, Q, H] -> [N, Q, H]."""

@@ -288,6 +288,22 @@ def test_bfloat16_weights_stay_close(one: Path, model: Any) -> None:
     assert difference < 0.1 * expected.square().mean().sqrt()
 
 
+@pytest.mark.parametrize("mixture", ["hidden", "softmax"])
+def test_a_forward_in_mixed_precision_stays_close_and_has_gradients(
+    one: Path, model: Any, mixture: str
+) -> None:
+    model = type(model).from_pretrained(one, mixture=mixture)
+    tokens = forward_tokens()
+    expected = model(tokens, labels=tokens).loss
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(tokens, labels=tokens).loss
+    loss.backward()
+
+    torch.testing.assert_close(loss, expected, rtol=0.05, atol=0)
+    assert all(torch.isfinite(weight.grad).all() for weight in model.parameters())
+
+
 def test_the_folder_works_where_this_program_is_not_loaded(one: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
