@@ -165,8 +165,9 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         weight = None if log_weight is None else log_weight[0]
         parts = store.extend(self.layer_number, key.squeeze(1), value.squeeze(1), weight)
         outputs = [_attend_to_part(query[part.rows].squeeze(1), part) for part in parts]
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         # [R, A, d] -> [R, 1, A * d]
-        return torch.cat(outputs).flatten(1).unsqueeze(1)
+        return output.flatten(1).unsqueeze(1)
 
 
 def _attend_to_part(query: Tensor, part: StoredKeys) -> Tensor:

@@ -57,6 +57,8 @@ class ReadPrompt:
 class BatchDecoder:
     """Consumes the tokens of B sequences; any of them may rest, end or start anew at any time.
 
+    What it returns are inference tensors: no gradient is ever asked of them.
+
     Attributes:
         store: keys and values of all rows that ran.
         num_tokens: consumed so far, by sequence.
@@ -87,7 +89,7 @@ class BatchDecoder:
         self.dtype = model.config.params_dtype
         self.observe: Observer = ignore
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def consume(self, sequences: Sequence[int], tokens: Sequence[int]) -> DecodedTokens:
         """Run the next token of some sequences through as many steps as each needs.
 
@@ -105,7 +107,7 @@ class BatchDecoder:
         self.observe("hidden", thought.hidden)
         return DecodedTokens(logits=self._logits(thought.hidden), steps=thought.steps)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def read_prompts(
         self, sequences: Sequence[int], prompts: Sequence[Sequence[int]], *, sweeps: Sweeps | None
     ) -> list[ReadPrompt]:

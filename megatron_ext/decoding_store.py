@@ -84,8 +84,14 @@ class RowStore:
     def write(self, layer_number: int, rows: "StoredRows", key: Tensor, value: Tensor) -> None:
         """Store rows of one layer, [R, G, w]; versions that a row has not reached repeat its last one."""
         for stored, new in ((self._keys, key), (self._values, value)):
-            # Indexed dims come first: [V, G, R, w] seen as [R, V, G, w]
-            stored[rows.version :, layer_number - 1][:, rows.sequences, :, rows.places] = new.unsqueeze(1)
+            # The versions and the layer's sequences: [V, B, G, capacity, w]
+            of_layer = stored[rows.version :, layer_number - 1]
+            if rows.common_place is not None:
+                # [V, b, G, w]
+                of_layer[:, rows.common_sequences, :, rows.common_place] = new
+            else:
+                # Indexed dims come first: [V, G, R, w] seen as [R, V, G, w]
+                of_layer[:, rows.sequences, :, rows.places] = new.unsqueeze(1)
 
     def read(self, layer_number: int, version: int, sequences: slice, num_rows: int) -> tuple[Tensor, Tensor]:
         """Keys and values of neighbouring sequences, [b, G, num_rows, w] each, without a copy."""
@@ -140,7 +146,14 @@ class _Part:
 
 
 class StoredRows:
-    """Where the rows of one call go. Implements :class:`megatron_ext.attention.KeyValueStore`."""
+    """Where the rows of one call go. Implements :class:`megatron_ext.attention.KeyValueStore`.
+
+    Attributes:
+        version: of the rows.
+        sequences, places: of every row, [R].
+        common_place: where all rows go, if they are one of each of the neighbouring `common_sequences`: then a
+            plain copy stores them; else None.
+    """
 
     def __init__(
         self, store: RowStore, sequences: Sequence[int], places: Sequence[int], version: int
@@ -151,6 +164,10 @@ class StoredRows:
         self.sequences = torch.tensor(sequences, device=device())
         self.places = torch.tensor(places, device=device())
         parts = list(_merged(_runs(sequences, places)))
+        self.common_sequences = parts[0].sequences
+        self.common_place = (
+            places[0] if len(parts) == 1 and parts[0].has_one_row_each and len({*places}) == 1 else None
+        )
         # The same in every layer.
         self._parts = [(part, self._visible(part)) for part in parts]
 

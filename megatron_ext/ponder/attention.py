@@ -68,7 +68,7 @@ def stored_attention(
     head_size, width = query.shape[-1], keys.shape[-1]
     scale = 1.0 / math.sqrt(head_size)
     # Where a key has no weight it is padded by zeros, so that every further channel of the query may be one.
-    wide = functional.pad(query, (0, width - head_size), value=1.0)
+    wide = functional.pad(query, (0, width - head_size), value=1.0) if width > head_size else query
     if query.shape[2] == 1:
         # The heads that share keys take the place of rows: [B, A, 1, w] -> [B, G, A / G, w]
         grouped = wide.squeeze(2).unflatten(1, (keys.shape[1], -1))

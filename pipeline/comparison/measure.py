@@ -135,12 +135,14 @@ def _from_evaluation(run: FoundRun, num_global_batches: int) -> PruningCurve | N
     if not file.is_file():
         return None
     found, ponder = load_evaluation(file), run.config.ponder
-    asked = num_global_batches * run.config.training.global_batch_size * run.config.training.seq_length
-    same = (found.iteration, found.num_jacobi_iterations)
-    if same != (run.iteration, ponder.num_jacobi_iterations) or found.num_tokens > asked:
+    if (found.iteration, found.num_jacobi_iterations) != (run.iteration, ponder.num_jacobi_iterations):
+        return None
+    heldout, training = open_heldout_split(run.config), run.config.training
+    samples = min(len(heldout), num_global_batches * training.global_batch_size)
+    if not _is_of(found.num_tokens, samples, training.seq_length, training.global_batch_size):
         return None
     logger.info("%s: from %s", run.folder, EVALUATION_FILE)
-    account = flops_account(run.config, vocab_size_of(run.config, open_heldout_split(run.config)))
+    account = flops_account(run.config, vocab_size_of(run.config, heldout))
     return PruningCurve(
         name=run.config.name,
         method=ponder.method,
@@ -152,6 +154,16 @@ def _from_evaluation(run: FoundRun, num_global_batches: int) -> PruningCurve | N
         unigram_entropy=found.unigram_entropy,
         points=(_point(None, found.loss, (), account),),
     )
+
+
+def _is_of(num_tokens: int, num_samples: int, seq_length: int, global_batch_size: int) -> bool:
+    """Whether so many labelled tokens can be those of so many samples, to a global batch.
+
+    The file does not say how much was asked for. A few tokens have no label, so a long evaluation may look a
+    batch too short; it is then made again, which costs time and no truth.
+    """
+    num_batches = -(-num_tokens // (global_batch_size * seq_length))
+    return num_batches == -(-num_samples // global_batch_size)
 
 
 def _evaluated(opened: OpenedCheckpoint, wanted: Wanted, advance: Callable[[], None]) -> PruningCurve:

@@ -189,6 +189,8 @@ def test_decoding_costs_what_torch_counts(
     groups: ParallelGroups, method: Method, architecture: Architecture
 ) -> None:
     model = tiny_model(groups, method, architecture, num_latent_thoughts=3, dtype=torch.float32)
+    # The counter wants to follow backward, of which inference tensors know nothing.
+    model.requires_grad_(False)
     tokens = halting_tokens()[0].tolist()
     decoder = BatchDecoder(model, num_sequences=1, max_tokens=len(tokens))
 
