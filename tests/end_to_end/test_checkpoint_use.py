@@ -4,6 +4,7 @@ The vocabulary is padded to another size on one rank than on two, so the embeddi
 """
 
 import json
+import math
 import signal
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import megaponder, megaponder_under_torchrun, started, wait_until
 from tests.support.corpus import VOCAB_SIZE
+from tests.support.harness_tasks import write_tasks
 from tests.support.runs import DIVISOR, NUM_ITERATIONS, written_events
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
@@ -61,6 +63,10 @@ def test_an_evaluation_on_one_rank_finds_what_training_on_two_found(
     assert found["steps_count"] == pytest.approx(measured["ponder/steps-histogram"], abs=2)
     assert len(found["residuals"]) == 2
     assert sum(quarter["num_tokens"] for quarter in found["loss_quartiles"]) == found["num_tokens"]
+    (source,) = found["sources"]
+    assert (source["num_tokens"], source["loss"]) == (found["num_tokens"], pytest.approx(found["loss"]))
+    bits = found["loss"] * found["num_tokens"] / math.log(2) / source["num_bytes"]
+    assert f"bitsperbyte{bits:.4f}" in command.stdout.replace(" ", "")
     assert f"{found['loss']:.4f} nats per token" in command.stdout
 
 
@@ -73,6 +79,20 @@ def test_an_evaluation_may_make_more_sweeps_than_the_run_did(trained: TrainedRun
     residuals = read_json(output)["residuals"]
     assert len(residuals) == 5
     assert residuals == sorted(residuals, reverse=True)
+
+
+def test_a_task_is_asked_without_conversion(trained: TrainedRun, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    tasks, output = write_tasks(tmp_path / "tasks"), tmp_path / "tasks.json"
+    command = megaponder(
+        *("eval", str(trained.checkpoints), "--tasks", "tiny_choice", "--include-path", str(tasks)),
+        *("--num-fewshot", "1", "--limit", "4", "--output-json", str(output)),
+    )
+    assert command.exit_code == 0, command.stderr
+    (score,) = read_json(output)["tasks"]
+    assert (score["task"], score["num_samples"], score["num_fewshot"]) == ("tiny_choice", 4, 1)
+    assert 0 < score["mean_steps"] < 2
+    assert f"{score['mean_steps']:.3f}" in command.stdout
 
 
 def test_a_greedy_text_is_the_same_every_time(

@@ -37,6 +37,7 @@ VARIANTS = {
         "random-jacobi-iterations=[1, 3]",
         "parallel.recompute=full",
         "micro-batch-size=4",
+        "evaluation.sweep_steps=true",
     ),
     "ponderlm2, gpt_neox, bf16": (
         *PONDERLM2,
@@ -53,6 +54,8 @@ VARIANTS = {
         "optimizer.lr_decay_style=wsd",
         "optimizer.wsd_decay_iters=4",
         "parallel.recompute=selective",
+        "evaluation.sweep_steps=true",
+        "evaluation.sweep_tau=[0.0001, 0.5]",
     ),
 }
 
@@ -92,3 +95,17 @@ def test_the_curves_are_those_that_the_method_has(folders: dict[str, Path], name
 def test_a_drawn_number_of_sweeps_changes_from_step_to_step(folders: dict[str, Path]) -> None:
     events = written_events(folders["ponderlm2, llama, fp32"])
     assert {event["ponder/jacobi-iterations"] for event in events} == {1, 2, 3}
+
+
+def test_the_last_evaluation_has_the_sweeps_that_the_run_asks_for(folders: dict[str, Path]) -> None:
+    (sweeping,) = written_events(folders["ponderlm2, llama, fp32"], "validation")
+    assert [(one["kind"], one["value"]) for one in sweeping["ponder/eval-sweep"]] == [
+        ("steps", 0),
+        ("steps", 1),
+        ("steps", 2),
+    ]
+    assert sweeping["ponder/eval-ppl-vs-steps/step_2"] == pytest.approx(sweeping["lm loss validation ppl"])
+    (halting,) = written_events(folders["ponderlm3, gpt_neox, bf16"], "validation")
+    assert [one["kind"] for one in halting["ponder/eval-sweep"]] == ["steps"] * 3 + ["tau"] * 2
+    (plain,) = written_events(folders["vanilla, gpt_neox, fp32"], "validation")
+    assert "ponder/eval-sweep" not in plain

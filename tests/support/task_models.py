@@ -1,14 +1,11 @@
-"""A vanilla model as transformers and as this program have it, with text, and tasks to ask both of them."""
+"""A vanilla model as transformers and as this program have it, and tasks to ask both of them."""
 
 import json
-import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -19,11 +16,11 @@ from pipeline.conversion.from_hf import ImportOptions, from_hf
 from pipeline.conversion.hf_weights import SAFETENSORS_NAME
 from pipeline.conversion.to_hf import ExportOptions, to_hf
 from tests.support.corpus import WORDS, build_request, write_corpus
+from tests.support.harness_tasks import write_tasks
 
 EOD = "<|endoftext|>"
 VOCAB_SIZE = 300
 SEQ_LENGTH = 48
-TASKS = ("tiny_choice", "tiny_rolling", "tiny_generation")
 _SIZES = NeoxSizes(num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, vocab_size=VOCAB_SIZE)
 
 
@@ -64,67 +61,6 @@ def write_task_models(folder: Path) -> TaskModels:
         ponderlm3=ponderlm3,
         tasks=write_tasks(folder / "tasks"),
     )
-
-
-def write_tasks(folder: Path) -> Path:
-    """Write a multiple choice, a rolling perplexity and a generation, with a few questions each."""
-    folder.mkdir(parents=True)
-    choose = random.Random(3)
-
-    def text(num_words: int) -> str:
-        return " ".join(choose.choices(WORDS, k=num_words))
-
-    questions = [
-        {"question": text(6), "choices": [text(2), text(3), text(1)], "answer": n % 3} for n in range(7)
-    ]
-    # The second is longer than the model sees at once.
-    texts = [{"text": text(num_words)} for num_words in (4, 90, 20)]
-    prompts = [{"text": text(5), "answer": text(1)} for _ in range(5)]
-    _write_task(
-        folder,
-        "tiny_choice",
-        questions,
-        output_type="multiple_choice",
-        doc_to_text="{{question}} =",
-        doc_to_target="{{answer}}",
-        doc_to_choice="{{choices}}",
-        fewshot_split="test",
-        metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
-    )
-    _write_task(
-        folder,
-        "tiny_rolling",
-        texts,
-        output_type="loglikelihood_rolling",
-        doc_to_text="",
-        doc_to_target="{{text}}",
-        metric_list=[{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
-    )
-    _write_task(
-        folder,
-        "tiny_generation",
-        prompts,
-        output_type="generate_until",
-        doc_to_text="{{text}}",
-        doc_to_target="{{answer}}",
-        generation_kwargs={"until": ["e"], "max_gen_toks": 9, "do_sample": False},
-        metric_list=[{"metric": "exact_match"}],
-    )
-    return folder
-
-
-def _write_task(folder: Path, name: str, documents: list[dict[str, Any]], **settings: Any) -> None:
-    file = folder / f"{name}.jsonl"
-    file.write_text("".join(json.dumps(document) + "\n" for document in documents))
-    task = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(file)}},
-        "test_split": "test",
-        "metadata": {"version": 1.0},
-        **settings,
-    }
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
 
 
 def _sharpen(file: Path) -> None:

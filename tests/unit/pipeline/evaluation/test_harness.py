@@ -12,7 +12,8 @@ from data_prep.errors import DataError
 from pipeline import cli
 from pipeline.evaluation.task_results import TaskReport, TaskScore
 from pipeline.inference import OpenedCheckpoint, opened_checkpoint
-from tests.support.task_models import SEQ_LENGTH, TASKS, TaskModels, write_task_models
+from tests.support.harness_tasks import TASKS
+from tests.support.task_models import SEQ_LENGTH, TaskModels, write_task_models
 
 lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
