@@ -105,7 +105,12 @@ def records_below(runs: Path) -> list[JobRecord]:
 
 
 def find_record(runs: Path, job: str) -> JobRecord:
-    """Return a job by its id (`slurm:1234`, or `1234` where only one target has it), or the newest of a name.
+    """Return a job by its id, or a run's newest; see `find_records`."""
+    return find_records(runs, job)[-1]
+
+
+def find_records(runs: Path, job: str) -> list[JobRecord]:
+    """Return a job by its id (`slurm:1234`, or `1234` where only one target has it) or all of a run.
 
     Args:
         runs: a folder of runs, or one run.
@@ -130,7 +135,7 @@ def find_record(runs: Path, job: str) -> JobRecord:
             f"a job must be an id or a run below {runs}, but none is called {job}; "
             "see `megaponder jobs list`, and give --runs where the runs lie elsewhere"
         )
-    return of_run[-1]
+    return of_run
 
 
 def _record_files(runs: Path) -> Iterator[Path]:
