@@ -30,7 +30,7 @@ from pipeline.exit_codes import ExitCode
 _ANSWER_SECONDS = 30.0
 _TRAIN_FOLDER = "ray_train"
 # The usual 2 s would be added to every end and every restart.
-_TRAIN_VARIABLES = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+_TRAIN_VARIABLES = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0"}
 
 
 class Gang:
