@@ -31,9 +31,9 @@ def send(where: JobTarget, job: JobSpec, run: RunConfig) -> Sequence[JobRecord]:
 
 def _remove(job: JobSpec) -> None:
     """Leave no trace of a job that was refused."""
-    shutil.rmtree(job.job_folder)
+    shutil.rmtree(job.job_folder, ignore_errors=True)
     for folder in (job.job_folder.parent, job.run_folder):
-        if not any(folder.iterdir()):
+        if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 
