@@ -4,6 +4,8 @@
 #   docker build --tag megaponder .
 #   docker run --gpus all --shm-size 16g --volume "$PWD/runs:/home/megaponder/runs" megaponder \
 #       megaponder train --config recipe.yaml
+#
+# The same image serves SLURM (enroot, apptainer) and Ray (KubeRay): see docs/cluster.md.
 
 # torch 2.13.0 from the package index is built for CUDA 13.0; extensions must be compiled with the same toolkit.
 FROM nvidia/cuda:13.0.3-cudnn-devel-ubuntu24.04 AS base
@@ -13,12 +15,15 @@ ENV DEBIAN_FRONTEND=noninteractive \
     PYTHONDONTWRITEBYTECODE=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    RAY_USAGE_STATS_ENABLED=0 \
     UV_PYTHON_INSTALL_DIR=/opt/python \
     VIRTUAL_ENV=/opt/venv \
     PATH=/opt/venv/bin:$PATH
 
+# ibverbs and rdmacm: NCCL over InfiniBand. wget: KubeRay asks with it whether a node lives.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates cmake git \
+    && apt-get install --yes --no-install-recommends \
+       ca-certificates cmake git ibverbs-providers libibverbs1 librdmacm1 wget \
     && rm -rf /var/lib/apt/lists/*
 
 # Ubuntu 24.04 has no Python 3.11.
@@ -35,7 +40,7 @@ with open("pyproject.toml", "rb") as file:
 for requirement in (
     *project["build-system"]["requires"],
     *project["project"]["dependencies"],
-    *project["project"]["optional-dependencies"]["gpu"],
+    *(extra for name in ("gpu", "hf", "ray") for extra in project["project"]["optional-dependencies"][name]),
 ):
     print(requirement)
 REQUIREMENTS
@@ -73,5 +78,5 @@ RUN useradd --create-home --shell /bin/bash megaponder
 USER megaponder
 WORKDIR /home/megaponder
 
-RUN megaponder --help
+RUN megaponder --help && ray --version
 CMD ["megaponder", "--help"]

@@ -105,11 +105,11 @@ def records_below(runs: Path) -> list[JobRecord]:
 
 
 def find_record(runs: Path, job: str) -> JobRecord:
-    """Return a job by its id (`slurm:1234`, or `1234` where only one target has it) or its run's newest.
+    """Return a job by its id (`slurm:1234`, or `1234` where only one target has it), or the newest of a name.
 
     Args:
         runs: a folder of runs, or one run.
-        job: an id, or the folder or name of a run.
+        job: an id, the folder or name of a run, or the name of a stage's jobs, such as `run-train`.
 
     Raises:
         ClusterError: there is no such job, or several.
@@ -124,7 +124,7 @@ def find_record(runs: Path, job: str) -> JobRecord:
                 f"a job must be named by one id, but {job} is {' and '.join(r.job_id for r in exact)}; "
                 "write the whole id"
             )
-        of_run = exact or [record for record in records if record.run_folder.name == job]
+        of_run = exact or [record for record in records if job in (record.name, record.run_folder.name)]
     if not of_run:
         raise ClusterError(
             f"a job must be an id or a run below {runs}, but none is called {job}; "

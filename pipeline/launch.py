@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
 from pipeline.exit_codes import ExitCode
@@ -46,6 +47,7 @@ def run_ranks(
     failure_timeout_seconds: float = 10.0,
     environment: Mapping[str, str] | None = None,
     max_restarts: int = 0,
+    log_folder: Callable[[int], Path] | None = None,
 ) -> int:
     """Run ``python <arguments>`` on local ranks with torchrun's variables; return the run's exit code.
 
@@ -59,6 +61,8 @@ def run_ranks(
         environment: variables added to this process's own.
         max_restarts: how often all ranks are started again after a failure that a start may cure. The wait
             before that doubles from one second to a minute.
+        log_folder: called with the number of each start, 0 first; returns an existing folder, in which rank N
+            writes all it says to ``rank_N.log``. None leaves the ranks this process's own output.
 
     Returns:
         0 if all ranks left with 0, else the code of the first rank that did not; 128 + N where signal N ended
@@ -68,7 +72,8 @@ def run_ranks(
     previous = {number: signal.signal(number, launcher.forward) for number in STOP_SIGNALS}
     try:
         for restart in range(max_restarts + 1):
-            code = launcher.run(arguments, num_ranks, environment or {})
+            logs = None if log_folder is None else log_folder(restart)
+            code = launcher.run(arguments, num_ranks, environment or {}, logs)
             is_final = launcher.was_told_to_stop or code in _FINAL_CODES or restart == max_restarts
             if is_final or not launcher.waits_before(restart + 1, max_restarts, code):
                 break
@@ -91,12 +96,14 @@ class _Launcher:
         """Whether a signal has come."""
         return self._told is not None
 
-    def run(self, arguments: Sequence[str], num_ranks: int, environment: Mapping[str, str]) -> int:
+    def run(
+        self, arguments: Sequence[str], num_ranks: int, environment: Mapping[str, str], logs: Path | None
+    ) -> int:
         """Start all ranks and wait for them; none is left when it returns."""
         self._ranks = []
         self._deadline = float("inf")
         try:
-            self._start(arguments, num_ranks, environment)
+            self._start(arguments, num_ranks, environment, logs)
             code = self._wait()
         finally:
             self._kill_all()
@@ -118,20 +125,25 @@ class _Launcher:
             time.sleep(_POLL_SECONDS)
         return not self.was_told_to_stop
 
-    def _start(self, arguments: Sequence[str], num_ranks: int, environment: Mapping[str, str]) -> None:
+    def _start(
+        self, arguments: Sequence[str], num_ranks: int, environment: Mapping[str, str], logs: Path | None
+    ) -> None:
         port = _free_port()
         for rank in range(num_ranks):
             if self.was_told_to_stop:
                 return
-            self._ranks.append(
-                subprocess.Popen(
-                    [sys.executable, *arguments],
-                    env={**os.environ, **environment, **_rank_variables(rank, num_ranks, port)},
-                    stdin=subprocess.DEVNULL,
-                    process_group=0,
-                    preexec_fn=die_with_parent(os.getpid()),
+            with _output(logs, rank) as output:
+                self._ranks.append(
+                    subprocess.Popen(
+                        [sys.executable, *arguments],
+                        env={**os.environ, **environment, **_rank_variables(rank, num_ranks, port)},
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                        process_group=0,
+                        preexec_fn=die_with_parent(os.getpid()),
+                    )
                 )
-            )
 
     def _wait(self) -> int:
         """Wait until all ranks have left or the deadline has passed; return the run's exit code."""
@@ -184,6 +196,16 @@ class _Launcher:
                 len(codes),
                 codes[failed],
             )
+
+
+@contextlib.contextmanager
+def _output(logs: Path | None, rank: int) -> Iterator[int | None]:
+    """Open where a rank writes; None is where this process writes."""
+    if logs is None:
+        yield None
+        return
+    with (logs / f"rank_{rank}.log").open("ab") as file:
+        yield file.fileno()
 
 
 def _rank_variables(rank: int, num_ranks: int, port: int) -> dict[str, str]:

@@ -93,6 +93,20 @@ RULES = (
         ),
     ),
     Rule(package="cluster.on_ray", allowed=("ray", "pipeline.rank_process", *LAUNCHING)),
+    Rule(package="cluster.local", allowed=("psutil", "pipeline.launch", "pipeline.signals", *LAUNCHING)),
+    Rule(
+        package="cluster.stages",
+        allowed=(
+            "data_prep.inputs.documents",
+            "data_prep.inputs.finding",
+            "pipeline.checkpoint.checksums",
+            "pipeline.checkpoint.errors",
+            "pipeline.checkpoint.tracker",
+            "pipeline.commands.failures",
+            "pipeline.ranks",
+            *LAUNCHING,
+        ),
+    ),
     Rule(package="cluster", allowed=LAUNCHING),
 )
 

@@ -22,7 +22,9 @@ app = typer.Typer(
 
 Job = Annotated[
     str,
-    typer.Argument(metavar="JOB", help="Id as `submit` printed it (slurm:1234), or a run's name or folder."),
+    typer.Argument(
+        metavar="JOB", help="Id from `submit` (slurm:1234), a run's name or folder, or RUN-STAGE."
+    ),
 ]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of runs, or one run.")]
 RUNS = Path("runs")

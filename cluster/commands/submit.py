@@ -1,21 +1,23 @@
 """`megaponder submit`."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cluster.commands.sending import send
+from cluster.commands.stages import submit_stages
+from cluster.errors import ClusterError
 from cluster.job_record import JobRecord
-from cluster.job_spec import JobSpec
 from cluster.preflight import check_run
-from cluster.run_job import CONFIG_NAME, training_job
+from cluster.run_job import training_job
+from cluster.stages.submission import Choice
 from cluster.sweep import sweep_members
 from cluster.targets import JobTarget, target_named
 from cluster.wait import wait_for
 from pipeline.commands.shared import ConfigFile, Overrides, examples
-from pipeline.config.load import dump_config, load_config
+from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.submit_section import Target
 
@@ -26,6 +28,7 @@ EPILOG = examples(
     "megaponder submit --config run.yaml --target slurm --sweep lr=1e-3,3e-4 --sweep seed=1,2,3",
     "megaponder submit --config run.yaml --target slurm --wait --start-limit 3600",
     "megaponder submit --config run.yaml --target ray --ray-address http://head:8265",
+    "megaponder submit --config pipeline.yaml --from evaluate",
 )
 
 
@@ -62,6 +65,19 @@ def submit(
             "has a name and a folder of its own beside output_dir. SLURM only.",
         ),
     ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", show_default=False, help="Of a file with stages, this one alone."),
+    ] = None,
+    again_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STAGE",
+            show_default=False,
+            help="Of a file with stages, run this one although it is done, and what its output then changes.",
+        ),
+    ] = None,
     waits: Annotated[
         bool, typer.Option("--wait", help="Return when the job has ended, with its exit code.")
     ] = False,
@@ -82,6 +98,9 @@ def submit(
 
     Configuration, data and memory are checked here, before anything is queued. The job saves when it is told
     to stop and goes back to the queue, up to submit.max_requeues times; watch it with `megaponder jobs`.
+
+    A file with `stages` (prepare, train, evaluate, export) becomes a job for each that is not done, after
+    those it needs. A changed setting or input makes that stage run again, and what reads its output.
     """
     settings = [*(overrides or [])]
     if target is not None:
@@ -89,42 +108,44 @@ def submit(
     if ray_address is not None:
         settings.append(f"submit.ray_address={ray_address}")
     run = load_config(config, settings)
-    members = sweep_members(run, sweep or [])
+    where = target_named(run.submit.target, ray_address=run.submit.ray_address)
+    jobs = after or []
+    if run.stages or only is not None or again_from is not None:
+        _refuse_with_stages(run, sweep)
+        choice = Choice(only=only, again_from=again_from)
+        records: Sequence[JobRecord] = submit_stages(where, run, choice, after=jobs, is_dry_run=dry_run)
+    else:
+        records = _submit_training(where, run, config, settings, sweep or [], after=jobs, is_dry_run=dry_run)
+    if waits and records:
+        last_counts = not run.stages and run.submit.chain > 1
+        raise typer.Exit(wait_for(where, records, start_limit_seconds=start_limit, last_counts=last_counts))
+
+
+def _submit_training(
+    where: JobTarget,
+    run: RunConfig,
+    config: Path,
+    settings: Sequence[str],
+    sweep: Sequence[str],
+    *,
+    after: Sequence[str],
+    is_dry_run: bool,
+) -> Sequence[JobRecord]:
+    members = sweep_members(run, sweep)
     for member in members:
         check_run(load_config(config, [*settings, *member.overrides]))
     check_run(run)
-    job = training_job(run, dependencies=tuple(after or ()), sweep=members)
-    where = target_named(run.submit.target, ray_address=run.submit.ray_address)
-    if dry_run:
+    job = training_job(run, dependencies=after, sweep=members)
+    if is_dry_run:
         typer.echo(where.render(job), nl=False)
-        return
-    records = _submit(where, job, run)
-    if waits:
-        code = wait_for(where, records, start_limit_seconds=start_limit, last_counts=job.chain > 1)
-        raise typer.Exit(code)
+        return ()
+    return send(where, job, run)
 
 
-def _submit(where: JobTarget, job: JobSpec, run: RunConfig) -> Sequence[JobRecord]:
-    job.log_folder.mkdir(parents=True)
-    try:
-        dump_config(run, job.job_folder / CONFIG_NAME)
-        records = where.submit(job)
-    except BaseException:
-        _remove(job)
-        raise
-    for record in records:
-        typer.echo(record.job_id)
-    typer.echo(f"folder: {_shown(job.job_folder)}; follow with `megaponder jobs logs -f`", err=True)
-    return records
-
-
-def _remove(job: JobSpec) -> None:
-    """Leave no trace of a job that was refused."""
-    shutil.rmtree(job.job_folder)
-    for folder in (job.job_folder.parent, job.run_folder):
-        if not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _refuse_with_stages(run: RunConfig, sweep: Sequence[str] | None) -> None:
+    if not run.stages:
+        raise ClusterError("--only and --from need a file with stages, but it has none; leave them out")
+    if sweep:
+        raise ClusterError(
+            "--sweep must be of a file without stages, but it has some; write null for them: stages=null"
+        )

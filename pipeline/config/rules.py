@@ -16,6 +16,7 @@ from pipeline.config.rules_data import DATA_RULES
 from pipeline.config.rules_model import MODEL_RULES
 from pipeline.config.rules_parallel import PARALLEL_RULES
 from pipeline.config.rules_ponder import PONDER_RULES
+from pipeline.config.rules_stages import STAGE_RULES
 from pipeline.config.rules_submit import SUBMIT_RULES
 from pipeline.config.rules_training import TRAINING_RULES
 
@@ -32,6 +33,7 @@ RULES: tuple[Rule, ...] = (
     *DATA_RULES,
     *CHECKPOINT_RULES,
     *SUBMIT_RULES,
+    *STAGE_RULES,
 )
 
 

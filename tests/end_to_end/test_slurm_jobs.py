@@ -176,7 +176,7 @@ def test_a_job_waits_for_another_and_leaves_when_that_has_failed(slurm: SlurmClu
             "Requested node configuration is not available; submit.nodes",
         ),
         ({"resources": Resources(cpus_per_rank=900)}, "More processors requested.*cpus_per_rank"),
-        ({"resources": Resources(gpus_per_node=8)}, "Invalid generic resource.*gpus_per_node"),
+        ({"resources": Resources(gpus_per_node=8)}, "configuration is not available.*gpus_per_node"),
         ({"resources": Resources(wall_time="9-00:00:00")}, "time limit is invalid.*submit.wall_time must be"),
     ],
 )
@@ -210,6 +210,30 @@ def test_a_job_that_loses_a_node_starts_again_when_there_are_nodes(
     slurm.bring_back(NODES[1])
     status = ended(slurm, record, seconds=60)
     assert (status.state, status.exit_code, status.requeues) == (JobState.DONE, 0, 1)
+
+
+def test_each_rank_of_a_node_sees_its_gpus(slurm: SlurmCluster, job: MakeJob) -> None:
+    gpus = Resources(nodes=2, ranks_per_node=2, gpus_per_node=2, memory_per_node="100M")
+    (record,) = submit_command(job("echo $LOCAL_RANK of $CUDA_VISIBLE_DEVICES", resources=gpus))
+    assert ended(slurm, record).exit_code == 0, all_logs(record)
+    assert [path.read_text() for path in SlurmTarget().logs(record)] == ["0 of 0,1\n", "1 of 0,1\n"] * 2
+
+
+def test_a_preempted_job_saves_and_starts_again(slurm: SlurmCluster, job: MakeJob, tmp_path: Path) -> None:
+    everything = Resources(nodes=2, cpus_per_rank=8, memory_per_node="100M")
+    line = (
+        f"mkdir {tmp_path}/first$RANK || exit 0; "
+        "trap 'echo saved; exit 75' TERM; echo here; for i in {1..300}; do sleep 0.1; done"
+    )
+    (record,) = submit_command(job(line, resources=everything))
+    wait_until(lambda: all_logs(record).count("here") == 2, seconds=30)
+    folder = record.job_folder.with_name("urgent")
+    urgent = job("true", job_folder=folder, resources=everything, queue=Queue(partition="urgent"))
+    (other,) = submit_command(urgent)
+    assert ended(slurm, other, seconds=60).exit_code == 0
+    status = ended(slurm, record, seconds=60)
+    assert (status.state, status.exit_code, status.requeues) == (JobState.DONE, 0, 1)
+    assert all_logs(record).count("saved") == 2
 
 
 def test_ranks_that_a_signal_ends_start_again(slurm: SlurmCluster, job: MakeJob, tmp_path: Path) -> None:

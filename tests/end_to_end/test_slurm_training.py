@@ -1,5 +1,6 @@
 """Trainings on two nodes of a real SLURM that are told to stop, requeued and robbed of a node."""
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +98,7 @@ def test_a_run_goes_on_exactly_where_it_was(
 
 def python_that(path: Path, line: str) -> str:
     """Write an interpreter for `submit.python` that does something else on the second rank."""
-    path.write_text(f'#!/bin/bash\n[ "$RANK" = 1 ] && {line}\nexec python "$@"\n')
+    path.write_text(f'#!/bin/bash\n[ "$RANK" = 1 ] && {line}\nexec {sys.executable} "$@"\n')
     path.chmod(0o755)
     return f"submit.python={path}"
 

@@ -1,7 +1,7 @@
 """A real SLURM of two nodes on this machine, which touches nothing outside its folder.
 
 The nodes are named by loopback addresses, so that the first host of a job is an address at which its ranks
-can meet. Both share the processors of this machine and say that they have more.
+can meet. Both share the processors of this machine and say that they have more, and two GPUs each.
 """
 
 import os
@@ -53,12 +53,22 @@ MinJobAge=600
 CompleteWait=0
 EnforcePartLimits=ALL
 SchedulerParameters=sched_min_interval=0,bf_interval=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+GresTypes=gpu
 {nodes}
-PartitionName=debug Nodes=ALL Default=YES MaxTime=01:00:00 State=UP
+PartitionName=debug Nodes=ALL Default=YES MaxTime=01:00:00 State=UP PriorityTier=1 GraceTime=20
+PartitionName=urgent Nodes=ALL MaxTime=01:00:00 State=UP PriorityTier=10 PreemptMode=OFF
 PartitionName=down Nodes=ALL MaxTime=01:00:00 State=DOWN
 PartitionName=members Nodes=ALL MaxTime=01:00:00 State=UP AllowAccounts=members
 """
-_NODE = "NodeName={name} NodeAddr={name} Port={port} CPUs=8 RealMemory=8000 State=UNKNOWN"
+_NODE = "NodeName={name} NodeAddr={name} Port={port} CPUs=8 RealMemory=8000 Gres=gpu:2 State=UNKNOWN"
+# SLURM counts them and tells ranks their numbers; any devices will do.
+_GPUS = """\
+AutoDetect=off
+Name=gpu File=/dev/null Flags=nvidia_gpu_env
+Name=gpu File=/dev/zero Flags=nvidia_gpu_env
+"""
 
 
 def missing_programs() -> list[str]:
@@ -216,6 +226,7 @@ class SlurmCluster:
             nodes="\n".join(nodes),
         )
         (self.root / "slurm.conf").write_text(text, encoding="utf-8")
+        (self.root / "gres.conf").write_text(_GPUS, encoding="utf-8")
 
     def _start(self, name: str, command: Sequence[str]) -> None:
         program = _program(command[0])

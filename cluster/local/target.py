@@ -1,0 +1,183 @@
+"""Jobs as processes of this machine.
+
+Each job is a supervisor in a session of its own, which outlives the terminal, and the ranks that it starts
+(`pipeline.launch`). Its folder holds::
+
+    job.json, config.yaml              as for every target
+    job.sh                             what was started
+    process.json                       the supervisor
+    logs/supervisor.log                what the supervisor and the setup lines say
+    logs/start_<n>/rank_<r>.log        what the ranks say, of each start
+    end.json                           how it ended
+"""
+
+import contextlib
+import signal
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from cluster.errors import ClusterError
+from cluster.job_record import JobRecord, JobState, JobStatus, find_record, save_record
+from cluster.job_spec import JobSpec
+from cluster.local.files import (
+    SCRIPT_NAME,
+    SUPERVISOR_LOG,
+    JobEnd,
+    Request,
+    Supervisor,
+    forget_end,
+    leave_request,
+    load_end,
+    load_supervisor,
+    rank_logs,
+    save_supervisor,
+    start_folders,
+)
+from cluster.local.script import render_script, runs_of
+
+_LOGS = "logs"
+_LEAVE_SECONDS = 30.0
+_NO_RANKS = "starts, or waits for the jobs before it"
+
+
+class LocalTarget:
+    """Fills `cluster.targets.JobTarget` with processes of this machine."""
+
+    def render(self, spec: JobSpec) -> str:
+        """Write the script that would be started."""
+        _refuse(spec)
+        return render_script(spec)
+
+    def submit(self, spec: JobSpec) -> tuple[JobRecord, ...]:
+        """Start a job in the background."""
+        content = self.render(spec)
+        for job in spec.dependencies:
+            find_record(runs_of(spec.run_folder), job)
+        (spec.job_folder / SCRIPT_NAME).write_text(content, encoding="utf-8")
+        record = JobRecord(
+            target="local",
+            handle=spec.job_folder.name,
+            name=spec.name,
+            run_folder=spec.run_folder,
+            job_folder=spec.job_folder,
+            submitted_at=datetime.now(UTC),
+            command=spec.command,
+        )
+        _start(spec.job_folder)
+        save_record(record)
+        return (record,)
+
+    def status(self, record: JobRecord) -> JobStatus:
+        """Say where a job is, from its folder and its process."""
+        num_starts = len(start_folders(record.job_folder / _LOGS))
+        state, reason, exit_code = _state(record.job_folder, has_started=num_starts > 0)
+        host = load_supervisor(record.job_folder).host
+        return JobStatus(
+            state=state,
+            reason=reason,
+            exit_code=exit_code,
+            requeues=max(num_starts - 1, 0),
+            nodes=(host,) if num_starts else (),
+        )
+
+    def logs(self, record: JobRecord) -> tuple[Path, ...]:
+        """Return the files of the newest start's ranks."""
+        starts = start_folders(record.job_folder / _LOGS)
+        return rank_logs(starts[-1]) if starts else ()
+
+    def cancel(self, record: JobRecord) -> None:
+        """Tell the ranks to save and leave, for good."""
+        process = _process_here(record.job_folder)
+        if process is not None and load_end(record.job_folder) is None:
+            _tell_to_stop(record.job_folder, process, Request.CANCEL)
+
+    def requeue(self, record: JobRecord) -> JobRecord:
+        """Tell the ranks to save and leave, and start them again."""
+        process = _process_here(record.job_folder)
+        if process is not None and load_end(record.job_folder) is None:
+            _tell_to_stop(record.job_folder, process, Request.REQUEUE)
+            return record
+        if process is not None:
+            # It has written how the job ended, and has nothing left to do but to leave.
+            process.wait(_LEAVE_SECONDS)
+        forget_end(record.job_folder)
+        _start(record.job_folder)
+        return record
+
+
+def _refuse(spec: JobSpec) -> None:
+    """Refuse what needs a cluster."""
+    found = [
+        (spec.container is not None, "submit.container"),
+        (spec.resources.nodes > 1, "submit.nodes above 1"),
+        (spec.chain > 1, "submit.chain"),
+        (bool(spec.sweep), "a sweep"),
+    ]
+    asked = [name for is_asked, name in found if is_asked]
+    if asked:
+        raise ClusterError(
+            f"a local job must be processes of this machine, but {' and '.join(asked)} is asked for; "
+            "leave it out, or submit to slurm or ray"
+        )
+
+
+def _start(job_folder: Path) -> None:
+    logs = job_folder / _LOGS
+    logs.mkdir(exist_ok=True)
+    with (logs / SUPERVISOR_LOG).open("ab") as log:
+        started = subprocess.Popen(
+            ["/bin/bash", str(job_folder / SCRIPT_NAME)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    save_supervisor(job_folder, Supervisor.of_process(started.pid))
+
+
+def _state(folder: Path, *, has_started: bool) -> tuple[JobState, str, int | None]:
+    # The process is asked first: it writes its end before it leaves.
+    supervisor = load_supervisor(folder)
+    is_running = supervisor.is_here and supervisor.process() is not None
+    end = load_end(folder)
+    if end is not None:
+        return _final_state(end), end.reason, end.exit_code
+    if not supervisor.is_here:
+        return JobState.UNKNOWN, f"it runs on {supervisor.host}: ask there", None
+    if is_running:
+        return (JobState.RUNNING, "", None) if has_started else (JobState.QUEUED, _NO_RANKS, None)
+    return (
+        JobState.FAILED,
+        f"its supervisor was killed, or could not start: see {folder / _LOGS / SUPERVISOR_LOG}; "
+        "`megaponder jobs requeue` starts it again",
+        None,
+    )
+
+
+def _final_state(end: JobEnd) -> JobState:
+    if end.cancelled:
+        return JobState.CANCELLED
+    return JobState.DONE if end.exit_code == 0 else JobState.FAILED
+
+
+def _process_here(folder: Path) -> psutil.Process | None:
+    """Return the supervisor while it runs.
+
+    Raises:
+        ClusterError: it is another machine's.
+    """
+    supervisor = load_supervisor(folder)
+    if not supervisor.is_here:
+        raise ClusterError(
+            f"a local job must be stopped where it runs, which is {supervisor.host}; run the command there"
+        )
+    return supervisor.process()
+
+
+def _tell_to_stop(folder: Path, process: psutil.Process, request: Request) -> None:
+    leave_request(folder, request)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGTERM)

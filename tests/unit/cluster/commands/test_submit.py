@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from cluster.errors import ClusterError
+from data_prep.errors import DataError
+from pipeline import cli
+from pipeline.config.errors import ConfigError
+from tests.support.stages import write_pipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings of a run with stages, of which none has run."""
+    return write_pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+def submit(config: Path, *words: str) -> Result:
+    return CliRunner().invoke(cli.app, ["submit", "--config", str(config), *words], env={"COLUMNS": "200"})
+
+
+def test_a_dry_run_shows_every_stage_with_what_it_waits_for_and_writes_nothing(pipeline: Path) -> None:
+    result = submit(pipeline, "--dry-run")
+    assert result.exit_code == 0, result.output
+    scripts = result.stdout.split("#!/bin/bash")[1:]
+    assert [script.split()[1] for script in scripts] == [
+        "tiny-prepare:",
+        "tiny-train:",
+        "tiny-evaluate:",
+        "tiny-export:",
+    ]
+    assert "--after local:prepare" in scripts[1]
+    assert "--after local:train" in scripts[3]
+    assert "has not run" in result.stderr
+    assert not (pipeline.parent / "runs").exists()
+
+
+def test_one_stage_alone_is_looked_at(pipeline: Path) -> None:
+    result = submit(pipeline, "--dry-run", "--only", "prepare")
+    assert result.stdout.count("#!/bin/bash") == 1
+    assert isinstance(submit(pipeline, "--only", "trian").exception, ClusterError)
+
+
+def test_a_stage_whose_input_no_other_makes_is_refused(pipeline: Path) -> None:
+    result = submit(pipeline, "--only", "evaluate")
+    assert isinstance(result.exception, ConfigError)
+    assert "must have a checkpoint to evaluate" in str(result.exception)
+    result = submit(pipeline, "--only", "train")
+    assert "must be there and whole before a job is queued" in str(result.exception)
+
+
+def test_missing_text_and_tokenizers_are_found_before_anything_is_queued(
+    pipeline: Path, tmp_path: Path
+) -> None:
+    settings = yaml.safe_load(pipeline.read_text())
+    settings["stages"][0]["tokenizer"] = str(tmp_path / "absent.model")
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(yaml.safe_dump(settings))
+    assert "absent.model, which does not exist" in str(submit(changed).exception)
+    settings["stages"][0]["inputs"] = [str(tmp_path / "absent")]
+    changed.write_text(yaml.safe_dump(settings))
+    assert isinstance(submit(changed).exception, DataError)
+    assert not (pipeline.parent / "runs").exists()
+
+
+def test_choices_of_stages_need_stages_and_sweeps_none(pipeline: Path) -> None:
+    assert "need a file with stages" in str(submit(pipeline, "stages=null", "--from", "train").exception)
+    assert "--sweep must be of a file without" in str(submit(pipeline, "--sweep", "seed=1,2").exception)
+
+
+def test_a_run_that_cannot_be_submitted_leaves_nothing_behind(pipeline: Path) -> None:
+    result = submit(pipeline, "--only", "prepare", "--after", "local:nothing")
+    assert "none is called local:nothing" in str(result.exception)
+    assert not (pipeline.parent / "runs" / "tiny").exists()

@@ -1,0 +1,182 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ClusterError
+from cluster.job_record import JobState, find_record
+from cluster.job_spec import Container
+from cluster.local.files import Supervisor, load_supervisor, save_supervisor
+from cluster.local.target import LocalTarget
+from pipeline.exit_codes import ExitCode
+from tests.support.local_jobs import LocalJobs, local_jobs
+
+WAITS = "wait_to_be_told(); sys.exit(75)"
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[LocalJobs]:
+    with local_jobs(tmp_path) as found:
+        yield found
+
+
+def test_a_job_runs_all_its_ranks_and_leaves_their_logs(jobs: LocalJobs) -> None:
+    record = jobs.start("print('done')", ranks=2)
+    status = jobs.wait_for(record, JobState.DONE)
+    assert (status.exit_code, status.requeues) == (0, 0)
+    assert [file.read_text() for file in jobs.target.logs(record)] == [
+        "start 0 of rank 0\ndone\n",
+        "start 0 of rank 1\ndone\n",
+    ]
+    assert find_record(jobs.runs, record.job_id) == record
+    assert jobs.nothing_is_left()
+
+
+def test_a_killed_rank_starts_again_with_all_others_and_is_counted(jobs: LocalJobs) -> None:
+    record = jobs.start("os.kill(os.getpid(), 9) if starts == 0 and rank == 1 else None", ranks=2)
+    status = jobs.wait_for(record, JobState.DONE)
+    assert status.requeues == 1
+    assert jobs.target.logs(record)[0].read_text() == "start 1 of rank 0\n"
+
+
+@pytest.mark.parametrize("code", [ExitCode.USAGE, ExitCode.DO_NOT_REQUEUE])
+def test_what_cannot_get_better_is_not_started_again(jobs: LocalJobs, code: ExitCode) -> None:
+    record = jobs.start(f"sys.exit({int(code)})")
+    status = jobs.wait_for(record, JobState.FAILED)
+    assert (status.exit_code, status.requeues) == (code, 0)
+    assert f"exit code {int(code)}" in status.reason
+
+
+def test_starts_are_bounded(jobs: LocalJobs) -> None:
+    (record,) = jobs.target.submit(jobs.spec("sys.exit(75)", requeues=1))
+    status = jobs.wait_for(record, JobState.FAILED)
+    assert (status.exit_code, status.requeues) == (75, 1)
+    assert "megaponder jobs requeue" in status.reason
+
+
+def test_a_cancelled_job_saves_and_does_not_come_back(jobs: LocalJobs) -> None:
+    record = jobs.start(WAITS)
+    jobs.wait_for_text(record, "start 0")
+    assert jobs.target.status(record).state == JobState.RUNNING
+    jobs.target.cancel(record)
+    status = jobs.wait_for(record, JobState.CANCELLED)
+    assert (status.exit_code, status.requeues) == (75, 0)
+    jobs.target.cancel(record)
+    assert jobs.target.status(record) == status
+    assert jobs.nothing_is_left()
+
+
+def test_a_job_that_is_cancelled_before_its_supervisor_listens_never_starts(jobs: LocalJobs) -> None:
+    (record,) = jobs.target.submit(replace(jobs.spec(WAITS), setup=("sleep 0.5",)))
+    jobs.target.cancel(record)
+    status = jobs.wait_for(record, JobState.CANCELLED)
+    assert (status.reason, status.exit_code) == ("cancelled before it started", 75)
+    assert jobs.target.logs(record) == ()
+
+
+def test_a_requeued_job_saves_and_starts_again_running_or_ended(jobs: LocalJobs) -> None:
+    record = jobs.start(f"if starts < 2:\n    {WAITS}")
+    jobs.wait_for_text(record, "start 0")
+    assert jobs.target.requeue(record) == record
+    jobs.wait_for_text(record, "start 1")
+    jobs.target.cancel(record)
+    jobs.wait_for(record, JobState.CANCELLED)
+    assert jobs.target.requeue(record) == record
+    status = jobs.wait_for(record, JobState.DONE)
+    assert status.requeues == 2
+
+
+def test_a_dead_supervisor_is_told_from_a_living_one_and_takes_its_ranks_along(jobs: LocalJobs) -> None:
+    record = jobs.start(WAITS, ranks=2)
+    jobs.wait_for_text(record, "start 0", rank=1)
+    process = load_supervisor(record.job_folder).process()
+    assert process is not None
+    process.kill()
+    status = jobs.wait_for(record, JobState.FAILED)
+    assert "its supervisor was killed" in status.reason
+    assert jobs.nothing_is_left()
+
+
+def test_another_process_with_the_number_of_the_supervisor_is_not_taken_for_it(jobs: LocalJobs) -> None:
+    record = jobs.start(WAITS)
+    jobs.wait_for_text(record, "start 0")
+    known = load_supervisor(record.job_folder)
+    save_supervisor(record.job_folder, known.model_copy(update={"created": known.created - 1000.0}))
+    assert jobs.target.status(record).state == JobState.FAILED
+    jobs.target.cancel(record)
+    save_supervisor(record.job_folder, known)
+    assert jobs.target.status(record).state == JobState.RUNNING
+
+
+def test_a_job_of_another_machine_is_left_alone(jobs: LocalJobs) -> None:
+    record = jobs.start("")
+    jobs.wait_for(record, JobState.DONE)
+    (record.job_folder / "end.json").unlink()
+    save_supervisor(record.job_folder, Supervisor(host="elsewhere", pid=1, created=0.0))
+    status = jobs.target.status(record)
+    assert (status.state, status.reason) == (JobState.UNKNOWN, "it runs on elsewhere: ask there")
+    with pytest.raises(ClusterError, match="is elsewhere; run the command there"):
+        jobs.target.cancel(record)
+
+
+def test_a_job_waits_for_the_one_before_it(jobs: LocalJobs) -> None:
+    first = jobs.start("wait_to_be_told()", name="first")
+    second = jobs.start("", name="second", after=(first.job_id,))
+    jobs.wait_for_text(first, "start 0")
+    assert jobs.target.status(second).state == JobState.QUEUED
+    assert jobs.target.logs(second) == ()
+    # It leaves with 0 although it was told to stop: it had finished.
+    jobs.target.cancel(first)
+    jobs.wait_for(first, JobState.DONE)
+    jobs.wait_for(second, JobState.DONE)
+
+
+def test_a_waiting_job_can_be_cancelled(jobs: LocalJobs) -> None:
+    first = jobs.start(WAITS, name="first")
+    second = jobs.start("", name="second", after=(first.job_id,))
+    jobs.wait_for_text(first, "start 0")
+    jobs.target.cancel(second)
+    jobs.wait_for(second, JobState.CANCELLED)
+    assert jobs.target.logs(second) == ()
+    assert jobs.target.status(first).state == JobState.RUNNING
+
+
+def test_a_job_after_one_that_failed_never_starts(jobs: LocalJobs) -> None:
+    first = jobs.start("sys.exit(93)", name="first")
+    second = jobs.start("", name="second", after=(first.job_id,))
+    status = jobs.wait_for(second, JobState.FAILED)
+    assert (status.reason, status.exit_code) == (f"{first.job_id} must succeed first, but is failed", 1)
+    assert jobs.target.logs(second) == ()
+
+
+def test_a_job_can_only_wait_for_one_that_is_known(jobs: LocalJobs) -> None:
+    with pytest.raises(ClusterError, match="none is called local:nothing"):
+        jobs.start("", after=("local:nothing",))
+
+
+def test_setup_lines_that_fail_end_the_job(jobs: LocalJobs) -> None:
+    spec = replace(jobs.spec(""), setup=("module-that-is-not-there",))
+    (record,) = jobs.target.submit(spec)
+    status = jobs.wait_for(record, JobState.FAILED)
+    assert "supervisor.log" in status.reason
+    assert "module-that-is-not-there" in (spec.log_folder / "supervisor.log").read_text()
+
+
+def test_what_is_rendered_is_what_runs(jobs: LocalJobs) -> None:
+    spec = replace(
+        jobs.spec("print(os.environ['WORD'], os.getcwd())"),
+        environment=(("WORD", "two words"),),
+        working_directory=jobs.runs,
+        setup=('WORD="$WORD and more"',),
+    )
+    (record,) = jobs.target.submit(spec)
+    jobs.wait_for(record, JobState.DONE)
+    assert f"two words and more {jobs.runs}" in jobs.target.logs(record)[0].read_text()
+    assert (spec.job_folder / "job.sh").read_text() == jobs.target.render(spec)
+
+
+def test_what_needs_a_cluster_is_refused(jobs: LocalJobs) -> None:
+    spec = replace(jobs.spec(""), container=Container(image="image", runtime="pyxis"), chain=3)
+    with pytest.raises(ClusterError, match=r"but submit.container and submit.chain is asked for"):
+        LocalTarget().render(spec)

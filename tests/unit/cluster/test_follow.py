@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ClusterError
+from cluster.follow import follow, newest_lines
+from cluster.job_record import JobState
+from tests.support.local_jobs import local_jobs
+
+
+def test_the_newest_lines_of_a_rank_are_its_last(tmp_path: Path) -> None:
+    files = [tmp_path / "0", tmp_path / "1"]
+    for file in files:
+        file.write_text("".join(f"{file.name}-{number}\n" for number in range(5)))
+    assert newest_lines(files, lines=2, rank=1) == "1-3\n1-4\n"
+    assert newest_lines(files, lines=0, rank=0) == ""
+    with pytest.raises(ClusterError, match="rank 2 must have started to have a log, but 2 ranks have"):
+        newest_lines(files, lines=1, rank=2)
+
+
+def test_following_shows_every_start_to_the_end_and_gives_the_jobs_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with local_jobs(tmp_path) as jobs:
+        record = jobs.start("print('at work')\nsys.exit(1 if starts == 0 else 93)")
+        code = follow(jobs.target, record, lines=50, rank=0)
+        assert code == 93
+        assert capsys.readouterr().out.endswith("start 1 of rank 0\nat work\n")
+        # After its end, its last start is shown.
+        assert follow(jobs.target, record, lines=1, rank=0) == 93
+        assert capsys.readouterr().out == "at work\n"
+        assert jobs.target.status(record).state == JobState.FAILED

@@ -1,0 +1,70 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.preflight import check_run
+from pipeline.config.errors import ConfigError
+from pipeline.config.schema import RunConfig
+from pipeline.config.validate import build_config
+from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus
+from tests.unit.pipeline.config.settings import changed_settings
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    source = write_corpus(folder / "text")
+    prepare_here(source, train_small_tokenizer(source, folder / "t.model"), folder / "data")
+    return folder / "data"
+
+
+def config(data: Path, **changes: Any) -> RunConfig:
+    return build_config(changed_settings(data__path=str(data), **changes))
+
+
+def test_a_run_with_its_data_passes(data: Path) -> None:
+    check_run(config(data))
+
+
+def test_missing_data_and_weights_are_found_together(tmp_path: Path) -> None:
+    run = config(tmp_path / "data", init_from={"path": str(tmp_path / "weights"), "method": "vanilla"})
+    with pytest.raises(ConfigError) as caught:
+        check_run(run)
+    assert [problem.path for problem in caught.value.problems] == ["data.path", "init_from.path"]
+    with pytest.raises(ConfigError) as caught:
+        check_run(run, expects_data=False)
+    assert [problem.path for problem in caught.value.problems] == ["init_from.path"]
+
+
+def test_a_missing_shard_is_named(data: Path) -> None:
+    shard = next(data.glob("train-*.tar"))
+    away = shard.rename(shard.with_suffix(".away"))
+    try:
+        with pytest.raises(ConfigError, match=f"{shard.name} is missing"):
+            check_run(config(data))
+    finally:
+        away.rename(shard)
+
+
+def test_what_does_not_fit_a_gpu_is_refused_unless_nobody_is_to_look(data: Path) -> None:
+    large = {"model__hidden_size": 8192, "model__ffn_hidden_size": 32768, "model__num_layers": 40}
+    submit = {"target": "slurm", "gpus_per_node": 1}
+    with pytest.raises(ConfigError, match="GiB for the fullest rank"):
+        check_run(config(data, **large, submit=submit))
+    check_run(config(data, **large, submit={**submit, "check_memory": False}))
+    check_run(config(data, submit=submit))
+
+
+def test_an_unknown_gpu_is_named(data: Path) -> None:
+    with pytest.raises(ConfigError, match=r"submit.gpu: must be one of .*h100-80g.*but is abacus"):
+        check_run(config(data, submit={"target": "slurm", "gpus_per_node": 1, "gpu": "abacus"}))
+
+
+def test_formats_without_a_manifest_are_looked_for_by_their_files(tmp_path: Path) -> None:
+    bare = {"data__format": "megatron", "data__eod_id": 0, "model__vocab_size": 100}
+    prefix = tmp_path / "pair"
+    with pytest.raises(ConfigError, match="which does not exist"):
+        check_run(config(prefix, **bare))
+    prefix.with_name("pair.idx").touch()
+    check_run(config(prefix, **bare))
