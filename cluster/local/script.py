@@ -16,6 +16,8 @@ def render_script(spec: JobSpec) -> str:
         "#!/bin/bash",
         f"# {spec.name}: {ranks} rank(s) on this machine, started again up to {again} times.",
         "set -e",
+        "# Who stops the job leaves a note, which the supervisor reads when it has started.",
+        "trap '' TERM",
         f"cd {shlex.quote(str(spec.working_directory))}",
         *(f"export {name}={shlex.quote(value)}" for name, value in spec.environment),
         *spec.setup,

@@ -47,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _supervise(settings: argparse.Namespace, stop: StopFlag) -> JobEnd:
+    if take_request(settings.job_folder) == Request.CANCEL:
+        return JobEnd(exit_code=ExitCode.REQUEUE, cancelled=True, reason="cancelled before it started")
     obstacle = _wait_for_jobs(settings.job_folder, settings.after, stop)
     if obstacle is not None:
         logger.error("%s", obstacle)

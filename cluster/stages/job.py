@@ -9,7 +9,7 @@ from cluster.job_spec import JobSpec, Resources
 from cluster.run_job import CONFIG_NAME, container_of, program, training_job
 from cluster.stages.work import StageWork, work_of
 from pipeline.config.schema import RunConfig
-from pipeline.config.stage_sections import PrepareStage, Stage, StageResources
+from pipeline.config.stage_sections import PrepareStage, Stage
 
 _MODULE = "cluster.stages.run_stage"
 # Stands for HOST:PORT of the head in a job of kind `driver`; see `cluster.on_ray.job_file`.
@@ -37,7 +37,6 @@ def stage_job(
     work = work_of(config, stage, folder / CONFIG_NAME)
     python, *_ = program(config.submit)
     runs_on_ray = _prepares_on_ray(config, stage)
-    is_training = stage.command == "train"
     return replace(
         training,
         name=job_name(config, stage),
@@ -47,25 +46,22 @@ def stage_job(
             *(["--ray-address", _RAY_ADDRESS] if runs_on_ray else ()),
         ),
         job_folder=folder,
-        resources=_resources(training.resources, stage.submit, is_training=is_training, stage=stage),
+        resources=_resources(training.resources, stage),
         queue=replace(
             training.queue,
             partition=stage.submit.partition or training.queue.partition,
             qos=stage.submit.qos or training.queue.qos,
         ),
         container=container_of(config.submit, _folders(config, work)),
-        chain=training.chain if is_training else 1,
+        chain=training.chain if stage.command == "train" else 1,
         kind="driver" if runs_on_ray else "ranks",
     )
 
 
-def _resources(of_run: Resources, asked: StageResources, *, is_training: bool, stage: Stage) -> Resources:
-    given = {
-        name: value
-        for name, value in asked.model_dump(exclude={"partition", "qos"}).items()
-        if value is not None
-    }
-    if is_training:
+def _resources(of_run: Resources, stage: Stage) -> Resources:
+    asked = stage.submit.model_dump(exclude={"partition", "qos"})
+    given = {name: value for name, value in asked.items() if value is not None}
+    if stage.command == "train":
         return replace(of_run, **given)
     gpus = min(of_run.gpus_per_node, 1) if stage.command == "evaluate" else 0
     return replace(of_run, **{"nodes": 1, "ranks_per_node": 1, "gpus_per_node": gpus, **given})

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.job_record import records_below
 from cluster.job_spec import JobSpec
 from cluster.preflight import check_run
+from cluster.run_job import CONFIG_NAME
 from cluster.stages.identity import identity_of_checkpoint
 from cluster.stages.job import job_name, stage_job
 from cluster.stages.plan import PlannedStage, plan_stages
-from cluster.stages.work import prepared_folder, works_of
+from cluster.stages.work import prepared_folder, work_of
 from cluster.targets import target_named
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
@@ -42,11 +44,10 @@ def plan_run_stages(config: RunConfig, choice: Choice) -> tuple[PlannedStage, ..
     for name in (choice.only, choice.again_from):
         if name is not None and name not in names:
             raise ClusterError(f"a stage must be one of {', '.join(names)}, but is {name}")
-    works = [work for work in works_of(config, config.output_dir) if choice.only in (None, work.name)]
-    planned = plan_stages(
-        [work.state(config.output_dir) for work in works],
-        again=() if choice.again_from is None else (choice.again_from,),
-    )
+    looked_at = [stage for stage in config.stages if choice.only in (None, stage.name)]
+    works = [work_of(config, stage, Path(CONFIG_NAME)) for stage in looked_at]
+    again = () if choice.again_from is None else (choice.again_from,)
+    planned = plan_stages([work.state(config.output_dir) for work in works], again=again)
     _check(config, planned)
     return planned
 

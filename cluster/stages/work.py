@@ -70,18 +70,14 @@ class StageWork:
         )
 
 
-def works_of(config: RunConfig, config_file: Path) -> tuple[StageWork, ...]:
-    """Spell out the stages of a run.
+def work_of(config: RunConfig, stage: Stage, config_file: Path) -> StageWork:
+    """Spell out one stage of a run.
 
     Args:
         config: of the run.
-        config_file: where its jobs find it.
+        stage: one of its stages.
+        config_file: where the job finds the settings.
     """
-    return tuple(work_of(config, stage, config_file) for stage in config.stages)
-
-
-def work_of(config: RunConfig, stage: Stage, config_file: Path) -> StageWork:
-    """Spell out one stage of a run."""
     if isinstance(stage, PrepareStage):
         return _prepare(config, stage)
     if isinstance(stage, EvaluateStage):

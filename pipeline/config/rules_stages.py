@@ -89,4 +89,15 @@ def _exportable(config: RunConfig) -> Iterator[ConfigProblem]:
             )
 
 
-STAGE_RULES = (_names, _order, _prepared_data, _whole_training, _exportable)
+def _gpus_of_training(config: RunConfig) -> Iterator[ConfigProblem]:
+    for number, stage in enumerate(config.stages):
+        if stage.command == "train" and stage.submit.gpus_per_node is not None:
+            yield ConfigProblem(
+                path=f"stages.{number}.submit.gpus_per_node",
+                rule="must be absent at train, which has one for each rank",
+                value=str(stage.submit.gpus_per_node),
+                cure="set submit.gpus_per_node",
+            )
+
+
+STAGE_RULES = (_names, _order, _prepared_data, _whole_training, _exportable, _gpus_of_training)

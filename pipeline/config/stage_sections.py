@@ -17,8 +17,8 @@ class StageResources(Section):
     A stage other than train is one process on one node.
     """
 
-    gpus_per_node: CountOrZero | None = Field(
-        None, description="default: 1 for evaluate where the run has GPUs, 0 for prepare and export"
+    gpus_per_node: Annotated[int, Field(strict=True, ge=0, le=1)] | None = Field(
+        None, description="not of train; default: 1 for evaluate where the run has GPUs, else 0"
     )
     cpus_per_rank: Count | None = None
     memory_per_node: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMGT]$")] | None = None

@@ -1,5 +1,6 @@
 """Jobs on a real Ray of two nodes: they compute what one machine does, whatever is killed on the way."""
 
+import json
 import signal
 import sys
 import tempfile
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
-from cluster.job_record import JobRecord, JobState, JobStatus, find_record
+from cluster.job_record import JobRecord, JobState, JobStatus, find_record, records_below
 from cluster.job_spec import JobSpec, RequeuePolicy, Resources
 from cluster.on_ray.job_file import RAY_ADDRESS_WORD
 from cluster.on_ray.signs import newest_rank_logs
@@ -24,6 +26,7 @@ from tests.support.corpus import build_request, prepare_here, train_small_tokeni
 from tests.support.faults import steps_of
 from tests.support.ray_cluster import RayCluster, ray_cluster
 from tests.support.runs import NUM_ITERATIONS, has_trained
+from tests.support.stages import write_pipeline
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(240)]
 
@@ -309,3 +312,22 @@ def test_what_cannot_start_is_refused_before_anything_is_queued(
     assert "the Jobs API of a Ray must answer at http://127.0.0.1:9" in nobody.stderr
     assert "Traceback" not in nobody.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_stages_are_steps_on_ray_and_text_is_prepared_by_its_machines(
+    cluster: RayCluster, mark: str, tmp_path: Path
+) -> None:
+    config = write_pipeline(tmp_path)
+    settings = yaml.safe_load(config.read_text())
+    settings["stages"] = settings["stages"][:2]
+    settings["stages"][0]["workers"] = 1
+    settings["submit"] = {"environment": {MARK: mark}}
+    config.write_text(yaml.safe_dump(settings))
+    where = ("--target", "ray", "--ray-address", cluster.url, "--wait")
+    submitted = megaponder("submit", "--config", str(config), *where)
+    run = tmp_path / "runs" / "tiny"
+    assert submitted.exit_code == 0, "\n".join(map(logs_of, records_below(run)))
+    prepare, _ = records_below(run)
+    assert "--ray-address" in prepare.command
+    marker = json.loads((run / "stages" / "train.json").read_text())
+    assert (marker["exit_code"], marker["output"].split()[0]) == (0, "iter_0000006")

@@ -67,6 +67,14 @@ def test_a_cancelled_job_saves_and_does_not_come_back(jobs: LocalJobs) -> None:
     assert jobs.nothing_is_left()
 
 
+def test_a_job_that_is_cancelled_before_its_supervisor_listens_never_starts(jobs: LocalJobs) -> None:
+    (record,) = jobs.target.submit(replace(jobs.spec(WAITS), setup=("sleep 0.5",)))
+    jobs.target.cancel(record)
+    status = jobs.wait_for(record, JobState.CANCELLED)
+    assert (status.reason, status.exit_code) == ("cancelled before it started", 75)
+    assert jobs.target.logs(record) == ()
+
+
 def test_a_requeued_job_saves_and_starts_again_running_or_ended(jobs: LocalJobs) -> None:
     record = jobs.start(f"if starts < 2:\n    {WAITS}")
     jobs.wait_for_text(record, "start 0")
@@ -122,6 +130,16 @@ def test_a_job_waits_for_the_one_before_it(jobs: LocalJobs) -> None:
     jobs.target.cancel(first)
     jobs.wait_for(first, JobState.DONE)
     jobs.wait_for(second, JobState.DONE)
+
+
+def test_a_waiting_job_can_be_cancelled(jobs: LocalJobs) -> None:
+    first = jobs.start(WAITS, name="first")
+    second = jobs.start("", name="second", after=(first.job_id,))
+    jobs.wait_for_text(first, "start 0")
+    jobs.target.cancel(second)
+    jobs.wait_for(second, JobState.CANCELLED)
+    assert jobs.target.logs(second) == ()
+    assert jobs.target.status(first).state == JobState.RUNNING
 
 
 def test_a_job_after_one_that_failed_never_starts(jobs: LocalJobs) -> None:

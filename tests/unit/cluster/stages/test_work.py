@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from cluster.stages.job import stage_job
-from cluster.stages.work import works_of
+from cluster.stages.work import work_of
 from pipeline.config.schema import RunConfig
 from pipeline.config.validate import build_config
 from tests.unit.pipeline.config.settings import changed_settings
@@ -21,8 +21,8 @@ def config(**changes: Any) -> RunConfig:
 
 
 def settings_of(name: str, config: RunConfig) -> dict[str, Any]:
-    work = next(work for work in works_of(config, Path("config.yaml")) if work.name == name)
-    return dict(work.settings)
+    stage = next(stage for stage in config.stages if stage.name == name)
+    return dict(work_of(config, stage, Path("config.yaml")).settings)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,8 @@ def test_an_evaluation_follows_the_settings_of_the_file() -> None:
 
 
 def test_stages_say_what_they_need() -> None:
-    works = works_of(config(), Path("config.yaml"))
+    run = config()
+    works = [work_of(run, stage, Path("config.yaml")) for stage in run.stages]
     assert {work.name: work.needs for work in works} == {
         "prepare": (),
         "train": ("prepare",),
