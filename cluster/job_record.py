@@ -105,7 +105,12 @@ def records_below(runs: Path) -> list[JobRecord]:
 
 
 def find_record(runs: Path, job: str) -> JobRecord:
-    """Return a job by its id (`slurm:1234`, or `1234` where only one target has it), or the newest of a name.
+    """Return a job by its id, or a run's newest; see `find_records`."""
+    return find_records(runs, job)[-1]
+
+
+def find_records(runs: Path, job: str) -> list[JobRecord]:
+    """Return a job by its id (`slurm:1234`, or `1234` where only one target has it) or all of a name.
 
     Args:
         runs: a folder of runs, or one run.
@@ -124,13 +129,16 @@ def find_record(runs: Path, job: str) -> JobRecord:
                 f"a job must be named by one id, but {job} is {' and '.join(r.job_id for r in exact)}; "
                 "write the whole id"
             )
-        of_run = exact or [record for record in records if job in (record.name, record.run_folder.name)]
+        # A link of a chain has its number behind the name.
+        of_run = exact or [
+            record for record in records if job in (record.name.partition(" (")[0], record.run_folder.name)
+        ]
     if not of_run:
         raise ClusterError(
             f"a job must be an id or a run below {runs}, but none is called {job}; "
             "see `megaponder jobs list`, and give --runs where the runs lie elsewhere"
         )
-    return of_run[-1]
+    return of_run
 
 
 def _record_files(runs: Path) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cluster.errors import ClusterError
 from cluster.follow import follow, newest_lines
-from cluster.job_record import JobRecord, JobState, JobStatus, find_record, records_below
+from cluster.job_record import JobRecord, JobState, JobStatus, find_record, find_records, records_below
 from cluster.targets import target_named
 from pipeline.commands.shared import examples
 from pipeline.console import table_console
@@ -98,12 +98,13 @@ def logs(
     typer.echo(newest_lines(target.logs(record), lines=lines, rank=rank or 0), nl=False)
 
 
-@app.command(epilog=examples("megaponder jobs cancel slurm:1234"))
+@app.command(epilog=examples("megaponder jobs cancel slurm:1234", "megaponder jobs cancel my-run"))
 def cancel(job: Job, runs: Runs = RUNS) -> None:
-    """Tell a job to save, end, and not to come back."""
-    record = find_record(runs, job)
-    target_named(record.target, ray_address=record.address).cancel(record)
-    typer.echo(f"{record.job_id} is told to end", err=True)
+    """Tell a job to save, end, and not to come back; of a run all its jobs, such as the links of a chain."""
+    # What waits for another job goes first, so that it does not start when that ends.
+    for record in reversed(find_records(runs, job)):
+        target_named(record.target, ray_address=record.address).cancel(record)
+        typer.echo(f"{record.job_id} is told to end", err=True)
 
 
 @app.command(epilog=examples("megaponder jobs requeue slurm:1234"))

@@ -48,3 +48,10 @@ def places_of(spec: JobSpec) -> tuple[Place, ...]:
 def link_folder(spec: JobSpec, link: int) -> Path:
     """Return the folder of a link of a chain, which are counted from 1."""
     return spec.job_folder.with_name(f"{spec.job_folder.name}-{link}")
+
+
+def previous_link(job_folder: Path) -> Path | None:
+    """Return the folder of the link before; None for a first link, and for what is no link."""
+    base, _, number = job_folder.name.rpartition("-")
+    before = job_folder.with_name(f"{base}-{int(number) - 1}") if number.isdecimal() else None
+    return before if before is not None and before.is_dir() else None

@@ -36,6 +36,7 @@ def render_script(spec: JobSpec) -> str:
         max_requeues=spec.requeue.max_requeues,
         environment=_variables(spec),
         setup=spec.setup,
+        num_ranks=spec.resources.num_ranks,
         ranks_per_node=spec.resources.ranks_per_node,
         srun_options=list(_srun_options(spec)),
         command_lines=list(_command_lines(spec)),
@@ -46,6 +47,7 @@ def _sbatch_options(spec: JobSpec) -> Iterator[str]:
     resources, queue = spec.resources, spec.queue
     yield f"--job-name={_quoted(spec.name)}"
     yield f"--nodes={resources.nodes}"
+    yield f"--ntasks={resources.num_ranks}"
     yield f"--ntasks-per-node={resources.ranks_per_node}"
     yield f"--cpus-per-task={resources.cpus_per_rank}"
     if resources.gpus_per_node:

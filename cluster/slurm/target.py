@@ -12,7 +12,7 @@ from cluster.job_record import JobRecord, JobState, JobStatus, save_record
 from cluster.job_spec import JobSpec
 from cluster.slurm import client
 from cluster.slurm.client import JobInfo
-from cluster.slurm.places import LOG_NAME, SCRIPT_NAME, Place, places_of
+from cluster.slurm.places import LOG_NAME, SCRIPT_NAME, Place, places_of, previous_link
 from cluster.slurm.render import render_script
 from data_prep.files import write_atomically
 
@@ -83,10 +83,17 @@ class SlurmTarget:
         )
 
     def logs(self, record: JobRecord) -> tuple[Path, ...]:
-        """Return the files of the newest start's ranks; before there are any, that of the script."""
+        """Return the files of the newest start's ranks; before there are any, that of the script.
+
+        For a link of a chain that has not started yet, those of the links before it.
+        """
         attempts = _attempts(record.job_folder)
         of_ranks = sorted(attempts[-1].glob("rank-*.log")) if attempts else []
-        return tuple(of_ranks or record.job_folder.glob(LOG_NAME))
+        found = tuple(of_ranks or record.job_folder.glob(LOG_NAME))
+        before = previous_link(record.job_folder)
+        if found or before is None:
+            return found
+        return self.logs(record.model_copy(update={"job_folder": before}))
 
     def cancel(self, record: JobRecord) -> None:
         """Let the ranks of a running job save and leave; take a waiting one out of the queue."""

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from cluster.errors import ClusterError
 from cluster.job_record import JobState
 from cluster.job_spec import JobSpec, Queue, RequeuePolicy, Resources, SweepMember
 from cluster.slurm.target import SlurmTarget
+from pipeline.cli import app
 from tests.support.commands import wait_until
 from tests.support.slurm_cluster import NODES, SlurmCluster
 from tests.support.slurm_jobs import all_logs, ended, submit_command
@@ -130,6 +132,19 @@ def test_a_chain_goes_on_after_a_stop_and_ends_where_the_run_is_complete(
     assert "link 2 of the chain goes on" in statuses[0].reason
     assert "the run was complete before link 3" in statuses[2].reason
     assert not SlurmTarget().logs(records[2])[0].name.startswith("rank")
+
+
+def test_a_chain_is_followed_and_cancelled_as_a_whole(slurm: SlurmCluster, job: MakeJob) -> None:
+    line = "trap 'exit 75' TERM; echo here; for i in {1..300}; do sleep 0.1; done"
+    spec = job(line, chain=2)
+    records = submit_command(spec)
+    wait_until(lambda: all_logs(records[0]).count("here") == 2, seconds=30)
+    assert SlurmTarget().logs(records[1]) == SlurmTarget().logs(records[0])
+    result = CliRunner().invoke(app, ["jobs", "cancel", str(spec.run_folder)])
+    assert result.exit_code == 0, result.output
+    statuses = [ended(slurm, record, seconds=30) for record in records]
+    assert [status.state for status in statuses] == [JobState.CANCELLED] * 2
+    assert statuses[0].exit_code == 75
 
 
 def test_a_chain_ends_where_starting_again_cannot_help(slurm: SlurmCluster, job: MakeJob) -> None:

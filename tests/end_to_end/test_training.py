@@ -139,5 +139,6 @@ def test_nothing_is_written_outside_the_folder_of_the_run(trained: TrainedRun) -
         "checkpoints",
         "metrics.jsonl",
         "run_config.yaml",
+        "save_times.jsonl",
         "tensorboard",
     ]
