@@ -5,8 +5,7 @@ import socket
 from dataclasses import replace
 
 from cluster.job_spec import JobSpec
-from cluster.on_ray.board import Board, NodeReport, Overview
-from cluster.on_ray.gang import Ending
+from cluster.on_ray.board import Board, NodeReport, Overview, Verdict
 from cluster.on_ray.job_file import RAY_ADDRESS_WORD
 from cluster.on_ray.node_ranks import NodeRanks
 
@@ -44,7 +43,7 @@ class Alone:
         self._was_told = True
 
     @property
-    def ending(self) -> Ending | None:
+    def ending(self) -> Verdict | None:
         """How it has ended; None while it has not. Where another start helps, it is started again."""
         seen = self.overview()
         if seen.verdict is None or self._process is None:
@@ -55,4 +54,4 @@ class Alone:
         if seen.verdict.restarts and is_bounded and not self._was_told:
             self.start()
             return None
-        return Ending(exit_code=seen.verdict.exit_code, reason=seen.verdict.reason)
+        return seen.verdict

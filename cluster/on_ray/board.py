@@ -33,10 +33,10 @@ class NodeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How one start of the ranks has ended.
+    """How a start of the ranks, or the whole job, has ended.
 
     Attributes:
-        exit_code: of the whole.
+        exit_code: of all ranks together.
         reason: who was the cause; empty where all ended well.
     """
 

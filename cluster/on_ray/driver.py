@@ -12,13 +12,13 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from cluster.errors import ClusterError
 from cluster.job_spec import JobSpec
 from cluster.on_ray.alone import Alone
-from cluster.on_ray.board import Overview
+from cluster.on_ray.board import Overview, Verdict
 from cluster.on_ray.dependencies import wait_for_dependencies
-from cluster.on_ray.gang import Ending, Gang
 from cluster.on_ray.job_file import load_job
 from cluster.on_ray.log_tail import LogTail
 from cluster.on_ray.signs import (
@@ -30,6 +30,9 @@ from cluster.on_ray.signs import (
     write_sign,
 )
 from pipeline.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from cluster.on_ray.gang import Gang
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +59,11 @@ class Driver:
         try:
             ending = self._run()
         except ClusterError as error:
-            ending = Ending(exit_code=ExitCode.DO_NOT_REQUEUE, reason=str(error))
+            ending = Verdict(exit_code=ExitCode.DO_NOT_REQUEUE, reason=str(error))
         except Exception as error:
             # Whatever it is, whoever asks for the job's status is to read it.
             logger.exception("the driver fails")
-            ending = Ending(exit_code=ExitCode.CRASH, reason=f"the driver: {type(error).__name__}: {error}")
+            ending = Verdict(exit_code=ExitCode.CRASH, reason=f"the driver: {type(error).__name__}: {error}")
         if ending.exit_code != 0:
             logger.error("the job ends with exit code %d: %s", ending.exit_code, ending.reason)
         seen = self._seen
@@ -74,7 +77,7 @@ class Driver:
         write_sign(outcome, self._job.job_folder / OUTCOME_NAME)
         return ending.exit_code
 
-    def _run(self) -> Ending:
+    def _run(self) -> Verdict:
         self._listen()
         self._beat("waiting for the jobs it depends on" if self._job.dependencies else "starting")
         if not wait_for_dependencies(self._job.dependencies, until=lambda: self._was_told):
@@ -88,12 +91,15 @@ class Driver:
     def _gang(self) -> "Gang | Alone":
         if self._job.kind == "driver":
             return Alone(self._job)
+        # Only here: a job of one process needs neither.
         import ray
+
+        from cluster.on_ray.gang import Gang
 
         ray.init(logging_level=logging.WARNING)
         return Gang(self._job)
 
-    def _watch(self, gang: "Gang | Alone") -> Ending:
+    def _watch(self, gang: "Gang | Alone") -> Verdict:
         is_told = False
         while (ending := gang.ending) is None:
             self._seen = gang.overview()
@@ -133,7 +139,7 @@ class Driver:
         write_sign(beat, self._job.job_folder / HEARTBEAT_NAME)
 
 
-_STOPPED = Ending(exit_code=ExitCode.REQUEUE, reason="told to end before any rank had started")
+_STOPPED = Verdict(exit_code=ExitCode.REQUEUE, reason="told to end before any rank had started")
 
 
 def _restarts(seen: Overview | None) -> int:

@@ -8,7 +8,6 @@ the ranks, which are processes of their own, make theirs as they do under every 
 import os
 import shutil
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -31,15 +30,7 @@ from pipeline.exit_codes import ExitCode
 _ANSWER_SECONDS = 30.0
 _TRAIN_FOLDER = "ray_train"
 # The usual 2 s would be added to every end and every restart.
-_TRAIN_VARIABLES = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """How the gang has ended for good."""
-
-    exit_code: int
-    reason: str
+_TRAIN_VARIABLES = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0"}
 
 
 class Gang:
@@ -52,7 +43,7 @@ class Gang:
     def __init__(self, job: JobSpec) -> None:
         self._job = job
         self._board: Any = _board_here(job)
-        self._ending: Ending | None = None
+        self._ending: Verdict | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
@@ -69,7 +60,7 @@ class Gang:
         ray.get(self._board.stop.remote(), timeout=_ANSWER_SECONDS)
 
     @property
-    def ending(self) -> Ending | None:
+    def ending(self) -> Verdict | None:
         """How it has ended; None while it has not."""
         if self._thread.is_alive() or self._ending is None:
             return None
@@ -79,12 +70,12 @@ class Gang:
         try:
             self._ending = self._fit()
         except Exception as error:
-            self._ending = Ending(exit_code=ExitCode.CRASH, reason=f"{type(error).__name__}: {error}")
+            self._ending = Verdict(exit_code=ExitCode.CRASH, reason=f"{type(error).__name__}: {error}")
         finally:
             # Nothing is kept there: checkpoints are the ranks' own.
             shutil.rmtree(self._job.job_folder / _TRAIN_FOLDER, ignore_errors=True)
 
-    def _fit(self) -> Ending:
+    def _fit(self) -> Verdict:
         """Train; again where a machine is lost while Ray Train's workers start, which ends its trainer."""
         num_lost_starts = 0
         while True:
@@ -101,37 +92,37 @@ class Gang:
             except WorkerGroupError as error:
                 return self._given_up(error)
 
-    def _not_placed(self, error: TrainingFailedError) -> Ending:
+    def _not_placed(self, error: TrainingFailedError) -> Verdict:
         seen = self.overview()
         if not isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
-            return Ending(exit_code=ExitCode.CRASH, reason=str(error).strip())
+            return Verdict(exit_code=ExitCode.CRASH, reason=str(error).strip())
         asked = node_resources(self._job.resources)
         lack = render_lack(asked, self._job.resources.nodes, _machines())
         when = "again, after a machine was lost," if seen.num_attempts else "all ranks"
         reason = f"the cluster had no room for {when} within {self._job.start_timeout_seconds} s\n{lack}"
         # What has trained goes on where it was; what has not started is to be asked for differently.
         code = ExitCode.REQUEUE if seen.num_attempts else ExitCode.USAGE
-        return Ending(exit_code=code, reason=reason)
+        return Verdict(exit_code=code, reason=reason)
 
-    def _given_up(self, error: WorkerGroupError) -> Ending:
+    def _given_up(self, error: WorkerGroupError) -> Verdict:
         seen = self.overview()
         if any(isinstance(failure, RestartError) for failure in error.worker_failures.values()):
             last = "its ranks left to be started again"
         elif any(_is_lost(failure) for failure in error.worker_failures.values()):
             last = "a machine was lost"
         else:
-            return Ending(exit_code=ExitCode.CRASH, reason=str(error).strip())
+            return Verdict(exit_code=ExitCode.CRASH, reason=str(error).strip())
         restarts = self._job.requeue.max_requeues
         reason = f"started again {restarts} times, all that submit.max_requeues allows; the last time {last}"
         if seen.verdict is not None and seen.verdict.reason:
             reason += f" ({seen.verdict.reason})"
-        return Ending(exit_code=ExitCode.REQUEUE, reason=reason)
+        return Verdict(exit_code=ExitCode.REQUEUE, reason=reason)
 
 
-def _as_judged(verdict: Verdict | None) -> Ending:
+def _as_judged(verdict: Verdict | None) -> Verdict:
     if verdict is None:
-        return Ending(exit_code=ExitCode.CRASH, reason="the ranks ended without saying how")
-    return Ending(exit_code=verdict.exit_code, reason=verdict.reason)
+        return Verdict(exit_code=ExitCode.CRASH, reason="the ranks ended without saying how")
+    return verdict
 
 
 def _is_lost(failure: Exception) -> bool:

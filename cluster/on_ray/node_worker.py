@@ -16,7 +16,7 @@ from cluster.on_ray.board import NodeReport, Orders, Verdict
 from cluster.on_ray.node_ranks import NodeRanks, Rendezvous
 
 REPORT_SECONDS = 1.0
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.2
 # For the ranks of this machine to leave after another one has failed.
 FAILURE_SECONDS = 10.0
 # Of the time that Ray gives a job to end, for the driver to write down how it ended.
