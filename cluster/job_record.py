@@ -110,7 +110,7 @@ def find_record(runs: Path, job: str) -> JobRecord:
 
 
 def find_records(runs: Path, job: str) -> list[JobRecord]:
-    """Return a job by its id (`slurm:1234`, or `1234` where only one target has it) or all of a run.
+    """Return a job by its id (`slurm:1234`, or `1234` where only one target has it) or all of a name.
 
     Args:
         runs: a folder of runs, or one run.
@@ -129,7 +129,10 @@ def find_records(runs: Path, job: str) -> list[JobRecord]:
                 f"a job must be named by one id, but {job} is {' and '.join(r.job_id for r in exact)}; "
                 "write the whole id"
             )
-        of_run = exact or [record for record in records if job in (record.name, record.run_folder.name)]
+        # A link of a chain has its number behind the name.
+        of_run = exact or [
+            record for record in records if job in (record.name.partition(" (")[0], record.run_folder.name)
+        ]
     if not of_run:
         raise ClusterError(
             f"a job must be an id or a run below {runs}, but none is called {job}; "

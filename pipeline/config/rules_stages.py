@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigProblem
 
 if TYPE_CHECKING:
@@ -76,19 +75,6 @@ def _whole_training(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
-def _exportable(config: RunConfig) -> Iterator[ConfigProblem]:
-    if config.ponder.method == Method.VANILLA:
-        return
-    for number, stage in enumerate(config.stages):
-        if stage.command == "export":
-            yield ConfigProblem(
-                path=f"stages.{number}",
-                rule="can export models of ponder.method vanilla only: transformers has no others",
-                value=config.ponder.method,
-                cure="leave the stage out",
-            )
-
-
 def _gpus_of_training(config: RunConfig) -> Iterator[ConfigProblem]:
     for number, stage in enumerate(config.stages):
         if stage.command == "train" and stage.submit.gpus_per_node is not None:
@@ -100,4 +86,4 @@ def _gpus_of_training(config: RunConfig) -> Iterator[ConfigProblem]:
             )
 
 
-STAGE_RULES = (_names, _order, _prepared_data, _whole_training, _exportable, _gpus_of_training)
+STAGE_RULES = (_names, _order, _prepared_data, _whole_training, _gpus_of_training)

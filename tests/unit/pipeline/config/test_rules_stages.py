@@ -15,7 +15,6 @@ BROKEN: list[tuple[list[dict[str, Any]], dict[str, Any], str, str]] = [
     ([TRAIN, {**TRAIN, "name": "more"}], {}, "stages", "one train"),
     ([{**PREPARE, "output": "elsewhere"}], {}, "stages.0.output", "that the run reads"),
     ([TRAIN], {"training__exit_interval": 5}, "stages", "exit_interval"),
-    ([{"command": "export"}], {}, "stages.0", "vanilla only"),
     ([{**TRAIN, "submit": {"gpus_per_node": 1}}], {}, "stages.0.submit.gpus_per_node", "absent at train"),
 ]
 
