@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.errors import ClusterError
+from cluster.job_spec import LOGS_FOLDER
 from data_prep.files import write_atomically
 from pipeline.config.submit_section import Target
 
@@ -81,6 +82,11 @@ class JobRecord(BaseModel):
     def job_id(self) -> str:
         """By which users name the job, such as `slurm:1234`."""
         return f"{self.target}:{self.handle}"
+
+    @property
+    def log_folder(self) -> Path:
+        """See `cluster.job_files`."""
+        return self.job_folder / LOGS_FOLDER
 
 
 def new_job_folder(run_folder: Path, name: str) -> Path:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+LOGS_FOLDER = "logs"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
@@ -132,5 +134,5 @@ class JobSpec:
 
     @property
     def log_folder(self) -> Path:
-        """Where every rank writes a file of its own."""
-        return self.job_folder / "logs"
+        """Where every rank writes a file of its own, see `cluster.job_files`."""
+        return self.job_folder / LOGS_FOLDER

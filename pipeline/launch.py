@@ -47,7 +47,7 @@ def run_ranks(
     failure_timeout_seconds: float = 10.0,
     environment: Mapping[str, str] | None = None,
     max_restarts: int = 0,
-    log_folder: Callable[[int], Path] | None = None,
+    open_logs: Callable[[], Sequence[Path]] | None = None,
 ) -> int:
     """Run ``python <arguments>`` on local ranks with torchrun's variables; return the run's exit code.
 
@@ -61,8 +61,8 @@ def run_ranks(
         environment: variables added to this process's own.
         max_restarts: how often all ranks are started again after a failure that a start may cure. The wait
             before that doubles from one second to a minute.
-        log_folder: called with the number of each start, 0 first; returns an existing folder, in which rank N
-            writes all it says to ``rank_N.log``. None leaves the ranks this process's own output.
+        open_logs: called before each start; returns a file for each rank, in existing folders, to which it
+            writes all it says. None leaves the ranks this process's own output.
 
     Returns:
         0 if all ranks left with 0, else the code of the first rank that did not; 128 + N where signal N ended
@@ -72,7 +72,7 @@ def run_ranks(
     previous = {number: signal.signal(number, launcher.forward) for number in STOP_SIGNALS}
     try:
         for restart in range(max_restarts + 1):
-            logs = None if log_folder is None else log_folder(restart)
+            logs = None if open_logs is None else open_logs()
             code = launcher.run(arguments, num_ranks, environment or {}, logs)
             is_final = launcher.was_told_to_stop or code in _FINAL_CODES or restart == max_restarts
             if is_final or not launcher.waits_before(restart + 1, max_restarts, code):
@@ -97,7 +97,11 @@ class _Launcher:
         return self._told is not None
 
     def run(
-        self, arguments: Sequence[str], num_ranks: int, environment: Mapping[str, str], logs: Path | None
+        self,
+        arguments: Sequence[str],
+        num_ranks: int,
+        environment: Mapping[str, str],
+        logs: Sequence[Path] | None,
     ) -> int:
         """Start all ranks and wait for them; none is left when it returns."""
         self._ranks = []
@@ -126,13 +130,17 @@ class _Launcher:
         return not self.was_told_to_stop
 
     def _start(
-        self, arguments: Sequence[str], num_ranks: int, environment: Mapping[str, str], logs: Path | None
+        self,
+        arguments: Sequence[str],
+        num_ranks: int,
+        environment: Mapping[str, str],
+        logs: Sequence[Path] | None,
     ) -> None:
         port = _free_port()
         for rank in range(num_ranks):
             if self.was_told_to_stop:
                 return
-            with _output(logs, rank) as output:
+            with _output(None if logs is None else logs[rank]) as output:
                 self._ranks.append(
                     subprocess.Popen(
                         [sys.executable, *arguments],
@@ -199,12 +207,12 @@ class _Launcher:
 
 
 @contextlib.contextmanager
-def _output(logs: Path | None, rank: int) -> Iterator[int | None]:
+def _output(log: Path | None) -> Iterator[int | None]:
     """Open where a rank writes; None is where this process writes."""
-    if logs is None:
+    if log is None:
         yield None
         return
-    with (logs / f"rank_{rank}.log").open("ab") as file:
+    with log.open("ab") as file:
         yield file.fileno()
 
 

@@ -1,4 +1,4 @@
-"""What a local job keeps in its folder beside its record: its process, its end, and what it is asked for."""
+"""What only a local job keeps in its folder: its process, and what it is asked for."""
 
 import socket
 from enum import StrEnum
@@ -13,9 +13,7 @@ from data_prep.files import write_atomically
 SCRIPT_NAME = "job.sh"
 SUPERVISOR_LOG = "supervisor.log"
 _PROCESS_NAME = "process.json"
-_END_NAME = "end.json"
 _REQUEST_NAME = "request"
-_START_PREFIX = "start_"
 
 
 class Request(StrEnum):
@@ -60,22 +58,6 @@ class Supervisor(BaseModel):
         return process if is_it else None
 
 
-class JobEnd(BaseModel):
-    """How a job ended.
-
-    Attributes:
-        exit_code: of the job.
-        cancelled: it was told to end, and did before it had finished.
-        reason: in words, where the code does not say it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    exit_code: int
-    cancelled: bool = False
-    reason: str = ""
-
-
 def save_supervisor(folder: Path, supervisor: Supervisor) -> None:
     """Remember the process of a job."""
     write_atomically(folder / _PROCESS_NAME, supervisor.model_dump_json().encode())
@@ -96,23 +78,6 @@ def load_supervisor(folder: Path) -> Supervisor:
         ) from error
 
 
-def save_end(folder: Path, end: JobEnd) -> None:
-    """Remember how a job ended."""
-    write_atomically(folder / _END_NAME, end.model_dump_json().encode())
-
-
-def load_end(folder: Path) -> JobEnd | None:
-    """Return how a job ended; None while it has not, or nobody was left to write it."""
-    path = folder / _END_NAME
-    return JobEnd.model_validate_json(path.read_bytes()) if path.exists() else None
-
-
-def forget_end(folder: Path) -> None:
-    """Make a job that has ended one that may start again."""
-    (folder / _END_NAME).unlink(missing_ok=True)
-    take_request(folder)
-
-
 def leave_request(folder: Path, request: Request) -> None:
     """Ask a job for something; it looks when it is told to stop."""
     write_atomically(folder / _REQUEST_NAME, request.encode())
@@ -126,26 +91,3 @@ def take_request(folder: Path) -> Request | None:
     request = Request(path.read_text())
     path.unlink()
     return request
-
-
-def new_start_folder(logs: Path) -> Path:
-    """Make the folder in which the ranks of the next start write."""
-    folder = logs / f"{_START_PREFIX}{len(start_folders(logs))}"
-    folder.mkdir(parents=True)
-    return folder
-
-
-def start_folders(logs: Path) -> list[Path]:
-    """Return the folders of all starts, oldest first."""
-    return sorted(
-        logs.glob(f"{_START_PREFIX}*"), key=lambda folder: _number_after(_START_PREFIX, folder.name)
-    )
-
-
-def rank_logs(start: Path) -> tuple[Path, ...]:
-    """Return what each rank of a start writes, the first rank's first."""
-    return tuple(sorted(start.glob("rank_*.log"), key=lambda file: _number_after("rank_", file.stem)))
-
-
-def _number_after(prefix: str, name: str) -> int:
-    return int(name.removeprefix(prefix))

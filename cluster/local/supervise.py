@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.errors import ClusterError
+from cluster.job_files import JobEnd, next_attempt, rank_log, save_end
 from cluster.job_record import JobState, find_record
-from cluster.local.files import JobEnd, Request, new_start_folder, save_end, take_request
+from cluster.job_spec import LOGS_FOLDER
+from cluster.local.files import Request, take_request
 from cluster.local.script import runs_of
 from cluster.local.target import LocalTarget
 from pipeline.commands.shared import set_up_logging
@@ -65,7 +67,6 @@ def _supervise(settings: argparse.Namespace, stop: StopFlag) -> JobEnd:
 
 
 def _run_ranks(settings: argparse.Namespace) -> int:
-    logs = settings.job_folder / "logs"
     return run_ranks(
         settings.arguments,
         num_ranks=settings.ranks,
@@ -73,8 +74,13 @@ def _run_ranks(settings: argparse.Namespace) -> int:
         # What ranks print is to be seen at once, though no terminal takes it.
         environment={"PYTHONUNBUFFERED": "1"},
         max_restarts=settings.max_restarts,
-        log_folder=lambda _: new_start_folder(logs),
+        open_logs=lambda: _new_logs(settings),
     )
+
+
+def _new_logs(settings: argparse.Namespace) -> Sequence[Path]:
+    attempt = next_attempt(settings.job_folder / LOGS_FOLDER)
+    return [rank_log(attempt, rank) for rank in range(settings.ranks)]
 
 
 def _wait_for_jobs(job_folder: Path, jobs: Sequence[str], stop: StopFlag) -> str | None:

@@ -1,14 +1,11 @@
 """Jobs as processes of this machine.
 
 Each job is a supervisor in a session of its own, which outlives the terminal, and the ranks that it starts
-(`pipeline.launch`). Its folder holds::
+(`pipeline.launch`). Its folder holds, beside what `cluster.job_files` tells::
 
-    job.json, config.yaml              as for every target
-    job.sh                             what was started
-    process.json                       the supervisor
-    logs/supervisor.log                what the supervisor and the setup lines say
-    logs/start_<n>/rank_<r>.log        what the ranks say, of each start
-    end.json                           how it ended
+    job.sh                 what was started
+    process.json           the supervisor
+    logs/supervisor.log    what the supervisor and the setup lines say
 """
 
 import contextlib
@@ -20,25 +17,21 @@ from pathlib import Path
 import psutil
 
 from cluster.errors import ClusterError
+from cluster.job_files import forget_end, load_end, newest_rank_logs, num_attempts, num_requeues
 from cluster.job_record import JobRecord, JobState, JobStatus, find_record, save_record
 from cluster.job_spec import JobSpec
 from cluster.local.files import (
     SCRIPT_NAME,
     SUPERVISOR_LOG,
-    JobEnd,
     Request,
     Supervisor,
-    forget_end,
     leave_request,
-    load_end,
     load_supervisor,
-    rank_logs,
     save_supervisor,
-    start_folders,
+    take_request,
 )
 from cluster.local.script import render_script, runs_of
 
-_LOGS = "logs"
 _LEAVE_SECONDS = 30.0
 _NO_RANKS = "starts, or waits for the jobs before it"
 
@@ -66,27 +59,26 @@ class LocalTarget:
             submitted_at=datetime.now(UTC),
             command=spec.command,
         )
-        _start(spec.job_folder)
+        _start(spec.job_folder, spec.log_folder)
         save_record(record)
         return (record,)
 
     def status(self, record: JobRecord) -> JobStatus:
         """Say where a job is, from its folder and its process."""
-        num_starts = len(start_folders(record.job_folder / _LOGS))
-        state, reason, exit_code = _state(record.job_folder, has_started=num_starts > 0)
+        has_started = num_attempts(record.log_folder) > 0
+        state, reason, exit_code = _state(record, has_started=has_started)
         host = load_supervisor(record.job_folder).host
         return JobStatus(
             state=state,
             reason=reason,
             exit_code=exit_code,
-            requeues=max(num_starts - 1, 0),
-            nodes=(host,) if num_starts else (),
+            requeues=num_requeues(record.log_folder),
+            nodes=(host,) if has_started else (),
         )
 
     def logs(self, record: JobRecord) -> tuple[Path, ...]:
         """Return the files of the newest start's ranks."""
-        starts = start_folders(record.job_folder / _LOGS)
-        return rank_logs(starts[-1]) if starts else ()
+        return newest_rank_logs(record.log_folder)
 
     def cancel(self, record: JobRecord) -> None:
         """Tell the ranks to save and leave, for good."""
@@ -104,7 +96,8 @@ class LocalTarget:
             # It has written how the job ended, and has nothing left to do but to leave.
             process.wait(_LEAVE_SECONDS)
         forget_end(record.job_folder)
-        _start(record.job_folder)
+        take_request(record.job_folder)
+        _start(record.job_folder, record.log_folder)
         return record
 
 
@@ -124,10 +117,9 @@ def _refuse(spec: JobSpec) -> None:
         )
 
 
-def _start(job_folder: Path) -> None:
-    logs = job_folder / _LOGS
-    logs.mkdir(exist_ok=True)
-    with (logs / SUPERVISOR_LOG).open("ab") as log:
+def _start(job_folder: Path, log_folder: Path) -> None:
+    log_folder.mkdir(exist_ok=True)
+    with (log_folder / SUPERVISOR_LOG).open("ab") as log:
         started = subprocess.Popen(
             ["/bin/bash", str(job_folder / SCRIPT_NAME)],
             stdin=subprocess.DEVNULL,
@@ -138,29 +130,23 @@ def _start(job_folder: Path) -> None:
     save_supervisor(job_folder, Supervisor.of_process(started.pid))
 
 
-def _state(folder: Path, *, has_started: bool) -> tuple[JobState, str, int | None]:
+def _state(record: JobRecord, *, has_started: bool) -> tuple[JobState, str, int | None]:
     # The process is asked first: it writes its end before it leaves.
-    supervisor = load_supervisor(folder)
+    supervisor = load_supervisor(record.job_folder)
     is_running = supervisor.is_here and supervisor.process() is not None
-    end = load_end(folder)
+    end = load_end(record.job_folder)
     if end is not None:
-        return _final_state(end), end.reason, end.exit_code
+        return end.state, end.reason, end.exit_code
     if not supervisor.is_here:
         return JobState.UNKNOWN, f"it runs on {supervisor.host}: ask there", None
     if is_running:
         return (JobState.RUNNING, "", None) if has_started else (JobState.QUEUED, _NO_RANKS, None)
     return (
         JobState.FAILED,
-        f"its supervisor was killed, or could not start: see {folder / _LOGS / SUPERVISOR_LOG}; "
+        f"its supervisor was killed, or could not start: see {record.log_folder / SUPERVISOR_LOG}; "
         "`megaponder jobs requeue` starts it again",
         None,
     )
-
-
-def _final_state(end: JobEnd) -> JobState:
-    if end.cancelled:
-        return JobState.CANCELLED
-    return JobState.DONE if end.exit_code == 0 else JobState.FAILED
 
 
 def _process_here(folder: Path) -> psutil.Process | None:

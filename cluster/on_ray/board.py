@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.on_ray.signs import next_attempt
+from cluster.job_files import next_attempt
 from pipeline.exit_codes import ExitCode
 from pipeline.rank_process import first_failed
 

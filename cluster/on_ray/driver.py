@@ -15,20 +15,14 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from cluster.errors import ClusterError
+from cluster.job_files import JobEnd, newest_rank_logs, save_end
 from cluster.job_spec import JobSpec
 from cluster.on_ray.alone import Alone
 from cluster.on_ray.board import Overview, Verdict
 from cluster.on_ray.dependencies import wait_for_dependencies
 from cluster.on_ray.job_file import load_job
 from cluster.on_ray.log_tail import LogTail
-from cluster.on_ray.signs import (
-    HEARTBEAT_NAME,
-    OUTCOME_NAME,
-    Heartbeat,
-    Outcome,
-    newest_rank_logs,
-    write_sign,
-)
+from cluster.on_ray.signs import Heartbeat, save_heartbeat
 from pipeline.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -66,15 +60,13 @@ class Driver:
             ending = Verdict(exit_code=ExitCode.CRASH, reason=f"the driver: {type(error).__name__}: {error}")
         if ending.exit_code != 0:
             logger.error("the job ends with exit code %d: %s", ending.exit_code, ending.reason)
-        seen = self._seen
-        outcome = Outcome(
+        end = JobEnd(
             exit_code=ending.exit_code,
             reason=ending.reason,
-            restarts=_restarts(seen),
-            hosts=seen.hosts if seen else (),
-            is_cancelled=self._was_told,
+            cancelled=self._was_told and ending.exit_code != ExitCode.DONE,
+            nodes=self._seen.hosts if self._seen else (),
         )
-        write_sign(outcome, self._job.job_folder / OUTCOME_NAME)
+        save_end(self._job.job_folder, end)
         return ending.exit_code
 
     def _run(self) -> Verdict:
@@ -132,18 +124,13 @@ class Driver:
         beat = Heartbeat(
             time=datetime.now(UTC),
             activity=activity,
-            restarts=_restarts(seen),
             hosts=seen.hosts if seen else (),
             alive_ranks=seen.alive_ranks if seen else 0,
         )
-        write_sign(beat, self._job.job_folder / HEARTBEAT_NAME)
+        save_heartbeat(self._job.job_folder, beat)
 
 
 _STOPPED = Verdict(exit_code=ExitCode.REQUEUE, reason="told to end before any rank had started")
-
-
-def _restarts(seen: Overview | None) -> int:
-    return max(seen.num_attempts - 1, 0) if seen else 0
 
 
 def _activity(seen: Overview, job: JobSpec) -> str:

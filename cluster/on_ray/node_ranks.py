@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.job_files import rank_log
 from cluster.job_spec import JobSpec
-from cluster.on_ray.signs import rank_log
 from pipeline.rank_process import code_of, die_with_parent
 from pipeline.ranks import START_TIMEOUT_VARIABLE
 

@@ -3,16 +3,17 @@
 from ray.job_submission import JobDetails
 from ray.job_submission import JobStatus as RayJobStatus
 
+from cluster.job_files import JobEnd, load_end, num_requeues
 from cluster.job_record import JobRecord, JobState, JobStatus
 from cluster.on_ray.jobs_api import UnreachableRayError, ask
-from cluster.on_ray.signs import HEARTBEAT_NAME, OUTCOME_NAME, Heartbeat, Outcome, read_sign
+from cluster.on_ray.signs import Heartbeat, load_heartbeat
 
 # A driver that is busy may be late; one that is much later hangs.
 _LATE_SECONDS = 120.0
 _STATES = {
     RayJobStatus.PENDING: JobState.QUEUED,
     RayJobStatus.RUNNING: JobState.RUNNING,
-    # Both end without an outcome only where the driver could not write one any more.
+    # Both end without a word in the job's folder only where the driver could not write one any more.
     RayJobStatus.SUCCEEDED: JobState.DONE,
     RayJobStatus.FAILED: JobState.FAILED,
     RayJobStatus.STOPPED: JobState.CANCELLED,
@@ -22,14 +23,17 @@ _STATES = {
 def status_of(record: JobRecord, address: str) -> JobStatus:
     """Return where a job is.
 
-    Its own outcome counts first, so that what has ended is known without Ray. Where there is none, Ray is
+    Its own `end.json` counts first, so that what has ended is known without Ray. Where there is none, Ray is
     asked; where Ray does not answer, or is another one that does not know the job, the reason says that Ray
     is gone, and when the job was last alive.
     """
-    outcome = read_sign(Outcome, record.job_folder / OUTCOME_NAME)
-    if outcome is not None:
-        return _ended(outcome)
-    heartbeat = read_sign(Heartbeat, record.job_folder / HEARTBEAT_NAME)
+    end = load_end(record.job_folder)
+    found = _lives_or_lost(record, address) if end is None else _ended(end)
+    return found.model_copy(update={"requeues": num_requeues(record.log_folder)})
+
+
+def _lives_or_lost(record: JobRecord, address: str) -> JobStatus:
+    heartbeat = load_heartbeat(record.job_folder)
     try:
         known = ask(address, lambda client: [job for job in client.list_jobs() if _is(job, record)])
     except UnreachableRayError:
@@ -44,15 +48,8 @@ def _is(job: JobDetails, record: JobRecord) -> bool:
     return bool(job.submission_id == record.handle)
 
 
-def _ended(outcome: Outcome) -> JobStatus:
-    failed = JobState.CANCELLED if outcome.is_cancelled else JobState.FAILED
-    return JobStatus(
-        state=JobState.DONE if outcome.exit_code == 0 else failed,
-        reason=outcome.reason,
-        exit_code=outcome.exit_code,
-        requeues=outcome.restarts,
-        nodes=outcome.hosts,
-    )
+def _ended(end: JobEnd) -> JobStatus:
+    return JobStatus(state=end.state, reason=end.reason, exit_code=end.exit_code, nodes=end.nodes)
 
 
 def _without_ray(heartbeat: Heartbeat | None, state: JobState, reason: str) -> JobStatus:
@@ -63,7 +60,6 @@ def _without_ray(heartbeat: Heartbeat | None, state: JobState, reason: str) -> J
     return JobStatus(
         state=state,
         reason=f"{reason}; {life}; once Ray runs, `megaponder jobs requeue` goes on from the last checkpoint",
-        requeues=0 if heartbeat is None else heartbeat.restarts,
         nodes=() if heartbeat is None else heartbeat.hosts,
     )
 
@@ -87,6 +83,5 @@ def _as_ray_says(job: JobDetails, heartbeat: Heartbeat | None) -> JobStatus:
         state=state,
         reason=reason,
         exit_code=job.driver_exit_code,
-        requeues=0 if heartbeat is None else heartbeat.restarts,
         nodes=() if heartbeat is None else heartbeat.hosts,
     )

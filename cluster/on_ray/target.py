@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.errors import ClusterError
+from cluster.job_files import forget_end, load_end, newest_rank_logs
 from cluster.job_record import JOBS_FOLDER, JobRecord, JobStatus, save_record
 from cluster.job_spec import JobSpec
 from cluster.on_ray.job_file import JOB_FILE_NAME, load_job, render_job, submission_of
-from cluster.on_ray.signs import HEARTBEAT_NAME, OUTCOME_NAME, newest_rank_logs
+from cluster.on_ray.signs import HEARTBEAT_NAME
 from data_prep.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -53,13 +54,13 @@ class RayTarget:
 
     def logs(self, record: JobRecord) -> tuple[Path, ...]:
         """Return the rank logs of the last start."""
-        return newest_rank_logs(record.job_folder / "logs")
+        return newest_rank_logs(record.log_folder)
 
     def cancel(self, record: JobRecord) -> None:
         """Let Ray send SIGTERM to the driver, which lets the ranks save; Ray kills it after the lead time."""
         from cluster.on_ray.jobs_api import ask
 
-        if not (record.job_folder / OUTCOME_NAME).exists():
+        if load_end(record.job_folder) is None:
             ask(self._url(record), lambda client: client.stop_job(record.handle))
 
     def requeue(self, record: JobRecord) -> JobRecord:
@@ -68,8 +69,8 @@ class RayTarget:
         if not self.status(record).state.is_final:
             self.cancel(record)
             self._wait_for_end(record, job.requeue.signal_lead_seconds + _STOP_MARGIN_SECONDS)
-        for name in (OUTCOME_NAME, HEARTBEAT_NAME):
-            (record.job_folder / name).unlink(missing_ok=True)
+        forget_end(record.job_folder)
+        (record.job_folder / HEARTBEAT_NAME).unlink(missing_ok=True)
         _, _, start = record.handle.partition("-again")
         return self._submit(job, start=int(start or 0) + 1)
 

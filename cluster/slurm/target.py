@@ -8,19 +8,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.errors import ClusterError
+from cluster.job_files import JobEnd, forget_end, load_end, newest_rank_logs, num_requeues
 from cluster.job_record import JobRecord, JobState, JobStatus, save_record
-from cluster.job_spec import JobSpec
+from cluster.job_spec import LOGS_FOLDER, JobSpec
 from cluster.slurm import client
 from cluster.slurm.client import JobInfo
 from cluster.slurm.places import LOG_NAME, SCRIPT_NAME, Place, places_of, previous_link
 from cluster.slurm.render import render_script
 from data_prep.files import write_atomically
 
-# What the script keeps in a job's folder.
-_EXIT_CODE = "exit_code"
+# What only the script of SLURM keeps in a job's folder.
 _CANCELLED = "cancelled"
 _STARTS = "starts"
-_LOGS = "logs"
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")
 _FAILED = ("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 _CANCELLED_STATES = ("CANCELLED", "PREEMPTED", "REVOKED")
@@ -45,7 +44,7 @@ class SlurmTarget:
         handles: list[str] = []
         try:
             for place in places:
-                (place.job_folder / _LOGS).mkdir(parents=True, exist_ok=True)
+                (place.job_folder / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
             for handle in _submit_all(spec, script):
                 handles.append(handle)
         except BaseException:
@@ -69,16 +68,16 @@ class SlurmTarget:
     def status(self, record: JobRecord) -> JobStatus:
         """Ask the controller; where it has forgotten the job, the job's folder."""
         info = client.show_job(record.handle)
-        written = _written_end(record.job_folder)
-        state, reason = _state_of(record, info, written)
-        code = written[0] if written else None
+        end = load_end(record.job_folder)
+        state, reason = _state_of(record, info, end)
+        code = end.exit_code if end else None
         if code is None and info is not None and _is_over(info):
             code = info.exit_code or (0 if state == JobState.DONE else None)
         return JobStatus(
             state=state,
             reason=reason,
             exit_code=code,
-            requeues=max(len(_attempts(record.job_folder)) - 1, 0),
+            requeues=num_requeues(record.log_folder),
             nodes=(info.nodes,) if info is not None and info.nodes else (),
         )
 
@@ -87,9 +86,7 @@ class SlurmTarget:
 
         For a link of a chain that has not started yet, those of the links before it.
         """
-        attempts = _attempts(record.job_folder)
-        of_ranks = sorted(attempts[-1].glob("rank-*.log")) if attempts else []
-        found = tuple(of_ranks or record.job_folder.glob(LOG_NAME))
+        found = newest_rank_logs(record.log_folder) or tuple(record.job_folder.glob(LOG_NAME))
         before = previous_link(record.job_folder)
         if found or before is None:
             return found
@@ -114,7 +111,8 @@ class SlurmTarget:
             return record
         if info is not None and not _is_over(info):
             return record
-        for name in (_EXIT_CODE, _CANCELLED, _STARTS):
+        forget_end(record.job_folder)
+        for name in (_CANCELLED, _STARTS):
             (record.job_folder / name).unlink(missing_ok=True)
         if info is not None and client.start_again(record.handle):
             return record
@@ -162,18 +160,17 @@ def _record(spec: JobSpec, place: Place, handle: str, link: int) -> JobRecord:
     )
 
 
-def _state_of(
-    record: JobRecord, info: JobInfo | None, written: tuple[int, str] | None
-) -> tuple[JobState, str]:
+def _state_of(record: JobRecord, info: JobInfo | None, end: JobEnd | None) -> tuple[JobState, str]:
     """Return where a job is, and why, from the controller's word and from what the job has written."""
-    why = written[1] if written else ""
-    was_cancelled = (record.job_folder / _CANCELLED).exists()
     if info is not None and not _is_over(info):
         return (JobState.QUEUED if info.state in _WAITING else JobState.RUNNING), info.reason
-    if was_cancelled or (info is not None and info.state.startswith(_CANCELLED_STATES)):
-        return JobState.CANCELLED, why
-    if written is not None:
-        return (JobState.DONE if written[0] == 0 else JobState.FAILED), why
+    if end is not None and end.state != JobState.FAILED:
+        return end.state, end.reason
+    # Also by SLURM's own commands, and before the script has started.
+    if (record.job_folder / _CANCELLED).exists() or _is_cancelled(info):
+        return JobState.CANCELLED, end.reason if end else ""
+    if end is not None:
+        return end.state, end.reason
     if info is None:
         return JobState.UNKNOWN, "SLURM has forgotten the job, which was ended before it could say why"
     # It has ended in the moment since its file was read.
@@ -186,17 +183,8 @@ def _is_over(info: JobInfo) -> bool:
     return info.state == "COMPLETED" or info.state.startswith((*_FAILED, *_CANCELLED_STATES))
 
 
-def _written_end(folder: Path) -> tuple[int, str] | None:
-    """Return the exit code and the reason that the job's script has written."""
-    try:
-        code, _, reason = (folder / _EXIT_CODE).read_text(encoding="utf-8").strip().partition(" ")
-    except FileNotFoundError:
-        return None
-    return int(code), reason
-
-
-def _attempts(folder: Path) -> list[Path]:
-    return sorted((folder / _LOGS).glob("attempt-*"))
+def _is_cancelled(info: JobInfo | None) -> bool:
+    return info is not None and info.state.startswith(_CANCELLED_STATES)
 
 
 def _remove_if_empty(*folders: Path) -> None:

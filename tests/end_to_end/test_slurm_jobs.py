@@ -211,7 +211,7 @@ def test_a_job_that_slurm_has_forgotten_still_tells_how_it_ended(slurm: SlurmClu
     ended(slurm, record)
     unknown = record.model_copy(update={"handle": "987654"})
     assert SlurmTarget().status(unknown).exit_code == 9
-    (record.job_folder / "exit_code").unlink()
+    (record.job_folder / "end.json").unlink()
     assert SlurmTarget().status(unknown).state == JobState.UNKNOWN
 
 

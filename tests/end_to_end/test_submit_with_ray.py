@@ -13,10 +13,10 @@ import psutil
 import pytest
 import yaml
 
+from cluster.job_files import newest_rank_logs
 from cluster.job_record import JobRecord, JobState, JobStatus, find_record, records_below
 from cluster.job_spec import JobSpec, RequeuePolicy, Resources
 from cluster.on_ray.job_file import RAY_ADDRESS_WORD
-from cluster.on_ray.signs import newest_rank_logs
 from cluster.on_ray.target import RayTarget
 from data_prep.journal import JOURNAL_NAME
 from pipeline.checkpoint import latest_iteration
@@ -115,7 +115,7 @@ def ended(cluster: RayCluster, record: JobRecord) -> JobStatus:
 
 
 def logs_of(record: JobRecord) -> str:
-    files = [record.job_folder / "logs" / "driver.log", *newest_rank_logs(record.job_folder / "logs")]
+    files = [record.job_folder / "logs" / "driver.log", *newest_rank_logs(record.log_folder)]
     return "\n".join(file.read_text(errors="replace") for file in files if file.exists())
 
 
@@ -152,7 +152,7 @@ def test_two_nodes_compute_what_one_machine_does(
     record = find_record(tmp_path, "run")
     assert status_of(cluster, record).requeues == 0
     assert steps_of(tmp_path / "run") == steps_of(trained.folder)
-    assert len(newest_rank_logs(record.job_folder / "logs")) == 2
+    assert len(newest_rank_logs(record.log_folder)) == 2
 
 
 def test_a_killed_node_costs_no_step_and_changes_none(
@@ -224,7 +224,7 @@ def test_exit_codes_decide_whether_ranks_start_again(cluster: RayCluster, mark: 
         assert (status.state, status.exit_code, status.requeues) == (JobState.FAILED, code, restarts)
         assert f"rank 0 on {status.nodes[0]} ended with exit code {code}" in status.reason
         assert ("2 times, all that submit.max_requeues allows" in status.reason) == (code == 75)
-        assert (record.job_folder / "logs" / f"attempt_{restarts:03d}" / "rank_00000.log").exists()
+        assert (record.log_folder / f"attempt-{restarts + 1:03d}" / "rank-00000.log").exists()
         assert "Traceback" not in status.reason
 
 

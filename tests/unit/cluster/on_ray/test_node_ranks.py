@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.job_files import newest_rank_logs, next_attempt
 from cluster.job_spec import JobSpec, Resources
 from cluster.on_ray.node_ranks import NodeRanks, Rendezvous
-from cluster.on_ray.signs import newest_rank_logs, next_attempt
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PRINT_VARIABLES = "import json, os, sys; sys.stdout.write(json.dumps({n: v for n, v in os.environ.items()}))"
@@ -45,7 +45,7 @@ def test_ranks_get_their_place_the_job_s_variables_and_what_setup_makes(tmp_path
     assert ranks.codes == (0, 0)
     ranks.kill()
     logs = newest_rank_logs(job.log_folder)
-    assert [log.name for log in logs] == ["rank_00002.log", "rank_00003.log"]
+    assert [log.name for log in logs] == ["rank-00002.log", "rank-00003.log"]
     for local_rank, log in enumerate(logs):
         found = json.loads(log.read_text())
         assert [found[name] for name in VARIABLES] == [

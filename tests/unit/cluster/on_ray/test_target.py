@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ClusterError
+from cluster.job_files import JobEnd, next_attempt, save_end
 from cluster.job_record import JobRecord, JobState
 from cluster.job_spec import Container, JobSpec, RequeuePolicy, Resources, SweepMember
 from cluster.on_ray.job_file import JOB_FILE_NAME, load_job, render_job, submission_of
-from cluster.on_ray.signs import HEARTBEAT_NAME, OUTCOME_NAME, Heartbeat, Outcome, write_sign
+from cluster.on_ray.signs import Heartbeat, save_heartbeat
 from cluster.on_ray.target import RayTarget
 
 RENDERED = Path(__file__).with_name("two_nodes.json")
@@ -96,25 +97,26 @@ def test_a_dead_ray_is_told_from_a_dead_job(tmp_path: Path) -> None:
     assert "Ray itself does not answer" in status.reason
     assert "no sign of life" in status.reason
     alive = datetime.now(UTC) - timedelta(seconds=40)
-    beat = Heartbeat(time=alive, activity="16 of 16 process(es) alive", restarts=1, hosts=("a", "b"))
-    write_sign(beat, tmp_path / HEARTBEAT_NAME)
+    beat = Heartbeat(time=alive, activity="16 of 16 process(es) alive", hosts=("a", "b"))
+    save_heartbeat(tmp_path, beat)
+    for _ in range(2):
+        next_attempt(record.log_folder)
     status = target.status(record)
     assert (status.state, status.requeues, status.nodes) == (JobState.UNKNOWN, 1, ("a", "b"))
     assert "last alive 40 s ago (16 of 16 process(es) alive)" in status.reason
     assert "jobs requeue" in status.reason
-    write_sign(
-        Outcome(exit_code=9, reason="rank 3 on b ended with exit code 9", restarts=2), tmp_path / OUTCOME_NAME
-    )
+    save_end(tmp_path, JobEnd(exit_code=9, reason="rank 3 on b ended with exit code 9", nodes=("a", "c")))
     status = target.status(record)
-    assert (status.state, status.exit_code, status.requeues) == (JobState.FAILED, 9, 2)
+    assert (status.state, status.exit_code, status.requeues) == (JobState.FAILED, 9, 1)
+    assert status.nodes == ("a", "c")
     assert status.reason == "rank 3 on b ended with exit code 9"
 
 
 def test_what_was_told_to_end_is_cancelled_and_what_has_ended_is_done(tmp_path: Path) -> None:
     record = record_in(tmp_path)
-    write_sign(Outcome(exit_code=75, is_cancelled=True), tmp_path / OUTCOME_NAME)
+    save_end(tmp_path, JobEnd(exit_code=75, cancelled=True))
     assert RayTarget(None).status(record).state == JobState.CANCELLED
     # Of what has ended nobody asks Ray any more.
     RayTarget(None).cancel(record)
-    write_sign(Outcome(exit_code=0), tmp_path / OUTCOME_NAME)
+    save_end(tmp_path, JobEnd(exit_code=0))
     assert RayTarget(None).status(record).state == JobState.DONE

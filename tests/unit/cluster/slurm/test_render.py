@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.job_files import JobEnd, load_end
 from cluster.job_spec import Container, JobSpec, Queue, RequeuePolicy, Resources, SweepMember
 from cluster.slurm.render import render_script
 from cluster.slurm.target import SlurmTarget
@@ -83,6 +84,32 @@ def test_bash_understands_the_scripts(name: str) -> None:
         ["bash", "-n"], input=render_script(JOBS[name]), text=True, capture_output=True, check=False
     )
     assert (checked.returncode, checked.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+@pytest.mark.parametrize("code", [0, 75])
+def test_the_end_that_a_script_writes_can_be_read_whatever_its_reason(
+    tmp_path: Path, code: int, is_cancelled: bool
+) -> None:
+    _, start, rest = render_script(JOBS["cpu"]).partition("finish() {\n")
+    function = start + rest.partition("\n}\n")[0] + "\n}\n"
+    if is_cancelled:
+        (tmp_path / "cancelled").touch()
+    finished = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f'job_folder=$1\n{function}finish "$2" "$3"',
+            "finish",
+            tmp_path,
+            str(code),
+            'a "b"\n\\c%d',
+        ],
+        check=False,
+    )
+    assert finished.returncode == code
+    end = JobEnd(exit_code=code, reason="a  b   c%d", cancelled=is_cancelled and code != 0)
+    assert load_end(tmp_path) == end
 
 
 def test_what_is_shown_begins_with_the_commands() -> None:
