@@ -90,7 +90,7 @@ def logs(
         typer.Option(min=0, metavar="N", show_default=False, help="Of this rank; default: the first."),
     ] = None,
 ) -> None:
-    """Show what a job writes."""
+    """Show what a rank of a job writes in its newest start."""
     record = find_record(runs, job)
     target = target_named(record.target, ray_address=record.address)
     if follows:
@@ -109,7 +109,10 @@ def cancel(job: Job, runs: Runs = RUNS) -> None:
 
 @app.command(epilog=examples("megaponder jobs requeue slurm:1234"))
 def requeue(job: Job, runs: Runs = RUNS) -> None:
-    """Tell a job to save and start again; start one again that has ended."""
+    """Tell a job to save and start again; start one again that has ended.
+
+    Its id is printed: a new one on Ray, and where SLURM has forgotten the job.
+    """
     record = find_record(runs, job)
     again = target_named(record.target, ray_address=record.address).requeue(record)
     typer.echo(again.job_id)

@@ -96,8 +96,9 @@ def submit(
 ) -> None:
     """Send a run to a cluster: local processes, SLURM or Ray, with the file that trains on a laptop.
 
-    Configuration, data and memory are checked here, before anything is queued. The job saves when it is told
-    to stop and goes back to the queue, up to submit.max_requeues times; watch it with `megaponder jobs`.
+    Configuration, data and memory are checked here, before anything is queued. A job that is told to stop
+    saves, and it starts again from there, as it does after a hang or a lost node, up to submit.max_requeues
+    times. Its id is printed; watch it with `megaponder jobs`.
 
     A file with `stages` (prepare, train, evaluate, export) becomes a job for each that is not done, after
     those it needs. A changed setting or input makes that stage run again, and what reads its output.

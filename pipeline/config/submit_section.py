@@ -54,7 +54,9 @@ class SubmitSection(Section):
     )
     environment: dict[str, str] = Field(default_factory=dict, description="variables of every rank")
     max_requeues: CountOrZero = Field(
-        10, description="how often the job goes back to the queue after a preemption, a hang or a lost node"
+        10,
+        description="how often the job starts again after a preemption, a hang or a lost node; with `local` "
+        "after a crash too",
     )
     chain: Count = Field(
         1, description="jobs in a row, each of which goes on where the one before ran out of its wall_time"
@@ -72,7 +74,7 @@ class SubmitSection(Section):
         None,
         description="of the cluster's Jobs API, such as http://head:8265; default: RAY_API_SERVER_ADDRESS",
     )
-    heartbeat_seconds: Count = Field(30, description="between two signs of life of a job in its folder")
+    heartbeat_seconds: Count = Field(30, description="between two signs of life of a job on Ray in its folder")
     check_memory: Switch = Field(
         True, description="refuse to submit what `megaponder plan` says does not fit the GPUs"
     )

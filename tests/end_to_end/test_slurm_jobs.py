@@ -69,6 +69,8 @@ def test_ranks_get_torchruns_variables_and_a_log_each(slurm: SlurmCluster, job: 
         ((75, 9), 9, 1),
         ((93, 93), 93, 1),
         ((2, 2), 2, 1),
+        # As a signal would end them, but by a user.
+        ((130, 130), 130, 1),
         ((0, 0), 0, 1),
     ],
 )
