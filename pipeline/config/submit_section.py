@@ -74,7 +74,7 @@ class SubmitSection(Section):
         None,
         description="of the cluster's Jobs API, such as http://head:8265; default: RAY_API_SERVER_ADDRESS",
     )
-    heartbeat_seconds: Count = Field(30, description="between two signs of life of a job on Ray in its folder")
+    heartbeat_seconds: Count = Field(30, description="between two signs of life of a job on Ray")
     check_memory: Switch = Field(
         True, description="refuse to submit what `megaponder plan` says does not fit the GPUs"
     )
