@@ -100,7 +100,7 @@ def test_a_rank_that_does_not_leave_after_another_has_failed_is_ended(
 def test_a_cancelled_job_saves_and_does_not_come_back(slurm: SlurmCluster, job: MakeJob) -> None:
     line = "trap 'echo saved; exit 75' TERM; echo here; for i in {1..300}; do sleep 0.1; done"
     (record,) = submit_command(job(line))
-    wait_until(lambda: "here" in all_logs(record), seconds=30)
+    wait_until(lambda: all_logs(record).count("here") == 2, seconds=30)
     SlurmTarget().cancel(record)
     status = ended(slurm, record, seconds=30)
     assert (status.state, status.exit_code, status.requeues) == (JobState.CANCELLED, 75, 0)
