@@ -55,7 +55,7 @@ def _data_finding(config: RunConfig, path: Path) -> str | None:
         manifest = load_manifest(path)
         shards = manifest.split_shards(config.data.train_split)
     except DataError as error:
-        return str(error)
+        return f"not ({error})"
     missing = [shard.name for shard in shards if not (path / shard.name).exists()]
     return f"{path}, where {missing[0]} is missing" if missing else None
 

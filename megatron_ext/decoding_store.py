@@ -87,7 +87,7 @@ class RowStore:
             # The versions and the layer's sequences: [V, B, G, capacity, w]
             of_layer = stored[rows.version :, layer_number - 1]
             if rows.common_place is not None:
-                # [V, b, G, w]
+                # Both sides are seen as [V, b, G, w]
                 of_layer[:, rows.common_sequences, :, rows.common_place] = new
             else:
                 # Indexed dims come first: [V, G, R, w] seen as [R, V, G, w]
@@ -151,8 +151,8 @@ class StoredRows:
     Attributes:
         version: of the rows.
         sequences, places: of every row, [R].
-        common_place: where all rows go, if they are one of each of the neighbouring `common_sequences`: then a
-            plain copy stores them; else None.
+        common_place: where all rows go, if they are one of each of the neighbouring `common_sequences`: a
+            plain copy then stores them; else None.
     """
 
     def __init__(

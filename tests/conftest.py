@@ -13,7 +13,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray reports usage over the network unless told otherwise.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# The same examples in every run; how long one takes says how busy the machine is, not whether the code is right.
+# The same examples in every run; how long one takes says how busy the machine is, not that the code is wrong.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from megatron_ext.model_config import PonderTransformerConfig
 from megatron_ext.ponder.config import Method
-from megatron_ext.weights import Entry, entries
+from megatron_ext.weights import entries
 from pipeline.build import open_heldout_split, vocab_size_of
 from pipeline.checkpoint.checksums import digest_file, find_damage, read_checksums
 from pipeline.checkpoint.content import OPTIMIZER_PREFIXES
@@ -30,12 +28,11 @@ from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_config import CONFIG_JSON
 from pipeline.conversion.hf_config_writing import render_hf_config
 from pipeline.conversion.hf_ponder_config import CODE_FILES, CODE_FOLDER, render_ponder_config
-from pipeline.conversion.hf_weights import INDEX_SUFFIX, SAFETENSORS_NAME, HuggingFaceWeights
+from pipeline.conversion.hf_weights import HuggingFaceWeights
+from pipeline.conversion.hf_weights_writing import write_tensors
 from pipeline.conversion.model_card import CARD_NAME, CardFacts, find_evaluation, render_model_card
 from pipeline.conversion.native import NativeReader, place_of
 from pipeline.conversion.run_settings import converted_model, one_process
-from pipeline.conversion.safetensors_file import SafetensorsWriter
-from pipeline.conversion.shapes import Shape, expected_shape
 from pipeline.conversion.tokenizer_files import (
     TOKENIZER_FOLDER,
     copy_files,
@@ -89,7 +86,9 @@ def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate
     files = find_tokenizer(tokenizer) if options.needs_tokenizer else []
     with _all_or_nothing(folder) as partial:
         dtype = options.dtype or _stored_dtype(source.reader)
-        account = _write_tensors(partial, source, dtype=dtype, shard_bytes=options.shard_bytes)
+        account = write_tensors(
+            partial, source.reader, source.model, dtype=dtype, shard_bytes=options.shard_bytes
+        )
         token_ids = read_token_ids(tokenizer)
         _write_settings(partial, source, dtype=dtype, token_ids=token_ids)
         copy_files(files, partial)
@@ -126,14 +125,12 @@ class _Source:
         config: its run on one rank, with the vocabulary.
         model: that it holds.
         reader: of its tensors.
-        table: its parameters.
         state: how far the run was.
     """
 
     config: RunConfig
     model: PonderTransformerConfig
     reader: NativeReader
-    table: list[Entry]
     state: TrainState
 
 
@@ -145,10 +142,10 @@ def _open(checkpoint: Path) -> _Source:
     config = _with_vocabulary(load_config(checkpoint / CONFIG_NAME))
     assert config.model.vocab_size is not None, "just filled in"
     model = converted_model(config, config.model.vocab_size)
-    reader, table = NativeReader(checkpoint), list(entries(model))
-    _check_tensors(reader, table, model)
+    reader = NativeReader(checkpoint)
+    _check_tensors(reader, model)
     state = read_train_state(checkpoint)
-    return _Source(config=config, model=model, reader=reader, table=table, state=state)
+    return _Source(config=config, model=model, reader=reader, state=state)
 
 
 def _tokenizer_folder(checkpoint: Path, config: RunConfig, given: Path | None) -> Path:
@@ -201,9 +198,9 @@ def _with_vocabulary(config: RunConfig) -> RunConfig:
     return one_process(config, model=config.model.model_dump(mode="json") | {"vocab_size": vocab_size})
 
 
-def _check_tensors(reader: NativeReader, table: list[Entry], model: PonderTransformerConfig) -> None:
+def _check_tensors(reader: NativeReader, model: PonderTransformerConfig) -> None:
     """Make sure that the checkpoint has the model's tensors and no others."""
-    wanted = {place_of(entry.native).key for entry in table}
+    wanted = {place_of(entry.native).key for entry in entries(model)}
     found = {name for name in reader.reader.tensors if not name.startswith(OPTIMIZER_PREFIXES)}
     stacks = {name: entry.size for name, entry in reader.reader.tensors.items() if name in wanted}
     other_depth = {
@@ -228,83 +225,6 @@ def _stored_dtype(reader: NativeReader) -> torch.dtype:
     for dtype in found[1:]:
         widest = torch.promote_types(widest, dtype)
     return widest
-
-
-def _write_tensors(partial: Path, source: _Source, *, dtype: torch.dtype, shard_bytes: int) -> TensorAccount:
-    names = [name for entry in source.table for name in entry.sources]
-    shapes = {name: expected_shape(name, source.model) for name in names}
-    files = _plan_files(shapes, itemsize=dtype.itemsize, shard_bytes=shard_bytes)
-    file_of = {name: file for file, inside in files.items() for name in inside}
-    writers = {
-        file: SafetensorsWriter(partial / file, {name: shapes[name] for name in inside}, dtype)
-        for file, inside in files.items()
-    }
-    rounded, padding, dtypes = 0, {}, Counter[str]()
-    try:
-        for entry in source.table:
-            values = source.reader.read(entry.native)
-            dtypes[str(values.dtype).removeprefix("torch.")] += 1
-            if entry.vocabulary_rows is not None:
-                padding[entry.native] = values.shape[0] - entry.vocabulary_rows
-            for name, part in zip(entry.sources, entry.split(values[: entry.vocabulary_rows]), strict=True):
-                rounded += _num_rounded(name, part, shapes[name], dtype)
-                writers[file_of[name]].write(name, part)
-    finally:
-        for writer in writers.values():
-            writer.close()
-    assert not [name for writer in writers.values() for name in writer.unwritten], "each is in the table"
-    if len(files) > 1:
-        _write_index(partial, file_of, shapes, itemsize=dtype.itemsize)
-    return TensorAccount(
-        made_of={name: (entry.native,) for entry in source.table for name in entry.sources},
-        num_read=len(source.table),
-        num_values=sum(torch.Size(shape).numel() for shape in shapes.values()),
-        dtypes=dict(dtypes),
-        new={},
-        padding_rows=padding,
-        num_rounded=rounded,
-    )
-
-
-def _plan_files(shapes: dict[str, Shape], *, itemsize: int, shard_bytes: int) -> dict[str, list[str]]:
-    """Return the tensors of each file, in order."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, shape in shapes.items():
-        size = torch.Size(shape).numel() * itemsize
-        if shards[-1] and filled + size > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    if len(shards) == 1:
-        return {SAFETENSORS_NAME: shards[0]}
-    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
-
-
-def _num_rounded(name: str, values: Tensor, shape: Shape, dtype: torch.dtype) -> int:
-    """Return how many values a type does not hold exactly.
-
-    Raises:
-        ConversionError: a value is not finite, there or here, or the shape is not the model's.
-    """
-    if tuple(values.shape) != shape:
-        raise ConversionError(f"{name} must have the shape {shape}, but has {tuple(values.shape)}")
-    if not torch.isfinite(values).all():
-        raise ConversionError(f"{name} must hold finite numbers, but has others; use another checkpoint")
-    if dtype == values.dtype:
-        return 0
-    written = values.to(dtype)
-    if not torch.isfinite(written).all():
-        raise ConversionError(f"{name} must fit into {dtype}, but has larger numbers; choose another --dtype")
-    return int((written.to(values.dtype) != values).sum())
-
-
-def _write_index(partial: Path, file_of: dict[str, str], shapes: dict[str, Shape], *, itemsize: int) -> None:
-    total = sum(torch.Size(shape).numel() for shape in shapes.values()) * itemsize
-    content = {"metadata": {"total_size": total}, "weight_map": file_of}
-    path = partial / f"{SAFETENSORS_NAME}{INDEX_SUFFIX}"
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

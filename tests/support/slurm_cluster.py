@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 NODES = ("127.0.0.11", "127.0.0.12")
-PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol")
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "setpriv")
 START_SECONDS = 60.0
 COMMAND_SECONDS = 30.0
 _DAEMONS = f"/usr/sbin{os.pathsep}/usr/local/sbin"
@@ -234,7 +234,8 @@ class SlurmCluster:
         (self.root / f"spool-{name}").mkdir(exist_ok=True)
         with (self.root / f"{name}.out").open("ab") as output:
             self.processes[name] = subprocess.Popen(
-                [program, *command[1:]],
+                # However this process ends, its daemons end with it.
+                ["setpriv", "--pdeathsig", "TERM", program, *command[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

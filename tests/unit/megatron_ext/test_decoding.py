@@ -154,6 +154,24 @@ def test_sequences_of_one_length_are_attended_together(groups: ParallelGroups, m
     assert [part.rows for part in apart] == [slice(0, 1), slice(1, 2)]
 
 
+def test_sequences_attend_together_unless_too_many_keys_are_read_in_vain(groups: ParallelGroups) -> None:
+    model = tiny_model(groups, Method.PONDERLM2)
+    decoder = BatchDecoder(model, num_sequences=4, max_tokens=9)
+    store = decoder.store
+
+    def parts_at(places: list[int]) -> list[slice]:
+        return [part.rows for part in store.places(range(4), places).extend(1, *some_keys(4, decoder), None)]
+
+    # Together they read 4 * 20 keys, of which they see 20 + 15 + 10 + 3.
+    assert parts_at([19, 14, 9, 2]) == [slice(0, 4)]
+    # Three would read 60 keys and see 26.
+    assert parts_at([19, 2, 2, 2]) == [slice(0, 2), slice(2, 4)]
+    # A part with several lengths says which keys each row sees.
+    (part,) = store.places(range(4), [3, 2, 3, 1]).extend(1, *some_keys(4, decoder), None)
+    assert part.visible is not None
+    assert part.visible.sum(dim=1).tolist() == [4, 3, 4, 2]
+
+
 def some_keys(rows: int, decoder: BatchDecoder) -> tuple[Tensor, Tensor]:
     keys, _ = decoder.store.read(1, 0, slice(0, 1), 1)
     groups, size = keys.shape[1], keys.shape[3]
