@@ -22,13 +22,13 @@ def sweep_members(config: RunConfig, options: Sequence[str]) -> tuple[SweepMembe
 
     Raises:
         ClusterError: an option has no key or no values, two combinations would have the same name, or the run
-            goes where there are no job arrays.
+            is not one that clusters take many of.
     """
     if not options:
         return ()
-    if config.submit.target != "slurm" or config.submit.chain > 1:
+    if config.submit.target == "local" or config.submit.chain > 1:
         raise ClusterError(
-            f"a sweep needs --target slurm without a chain, but has {config.submit.target} with "
+            f"a sweep needs --target slurm or ray without a chain, but has {config.submit.target} with "
             f"submit.chain={config.submit.chain}; submit one run, or set both"
         )
     members = [_member(config, settings) for settings in product(*(_settings(option) for option in options))]

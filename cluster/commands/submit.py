@@ -61,8 +61,8 @@ def submit(
         typer.Option(
             metavar="KEY=A,B...",
             show_default=False,
-            help="Submit a run for each value, as one job array; repeated, for each combination. Every run "
-            "has a name and a folder of its own beside output_dir. SLURM only.",
+            help="Submit a run for each value; repeated, for each combination. Every run has a name and a "
+            "folder of its own beside output_dir. On SLURM they are one job array; not for local.",
         ),
     ] = None,
     only: Annotated[

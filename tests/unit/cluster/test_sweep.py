@@ -52,7 +52,7 @@ def test_equal_runs_are_refused(config: RunConfig) -> None:
         sweep_members(config, ["seed=1,1"])
 
 
-def test_only_slurm_has_arrays(config: RunConfig) -> None:
+def test_only_clusters_take_sweeps(config: RunConfig) -> None:
     elsewhere = config.model_copy(update={"submit": config.submit.model_copy(update={"target": "local"})})
-    with pytest.raises(ClusterError, match="needs --target slurm"):
+    with pytest.raises(ClusterError, match="needs --target slurm or ray"):
         sweep_members(elsewhere, ["seed=1,2"])
