@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.errors import ClusterError
 from cluster.job_record import JobState
-from data_prep.files import write_atomically
+from pipeline.shared.files import write_atomically
 
 END_NAME = "end.json"
 _ATTEMPT_PREFIX = "attempt-"
@@ -25,7 +25,7 @@ class JobEnd(BaseModel):
     """How a job ended.
 
     Attributes:
-        exit_code: of the job, see `pipeline.exit_codes`.
+        exit_code: of the job, see `pipeline.shared.exit_codes`.
         reason: in words, where the code does not say it.
         cancelled: it was told to end, and did before it had finished.
         nodes: of its last ranks, where nobody else can tell.

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.errors import ClusterError
 from cluster.job_spec import LOGS_FOLDER
-from data_prep.files import write_atomically
+from pipeline.shared.files import write_atomically
 from pipeline.config.submit_section import Target
 
 JOBS_FOLDER = "jobs"

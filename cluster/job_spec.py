@@ -99,7 +99,7 @@ class JobSpec:
     Attributes:
         name: of the run or stage; what queues show.
         command: what every rank runs. It reads torchrun's variables and leaves with the codes of
-            `pipeline.exit_codes`.
+            `pipeline.shared.exit_codes`.
         run_folder: of the run, shared by all nodes.
         job_folder: of this job, inside the run folder: its record, script, configuration and logs.
         working_directory: where ranks start.

@@ -7,8 +7,8 @@ from data_prep.errors import DataError
 from data_prep.manifest import load_manifest
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
-from pipeline.plan.devices import DEVICES, GIB
-from pipeline.plan.run_plan import Assumptions, plan_run
+from pipeline.cost.devices import DEVICES, GIB
+from pipeline.cost.run_plan import Assumptions, plan_run
 
 # What the CUDA context, libraries and fragments take, as `megaponder plan` assumes.
 _RESERVE_BYTES = 6 * GIB

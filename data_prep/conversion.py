@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.errors import DataError
-from data_prep.files import room_needed, write_atomically
+from pipeline.shared.files import room_needed, write_atomically
 from data_prep.inputs.rejections import write_rejected
 from data_prep.manifest import (
     PreparationHeader,

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from data_prep.errors import DataError
-from data_prep.files import write_atomically
+from pipeline.shared.files import write_atomically
 from data_prep.manifest import PreparationHeader, ShardEntry, summarize
 
 JOURNAL_NAME = "progress.jsonl"

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from data_prep.errors import DataError
-from data_prep.files import write_atomically
+from pipeline.shared.files import write_atomically
 
 MANIFEST_NAME = "manifest.json"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_prep.conversion import finish_folder
 from data_prep.errors import DataError
-from data_prep.files import folder_lock
+from pipeline.shared.files import folder_lock
 from data_prep.inputs.rejections import check_rejected
 from data_prep.journal import JOURNAL_NAME
 from data_prep.leftovers import PARTS_FOLDER, remove_leftovers

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 from data_prep.errors import DataError
-from data_prep.files import folder_lock, write_atomically
+from pipeline.shared.files import folder_lock, write_atomically
 from data_prep.inputs.documents import InputFile, TextFiles, TextFolder, files_fingerprint
 from data_prep.inputs.finding import find_files
 from data_prep.inputs.rejections import DEFAULT_MAX_BAD_RECORDS, check_rejected, write_rejected

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from data_prep.errors import DataError
-from data_prep.files import room_needed
+from pipeline.shared.files import room_needed
 from data_prep.manifest import ShardManifest
 from data_prep.on_ray.cluster import cluster_ray
 from data_prep.on_ray.executor import RayExecutor

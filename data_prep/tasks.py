@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import DataError
-from data_prep.files import room_needed
+from pipeline.shared.files import room_needed
 from data_prep.inputs.documents import InputFile
 from data_prep.inputs.records import BadRecord, Document, document_name, read_records
 from data_prep.manifest import ReadSettings, RejectedRecord, ShardEntry, TokenType

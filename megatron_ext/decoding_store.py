@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_ext.attention import StoredKeys
+from megatron_ext.model.attention import StoredKeys
 from megatron_ext.host import device
-from megatron_ext.model import PonderModel
+from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.attention import extended_keys, extended_size, extended_values
 
 
@@ -146,7 +146,7 @@ class _Part:
 
 
 class StoredRows:
-    """Where the rows of one call go. Implements :class:`megatron_ext.attention.KeyValueStore`.
+    """Where the rows of one call go. Implements :class:`megatron_ext.model.attention.KeyValueStore`.
 
     Attributes:
         version: of the rows.
@@ -174,7 +174,7 @@ class StoredRows:
     def extend(
         self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
     ) -> Sequence[StoredKeys]:
-        """See :class:`megatron_ext.attention.KeyValueStore`."""
+        """See :class:`megatron_ext.model.attention.KeyValueStore`."""
         key, value = self._store.extended(key, value, log_weight)
         self._store.write(layer_number, self, key, value)
         return [self._stored_keys(layer_number, part, visible) for part, visible in self._parts]

@@ -168,7 +168,7 @@ def _use_the_cpu_generator() -> None:
 
 
 def _fill_optimizer_slot() -> None:
-    from megatron_ext.optimizer import AdamW, exact_norm
+    from megatron_ext.schedule.optimizer import AdamW, exact_norm
 
     vars(importlib.import_module("megatron.core.optimizer.clip_grads"))["l2_norm_impl"] = exact_norm
     optimizer_module: Any = importlib.import_module("megatron.core.optimizer")

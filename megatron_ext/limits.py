@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from megatron_ext.model import PonderModel
+from megatron_ext.model.model import PonderModel
 
 
 @contextmanager

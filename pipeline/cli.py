@@ -23,7 +23,7 @@ from pipeline.commands import (
     verify,
 )
 from pipeline.commands.failures import USER_ERRORS, exit_code_of
-from pipeline.ranks import Ranks
+from pipeline.ranks.environment import Ranks
 
 app = typer.Typer(
     name="megaponder",

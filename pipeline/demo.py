@@ -26,16 +26,16 @@ from pipeline.config.load import load_config, render_config
 from pipeline.config.schema import RunConfig
 from pipeline.demo_facts import further_commands, run_facts
 from pipeline.demo_ledger import DemoLedger, fingerprint, program_fingerprint
-from pipeline.exit_codes import ExitCode
-from pipeline.launch import run_ranks
+from pipeline.shared.exit_codes import ExitCode
+from pipeline.ranks.launch import run_ranks
 from pipeline.metrics.jsonl import METRICS_FILE
 from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER
 from pipeline.report.collect import collect_report
 from pipeline.report.data import ReportData
-from pipeline.report.inputs import EVALUATION_FILE, SAMPLE_FILE
+from pipeline.evaluation.results import EVALUATION_FILE, SAMPLE_FILE
 from pipeline.report.render import write_report
 from pipeline.report.table import render_results
-from pipeline.run_account import flops_account, mean_training_sweeps
+from pipeline.cost.account import flops_account, mean_training_sweeps
 
 REPORT_FILE = "report.html"
 LEDGER_FILE = "demo.json"

@@ -9,9 +9,9 @@ from pathlib import Path
 from data_prep.manifest import ShardManifest
 from pipeline.config.schema import RunConfig
 from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER
-from pipeline.progress import render_duration
+from pipeline.run.progress import render_duration
 from pipeline.report.data import Command
-from pipeline.run_account import flops_account
+from pipeline.cost.account import flops_account
 
 
 def run_facts(

@@ -5,7 +5,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-from data_prep.files import write_atomically
+from pipeline.shared.files import write_atomically
 
 # Packages whose sources decide what a training run computes.
 COMPUTING_PACKAGES = ("megatron_ext", "pipeline", "data_prep")

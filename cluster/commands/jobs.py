@@ -12,7 +12,7 @@ from cluster.follow import follow, newest_lines
 from cluster.job_record import JobRecord, JobState, JobStatus, find_record, find_records, records_below
 from cluster.targets import target_named
 from pipeline.commands.shared import examples
-from pipeline.console import table_console
+from pipeline.shared.console import table_console
 
 app = typer.Typer(
     help="Watch, stop and restart submitted jobs, wherever they run.",

@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from cluster.commands.sending import send
-from cluster.commands.stages import submit_stages
+from cluster.commands.workflow import submit_stages
 from cluster.errors import ClusterError
 from cluster.job_record import JobRecord
 from cluster.preflight import check_run
 from cluster.run_job import training_job
-from cluster.stages.submission import Choice
+from cluster.workflow.submission import Choice
 from cluster.sweep import sweep_members
 from cluster.targets import JobTarget, target_named
 from cluster.wait import wait_for

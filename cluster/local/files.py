@@ -8,7 +8,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.errors import ClusterError
-from data_prep.files import write_atomically
+from pipeline.shared.files import write_atomically
 
 SCRIPT_NAME = "job.sh"
 SUPERVISOR_LOG = "supervisor.log"

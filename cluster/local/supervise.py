@@ -15,9 +15,9 @@ from cluster.local.files import Request, take_request
 from cluster.local.script import runs_of
 from cluster.local.target import LocalTarget
 from pipeline.commands.shared import set_up_logging
-from pipeline.exit_codes import ExitCode
-from pipeline.launch import run_ranks
-from pipeline.signals import StopFlag
+from pipeline.shared.exit_codes import ExitCode
+from pipeline.ranks.launch import run_ranks
+from pipeline.ranks.signals import StopFlag
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Jobs as processes of this machine.
 
 Each job is a supervisor in a session of its own, which outlives the terminal, and the ranks that it starts
-(`pipeline.launch`). Its folder holds, beside what `cluster.job_files` tells::
+(`pipeline.ranks.launch`). Its folder holds, beside what `cluster.job_files` tells::
 
     job.sh                 what was started
     process.json           the supervisor

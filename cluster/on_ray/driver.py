@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 from cluster.errors import ClusterError
 from cluster.job_files import JobEnd, newest_rank_logs, save_end
 from cluster.job_spec import JobSpec
-from cluster.on_ray.alone import Alone
-from cluster.on_ray.board import Overview, Verdict
+from cluster.on_ray.single_process import Alone
+from cluster.on_ray.job_status import Overview, Verdict
 from cluster.on_ray.dependencies import wait_for_dependencies
 from cluster.on_ray.job_file import load_job
 from cluster.on_ray.log_tail import LogTail
-from cluster.on_ray.signs import Heartbeat, save_heartbeat
-from pipeline.exit_codes import ExitCode
+from cluster.on_ray.heartbeat import Heartbeat, save_heartbeat
+from pipeline.shared.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from cluster.on_ray.gang import Gang
+    from cluster.on_ray.worker_group import Gang
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Driver:
         # Only here: a job of one process needs neither.
         import ray
 
-        from cluster.on_ray.gang import Gang
+        from cluster.on_ray.worker_group import Gang
 
         ray.init(logging_level=logging.WARNING)
         return Gang(self._job)

@@ -12,7 +12,7 @@ import ray.train.collective
 import ray.util
 
 from cluster.job_spec import JobSpec
-from cluster.on_ray.board import NodeReport, Orders, Verdict
+from cluster.on_ray.job_status import NodeReport, Orders, Verdict
 from cluster.on_ray.node_ranks import NodeRanks, Rendezvous
 
 REPORT_SECONDS = 1.0
@@ -31,7 +31,7 @@ def run_node(settings: dict[str, Any]) -> int:
     """Run the ranks of this machine.
 
     Args:
-        settings: `job`, a `JobSpec`, and `board`, the handle of a `cluster.on_ray.board.Board`.
+        settings: `job`, a `JobSpec`, and `board`, the handle of a `cluster.on_ray.job_status.Board`.
 
     Returns:
         the exit code of all ranks, with which the job is over.

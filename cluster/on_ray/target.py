@@ -13,8 +13,8 @@ from cluster.job_files import forget_end, load_end, newest_rank_logs
 from cluster.job_record import JOBS_FOLDER, JobRecord, JobStatus, save_record
 from cluster.job_spec import JobSpec
 from cluster.on_ray.job_file import JOB_FILE_NAME, load_job, render_job, submission_of
-from cluster.on_ray.signs import HEARTBEAT_NAME
-from data_prep.files import write_atomically
+from cluster.on_ray.heartbeat import HEARTBEAT_NAME
+from pipeline.shared.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class RayTarget:
 
     def status(self, record: JobRecord) -> JobStatus:
         """Tell how the job ended from its folder; else ask Ray, and the job's own signs of life."""
-        from cluster.on_ray.status import status_of
+        from cluster.on_ray.outcome import status_of
 
         return status_of(record, self._url(record))
 

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cluster.job_spec import Container, JobSpec
 from cluster.slurm.places import LOG_NAME, places_of
-from pipeline.ranks import START_TIMEOUT_VARIABLE
+from pipeline.ranks.environment import START_TIMEOUT_VARIABLE
 
 TEMPLATE = "job.sbatch.j2"
 # After the first rank has ended; who is to leave with it has left by then.

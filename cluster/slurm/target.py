@@ -15,7 +15,7 @@ from cluster.slurm import client
 from cluster.slurm.client import JobInfo
 from cluster.slurm.places import LOG_NAME, SCRIPT_NAME, Place, places_of, previous_link
 from cluster.slurm.render import render_script
-from data_prep.files import write_atomically
+from pipeline.shared.files import write_atomically
 
 # What only the script of SLURM keeps in a job's folder.
 _CANCELLED = "cancelled"

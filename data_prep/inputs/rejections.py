@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_prep.errors import DataError
-from data_prep.files import write_atomically
+from pipeline.shared.files import write_atomically
 from data_prep.manifest import RejectedRecord
 
 REJECTED_NAME = "rejected.jsonl"

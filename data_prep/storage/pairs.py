@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.files import file_sha256, publish, temporary_path
+from pipeline.shared.files import file_sha256, publish, temporary_path
 from data_prep.manifest import PairEntry, ShardEntry, ShardManifest, TokenType
 from data_prep.storage.megatron_format import (
     IndexLayout,

@@ -11,7 +11,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import publish, temporary_path
+from pipeline.shared.files import publish, temporary_path
 from data_prep.manifest import TokenType
 from data_prep.storage.shard_format import LENGTH_DTYPE, LENGTHS_FIELD, TOKENS_FIELD, encode_npy, token_dtype
 

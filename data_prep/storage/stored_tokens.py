@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import DataError
-from data_prep.files import file_sha256
+from pipeline.shared.files import file_sha256
 from data_prep.manifest import ShardEntry, ShardManifest
 from data_prep.storage.megatron_format import PairRun, read_lengths
 from data_prep.storage.shard_format import token_dtype

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from sentencepiece import SentencePieceTrainer
 
 from data_prep.errors import DataError
-from data_prep.files import write_atomically
+from pipeline.shared.files import write_atomically
 from data_prep.inputs.documents import InputFile, TextFiles, TextFolder, files_fingerprint
 from data_prep.inputs.finding import find_files
 from data_prep.inputs.ranges import whole

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from megatron_ext.parallel.memory import PassMemory
+from megatron_ext.model.memory import PassMemory
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.ponder.config import PonderConfig
 from megatron_ext.ponder.passes import PassPlan

@@ -20,7 +20,7 @@ from pipeline.commands.checkpoint_tables import (
     tensor_table,
 )
 from pipeline.commands.shared import examples
-from pipeline.exit_codes import ExitCode
+from pipeline.shared.exit_codes import ExitCode
 
 app = typer.Typer(
     no_args_is_help=True,

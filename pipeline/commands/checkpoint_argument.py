@@ -20,6 +20,6 @@ Iteration = Annotated[
 
 def speaks() -> bool:
     """Return whether this process is the first rank, the one that shows results."""
-    from pipeline.ranks import Ranks
+    from pipeline.ranks.environment import Ranks
 
     return Ranks.from_environment().rank == 0

@@ -10,7 +10,7 @@ import typer
 
 from pipeline.commands.checkpoint_argument import speaks
 from pipeline.commands.shared import examples, set_up_logging
-from pipeline.console import open_bar, table_console
+from pipeline.shared.console import open_bar, table_console
 
 EPILOG = examples(
     "megaponder compare runs/vanilla runs/ponderlm2 runs/ponderlm3",
@@ -68,10 +68,10 @@ def compare(
     # It tells of the fonts that it finds.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
-    from data_prep.files import write_atomically
-    from pipeline.comparison.measure import Wanted, curve_of, find_run
-    from pipeline.comparison.plot import render_png
-    from pipeline.comparison.table import comparison_values, labels_of, render_comparison, same_text
+    from pipeline.shared.files import write_atomically
+    from pipeline.evaluation.compare.measure import Wanted, curve_of, find_run
+    from pipeline.evaluation.compare.plot import render_png
+    from pipeline.evaluation.compare.table import comparison_values, labels_of, render_comparison, same_text
 
     wanted = Wanted(thresholds=tuple(threshold or ()), num_global_batches=iters, anew=anew)
     found = [find_run(path) for path in runs]

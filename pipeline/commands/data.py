@@ -17,7 +17,7 @@ from pipeline.commands.text_source import (
     TextField,
     choose_source,
 )
-from pipeline.exit_codes import ExitCode
+from pipeline.shared.exit_codes import ExitCode
 
 app = typer.Typer(no_args_is_help=True, help="Turn raw text into token shards, and look at them.")
 app.command(epilog=data_index.EPILOG)(data_index.index)

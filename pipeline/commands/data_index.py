@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.shared import examples, set_up_logging
-from pipeline.console import open_bar
+from pipeline.shared.console import open_bar
 
 EPILOG = examples("megaponder data index runs/data", "megaponder data index /data/web /data/books /data/code")
 

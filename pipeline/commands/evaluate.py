@@ -13,7 +13,7 @@ from pipeline.commands.shared import examples, set_up_logging
 from pipeline.evaluation.task_groups import TASK_GROUPS
 
 if TYPE_CHECKING:
-    from pipeline.report.inputs import EvaluationResult, SourceLoss
+    from pipeline.evaluation.results import EvaluationResult, SourceLoss
 
 EPILOG = examples(
     "megaponder eval runs/demo/checkpoints",
@@ -140,9 +140,9 @@ def evaluate(
         )
         return
 
-    from pipeline.evaluate_checkpoint import evaluate_checkpoint
-    from pipeline.inference import opened_checkpoint
-    from pipeline.report.inputs import EVALUATION_FILE, save_json
+    from pipeline.evaluation.checkpoint import evaluate_checkpoint
+    from pipeline.evaluation.opened import opened_checkpoint
+    from pipeline.evaluation.results import EVALUATION_FILE, save_json
 
     overrides = [] if jacobi_iterations is None else [f"ponder.num_jacobi_iterations={jacobi_iterations}"]
     with opened_checkpoint(

@@ -48,8 +48,8 @@ def evaluate_tasks(
     from pipeline.evaluation.harness.run import run_tasks
     from pipeline.evaluation.harness.settings import TaskSettings
     from pipeline.evaluation.task_results import TASKS_FILE, save_task_report
-    from pipeline.inference import opened_checkpoint
-    from pipeline.ranks import Ranks
+    from pipeline.evaluation.opened import opened_checkpoint
+    from pipeline.ranks.environment import Ranks
 
     settings = TaskSettings(
         names=names,

@@ -5,7 +5,7 @@ from data_prep.errors import DataError
 from pipeline.checkpoint.errors import CheckpointError
 from pipeline.config.errors import ConfigError
 from pipeline.conversion.errors import ConversionError
-from pipeline.exit_codes import ExitCode
+from pipeline.shared.exit_codes import ExitCode
 
 EXIT_CODES: dict[type[Exception], ExitCode] = {
     ConfigError: ExitCode.USAGE,

@@ -9,7 +9,7 @@ from pipeline.commands.checkpoint_argument import Checkpoint, Iteration, speaks
 from pipeline.commands.shared import examples, set_up_logging
 
 if TYPE_CHECKING:
-    from pipeline.inference import OpenedCheckpoint
+    from pipeline.evaluation.opened import OpenedCheckpoint
 
 HELDOUT_PROMPT_TOKENS = 32
 EPILOG = examples(
@@ -106,9 +106,9 @@ def generate(
         )
 
     from pipeline.commands.generate_output import generate_to
-    from pipeline.generate import GenerationSettings, Prefill, SamplingSettings
-    from pipeline.inference import opened_checkpoint
-    from pipeline.signals import StopFlag
+    from pipeline.generation.texts import GenerationSettings, Prefill, SamplingSettings
+    from pipeline.evaluation.opened import opened_checkpoint
+    from pipeline.ranks.signals import StopFlag
 
     settings = GenerationSettings(
         num_tokens=max_new_tokens,
@@ -142,7 +142,7 @@ def _texts(prompt: list[str] | None, prompts_file: Path | None) -> list[str]:
     if not all(texts):
         raise typer.BadParameter("must not be empty", param_hint="--prompt")
     if prompts_file is not None:
-        from pipeline.generate_prompts import read_prompts_file
+        from pipeline.generation.prompts import read_prompts_file
 
         texts += read_prompts_file(prompts_file)
     return texts

@@ -42,7 +42,7 @@ def parity(
 
     Exit code 0: every difference is inside the band of the run's precision; 1: one is not, or ranks failed.
     """
-    from pipeline.parity.command import run_parity
+    from pipeline.verification.parity.command import run_parity
 
     set_up_logging()
     raise typer.Exit(

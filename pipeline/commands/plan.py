@@ -10,8 +10,8 @@ from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_log
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
-from pipeline.console import table_console
-from pipeline.exit_codes import ExitCode
+from pipeline.shared.console import table_console
+from pipeline.shared.exit_codes import ExitCode
 
 EPILOG = examples(
     "megaponder plan --config pipeline/recipes/pythia_2.8b_ponderlm3.yaml",
@@ -72,10 +72,10 @@ def plan(
     """
     set_up_logging()
 
-    from pipeline.plan.devices import DEVICES, GIB
-    from pipeline.plan.run_plan import Assumptions, plan_run, plan_values
-    from pipeline.plan.suggest import on_devices, suggest
-    from pipeline.plan.table import render_memory, render_plan, render_suggestions
+    from pipeline.cost.devices import DEVICES, GIB
+    from pipeline.cost.run_plan import Assumptions, plan_run, plan_values
+    from pipeline.cost.suggest import on_devices, suggest
+    from pipeline.cost.table import render_memory, render_plan, render_suggestions
 
     if gpu not in DEVICES:
         raise typer.BadParameter(f"must be one of {', '.join(DEVICES)}, but is {gpu}", param_hint="--gpu")

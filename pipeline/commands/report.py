@@ -33,7 +33,7 @@ def report(
     from pipeline.report.collect import collect_report
     from pipeline.report.render import write_report
     from pipeline.report.table import render_results
-    from pipeline.run_account import flops_account, mean_training_sweeps
+    from pipeline.cost.account import flops_account, mean_training_sweeps
 
     config_file = run / CONFIG_NAME
     if not config_file.is_file():

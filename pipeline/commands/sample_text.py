@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from pipeline.report.colors import DARK_RAMP, step_colors
-from pipeline.report.inputs import SampleToken, TextSample
+from pipeline.evaluation.results import SampleToken, TextSample
 
 
 def render_sample(sample: TextSample) -> Text:

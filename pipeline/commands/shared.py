@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-PROGRESS_LOGGER = "pipeline.progress"
+PROGRESS_LOGGER = "pipeline.run.progress"
 
 Overrides = Annotated[
     list[str] | None,

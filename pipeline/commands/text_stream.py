@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from pipeline.commands.sample_text import render_tokens
-from pipeline.generate import GeneratedText
+from pipeline.generation.texts import GeneratedText
 
 UNFINISHED = "\ufffd"
 

@@ -8,7 +8,7 @@ from pipeline.commands.ranks import run_on_layout
 from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
 from pipeline.config.load import load_config, render_config
 from pipeline.config.schema import RunConfig
-from pipeline.exit_codes import ExitCode
+from pipeline.shared.exit_codes import ExitCode
 
 EPILOG = examples(
     "megaponder train --config pipeline/recipes/tiny_ponderlm3.yaml data.path=runs/data",
@@ -71,12 +71,12 @@ def train(
 
 
 def _train(run: RunConfig) -> int:
-    from pipeline.signals import StopFlag
+    from pipeline.ranks.signals import StopFlag
 
     minutes = run.training.exit_duration_in_mins
     # Before the imports that take seconds: a signal during the start must not kill the rank.
     with StopFlag(limit_seconds=None if minutes is None else 60 * minutes) as stop:
-        from pipeline.trainer import train as train_run
+        from pipeline.run.start import train as train_run
 
         return train_run(run, stop)
 
@@ -84,6 +84,6 @@ def _train(run: RunConfig) -> int:
 def _show_schedule(run: RunConfig) -> None:
     set_up_logging()
 
-    from pipeline.schedule_chart import show_schedule as show
+    from pipeline.cost.schedule_chart import show_schedule as show
 
     show(run)

@@ -9,8 +9,8 @@ import typer
 
 from pipeline.commands.checkpoint_argument import Checkpoint, Iteration, speaks
 from pipeline.commands.shared import examples, set_up_logging
-from pipeline.console import open_bar, table_console
-from pipeline.exit_codes import ExitCode
+from pipeline.shared.console import open_bar, table_console
+from pipeline.shared.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from pipeline.config.ponder_section import PonderSection
@@ -94,7 +94,7 @@ def verify(
     is_first = speaks()
     set_up_logging(speaks=is_first)
 
-    from pipeline.inference import opened_checkpoint
+    from pipeline.evaluation.opened import opened_checkpoint
     from pipeline.verification.checkpoint import num_parts, verify_checkpoint
     from pipeline.verification.result import VERIFICATION_FILE, save_verification
     from pipeline.verification.table import render_verdict, render_verification

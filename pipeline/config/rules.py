@@ -17,7 +17,7 @@ from pipeline.config.rules_evaluation import EVALUATION_RULES
 from pipeline.config.rules_model import MODEL_RULES
 from pipeline.config.rules_parallel import PARALLEL_RULES
 from pipeline.config.rules_ponder import PONDER_RULES
-from pipeline.config.rules_stages import STAGE_RULES
+from pipeline.config.rules_workflow import STAGE_RULES
 from pipeline.config.rules_submit import SUBMIT_RULES
 from pipeline.config.rules_training import TRAINING_RULES
 

@@ -15,7 +15,7 @@ from pipeline.config.fault_sections import DivergenceConfig as DivergenceConfig
 from pipeline.config.ponder_section import PonderSection as PonderSection
 from pipeline.config.rules import broken_rules
 from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
-from pipeline.config.stage_sections import Stage
+from pipeline.config.workflow_section import Stage
 from pipeline.config.stages import even_stages
 from pipeline.config.start_section import InitFromSection as InitFromSection
 from pipeline.config.submit_section import SubmitSection

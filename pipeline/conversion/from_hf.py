@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_ext.drawing import drawing
+from megatron_ext.initialization import drawing
 from megatron_ext.methods.registry import build_method
-from megatron_ext.model_config import PonderTransformerConfig
+from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.ponder.config import Method
 from megatron_ext.weights import Entry
 from pipeline.checkpoint.checksums import FileDigest, digest_file
@@ -27,7 +27,7 @@ from pipeline.conversion.inspection import Findings, check_tied_copies, inspect,
 from pipeline.conversion.native import NativeWriter, write_small_files
 from pipeline.conversion.run_settings import converted_model, one_process, run_settings
 from pipeline.conversion.tokenizer_files import TOKENIZER_FOLDER, copy_files, find_tokenizer, note_token_ids
-from pipeline.initial_weights import NEW_PARTS
+from pipeline.run.initial_weights import NEW_PARTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

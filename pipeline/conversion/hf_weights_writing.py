@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_ext.model_config import PonderTransformerConfig
+from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.weights import entries
 from pipeline.conversion.certificate import TensorAccount
 from pipeline.conversion.errors import ConversionError

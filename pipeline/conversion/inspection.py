@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_ext.model_config import PonderTransformerConfig
+from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.weights import Entry, entries
 from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_weights import HuggingFaceWeights

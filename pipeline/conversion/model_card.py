@@ -12,7 +12,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_ponder_config import settings_of_method
 from pipeline.conversion.run_settings import NO_DATA
-from pipeline.report.inputs import EVALUATION_FILE, EvaluationResult, load_evaluation
+from pipeline.evaluation.results import EVALUATION_FILE, EvaluationResult, load_evaluation
 
 CARD_NAME = "README.md"
 _TEMPLATE = "model_card.md.j2"

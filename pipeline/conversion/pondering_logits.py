@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_ext.batch import TokenBatch
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.decoding import BatchDecoder
 from megatron_ext.host import device
 from megatron_ext.methods.base import Sweeps
-from megatron_ext.model import PonderModel
+from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
-from pipeline.build import build_module
+from pipeline.step.build import build_module
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.native import NativeReader
 from pipeline.conversion.native_logits import one_rank

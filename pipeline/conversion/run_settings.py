@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_ext.model_config import PonderTransformerConfig
+from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, as_written
 from pipeline.config.overrides import apply_overrides
@@ -13,7 +13,7 @@ from pipeline.config.start_section import POSSIBLE_SOURCES
 from pipeline.config.validate import build_config, setting_paths
 from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_config import SourceModel
-from pipeline.megatron_config import transformer_config
+from pipeline.step.megatron_config import transformer_config
 
 # Where --set gives none: an evaluation then says that there are no data.
 NO_DATA = "no-data-were-given"

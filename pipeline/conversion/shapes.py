@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from megatron_ext.methods.adaponderlm import GATE_EXPANSION
 from megatron_ext.methods.ponderlm3 import ROUTER_REDUCTION
-from megatron_ext.model_config import Architecture, PonderTransformerConfig
+from megatron_ext.model.config import Architecture, PonderTransformerConfig
 
 Shape = tuple[int, ...]
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from megatron_ext.model_config import PonderTransformerConfig
+from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.ponder.config import Method
 from megatron_ext.weights import entries
-from pipeline.build import open_heldout_split, vocab_size_of
+from pipeline.step.build import open_heldout_split, vocab_size_of
 from pipeline.checkpoint.checksums import digest_file, find_damage, read_checksums
 from pipeline.checkpoint.content import OPTIMIZER_PREFIXES
 from pipeline.checkpoint.folder import CONFIG_NAME
@@ -41,7 +41,7 @@ from pipeline.conversion.tokenizer_files import (
     note_token_ids,
     read_token_ids,
 )
-from pipeline.report.inputs import EvaluationResult
+from pipeline.evaluation.results import EvaluationResult
 
 SHARD_BYTES = 5 * 10**9
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import DataError
-from data_prep.files import publish, temporary_path
+from pipeline.shared.files import publish, temporary_path
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pipeline.flops import FlopsAccount
+from pipeline.cost.flops import FlopsAccount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

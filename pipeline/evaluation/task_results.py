@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from data_prep.files import write_atomically
+from pipeline.shared.files import write_atomically
 
 TASKS_FILE = "tasks.json"
 ACCURACY = "acc,none"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from pipeline.flops import FlopsAccount
+from pipeline.cost.flops import FlopsAccount
 from pipeline.metrics import names
 
 Sums = Mapping[str, Sequence[float]]

@@ -5,12 +5,12 @@ from statistics import median
 from typing import Any
 
 from pipeline.checkpoint.folder import CONFIG_NAME
-from pipeline.flops import FlopsAccount
+from pipeline.cost.flops import FlopsAccount
 from pipeline.metrics import names
 from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, VALIDATION, curve, read_events
 from pipeline.metrics.ponder_scalars import fractions, mean_steps_of
 from pipeline.report.data import Command, Points, ReportData
-from pipeline.report.inputs import EVALUATION_FILE, SAMPLE_FILE, load_evaluation, load_sample
+from pipeline.evaluation.results import EVALUATION_FILE, SAMPLE_FILE, load_evaluation, load_sample
 
 
 def collect_report(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.report.inputs import LossQuartile, TextSample
+from pipeline.evaluation.results import LossQuartile, TextSample
 
 Points = tuple[tuple[float, float], ...]
 

@@ -11,8 +11,8 @@ from pipeline.metrics.ponder_scalars import mean_steps_of
 from pipeline.report.colors import DARK_RAMP, LIGHT_RAMP, step_colors
 from pipeline.report.data import ReportData
 from pipeline.report.figures import all_figures, loss_figure
-from pipeline.report.inputs import SampleToken, TextSample
-from pipeline.summary import metric
+from pipeline.evaluation.results import SampleToken, TextSample
+from pipeline.run.summary import metric
 
 TEMPLATE = "template.html.j2"
 

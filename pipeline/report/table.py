@@ -8,7 +8,7 @@ from rich.table import Table
 from pipeline.metrics.ponder_scalars import active_fractions, contraction, fractions, mean_steps_of
 from pipeline.report.data import ReportData
 from pipeline.report.figures import QUARTILE_NAMES
-from pipeline.summary import metric
+from pipeline.run.summary import metric
 
 
 def result_rows(data: ReportData) -> list[tuple[str, str]]:

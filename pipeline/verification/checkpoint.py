@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from pipeline.inference import OpenedCheckpoint
+from pipeline.evaluation.opened import OpenedCheckpoint
 from pipeline.verification.result import VerifiedCheckpoint
 from pipeline.verification.texts import heldout_rows
 from pipeline.verification.verify import verify_model

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_ext.batch import TokenBatch
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.decoding import BatchDecoder
 from megatron_ext.host import device
-from megatron_ext.model import PonderModel
+from megatron_ext.model.model import PonderModel
 from pipeline.verification.texts import Piece
 
 

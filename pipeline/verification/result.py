@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, with_config
 
-from data_prep.files import write_atomically
+from pipeline.shared.files import write_atomically
 
 VERIFICATION_FILE = "verification.json"
 # The threshold at which agreement is claimed by the papers, and judged.

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from megatron_ext.batch import TokenBatch
-from megatron_ext.model import PonderModel
+from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.config import Method
 from pipeline.method_settings import changed_settings
 from pipeline.metrics.ponder_scalars import contraction, jacobi_residuals

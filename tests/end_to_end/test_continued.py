@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.bench.conversion import NeoxSizes, make_model
+from tests.bench.conversion import NeoxSizes, make_model
 from pipeline.checkpoint.offline import OfflineReader
 from tests.support.commands import COMMAND, megaponder, started, wait_until
 from tests.support.corpus import VOCAB_SIZE

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.bench.conversion import NeoxSizes, make_model
+from tests.bench.conversion import NeoxSizes, make_model
 from pipeline.data.prompts import load_tokenizer
 from tests.support.commands import megaponder
 from tests.support.corpus import VOCAB_SIZE

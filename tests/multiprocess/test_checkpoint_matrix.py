@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.weights import whole_tensors
-from pipeline.build import TrainingParts, build_training
+from pipeline.step.build import TrainingParts, build_training
 from pipeline.checkpoint.comparison import TensorComparison, compare_checkpoints
 from pipeline.checkpoint.folder import checkpoint_folder
 from pipeline.checkpoint.loading import load_checkpoint
@@ -25,8 +25,8 @@ from pipeline.checkpoint.saver import save_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
 from pipeline.metrics.statistics import StatisticsAccumulator
-from pipeline.step_settings import step_settings
-from pipeline.train_step import train_step
+from pipeline.step.settings import step_settings
+from pipeline.step.train import train_step
 from tests.support.layout_steps import own_batches
 from tests.support.layouts import MODELS, Layout
 from tests.support.ranks import SharedRanks, run_alone

@@ -6,7 +6,7 @@ import torch
 from megatron_ext.decoding import BatchDecoder
 from megatron_ext.host import prepare_host
 from megatron_ext.methods.base import Sweeps
-from megatron_ext.model_config import Architecture
+from megatron_ext.model.config import Architecture
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
 from tests.support.ponder_models import METHODS, oracle_results, random_tokens, tiny_model

@@ -9,8 +9,8 @@ import pytest
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
 from pipeline.config.load import load_config
-from pipeline.evaluate_checkpoint import evaluate_checkpoint
-from pipeline.inference import load_checkpoint
+from pipeline.evaluation.checkpoint import evaluate_checkpoint
+from pipeline.evaluation.opened import load_checkpoint
 from tests.support.harness_tasks import TASKS
 from tests.support.ranks import SharedRanks, run_alone
 from tests.support.task_models import TaskModels, write_task_models

@@ -31,8 +31,8 @@ def compare_ways(method: str, num_stages: int) -> dict[str, Any]:
 
     prepare_host()
     from megatron_ext.parallel.groups import destroy_groups, initialize_groups
-    from pipeline.bench.pipeline import load_bench_config
-    from pipeline.bench.pipeline_worker import build_bench, gradients_of, time_both
+    from tests.bench.pipeline import load_bench_config
+    from tests.bench.pipeline_worker import build_bench, gradients_of, time_both
 
     sizes = (
         "model.num_layers=3",

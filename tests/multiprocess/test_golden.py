@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError
-from pipeline.exit_codes import ExitCode
-from pipeline.golden.case import GoldenCase, read_cases
-from pipeline.golden.command import run_golden
-from pipeline.golden.compare import WHOLE_NUMBERS
+from pipeline.shared.exit_codes import ExitCode
+from tests.support.golden.case import GoldenCase, read_cases
+from tests.support.golden.command import run_golden
+from tests.support.golden.compare import WHOLE_NUMBERS
 
 pytestmark = pytest.mark.multiprocess
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ext.model import PonderModel
-from megatron_ext.parallel.gradients import finalize_gradients
+from megatron_ext.model.model import PonderModel
+from megatron_ext.schedule.gradients import finalize_gradients
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from pipeline.config.errors import ConfigError
 from tests.support.layout_steps import (

@@ -12,13 +12,13 @@ from torch import Tensor
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
 from megatron_ext.weights import whole_tensors
-from pipeline.build import TrainingParts, build_training
+from pipeline.step.build import TrainingParts, build_training
 from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.saver import save_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.load import dump_config
 from pipeline.config.schema import RunConfig
-from pipeline.initial_weights import start_from_weights
+from pipeline.run.initial_weights import start_from_weights
 from tests.support.layouts import LLAMA, VOCAB_SIZE, Layout, Model
 from tests.support.ranks import SharedRanks, run_alone
 
@@ -125,7 +125,7 @@ def test_weights_are_taken_over_and_what_is_new_stays_as_it_was_drawn(
     target: str,
     new: str,
 ) -> None:
-    caplog.set_level(logging.INFO, logger="pipeline.initial_weights")
+    caplog.set_level(logging.INFO, logger="pipeline.run.initial_weights")
     before, after = run_alone(_start, folder, source, target, Layout(), {})
     drawn = {name for name in after if new and name.startswith(new)}
     assert bool(drawn) == bool(new)

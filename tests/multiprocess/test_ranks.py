@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch.distributed
 
-from pipeline.signals import StopFlag
+from pipeline.ranks.signals import StopFlag
 from tests.support.ranks import SharedRanks, run_on_ranks
 
 pytestmark = pytest.mark.multiprocess

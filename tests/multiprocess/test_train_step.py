@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ext.batch import TokenBatch
-from megatron_ext.model import PonderModel
+from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from megatron_ext.weights import whole_tensors

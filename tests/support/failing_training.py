@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands.shared import set_up_logging
-from pipeline.launch import run_ranks
-from pipeline.ranks import Ranks
+from pipeline.ranks.launch import run_ranks
+from pipeline.ranks.environment import Ranks
 
 EXIT_CODE = 9
 # Of a layer: a step of the recipe in `tests.support.runs` has ten on every rank, two of them in each pass.
@@ -38,8 +38,8 @@ def _train(config: Path, overrides: Sequence[str], *, fails: str | None) -> int:
     from torch import nn
 
     from pipeline.config.load import load_config
-    from pipeline.signals import StopFlag
-    from pipeline.trainer import train
+    from pipeline.ranks.signals import StopFlag
+    from pipeline.run.start import train
 
     if fails is not None:
         hook = _FailingHook(WAYS[fails], in_training=not fails.endswith("in evaluation"))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ext.batch import TokenBatch
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.decoding import BatchDecoder
-from megatron_ext.micro_batch import ModelOutput
-from megatron_ext.model import PonderModel
-from megatron_ext.model_config import (
+from megatron_ext.model.micro_batch import ModelOutput
+from megatron_ext.model.model import PonderModel
+from megatron_ext.model.config import (
     Architecture,
     Initialization,
     PonderTransformerConfig,
@@ -23,7 +23,7 @@ from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from megatron_ext.ponder.config import Method, Mixture, PonderConfig
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
-from megatron_ext.ponder.oracle import Backbone, SequentialOracle, TokenResult
+from megatron_ext.ponder.reference import Backbone, SequentialOracle, TokenResult
 from megatron_ext.weights import load_weights, whole_tensors
 
 VOCAB_SIZE = 43

@@ -27,8 +27,8 @@ _POLL_SECONDS = 0.2
 
 def run_alone(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call ``function(*arguments)`` in this process, as the only rank of a gloo process group."""
-    from pipeline.distributed import start_process_group, stop_process_group
-    from pipeline.ranks import Ranks
+    from pipeline.ranks.distributed import start_process_group, stop_process_group
+    from pipeline.ranks.environment import Ranks
 
     start_process_group(Ranks.from_environment({}), timeout_seconds=60)
     try:
@@ -165,8 +165,8 @@ def _serve(rank: int, world_size: int, port: int, calls: Any, results: Any) -> N
         OMP_NUM_THREADS="1",
     )
     torch.set_num_threads(1)
-    from pipeline.distributed import start_process_group
-    from pipeline.ranks import Ranks
+    from pipeline.ranks.distributed import start_process_group
+    from pipeline.ranks.environment import Ranks
 
     try:
         start_process_group(Ranks.from_environment(), timeout_seconds=_COLLECTIVE_TIMEOUT_SECONDS)

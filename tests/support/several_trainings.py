@@ -9,8 +9,8 @@ from pathlib import Path
 
 from megatron_ext.parallel.groups import destroy_groups
 from pipeline.config.load import load_config
-from pipeline.signals import StopFlag
-from pipeline.trainer import train
+from pipeline.ranks.signals import StopFlag
+from pipeline.run.start import train
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_prep.run import prepare
 from megatron_ext.ponder.config import Method
-from pipeline.bench.conversion import NeoxSizes, make_model
+from tests.bench.conversion import NeoxSizes, make_model
 from pipeline.conversion.from_hf import ImportOptions, from_hf
 from pipeline.conversion.hf_weights import SAFETENSORS_NAME
 from pipeline.conversion.to_hf import ExportOptions, to_hf

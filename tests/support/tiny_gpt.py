@@ -5,8 +5,8 @@ from typing import Any, Literal
 import torch
 
 from megatron_ext.host import prepare_host
-from megatron_ext.learning_rate import ScheduleSettings, build_scheduler
-from megatron_ext.optimizer import (
+from megatron_ext.schedule.learning_rate import ScheduleSettings, build_scheduler
+from megatron_ext.schedule.optimizer import (
     OptimizerSettings,
     build_optimizer,
     connect_schedule,

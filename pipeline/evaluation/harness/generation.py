@@ -9,8 +9,8 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from data_prep.errors import DataError
 from pipeline.evaluation.costs import RealizedCost
 from pipeline.evaluation.replicas import over_replicas
-from pipeline.generate import GenerationSettings, SamplingSettings, generate
-from pipeline.inference import OpenedCheckpoint
+from pipeline.generation.texts import GenerationSettings, SamplingSettings, generate
+from pipeline.evaluation.opened import OpenedCheckpoint
 
 _KNOWN_OPTIONS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
 

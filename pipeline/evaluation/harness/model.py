@@ -14,8 +14,8 @@ from pipeline.evaluation.costs import RealizedCost, add_costs
 from pipeline.evaluation.harness.generation import GenerationRequest, continue_texts
 from pipeline.evaluation.replicas import over_replicas
 from pipeline.evaluation.scoring import ScoredText, TextToScore, score_texts
-from pipeline.generate import GenerationSettings
-from pipeline.inference import OpenedCheckpoint
+from pipeline.generation.texts import GenerationSettings
+from pipeline.evaluation.opened import OpenedCheckpoint
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import DataError
-from data_prep.files import folder_lock
+from pipeline.shared.files import folder_lock
 from data_prep.inputs.documents import TextFolder
 from data_prep.inputs.finding import find_files
 from data_prep.inputs.rejections import REJECTED_NAME

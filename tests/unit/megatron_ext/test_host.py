@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from megatron_ext import host
-from megatron_ext.optimizer import AdamW
+from megatron_ext.schedule.optimizer import AdamW
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
 

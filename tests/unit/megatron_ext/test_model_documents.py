@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_ext.model_config import Architecture
+from megatron_ext.model.config import Architecture
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method
 from tests.support.ponder_models import (

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ext.model import PonderModel
-from megatron_ext.model_config import Architecture
+from megatron_ext.model.model import PonderModel
+from megatron_ext.model.config import Architecture
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method, Mixture, Residual
-from megatron_ext.ponder.oracle import TokenResult
+from megatron_ext.ponder.reference import TokenResult
 from megatron_ext.ponder.residual import residual
 from tests.support.ponder_models import (
     VOCAB_SIZE,

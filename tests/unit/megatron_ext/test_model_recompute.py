@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ext.model_config import Architecture
+from megatron_ext.model.config import Architecture
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method, Mixture, Residual
 from megatron_ext.ponder.masks import PADDING_DOCUMENT

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ext.micro_batch import ModelOutput
+from megatron_ext.model.micro_batch import ModelOutput
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from megatron_ext.ponder.config import Method, Penalty

@@ -15,7 +15,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.demo import LEDGER_FILE, Demo, run_demo
 from pipeline.demo_ledger import DemoLedger, fingerprint, program_fingerprint
 from pipeline.metrics.jsonl import JsonlSink
-from pipeline.report.inputs import save_json
+from pipeline.evaluation.results import save_json
 from tests.unit.pipeline.config.settings import valid_settings
 from tests.unit.pipeline.metrics.records import training_record, validation_record
 from tests.unit.pipeline.report.sample_data import made_up_evaluation, made_up_sample

@@ -9,7 +9,7 @@ from cluster.job_record import JobState, find_record
 from cluster.job_spec import Container
 from cluster.local.files import Supervisor, load_supervisor, save_supervisor
 from cluster.local.target import LocalTarget
-from pipeline.exit_codes import ExitCode
+from pipeline.shared.exit_codes import ExitCode
 from tests.support.local_jobs import LocalJobs, local_jobs
 
 WAITS = "wait_to_be_told(); sys.exit(75)"

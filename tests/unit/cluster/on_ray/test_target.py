@@ -11,7 +11,7 @@ from cluster.job_files import JobEnd, next_attempt, save_end
 from cluster.job_record import JobRecord, JobState
 from cluster.job_spec import Container, JobSpec, RequeuePolicy, Resources, SweepMember
 from cluster.on_ray.job_file import JOB_FILE_NAME, load_job, render_job, submission_of
-from cluster.on_ray.signs import Heartbeat, save_heartbeat
+from cluster.on_ray.heartbeat import Heartbeat, save_heartbeat
 from cluster.on_ray.target import RayTarget
 
 RENDERED = Path(__file__).with_name("two_nodes.json")

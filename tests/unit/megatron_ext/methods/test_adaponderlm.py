@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from megatron_ext import attention
-from megatron_ext.attention import RowContext
+from megatron_ext.model.attention import RowContext
 from megatron_ext.methods.adaponderlm import AdaPonderLM
-from megatron_ext.model import PonderModel
-from megatron_ext.model_config import Architecture
+from megatron_ext.model.model import PonderModel
+from megatron_ext.model.config import Architecture
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method, PonderConfig
 from megatron_ext.ponder.masks import PADDING_DOCUMENT

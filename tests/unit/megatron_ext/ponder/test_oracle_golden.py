@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_ext.ponder.config import Method, Mixture, PonderConfig, Residual
-from megatron_ext.ponder.oracle import Backbone, SequentialOracle, TokenResult
-from pipeline.golden.case import GoldenCase, read_cases
+from megatron_ext.ponder.reference import Backbone, SequentialOracle, TokenResult
+from tests.support.golden.case import GoldenCase, read_cases
 
 EXACT = 1e-9
 BACKBONES = ["llama", "neox"]

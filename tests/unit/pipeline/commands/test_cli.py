@@ -11,7 +11,7 @@ from pipeline import cli
 from pipeline.checkpoint.errors import CheckpointError
 from pipeline.commands.failures import exit_code_of
 from pipeline.config.errors import ConfigError, ConfigProblem
-from pipeline.exit_codes import ExitCode
+from pipeline.shared.exit_codes import ExitCode
 
 RECIPE = Path(__file__).parents[4] / "pipeline" / "recipes" / "tiny_vanilla.yaml"
 

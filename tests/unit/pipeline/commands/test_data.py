@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from data_prep.errors import DataError
 from pipeline import cli
-from pipeline.exit_codes import ExitCode
+from pipeline.shared.exit_codes import ExitCode
 from tests.support.corpus import train_small_tokenizer, write_corpus
 
 

@@ -1,5 +1,5 @@
 from pipeline.commands.sample_text import render_legend, render_sample
-from pipeline.report.inputs import SampleToken, TextSample
+from pipeline.evaluation.results import SampleToken, TextSample
 
 
 def sample(*, pruning_threshold: float | None = 1e-4) -> TextSample:

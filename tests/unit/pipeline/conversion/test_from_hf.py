@@ -12,7 +12,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from megatron_ext.ponder.config import Method
-from pipeline.bench.conversion import NeoxSizes, make_model
+from tests.bench.conversion import NeoxSizes, make_model
 from pipeline.checkpoint.folder import start_partial_checkpoint
 from pipeline.cli import app
 from pipeline.config.errors import ConfigError

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ext.model_config import Architecture
+from megatron_ext.model.config import Architecture
 from megatron_ext.ponder.config import Method
 from pipeline.conversion.certificate import Certificate
 from pipeline.conversion.hf_ponder_config import CODE_FILES, CODE_FOLDER

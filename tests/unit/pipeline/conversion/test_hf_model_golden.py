@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.golden.case import GoldenCase, read_cases
-from pipeline.golden.forward import ponder_config
+from tests.support.golden.case import GoldenCase, read_cases
+from tests.support.golden.forward import ponder_config
 
 pytest.importorskip("transformers")
 

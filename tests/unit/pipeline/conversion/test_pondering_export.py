@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from megatron_ext.model_config import Architecture
+from megatron_ext.model.config import Architecture
 from megatron_ext.ponder.config import Method
 from pipeline.checkpoint.state import TrainState
 from pipeline.cli import app
@@ -23,7 +23,7 @@ from pipeline.conversion.model_card import CardFacts, find_evaluation, render_mo
 from pipeline.conversion.run_settings import one_process
 from pipeline.conversion.to_hf import ExportOptions, to_hf
 from pipeline.conversion.tokenizer_files import read_token_ids
-from pipeline.report.inputs import EvaluationResult, save_json
+from pipeline.evaluation.results import EvaluationResult, save_json
 from tests.support.hf_models import read_all
 from tests.support.pondering_exports import write_checkpoint
 from tests.support.ranks import run_alone

@@ -13,7 +13,7 @@ from pipeline.data.batches import BatchShare, TrainingBatches
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.fingerprint import combine_digests, row_digests
 from pipeline.data.prefetch import CLOSE_SECONDS, Ahead, PrefetchedBatches
-from pipeline.signals import StopFlag, StopRequest
+from pipeline.ranks.signals import StopFlag, StopRequest
 from tests.unit.pipeline.data.test_batches import build_training
 
 GLOBAL_BATCH = 8

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from pipeline.distributed import start_process_group, stop_process_group
-from pipeline.ranks import Ranks
+from pipeline.ranks.distributed import start_process_group, stop_process_group
+from pipeline.ranks.environment import Ranks
 
 
 @pytest.fixture(scope="module")

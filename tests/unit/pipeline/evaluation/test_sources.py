@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from data_prep.tokenizers.tokenizer import Tokenizer
-from megatron_ext.batch import TokenBatch
-from megatron_ext.micro_batch import ModelOutput
+from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.micro_batch import ModelOutput
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from pipeline.data.batches import BatchLayout, HeldoutBatches, PackingOptions

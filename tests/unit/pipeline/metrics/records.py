@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from pipeline.metrics.records import SweepPoint, TrainingRecord, ValidationRecord
-from pipeline.model_shape import ModelShape
+from pipeline.cost.shape import ModelShape
 
 # A model of a few numbers, for costs that can be checked by hand.
 SHAPE = ModelShape(

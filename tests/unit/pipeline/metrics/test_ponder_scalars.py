@@ -3,7 +3,7 @@ import math
 import pytest
 
 from megatron_ext.ponder.config import Method
-from pipeline.flops import FlopsAccount
+from pipeline.cost.flops import FlopsAccount
 from pipeline.metrics.ponder_scalars import (
     active_fractions,
     contraction,

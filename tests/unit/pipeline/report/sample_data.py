@@ -3,7 +3,7 @@
 import math
 
 from pipeline.report.data import Command, ReportData
-from pipeline.report.inputs import EvaluationResult, LossQuartile, SampleToken, TextSample
+from pipeline.evaluation.results import EvaluationResult, LossQuartile, SampleToken, TextSample
 
 SOURCE = (
     "def parse(text: str) -> list[str]:\n"

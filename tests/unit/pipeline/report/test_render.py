@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report.inputs import SampleToken, TextSample
+from pipeline.evaluation.results import SampleToken, TextSample
 from pipeline.report.render import headline_tiles, render_report, write_report
 from tests.unit.pipeline.report.sample_data import made_up_report
 

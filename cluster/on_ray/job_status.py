@@ -1,0 +1,162 @@
+"""Where the machines of a job tell how their ranks are, and read what all of them are to do.
+
+One actor beside the driver; nothing here imports Ray.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.job_files import next_attempt
+from pipeline.shared.exit_codes import ExitCode
+from pipeline.ranks.process import first_failed
+
+# For machines to tell how their ranks ended after one has failed; one that is lost never tells.
+VERDICT_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReport:
+    """How the ranks of one machine are.
+
+    Attributes:
+        node: its number.
+        host: its name.
+        codes: exit code of each rank, None while it runs.
+    """
+
+    node: int
+    host: str
+    codes: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How a start of the ranks, or the whole job, has ended.
+
+    Attributes:
+        exit_code: of all ranks together.
+        reason: who was the cause; empty where all ended well.
+    """
+
+    exit_code: int
+    reason: str
+
+    @property
+    def restarts(self) -> bool:
+        """Whether another start can go on from the last checkpoint."""
+        return self.exit_code == ExitCode.REQUEUE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """What a machine is to do.
+
+    Attributes:
+        stops: tell the ranks to save and leave.
+        has_failure: some rank has failed; the others are not to wait for it for long.
+        verdict: when all is over.
+    """
+
+    stops: bool
+    has_failure: bool
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """What the driver sees.
+
+    Attributes:
+        attempt_folder: logs of the last start; None before the first.
+        num_attempts: starts so far.
+        hosts: of the machines, in order of the ranks.
+        alive_ranks: how many run.
+        silent_seconds: since any machine reported, or since the job began.
+        verdict: on the last start.
+    """
+
+    attempt_folder: Path | None
+    num_attempts: int
+    hosts: tuple[str, ...]
+    alive_ranks: int
+    silent_seconds: float
+    verdict: Verdict | None
+
+
+class Board:
+    """Reports of one start at a time.
+
+    Args:
+        log_folder: of the job.
+        num_nodes: machines that report.
+        clock: seconds, for tests.
+    """
+
+    def __init__(self, log_folder: Path, num_nodes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log_folder = log_folder
+        self._num_nodes = num_nodes
+        self._clock = clock
+        self._reports: dict[int, NodeReport] = {}
+        self._attempt_folder: Path | None = None
+        self._num_attempts = 0
+        self._stops = False
+        self._failed_at: float | None = None
+        self._reported_at = clock()
+        self._verdict: Verdict | None = None
+
+    def open_attempt(self) -> Path:
+        """Begin another start; return the folder for its logs."""
+        self._reports.clear()
+        self._failed_at = self._verdict = None
+        self._reported_at = self._clock()
+        self._attempt_folder = next_attempt(self._log_folder)
+        self._num_attempts += 1
+        return self._attempt_folder
+
+    def stop(self) -> None:
+        """Tell every machine to let its ranks save and leave."""
+        self._stops = True
+
+    def report(self, report: NodeReport) -> Orders:
+        """Take a machine's report and answer it."""
+        self._reported_at = self._clock()
+        self._reports[report.node] = report
+        if self._failed_at is None and any(report.codes):
+            self._failed_at = self._clock()
+        if self._verdict is None and self._is_over():
+            self._verdict = self._judge()
+        return Orders(stops=self._stops, has_failure=self._failed_at is not None, verdict=self._verdict)
+
+    def overview(self) -> Overview:
+        """Return what the driver shows and writes down."""
+        reports = self._in_order()
+        return Overview(
+            attempt_folder=self._attempt_folder,
+            num_attempts=self._num_attempts,
+            hosts=tuple(report.host for report in reports),
+            alive_ranks=sum(report.codes.count(None) for report in reports),
+            silent_seconds=self._clock() - self._reported_at,
+            verdict=self._verdict,
+        )
+
+    def _is_over(self) -> bool:
+        if len(self._reports) == self._num_nodes and not any(None in r.codes for r in self._reports.values()):
+            return True
+        return self._failed_at is not None and self._clock() - self._failed_at > VERDICT_SECONDS
+
+    def _judge(self) -> Verdict:
+        places = [
+            (report, index, code) for report in self._in_order() for index, code in enumerate(report.codes)
+        ]
+        failed = first_failed([code for _, _, code in places])
+        if failed is None:
+            return Verdict(exit_code=ExitCode.DONE, reason="")
+        report, index, code = places[failed]
+        assert code is not None, "a rank that has failed has ended"
+        rank = report.node * len(report.codes) + index
+        return Verdict(exit_code=code, reason=f"rank {rank} on {report.host} ended with exit code {code}")
+
+    def _in_order(self) -> list[NodeReport]:
+        return [self._reports[node] for node in sorted(self._reports)]

@@ -1,0 +1,85 @@
+"""By what a stage's inputs and outputs are told apart: short texts that change when the content does."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from data_prep.errors import DataError
+from pipeline.shared.files import file_sha256
+from data_prep.inputs.documents import KNOWN_SUFFIXES, TextFiles, files_fingerprint
+from data_prep.manifest import MANIFEST_NAME, ReadSettings, load_manifest
+from pipeline.checkpoint.checksums import CHECKSUMS_NAME
+from pipeline.checkpoint.errors import CheckpointError
+from pipeline.checkpoint.tracker import resolve_checkpoint
+from pipeline.config.workflow_section import PrepareStage
+
+
+def text_of(stage: PrepareStage) -> TextFiles:
+    """Return the text a stage prepares, as `megaponder data prepare` finds it."""
+    return TextFiles(
+        inputs=stage.inputs,
+        suffixes=stage.suffixes or KNOWN_SUFFIXES,
+        reading=ReadSettings(text_field=stage.text_field, lines=stage.lines),
+    )
+
+
+def identity_of_text(text: TextFiles) -> str:
+    """Name, size and time of every file; no text is read.
+
+    Raises:
+        DataError: there is no such text.
+    """
+    # Loads fsspec.
+    from data_prep.inputs.finding import find_files
+
+    return files_fingerprint(find_files(text))
+
+
+def identity_of_file(path: Path) -> str | None:
+    """Return the checksum of a file, if it is there."""
+    return file_sha256(path) if path.is_file() else None
+
+
+def identity_of_tokens(path: Path) -> str | None:
+    """Return what tells tokens apart: checksums where there is a manifest, else names, sizes and times.
+
+    Tokens that were prepared anew from the same text are the same.
+    """
+    if (path / MANIFEST_NAME).exists():
+        try:
+            manifest = load_manifest(path)
+        except DataError:
+            return None
+        shards = [f"{shard.name} {shard.split} {shard.sha256}" for shard in manifest.shards]
+        return _digest([manifest.header.tokenizer.sha256, *shards])
+    # Rows or a pair of Megatron's: a folder, or the prefix of two files.
+    files = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}.*")
+    found = sorted(file for file in files if file.suffix in (".bin", ".idx"))
+    return _digest(map(_described, found)) if found else None
+
+
+def identity_of_checkpoint(path: Path) -> str | None:
+    """Return the newest checkpoint's iteration and checksum, if there is a whole one."""
+    try:
+        folder = resolve_checkpoint(path)
+    except CheckpointError:
+        return None
+    digest = identity_of_file(folder / CHECKSUMS_NAME)
+    return None if digest is None else f"{folder.name} {digest}"
+
+
+def identity_of_folder(path: Path) -> str | None:
+    """Return the checksum of all files of a small folder, if it is there."""
+    if not path.is_dir():
+        return None
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return _digest(f"{file.relative_to(path)} {file_sha256(file)}" for file in files)
+
+
+def _described(file: Path) -> str:
+    status = file.stat()
+    return f"{file.name} {status.st_size} {status.st_mtime_ns}"
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,76 @@
+"""The marker of a stage, `stages/<name>.json` in the run's folder: what was run, on what, and what came out.
+
+The job writes it twice: when the stage begins, and when it has ended.
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cluster.errors import ClusterError
+from pipeline.shared.files import write_atomically
+
+_FOLDER = "stages"
+
+
+class Marker(BaseModel):
+    """One run of a stage.
+
+    Attributes:
+        stage: its name.
+        arguments: of `megaponder`.
+        settings: all that its output depends on beside its inputs, by dotted name.
+        inputs: identity of each input as it was when the stage began; None: it was not there.
+        job: folder of the job that ran it.
+        started_at, finished_at: in UTC; finished_at is None while it runs, and where it was killed.
+        exit_code: of the command.
+        output: identity of what it wrote; None unless it succeeded.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    arguments: tuple[str, ...]
+    settings: dict[str, Any]
+    inputs: dict[str, str | None]
+    job: str
+    started_at: datetime
+    finished_at: datetime | None = None
+    exit_code: int | None = None
+    output: str | None = None
+
+    def ended(self, exit_code: int, output: str | None) -> "Marker":
+        """Return the marker of the same run when it has ended."""
+        changes = {"finished_at": datetime.now(UTC), "exit_code": exit_code, "output": output}
+        return self.model_copy(update=changes)
+
+
+def save_marker(run_folder: Path, marker: Marker) -> None:
+    """Write a marker, whole or not at all."""
+    path = _path(run_folder, marker.stage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (marker.model_dump_json(indent=2) + "\n").encode())
+
+
+def load_marker(run_folder: Path, stage: str) -> Marker | None:
+    """Return the marker of a stage; None where it has never run.
+
+    Raises:
+        ClusterError: there is one, which cannot be read.
+    """
+    path = _path(run_folder, stage)
+    if not path.exists():
+        return None
+    try:
+        return Marker.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ClusterError(
+            f"{path} must be the marker of a stage, but cannot be read ({error}); delete it to run the stage "
+            "again"
+        ) from error
+
+
+def _path(run_folder: Path, stage: str) -> Path:
+    return run_folder / _FOLDER / f"{stage}.json"

@@ -1,0 +1,97 @@
+"""A stage inside its job: `python -m cluster.workflow.run_step NAME --config FILE [--again]`.
+
+It runs `megaponder` in this very process, so that signals, exit codes and launchers need no go-between, and
+keeps the stage's marker. A stage that is done already ends at once: what was to change its inputs did not.
+"""
+
+import argparse
+import logging
+import runpy
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cluster.workflow.marker import Marker, load_marker, save_marker
+from cluster.workflow.todo import reason_to_run
+from cluster.workflow.set_aside import set_aside, starts_anew
+from cluster.workflow.work import StageWork, work_of
+from pipeline.commands.failures import USER_ERRORS, exit_code_of
+from pipeline.commands.shared import set_up_logging
+from pipeline.config.load import load_config
+from pipeline.config.schema import RunConfig
+from pipeline.config.workflow_section import Stage
+from pipeline.shared.exit_codes import ExitCode
+from pipeline.ranks.environment import Ranks
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Run a stage as one of its ranks; the first rank keeps the marker."""
+    asked = _parser().parse_args()
+    set_up_logging(speaks=Ranks.from_environment().rank == 0)
+    try:
+        config = load_config(asked.config)
+        stage = next(stage for stage in config.stages if stage.name == asked.stage)
+        work = work_of(config, stage, asked.config)
+        marker = _begin(config, stage, work, asked)
+    except USER_ERRORS as error:
+        logger.error("%s", error)
+        sys.exit(exit_code_of(error))
+    if marker is None:
+        sys.exit(ExitCode.DONE)
+    on_ray = () if asked.ray_address is None else ("--ray-address", asked.ray_address)
+    code = run_command((*work.arguments, *on_ray))
+    if Ranks.from_environment().rank == 0:
+        output = work.output() if code == ExitCode.DONE else None
+        save_marker(config.output_dir, marker.ended(code, output))
+    sys.exit(code)
+
+
+def run_command(arguments: tuple[str, ...]) -> int:
+    """Run `megaponder <arguments>` in this process, as `python -m pipeline.cli` does; return its code."""
+    sys.argv = ["megaponder", *arguments]
+    try:
+        runpy.run_module("pipeline.cli", run_name="__main__", alter_sys=True)
+    except SystemExit as left:
+        return ExitCode.DONE if left.code is None else left.code if isinstance(left.code, int) else 1
+    return ExitCode.DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cluster.workflow.run_step", description=__doc__)
+    parser.add_argument("stage", help="its name")
+    parser.add_argument("--config", type=Path, required=True, help="of the run, in the folder of the job")
+    parser.add_argument("--again", action="store_true", help="run it although it is done")
+    parser.add_argument("--ray-address", help="HOST:PORT of a running Ray that data is prepared on")
+    return parser
+
+
+def _begin(config: RunConfig, stage: Stage, work: StageWork, asked: argparse.Namespace) -> Marker | None:
+    """Return the marker of this run of the stage, which the first rank has written; None: it is done."""
+    job = str(asked.config.parent)
+    state = work.state(config.output_dir)
+    reason = reason_to_run(state)
+    has_run_here = state.marker is not None and state.marker.job == job
+    if reason is None and (has_run_here or not asked.again):
+        logger.info("%s is done already: its settings and inputs are those of its last run", stage.name)
+        return None
+    marker = Marker(
+        stage=stage.name,
+        arguments=work.arguments,
+        settings=dict(work.settings),
+        inputs=dict(state.inputs),
+        job=job,
+        started_at=datetime.now(UTC),
+    )
+    if Ranks.from_environment().rank == 0:
+        before = load_marker(config.output_dir, stage.name)
+        if before is not None and starts_anew(state, job=job, again=asked.again):
+            # The other ranks touch nothing before they have met this one.
+            set_aside(config, stage, before, state.output)
+        save_marker(config.output_dir, marker)
+    return marker
+
+
+if __name__ == "__main__":
+    main()

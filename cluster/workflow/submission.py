@@ -1,0 +1,122 @@
+"""Submitting what is missing of a run's stages, each after those it needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import ClusterError
+from cluster.job_record import records_below
+from cluster.job_spec import JobSpec
+from cluster.preflight import check_run
+from cluster.run_job import CONFIG_NAME
+from cluster.workflow.identity import identity_of_checkpoint
+from cluster.workflow.job import job_name, stage_job
+from cluster.workflow.todo import PlannedStage, plan_stages
+from cluster.workflow.work import prepared_folder, work_of
+from cluster.targets import target_named
+from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.config.schema import RunConfig
+from pipeline.config.workflow_section import PrepareStage, Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which stages are looked at.
+
+    Attributes:
+        only: this one alone; None: all.
+        again_from: it and what needs its output run although they are done.
+    """
+
+    only: str | None = None
+    again_from: str | None = None
+
+
+def plan_run_stages(config: RunConfig, choice: Choice) -> tuple[PlannedStage, ...]:
+    """Look at what is there and decide what runs.
+
+    Raises:
+        ClusterError: the choice names no stage, or a marker cannot be read.
+        DataError: there is no text to prepare.
+        ConfigError: what the stages need is not there and none of them makes it.
+    """
+    names = [stage.name for stage in config.stages]
+    for name in (choice.only, choice.again_from):
+        if name is not None and name not in names:
+            raise ClusterError(f"a stage must be one of {', '.join(names)}, but is {name}")
+    looked_at = [stage for stage in config.stages if choice.only in (None, stage.name)]
+    works = [work_of(config, stage, Path(CONFIG_NAME)) for stage in looked_at]
+    again = () if choice.again_from is None else (choice.again_from,)
+    planned = plan_stages([work.state(config.output_dir) for work in works], again=again)
+    _check(config, planned)
+    return planned
+
+
+def stage_to_job(
+    config: RunConfig, planned: PlannedStage, choice: Choice, *, dependencies: Sequence[str]
+) -> JobSpec:
+    """Describe the job of a planned stage."""
+    return stage_job(
+        config,
+        _stage_named(config, planned.name),
+        dependencies=dependencies,
+        again=planned.name == choice.again_from,
+    )
+
+
+def refuse_running(config: RunConfig, planned: Sequence[PlannedStage]) -> None:
+    """Refuse to submit a stage whose last job has not ended.
+
+    Raises:
+        ClusterError: there is one.
+    """
+    wanted = [job_name(config, _stage_named(config, stage.name)) for stage in planned if stage.reason]
+    # A link of a chain has its number behind the name.
+    newest = {record.name.partition(" (")[0]: record for record in records_below(config.output_dir)}
+    for name in (name for name in wanted if name in newest):
+        record = newest[name]
+        state = target_named(record.target, ray_address=record.address).status(record).state
+        if not state.is_final and state != state.UNKNOWN:
+            raise ClusterError(
+                f"a stage must have ended before it is submitted again, but {record.job_id} is {state}; wait "
+                f"for it, or stop it with `megaponder jobs cancel {record.job_id}`"
+            )
+
+
+def _check(config: RunConfig, planned: Sequence[PlannedStage]) -> None:
+    stages = [_stage_named(config, stage.name) for stage in planned if stage.reason is not None]
+    commands = {stage.command for stage in stages}
+    for stage in stages:
+        if isinstance(stage, PrepareStage):
+            _check_tokenizer(stage)
+    if "train" in commands:
+        made = {prepared_folder(config, stage) for stage in stages if isinstance(stage, PrepareStage)}
+        check_run(config, expects_data=made.isdisjoint(config.data.training_paths))
+    elif {"evaluate", "export"} & commands:
+        _check_checkpoint(config)
+
+
+def _check_tokenizer(stage: PrepareStage) -> None:
+    if not stage.tokenizer.is_file():
+        problem = ConfigProblem(
+            path=f"stages ({stage.name}).tokenizer",
+            rule="must be a file before a job is queued that reads it",
+            value=f"{stage.tokenizer}, which does not exist",
+            cure="make one with megaponder tokenizer train, or copy a tokenizer.json",
+        )
+        raise ConfigError([problem])
+
+
+def _check_checkpoint(config: RunConfig) -> None:
+    if identity_of_checkpoint(config.checkpoint_directory) is None:
+        problem = ConfigProblem(
+            path="stages",
+            rule="must have a checkpoint to evaluate and export, or train one",
+            value=f"none in {config.checkpoint_directory}",
+            cure="add `- command: train`, or submit it before",
+        )
+        raise ConfigError([problem])
+
+
+def _stage_named(config: RunConfig, name: str) -> Stage:
+    return next(stage for stage in config.stages if stage.name == name)

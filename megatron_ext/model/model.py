@@ -1,0 +1,190 @@
+"""The pondering language model: the passes of a pondering method through the stages of a language model.
+
+A rank holds one pipeline stage and runs one pass at a time; with a single stage, forward runs them all.
+S = tokens, n = slots in a pass, R = S * n rows, B = micro-batch, H = hidden size. With sequence parallelism a
+rank holds R / tp of the rows wherever hidden states are whole.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from megatron_ext.model.attention import IterationKeys, RowContext
+from megatron_ext.model.batch import TokenBatch
+from megatron_ext.methods.base import Column, Observer, PassContext, PassRows, Readout
+from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput
+from megatron_ext.model.memory import PassMemory
+from megatron_ext.parallel.vocabulary import IGNORED_LABEL, token_losses
+from megatron_ext.ponder.masks import document_segments, scale_segments
+from megatron_ext.ponder.slots import merge_slots, split_slots
+from megatron_ext.model.stage import ModelStage
+
+
+class PonderModel(ModelStage):
+    """One pipeline stage of a GPT-NeoX or Llama language model that ponders by the configured method."""
+
+    def forward(
+        self,
+        batch: TokenBatch,
+        *,
+        num_jacobi_iterations: int,
+        prune: bool = False,
+        bottom_k_fraction: float | None = None,
+        observe: Observer | None = None,
+    ) -> ModelOutput:
+        """Run all passes of a model that has a single pipeline stage.
+
+        Args:
+            batch: B rows of S tokens.
+            num_jacobi_iterations, prune, bottom_k_fraction: see :class:`ForwardSettings`.
+            observe: called with the name and value of intermediate results.
+        """
+        assert self.pp_group.size() == 1, "several stages are run by Megatron's schedule"
+        settings = ForwardSettings(
+            num_jacobi_iterations=num_jacobi_iterations, prune=prune, bottom_k_fraction=bottom_k_fraction
+        )
+        micro_batch = self.begin(batch, settings, observe)
+        moving: PassRows | ModelOutput | None = None
+        for index in range(micro_batch.context.plan.num_passes):
+            assert not isinstance(moving, ModelOutput), "only the final pass gives an output"
+            moving = self.run_pass(micro_batch, index, moving)
+        assert isinstance(moving, ModelOutput), "the final pass gives an output"
+        return moving
+
+    def begin(
+        self, batch: TokenBatch, settings: ForwardSettings, observe: Observer | None = None
+    ) -> MicroBatch:
+        """Make what all passes of a micro-batch need on this stage.
+
+        Args:
+            batch: B rows of S tokens.
+            settings: how the forward is to be done.
+            observe: called with the name and value of intermediate results.
+        """
+        fraction = settings.bottom_k_fraction
+        context = PassContext(
+            plan=self.ponder.plan(settings.num_jacobi_iterations),
+            real=batch.is_real.transpose(0, 1).to(batch.tokens.device),
+            axis=self.axis,
+            mix_embeddings=self.mix_embeddings,
+            memory=PassMemory(by_leaves=self._cuts_graph and torch.is_grad_enabled()),
+            prune=settings.prune,
+            bottom_k_fraction=self.config.ponder.bottom_k_fraction if fraction is None else fraction,
+            observe=observe or (lambda name, value: None),
+        )
+        return MicroBatch(batch=batch, segments=document_segments(batch.document_ids), context=context)
+
+    def run_pass(
+        self, micro_batch: MicroBatch, index: int, received: PassRows | None
+    ) -> PassRows | ModelOutput:
+        """Run this stage's part of one pass.
+
+        Args:
+            micro_batch: from :meth:`begin`.
+            index: 0-based.
+            received: from the stage before, or on the first stage from the end of the pass before; None for
+                the first pass on the first stage.
+        Returns:
+            What goes to the next stage, or to the first stage for the next pass; on the last stage the
+            output of the final pass.
+        """
+        context = micro_batch.context
+        if self.pre_process:
+            tokens = self.ponder.tokens_of_rows(micro_batch.batch.tokens)
+            entered = self.ponder.enter(index, partial(self.embed, tokens), received, context)
+        else:
+            assert received is not None, "a later stage receives the rows of every pass"
+            entered = received
+        hidden = self._run_layers_of_pass(micro_batch, index, entered)
+        if not self.post_process:
+            return PassRows(rows=hidden, column=entered.column)
+        context.observe(f"stack_outputs/repeat_{index:02d}", hidden)
+        if self.ponder.normalizes(index, context.plan):
+            hidden = self.final_norm(hidden)
+        ended = PassRows(rows=hidden, column=entered.column)
+        if not context.plan.is_final(index):
+            return self.ponder.leave(index, ended, context)
+        context.observe("last_hidden", hidden)
+        return self._output(self.ponder.read(ended, context), micro_batch)
+
+    def statistics_layout(self) -> dict[str, int]:
+        """Names and sizes of the sums in :attr:`ModelOutput.statistics`."""
+        layout = {"real_tokens": 1, "labelled_tokens": 1, "nll": 1} | self.ponder.statistics_layout()
+        if "steps_count" in layout:
+            layout |= dict.fromkeys(("nll_by_steps", "labelled_by_steps"), self.config.ponder.num_slots)
+        return layout
+
+    @property
+    def _cuts_graph(self) -> bool:
+        """Whether passes have graphs of their own: on several stages, or where they are computed again."""
+        recomputes = self.config.recompute_passes or self.config.recompute_granularity is not None
+        return recomputes or self.pp_group.size() > 1
+
+    def _run_layers_of_pass(self, micro_batch: MicroBatch, index: int, entered: PassRows) -> Tensor:
+        context = micro_batch.context
+        num_slots = context.plan.slots[index]
+        return self.run_layers(
+            entered.rows,
+            micro_batch.batch.position_ids,
+            num_slots=num_slots,
+            log_weight=self._key_weight(entered, index, context),
+            context=RowContext(
+                segments=scale_segments(micro_batch.segments, num_slots),
+                iteration_keys=self._iteration_keys(entered, index, context),
+            ),
+        )
+
+    def _key_weight(self, entered: PassRows, index: int, context: PassContext) -> Tensor | None:
+        """[R or R / tp, B] -> [B, R], ready for this rank's heads."""
+        if self.ponder.column is not Column.LOG_WEIGHT or entered.column is None:
+            return None
+        log_weight = split_slots(entered.column, context.plan.slots[index])
+        context.observe(f"log_w/pass_{index:02d}", log_weight)
+        return self.axis.to_partial_use(merge_slots(log_weight)).transpose(0, 1)
+
+    def _iteration_keys(self, entered: PassRows, index: int, context: PassContext) -> IterationKeys | None:
+        if self.ponder.column is not Column.ACTIVE:
+            return None
+        active = None if entered.column is None else self.axis.to_full_use(entered.column.detach()) > 0
+        return IterationKeys(
+            iteration=index,
+            num_iterations=context.plan.num_passes,
+            active=active,
+            memory=context.memory,
+        )
+
+    def _output(self, readout: Readout, micro_batch: MicroBatch) -> ModelOutput:
+        context = micro_batch.context
+        logits = self.logits(readout.hidden)
+        context.observe("logits", logits)
+        losses = token_losses(logits, micro_batch.batch.labels.transpose(0, 1), self.axis)
+        self._record_losses(losses, readout.steps, micro_batch.batch, context)
+        return ModelOutput(
+            token_losses=losses, penalty=readout.penalty, steps=readout.steps, statistics=context.statistics
+        )
+
+    @torch.no_grad()
+    def _record_losses(
+        self, losses: Tensor, steps: Tensor | None, batch: TokenBatch, context: PassContext
+    ) -> None:
+        has_label = batch.labels.transpose(0, 1) != IGNORED_LABEL
+        losses = losses.detach()
+        context.statistics |= {
+            "real_tokens": context.real.sum().reshape(1).to(losses.dtype),
+            "labelled_tokens": has_label.sum().reshape(1).to(losses.dtype),
+            "nll": losses.sum().reshape(1),
+        }
+        if steps is not None:
+            size = self.config.ponder.num_slots
+            index = steps.flatten()
+            context.statistics |= {
+                "nll_by_steps": losses.new_zeros(size).index_add_(0, index, losses.flatten()),
+                "labelled_by_steps": losses.new_zeros(size).index_add_(
+                    0, index, has_label.flatten().to(losses.dtype)
+                ),
+            }
+        # A forward without sweeps has no residuals; its sums are zero, so that every forward has the same
+        # names.
+        for name, size in self.statistics_layout().items():
+            context.statistics.setdefault(name, losses.new_zeros(size))

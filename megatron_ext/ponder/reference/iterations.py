@@ -1,0 +1,68 @@
+"""Methods that run one row again and again: loop, PonderLM, AdaPonderLM (definitions 3 and 4).
+
+A token keeps one version of its keys and values per iteration. Iteration i sees version i of every earlier
+token, or the last one of a token that has fewer.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from megatron_ext.ponder.config import Residual
+from megatron_ext.ponder.reference.backbone import KeptRow
+from megatron_ext.ponder.reference.method import OracleMethod, TokenResult
+
+
+class IterativeMethod(OracleMethod):
+    """A method that runs one row again and again."""
+
+    def visible_rows(self) -> Sequence[KeptRow]:
+        """One version of every earlier token."""
+        *earlier, own = self.tokens
+        return [versions[min(len(own), len(versions) - 1)] for versions in earlier]
+
+
+class Loop(IterativeMethod):
+    """The layers run K + 1 times on their own output, without a norm in between."""
+
+    def think(self, token: int) -> TokenResult:
+        """Run trip after trip, then the final norm."""
+        row = self.embed(token)
+        for _ in range(self.ponder.num_slots):
+            row = self.run_layers(row)
+        return self.result(self.backbone.final_norm(row))
+
+
+class PonderLM(IterativeMethod):
+    """K times, the embeddings that an iteration predicts are added to the input of the next one."""
+
+    def think(self, token: int) -> TokenResult:
+        """Run E^0, then E^{i+1} = E^i + e^i, or E^0 + e^i."""
+        first = self.embed(token)
+        if self.ponder.multiply_embedding:
+            first = self.ponder.num_latent_thoughts * first
+        row = first
+        hidden = self.run(row)
+        for _ in range(self.ponder.num_latent_thoughts):
+            base = row if self.ponder.residual is Residual.ACCUMULATE else first
+            row = base + self.feed_back(hidden)
+            hidden = self.run(row)
+        return self.result(hidden)
+
+
+class AdaPonderLM(IterativeMethod):
+    """As PonderLM, with each addition weighted by a gate; a gate below tau halts the token for good."""
+
+    def think(self, token: int) -> TokenResult:
+        """Run E^0, then E^{i+1} = E^i + s^i e^i while s^i >= tau."""
+        gate_logits = []
+        row = self.embed(token)
+        hidden = self.run(row)
+        for iteration in range(self.ponder.num_latent_thoughts):
+            gate_logits.append(self.backbone.two_layers(hidden, f"ponder.gates.{iteration}"))
+            gate = torch.sigmoid(gate_logits[-1])
+            if gate < self.ponder.pruning_threshold:
+                break
+            row = row + gate * self.feed_back(hidden)
+            hidden = self.run(row)
+        return self.result(hidden, gate_logits=gate_logits)

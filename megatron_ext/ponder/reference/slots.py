@@ -1,0 +1,73 @@
+"""Methods whose tokens own slots, one row each: vanilla, pause, PonderLM-2, PonderLM-3 (definitions 2 and 4).
+
+The next row sees all slots of all earlier tokens, and the slots of its own token so far.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from megatron_ext.ponder.reference.backbone import KeptRow
+from megatron_ext.ponder.reference.method import OracleMethod, TokenResult
+
+# log w is clamped here (definitions 2.5).
+SMALLEST_TAIL_MASS = 1e-9
+
+
+class SlotMethod(OracleMethod):
+    """A method whose tokens own slots."""
+
+    def visible_rows(self) -> Sequence[KeptRow]:
+        """All rows there are."""
+        return [row for slots in self.tokens for row in slots]
+
+
+class Vanilla(SlotMethod):
+    """One slot, without embedding scale."""
+
+    def think(self, token: int) -> TokenResult:
+        """Run the embedding."""
+        return self.result(self.run(self.embed(token)))
+
+
+class Pause(SlotMethod):
+    """K pause tokens after every token; the last one is read."""
+
+    def think(self, token: int) -> TokenResult:
+        """Run the token, then its pause tokens."""
+        pause = self.ponder.pause_token_id
+        hidden = self.run(self.embed(token))
+        for _ in range(self.ponder.num_latent_thoughts):
+            assert pause is not None, "pause_token_id must name the embedding of a pause token, but is None"
+            hidden = self.run(self.embed(pause))
+        return self.result(hidden)
+
+
+class PonderLM2(SlotMethod):
+    """K latent thoughts, each made from the slot before it; the last slot is read."""
+
+    def think(self, token: int) -> TokenResult:
+        """Run the embedding, then thought after thought."""
+        thoughts = []
+        hidden = self.run(self.embed(token))
+        for _ in range(self.ponder.num_latent_thoughts):
+            thoughts.append(self.feed_back(hidden))
+            hidden = self.run(thoughts[-1])
+        return self.result(hidden, thoughts=thoughts)
+
+
+class PonderLM3(SlotMethod):
+    """As PonderLM-2 until the tail mass falls below tau; the slots are read by the router's shares."""
+
+    def think(self, token: int) -> TokenResult:
+        """Run the embedding, ask the router, run the thoughts that are kept."""
+        thoughts = []
+        hidden = [self.run(self.embed(token))]
+        shares = torch.softmax(self.backbone.two_layers(hidden[0], "ponder.router"), dim=0)
+        for step in range(1, self.ponder.num_latent_thoughts + 1):
+            tail_mass = shares[step:].sum()
+            if tail_mass < self.ponder.pruning_threshold:
+                break
+            thoughts.append(self.feed_back(hidden[-1]))
+            hidden.append(self.run(thoughts[-1], log_weight=tail_mass.clamp_min(SMALLEST_TAIL_MASS).log()))
+        return self.result(shares[: len(hidden)] @ torch.stack(hidden), thoughts=thoughts)

@@ -1,0 +1,36 @@
+"""Train a method's own weights alone for a while: router or gates on a backbone that stands still."""
+
+from typing import Any
+
+from megatron_ext.model.model import PonderModel
+
+
+class BackboneFreeze:
+    """Turns the backbone's training off and on between steps."""
+
+    def __init__(self, module: PonderModel, optimizer: Any) -> None:
+        """Start unfrozen.
+
+        Args:
+            module: this rank's stage.
+            optimizer: Megatron's; its scheduler sets the weight decay anew after every step.
+        """
+        self._backbone = [
+            parameter for name, parameter in module.named_parameters() if not name.startswith("ponder.")
+        ]
+        self._optimizer = optimizer
+        self._is_frozen = False
+
+    def set(self, is_frozen: bool) -> None:
+        """Freeze or release the backbone for the next step; call it before the forward.
+
+        A frozen weight gets no gradient, so that its moments stay zero; without weight decay AdamW then
+        leaves it bit by bit as it is.
+        """
+        if is_frozen != self._is_frozen:
+            for parameter in self._backbone:
+                parameter.requires_grad_(not is_frozen)
+            self._is_frozen = is_frozen
+        if is_frozen:
+            for group in self._optimizer.param_groups:
+                group["weight_decay"] = 0.0

@@ -1,1 +1,0 @@
-"""Runs side by side: held-out loss against what inference costs."""

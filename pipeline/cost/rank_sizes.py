@@ -1,0 +1,147 @@
+"""The sizes that decide how many bytes a rank holds, read from a run's settings.
+
+Legend of the package: S tokens of a sequence, B micro-batch, n slots of a pass, R = S n B rows of a pass,
+H hidden size, V padded vocabulary, K extra steps, J sweeps, t tensor-parallel ranks, p pipeline stages.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_ext.ponder.config import Method, Mixture
+from pipeline.config.schema import RunConfig
+from pipeline.cost.shape import ModelShape
+from pipeline.cost.account import flops_account, max_sweeps
+
+# Bytes of the types.
+FLOAT32, BFLOAT16, BOOL = 4, 2, 1
+# Fused attention wants head sizes in steps of so many channels (definitions 2.6).
+HEAD_SIZE_STEP = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankSizes:
+    """A run from the memory's point of view.
+
+    Attributes:
+        shape: of the whole model.
+        method, num_latent_thoughts, mixture: of pondering.
+        slots: rows per token of every pass of the longest training forward.
+        tensor, shards_tokens: the tensor axis, and whether hidden states are split over it (sequence
+            parallelism).
+        stage_layers: layers of each pipeline stage.
+        data: data-parallel ranks.
+        shares_optimizer: whether these share the optimizer's state.
+        micro_batch_size: B.
+        num_micro_batches: of an iteration on a rank.
+        value_bytes: of a weight or an activation.
+        recompute: what backward computes again.
+        rotary_size: rotated channels of a head.
+        separates_documents: whether the documents of a row are attended to one by one.
+        has_fused_norms: whether RMSNorm is one kernel, as on GPUs, and not several operations, as on CPUs.
+    """
+
+    shape: ModelShape
+    method: Method
+    num_latent_thoughts: int
+    mixture: Mixture
+    slots: tuple[int, ...]
+    tensor: int
+    shards_tokens: bool
+    stage_layers: tuple[int, ...]
+    data: int
+    shares_optimizer: bool
+    micro_batch_size: int
+    num_micro_batches: int
+    value_bytes: int
+    recompute: Literal["none", "selective", "full", "per_pass"]
+    rotary_size: int
+    separates_documents: bool
+    has_fused_norms: bool = True
+
+    @property
+    def num_stages(self) -> int:
+        """P."""
+        return len(self.stage_layers)
+
+    @property
+    def num_passes(self) -> int:
+        """Passes of the longest forward."""
+        return len(self.slots)
+
+    @property
+    def tokens(self) -> int:
+        """S B."""
+        return self.shape.seq_length * self.micro_batch_size
+
+    @property
+    def own_tokens(self) -> float:
+        """Tokens of which a rank holds the hidden states."""
+        return self.tokens / (self.tensor if self.shards_tokens else 1)
+
+    @property
+    def hidden_bytes(self) -> float:
+        """One hidden state per token, as a rank holds it: [S, B, H]."""
+        return self.own_tokens * self.shape.hidden_size * self.value_bytes
+
+    @property
+    def vocabulary_elements(self) -> float:
+        """One number per token and piece of this rank's vocabulary: [S, B, V / t]."""
+        return self.tokens * self.shape.padded_vocab_size / self.tensor
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a pass ends with a mixture of embeddings."""
+        return self.mixture is not Mixture.HIDDEN and not self.method.has_one_pass
+
+    @property
+    def recomputes_layers(self) -> bool:
+        """Whether layers leave no more behind than their input."""
+        return self.recompute in ("full", "per_pass")
+
+    def has_weighted_keys(self, index: int) -> bool:
+        """Whether the keys of pass `index` have log weights beside them."""
+        return self.method is Method.PONDERLM3 and index > 0
+
+    def has_kept_keys(self, index: int) -> bool:
+        """Whether pass `index` puts keys and values of halted tokens in place of the computed ones.
+
+        Where the core attention is computed again, that happens inside of it.
+        """
+        return self.method is Method.ADAPONDERLM and index > 0 and self.recompute != "selective"
+
+    @property
+    def weighted_head_size(self) -> int:
+        """Channels of a head with the columns of log w, padded (definitions 2.6)."""
+        columns = 1 if self.value_bytes >= FLOAT32 else 2
+        return -(-(self.shape.kv_channels + columns) // HEAD_SIZE_STEP) * HEAD_SIZE_STEP
+
+
+def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = True) -> RankSizes:
+    """Read the sizes of a run.
+
+    Args:
+        config: the run.
+        vocab_size: the tokenizer's, without padding.
+        has_fused_norms: see :class:`RankSizes`.
+    """
+    account, parallel = flops_account(config, vocab_size), config.parallel
+    sweeps = max_sweeps(config.ponder) if account.method.has_sweeps and account.num_latent_thoughts else 0
+    return RankSizes(
+        shape=account.shape,
+        method=account.method,
+        num_latent_thoughts=account.num_latent_thoughts,
+        mixture=account.mixture,
+        slots=account.build_up_rows + (account.final_rows,) * (sweeps + 1),
+        tensor=parallel.tensor,
+        shards_tokens=parallel.sequence_parallel,
+        stage_layers=config.stage_layers,
+        data=parallel.data,
+        shares_optimizer=parallel.use_distributed_optimizer,
+        micro_batch_size=config.training.micro_batch_size,
+        num_micro_batches=config.num_micro_batches,
+        value_bytes=FLOAT32 if config.training.precision == "fp32" else BFLOAT16,
+        recompute=parallel.recompute,
+        rotary_size=int(config.model.kv_channels * config.model.rotary_percent),
+        separates_documents=config.data.reset_attention,
+        has_fused_norms=has_fused_norms,
+    )

@@ -1,0 +1,150 @@
+"""The pipeline timeline of one training step, drawn and counted (`megaponder train --show-schedule`)."""
+
+from collections.abc import Mapping, Sequence
+from string import ascii_lowercase, digits
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from megatron_ext.methods.registry import build_method
+from pipeline.config.schema import RunConfig
+from pipeline.shared.console import table_console
+from pipeline.step.megatron_config import ponder_config
+from pipeline.cost.pass_schedule import (
+    Interval,
+    Timeline,
+    backward_time,
+    flushing_timeline,
+    looping_timeline,
+)
+from pipeline.step.settings import step_settings
+
+# A piece of work is at least this wide, for the letter of its micro-batch and the digit of its pass.
+COLUMNS_PER_TIME = 2
+# More than fit a few lines of a terminal tell nothing; then there are only figures.
+LARGEST_CHART_COLUMNS = 640
+PASS_NAMES = digits + ascii_lowercase
+COLORS = ("cyan", "green", "yellow", "magenta", "blue", "red")
+IDLE = "."
+LEGEND = "letter: micro-batch, small in forward, capital in backward; digit and colour: pass; ...: idle"
+EXPLANATION = (
+    "Computed, not measured. Time 1 is forward of one row per token on one stage; held are rows per token of "
+    "the micro-batches between forward and backward, on the stage with most."
+)
+
+
+def show_schedule(config: RunConfig, console: Console | None = None) -> None:
+    """Print the timeline of the first step of a run, and that of flushing between passes beside it.
+
+    Args:
+        config: the run.
+        console: where to; None takes standard output.
+    """
+    settings = step_settings(config, iteration=0, consumed_tokens=0)
+    # The vocabulary has no influence on the passes.
+    method = build_method(ponder_config(config.ponder, 0), config.model.hidden_size, decides=False)
+    slots = method.plan(settings.num_jacobi_iterations).slots
+    stages, micro_batches = config.parallel.pipeline, config.num_micro_batches
+    console = console or table_console()
+    console.print(
+        f"[bold]{config.name}[/], first step: {config.ponder.method}, J = {settings.num_jacobi_iterations}; "
+        f"rows per token by pass: {', '.join(map(str, slots))}; micro-batches: {micro_batches}; "
+        f"pipeline stages: {stages}",
+        highlight=False,
+    )
+    timelines = {
+        name: timeline(
+            stages, micro_batches, slots, backward_per_forward=backward_time(config.parallel.recompute)
+        )
+        for name, timeline in (
+            ("passes as virtual stages", looping_timeline),
+            ("flushed between passes", flushing_timeline),
+        )
+    }
+    console.print(render_schedule(timelines, width=console.width))
+
+
+def render_schedule(timelines: Mapping[str, Timeline], *, width: int) -> RenderableType:
+    """Lay out timelines of the same step: charts of small ones, figures of all.
+
+    Args:
+        timelines: by name; shares and times are compared with the first.
+        width: columns of the console.
+    """
+    figures = Group(render_figures(timelines), Text(EXPLANATION, style="dim"))
+    if not all(map(fits_a_chart, timelines.values())):
+        return figures
+    charts = [
+        Group(Text(name, style="bold"), *chart_lines(timeline, width=width), Text())
+        for name, timeline in timelines.items()
+    ]
+    return Group(*charts, Text(LEGEND, style="dim"), figures)
+
+
+def fits_a_chart(timeline: Timeline) -> bool:
+    """Whether a timeline is short enough, and its passes and micro-batches few enough, to be drawn."""
+    works = [interval.work for intervals in timeline.stages for interval in intervals]
+    return (
+        timeline.duration * COLUMNS_PER_TIME <= LARGEST_CHART_COLUMNS
+        and max(work.micro_batch for work in works) < len(ascii_lowercase)
+        and max(work.pass_index for work in works) < len(PASS_NAMES)
+    )
+
+
+def chart_lines(timeline: Timeline, *, width: int) -> list[Text]:
+    """Draw one line per stage, time from left to right, continued below where the width is used up.
+
+    Args:
+        timeline: see :func:`fits_a_chart`.
+        width: columns.
+    """
+    labels = [f"stage {stage} " for stage in range(len(timeline.stages))]
+    room = max(width - max(map(len, labels)), COLUMNS_PER_TIME)
+    rows = [_chart_row(intervals, timeline.duration) for intervals in timeline.stages]
+    lines: list[Text] = []
+    for start in range(0, timeline.duration * COLUMNS_PER_TIME, room):
+        lines += [
+            Text.assemble(label.rjust(max(map(len, labels))), row[start : start + room])
+            for label, row in zip(labels, rows, strict=True)
+        ]
+        lines.append(Text())
+    return lines[:-1]
+
+
+def render_figures(timelines: Mapping[str, Timeline]) -> Table:
+    """Compare durations, bubbles and what waits for backward."""
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("step", "time", "relative", "bubble", "held for backward"):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    first = next(iter(timelines.values()))
+    for name, timeline in timelines.items():
+        table.add_row(
+            name,
+            f"{timeline.duration:,}",
+            f"{timeline.duration / first.duration:.2f}",
+            f"{timeline.bubble_share:.1%}",
+            f"{timeline.peak_held:,} rows",
+        )
+    return table
+
+
+def _chart_row(intervals: Sequence[Interval], duration: int) -> Text:
+    row = Text()
+    for interval in intervals:
+        row.append(IDLE * (interval.start * COLUMNS_PER_TIME - len(row)), style="dim")
+        row.append(_cell(interval), style=_style(interval))
+    return row.append(IDLE * (duration * COLUMNS_PER_TIME - len(row)), style="dim")
+
+
+def _cell(interval: Interval) -> str:
+    work = interval.work
+    letter = ascii_lowercase[work.micro_batch]
+    text = (letter.upper() if work.is_backward else letter) + PASS_NAMES[work.pass_index]
+    return text.ljust((interval.end - interval.start) * COLUMNS_PER_TIME, "-")
+
+
+def _style(interval: Interval) -> str:
+    color = COLORS[interval.work.pass_index % len(COLORS)]
+    return f"black on {color}" if interval.work.is_backward else color

@@ -1,0 +1,190 @@
+"""Layouts, micro-batches and recomputation with which a run fits, the cheapest first."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.config.schema import ParallelConfig, RunConfig
+from pipeline.config.suggestions import nearest_multiples
+from pipeline.config.validate import build_config
+from pipeline.cost.flops import FlopsAccount
+from pipeline.cost.run_plan import Assumptions, RunPlan, plan_run
+from pipeline.cost.account import flops_account, mean_training_sweeps
+
+Recompute = Literal["none", "selective", "full", "per_pass"]
+
+# Tensor-parallel ranks speak at every layer and belong on one machine, which has so many devices.
+SPLITS = (1, 2, 4, 8)
+LARGEST_MICRO_BATCH = 64
+# What a doubling of the tensor axis is taken to cost beside its share of the work. Ours; not measured.
+TENSOR_COST_EXPONENT = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suggestion:
+    """One way to make a run fit.
+
+    Attributes:
+        overrides: for the command line, against the run as it is.
+        relative_cost: estimated time over that of a run without recomputation, bubbles and tensor axis.
+        plan: what it comes to.
+    """
+
+    overrides: tuple[str, ...]
+    relative_cost: float
+    plan: RunPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    recompute: Recompute
+    tensor: int
+    pipeline: int
+    micro_batch_size: int
+    cost: float
+
+
+def suggest(
+    config: RunConfig,
+    vocab_size: int,
+    assumptions: Assumptions,
+) -> list[Suggestion]:
+    """Find ways in which a run fits on as many devices as it has, the global batch unchanged.
+
+    One for each kind of recomputation: its cheapest, of equally cheap ones that with the largest micro-batch.
+
+    Args:
+        config: the run.
+        vocab_size: the tokenizer's, without padding.
+        assumptions: as for the plan.
+    """
+    found: list[Suggestion] = []
+    taken: set[Recompute] = set()
+    for choice in sorted(_choices(config, vocab_size), key=lambda each: (each.cost, -each.micro_batch_size)):
+        changed = None if choice.recompute in taken else _with(config, choice)
+        if changed is None:
+            continue
+        plan = plan_run(changed, vocab_size, assumptions)
+        if plan.fits:
+            taken.add(choice.recompute)
+            found.append(
+                Suggestion(overrides=_overrides(config, changed), relative_cost=choice.cost, plan=plan)
+            )
+        if len(taken) == len(get_args(Recompute)):
+            break
+    return [each for place, each in enumerate(found) if _is_worth_it(each, found[:place])]
+
+
+def on_devices(config: RunConfig, num_devices: int) -> RunConfig:
+    """Spread a run over so many devices by its data axis.
+
+    Raises:
+        ConfigError: the layout does not divide them, or the global batch does not fit.
+    """
+    model_ranks = config.parallel.tensor * config.parallel.pipeline
+    if num_devices % model_ranks:
+        raise ConfigError(
+            [
+                ConfigProblem(
+                    path="--gpus",
+                    rule=f"must be a multiple of parallel.tensor x parallel.pipeline ({model_ranks})",
+                    value=str(num_devices),
+                    cure=f"try {nearest_multiples(num_devices, model_ranks)}",
+                )
+            ]
+        )
+    return _changed(config, {"data": num_devices // model_ranks}, {})
+
+
+def _is_worth_it(suggestion: Suggestion, cheaper: Sequence[Suggestion]) -> bool:
+    """Whether it needs less memory than all that cost no more."""
+    return all(suggestion.plan.needed_bytes < other.plan.needed_bytes for other in cheaper)
+
+
+def _choices(config: RunConfig, vocab_size: int) -> Iterator[_Choice]:
+    account, sweeps = flops_account(config, vocab_size), mean_training_sweeps(config)
+    ranks, batch = config.parallel.world_size, config.training.global_batch_size
+    for tensor in SPLITS:
+        for pipeline in SPLITS:
+            data = ranks // (tensor * pipeline)
+            if data * tensor * pipeline != ranks:
+                continue
+            for size in _micro_batches(batch, data):
+                count = batch // (size * data)
+                stages = _stage_cost(pipeline, count, account.num_passes(sweeps))
+                for recompute in get_args(Recompute):
+                    again = _recompute_cost(account, recompute, sweeps)
+                    cost = again * stages * tensor**TENSOR_COST_EXPONENT
+                    yield _Choice(
+                        recompute=recompute,
+                        tensor=tensor,
+                        pipeline=pipeline,
+                        micro_batch_size=size,
+                        cost=round(cost, 3),
+                    )
+
+
+def _micro_batches(global_batch: int, data: int) -> Sequence[int]:
+    sizes, size = [], 1
+    while size <= LARGEST_MICRO_BATCH:
+        if global_batch % (size * data) == 0:
+            sizes.append(size)
+        size *= 2
+    return sizes
+
+
+def _stage_cost(pipeline: int, num_micro_batches: int, num_passes: float) -> float:
+    """Time with the pipeline's bubble over time without it, for equal passes."""
+    return 1 + (pipeline - 1) / (num_passes * num_micro_batches)
+
+
+def _recompute_cost(account: FlopsAccount, recompute: Recompute, sweeps: float) -> float:
+    training = replace(account, recompute=recompute).training_flops(sweeps)
+    return training.hardware / training.model
+
+
+def _with(config: RunConfig, choice: _Choice) -> RunConfig | None:
+    """Change a run, or None where its rules do not allow it."""
+    data = config.parallel.world_size // (choice.tensor * choice.pipeline)
+    parallel = {
+        "tensor": choice.tensor,
+        "pipeline": choice.pipeline,
+        "data": data,
+        "recompute": choice.recompute,
+        "sequence_parallel": choice.tensor > 1,
+        "layers_per_stage": None if choice.pipeline != config.parallel.pipeline else _given_layers(config),
+        "overlap_grad_reduce": False,
+    }
+    try:
+        return _changed(config, parallel, {"micro_batch_size": choice.micro_batch_size})
+    except ConfigError:
+        return None
+
+
+def _given_layers(config: RunConfig) -> list[int] | None:
+    layers = config.parallel.layers_per_stage
+    return None if layers is None else list(layers)
+
+
+def _changed(config: RunConfig, parallel: dict[str, Any], training: dict[str, Any]) -> RunConfig:
+    settings = config.model_dump(mode="json")
+    settings["parallel"] |= parallel
+    settings["training"] |= training
+    return build_config(settings)
+
+
+def _overrides(before: RunConfig, after: RunConfig) -> tuple[str, ...]:
+    """Name what differs, as a command line takes it."""
+    changes = [
+        f"parallel.{name}={_as_yaml(getattr(after.parallel, name))}"
+        for name in ParallelConfig.model_fields
+        if getattr(after.parallel, name) != getattr(before.parallel, name)
+    ]
+    if after.training.micro_batch_size != before.training.micro_batch_size:
+        changes.append(f"training.micro_batch_size={after.training.micro_batch_size}")
+    return tuple(changes)
+
+
+def _as_yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

@@ -1,0 +1,118 @@
+"""A plan as tables for a console."""
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from pipeline.cost.devices import GIB
+from pipeline.cost.rank_memory import RankMemory
+from pipeline.cost.run_plan import RunPlan
+from pipeline.cost.suggest import Suggestion
+from pipeline.run.summary import metric
+
+MOST_PASSES_SHOWN = 12
+
+
+def render_memory(plan: RunPlan) -> Table:
+    """Lay out the memory of a rank of every stage by part, in GiB."""
+    table = Table(
+        title=f"{plan.name}: GiB of a rank",
+        min_width=60,
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("part", style="cyan")
+    for stage in plan.stages:
+        table.add_column("rank" if len(plan.stages) == 1 else f"stage {stage.stage}", justify="right")
+    parts = [_parts(plan, stage) for stage in plan.stages]
+    for row in zip(*parts, strict=True):
+        table.add_row(row[0][0], *(f"{value / GIB:.2f}" for _, value in row))
+    table.add_row("fullest moment", *(stage.fullest.name for stage in plan.stages))
+    return table
+
+
+def render_plan(plan: RunPlan) -> Table:
+    """Lay out everything else."""
+    device = plan.assumptions.device
+    table = Table(box=SIMPLE_HEAD, show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    rows = [
+        (
+            "verdict",
+            f"{verdict}: {plan.needed_bytes / GIB:.1f} of {device.memory_bytes / GIB:.1f} GiB "
+            f"of a {device.name}",
+        ),
+        ("layout", f"{plan.layout}, {plan.num_ranks} devices"),
+        (
+            "micro-batch",
+            f"{plan.micro_batch_size} sequences x {plan.num_micro_batches} per iteration, recompute "
+            f"{plan.recompute}",
+        ),
+        ("passes", f"{plan.num_passes:g} per training forward"),
+        (
+            "FLOPs per token, training",
+            f"{metric(plan.training_flops.model)} + {metric(plan.training_flops.recompute)} computed again",
+        ),
+        ("FLOPs per token, inference", _inference(plan)),
+        (
+            "speed",
+            f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / plan.num_ranks:,.0f} per "
+            f"device, at {plan.assumptions.mfu:.0%} MFU ({plan.hfu:.0%} HFU)",
+        ),
+        ("length", f"{plan.days:,.1f} days for {metric(plan.tokens)} tokens"),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def render_suggestions(suggestions: Sequence[Suggestion]) -> Table:
+    """Lay out ways to make a run fit."""
+    table = Table(title="what fits", box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("time", justify="right")
+    table.add_column("GiB", justify="right")
+    table.add_column("settings", overflow="fold")
+    for suggestion in suggestions:
+        table.add_row(
+            f"{suggestion.relative_cost:.2f} x",
+            f"{suggestion.plan.needed_bytes / GIB:.1f}",
+            " ".join(suggestion.overrides) or "as it is",
+        )
+    return table
+
+
+def _parts(plan: RunPlan, memory: RankMemory) -> list[tuple[str, float]]:
+    state, fullest = memory.state, memory.fullest
+    by_pass = list(fullest.by_pass) + [0.0] * (
+        max(len(s.fullest.by_pass) for s in plan.stages) - len(fullest.by_pass)
+    )
+    shown = [(f"activations of pass {index}", value) for index, value in enumerate(by_pass)]
+    if len(shown) > MOST_PASSES_SHOWN:
+        shown = [("activations of all passes", fullest.activations)]
+    return [
+        ("weights", state.weights),
+        ("gradients", state.gradients),
+        ("optimizer: main weights", state.main_weights),
+        ("optimizer: moments", state.moments),
+        *shown,
+        ("logits and mixtures", fullest.vocabulary),
+        ("layer under way", fullest.working),
+        ("sums of weights' gradients", fullest.gradient_sums),
+        ("communication", fullest.communication),
+        ("reserve", plan.assumptions.reserve_bytes),
+        ("all", memory.peak + plan.assumptions.reserve_bytes),
+    ]
+
+
+def _inference(plan: RunPlan) -> str:
+    least, most = (metric(value) for value in plan.inference_flops)
+    span = most if least == most else f"{least} to {most}, by steps taken"
+    if plan.expected_inference_flops is None:
+        return span
+    return (
+        f"{metric(plan.expected_inference_flops)} expected at {plan.assumptions.mean_steps:g} steps ({span})"
+    )

@@ -1,0 +1,226 @@
+"""Where the points of a run come from: files in its folder, or an evaluation of its checkpoint."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from megatron_ext.host import device
+from pipeline.step.build import heldout_batches, open_heldout_split, vocab_size_of
+from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.state import read_train_state
+from pipeline.checkpoint.tracker import resolve_checkpoint
+from pipeline.evaluation.compare.curve import CURVE_FILE, CurvePoint, PruningCurve, load_curve, save_curve
+from pipeline.config.load import load_config
+from pipeline.config.schema import RunConfig
+from pipeline.data.unigram import unigram_entropy
+from pipeline.cost.flops import FlopsAccount
+from pipeline.evaluation.opened import OpenedCheckpoint, opened_checkpoint
+from pipeline.method_settings import changed_settings
+from pipeline.metrics.ponder_scalars import fractions, mean_steps_of
+from pipeline.evaluation.results import EVALUATION_FILE, load_evaluation
+from pipeline.cost.account import flops_account
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_THRESHOLDS = (1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.2, 0.5)
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundRun:
+    """A run on disk.
+
+    Attributes:
+        folder: of the run; files about it lie here.
+        checkpoint: the ``iter_`` folder that is taken.
+        config: of the run.
+        iteration: of the checkpoint.
+    """
+
+    folder: Path
+    checkpoint: Path
+    config: RunConfig
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is asked of a run.
+
+    Attributes:
+        thresholds: tau; empty takes the usual ones and the run's own.
+        num_global_batches: of the held-out split; None takes the run's ``evaluation.iters``.
+        anew: evaluate even where files have it.
+    """
+
+    thresholds: tuple[float, ...] = ()
+    num_global_batches: int | None = None
+    anew: bool = False
+
+    def thresholds_of(self, config: RunConfig) -> tuple[float | None, ...]:
+        """Thresholds that make sense for a run, rising."""
+        ponder = config.ponder
+        if not ponder.method.halts:
+            return (None,)
+        return tuple(sorted(set(self.thresholds) or {*DEFAULT_THRESHOLDS, ponder.pruning_threshold}))
+
+    def batches_of(self, config: RunConfig) -> int:
+        """Global batches of the held-out split."""
+        return self.num_global_batches or config.evaluation.iters
+
+
+def find_run(path: Path) -> FoundRun:
+    """Find the newest checkpoint of a run.
+
+    Args:
+        path: folder of a run, of its checkpoints, or of one checkpoint.
+    Raises:
+        CheckpointError: there is none.
+    """
+    checkpoints = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+    checkpoint = resolve_checkpoint(checkpoints)
+    config = load_config(checkpoint / CONFIG_NAME, ())
+    return FoundRun(
+        folder=path if checkpoints != path else config.output_dir,
+        checkpoint=checkpoint,
+        config=config,
+        iteration=read_train_state(checkpoint).iteration,
+    )
+
+
+def curve_of(
+    run: FoundRun, wanted: Wanted, *, speaks: bool, advance: Callable[[], None] = lambda: None
+) -> PruningCurve:
+    """Read the points of a run from its folder, or evaluate and write them there; all ranks call it together.
+
+    Args:
+        run: which.
+        wanted: what is asked of it.
+        speaks: whether this rank writes.
+        advance: called after every threshold that is evaluated.
+    Raises:
+        CheckpointError, ConfigError, DataError: what is wrong with checkpoint, configuration or data.
+    """
+    known = None if wanted.anew else _from_files(run, wanted)
+    if known is not None:
+        return known
+    logger.info("%s: evaluated now, on %s", run.folder, run.checkpoint.name)
+    with opened_checkpoint(run.checkpoint) as opened:
+        curve = _evaluated(opened, wanted, advance)
+    if speaks:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        save_curve(curve, run.folder / CURVE_FILE)
+    return curve
+
+
+def _from_files(run: FoundRun, wanted: Wanted) -> PruningCurve | None:
+    """Take an earlier curve of the same checkpoint and text; or the evaluation, where nothing is pruned."""
+    batches, sweeps = wanted.batches_of(run.config), run.config.ponder.num_jacobi_iterations
+    file = run.folder / CURVE_FILE
+    if file.is_file():
+        curve = load_curve(file)
+        points = curve.at(wanted.thresholds_of(run.config))
+        same = (curve.iteration, curve.num_jacobi_iterations, curve.num_global_batches)
+        if points is not None and same == (run.iteration, sweeps, batches):
+            logger.info("%s: from %s", run.folder, CURVE_FILE)
+            return replace(curve, points=points)
+    return None if run.config.ponder.method.halts else _from_evaluation(run, batches)
+
+
+def _from_evaluation(run: FoundRun, num_global_batches: int) -> PruningCurve | None:
+    file = run.folder / EVALUATION_FILE
+    if not file.is_file():
+        return None
+    found, ponder = load_evaluation(file), run.config.ponder
+    if (found.iteration, found.num_jacobi_iterations) != (run.iteration, ponder.num_jacobi_iterations):
+        return None
+    heldout, training = open_heldout_split(run.config), run.config.training
+    samples = min(len(heldout), num_global_batches * training.global_batch_size)
+    if not _is_of(found.num_tokens, samples, training.seq_length, training.global_batch_size):
+        return None
+    logger.info("%s: from %s", run.folder, EVALUATION_FILE)
+    account = flops_account(run.config, vocab_size_of(run.config, heldout))
+    return PruningCurve(
+        name=run.config.name,
+        method=ponder.method,
+        num_latent_thoughts=ponder.num_latent_thoughts,
+        iteration=run.iteration,
+        num_jacobi_iterations=ponder.num_jacobi_iterations,
+        num_global_batches=num_global_batches,
+        num_tokens=found.num_tokens,
+        unigram_entropy=found.unigram_entropy,
+        points=(_point(None, found.loss, (), account),),
+    )
+
+
+def _is_of(num_tokens: int, num_samples: int, seq_length: int, global_batch_size: int) -> bool:
+    """Whether so many labelled tokens can be those of so many samples, to a global batch.
+
+    The file does not say how much was asked for. A few tokens have no label, so a long evaluation may look a
+    batch too short; it is then made again, which costs time and no truth.
+    """
+    num_batches = -(-num_tokens // (global_batch_size * seq_length))
+    return num_batches == -(-num_samples // global_batch_size)
+
+
+def _evaluated(opened: OpenedCheckpoint, wanted: Wanted, advance: Callable[[], None]) -> PruningCurve:
+    config, ponder = opened.config, opened.config.ponder
+    account = flops_account(config, vocab_size_of(config, opened.heldout))
+    points, num_tokens = [], 0
+    for threshold in wanted.thresholds_of(config):
+        sums = _pruned_sums(opened, threshold, wanted.batches_of(config))
+        num_tokens = int(sums["labelled_tokens"][0])
+        loss = float(sums["nll"][0]) / num_tokens
+        points.append(
+            _point(threshold, loss, sums["steps_count"].tolist() if ponder.method.halts else (), account)
+        )
+        advance()
+    return PruningCurve(
+        name=config.name,
+        method=ponder.method,
+        num_latent_thoughts=ponder.num_latent_thoughts,
+        iteration=opened.state.iteration,
+        num_jacobi_iterations=ponder.num_jacobi_iterations,
+        num_global_batches=wanted.batches_of(config),
+        num_tokens=num_tokens,
+        unigram_entropy=unigram_entropy(opened.heldout),
+        points=tuple(points),
+    )
+
+
+@torch.no_grad()
+def _pruned_sums(
+    opened: OpenedCheckpoint, threshold: float | None, num_global_batches: int
+) -> dict[str, torch.Tensor]:
+    """Sum the model's statistics over held-out text, with pruned slots masked out for good."""
+    config, module = opened.config, opened.module
+    batches = heldout_batches(config, opened.heldout, opened.groups, max_global_batches=num_global_batches)
+    sums: dict[str, torch.Tensor] = {}
+    changes = {} if threshold is None else {"pruning_threshold": threshold}
+    with changed_settings(module.ponder, **changes):
+        for batch in (batch for micro_batches in batches for batch in micro_batches):
+            output = module(
+                batch.to(device()),
+                num_jacobi_iterations=config.ponder.num_jacobi_iterations,
+                prune=threshold is not None,
+            )
+            for name, value in output.statistics.items():
+                wide = value.double().cpu()
+                sums[name] = sums[name] + wide if name in sums else wide
+    return sums
+
+
+def _point(
+    threshold: float | None, loss: float, steps_count: Sequence[float], account: FlopsAccount
+) -> CurvePoint:
+    mean_steps = mean_steps_of(steps_count) if steps_count else float(account.num_latent_thoughts)
+    full_share = fractions(steps_count)[-1] if steps_count else None
+    return CurvePoint(
+        pruning_threshold=threshold,
+        loss=loss,
+        mean_steps=mean_steps,
+        flops_per_token=account.inference_per_token(mean_steps, full_share=full_share),
+    )

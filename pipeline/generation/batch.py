@@ -1,0 +1,232 @@
+"""Generation of many sequences: whenever one ends, the next prompt takes its place."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from megatron_ext.decoding import BatchDecoder, ReadPrompt, token_nll
+from megatron_ext.methods.base import Sweeps
+from megatron_ext.model.model import PonderModel
+from pipeline.generation.sampling import SamplingSettings, TokenChooser
+
+
+class Prefill(StrEnum):
+    """How a prompt is read."""
+
+    EXACT = "exact"
+    """Token by token."""
+    JACOBI = "jacobi"
+    """All tokens together, latent thoughts by sweeps until they stand."""
+
+
+class Ending(StrEnum):
+    """Why a sequence ended."""
+
+    LENGTH = "length"
+    EOD = "eod"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationSettings:
+    """What is generated, and how.
+
+    Attributes:
+        num_tokens: how many tokens to add; fewer where the document or a stop string ends the sequence.
+        sampling: how to choose.
+        stop: texts that end a sequence, and are left out of it.
+        prefill: how prompts are read.
+        tolerance: of the Jacobi sweeps, see :class:`megatron_ext.methods.base.Sweeps`; None takes 1e-5, or
+            the rounding of the weights where that is coarser.
+        batch_size: sequences that are decoded together at most; it changes nothing but the speed.
+    """
+
+    num_tokens: int = 64
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    stop: tuple[str, ...] = ()
+    prefill: Prefill = Prefill.JACOBI
+    tolerance: float | None = None
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be generated.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+        for name in ("num_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}; give a number")
+        if not all(self.stop):
+            raise ValueError("a stop string must not be empty, but one is; leave it out")
+
+    def sweeps(self, dtype: torch.dtype) -> Sweeps | None:
+        """The sweeps over prompts of a model with weights of `dtype`; None reads token by token."""
+        if self.prefill is Prefill.EXACT:
+            return None
+        tolerance = max(1e-5, torch.finfo(dtype).eps) if self.tolerance is None else self.tolerance
+        return Sweeps(tolerance=tolerance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumedToken:
+    """One token of a sequence and what it cost.
+
+    Attributes:
+        token: id.
+        steps: ponder steps it took.
+        nll: loss in nats the model had on it; None for the first token, which nothing predicts.
+        is_prompt: given, not generated.
+    """
+
+    token: int
+    steps: int
+    nll: float | None
+    is_prompt: bool
+
+
+@dataclass(slots=True)
+class GrowingText:
+    """A sequence that is being generated.
+
+    Attributes:
+        number: of the prompt.
+        prompt: its tokens.
+        chooser: of its next tokens.
+        tokens: those consumed so far, the prompt's first.
+        ending: why it has ended; None while it goes on.
+    """
+
+    number: int
+    prompt: Sequence[int]
+    chooser: TokenChooser
+    tokens: list[ConsumedToken] = field(default_factory=list)
+    ending: Ending | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        """Of all tokens so far."""
+        return [one.token for one in self.tokens]
+
+
+def generate_batch(
+    model: PonderModel,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    *,
+    eod_id: int | None = None,
+    has_stopped: Callable[[GrowingText], bool] = lambda text: False,
+    watch: Callable[[GrowingText], None] = lambda text: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[GrowingText]:
+    """Yield every sequence once it has ended, in the order in which they end.
+
+    Args:
+        model: in evaluation mode; every rank calls this with the same arguments and gets the same texts.
+        prompts: at least one token each.
+        settings: what to generate.
+        eod_id: a chosen token that ends the text and is not consumed.
+        has_stopped: looks at a sequence after each of its tokens, and says whether that ends it.
+        watch: sees a sequence after its prompt and after each of its tokens.
+        should_stop: asked before every step; ends everything, and sequences that go on are not yielded. Equal
+            on all ranks.
+    """
+    waiting = deque(enumerate(prompts))
+    decoder = BatchDecoder(
+        model,
+        num_sequences=min(settings.batch_size, len(waiting)),
+        max_tokens=max(map(len, prompts), default=0) + settings.num_tokens,
+    )
+    batch = _Batch(decoder, settings, eod_id=eod_id, has_stopped=has_stopped, watch=watch)
+    while (waiting or batch.is_busy) and not should_stop():
+        batch.start(waiting)
+        batch.step()
+        yield from batch.take_ended()
+
+
+class _Batch:
+    """The sequences that are being decoded, by their place in the decoder."""
+
+    def __init__(
+        self,
+        decoder: BatchDecoder,
+        settings: GenerationSettings,
+        *,
+        eod_id: int | None,
+        has_stopped: Callable[[GrowingText], bool],
+        watch: Callable[[GrowingText], None],
+    ) -> None:
+        self._decoder = decoder
+        self._settings = settings
+        self._sweeps = settings.sweeps(decoder.dtype)
+        self._eod_id = eod_id
+        self._has_stopped = has_stopped
+        self._watch = watch
+        self._texts: dict[int, GrowingText] = {}
+        self._logits: dict[int, Tensor] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any sequence goes on."""
+        return bool(self._texts)
+
+    def start(self, waiting: deque[tuple[int, Sequence[int]]]) -> None:
+        """Read as many of the waiting prompts as there are free places."""
+        free = [place for place in range(len(self._decoder.num_tokens)) if place not in self._texts]
+        started = {place: waiting.popleft() for place in free[: len(waiting)]}
+        if not started:
+            return
+        prompts = [prompt for _, prompt in started.values()]
+        read = self._decoder.read_prompts(list(started), prompts, sweeps=self._sweeps)
+        for (place, (number, prompt)), result in zip(started.items(), read, strict=True):
+            chooser = TokenChooser(self._settings.sampling, number=number)
+            text = GrowingText(number, prompt, chooser, _prompt_tokens(prompt, result))
+            self._texts[place], self._logits[place] = text, result.logits
+            self._watch(text)
+
+    def step(self) -> None:
+        """Choose and consume a token of every sequence."""
+        chosen: dict[int, int] = {}
+        for place, text in self._texts.items():
+            token = text.chooser.choose(self._logits[place], text.ids)
+            if token == self._eod_id:
+                text.ending = Ending.EOD
+            else:
+                chosen[place] = token
+        if not chosen:
+            return
+        logits = torch.stack([self._logits[place] for place in chosen])
+        losses = token_nll(logits, list(chosen.values())).tolist()
+        decoded = self._decoder.consume(list(chosen), list(chosen.values()))
+        steps = decoded.steps.tolist()
+        for index, (place, token) in enumerate(chosen.items()):
+            self._logits[place] = decoded.logits[index]
+            self._append(
+                self._texts[place],
+                ConsumedToken(token=token, steps=steps[index], nll=losses[index], is_prompt=False),
+            )
+
+    def take_ended(self) -> Iterator[GrowingText]:
+        """Yield the sequences that have ended; their places are free again."""
+        for place in [place for place, text in self._texts.items() if text.ending is not None]:
+            yield self._texts.pop(place)
+
+    def _append(self, text: GrowingText, token: ConsumedToken) -> None:
+        text.tokens.append(token)
+        if self._has_stopped(text):
+            text.ending = Ending.STOP
+        elif len(text.tokens) == len(text.prompt) + self._settings.num_tokens:
+            text.ending = Ending.LENGTH
+        self._watch(text)
+
+
+def _prompt_tokens(prompt: Sequence[int], read: ReadPrompt) -> list[ConsumedToken]:
+    losses = [None, *read.nll.tolist()]
+    return [
+        ConsumedToken(token=token, steps=steps, nll=loss, is_prompt=True)
+        for token, steps, loss in zip(prompt, read.steps.tolist(), losses, strict=True)
+    ]

@@ -1,0 +1,164 @@
+"""Continue texts, running for each token only the steps it needs (`megaponder generate`).
+
+Example::
+
+    from pathlib import Path
+
+    from pipeline.generation.texts import GenerationSettings, SamplingSettings, generate
+    from pipeline.evaluation.opened import opened_checkpoint
+
+    settings = GenerationSettings(num_tokens=40, sampling=SamplingSettings(temperature=0.8, seed=1))
+    with opened_checkpoint(Path("runs/demo/checkpoints")) as checkpoint:
+        for text in generate(checkpoint, ["import os", "def main("], settings):
+            print(text.number, text.ending, text.mean_steps, text.continuation)
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from data_prep.tokenizers.tokenizer import Tokenizer
+from pipeline.generation.batch import Ending, GenerationSettings, GrowingText, Prefill, generate_batch
+from pipeline.generation.sampling import SamplingSettings
+from pipeline.evaluation.opened import OpenedCheckpoint
+from pipeline.evaluation.results import SampleToken, TextSample
+
+__all__ = [
+    "Ending",
+    "GeneratedText",
+    "GenerationSettings",
+    "Prefill",
+    "SamplingSettings",
+    "generate",
+    "text_sample",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedText:
+    """A prompt and its continuation.
+
+    Attributes:
+        number: of the prompt.
+        tokens: prompt and continuation, up to the stop string or the end of the document.
+        ending: why the text ended; None while it goes on.
+    """
+
+    number: int
+    tokens: tuple[SampleToken, ...]
+    ending: Ending | None
+
+    @property
+    def prompt(self) -> str:
+        """The text that was given."""
+        return "".join(token.piece for token in self.tokens if token.is_prompt)
+
+    @property
+    def continuation(self) -> str:
+        """The text that was added."""
+        return "".join(token.piece for token in self.tokens if not token.is_prompt)
+
+    @property
+    def mean_steps(self) -> float:
+        """Mean ponder steps of a token, the prompt's included."""
+        return sum(token.steps for token in self.tokens) / len(self.tokens)
+
+
+def generate(
+    checkpoint: OpenedCheckpoint,
+    prompts: Sequence[str | Sequence[int]],
+    settings: GenerationSettings,
+    *,
+    watch: Callable[[GeneratedText], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[GeneratedText]:
+    """Continue prompts; every text is yielded once it has ended, in the order in which they end.
+
+    What a text becomes does not depend on the other prompts: it draws from a seed of its own, and the batch
+    changes its logits by rounding only.
+
+    Args:
+        checkpoint: the model; every rank calls this with the same arguments and gets the same texts.
+        prompts: texts, or the ids of their tokens; at least one token each.
+        settings: what to generate.
+        watch: sees every text as far as it is, after its prompt and after each of its tokens.
+        should_stop: asked before every step, equal on all ranks; texts that go on then are not yielded.
+    Raises:
+        ValueError: a prompt is empty.
+    """
+    tokenizer = checkpoint.tokenizer
+    ids = [_token_ids(tokenizer, prompt) for prompt in prompts]
+
+    def has_stopped(text: GrowingText) -> bool:
+        return settings.stop != () and _first_stop(_pieces(tokenizer, text), settings.stop) is not None
+
+    def show(text: GrowingText) -> None:
+        if watch is not None:
+            watch(_generated(tokenizer, text, settings.stop))
+
+    for text in generate_batch(
+        checkpoint.module,
+        ids,
+        settings,
+        eod_id=tokenizer.eod_id,
+        has_stopped=has_stopped,
+        watch=show,
+        should_stop=should_stop,
+    ):
+        yield _generated(tokenizer, text, settings.stop)
+
+
+def text_sample(checkpoint: OpenedCheckpoint, text: GeneratedText, *, seconds: float) -> TextSample:
+    """Bring a text into the form that reports show.
+
+    Args:
+        checkpoint: what made it.
+        text: generated alone.
+        seconds: that it took.
+    """
+    ponder = checkpoint.config.ponder
+    return TextSample(
+        checkpoint=str(checkpoint.folder),
+        num_latent_thoughts=ponder.num_latent_thoughts,
+        pruning_threshold=ponder.pruning_threshold if ponder.method.halts else None,
+        tokens_per_second=len(text.tokens) / seconds,
+        tokens=text.tokens,
+    )
+
+
+def _token_ids(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    return [int(token) for token in (tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)]
+
+
+def _pieces(tokenizer: Tokenizer, text: GrowingText) -> list[str]:
+    """What each generated token adds to the text of the prompt."""
+    return tokenizer.texts(text.ids)[len(text.prompt) :]
+
+
+def _first_stop(pieces: Sequence[str], stop: Sequence[str]) -> int | None:
+    """Where the first of the stop strings begins in the joined pieces."""
+    joined = "".join(pieces)
+    return min((joined.index(one) for one in stop if one in joined), default=None)
+
+
+def _generated(tokenizer: Tokenizer, text: GrowingText, stop: Sequence[str]) -> GeneratedText:
+    pieces = tokenizer.texts(text.ids)
+    num_prompt = len(text.prompt)
+    end = _first_stop(pieces[num_prompt:], stop) if text.ending is Ending.STOP else None
+    if end is not None:
+        pieces = [*pieces[:num_prompt], *_cut(pieces[num_prompt:], end)]
+    tokens = tuple(
+        SampleToken(piece=piece, steps=token.steps, nll=token.nll, is_prompt=token.is_prompt)
+        for piece, token in zip(pieces, text.tokens, strict=False)
+    )
+    return GeneratedText(number=text.number, tokens=tokens, ending=text.ending)
+
+
+def _cut(pieces: Sequence[str], length: int) -> list[str]:
+    """The first pieces, of `length` letters together."""
+    kept = []
+    for piece in pieces:
+        if length == 0:
+            break
+        kept.append(piece[:length])
+        length -= len(kept[-1])
+    return kept

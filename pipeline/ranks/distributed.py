@@ -1,0 +1,70 @@
+"""The process group that joins the ranks of a job."""
+
+import logging
+from datetime import timedelta
+
+import torch
+import torch.distributed
+from torch.distributed import DistError
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+from pipeline.ranks.environment import Ranks
+
+__all__ = ["RendezvousError", "start_process_group", "stop_process_group"]
+
+logger = logging.getLogger(__name__)
+
+
+class RendezvousError(RuntimeError):
+    """Not all ranks of the job have found each other."""
+
+
+def start_process_group(ranks: Ranks, *, timeout_seconds: int) -> None:
+    """Choose this rank's device and join the job.
+
+    NCCL serves CUDA tensors, gloo those in host memory; without CUDA there is gloo alone.
+
+    Args:
+        ranks: place of this process. Where its launcher sets a limit for the ranks to find each other, that
+            holds.
+        timeout_seconds: limit of every collective, and of the rendezvous where there is no other.
+    Raises:
+        RendezvousError: some ranks did not come in time, or their first one cannot be reached.
+    """
+    has_cuda = torch.cuda.is_available()
+    if has_cuda:
+        torch.cuda.set_device(ranks.local_rank)
+    store = _meet(ranks, ranks.start_timeout_seconds or timeout_seconds)
+    store.set_timeout(timedelta(seconds=timeout_seconds))
+    torch.distributed.init_process_group(
+        backend="cpu:gloo,cuda:nccl" if has_cuda else "gloo",
+        store=store,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+
+
+def _meet(ranks: Ranks, limit_seconds: int) -> Store:
+    """Wait for the other ranks at the first one's address."""
+    address = f"{ranks.master_address}:{ranks.master_port}"
+    meeting = rendezvous(
+        f"tcp://{address}", ranks.rank, ranks.world_size, timeout=timedelta(seconds=limit_seconds)
+    )
+    store: Store
+    try:
+        store, _, _ = next(meeting)
+    except DistError as error:
+        raise RendezvousError(
+            f"all {ranks.world_size} ranks must meet at {address} within {limit_seconds} s, but rank "
+            f"{ranks.rank} did not find them ({str(error).splitlines()[0]}); look into the logs of the other "
+            "ranks: one did not start, has ended, or cannot reach that address"
+        ) from error
+    return store
+
+
+def stop_process_group() -> None:
+    """Leave the job. Without a process group this does nothing, so it fits a ``finally``."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,157 @@
+"""Start a run from the weights of another one (`init_from`)."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ext.ponder.config import Method
+from pipeline.step.build import TrainingParts
+from pipeline.checkpoint.errors import CheckpointError
+from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.loading import content_of, of_the_model, read_sharded
+from pipeline.checkpoint.offline import OfflineReader
+from pipeline.checkpoint.resuming import refuse_damage
+from pipeline.checkpoint.tracker import resolve_checkpoint
+from pipeline.config.load import load_config
+from pipeline.config.schema import RunConfig
+
+logger = logging.getLogger(__name__)
+
+EMBEDDING = "embedding.word_embeddings.weight"
+# Settings of the model that do not change what trained weights compute.
+_FREE_MODEL_SETTINGS = {
+    "init",
+    "init_std",
+    "make_vocab_size_divisible_by",
+    "max_position_embeddings",
+    "padding_token_id",
+    "vocab_size",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewPart:
+    """What a method has beside the backbone.
+
+    Attributes:
+        prefix: of the names of its weights.
+        start: how they start.
+    """
+
+    prefix: str
+    start: str
+
+
+NEW_PARTS = {
+    Method.PONDERLM3: NewPart(
+        prefix="ponder.router.",
+        start="the router's first layer is drawn, its last layer puts 0.9 on step K, whatever the token",
+    ),
+    Method.ADAPONDERLM: NewPart(
+        prefix="ponder.gates.",
+        start="every gate's first layer is drawn, its last layer opens the gate to 0.9, whatever the token",
+    ),
+}
+
+
+def start_from_weights(
+    config: RunConfig, parts: TrainingParts, *, vocab_size: int, converted: Path | None = None
+) -> None:
+    """Take the weights that `init_from` names; all ranks call it together.
+
+    Args:
+        config: the run, with `init_from.path`.
+        parts: model and optimizer, just built.
+        vocab_size: tokens of the run's tokenizer.
+        converted: the checkpoint that a source of another format was converted to, else None.
+    Raises:
+        CheckpointError: there is no such checkpoint, it is damaged, or it is of a model that this one cannot
+            start from.
+    """
+    start = config.init_from
+    assert start.path is not None, "without a path there is nothing to start from"
+    folder = resolve_checkpoint(converted or start.path, iteration=start.iteration)
+    source = load_config(folder / CONFIG_NAME)
+    _check_method(config, source, folder)
+    _check_model(config, source, folder)
+    refuse_damage(folder, reads=config.checkpoint.verify)
+    _check_vocabulary(source, folder, vocab_size)
+    content = {"model": parts.module.sharded_state_dict(metadata=content_of(folder))}
+    loaded, missing, unexpected = read_sharded(content, folder)
+    unused = of_the_model(unexpected)
+    _refuse(config, folder, missing=missing, unused=unused)
+    parts.module.load_state_dict(loaded["model"], strict=not missing)
+    parts.optimizer.reload_model_params()
+    _tell(config, source, folder, new=missing, unused=unused)
+
+
+def model_differences(config: RunConfig, source: RunConfig) -> list[str]:
+    """Name every setting of the model in which a run differs from the one whose weights it takes."""
+    return [
+        f"model.{name} is {getattr(config.model, name)} here and {getattr(source.model, name)} there"
+        for name in type(config.model).model_fields
+        if name not in _FREE_MODEL_SETTINGS and getattr(config.model, name) != getattr(source.model, name)
+    ]
+
+
+def _check_method(config: RunConfig, source: RunConfig, folder: Path) -> None:
+    named, found = config.init_from.method, source.ponder.method
+    if named != found:
+        raise CheckpointError(
+            f"init_from.method must be the method of {folder}, but is {named}, and that is {found}; "
+            f"look at {folder / CONFIG_NAME}"
+        )
+
+
+def _check_model(config: RunConfig, source: RunConfig, folder: Path) -> None:
+    differing = model_differences(config, source)
+    if differing:
+        raise CheckpointError(
+            f"{folder} must hold this run's model to start from, but {'; '.join(differing)}; "
+            f"use the model settings in {folder / CONFIG_NAME}"
+        )
+
+
+def _check_vocabulary(source: RunConfig, folder: Path, vocab_size: int) -> None:
+    """Rows that are absent would be read as zeros."""
+    entry = OfflineReader(folder).tensors.get(EMBEDDING)
+    if entry is None:
+        return
+    rows, expected = entry.size[0], source.padded_vocab_size(vocab_size)
+    if rows != expected:
+        raise CheckpointError(
+            f"{folder} must hold the embedding of a vocabulary of {vocab_size} tokens ({expected} rows with "
+            f"padding), but has {rows} rows; start from a run with this run's tokenizer"
+        )
+
+
+def _refuse(config: RunConfig, folder: Path, *, missing: list[str], unused: list[str]) -> None:
+    method = config.ponder.method
+    part = NEW_PARTS.get(method) if config.init_from.method != method else None
+    absent = [name for name in missing if part is None or not name.startswith(part.prefix)]
+    if absent:
+        raise CheckpointError(
+            f"{folder} must hold all weights that {method} takes from {config.init_from.method}, but lacks "
+            f"{', '.join(absent)}"
+        )
+    if unused and not config.init_from.allow_unused:
+        raise CheckpointError(
+            f"{folder} must hold no weights that {method} has not, but holds {', '.join(unused)}; set "
+            "init_from.allow_unused: true to leave them behind"
+        )
+
+
+def _tell(config: RunConfig, source: RunConfig, folder: Path, *, new: list[str], unused: list[str]) -> None:
+    logger.info(
+        "started from the weights in %s (%s); optimizer, schedule and order of the data start anew",
+        folder,
+        source.ponder.method,
+    )
+    if new:
+        logger.info("new weights: %s; %s", ", ".join(new), NEW_PARTS[config.ponder.method].start)
+    if unused:
+        logger.info("weights of the source left behind: %s", ", ".join(unused))
+    for name in type(config.ponder).model_fields:
+        here, there = getattr(config.ponder, name), getattr(source.ponder, name)
+        if here != there and name != "method":
+            logger.info("ponder.%s is %s here, and was %s in training so far", name, here, there)

@@ -1,0 +1,294 @@
+"""The training loop: decides when to step, log, evaluate, save and stop. How is decided elsewhere."""
+
+import logging
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from megatron_ext.schedule.learning_rate import learning_rates
+from megatron_ext.parallel.groups import ParallelGroups
+from pipeline.step.build import TrainingParts
+from pipeline.checkpoint.saver import CheckpointSaver
+from pipeline.checkpoint.state import TrainState, with_best_loss
+from pipeline.config.schema import RunConfig
+from pipeline.data.batches import HeldoutBatches
+from pipeline.data.dataset import TokenRows
+from pipeline.data.prefetch import PrefetchedBatches
+from pipeline.step.divergence import (
+    Finding,
+    FindingKind,
+    describe_bad_step,
+    judge,
+    losses_to_remember,
+    tell_of_bad_step,
+)
+from pipeline.step.evaluate import Evaluation, evaluate
+from pipeline.evaluation.points import SweepSettings, sweep
+from pipeline.shared.exit_codes import ExitCode
+from pipeline.run.meter import IntervalMeter
+from pipeline.metrics.collapse import CollapseAlarm
+from pipeline.metrics.data_hash import gather_data_hash
+from pipeline.metrics.ponder_scalars import ponder_scalars
+from pipeline.metrics.records import SweepPoint, ValidationRecord
+from pipeline.metrics.sinks import SinkGroup
+from pipeline.run.progress import TrainingProgress
+from pipeline.ranks.signals import StopFlag, StopRequest
+from pipeline.step.settings import step_settings
+from pipeline.step.train import StepResult, train_step
+from pipeline.ranks.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class TrainingRun:
+    """A run under way.
+
+    Attributes:
+        config: the run.
+        groups: the layout.
+        parts: model, optimizer, schedule.
+        batches, heldout: this rank's data.
+        meter: what was measured since the last log line.
+        sinks, progress, alarm: where it goes.
+        stop: what ends the run early.
+        watchdog: what ends it when it hangs.
+        saver: saves it.
+        state: how far the run is.
+        saved_iteration: of the newest checkpoint, or where the run began.
+        is_save_due: a checkpoint is to be written.
+        rows: what this rank has read of the newest step's global batch.
+    """
+
+    config: RunConfig
+    groups: ParallelGroups
+    parts: TrainingParts
+    batches: PrefetchedBatches
+    heldout: HeldoutBatches
+    meter: IntervalMeter
+    sinks: SinkGroup
+    progress: TrainingProgress
+    alarm: CollapseAlarm
+    stop: StopFlag
+    watchdog: Watchdog
+    saver: CheckpointSaver
+    state: TrainState
+    saved_iteration: int
+    is_save_due: bool = False
+    rows: list[TokenRows] = field(default_factory=list)
+
+    def run(self) -> ExitCode:
+        """Iterate until the last iteration, a request to stop, or divergence."""
+        try:
+            code = self._iterate()
+            with self.watchdog.paused("waiting for the last save"):
+                self.saver.finish()
+            return code
+        except BaseException:
+            with self.watchdog.paused("leaving a save in the background its time"):
+                self.saver.leave()
+            raise
+        finally:
+            self.batches.close()
+            self.progress.close()
+            self.sinks.close()
+
+    def _iterate(self) -> ExitCode:
+        last = self.config.training.train_iters
+        if self.state.is_evaluation_due and self._evaluate() and self.state.iteration == last:
+            self._save()
+        while self.state.iteration < last or self.state.is_evaluation_due:
+            started = time.monotonic()
+            self.watchdog.beat(f"reading the data of iteration {self.state.iteration + 1}")
+            request = self.stop.agreed(until=partial(self.batches.is_ready, self.state.consumed_samples))
+            if request is not StopRequest.NONE:
+                return self._leave(request)
+            result = self._step(started)
+            self.saver.poll()
+            if result.finding is not None and not self._leave_out(result, result.finding):
+                return ExitCode.DO_NOT_REQUEUE
+            iteration = self.state.iteration
+            leaves = iteration < last and _divides(self.config.training.exit_interval, iteration)
+            self.is_save_due |= leaves or _is_due(iteration, self.config.checkpoint.interval, last)
+            if self.is_save_due or _is_due(iteration, self.config.metrics.interval, last):
+                self._log()
+            if _is_due(iteration, self.config.evaluation.interval, last):
+                self._evaluate()
+            if self.is_save_due:
+                self._save()
+            if leaves:
+                logger.info("leaving at iteration %d, as training.exit_interval asks", iteration)
+                return ExitCode.DONE
+        return ExitCode.DONE if self.saved_iteration == self.state.iteration else ExitCode.DO_NOT_REQUEUE
+
+    def _leave(self, request: StopRequest) -> ExitCode:
+        """Save what has not been saved, and say whether the run wants to be started again."""
+        iteration = self.state.iteration
+        if iteration > self.saved_iteration:
+            if self.meter.has_steps:
+                self._log()
+            self._save()
+        with self.watchdog.paused("waiting for the last save"):
+            self.saver.finish()
+        why = "told to stop" if request is StopRequest.SIGNAL else "training.exit_duration_in_mins is over"
+        what = "saved" if iteration == self.saved_iteration else f"saved at {self.saved_iteration}"
+        what = what if self.saved_iteration > 0 else "nothing to save yet"
+        logger.info("%s at iteration %d; %s, the same command goes on from there", why, iteration, what)
+        return ExitCode.REQUEUE if request is StopRequest.SIGNAL else ExitCode.DONE
+
+    def _step(self, started: float) -> StepResult:
+        """Train one iteration, which began with waiting for its data."""
+        settings = step_settings(
+            self.config, iteration=self.state.iteration, consumed_tokens=self.state.consumed_tokens
+        )
+        share = self.batches.read(self.state.consumed_samples)
+        self.rows = share.rows
+        self.watchdog.beat(f"iteration {self.state.iteration + 1}")
+        result = train_step(
+            self.parts,
+            share.micro_batches,
+            settings,
+            groups=self.groups,
+            statistics=self.meter.statistics,
+            judge=lambda loss, norm: judge(loss, norm, self.state.recent_losses, self.config.divergence),
+        )
+        self.watchdog.beat(f"between iterations {self.state.iteration + 1} and {self.state.iteration + 2}")
+        seconds = time.monotonic() - started
+        self.meter.add_step(settings, result, seconds)
+        self.state = self._state_after(result, seconds)
+        return result
+
+    def _state_after(self, result: StepResult, seconds: float) -> TrainState:
+        state, training = self.state, self.config.training
+        is_nan = result.finding is not None and result.finding.kind is FindingKind.NONFINITE
+        losses = state.recent_losses
+        if result.was_updated:
+            losses = losses_to_remember(losses, result.loss, self.config.divergence)
+        return replace(
+            state,
+            iteration=state.iteration + 1,
+            consumed_samples=state.consumed_samples + training.global_batch_size,
+            consumed_tokens=state.consumed_tokens + training.global_batch_size * training.seq_length,
+            skipped_iterations=state.skipped_iterations + (not result.was_updated),
+            nan_iterations=state.nan_iterations + is_nan,
+            skipped_in_a_row=0 if result.was_updated else state.skipped_in_a_row + 1,
+            recent_losses=losses,
+            training_seconds=state.training_seconds + seconds,
+        )
+
+    def _leave_out(self, result: StepResult, finding: Finding) -> bool:
+        """Tell about a step whose update was not made; whether the run may go on without it."""
+        step = describe_bad_step(
+            finding,
+            iteration=self.state.iteration,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            has_finite_loss=result.has_finite_loss,
+            has_finite_gradients=result.has_finite_gradients,
+            data_hash=gather_data_hash(self.rows, self.groups.dp),
+            num_in_a_row=self.state.skipped_in_a_row,
+            last_checkpoint=self.saved_iteration or None,
+            groups=self.groups,
+        )
+        settings = self.config.divergence
+        goes_on = finding.is_skipped(settings) and step.num_in_a_row < settings.max_in_a_row
+        if self.groups.rank == 0:
+            tell_of_bad_step(step, goes_on=goes_on, folder=self.config.output_dir)
+        return goes_on
+
+    def _log(self) -> None:
+        """Write the interval."""
+        record = self.meter.read(
+            self.state,
+            learning_rates=learning_rates(self.parts.optimizer),
+            groups=self.groups,
+            rows=self.rows,
+            samples_by_source=self.batches.order.samples_by_source(self.state.consumed_samples),
+        )
+        self.sinks.write_training(record)
+        self.progress.update(record.iteration, loss=record.loss, tokens_per_second=record.tokens_per_second)
+        if record.steps_count is not None:
+            warning = self.alarm.observe(record.steps_count, penalty_weight=self.meter.penalty_weight)
+            if warning is not None:
+                logger.warning("%s", warning)
+
+    def _evaluate(self) -> bool:
+        """Measure the held-out loss; told to stop in the middle, leave that to the run that goes on.
+
+        Returns:
+            whether it was measured.
+        """
+        sweeps = self.config.ponder.num_jacobi_iterations
+        evaluation = evaluate(
+            self.parts.module,
+            self.heldout,
+            num_jacobi_iterations=sweeps,
+            groups=self.groups,
+            is_cut_short=self._is_evaluation_cut_short,
+        )
+        points = None if evaluation is None else self._sweep(evaluation)
+        self.state = replace(self.state, is_evaluation_due=points is None)
+        if evaluation is None or points is None:
+            return False
+        self.state = with_best_loss(self.state, evaluation.loss)
+        scalars = ponder_scalars(
+            evaluation.sums,
+            num_jacobi_iterations=sweeps,
+            penalty_weight=self.meter.penalty_weight,
+            flops=self.meter.flops,
+        )
+        self.sinks.write_validation(
+            ValidationRecord(
+                iteration=self.state.iteration,
+                consumed_samples=self.state.consumed_samples,
+                loss=evaluation.loss,
+                scalars=scalars,
+                steps_count=evaluation.sums.get("steps_count"),
+                sweep=points,
+            )
+        )
+        return True
+
+    def _sweep(self, evaluation: Evaluation) -> tuple[SweepPoint, ...] | None:
+        """Measure the same under limits, as far as the configuration asks for it."""
+        settings = SweepSettings(
+            over_steps=self.config.evaluation.sweep_steps,
+            taus=self.config.evaluation.sweep_tau,
+            num_jacobi_iterations=self.config.ponder.num_jacobi_iterations,
+        )
+        return sweep(
+            self.parts.module,
+            self.heldout,
+            settings,
+            groups=self.groups,
+            flops=self.meter.flops,
+            whole=evaluation,
+            is_cut_short=self._is_evaluation_cut_short,
+        )
+
+    def _is_evaluation_cut_short(self) -> bool:
+        self.watchdog.beat(f"evaluation at iteration {self.state.iteration}")
+        return self.stop.agreed() is StopRequest.SIGNAL
+
+    def _save(self) -> None:
+        """Write a checkpoint; it stays due where the last step was left out.
+
+        After such a step nothing shows that the weights are sound.
+        """
+        if self.state.skipped_in_a_row:
+            logger.warning("not saving at iteration %d, which was left out", self.state.iteration)
+            return
+        self.is_save_due = False
+        seen = self.batches.order.samples_by_source(self.state.consumed_samples)
+        with self.watchdog.paused(f"saving iteration {self.state.iteration}"):
+            self.saver.save(replace(self.state, samples_by_source=dict(seen)))
+        self.saved_iteration = self.state.iteration
+
+
+def _is_due(iteration: int, interval: int | None, last: int) -> bool:
+    """Every `interval` iterations, and at the last one."""
+    return iteration == last or _divides(interval, iteration)
+
+
+def _divides(interval: int | None, iteration: int) -> bool:
+    return interval is not None and iteration % interval == 0

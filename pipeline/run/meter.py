@@ -1,0 +1,122 @@
+"""What is measured between two log lines: sums on the device, times on the host, one collective."""
+
+from collections.abc import Mapping, Sequence
+
+from megatron_ext.host import device
+from megatron_ext.parallel.groups import ParallelGroups
+from pipeline.checkpoint.state import TrainState
+from pipeline.config.schema import RunConfig
+from pipeline.data.dataset import TokenRows
+from pipeline.cost.flops import FlopsAccount
+from pipeline.metrics import names
+from pipeline.metrics.data_hash import gather_data_hash
+from pipeline.metrics.ponder_scalars import mean_loss, ponder_scalars
+from pipeline.metrics.records import TrainingRecord
+from pipeline.metrics.statistics import StatisticsAccumulator
+from pipeline.step.settings import StepSettings
+from pipeline.step.train import StepResult
+
+
+class IntervalMeter:
+    """Collects the steps of one logging interval."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        flops: FlopsAccount,
+        layout: Mapping[str, int],
+        *,
+        peak_flops: float | None = None,
+    ) -> None:
+        """Start an empty interval.
+
+        Args:
+            config: the run.
+            flops: cost account of the model.
+            layout: names and sizes of the model's statistics.
+            peak_flops: dense peak of a device, operations per second; None where it is not known.
+        """
+        self.flops = flops
+        self.statistics = StatisticsAccumulator(layout, device=device())
+        self.penalty_weight = 0.0
+        self._config = config
+        self._peak_flops = peak_flops
+        self._grad_norm: float | None = None
+        self._clear()
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether there is anything to read."""
+        return self._num_steps > 0
+
+    def add_step(self, settings: StepSettings, result: StepResult, seconds: float) -> None:
+        """Take in one step; its statistics were added by the step itself."""
+        self.penalty_weight = settings.penalty_weight
+        self._grad_norm = result.grad_norm
+        self._num_steps += 1
+        self._sweeps += settings.num_jacobi_iterations
+        self._seconds += seconds
+
+    def read(
+        self,
+        state: TrainState,
+        *,
+        learning_rates: tuple[float, float | None],
+        groups: ParallelGroups,
+        rows: Sequence[TokenRows] | None = None,
+        samples_by_source: Mapping[str, int] | None = None,
+    ) -> TrainingRecord:
+        """Make the record of the interval and begin the next; all data-parallel ranks call it together.
+
+        Args:
+            state: how far the run is.
+            learning_rates: of the next step: the backbone's, and that of the method's own weights where they
+                have one.
+            groups: the layout.
+            rows: what this rank has read of the last step's global batch; None where nothing was read.
+            samples_by_source: of a blend, how many samples of each source the run has seen.
+        """
+        sums = self.statistics.reduce(groups.dp, groups.pp)
+        sweeps = self._sweeps / self._num_steps
+        training = self._config.training
+        seen = {
+            names.tokens_of_source(name): float(samples * training.seq_length)
+            for name, samples in (samples_by_source or {}).items()
+        }
+        tokens_per_second = self._num_steps * training.global_batch_size * training.seq_length / self._seconds
+        flops = self.flops.training_flops(sweeps)
+        tokens_per_device = tokens_per_second / groups.world_size
+        record = TrainingRecord(
+            iteration=state.iteration,
+            total_iterations=training.train_iters,
+            consumed_samples=state.consumed_samples,
+            elapsed_seconds=self._seconds / self._num_steps,
+            tokens_per_second=tokens_per_second,
+            tflops_per_device=tokens_per_device * flops.model / 1e12,
+            mfu=self._utilisation(tokens_per_device * flops.model),
+            hfu=self._utilisation(tokens_per_device * flops.hardware),
+            learning_rate=learning_rates[0],
+            decoupled_learning_rate=learning_rates[1],
+            global_batch_size=training.global_batch_size,
+            world_size=groups.world_size,
+            loss=mean_loss(sums),
+            grad_norm=self._grad_norm,
+            skipped_iterations=state.skipped_iterations,
+            nan_iterations=state.nan_iterations,
+            data_hash=None if rows is None else gather_data_hash(rows, groups.dp),
+            scalars=ponder_scalars(
+                sums, num_jacobi_iterations=sweeps, penalty_weight=self.penalty_weight, flops=self.flops
+            )
+            | seen,
+            steps_count=sums.get("steps_count"),
+        )
+        self._clear()
+        return record
+
+    def _utilisation(self, flops_per_second: float) -> float | None:
+        return None if self._peak_flops is None else flops_per_second / self._peak_flops
+
+    def _clear(self) -> None:
+        self._num_steps = 0
+        self._sweeps = 0
+        self._seconds = 0.0

@@ -1,0 +1,91 @@
+"""What a run shows and writes while it goes; only the first rank speaks."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed
+from rich.console import Console
+
+from megatron_ext.host import device
+from megatron_ext.model.model import PonderModel
+from megatron_ext.parallel.groups import ParallelGroups
+from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.config.load import dump_config, render_config
+from pipeline.config.schema import RunConfig
+from pipeline.cost.device_peaks import dense_peak
+from pipeline.run.layout import render_layout, stages_of
+from pipeline.metrics.jsonl import METRICS_FILE, JsonlSink
+from pipeline.metrics.log_line import LogLineSink
+from pipeline.metrics.sinks import MetricsSink, SinkGroup
+from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER, TensorBoardSink
+from pipeline.run.progress import NoProgress, TrainingProgress, open_progress
+from pipeline.cost.account import max_sweeps, run_summary
+from pipeline.run.summary import render_summary
+
+
+def config_file(config: RunConfig) -> Path:
+    """Where the resolved configuration of a run lies."""
+    return config.output_dir / CONFIG_NAME
+
+
+def start_output(config: RunConfig, groups: ParallelGroups) -> None:
+    """Make the run's folder and write the resolved configuration into it, before any rank goes on."""
+    if groups.rank == 0:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        dump_config(config, config_file(config))
+    torch.distributed.barrier()
+
+
+def open_sinks(
+    config: RunConfig, groups: ParallelGroups, progress: TrainingProgress, *, start_iteration: int
+) -> SinkGroup:
+    """Open the log line, metrics.jsonl and TensorBoard on the first rank, nothing on the others."""
+    if groups.rank != 0:
+        return SinkGroup()
+    sinks: list[MetricsSink] = [LogLineSink(progress.say), JsonlSink(config.output_dir / METRICS_FILE)]
+    if config.metrics.tensorboard:
+        board = TensorBoardSink(
+            config.output_dir / TENSORBOARD_FOLDER,
+            method=config.ponder.method,
+            num_latent_thoughts=config.ponder.num_latent_thoughts,
+            sweeps_steps=config.evaluation.sweep_steps,
+            max_jacobi_iterations=max_sweeps(config.ponder),
+            purge_step=start_iteration + 1 if start_iteration else None,
+        )
+        board.write_configuration(config.model_dump(mode="json"), render_config(config))
+        sinks.append(board)
+    return SinkGroup(sinks)
+
+
+def open_run_progress(config: RunConfig, groups: ParallelGroups, *, start_iteration: int) -> TrainingProgress:
+    """Show the progress on the first rank."""
+    if groups.rank != 0:
+        return NoProgress()
+    return open_progress(
+        Console(stderr=True), start_iteration=start_iteration, total_iterations=config.training.train_iters
+    )
+
+
+def show_summary(config: RunConfig, vocab_size: int, module: PonderModel, groups: ParallelGroups) -> None:
+    """Print the start-up summary and, where there are several ranks, who holds what; every rank calls it."""
+    stages = stages_of(module, groups)
+    if groups.rank != 0:
+        return
+    counts = [stage.parameters for stage in stages]
+    summary = run_summary(config, vocab_size, parameters_per_rank=counts, device=_device_name())
+    console = Console(stderr=True)
+    console.print(render_summary(summary))
+    if groups.world_size > 1:
+        console.print(render_layout(config, stages))
+
+
+def peak_flops(config: RunConfig) -> float | None:
+    """Return the dense peak of this rank's device in the run's precision; None where it is not known."""
+    peak = dense_peak(_device_name())
+    return None if peak is None else peak.at(config.training.precision)
+
+
+def _device_name() -> str:
+    if device().type == "cuda":
+        return torch.cuda.get_device_name(device())
+    return f"CPU ({torch.get_num_threads()} threads per rank)"

@@ -1,0 +1,194 @@
+"""Start a run on the ranks that are there: process group, data, model, newest checkpoint, outputs."""
+
+import logging
+from pathlib import Path
+
+from megatron_ext.host import prepare_host
+from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from pipeline.step.build import (
+    TrainingParts,
+    build_training,
+    heldout_batches,
+    open_heldout_split,
+    open_training_split,
+    prefetched_batches,
+    vocab_size_of,
+)
+from pipeline.checkpoint.errors import CheckpointError
+from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.loading import load_checkpoint
+from pipeline.checkpoint.resuming import find_whole_checkpoint
+from pipeline.checkpoint.save_times import SAVE_TIMES_NAME
+from pipeline.checkpoint.saver import CheckpointSaver
+from pipeline.checkpoint.state import TrainState
+from pipeline.checkpoint.writing import Destination
+from pipeline.config.load import load_config
+from pipeline.config.schema import RunConfig
+from pipeline.ranks.distributed import RendezvousError, start_process_group, stop_process_group
+from pipeline.shared.exit_codes import ExitCode
+from pipeline.run.initial_weights import start_from_weights
+from pipeline.run.meter import IntervalMeter
+from pipeline.metrics.collapse import CollapseAlarm
+from pipeline.ranks.environment import Ranks
+from pipeline.ranks.lost_ranks import LostRanksError, naming_lost_ranks
+from pipeline.cost.account import flops_account
+from pipeline.run.output import (
+    config_file,
+    open_run_progress,
+    open_sinks,
+    peak_flops,
+    show_summary,
+    start_output,
+)
+from pipeline.ranks.signals import StopFlag
+from pipeline.run.source_conversion import StoppedConvertingError, converted_source
+from pipeline.run.loop import TrainingRun
+from pipeline.ranks.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+# Of the run's folder: what every rank was doing when the run hung.
+STACKS_FOLDER = "stacks"
+
+
+def train(config: RunConfig, stop: StopFlag) -> ExitCode:
+    """Train on the ranks that are there; every rank calls it.
+
+    Args:
+        config: the run; its layout has as many ranks as were started.
+        stop: what ends the run early; already listening.
+    Returns:
+        DONE at the last iteration, or where the configuration asks to leave; REQUEUE after a signal, with a
+        checkpoint, and where ranks are lost or never met; DO_NOT_REQUEUE after divergence, and where the last
+        iteration was left out.
+    Raises:
+        ConfigError, DataError, CheckpointError: before anything was written.
+    """
+    prepare_host()
+    ranks = Ranks.from_environment()
+    try:
+        start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)
+    except RendezvousError as error:
+        logger.error("%s", error)
+        return ExitCode.REQUEUE
+    try:
+        groups = initialize_groups(
+            tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, seed=config.seed
+        )
+        watchdog = Watchdog(
+            ranks,
+            limit_seconds=config.parallel.watchdog_seconds,
+            folder=config.output_dir / STACKS_FOLDER,
+        )
+        with watchdog, naming_lost_ranks():
+            # Nobody knows how long a checkpoint takes to be read.
+            with watchdog.paused("the start"):
+                run = _prepare(config, groups, stop, watchdog)
+            return run.run()
+    except StoppedConvertingError as error:
+        logger.info("%s; the same command begins the conversion anew", error)
+        return ExitCode.REQUEUE
+    except LostRanksError:
+        # Another start, perhaps elsewhere, may find all ranks.
+        logger.exception("the run ends; the same command goes on from its newest checkpoint")
+        return ExitCode.REQUEUE
+    finally:
+        destroy_groups()
+        stop_process_group()
+
+
+def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog: Watchdog) -> TrainingRun:
+    data = open_training_split(config)
+    heldout = open_heldout_split(config)
+    vocab_size = vocab_size_of(config, data)
+    parts = build_training(config, vocab_size, groups)
+    show_summary(config, vocab_size, parts.module, groups)
+    state = _initial_state(config, parts, groups, stop, vocab_size=vocab_size)
+    start_output(config, groups)
+    progress = open_run_progress(config, groups, start_iteration=state.iteration)
+    meter = IntervalMeter(
+        config,
+        flops_account(config, vocab_size),
+        parts.module.statistics_layout(),
+        peak_flops=peak_flops(config),
+    )
+    return TrainingRun(
+        config=config,
+        groups=groups,
+        parts=parts,
+        batches=prefetched_batches(config, data, groups),
+        heldout=heldout_batches(config, heldout, groups, max_global_batches=config.evaluation.iters),
+        meter=meter,
+        sinks=open_sinks(config, groups, progress, start_iteration=state.iteration),
+        progress=progress,
+        alarm=CollapseAlarm(config.metrics.collapse_patience),
+        stop=stop,
+        watchdog=watchdog,
+        saver=_saver(config, parts, groups),
+        state=state,
+        saved_iteration=state.iteration,
+    )
+
+
+def _initial_state(
+    config: RunConfig, parts: TrainingParts, groups: ParallelGroups, stop: StopFlag, *, vocab_size: int
+) -> TrainState:
+    directory = config.checkpoint_directory
+    folder = None
+    if config.checkpoint.resume:
+        folder = find_whole_checkpoint(directory, reads=config.checkpoint.verify)
+    if folder is not None:
+        refuse_other_groups(config, folder)
+        state = load_checkpoint(
+            folder,
+            module=parts.module,
+            optimizer=parts.optimizer,
+            scheduler=parts.scheduler,
+            groups=groups,
+        )
+        logger.info("resumed from iteration %d in %s", state.iteration, directory)
+        return state
+    start = config.init_from
+    if start.path is not None:
+        is_converted = start.format == "hf"
+        converted = converted_source(config, vocab_size=vocab_size, stop=stop) if is_converted else None
+        start_from_weights(config, parts, vocab_size=vocab_size, converted=converted)
+    return TrainState(iteration=0, consumed_samples=0, is_evaluation_due=config.evaluates_at_start)
+
+
+def refuse_other_groups(config: RunConfig, folder: Path) -> None:
+    """Make sure that a run goes on with the optimizer's groups, by which its state is stored.
+
+    Args:
+        config: the run.
+        folder: the checkpoint.
+    Raises:
+        CheckpointError: one has a group for the router or the gates, the other has not.
+    """
+    here = config.optimizer.new_parameters_lr_mult
+    there = load_config(folder / CONFIG_NAME).optimizer.new_parameters_lr_mult
+    if (here is None) != (there is None):
+        raise CheckpointError(
+            "optimizer.new_parameters_lr_mult must stay given, or not given, when a run goes on, but is "
+            f"{here} here and {there} in {folder / CONFIG_NAME}; its value may change: 1.0 learns as the "
+            "backbone does"
+        )
+
+
+def _saver(config: RunConfig, parts: TrainingParts, groups: ParallelGroups) -> CheckpointSaver:
+    settings = config.checkpoint
+    return CheckpointSaver(
+        destination=Destination(
+            directory=config.checkpoint_directory,
+            config_file=config_file(config),
+            keep_last=settings.keep_last,
+            keep_every=settings.keep_every,
+        ),
+        module=parts.module,
+        optimizer=parts.optimizer,
+        scheduler=parts.scheduler,
+        groups=groups,
+        in_background=settings.async_save,
+        timeout_seconds=config.parallel.timeout_seconds,
+        times_file=config.output_dir / SAVE_TIMES_NAME,
+    )

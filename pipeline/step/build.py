@@ -1,0 +1,180 @@
+"""Put a run's parts together from its configuration: data, model, optimizer, schedule."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_ext.schedule.freezing import BackboneFreeze
+from megatron_ext.host import device
+from megatron_ext.schedule.learning_rate import build_scheduler
+from megatron_ext.model.model import PonderModel
+from megatron_ext.schedule.optimizer import build_optimizer, connect_schedule, wrap_ddp
+from megatron_ext.parallel.groups import ParallelGroups
+from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.config.schema import RunConfig
+from pipeline.data.batches import BatchLayout, HeldoutBatches, PackingOptions, TrainingBatches
+from pipeline.data.blend import BlendOrder
+from pipeline.data.dataset import SampleSource
+from pipeline.data.opening import Reading, open_heldout, open_training, training_order
+from pipeline.data.order import SampleOrder
+from pipeline.data.prefetch import PrefetchedBatches
+from pipeline.step.megatron_config import optimizer_settings, schedule_settings, transformer_config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingParts:
+    """What a training loop moves.
+
+    Attributes:
+        module: the model itself.
+        ddp: the model in Megatron's data-parallel wrapper.
+        optimizer: Megatron's optimizer.
+        scheduler: learning rate by iteration.
+        freeze: holds the backbone still.
+    """
+
+    module: PonderModel
+    ddp: Any
+    optimizer: Any
+    scheduler: Any
+    freeze: BackboneFreeze
+
+
+def open_training_split(config: RunConfig) -> SampleSource:
+    """Open what the run trains on and hold its vocabulary against the model's.
+
+    Raises:
+        ConfigError: the model has fewer ids than the tokenizer.
+        DataError: the data cannot be read.
+    """
+    return _fitting(config, open_training(config.data, _reading(config)))
+
+
+def open_heldout_split(config: RunConfig) -> SampleSource:
+    """Open what the run is measured on and hold its vocabulary against the model's.
+
+    Raises:
+        ConfigError: the model has fewer ids than the tokenizer.
+        DataError: the data cannot be read.
+    """
+    return _fitting(config, open_heldout(config.data, _reading(config)))
+
+
+def _reading(config: RunConfig) -> Reading:
+    return Reading(seq_length=config.training.seq_length, vocab_size=config.model.vocab_size)
+
+
+def _fitting(config: RunConfig, source: SampleSource) -> SampleSource:
+    given, needed = config.model.vocab_size, source.vocabulary.size
+    if given is not None and given < needed:
+        raise ConfigError(
+            [
+                ConfigProblem(
+                    path="model.vocab_size",
+                    rule=f"must be at least {needed}, the ids of the tokenizer in data.path",
+                    value=str(given),
+                    cure=f"set it to {needed} or leave it out",
+                )
+            ]
+        )
+    return source
+
+
+def vocab_size_of(config: RunConfig, source: SampleSource) -> int:
+    """Ids the model knows: the configured number, else the tokenizer's."""
+    return config.model.vocab_size or source.vocabulary.size
+
+
+def build_module(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> PonderModel:
+    """Build the model from the run's seed; every layout starts from the same weights."""
+    # Weights are drawn on the host, so that every device starts from the same numbers.
+    module = PonderModel(transformer_config(config, vocab_size), groups.pg_collection)
+    module.to(device())
+    return module
+
+
+def build_training(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> TrainingParts:
+    """Build the model and what trains it."""
+    module = build_module(config, vocab_size, groups)
+    parallel = config.parallel
+    ddp = wrap_ddp(
+        module,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+    )
+    optimizer = build_optimizer([ddp], optimizer_settings(config))
+    connect_schedule(ddp, optimizer)
+    scheduler = build_scheduler(optimizer, schedule_settings(config))
+    return TrainingParts(
+        module=module,
+        ddp=ddp,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        freeze=BackboneFreeze(module, optimizer),
+    )
+
+
+def training_batches(config: RunConfig, dataset: SampleSource, groups: ParallelGroups) -> TrainingBatches:
+    """This rank's share of every global batch.
+
+    Raises:
+        ConfigError: a blend has fewer samples than the run takes.
+    """
+    order = training_order(config.data, dataset, seed=config.seed)
+    needed = config.training.train_iters * config.training.global_batch_size
+    if isinstance(order, BlendOrder) and order.capacity is not None and order.capacity < needed:
+        raise ConfigError(
+            [
+                ConfigProblem(
+                    path="data.sources",
+                    rule=f"must give the {needed} samples of the run",
+                    value=f"{order.capacity} samples within max_epochs",
+                    cure="raise max_epochs, or leave it out for one source",
+                )
+            ]
+        )
+    return TrainingBatches(dataset, order, layout=_layout(config, groups), packing=_packing(config))
+
+
+def prefetched_batches(config: RunConfig, dataset: SampleSource, groups: ParallelGroups) -> PrefetchedBatches:
+    """The same, read ahead in the background.
+
+    Raises:
+        ConfigError: a blend has fewer samples than the run takes.
+    """
+    return PrefetchedBatches(
+        training_batches(config, dataset, groups),
+        stop=config.training.train_iters * config.training.global_batch_size,
+        num_batches=config.data.prefetch_batches,
+        timeout_seconds=config.parallel.timeout_seconds,
+    )
+
+
+def heldout_batches(
+    config: RunConfig, dataset: SampleSource, groups: ParallelGroups, *, max_global_batches: int
+) -> HeldoutBatches:
+    """The same held-out samples at every evaluation, spread over the split."""
+    order = SampleOrder(num_samples=len(dataset), seed=config.seed, shuffled=True)
+    return HeldoutBatches(
+        dataset,
+        order,
+        layout=_layout(config, groups),
+        packing=_packing(config),
+        max_global_batches=max_global_batches,
+    )
+
+
+def _layout(config: RunConfig, groups: ParallelGroups) -> BatchLayout:
+    return BatchLayout(
+        global_batch_size=config.training.global_batch_size,
+        micro_batch_size=config.training.micro_batch_size,
+        dp_rank=groups.dp_rank,
+        dp_size=groups.dp_size,
+    )
+
+
+def _packing(config: RunConfig) -> PackingOptions:
+    return PackingOptions(
+        reset_positions=config.data.reset_positions,
+        reset_attention=config.data.reset_attention,
+        mask_document_boundaries=config.data.mask_document_boundaries,
+    )

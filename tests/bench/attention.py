@@ -1,0 +1,101 @@
+"""The weighted-key attention against its twin with a dense bias: same numbers, which is faster?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_ext.ponder.attention import dense_bias_attention, key_weighted_attention
+from tests.bench.timing import median_seconds
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionSizes:
+    """What is computed: B sequences of R rows, A query heads over G key heads of d channels."""
+
+    batch_size: int
+    num_rows: int
+    num_heads: int
+    num_query_groups: int
+    head_size: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionTimes:
+    """Median seconds of forward and backward, and how far the two computations are apart.
+
+    Attributes:
+        weighted_seconds: keys augmented by a column for the weights.
+        dense_seconds: a dense bias added to the logits.
+        largest_difference: over the output and all gradients, relative to the largest dense value of each.
+    """
+
+    weighted_seconds: float
+    dense_seconds: float
+    largest_difference: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the weighted keys are."""
+        return self.dense_seconds / self.weighted_seconds
+
+
+def time_attention(
+    sizes: AttentionSizes, *, repeats: int, device: torch.device, seed: int = 1234
+) -> AttentionTimes:
+    """Run both attentions forward and backward on the same inputs."""
+    inputs = random_inputs(sizes, device=device, seed=seed)
+    weighted = forward_and_backward(key_weighted_attention, inputs)
+    dense = forward_and_backward(dense_bias_attention, inputs)
+    seconds = median_seconds(
+        {
+            "weighted": lambda: forward_and_backward(key_weighted_attention, inputs),
+            "dense": lambda: forward_and_backward(dense_bias_attention, inputs),
+        },
+        repeats=repeats,
+        device=device,
+    )
+    return AttentionTimes(
+        weighted_seconds=seconds["weighted"],
+        dense_seconds=seconds["dense"],
+        largest_difference=max(map(_relative_difference, weighted, dense)),
+    )
+
+
+def random_inputs(
+    sizes: AttentionSizes, *, device: torch.device, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw query [B, A, R, d], key and value [B, G, R, d], and log weights [B, R] of at most 0."""
+    generator = torch.Generator().manual_seed(seed)
+    heads = (sizes.num_heads, sizes.num_query_groups, sizes.num_query_groups)
+    query, key, value = (
+        torch.randn(sizes.batch_size, number, sizes.num_rows, sizes.head_size, generator=generator)
+        for number in heads
+    )
+    # Tail masses: log weights in float32, whatever the dtype of the keys.
+    log_weight = torch.rand(sizes.batch_size, sizes.num_rows, generator=generator).clamp_min(1e-9).log()
+    return (
+        query.to(device, sizes.dtype),
+        key.to(device, sizes.dtype),
+        value.to(device, sizes.dtype),
+        log_weight.to(device),
+    )
+
+
+def forward_and_backward(attention: Attention, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the output and the gradients of its sum of squares for query, key, value and log weights."""
+    query, key, value, log_weight = (tensor.detach().requires_grad_() for tensor in inputs)
+    output = attention(query, key, value, log_weight)
+    output.float().square().sum().backward()
+    return output.detach(), *(
+        tensor.grad for tensor in (query, key, value, log_weight) if tensor.grad is not None
+    )
+
+
+def _relative_difference(computed: Tensor, expected: Tensor) -> float:
+    largest = expected.float().abs().max()
+    return float((computed.float() - expected.float()).abs().max() / largest)

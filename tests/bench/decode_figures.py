@@ -1,0 +1,103 @@
+"""What times of decoding say: time saved beside operations saved, as a table and as JSON."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from tests.bench.decode import ONE_STEP, UNPRUNED, VANILLA, DecodeTime
+from tests.bench.decode_transformers import THEIRS
+from pipeline.run.summary import metric
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeFigures:
+    """Times of all ways, and what follows from them.
+
+    Attributes:
+        times: the first is what the others are compared with.
+        speedup_at_one_step: how many times faster one step per token is than no pruning; None with K = 0.
+        ratio_to_transformers: time of our vanilla decoding over theirs; None where theirs was not measured.
+    """
+
+    times: tuple[DecodeTime, ...]
+    speedup_at_one_step: float | None
+    ratio_to_transformers: float | None
+
+    def time_saved(self, row: DecodeTime) -> float:
+        """Share of the time of decoding without pruning that a way saves."""
+        return 1 - row.seconds_per_token / self.times[0].seconds_per_token
+
+    def flops_saved(self, row: DecodeTime) -> float:
+        """The same of the operations."""
+        return 1 - row.flops_per_token / self.times[0].flops_per_token
+
+
+def decode_figures(times: Sequence[DecodeTime]) -> DecodeFigures:
+    """Compare times."""
+    seconds = {row.name: row.seconds_per_token for row in times}
+
+    def ratio(first: str, second: str) -> float | None:
+        return seconds[first] / seconds[second] if first in seconds and second in seconds else None
+
+    return DecodeFigures(
+        times=tuple(times),
+        speedup_at_one_step=ratio(UNPRUNED, ONE_STEP),
+        ratio_to_transformers=ratio(VANILLA, THEIRS),
+    )
+
+
+def render_figures(figures: DecodeFigures, *, title: str) -> Iterator[Table]:
+    """Lay the times out, and then the two ratios."""
+    table = Table(title=title, box=SIMPLE_HEAD)
+    for column in (
+        "decoding",
+        "steps",
+        "ms/token",
+        "fastest",
+        "ms saved",
+        "time saved",
+        "FLOPs/token",
+        "FLOPs saved",
+    ):
+        table.add_column(column, justify="left" if column == "decoding" else "right")
+    base = figures.times[0]
+    for row in figures.times:
+        table.add_row(
+            row.name,
+            f"{row.mean_steps:.2f}",
+            f"{1e3 * row.seconds_per_token:.2f}",
+            f"{1e3 * min(row.seconds_of_rounds):.2f}",
+            f"{1e3 * (base.seconds_per_token - row.seconds_per_token):.2f}",
+            f"{figures.time_saved(row):.1%}",
+            metric(row.flops_per_token),
+            f"{figures.flops_saved(row):.1%}",
+        )
+    yield table
+    ratios = Table(box=None, show_header=False)
+    if figures.speedup_at_one_step is not None:
+        ratios.add_row(
+            "one step per token", f"{figures.speedup_at_one_step:.2f} times faster than no pruning"
+        )
+    if figures.ratio_to_transformers is not None:
+        ratios.add_row("our vanilla", f"{figures.ratio_to_transformers:.2f} times the time of transformers")
+    yield ratios
+
+
+def figures_json(figures: DecodeFigures, settings: Mapping[str, Any]) -> bytes:
+    """Bring figures, and what they were measured with, into JSON."""
+    rows = [
+        asdict(row) | {"time_saved": figures.time_saved(row), "flops_saved": figures.flops_saved(row)}
+        for row in figures.times
+    ]
+    content = {
+        "format": "megaponder.bench_decode/1",
+        **settings,
+        "speedup_at_one_step": figures.speedup_at_one_step,
+        "ratio_to_transformers": figures.ratio_to_transformers,
+        "rows": rows,
+    }
+    return (json.dumps(content, indent=1) + "\n").encode("ascii")

@@ -1,0 +1,147 @@
+"""Hold computed tensors against recorded ones, in units of each tensor's tolerance."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from tests.support.golden.case import GoldenCase
+
+DOUBLE_PREFIX = "outputs_f64/"
+WHOLE_NUMBERS = frozenset(
+    f"outputs/{name}"
+    for name in (
+        "steps",
+        "masks",
+        "active_iterations",
+        "expanded_input_ids",
+        "generated_ids",
+        "token_steps",
+        "token_active_iterations",
+        "token_rows",
+        "cache_rows",
+        "cache_row_slot",
+        "cache_row_token",
+        "gate_computed",
+        "decode_position_ids",
+    )
+)
+# Recorded, but made by the caller of the model rather than by the model: nothing to compare.
+NOT_COMPARED = frozenset({"outputs/position_ids"})
+
+
+class Status(StrEnum):
+    """What became of a case."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_APPLICABLE = "not applicable"
+    NOT_SUPPORTED = "not supported"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseResult:
+    """What became of a case.
+
+    Attributes:
+        name: of the case.
+        status: passed, failed, or why it did not run.
+        reason: a sentence for cases that did not run or failed otherwise than by a number.
+        worst: largest error over its tolerance, by quantity (``logits``, ``loss``, ``thoughts``, ``hidden``,
+            ``halting``, ``gradients``, ``tokens``, ``rows``); at most 1 passes.
+    """
+
+    name: str
+    status: Status
+    reason: str = ""
+    worst: Mapping[str, float] = field(default_factory=dict)
+
+
+def compare(case: GoldenCase, computed: Mapping[str, Tensor], *, double: bool) -> CaseResult:
+    """Compare every recorded output and gradient.
+
+    Args:
+        case: the recorded values.
+        computed: values under the same names (``outputs/...``, ``grads/...``).
+        double: compare the float64 records instead of the float32 ones.
+    Returns:
+        The result; failed where an error exceeds its tolerance or a recorded tensor was not computed.
+    """
+    wanted = {name: value for name, value in case.tensors.items() if _is_wanted(name, double)}
+    plain_names = {name: name.replace(DOUBLE_PREFIX, "outputs/") for name in wanted}
+    absent = sorted(name for name in wanted if plain_names[name] not in computed)
+    if absent:
+        return CaseResult(name=case.name, status=Status.FAILED, reason=f"not computed: {', '.join(absent)}")
+    worst: dict[str, float] = {}
+    for name, recorded in wanted.items():
+        plain = plain_names[name]
+        error = _largest_error(computed[plain], zero_padding(plain, recorded, is_real(case)))
+        quantity = _quantity(plain)
+        worst[quantity] = max(worst.get(quantity, 0.0), error / _tolerance(case, plain, double))
+    passed = bool(worst) and all(ratio <= 1.0 for ratio in worst.values())
+    return CaseResult(name=case.name, status=Status.PASSED if passed else Status.FAILED, worst=worst)
+
+
+def is_real(case: GoldenCase) -> Tensor:
+    """[B, L] bool, False at padding; decode cases have none."""
+    if case.kind == "decode":
+        return torch.ones(1, 1, dtype=torch.bool)
+    tokens = case.tensors["inputs/input_ids"]
+    return case.tensors.get("inputs/attention_mask", torch.ones_like(tokens)).bool()
+
+
+def zero_padding(name: str, value: Tensor, real: Tensor) -> Tensor:
+    """Clear what belongs to padding: no value is defined there.
+
+    Args:
+        name: decides the layout: thoughts are [m, B, L, H], masks [K + 1, B, L], everything else per token
+            starts with [B, L] or, for all slots, [B, L * n].
+        value: recorded or computed tensor.
+        real: [B, L] bool.
+    """
+    if real.all() or value.dim() < 2 or not name.startswith("outputs/"):
+        return value
+    if name.startswith("outputs/thoughts/"):
+        return value * real[None, :, :, None]
+    if name == "outputs/masks":
+        return value * real
+    real = real.repeat_interleave(value.shape[1] // real.shape[1], dim=1)
+    return value * real.reshape(*real.shape, *(1 for _ in value.shape[2:]))
+
+
+def _is_wanted(name: str, double: bool) -> bool:
+    if double:
+        return name.startswith(DOUBLE_PREFIX)
+    return name.startswith(("outputs/", "grads/")) and name not in NOT_COMPARED
+
+
+def _tolerance(case: GoldenCase, name: str, double: bool) -> float:
+    # Steps, masks and tokens are whole numbers: any difference is an error.
+    return 0.5 if name in WHOLE_NUMBERS else case.tolerance(name, double=double)
+
+
+def _largest_error(computed: Tensor, recorded: Tensor) -> float:
+    if computed.shape != recorded.shape:
+        return float("inf")
+    error = float((computed.double() - recorded.double()).abs().max())
+    # NaN is lost in a maximum with a number.
+    return float("inf") if math.isnan(error) else error
+
+
+def _quantity(name: str) -> str:
+    kind, _, rest = name.partition("/")
+    if kind == "grads":
+        return "gradients"
+    first = rest.split("/")[0]
+    if first in ("loss", "total_loss"):
+        return "loss"
+    if first == "generated_ids":
+        return "tokens"
+    if first.startswith(("logits", "step_logits", "parallel_logits")):
+        return "logits"
+    if first in ("token_rows", "cache_rows", "cache_row_token", "cache_row_slot", "decode_position_ids"):
+        return "rows"
+    return next((kind for kind in ("thoughts", "hidden") if first.endswith(kind)), "halting")

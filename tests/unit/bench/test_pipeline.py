@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from typer.testing import CliRunner
+
+from pipeline import cli
+from tests.bench.machine import machine_name, num_processors
+from tests.bench.pass_times import render_pass_times
+from tests.bench.pipeline import PassTimes, load_bench_config
+from pipeline.config.errors import ConfigError
+from pipeline.shared.exit_codes import ExitCode
+from tests.unit.pipeline.config.settings import changed_settings
+
+
+@pytest.mark.parametrize("num_stages", [2, 3, 4])
+def test_the_model_made_for_it_lies_on_a_pipeline_alone(num_stages: int) -> None:
+    config = load_bench_config(None, ["ponder.num_jacobi_iterations=1"], num_stages=num_stages)
+
+    assert (config.parallel.pipeline, config.parallel.world_size) == (num_stages, num_stages)
+    assert config.ponder.num_jacobi_iterations == 1
+    # With the tokens of a tokenizer the last stage would have far more to do than the others.
+    assert config.model.vocab_size == 128
+
+
+def test_a_run_leaves_its_own_layout(tmp_path: Path) -> None:
+    layout = {"tensor": 2, "pipeline": 2, "data": 2, "layers_per_stage": [1, 1], "sequence_parallel": True}
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(changed_settings(parallel=layout, training__global_batch_size=16)))
+
+    config = load_bench_config(file, [], num_stages=2)
+
+    assert (config.parallel.tensor, config.parallel.pipeline, config.parallel.data) == (1, 2, 1)
+    assert config.training.micro_batch_size == 4
+
+
+def test_more_stages_than_layers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="every stage needs a layer"):
+        load_bench_config(None, [], num_stages=5)
+
+
+def test_micro_batches_that_do_not_fit_all_stages_are_refused_before_anything_runs() -> None:
+    result = CliRunner().invoke(cli.app, ["bench", "pipeline", "--stages", "4", "--micro-batches", "6"])
+
+    assert result.exit_code == ExitCode.USAGE
+    assert "6 on 4" in result.output
+
+
+def test_the_speed_is_that_of_looping_over_flushing() -> None:
+    times = PassTimes(
+        num_stages=2,
+        num_micro_batches=4,
+        slots=(1, 2),
+        looping_seconds=2.0,
+        flushing_seconds=3.0,
+        largest_difference=0.0,
+    )
+
+    assert times.speedup == 1.5
+
+
+def test_the_table_has_what_was_measured_and_what_was_expected() -> None:
+    config = load_bench_config(None, [], num_stages=2)
+    row = PassTimes(
+        num_stages=2,
+        num_micro_batches=4,
+        slots=(1, 1, 1),
+        looping_seconds=1.0,
+        flushing_seconds=1.25,
+        largest_difference=3e-7,
+    )
+    console = Console(width=110)
+    with console.capture() as captured:
+        console.print(render_pass_times(config, [row]))
+    text = captured.get()
+
+    # Three equal passes: 12 units of work and 1 of waiting, against 3 times 4 and 1.
+    cells = ("1000 ms", "1250 ms", "1.25 x", f"{15 / 13:.2f} x", "7.7% and 20.0%", "3.0e-07")
+    assert [cell for cell in cells if cell not in text] == []
+    assert machine_name() in text
+
+
+def test_stages_that_share_a_processor_are_told() -> None:
+    row = PassTimes(
+        num_stages=2 * num_processors(),
+        num_micro_batches=2 * num_processors(),
+        slots=(1,),
+        looping_seconds=1.0,
+        flushing_seconds=1.0,
+        largest_difference=0.0,
+    )
+    console = Console(width=110)
+    with console.capture() as captured:
+        console.print(render_pass_times(load_bench_config(None, [], num_stages=2), [row]))
+
+    assert f"{row.num_stages} stages share" in captured.get()

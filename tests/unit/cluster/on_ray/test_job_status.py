@@ -1,0 +1,106 @@
+"""How a job has ended, from what its machines tell."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.on_ray.job_status import VERDICT_SECONDS, Board, NodeReport, Orders
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def board(tmp_path: Path, clock: Clock) -> Board:
+    """Of two machines with two ranks each, which have started."""
+    board = Board(tmp_path / "logs", num_nodes=2, clock=clock)
+    board.open_attempt()
+    return board
+
+
+def report(board: Board, node: int, *codes: int | None) -> Orders:
+    return board.report(NodeReport(node=node, host=f"host{node}", codes=codes))
+
+
+def test_a_job_is_over_when_every_rank_of_every_machine_has_ended(board: Board) -> None:
+    assert report(board, 0, 0, 0).verdict is None
+    assert report(board, 1, 0, None).verdict is None
+    verdict = report(board, 1, 0, 0).verdict
+    assert verdict is not None
+    assert (verdict.exit_code, verdict.reason, verdict.restarts) == (0, "", False)
+    assert report(board, 0, 0, 0).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code", "rank", "restarts"),
+    [
+        ((75, 75), (75, 75), 75, 0, True),
+        ((93, 93), (93, 93), 93, 0, False),
+        ((1, 1), (1, 9), 1, 0, False),
+        ((75, 75), (75, 9), 9, 3, False),
+        ((1, 1), (137, 1), 137, 2, False),
+        ((0, 0), (0, 2), 2, 3, False),
+    ],
+)
+def test_the_rank_that_was_the_cause_gives_the_code(
+    board: Board,
+    first: tuple[int, int],
+    second: tuple[int, int],
+    code: int,
+    rank: int,
+    restarts: bool,
+) -> None:
+    report(board, 0, *first)
+    verdict = report(board, 1, *second).verdict
+    assert verdict is not None
+    assert (verdict.exit_code, verdict.restarts) == (code, restarts)
+    assert verdict.reason == f"rank {rank} on host{rank // 2} ended with exit code {code}"
+
+
+def test_a_failure_is_told_to_the_other_machines_at_once(board: Board) -> None:
+    assert not report(board, 1, None, None).has_failure
+    assert report(board, 0, None, 9).has_failure
+    assert report(board, 1, None, None).has_failure
+
+
+def test_a_machine_that_is_lost_is_not_waited_for_without_end(board: Board, clock: Clock) -> None:
+    report(board, 1, None, None)
+    assert report(board, 0, 1, 1).verdict is None
+    clock.seconds = VERDICT_SECONDS + 1
+    verdict = report(board, 0, 1, 1).verdict
+    assert verdict is not None
+    assert verdict.exit_code == 1
+
+
+def test_a_stop_reaches_every_machine(board: Board) -> None:
+    assert not report(board, 0, None, None).stops
+    board.stop()
+    assert report(board, 0, None, None).stops
+    assert report(board, 1, None, None).stops
+
+
+def test_another_start_begins_anew_with_logs_of_its_own(board: Board, clock: Clock) -> None:
+    report(board, 0, 75, 75)
+    report(board, 1, 75, 75)
+    before = board.overview()
+    assert before.hosts == ("host0", "host1")
+    folder = board.open_attempt()
+    after = board.overview()
+    assert folder != before.attempt_folder
+    assert folder == after.attempt_folder
+    assert folder.is_dir()
+    assert (before.num_attempts, after.num_attempts) == (1, 2)
+    assert after.verdict is None
+    orders = report(board, 0, None, None)
+    assert (orders.has_failure, orders.verdict) == (False, None)
+    assert board.overview().alive_ranks == 2

@@ -1,0 +1,100 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.workflow.job import stage_job
+from cluster.workflow.work import work_of
+from pipeline.config.schema import RunConfig
+from pipeline.config.validate import build_config
+from tests.unit.pipeline.config.settings import changed_settings
+
+STAGES: list[dict[str, Any]] = [
+    {"command": "prepare", "inputs": ["text"], "tokenizer": "t.model", "submit": {"partition": "cpu"}},
+    {"command": "train"},
+    {"command": "evaluate", "submit": {"wall_time": "1:00:00"}},
+]
+
+
+def config(**changes: Any) -> RunConfig:
+    return build_config(changed_settings(stages=STAGES, **changes))
+
+
+def settings_of(name: str, config: RunConfig) -> dict[str, Any]:
+    stage = next(stage for stage in config.stages if stage.name == name)
+    return dict(work_of(config, stage, Path("config.yaml")).settings)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"submit__max_requeues": 3},
+        {"evaluation__iters": 3},
+        {"metrics__interval": 1},
+        {"checkpoint__interval": 5},
+        {"parallel__watchdog_seconds": 5},
+        {"data__path": "elsewhere"},
+    ],
+)
+def test_a_training_is_not_another_for_what_does_not_change_the_model(changes: dict[str, Any]) -> None:
+    assert settings_of("train", config(**changes)) == settings_of("train", config())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer__lr": 2e-3},
+        {"seed": 5},
+        {"model__num_layers": 3},
+        {"ponder__num_latent_thoughts": 1},
+        {"training__train_iters": 7},
+        {"data__reset_positions": False},
+    ],
+)
+def test_a_training_is_another_for_what_changes_the_model(changes: dict[str, Any]) -> None:
+    assert settings_of("train", config(**changes)) != settings_of("train", config())
+
+
+def test_an_evaluation_follows_the_settings_of_the_file() -> None:
+    assert settings_of("evaluate", config(evaluation__iters=3))["iters"] == 3
+
+
+def test_stages_say_what_they_need() -> None:
+    run = config()
+    works = [work_of(run, stage, Path("config.yaml")) for stage in run.stages]
+    assert {work.name: work.needs for work in works} == {
+        "prepare": (),
+        "train": ("prepare",),
+        "evaluate": ("prepare", "train"),
+    }
+
+
+def test_a_stage_beside_the_training_is_one_process_with_resources_of_its_own() -> None:
+    run = config(
+        submit={
+            "target": "slurm",
+            "nodes": 2,
+            "gpus_per_node": 2,
+            "partition": "gpu",
+            "wall_time": "9:00:00",
+        },
+        parallel__data=4,
+        training__micro_batch_size=2,
+    )
+    prepare, train, evaluate = (stage_job(run, stage) for stage in run.stages)
+
+    def shape(job: Any) -> tuple[int, int, int]:
+        return job.resources.nodes, job.resources.ranks_per_node, job.resources.gpus_per_node
+
+    assert (shape(prepare), shape(train), shape(evaluate)) == ((1, 1, 0), (2, 2, 2), (1, 1, 1))
+    assert [job.queue.partition for job in (prepare, train, evaluate)] == ["cpu", "gpu", "gpu"]
+    assert evaluate.resources.wall_time == "1:00:00"
+    assert {job.kind for job in (prepare, train, evaluate)} == {"ranks"}
+    assert [job.name for job in (prepare, train, evaluate)] == ["run-prepare", "run-train", "run-evaluate"]
+
+
+def test_data_are_prepared_on_the_ray_they_are_submitted_to() -> None:
+    run = config(submit={"target": "ray"})
+    prepare, train, _ = (stage_job(run, stage) for stage in run.stages)
+    assert (prepare.kind, train.kind) == ("driver", "ranks")
+    assert prepare.command[-2:] == ("--ray-address", "{ray_address}")

@@ -1,0 +1,45 @@
+"""Prompts from a file."""
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import DataError
+from pipeline.generation.prompts import read_prompts_file
+
+
+def test_every_line_with_text_is_a_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text('import os\n\n  {"prompt": 1}\n', encoding="utf-8")
+
+    assert read_prompts_file(file) == ["import os", '  {"prompt": 1}']
+
+
+def test_json_lines_have_the_prompt_under_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a\\nb", "id": 3}\n\n{"prompt": "\\u00e9"}\n', encoding="utf-8")
+
+    assert read_prompts_file(file) == ["a\nb", "\u00e9"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "must have a prompt on a line"),
+        ('{"prompt": "a"}\nnot json\n', "prompts.jsonl:2 must be a JSON object"),
+        ('\n{"text": "a"}\n', 'prompts.jsonl:2 must have a text under "prompt", but has None'),
+        ('{"prompt": ""}\n', "prompts.jsonl:1 must have a text"),
+        ("[1]\n", "prompts.jsonl:1 must have a text"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_by_its_line(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(content, encoding="utf-8")
+
+    with pytest.raises(DataError, match=message):
+        read_prompts_file(file)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read_prompts_file(tmp_path / "absent.txt")

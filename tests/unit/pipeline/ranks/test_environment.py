@@ -1,0 +1,43 @@
+import pytest
+
+from pipeline.ranks.environment import START_TIMEOUT_VARIABLE, Ranks
+
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "node0",
+    "MASTER_PORT": "29500",
+}
+
+
+def test_torchruns_variables_are_read() -> None:
+    ranks = Ranks.from_environment(TORCHRUN)
+    assert (ranks.rank, ranks.world_size, ranks.local_rank) == (3, 4, 1)
+    assert (ranks.master_address, ranks.master_port, ranks.is_launched) == ("node0", 29500, True)
+
+
+def test_without_them_this_is_the_only_rank() -> None:
+    ranks = Ranks.from_environment({})
+    assert (ranks.rank, ranks.world_size, ranks.local_rank, ranks.is_launched) == (0, 1, 0, False)
+    assert ranks.master_address == "127.0.0.1"
+    assert ranks.master_port > 0
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
+def test_a_part_of_them_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"but {name} is missing"):
+        Ranks.from_environment({key: value for key, value in TORCHRUN.items() if key != name})
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ValueError, match="WORLD_SIZE must be a whole number, but is 'four'"):
+        Ranks.from_environment({**TORCHRUN, "WORLD_SIZE": "four"})
+    with pytest.raises(ValueError, match="RANK must be in"):
+        Ranks.from_environment({**TORCHRUN, "RANK": "4"})
+
+
+def test_a_launcher_may_limit_the_time_for_ranks_to_meet() -> None:
+    assert Ranks.from_environment(TORCHRUN).start_timeout_seconds is None
+    limited = Ranks.from_environment({**TORCHRUN, START_TIMEOUT_VARIABLE: "60"})
+    assert limited.start_timeout_seconds == 60

@@ -1,0 +1,110 @@
+import pytest
+from rich.console import Console
+
+from pipeline.config.schema import RunConfig
+from pipeline.cost.account import flops_account, max_sweeps, mean_training_sweeps, run_summary
+from pipeline.run.summary import metric, render_summary, summary_rows
+from tests.unit.pipeline.config.settings import valid_settings
+
+
+def config(**ponder: object) -> RunConfig:
+    settings = valid_settings()
+    settings["ponder"] |= ponder
+    settings["parallel"] = {"tensor": 2}
+    return RunConfig(**settings)
+
+
+def rows_of(config: RunConfig) -> dict[str, str]:
+    return dict(summary_rows(run_summary(config, 500, parameters_per_rank=(80_000, 80_000), device="cpu")))
+
+
+def test_summary_says_what_is_trained() -> None:
+    rows = rows_of(config())
+    assert rows["method"] == "ponderlm3 on llama"
+    assert rows["extra steps"] == "K = 2 latent thoughts, Jacobi sweeps J = 2"
+    assert rows["passes"] == "5 through 2 layers per training forward"
+    assert rows["rows per token"] == "training 12, inference 1 to 3, by steps taken"
+    assert rows["effective depth"] == "6 layers"
+    assert rows["parameters per rank"] == "80,000"
+    assert rows["layout"] == "tensor 2 x pipeline 1 x data 1 on 2 ranks"
+    assert rows["device"] == "cpu, fp32, recompute none"
+    assert rows["data"] == "512 tokens per iteration x 100 iterations = 51.2 k tokens"
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "passes", "rows"),
+    [
+        ("loop", "K = 2 trips through the layers", "3", "training 3, inference 3"),
+        ("pause", "K = 2 pause tokens", "1", "training 3, inference 3"),
+        ("ponderlm", "K = 2 iterations", "3", "training 3, inference 3"),
+        ("ponderlm2", "K = 2 latent thoughts, Jacobi sweeps J = 2", "5", "training 12, inference 3"),
+        ("adaponderlm", "K = 2 iterations", "3", "training 3, inference 1 to 3, by steps taken"),
+    ],
+)
+def test_summary_says_what_each_method_does(method: str, steps: str, passes: str, rows: str) -> None:
+    found = rows_of(config(method=method))
+    assert found["extra steps"] == steps
+    assert found["passes"] == f"{passes} through 2 layers per training forward"
+    assert found["rows per token"] == rows
+
+
+def test_a_model_without_steps_says_so() -> None:
+    assert rows_of(config(method="vanilla", num_latent_thoughts=0))["extra steps"] == "none"
+
+
+def test_layers_are_shown_by_stage_where_there_are_several() -> None:
+    settings = valid_settings()
+    settings["model"]["num_layers"] = 5
+    settings["parallel"] = {"pipeline": 2}
+    assert rows_of(RunConfig(**settings))["layout"] == (
+        "tensor 1 x pipeline 2 x data 1 on 2 ranks, 3 + 2 layers on the pipeline stages"
+    )
+
+
+def test_counts_that_differ_are_shown_by_rank() -> None:
+    summary = run_summary(config(method="ponderlm2"), 500, parameters_per_rank=(1, 2), device="cpu")
+    assert dict(summary_rows(summary))["parameters per rank"] == "1, 2"
+
+
+def test_drawn_sweeps_are_averaged_and_bounded() -> None:
+    drawn = config(random_jacobi_iterations=(2, 5))
+    assert mean_training_sweeps(drawn) == 3.5
+    assert max_sweeps(drawn.ponder) == 5
+    assert "J = 2 to 5, drawn per step (2 in evaluation)" in rows_of(drawn)["extra steps"]
+    fixed = config(num_jacobi_iterations=4)
+    assert (mean_training_sweeps(fixed), max_sweeps(fixed.ponder)) == (4, 4)
+
+
+def test_planned_sweeps_are_averaged_over_the_run_and_bounded() -> None:
+    # 20 iterations with none, 30 with one, 50 with six; what begins behind the last of 100 never does.
+    planned = config(jacobi_schedule=((0, 0), (20, 1), (50, 6), (400, 9)))
+    assert mean_training_sweeps(planned) == pytest.approx((30 * 1 + 50 * 6) / 100)
+    assert max_sweeps(planned.ponder) == 9
+    assert "J = 0 from iteration 0, 1 from iteration 20" in rows_of(planned)["extra steps"]
+
+
+def test_the_account_uses_the_padded_vocabulary() -> None:
+    account = flops_account(config(), 500)
+    assert (account.shape.vocab_size, account.shape.padded_vocab_size) == (500, 512)
+
+
+def test_the_account_has_the_mixtures_of_the_method() -> None:
+    account = flops_account(config(method="ponderlm", mixture="top_k"), 500)
+    assert (account.method, account.mixture) == ("ponderlm", "top_k")
+
+
+def test_the_table_shows_every_row() -> None:
+    summary = run_summary(config(), 500, parameters_per_rank=(80_000, 80_000), device="cpu")
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(render_summary(summary))
+    text = captured.get()
+    assert all(name in text for name, _ in summary_rows(summary))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (999, "999"), (1234, "1.23 k"), (51_200, "51.2 k"), (2.5e6, "2.50 M"), (7.13e11, "713 G")],
+)
+def test_numbers_are_written_with_three_digits_and_a_prefix(value: float, text: str) -> None:
+    assert metric(value) == text

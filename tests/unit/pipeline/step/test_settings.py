@@ -1,0 +1,118 @@
+"""What changes from step to step: a pure function of the configuration and of how far the run is."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_ext.model.micro_batch import ForwardSettings
+from megatron_ext.ponder.passes import draw_jacobi_iterations
+from pipeline.config.load import load_config
+from pipeline.step.settings import StepSettings, step_settings
+
+ITERATIONS = range(12)
+NOT_RANDOM = "ponder.random_jacobi_iterations=null"
+
+
+def settings_at(
+    repository: Path, method: str, iteration: int, *overrides: str, consumed_tokens: int = 0
+) -> StepSettings:
+    """The settings of one step of the method's tiny recipe."""
+    recipe = repository / "pipeline" / "recipes" / f"tiny_{method}.yaml"
+    config = load_config(recipe, ("ponder.penalty_ramp=[0,0]", *overrides))
+    return step_settings(config, iteration=iteration, consumed_tokens=consumed_tokens)
+
+
+def sweeps_of(repository: Path, *overrides: str) -> list[int]:
+    return [
+        settings_at(repository, "ponderlm2", iteration, *overrides).num_jacobi_iterations
+        for iteration in ITERATIONS
+    ]
+
+
+def test_a_fixed_number_of_sweeps_never_changes(repository: Path) -> None:
+    assert sweeps_of(repository, NOT_RANDOM, "ponder.num_jacobi_iterations=3") == [3] * 12
+
+
+def test_random_sweeps_are_drawn_from_seed_and_step(repository: Path) -> None:
+    drawn = sweeps_of(repository, "ponder.random_jacobi_iterations=[2,4]", "seed=77")
+
+    assert drawn == [draw_jacobi_iterations(77, iteration, 2, 4) for iteration in ITERATIONS]
+    assert set(drawn) == {2, 3, 4}
+    assert drawn != sweeps_of(repository, "ponder.random_jacobi_iterations=[2,4]", "seed=78")
+
+
+def test_scheduled_sweeps_follow_the_schedule(repository: Path) -> None:
+    schedule = "ponder.jacobi_schedule=[[0,1],[4,3],[9,2]]"
+
+    assert sweeps_of(repository, NOT_RANDOM, schedule) == [1] * 4 + [3] * 5 + [2] * 3
+
+
+@pytest.mark.parametrize("method", ["vanilla", "loop", "pause", "ponderlm", "adaponderlm"])
+def test_methods_without_sweeps_make_none(repository: Path, method: str) -> None:
+    assert settings_at(repository, method, 5).num_jacobi_iterations == 0
+
+
+RAMP = "ponder.penalty_ramp=[4,8]"
+
+
+@pytest.mark.parametrize(
+    ("iteration", "share"), [(0, 0.0), (3, 0.0), (4, 0.0), (5, 0.25), (6, 0.5), (8, 1.0), (1000, 1.0)]
+)
+@pytest.mark.parametrize("penalty", ["expected_steps", "bottom_k"])
+def test_ponderlm3_raises_lambda_and_keeps_q(
+    repository: Path, penalty: str, iteration: int, share: float
+) -> None:
+    found = settings_at(repository, "ponderlm3", iteration, RAMP, f"ponder.penalty={penalty}")
+
+    assert found.penalty_weight == pytest.approx(0.3 * share)
+    assert found.bottom_k_fraction == 0.25
+
+
+@pytest.mark.parametrize(
+    ("iteration", "weight", "share"),
+    [
+        (0, 0.0, 0.0),
+        (3, 0.0, 0.0),
+        (4, 0.1, 0.0),
+        (5, 0.1, 0.25),
+        (6, 0.1, 0.5),
+        (8, 0.1, 1.0),
+        (99, 0.1, 1.0),
+    ],
+)
+def test_adaponderlm_has_the_whole_lambda_from_the_start_of_stage_two_and_raises_q(
+    repository: Path, iteration: int, weight: float, share: float
+) -> None:
+    found = settings_at(repository, "adaponderlm", iteration, RAMP, "ponder.bottom_k_fraction=0.2")
+
+    assert found.penalty_weight == pytest.approx(weight)
+    assert found.bottom_k_fraction == pytest.approx(0.2 * share)
+
+
+@pytest.mark.parametrize("method", ["ponderlm3", "adaponderlm"])
+def test_without_a_ramp_everything_is_there_from_the_start(repository: Path, method: str) -> None:
+    found = settings_at(repository, method, 0, "ponder.penalty_weight=0.7", "ponder.bottom_k_fraction=0.2")
+
+    assert (found.penalty_weight, found.bottom_k_fraction) == (0.7, 0.2)
+
+
+@pytest.mark.parametrize("method", ["ponderlm3", "adaponderlm"])
+def test_the_backbone_is_frozen_until_so_many_tokens_are_consumed(repository: Path, method: str) -> None:
+    frozen = [
+        settings_at(
+            repository, method, 7, "ponder.freeze_backbone_tokens=1000", consumed_tokens=consumed
+        ).freezes_backbone
+        for consumed in (0, 999, 1000, 5000)
+    ]
+
+    assert frozen == [True, True, False, False]
+
+
+def test_nothing_is_frozen_unless_asked_for(repository: Path) -> None:
+    assert not settings_at(repository, "ponderlm3", 0).freezes_backbone
+
+
+def test_the_model_is_told_what_concerns_it(repository: Path) -> None:
+    settings = settings_at(repository, "adaponderlm", 6, RAMP, "ponder.bottom_k_fraction=0.2")
+
+    assert settings.forward == ForwardSettings(num_jacobi_iterations=0, bottom_k_fraction=0.1)

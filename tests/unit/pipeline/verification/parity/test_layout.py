@@ -1,0 +1,70 @@
+import pytest
+
+from pipeline.config.overrides import apply_overrides
+from pipeline.config.schema import ParallelConfig
+from pipeline.config.validate import build_config, setting_paths
+from pipeline.verification.parity.layout import ONE_PROCESS, parse_layout, render_layout
+from tests.unit.pipeline.config.settings import changed_settings
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("tp=2", (2, 1, 1, "false")),
+        ("tp=2,pp=4,dp=3,sp=true", (2, 4, 3, "true")),
+        (" dp=2 , pp = 2", (1, 2, 2, "false")),
+    ],
+)
+def test_axes_become_settings_and_absent_ones_have_size_one(
+    text: str, sizes: tuple[int, int, int, str]
+) -> None:
+    tensor, pipeline, data, sequence = sizes
+
+    assert parse_layout(text) == (
+        [
+            f"parallel.tensor={tensor}",
+            f"parallel.pipeline={pipeline}",
+            f"parallel.data={data}",
+            f"parallel.sequence_parallel={sequence}",
+        ],
+        [],
+    )
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    settings, problems = parse_layout("tp=two,pp=0,ep=4,dp=2,dp=3,sp=1,")
+
+    assert [problem.rule for problem in problems] == [
+        "tp must be a whole number of at least 1",
+        "pp must be a whole number of at least 1",
+        "must name tp, pp, dp, sp only",
+        "must name dp once",
+        "sp must be true or false",
+        "must name tp, pp, dp, sp only",
+    ]
+    assert [problem.value for problem in problems][:2] == ["'tp=two'", "'pp=0'"]
+    assert settings == [
+        "parallel.tensor=1",
+        "parallel.pipeline=1",
+        "parallel.data=2",
+        "parallel.sequence_parallel=false",
+    ]
+
+
+def test_a_layout_is_written_as_it_is_given() -> None:
+    parallel = ParallelConfig(tensor=2, pipeline=4, sequence_parallel=True)
+
+    assert render_layout(parallel) == "tp=2,pp=4,dp=1,sp=true"
+    assert render_layout(ParallelConfig(data=3)) == "tp=1,pp=1,dp=3"
+
+
+def test_one_process_takes_the_place_of_every_layout() -> None:
+    layout = {"tensor": 2, "pipeline": 2, "data": 2, "sequence_parallel": True, "layers_per_stage": [1, 1]}
+    settings = changed_settings(parallel=layout, training__global_batch_size=16)
+    assert apply_overrides(settings, ONE_PROCESS, setting_paths()) == []
+
+    config = build_config(settings)
+
+    assert config.parallel.world_size == 1
+    assert config.stage_layers == (2,)
+    assert not config.parallel.sequence_parallel
