@@ -5,9 +5,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.errors import ClusterError
 from cluster.job_record import JobRecord, JobState
 from cluster.targets import JobTarget
+from pipeline.shared.errors import ClusterError
 
 _POLL_SECONDS = 0.5
 # A target is asked less often than its files: every question costs the cluster's controller some work.

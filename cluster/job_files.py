@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.errors import ClusterError
 from cluster.job_record import JobState
+from pipeline.shared.errors import ClusterError
 from pipeline.shared.files import write_atomically
 
 END_NAME = "end.json"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.errors import ClusterError
 from cluster.job_spec import LOGS_FOLDER
-from pipeline.shared.files import write_atomically
 from pipeline.config.submit_section import Target
+from pipeline.shared.errors import ClusterError
+from pipeline.shared.files import write_atomically
 
 JOBS_FOLDER = "jobs"
 RECORD_NAME = "job.json"

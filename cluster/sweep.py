@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from itertools import product
 
-from cluster.errors import ClusterError
 from cluster.job_spec import SweepMember
 from pipeline.config.schema import RunConfig
+from pipeline.shared.errors import ClusterError
 
 # A comma inside brackets belongs to a value: `betas=[0.9,0.95],[0.9,0.99]` are two.
 _OUTER_COMMA = re.compile(r",(?![^\[\]{}()]*[\])}])")

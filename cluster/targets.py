@@ -11,8 +11,8 @@ from pipeline.config.submit_section import Target
 class JobTarget(Protocol):
     """A way to machines: local processes, SLURM, a Ray cluster.
 
-    Every method that asks the target waits a bounded time and raises `cluster.errors.ClusterError` where it
-    cannot be reached or refuses.
+    Every method that asks the target waits a bounded time and raises `ClusterError` where it cannot be
+    reached or refuses.
     """
 
     def render(self, spec: JobSpec) -> str:

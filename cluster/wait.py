@@ -3,9 +3,9 @@
 import time
 from collections.abc import Sequence
 
-from cluster.errors import ClusterError
 from cluster.job_record import JobRecord, JobState, JobStatus
 from cluster.targets import JobTarget
+from pipeline.shared.errors import ClusterError
 
 # The exit code of a job whose target does not know it.
 _UNKNOWN_CODE = 1

@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep.errors import DataError
-from pipeline.shared.files import room_needed, write_atomically
 from data_prep.inputs.rejections import write_rejected
 from data_prep.manifest import (
     PreparationHeader,
@@ -22,6 +20,8 @@ from data_prep.storage.pairs import write_pairs
 from data_prep.storage.shard_writer import ShardWriter
 from data_prep.storage.stored_tokens import StoredTokens, open_stored
 from data_prep.tokenizers.special_tokens import SPECIAL_TOKENS_NAME
+from pipeline.shared.errors import DataError
+from pipeline.shared.files import room_needed, write_atomically
 
 
 def convert(source: Path, destination: Path, *, stored_as: StoredAs, num_threads: int = 2) -> ShardManifest:

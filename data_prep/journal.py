@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from data_prep.errors import DataError
-from pipeline.shared.files import write_atomically
 from data_prep.manifest import PreparationHeader, ShardEntry, summarize
+from pipeline.shared.errors import DataError
+from pipeline.shared.files import write_atomically
 
 JOURNAL_NAME = "progress.jsonl"
 

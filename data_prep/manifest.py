@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from data_prep.errors import DataError
+from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 
 MANIFEST_NAME = "manifest.json"

@@ -4,8 +4,6 @@ import logging
 from pathlib import Path
 
 from data_prep.conversion import finish_folder
-from data_prep.errors import DataError
-from pipeline.shared.files import folder_lock
 from data_prep.inputs.rejections import check_rejected
 from data_prep.journal import JOURNAL_NAME
 from data_prep.leftovers import PARTS_FOLDER, remove_leftovers
@@ -19,6 +17,8 @@ from data_prep.preparation import (
 )
 from data_prep.progress import PrepareProgress
 from data_prep.storage.pairs import write_pairs
+from pipeline.shared.errors import DataError
+from pipeline.shared.files import folder_lock
 
 logger = logging.getLogger(__name__)
 

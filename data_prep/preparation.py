@@ -8,8 +8,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
-from data_prep.errors import DataError
-from pipeline.shared.files import folder_lock, write_atomically
 from data_prep.inputs.documents import InputFile, TextFiles, TextFolder, files_fingerprint
 from data_prep.inputs.finding import find_files
 from data_prep.inputs.rejections import DEFAULT_MAX_BAD_RECORDS, check_rejected, write_rejected
@@ -34,6 +32,8 @@ from data_prep.progress import PrepareProgress, WorkTotals
 from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
 from data_prep.tokenizers.special_tokens import SPECIAL_TOKENS_NAME, special_tokens_map
 from data_prep.tokenizers.tokenizer import TOKENIZER_NAMES, Tokenizer
+from pipeline.shared.errors import DataError
+from pipeline.shared.files import folder_lock, write_atomically
 
 logger = logging.getLogger(__name__)
 

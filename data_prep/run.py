@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-from data_prep.errors import DataError
-from pipeline.shared.files import room_needed
 from data_prep.manifest import ShardManifest
 from data_prep.on_ray.cluster import cluster_ray
 from data_prep.on_ray.executor import RayExecutor
@@ -13,6 +11,8 @@ from data_prep.pair_preparation import prepare_pairs
 from data_prep.preparation import Executor, PrepareRequest, execute_here, prepare_shards
 from data_prep.progress import PrepareProgress, SilentProgress
 from data_prep.tasks import ShardTask
+from pipeline.shared.errors import DataError
+from pipeline.shared.files import room_needed
 
 # on a Ray of one's own the next task waits at the worker while one runs
 TASKS_IN_FLIGHT_PER_WORKER = 2

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.errors import DataError
-from pipeline.shared.files import room_needed
 from data_prep.inputs.documents import InputFile
 from data_prep.inputs.records import BadRecord, Document, document_name, read_records
 from data_prep.manifest import ReadSettings, RejectedRecord, ShardEntry, TokenType
@@ -18,6 +16,8 @@ from data_prep.splits import split_of
 from data_prep.storage.shard_writer import ShardWriter, WrittenShard
 from data_prep.tokenizers.long_documents import encode_long
 from data_prep.tokenizers.tokenizer import Tokenizer
+from pipeline.shared.errors import DataError
+from pipeline.shared.files import room_needed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

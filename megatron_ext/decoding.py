@@ -14,10 +14,10 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from megatron_ext.model.attention import RowContext
 from megatron_ext.decoding_store import RowStore
 from megatron_ext.host import device
 from megatron_ext.methods.base import Column, Observer, PromptTokens, Sweeps, Thought, ignore
+from megatron_ext.model.attention import RowContext
 from megatron_ext.model.model import PonderModel
 
 # The head runs on this many tokens of a prompt at once: all of their logits at a time may not fit.

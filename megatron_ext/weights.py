@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_ext.model.model import PonderModel
 from megatron_ext.model.config import Architecture, PonderTransformerConfig
+from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.config import Method
 
 

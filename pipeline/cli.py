@@ -1,12 +1,9 @@
 """`megaponder`: the one entry of the program."""
 
-import sys
-
 import typer
 
-from cluster.commands import bench_submit, jobs, submit
+from cluster.commands import jobs, submit
 from pipeline.commands import (
-    bench,
     checkpoint,
     compare,
     convert,
@@ -14,7 +11,6 @@ from pipeline.commands import (
     demo,
     evaluate,
     generate,
-    golden,
     parity,
     plan,
     report,
@@ -22,8 +18,7 @@ from pipeline.commands import (
     train,
     verify,
 )
-from pipeline.commands.failures import USER_ERRORS, exit_code_of
-from pipeline.ranks.environment import Ranks
+from pipeline.commands.shared import exit_on_user_error
 
 app = typer.Typer(
     name="megaponder",
@@ -44,10 +39,7 @@ app.command(epilog=compare.EPILOG)(compare.compare)
 app.command(epilog=plan.EPILOG)(plan.plan)
 app.command(epilog=submit.EPILOG)(submit.submit)
 app.command(epilog=report.EPILOG)(report.report)
-app.command(epilog=golden.EPILOG)(golden.golden)
 app.command(epilog=parity.EPILOG)(parity.parity)
-bench.app.command("submit", epilog=bench_submit.EPILOG)(bench_submit.submit)
-app.add_typer(bench.app, name="bench")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(convert.app, name="convert")
 app.add_typer(data.app, name="data")
@@ -56,14 +48,9 @@ app.add_typer(tokenizer.app, name="tokenizer")
 
 
 def main() -> None:
-    """Run the command line; errors meant for users end in a message and an exit code, not a traceback."""
-    try:
+    """Run the command line."""
+    with exit_on_user_error():
         app()
-    except USER_ERRORS as error:
-        # Every rank meets the same error; one tells it.
-        if Ranks.from_environment().rank == 0:
-            typer.echo(f"error: {error}", err=True)
-        sys.exit(exit_code_of(error))
 
 
 if __name__ == "__main__":

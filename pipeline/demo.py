@@ -24,18 +24,18 @@ from pipeline.checkpoint.tracker import latest_iteration
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import load_config, render_config
 from pipeline.config.schema import RunConfig
+from pipeline.cost.account import flops_account, mean_training_sweeps
 from pipeline.demo_facts import further_commands, run_facts
 from pipeline.demo_ledger import DemoLedger, fingerprint, program_fingerprint
-from pipeline.shared.exit_codes import ExitCode
-from pipeline.ranks.launch import run_ranks
+from pipeline.evaluation.results import EVALUATION_FILE, SAMPLE_FILE
 from pipeline.metrics.jsonl import METRICS_FILE
 from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER
+from pipeline.ranks.launch import run_ranks
 from pipeline.report.collect import collect_report
 from pipeline.report.data import ReportData
-from pipeline.evaluation.results import EVALUATION_FILE, SAMPLE_FILE
 from pipeline.report.render import write_report
 from pipeline.report.table import render_results
-from pipeline.cost.account import flops_account, mean_training_sweeps
+from pipeline.shared.exit_codes import ExitCode
 
 REPORT_FILE = "report.html"
 LEDGER_FILE = "demo.json"

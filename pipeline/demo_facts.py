@@ -8,10 +8,10 @@ from pathlib import Path
 
 from data_prep.manifest import ShardManifest
 from pipeline.config.schema import RunConfig
-from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER
-from pipeline.run.progress import render_duration
-from pipeline.report.data import Command
 from pipeline.cost.account import flops_account
+from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER
+from pipeline.report.data import Command
+from pipeline.run.progress import render_duration
 
 
 def run_facts(

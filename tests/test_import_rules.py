@@ -22,22 +22,18 @@ class Rule:
     forbidden: tuple[str, ...] = ()
 
 
-# What `cluster` builds on: settings and plans, which load no torch.
+# Loads no torch, and neither does what `cluster` uses of it.
 LAUNCHING = (
     "cluster",
-    "data_prep.errors",
-    "pipeline.shared.files",
-    "data_prep.manifest",
+    "data_prep",
     "jinja2",
-    "pipeline.checkpoint.save_times",
+    "pipeline.checkpoint",
     "pipeline.commands.shared",
     "pipeline.config",
-    "pipeline.shared.console",
-    "pipeline.shared.exit_codes",
-    "pipeline.metrics.jsonl",
-    "pipeline.metrics.names",
-    "pipeline.plan",
-    "pipeline.ranks.environment",
+    "pipeline.cost",
+    "pipeline.metrics",
+    "pipeline.ranks",
+    "pipeline.shared",
     "pydantic",
     "rich",
     "typer",
@@ -46,27 +42,30 @@ LAUNCHING = (
 # The first rule whose package holds a module applies to it.
 RULES = (
     Rule(package="megatron_ext.ponder", allowed=("torch",), forbidden=("torch.distributed",)),
-    Rule(package="megatron_ext", allowed=("torch", "megatron.core", "megatron_ext.ponder")),
-    Rule(package="data_prep.manifest", allowed=("pydantic", "data_prep.errors", "pipeline.shared.files")),
-    Rule(package="data_prep.on_ray", allowed=("ray", "data_prep")),
-    Rule(package="data_prep.inputs.opening", allowed=("backports.zstd", "fsspec", "data_prep")),
-    Rule(package="data_prep.inputs.finding", allowed=("fsspec", "pydantic", "data_prep")),
-    Rule(package="data_prep.tokenizers.huggingface_tokenizer", allowed=("numpy", "tokenizers", "data_prep")),
-    Rule(package="data_prep.inputs.parquet_records", allowed=("pyarrow", "data_prep")),
-    Rule(package="data_prep", allowed=("numpy", "sentencepiece", "webdataset", "pydantic", "rich")),
+    Rule(package="megatron_ext", allowed=("torch", "megatron.core")),
+    Rule(package="data_prep.manifest", allowed=("pydantic", "pipeline.shared")),
+    Rule(package="data_prep.on_ray", allowed=("ray", "data_prep", "pipeline.shared")),
+    Rule(
+        package="data_prep.inputs.opening",
+        allowed=("backports.zstd", "fsspec", "data_prep", "pipeline.shared"),
+    ),
+    Rule(package="data_prep.inputs.finding", allowed=("fsspec", "pydantic", "data_prep", "pipeline.shared")),
+    Rule(
+        package="data_prep.tokenizers.huggingface_tokenizer",
+        allowed=("numpy", "tokenizers", "data_prep", "pipeline.shared"),
+    ),
+    Rule(package="data_prep.inputs.parquet_records", allowed=("pyarrow", "data_prep", "pipeline.shared")),
+    Rule(
+        package="data_prep",
+        allowed=("numpy", "sentencepiece", "webdataset", "pydantic", "rich", "pipeline.shared"),
+    ),
+    Rule(package="pipeline.shared", allowed=("rich",)),
     Rule(
         package="pipeline.config",
         # The method's names: a module of plain values, which loads nothing else.
-        allowed=("pydantic", "pydantic_core", "yaml", "megatron_ext.ponder.config"),
+        allowed=("pydantic", "pydantic_core", "yaml", "megatron_ext.ponder.config", "pipeline.shared"),
     ),
-    Rule(package="pipeline.evaluation.compare.plot", allowed=("matplotlib", "pipeline.comparison")),
-    Rule(package="tests.bench.webdataset_reading", allowed=("numpy", "torch", "webdataset", "data_prep")),
-    Rule(package="tests.bench.datatrove_run", allowed=("numpy", "datatrove")),
-    Rule(
-        package="tests.bench.decode_transformers",
-        allowed=("torch", "transformers", "megatron_ext.host", "pipeline"),
-    ),
-    Rule(package="tests.bench.data_tokenizers", allowed=("tokenizers", "data_prep")),
+    Rule(package="pipeline.evaluation.compare.plot", allowed=("matplotlib", "pipeline")),
     # Runs where nothing of ours is.
     Rule(package="pipeline.conversion.hf_model", allowed=("torch", "transformers")),
     Rule(
@@ -83,7 +82,6 @@ RULES = (
     ),
     # The command line puts the parts together.
     Rule(package="pipeline.cli", allowed=("cluster.commands", "pipeline", "typer")),
-    Rule(package="pipeline.commands.failures", allowed=("cluster.errors", "data_prep", "pipeline")),
     Rule(
         package="pipeline",
         allowed=(
@@ -103,21 +101,8 @@ RULES = (
             "yaml",
         ),
     ),
-    Rule(package="cluster.on_ray", allowed=("ray", "pipeline.ranks.process", *LAUNCHING)),
-    Rule(package="cluster.local", allowed=("psutil", "pipeline.ranks.launch", "pipeline.ranks.signals", *LAUNCHING)),
-    Rule(
-        package="cluster.stages",
-        allowed=(
-            "data_prep.inputs.documents",
-            "data_prep.inputs.finding",
-            "pipeline.checkpoint.checksums",
-            "pipeline.checkpoint.errors",
-            "pipeline.checkpoint.tracker",
-            "pipeline.commands.failures",
-            "pipeline.ranks.environment",
-            *LAUNCHING,
-        ),
-    ),
+    Rule(package="cluster.on_ray", allowed=("ray", *LAUNCHING)),
+    Rule(package="cluster.local", allowed=("psutil", *LAUNCHING)),
     Rule(package="cluster", allowed=LAUNCHING),
 )
 

@@ -7,12 +7,12 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from cluster.errors import ClusterError
 from cluster.follow import follow, newest_lines
 from cluster.job_record import JobRecord, JobState, JobStatus, find_record, find_records, records_below
 from cluster.targets import target_named
 from pipeline.commands.shared import examples
 from pipeline.shared.console import table_console
+from pipeline.shared.errors import ClusterError
 
 app = typer.Typer(
     help="Watch, stop and restart submitted jobs, wherever they run.",

@@ -8,18 +8,18 @@ import typer
 
 from cluster.commands.sending import send
 from cluster.commands.workflow import submit_stages
-from cluster.errors import ClusterError
 from cluster.job_record import JobRecord
 from cluster.preflight import check_run
 from cluster.run_job import training_job
-from cluster.workflow.submission import Choice
 from cluster.sweep import sweep_members
 from cluster.targets import JobTarget, target_named
 from cluster.wait import wait_for
+from cluster.workflow.submission import Choice
 from pipeline.commands.shared import ConfigFile, Overrides, examples
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.submit_section import Target
+from pipeline.shared.errors import ClusterError
 
 EPILOG = examples(
     "megaponder submit --config run.yaml --target local",

@@ -9,9 +9,9 @@ from rich.table import Table
 
 from cluster.commands.sending import send
 from cluster.job_record import JobRecord
-from cluster.workflow.todo import PlannedStage
-from cluster.workflow.submission import Choice, plan_run_stages, refuse_running, stage_to_job
 from cluster.targets import JobTarget
+from cluster.workflow.submission import Choice, plan_run_stages, refuse_running, stage_to_job
+from cluster.workflow.todo import PlannedStage
 from pipeline.config.schema import RunConfig
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.errors import ClusterError
+from pipeline.shared.errors import ClusterError
 from pipeline.shared.files import write_atomically
 
 SCRIPT_NAME = "job.sh"

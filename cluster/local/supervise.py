@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.errors import ClusterError
 from cluster.job_files import JobEnd, next_attempt, rank_log, save_end
 from cluster.job_record import JobState, find_record
 from cluster.job_spec import LOGS_FOLDER
@@ -15,9 +14,10 @@ from cluster.local.files import Request, take_request
 from cluster.local.script import runs_of
 from cluster.local.target import LocalTarget
 from pipeline.commands.shared import set_up_logging
-from pipeline.shared.exit_codes import ExitCode
 from pipeline.ranks.launch import run_ranks
 from pipeline.ranks.signals import StopFlag
+from pipeline.shared.errors import ClusterError
+from pipeline.shared.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
 

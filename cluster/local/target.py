@@ -16,7 +16,6 @@ from pathlib import Path
 
 import psutil
 
-from cluster.errors import ClusterError
 from cluster.job_files import forget_end, load_end, newest_rank_logs, num_attempts, num_requeues
 from cluster.job_record import JobRecord, JobState, JobStatus, find_record, save_record
 from cluster.job_spec import JobSpec
@@ -31,6 +30,7 @@ from cluster.local.files import (
     take_request,
 )
 from cluster.local.script import render_script, runs_of
+from pipeline.shared.errors import ClusterError
 
 _LEAVE_SECONDS = 30.0
 _NO_RANKS = "starts, or waits for the jobs before it"

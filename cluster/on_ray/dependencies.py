@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.errors import ClusterError
+from pipeline.shared.errors import ClusterError
 
 _LOOK_SECONDS = 2.0
 _PREFIX = "ray:"

@@ -14,15 +14,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from cluster.errors import ClusterError
 from cluster.job_files import JobEnd, newest_rank_logs, save_end
 from cluster.job_spec import JobSpec
-from cluster.on_ray.single_process import Alone
-from cluster.on_ray.job_status import Overview, Verdict
 from cluster.on_ray.dependencies import wait_for_dependencies
-from cluster.on_ray.job_file import load_job
-from cluster.on_ray.log_tail import LogTail
 from cluster.on_ray.heartbeat import Heartbeat, save_heartbeat
+from cluster.on_ray.job_file import load_job
+from cluster.on_ray.job_status import Overview, Verdict
+from cluster.on_ray.log_tail import LogTail
+from cluster.on_ray.single_process import Alone
+from pipeline.shared.errors import ClusterError
 from pipeline.shared.exit_codes import ExitCode
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from cluster.errors import ClusterError
 from cluster.job_spec import JobSpec
+from pipeline.shared.errors import ClusterError
 
 JOB_FILE_NAME = "ray_job.json"
 # In the command of a job of kind `driver`: HOST:PORT of the cluster's head, known only where the job runs.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.job_files import next_attempt
-from pipeline.shared.exit_codes import ExitCode
 from pipeline.ranks.process import first_failed
+from pipeline.shared.exit_codes import ExitCode
 
 # For machines to tell how their ranks ended after one has failed; one that is lost never tells.
 VERDICT_SECONDS = 20.0

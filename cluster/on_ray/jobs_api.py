@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from ray.job_submission import JobSubmissionClient
 
-from cluster.errors import ClusterError
+from pipeline.shared.errors import ClusterError
 
 ANSWER_SECONDS = 10.0
 # Which Ray's client prefers to the address it is given.

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from cluster.job_files import rank_log
 from cluster.job_spec import JobSpec
-from pipeline.ranks.process import code_of, die_with_parent
 from pipeline.ranks.environment import START_TIMEOUT_VARIABLE
+from pipeline.ranks.process import code_of, die_with_parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

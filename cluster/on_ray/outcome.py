@@ -5,8 +5,8 @@ from ray.job_submission import JobStatus as RayJobStatus
 
 from cluster.job_files import JobEnd, load_end, num_requeues
 from cluster.job_record import JobRecord, JobState, JobStatus
-from cluster.on_ray.jobs_api import UnreachableRayError, ask
 from cluster.on_ray.heartbeat import Heartbeat, load_heartbeat
+from cluster.on_ray.jobs_api import UnreachableRayError, ask
 
 # A driver that is busy may be late; one that is much later hangs.
 _LATE_SECONDS = 120.0

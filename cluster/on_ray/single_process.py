@@ -5,8 +5,8 @@ import socket
 from dataclasses import replace
 
 from cluster.job_spec import JobSpec
-from cluster.on_ray.job_status import Board, NodeReport, Overview, Verdict
 from cluster.on_ray.job_file import RAY_ADDRESS_WORD
+from cluster.on_ray.job_status import Board, NodeReport, Overview, Verdict
 from cluster.on_ray.node_ranks import NodeRanks
 
 

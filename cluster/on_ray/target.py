@@ -8,12 +8,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cluster.errors import ClusterError
 from cluster.job_files import forget_end, load_end, newest_rank_logs
 from cluster.job_record import JOBS_FOLDER, JobRecord, JobStatus, save_record
 from cluster.job_spec import JobSpec
-from cluster.on_ray.job_file import JOB_FILE_NAME, load_job, render_job, submission_of
 from cluster.on_ray.heartbeat import HEARTBEAT_NAME
+from cluster.on_ray.job_file import JOB_FILE_NAME, load_job, render_job, submission_of
+from pipeline.shared.errors import ClusterError
 from pipeline.shared.files import write_atomically
 
 logger = logging.getLogger(__name__)

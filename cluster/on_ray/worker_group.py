@@ -22,9 +22,9 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.job_spec import JobSpec
+from cluster.on_ray.capacity import node_resources, render_lack
 from cluster.on_ray.job_status import Board, Overview, Verdict
 from cluster.on_ray.node_worker import RestartError, run_node
-from cluster.on_ray.capacity import node_resources, render_lack
 from pipeline.shared.exit_codes import ExitCode
 
 _ANSWER_SECONDS = 30.0

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import ClusterError
 from cluster.slurm.refusals import refusal
+from pipeline.shared.errors import ClusterError
 
 # The commands themselves give up on a controller after about 20 s.
 LIMIT_SECONDS = 60.0

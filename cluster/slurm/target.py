@@ -7,7 +7,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cluster.errors import ClusterError
 from cluster.job_files import JobEnd, forget_end, load_end, newest_rank_logs, num_requeues
 from cluster.job_record import JobRecord, JobState, JobStatus, save_record
 from cluster.job_spec import LOGS_FOLDER, JobSpec
@@ -15,6 +14,7 @@ from cluster.slurm import client
 from cluster.slurm.client import JobInfo
 from cluster.slurm.places import LOG_NAME, SCRIPT_NAME, Place, places_of, previous_link
 from cluster.slurm.render import render_script
+from pipeline.shared.errors import ClusterError
 from pipeline.shared.files import write_atomically
 
 # What only the script of SLURM keeps in a job's folder.

@@ -4,14 +4,13 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_prep.errors import DataError
-from pipeline.shared.files import file_sha256
 from data_prep.inputs.documents import KNOWN_SUFFIXES, TextFiles, files_fingerprint
 from data_prep.manifest import MANIFEST_NAME, ReadSettings, load_manifest
 from pipeline.checkpoint.checksums import CHECKSUMS_NAME
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.config.workflow_section import PrepareStage
+from pipeline.shared.errors import CheckpointError, DataError
+from pipeline.shared.files import file_sha256
 
 
 def text_of(stage: PrepareStage) -> TextFiles:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.errors import ClusterError
+from pipeline.shared.errors import ClusterError
 from pipeline.shared.files import write_atomically
 
 _FOLDER = "stages"

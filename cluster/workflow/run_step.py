@@ -12,16 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.workflow.marker import Marker, load_marker, save_marker
-from cluster.workflow.todo import reason_to_run
 from cluster.workflow.set_aside import set_aside, starts_anew
+from cluster.workflow.todo import reason_to_run
 from cluster.workflow.work import StageWork, work_of
-from pipeline.commands.failures import USER_ERRORS, exit_code_of
 from pipeline.commands.shared import set_up_logging
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.workflow_section import Stage
-from pipeline.shared.exit_codes import ExitCode
 from pipeline.ranks.environment import Ranks
+from pipeline.shared.errors import UserError
+from pipeline.shared.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ def main() -> None:
         stage = next(stage for stage in config.stages if stage.name == asked.stage)
         work = work_of(config, stage, asked.config)
         marker = _begin(config, stage, work, asked)
-    except USER_ERRORS as error:
+    except UserError as error:
         logger.error("%s", error)
-        sys.exit(exit_code_of(error))
+        sys.exit(error.exit_code)
     if marker is None:
         sys.exit(ExitCode.DONE)
     on_ray = () if asked.ray_address is None else ("--ray-address", asked.ray_address)

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import ClusterError
 from cluster.job_record import records_below
 from cluster.job_spec import JobSpec
 from cluster.preflight import check_run
 from cluster.run_job import CONFIG_NAME
+from cluster.targets import target_named
 from cluster.workflow.identity import identity_of_checkpoint
 from cluster.workflow.job import job_name, stage_job
 from cluster.workflow.todo import PlannedStage, plan_stages
 from cluster.workflow.work import prepared_folder, work_of
-from cluster.targets import target_named
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
 from pipeline.config.workflow_section import PrepareStage, Stage
+from pipeline.shared.errors import ClusterError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 import fsspec
 
-from data_prep.errors import DataError
 from data_prep.inputs.documents import InputFile, TextFiles, TextFolder, TextSource
+from pipeline.shared.errors import DataError
 
 # keys under which fsspec's file systems say when a file was last written, in the order they are asked
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "created")

@@ -11,9 +11,9 @@ from typing import IO, cast
 import fsspec
 from backports import zstd
 
-from data_prep.errors import DataError
 from data_prep.inputs.documents import InputFile
 from data_prep.inputs.finding import is_url
+from pipeline.shared.errors import DataError
 
 
 class DamagedFileError(Exception):

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_prep.errors import DataError
-from pipeline.shared.files import write_atomically
 from data_prep.manifest import RejectedRecord
+from pipeline.shared.errors import DataError
+from pipeline.shared.files import write_atomically
 
 REJECTED_NAME = "rejected.jsonl"
 # A run of hours shall not end at one broken line of a crawl; a wrong field name, which makes all records bad,

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from data_prep.errors import DataError
 from data_prep.on_ray.interrupts import environment, terminate_like_interrupt
 from data_prep.on_ray.local import QUIET_RAY
 from data_prep.on_ray.node_check import NodeReport, Probe, check_node, installed_programs
 from data_prep.tasks import ShardTask
+from pipeline.shared.errors import DataError
 
 CONNECT_SECONDS = 10.0
 NODE_CHECK_SECONDS = 120.0

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.errors import DataError
 from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
+from pipeline.shared.errors import DataError
 
 RETRIES_OF_A_KILLED_WORKER = 2
 # what libraries leak over many tasks ends with the process

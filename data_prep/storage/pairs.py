@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.shared.files import file_sha256, publish, temporary_path
 from data_prep.manifest import PairEntry, ShardEntry, ShardManifest, TokenType
 from data_prep.storage.megatron_format import (
     IndexLayout,
@@ -22,6 +21,7 @@ from data_prep.storage.megatron_format import (
 from data_prep.storage.shard_format import locate_members, token_dtype
 from data_prep.storage.shard_reader import read_array
 from data_prep.storage.stored_tokens import StoredTokens, open_stored, pair_runs
+from pipeline.shared.files import file_sha256, publish, temporary_path
 
 
 def write_pairs(source: Path, manifest: ShardManifest, output: Path, *, num_threads: int) -> ShardManifest:

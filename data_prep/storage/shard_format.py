@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import DataError
 from data_prep.manifest import TokenType
+from pipeline.shared.errors import DataError
 
 TOKENS_FIELD = "tokens.npy"
 LENGTHS_FIELD = "lengths.npy"

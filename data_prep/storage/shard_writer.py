@@ -11,9 +11,9 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shared.files import publish, temporary_path
 from data_prep.manifest import TokenType
 from data_prep.storage.shard_format import LENGTH_DTYPE, LENGTHS_FIELD, TOKENS_FIELD, encode_npy, token_dtype
+from pipeline.shared.files import publish, temporary_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

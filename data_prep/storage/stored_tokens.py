@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import DataError
-from pipeline.shared.files import file_sha256
 from data_prep.manifest import ShardEntry, ShardManifest
 from data_prep.storage.megatron_format import PairRun, read_lengths
 from data_prep.storage.shard_format import token_dtype
 from data_prep.storage.shard_reader import document_lengths, iterate_documents
+from pipeline.shared.errors import DataError
+from pipeline.shared.files import file_sha256
 
 
 class StoredTokens(ABC):

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
 
-from data_prep.errors import DataError
 from data_prep.tokenizers.tokenizer import Tokenizer
+from pipeline.shared.errors import DataError
 
 # sentencepiece writes a space as this character, so that the character itself would come back as a space
 SPACE_MARK = "\u2581"

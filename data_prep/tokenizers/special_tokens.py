@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from data_prep.errors import DataError
+from pipeline.shared.errors import DataError
 
 SPECIAL_TOKENS_NAME = "special_tokens_map.json"
 

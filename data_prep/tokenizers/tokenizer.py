@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import DataError
 from data_prep.manifest import TokenizerKind
 from data_prep.tokenizers.special_tokens import special_eod_token
+from pipeline.shared.errors import DataError
 
 TOKENIZER_NAME = "tokenizer.model"
 TOKENIZER_NAMES: dict[TokenizerKind, str] = {"sentencepiece": TOKENIZER_NAME, "huggingface": "tokenizer.json"}

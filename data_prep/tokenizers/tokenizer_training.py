@@ -12,8 +12,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from sentencepiece import SentencePieceTrainer
 
-from data_prep.errors import DataError
-from pipeline.shared.files import write_atomically
 from data_prep.inputs.documents import InputFile, TextFiles, TextFolder, files_fingerprint
 from data_prep.inputs.finding import find_files
 from data_prep.inputs.ranges import whole
@@ -22,6 +20,8 @@ from data_prep.manifest import RejectedRecord
 from data_prep.splits import TRAIN, name_fraction, split_of
 from data_prep.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
+from pipeline.shared.errors import DataError
+from pipeline.shared.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from megatron_ext.model.attention import KeyWeightedAttention, RowContext
 from megatron_ext.initialization import drawing
+from megatron_ext.model.attention import KeyWeightedAttention, RowContext
 from megatron_ext.model.config import Architecture, PonderTransformerConfig
 from megatron_ext.model.norms import TorchNorm
 from megatron_ext.parallel.tensor import TensorAxis

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.methods.base import PassContext
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.ponder.masks import Segments
 
 

@@ -16,12 +16,12 @@ from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
-from megatron_ext.model.attention import RowContext
-from megatron_ext.initialization import drawing
 from megatron_ext.host import device
-from megatron_ext.model.layers import block_spec
+from megatron_ext.initialization import drawing
 from megatron_ext.methods.registry import build_method
+from megatron_ext.model.attention import RowContext
 from megatron_ext.model.config import PonderTransformerConfig
+from megatron_ext.model.layers import block_spec
 from megatron_ext.model.norms import TorchNorm
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.parallel.vocabulary import mask_padding_rows, mix_embeddings

@@ -19,9 +19,9 @@ from megatron.core.pipeline_parallel.schedules import (
 )
 from torch import Tensor, nn
 
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.host import device
 from megatron_ext.methods.base import PassRows
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput
 from megatron_ext.model.model import PonderModel
 from megatron_ext.schedule.transfer import decode, encode

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch.distributed
 from torch.distributed import ProcessGroup
 
-from pipeline.checkpoint.errors import CheckpointError
+from pipeline.shared.errors import CheckpointError
 
 T = TypeVar("T")
 

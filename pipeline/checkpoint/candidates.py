@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.folder import TRACKER_NAME, checkpoint_folder, iterations_in
 from pipeline.checkpoint.tracker import listed, tracked_iteration
+from pipeline.shared.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.checkpoint.durable import write_durably
-from pipeline.checkpoint.errors import CheckpointError
+from pipeline.shared.errors import CheckpointError
+from pipeline.shared.files import write_atomically
 
 CHECKSUMS_NAME = "checksums.json"
 _ALGORITHM = "sha256"
@@ -64,7 +64,7 @@ def write_checksums(folder: Path, digests: Mapping[str, FileDigest] | None = Non
     names = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS_NAME)
     files = {name: asdict(known.get(name) or digest_file(folder / name, flushes=True)) for name in names}
     content = {"algorithm": _ALGORITHM, "files": files}
-    write_durably(folder / CHECKSUMS_NAME, json.dumps(content, indent=2) + "\n")
+    write_atomically(folder / CHECKSUMS_NAME, json.dumps(content, indent=2) + "\n")
 
 
 def read_checksums(folder: Path) -> dict[str, FileDigest]:

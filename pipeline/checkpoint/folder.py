@@ -22,8 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.checkpoint.checksums import CHECKSUMS_NAME, FileDigest, write_checksums
-from pipeline.checkpoint.durable import sync_folder, write_durably
 from pipeline.checkpoint.state import STATE_NAME
+from pipeline.shared.files import sync_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def publish(partial: Path, digests: Mapping[str, FileDigest] | None = None) -> P
     else:
         partial.rename(folder)
     sync_folder(directory)
-    write_durably(directory / TRACKER_NAME, f"{iteration_of(folder)}\n")
+    write_atomically(directory / TRACKER_NAME, f"{iteration_of(folder)}\n")
     return folder
 
 

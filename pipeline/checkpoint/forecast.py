@@ -10,8 +10,8 @@ import torch.distributed
 
 from pipeline.checkpoint.agreement import on_all_ranks
 from pipeline.checkpoint.checksums import digest_file
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.writing import PreparedSave
+from pipeline.shared.errors import CheckpointError
 
 _LARGEST_PROBE_BYTES = 32_000_000
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checkpoint.checksums import Damage, find_damage
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.folder import checkpoint_folder, iteration_of, iterations_in
 from pipeline.checkpoint.state import TrainState, read_train_state
 from pipeline.checkpoint.tracker import tracked_iteration
+from pipeline.shared.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,11 +14,11 @@ from pipeline.checkpoint.content import (
     layout_of,
     sharded_state,
 )
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.generators import restore_generators
 from pipeline.checkpoint.state import TrainState, read_train_state
 from pipeline.checkpoint.tracker import resolve_checkpoint
+from pipeline.shared.errors import CheckpointError
 
 # What config says, not the checkpoint: a resumed run may change these.
 _GROUP_SETTINGS = ("max_lr", "min_lr", "betas", "eps")

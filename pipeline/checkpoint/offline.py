@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from pipeline.checkpoint.errors import CheckpointError
+from pipeline.shared.errors import CheckpointError
 
 METADATA_NAME = ".metadata"
 Chunk = ChunkStorageMetadata

@@ -8,9 +8,9 @@ import torch.distributed
 from pipeline.checkpoint.agreement import on_all_ranks, on_rank_zero
 from pipeline.checkpoint.candidates import Candidates, list_candidates
 from pipeline.checkpoint.checksums import Damage, find_damage, share_files
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.folder import clear_up
 from pipeline.checkpoint.tracker import listed
+from pipeline.shared.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 

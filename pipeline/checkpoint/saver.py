@@ -13,11 +13,11 @@ import torch.distributed
 from torch.distributed import ProcessGroup
 
 from megatron_ext.parallel.groups import ParallelGroups
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.forecast import forecast
 from pipeline.checkpoint.save_times import record_save_seconds
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.writing import Destination, PreparedSave, Saved, prepare_save, write_save
+from pipeline.shared.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 

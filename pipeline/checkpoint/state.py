@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from pipeline.checkpoint.durable import write_durably
-from pipeline.checkpoint.errors import CheckpointError
+from pipeline.shared.errors import CheckpointError
+from pipeline.shared.files import write_atomically
 
 STATE_NAME = "train_state.json"
 
@@ -73,4 +73,4 @@ def read_train_state(folder: Path) -> TrainState:
 
 def write_train_state(folder: Path, state: TrainState) -> None:
     """Write how far the run is into a checkpoint that is being made."""
-    write_durably(folder / STATE_NAME, json.dumps(asdict(state), indent=2) + "\n")
+    write_atomically(folder / STATE_NAME, json.dumps(asdict(state), indent=2) + "\n")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.folder import TRACKER_NAME, checkpoint_folder, finished_iterations, is_finished
+from pipeline.shared.errors import CheckpointError
 
 __all__ = ["TRACKER_NAME", "latest_iteration", "resolve_checkpoint", "tracked_iteration"]
 

@@ -31,11 +31,11 @@ from pipeline.checkpoint.content import (
     layout_of,
     sharded_state,
 )
-from pipeline.checkpoint.durable import sync_folder
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.folder import CONFIG_NAME, publish, start_partial_checkpoint
 from pipeline.checkpoint.retention import remove_old_checkpoints
 from pipeline.checkpoint.state import TrainState, write_train_state
+from pipeline.shared.errors import CheckpointError
+from pipeline.shared.files import sync_folder
 
 logger = logging.getLogger(__name__)
 

@@ -68,10 +68,10 @@ def compare(
     # It tells of the fonts that it finds.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
-    from pipeline.shared.files import write_atomically
     from pipeline.evaluation.compare.measure import Wanted, curve_of, find_run
     from pipeline.evaluation.compare.plot import render_png
     from pipeline.evaluation.compare.table import comparison_values, labels_of, render_comparison, same_text
+    from pipeline.shared.files import write_atomically
 
     wanted = Wanted(thresholds=tuple(threshold or ()), num_global_batches=iters, anew=anew)
     found = [find_run(path) for path in runs]

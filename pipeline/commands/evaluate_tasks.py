@@ -47,8 +47,8 @@ def evaluate_tasks(
         raise typer.BadParameter("must name a task", param_hint="--tasks")
     from pipeline.evaluation.harness.run import run_tasks
     from pipeline.evaluation.harness.settings import TaskSettings
-    from pipeline.evaluation.task_results import TASKS_FILE, save_task_report
     from pipeline.evaluation.opened import opened_checkpoint
+    from pipeline.evaluation.task_results import TASKS_FILE, save_task_report
     from pipeline.ranks.environment import Ranks
 
     settings = TaskSettings(

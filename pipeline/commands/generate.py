@@ -106,8 +106,8 @@ def generate(
         )
 
     from pipeline.commands.generate_output import generate_to
-    from pipeline.generation.texts import GenerationSettings, Prefill, SamplingSettings
     from pipeline.evaluation.opened import opened_checkpoint
+    from pipeline.generation.texts import GenerationSettings, Prefill, SamplingSettings
     from pipeline.ranks.signals import StopFlag
 
     settings = GenerationSettings(

@@ -11,12 +11,12 @@ from rich.console import Console
 
 from pipeline.commands.sample_text import render_legend, render_tokens, step_styles
 from pipeline.commands.text_stream import TextStream
-from pipeline.shared.exit_codes import ExitCode
-from pipeline.generation.texts import GeneratedText, GenerationSettings, generate, text_sample
-from pipeline.generation.output import json_line
 from pipeline.evaluation.opened import OpenedCheckpoint
 from pipeline.evaluation.results import TextSample, save_json
+from pipeline.generation.output import json_line
+from pipeline.generation.texts import GeneratedText, GenerationSettings, generate, text_sample
 from pipeline.ranks.signals import StopFlag, StopRequest
+from pipeline.shared.exit_codes import ExitCode
 
 
 def generate_to(

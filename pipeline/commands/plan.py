@@ -113,8 +113,8 @@ def _steps(run: RunConfig, mean_steps: float | None) -> float | None:
 
 
 def _vocab_size_of_data(run: RunConfig) -> int:
-    from data_prep.errors import DataError
     from data_prep.manifest import load_manifest
+    from pipeline.shared.errors import DataError
 
     try:
         return load_manifest(run.data.manifest_folder).header.tokenizer.vocab_size

@@ -27,8 +27,8 @@ def run_on_layout(
     Raises:
         ConfigError: a launcher started another number of ranks than the layout needs.
     """
-    from pipeline.ranks.launch import run_ranks
     from pipeline.ranks.environment import Ranks
+    from pipeline.ranks.launch import run_ranks
 
     ranks = Ranks.from_environment()
     set_up_logging(speaks=ranks.rank == 0)

@@ -29,11 +29,11 @@ def report(
     from data_prep.manifest import load_manifest
     from pipeline.checkpoint.folder import CONFIG_NAME
     from pipeline.config.load import load_config
+    from pipeline.cost.account import flops_account, mean_training_sweeps
     from pipeline.demo_facts import further_commands, run_facts
     from pipeline.report.collect import collect_report
     from pipeline.report.render import write_report
     from pipeline.report.table import render_results
-    from pipeline.cost.account import flops_account, mean_training_sweeps
 
     config_file = run / CONFIG_NAME
     if not config_file.is_file():

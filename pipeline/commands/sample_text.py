@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from pipeline.report.colors import DARK_RAMP, step_colors
 from pipeline.evaluation.results import SampleToken, TextSample
+from pipeline.report.colors import DARK_RAMP, step_colors
 
 
 def render_sample(sample: TextSample) -> Text:

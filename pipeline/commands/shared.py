@@ -1,11 +1,17 @@
 """Arguments and habits that several commands have in common."""
 
 import logging
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from pipeline.ranks.environment import Ranks
+from pipeline.shared.errors import UserError
 
 PROGRESS_LOGGER = "pipeline.run.progress"
 
@@ -24,6 +30,18 @@ ConfigFile = Annotated[
         "--config", "-c", metavar="FILE", help="YAML file of a run; examples are in pipeline/recipes."
     ),
 ]
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """End the process with a message and the error's exit code, not a traceback, on a :class:`UserError`."""
+    try:
+        yield
+    except UserError as error:
+        # Every rank meets the same error; the first one reports it.
+        if Ranks.from_environment().rank == 0:
+            typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
 
 
 def examples(*lines: str) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pipeline.shared.errors import UserError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigProblem:
@@ -26,7 +28,7 @@ class ConfigProblem:
         return f"{sentence}; {self.cure}" if self.cure else sentence
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """All problems of a configuration at once, so that one round of editing mends them."""
 
     def __init__(self, problems: Sequence[ConfigProblem], *, source: str = "") -> None:

@@ -17,9 +17,9 @@ from pipeline.config.rules_evaluation import EVALUATION_RULES
 from pipeline.config.rules_model import MODEL_RULES
 from pipeline.config.rules_parallel import PARALLEL_RULES
 from pipeline.config.rules_ponder import PONDER_RULES
-from pipeline.config.rules_workflow import STAGE_RULES
 from pipeline.config.rules_submit import SUBMIT_RULES
 from pipeline.config.rules_training import TRAINING_RULES
+from pipeline.config.rules_workflow import STAGE_RULES
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig

@@ -15,11 +15,11 @@ from pipeline.config.fault_sections import DivergenceConfig as DivergenceConfig
 from pipeline.config.ponder_section import PonderSection as PonderSection
 from pipeline.config.rules import broken_rules
 from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
-from pipeline.config.workflow_section import Stage
 from pipeline.config.stages import even_stages
 from pipeline.config.start_section import InitFromSection as InitFromSection
 from pipeline.config.submit_section import SubmitSection
 from pipeline.config.vocabulary import padded_vocab_size
+from pipeline.config.workflow_section import Stage
 
 
 class ModelConfig(Section):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint.checksums import FileDigest
-from pipeline.checkpoint.durable import write_durably
 from pipeline.conversion.comparison import LogitComparison
-from pipeline.conversion.errors import ConversionError
+from pipeline.shared.errors import ConversionError
+from pipeline.shared.files import write_atomically
 
 CERTIFICATE_NAME = "conversion.json"
 
@@ -90,4 +90,4 @@ def write_certificate(folder: Path, certificate: Certificate) -> None:
     """Write a certificate beside what it certifies."""
     versions = {name: version(name) for name in ("megaponder", "torch", "safetensors")}
     content = {**asdict(certificate), "versions": versions}
-    write_durably(folder / CERTIFICATE_NAME, json.dumps(content, indent=2) + "\n")
+    write_atomically(folder / CERTIFICATE_NAME, json.dumps(content, indent=2) + "\n")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import RunConfig
-from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_config import CONFIG_JSON, read_config_json
 from pipeline.conversion.hf_ponder_config import MODEL_TYPE
 from pipeline.conversion.hf_weights import HuggingFaceWeights
+from pipeline.shared.errors import ConversionError
 
 logger = logging.getLogger(__name__)
 

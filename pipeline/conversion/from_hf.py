@@ -20,7 +20,6 @@ from pipeline.checkpoint.checksums import FileDigest, digest_file
 from pipeline.checkpoint.folder import publish, start_partial_checkpoint
 from pipeline.conversion.certificate import Certificate, TensorAccount, write_certificate
 from pipeline.conversion.comparison import TOLERANCE, compare_logits, ponders
-from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_config import CONFIG_JSON, read_source
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.inspection import Findings, check_tied_copies, inspect, is_computed
@@ -28,6 +27,7 @@ from pipeline.conversion.native import NativeWriter, write_small_files
 from pipeline.conversion.run_settings import converted_model, one_process, run_settings
 from pipeline.conversion.tokenizer_files import TOKENIZER_FOLDER, copy_files, find_tokenizer, note_token_ids
 from pipeline.run.initial_weights import NEW_PARTS
+from pipeline.shared.errors import ConversionError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

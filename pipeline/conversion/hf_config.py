@@ -12,11 +12,11 @@ from typing import Any
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import as_written
-from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_keys import CLASSES, TOKEN_IDS, ConfigKeys
 from pipeline.conversion.hf_method import method_settings
 from pipeline.conversion.hf_ponder_config import MODEL_TYPE, parse_ponder_config
 from pipeline.conversion.hf_rotary import rotary_settings
+from pipeline.shared.errors import ConversionError
 
 CONFIG_JSON = "config.json"
 

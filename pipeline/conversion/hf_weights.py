@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline.conversion.errors import ConversionError
+from pipeline.shared.errors import ConversionError
 
 INDEX_SUFFIX = ".index.json"
 SAFETENSORS_NAME, BIN_NAME = "model.safetensors", "pytorch_model.bin"

@@ -10,11 +10,11 @@ from torch import Tensor
 from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.weights import entries
 from pipeline.conversion.certificate import TensorAccount
-from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_weights import INDEX_SUFFIX, SAFETENSORS_NAME
 from pipeline.conversion.native import NativeReader
 from pipeline.conversion.safetensors_file import SafetensorsWriter
 from pipeline.conversion.shapes import Shape, expected_shape
+from pipeline.shared.errors import ConversionError
 
 
 def write_tensors(

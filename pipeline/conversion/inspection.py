@@ -8,9 +8,9 @@ import torch
 
 from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.weights import Entry, entries
-from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.shapes import expected_shape
+from pipeline.shared.errors import ConversionError
 
 _SHOWN = 20
 # Masks and rotary frequencies that older transformers stored: the settings determine them.

@@ -9,10 +9,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from megatron_ext.ponder.config import Method
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
-from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_ponder_config import settings_of_method
 from pipeline.conversion.run_settings import NO_DATA
 from pipeline.evaluation.results import EVALUATION_FILE, EvaluationResult, load_evaluation
+from pipeline.shared.errors import ConversionError
 
 CARD_NAME = "README.md"
 _TEMPLATE = "model_card.md.j2"

@@ -19,7 +19,7 @@ from pipeline.checkpoint.state import TrainState, write_train_state
 from pipeline.checkpoint.writing import COMMON_NAME
 from pipeline.config.load import dump_config
 from pipeline.config.schema import RunConfig
-from pipeline.conversion.errors import ConversionError
+from pipeline.shared.errors import ConversionError
 
 FILE_BYTES = 4 * 2**30
 _PIECE_BYTES = 64 * 2**20

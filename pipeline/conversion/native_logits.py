@@ -12,12 +12,12 @@ from torch import Tensor
 from megatron_ext.host import device, prepare_host
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from pipeline.step.build import build_module
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.native import NativeReader
 from pipeline.conversion.run_settings import one_process
 from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
+from pipeline.step.build import build_module
 
 _TIMEOUT_SECONDS = 600
 _FIRST_LAYER = "decoder.layers.0."

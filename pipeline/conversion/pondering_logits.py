@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.decoding import BatchDecoder
 from megatron_ext.host import device
 from megatron_ext.methods.base import Sweeps
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
-from pipeline.step.build import build_module
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.native import NativeReader
 from pipeline.conversion.native_logits import one_rank
 from pipeline.conversion.run_settings import one_process
+from pipeline.step.build import build_module
 
 PROMPT_TOKENS, DECODED_TOKENS = 16, 6
 # Of the sweeps over prompts; both sides may stop one sweep apart.

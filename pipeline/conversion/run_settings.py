@@ -11,8 +11,8 @@ from pipeline.config.rules_ponder import METHODS_WITH, default_of
 from pipeline.config.schema import RunConfig
 from pipeline.config.start_section import POSSIBLE_SOURCES
 from pipeline.config.validate import build_config, setting_paths
-from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_config import SourceModel
+from pipeline.shared.errors import ConversionError
 from pipeline.step.megatron_config import transformer_config
 
 # Where --set gives none: an evaluation then says that there are no data.

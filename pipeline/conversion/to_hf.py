@@ -14,7 +14,6 @@ import torch
 from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.ponder.config import Method
 from megatron_ext.weights import entries
-from pipeline.step.build import open_heldout_split, vocab_size_of
 from pipeline.checkpoint.checksums import digest_file, find_damage, read_checksums
 from pipeline.checkpoint.content import OPTIMIZER_PREFIXES
 from pipeline.checkpoint.folder import CONFIG_NAME
@@ -24,7 +23,6 @@ from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.certificate import Certificate, TensorAccount, write_certificate
 from pipeline.conversion.comparison import TOLERANCE, compare_logits
-from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_config import CONFIG_JSON
 from pipeline.conversion.hf_config_writing import render_hf_config
 from pipeline.conversion.hf_ponder_config import CODE_FILES, CODE_FOLDER, render_ponder_config
@@ -42,6 +40,8 @@ from pipeline.conversion.tokenizer_files import (
     read_token_ids,
 )
 from pipeline.evaluation.results import EvaluationResult
+from pipeline.shared.errors import ConversionError
+from pipeline.step.build import open_heldout_split, vocab_size_of
 
 SHARD_BYTES = 5 * 10**9
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
 from data_prep.tokenizers.tokenizer import Tokenizer
-from pipeline.conversion.errors import ConversionError
+from pipeline.shared.errors import ConversionError, DataError
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 from megatron_ext.ponder.config import Method, Mixture
 from pipeline.config.schema import RunConfig
-from pipeline.cost.shape import ModelShape
 from pipeline.cost.account import flops_account, max_sweeps
+from pipeline.cost.shape import ModelShape
 
 # Bytes of the types.
 FLOAT32, BFLOAT16, BOOL = 4, 2, 1

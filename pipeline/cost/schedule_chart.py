@@ -10,8 +10,6 @@ from rich.text import Text
 
 from megatron_ext.methods.registry import build_method
 from pipeline.config.schema import RunConfig
-from pipeline.shared.console import table_console
-from pipeline.step.megatron_config import ponder_config
 from pipeline.cost.pass_schedule import (
     Interval,
     Timeline,
@@ -19,6 +17,8 @@ from pipeline.cost.pass_schedule import (
     flushing_timeline,
     looping_timeline,
 )
+from pipeline.shared.console import table_console
+from pipeline.step.megatron_config import ponder_config
 from pipeline.step.settings import step_settings
 
 # A piece of work is at least this wide, for the letter of its micro-batch and the digit of its pass.

@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import DataError
 from data_prep.manifest import load_manifest
 from pipeline.data.shard_stream import ShardStream
 from pipeline.data.stream import TokenStream
+from pipeline.shared.errors import DataError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

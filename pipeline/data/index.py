@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import DataError
 from data_prep.manifest import ShardEntry
 from data_prep.storage.shard_format import MemberPlace, locate_members
 from pipeline.data.index_cache import Arrays, cached_arrays
+from pipeline.shared.errors import DataError
 
 INDEX_FOLDER = ".index"
 # Shards whose headers are read at the same time: on file systems of clusters each read waits.

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import DataError
+from pipeline.shared.errors import DataError
 from pipeline.shared.files import publish, temporary_path
 
 logger = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.errors import DataError
 from data_prep.manifest import MANIFEST_NAME, ShardEntry, load_manifest
 from pipeline.data.index import index_place, load_or_build_index
+from pipeline.shared.errors import DataError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

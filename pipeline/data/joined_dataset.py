@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import DataError
 from pipeline.data.dataset import SampleSource, TokenDataset, TokenRows, Vocabulary
 from pipeline.data.stream import JoinedStream
+from pipeline.shared.errors import DataError
 
 
 class JoinedDataset:

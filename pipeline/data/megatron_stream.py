@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from megatron.core.datasets.indexed_dataset import _IndexReader
 
-from data_prep.errors import DataError
 from pipeline.data.stream import ArrayStream
+from pipeline.shared.errors import DataError
 
 # Documents whose end is looked at when a pair is opened, spread over all of them.
 _NUM_CHECKED_DOCUMENTS = 1000

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import DataError
 from data_prep.manifest import load_manifest
 from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.data.dataset import SampleSource
 from pipeline.data.order import SampleOrder
+from pipeline.shared.errors import DataError
 
 # prompts are the same in every run, whatever its seed
 _PROMPT_SEED = 0

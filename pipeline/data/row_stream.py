@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.errors import DataError
 from data_prep.manifest import TokenType
 from data_prep.storage.shard_format import token_dtype
 from pipeline.data.stream import ArrayStream, JoinedStream
+from pipeline.shared.errors import DataError
 
 
 def find_parts(path: Path, split: str, *, whole_is_split: bool) -> tuple[Path, ...]:

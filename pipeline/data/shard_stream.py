@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import DataError
 from data_prep.manifest import ShardManifest
 from data_prep.storage.shard_format import token_dtype
 from pipeline.data.index import load_or_build_index
 from pipeline.data.stream import TokenStream, check_range
+from pipeline.shared.errors import DataError
 
 
 class ShardStream(TokenStream):

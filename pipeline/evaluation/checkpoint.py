@@ -11,14 +11,14 @@ from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.micro_batch import ModelOutput
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
-from pipeline.step.build import heldout_batches
 from pipeline.data.prompts import load_tokenizer
 from pipeline.data.unigram import unigram_entropy
-from pipeline.step.evaluate import Evaluation, evaluate
-from pipeline.evaluation.sources import SourceRecorder
 from pipeline.evaluation.opened import OpenedCheckpoint
-from pipeline.metrics.ponder_scalars import jacobi_residuals
 from pipeline.evaluation.results import EvaluationResult, loss_quartiles
+from pipeline.evaluation.sources import SourceRecorder
+from pipeline.metrics.ponder_scalars import jacobi_residuals
+from pipeline.step.build import heldout_batches
+from pipeline.step.evaluate import Evaluation, evaluate
 
 
 class TokenRecorder:

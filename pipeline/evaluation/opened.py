@@ -9,7 +9,6 @@ from data_prep.tokenizers.tokenizer import Tokenizer
 from megatron_ext.host import prepare_host
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from pipeline.step.build import build_module, open_heldout_split, vocab_size_of
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.loading import load_weights
 from pipeline.checkpoint.resuming import refuse_damage
@@ -22,6 +21,7 @@ from pipeline.data.dataset import SampleSource
 from pipeline.data.prompts import load_tokenizer
 from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
+from pipeline.step.build import build_module, open_heldout_split, vocab_size_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,15 +5,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.limits import limited
 from megatron_ext.methods.base import Column
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
-from pipeline.step.evaluate import Evaluation, evaluate
 from pipeline.cost.flops import FlopsAccount
 from pipeline.metrics.ponder_scalars import mean_steps_of
 from pipeline.metrics.records import SweepPoint
+from pipeline.step.evaluate import Evaluation, evaluate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,6 @@ Both are the dataclasses below, field by field; unknown and missing fields are r
 """
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -12,6 +11,8 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from pipeline.shared.files import write_atomically
 
 EVALUATION_FILE = "evaluation.json"
 SAMPLE_FILE = "sample.json"
@@ -151,10 +152,8 @@ Content = TypeVar("Content", EvaluationResult, TextSample)
 def save_json(content: EvaluationResult | TextSample, path: Path) -> None:
     """Write one of the two files, complete or not at all."""
     text = TypeAdapter(type(content)).dump_json(content, indent=1)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_bytes(text + b"\n")
-    temporary.replace(path)
+    write_atomically(path, text + b"\n")
 
 
 def load_evaluation(path: Path) -> EvaluationResult:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from data_prep.errors import DataError
+from pipeline.shared.errors import DataError
 
 JSON_LINES = (".jsonl", ".ndjson")
 PROMPT_KEY = "prompt"

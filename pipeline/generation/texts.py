@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from data_prep.tokenizers.tokenizer import Tokenizer
-from pipeline.generation.batch import Ending, GenerationSettings, GrowingText, Prefill, generate_batch
-from pipeline.generation.sampling import SamplingSettings
 from pipeline.evaluation.opened import OpenedCheckpoint
 from pipeline.evaluation.results import SampleToken, TextSample
+from pipeline.generation.batch import Ending, GenerationSettings, GrowingText, Prefill, generate_batch
+from pipeline.generation.sampling import SamplingSettings
 
 __all__ = [
     "Ending",

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from pipeline.shared.exit_codes import ExitCode
 from pipeline.ranks.process import AGREED_CODES, code_of, die_with_parent, first_failed
 from pipeline.ranks.signals import STOP_SIGNALS
+from pipeline.shared.exit_codes import ExitCode
 
 __all__ = ["run_ranks"]
 

@@ -25,9 +25,9 @@ from typing import Self
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # both are public
 from torch.distributed.distributed_c10d import Store
 
+from pipeline.ranks.environment import Ranks
 from pipeline.shared.bounded import within
 from pipeline.shared.exit_codes import ExitCode
-from pipeline.ranks.environment import Ranks
 
 __all__ = ["RankReport", "Watchdog", "at_fault", "stack_file"]
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.cost.flops import FlopsAccount
+from pipeline.evaluation.results import EVALUATION_FILE, SAMPLE_FILE, load_evaluation, load_sample
 from pipeline.metrics import names
 from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, VALIDATION, curve, read_events
 from pipeline.metrics.ponder_scalars import fractions, mean_steps_of
 from pipeline.report.data import Command, Points, ReportData
-from pipeline.evaluation.results import EVALUATION_FILE, SAMPLE_FILE, load_evaluation, load_sample
 
 
 def collect_report(

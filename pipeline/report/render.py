@@ -1,18 +1,18 @@
 """The report as one HTML text that needs nothing beside it: no script, no font, no request. Pure."""
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipeline.evaluation.results import SampleToken, TextSample
 from pipeline.metrics.ponder_scalars import mean_steps_of
 from pipeline.report.colors import DARK_RAMP, LIGHT_RAMP, step_colors
 from pipeline.report.data import ReportData
 from pipeline.report.figures import all_figures, loss_figure
-from pipeline.evaluation.results import SampleToken, TextSample
 from pipeline.run.summary import metric
+from pipeline.shared.files import write_atomically
 
 TEMPLATE = "template.html.j2"
 
@@ -60,10 +60,8 @@ def render_report(data: ReportData) -> str:
 
 def write_report(data: ReportData, path: Path) -> None:
     """Write the page to ``path``, complete or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(render_report(data), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, render_report(data))
 
 
 def headline_tiles(data: ReportData) -> tuple[Tile, ...]:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ext.ponder.config import Method
-from pipeline.step.build import TrainingParts
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.loading import content_of, of_the_model, read_sharded
 from pipeline.checkpoint.offline import OfflineReader
@@ -14,6 +12,8 @@ from pipeline.checkpoint.resuming import refuse_damage
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
+from pipeline.shared.errors import CheckpointError
+from pipeline.step.build import TrainingParts
 
 logger = logging.getLogger(__name__)
 

@@ -5,15 +5,26 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from megatron_ext.schedule.learning_rate import learning_rates
 from megatron_ext.parallel.groups import ParallelGroups
-from pipeline.step.build import TrainingParts
+from megatron_ext.schedule.learning_rate import learning_rates
 from pipeline.checkpoint.saver import CheckpointSaver
 from pipeline.checkpoint.state import TrainState, with_best_loss
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import HeldoutBatches
 from pipeline.data.dataset import TokenRows
 from pipeline.data.prefetch import PrefetchedBatches
+from pipeline.evaluation.points import SweepSettings, sweep
+from pipeline.metrics.collapse import CollapseAlarm
+from pipeline.metrics.data_hash import gather_data_hash
+from pipeline.metrics.ponder_scalars import ponder_scalars
+from pipeline.metrics.records import SweepPoint, ValidationRecord
+from pipeline.metrics.sinks import SinkGroup
+from pipeline.ranks.signals import StopFlag, StopRequest
+from pipeline.ranks.watchdog import Watchdog
+from pipeline.run.meter import IntervalMeter
+from pipeline.run.progress import TrainingProgress
+from pipeline.shared.exit_codes import ExitCode
+from pipeline.step.build import TrainingParts
 from pipeline.step.divergence import (
     Finding,
     FindingKind,
@@ -23,19 +34,8 @@ from pipeline.step.divergence import (
     tell_of_bad_step,
 )
 from pipeline.step.evaluate import Evaluation, evaluate
-from pipeline.evaluation.points import SweepSettings, sweep
-from pipeline.shared.exit_codes import ExitCode
-from pipeline.run.meter import IntervalMeter
-from pipeline.metrics.collapse import CollapseAlarm
-from pipeline.metrics.data_hash import gather_data_hash
-from pipeline.metrics.ponder_scalars import ponder_scalars
-from pipeline.metrics.records import SweepPoint, ValidationRecord
-from pipeline.metrics.sinks import SinkGroup
-from pipeline.run.progress import TrainingProgress
-from pipeline.ranks.signals import StopFlag, StopRequest
 from pipeline.step.settings import step_settings
 from pipeline.step.train import StepResult, train_step
-from pipeline.ranks.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

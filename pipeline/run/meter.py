@@ -6,8 +6,8 @@ from megatron_ext.host import device
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
-from pipeline.data.dataset import TokenRows
 from pipeline.cost.flops import FlopsAccount
+from pipeline.data.dataset import TokenRows
 from pipeline.metrics import names
 from pipeline.metrics.data_hash import gather_data_hash
 from pipeline.metrics.ponder_scalars import mean_loss, ponder_scalars

@@ -21,17 +21,17 @@ from typing import IO, Any
 
 import torch.distributed
 
-from pipeline.checkpoint.durable import sync_folder
 from pipeline.config.errors import ConfigError
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.certificate import read_certificate
-from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_config import CONFIG_JSON, SourceModel, read_source
 from pipeline.conversion.run_settings import run_settings
 from pipeline.conversion.tokenizer_files import main_file
-from pipeline.run.initial_weights import model_differences
 from pipeline.ranks.process import die_with_parent
 from pipeline.ranks.signals import StopFlag, StopRequest
+from pipeline.run.initial_weights import model_differences
+from pipeline.shared.errors import ConversionError
+from pipeline.shared.files import sync_folder
 
 logger = logging.getLogger(__name__)
 

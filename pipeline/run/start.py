@@ -5,16 +5,6 @@ from pathlib import Path
 
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from pipeline.step.build import (
-    TrainingParts,
-    build_training,
-    heldout_batches,
-    open_heldout_split,
-    open_training_split,
-    prefetched_batches,
-    vocab_size_of,
-)
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.loading import load_checkpoint
 from pipeline.checkpoint.resuming import find_whole_checkpoint
@@ -24,14 +14,16 @@ from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.writing import Destination
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
-from pipeline.ranks.distributed import RendezvousError, start_process_group, stop_process_group
-from pipeline.shared.exit_codes import ExitCode
-from pipeline.run.initial_weights import start_from_weights
-from pipeline.run.meter import IntervalMeter
+from pipeline.cost.account import flops_account
 from pipeline.metrics.collapse import CollapseAlarm
+from pipeline.ranks.distributed import RendezvousError, start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
 from pipeline.ranks.lost_ranks import LostRanksError, naming_lost_ranks
-from pipeline.cost.account import flops_account
+from pipeline.ranks.signals import StopFlag
+from pipeline.ranks.watchdog import Watchdog
+from pipeline.run.initial_weights import start_from_weights
+from pipeline.run.loop import TrainingRun
+from pipeline.run.meter import IntervalMeter
 from pipeline.run.output import (
     config_file,
     open_run_progress,
@@ -40,10 +32,18 @@ from pipeline.run.output import (
     show_summary,
     start_output,
 )
-from pipeline.ranks.signals import StopFlag
 from pipeline.run.source_conversion import StoppedConvertingError, converted_source
-from pipeline.run.loop import TrainingRun
-from pipeline.ranks.watchdog import Watchdog
+from pipeline.shared.errors import CheckpointError
+from pipeline.shared.exit_codes import ExitCode
+from pipeline.step.build import (
+    TrainingParts,
+    build_training,
+    heldout_batches,
+    open_heldout_split,
+    open_training_split,
+    prefetched_batches,
+    vocab_size_of,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -9,15 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep.errors import DataError
+from pipeline.shared.errors import DataError
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` under a temporary name in the same folder, sync it, and rename it to ``path``."""
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write ``content`` under a temporary name in the same folder, sync it, and rename it to ``path``.
+
+    Args:
+        path: final name; readers find the old content or the new one, never a part.
+        content: bytes, or text to be encoded as UTF-8.
+    """
     temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         publish(temporary, path)
@@ -36,11 +41,16 @@ def temporary_path(path: Path) -> Path:
 def publish(temporary: Path, path: Path) -> None:
     """Rename a synced temporary file to its final name and sync the folder: a crash keeps the name."""
     temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 @contextmanager

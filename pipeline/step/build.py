@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_ext.schedule.freezing import BackboneFreeze
 from megatron_ext.host import device
-from megatron_ext.schedule.learning_rate import build_scheduler
 from megatron_ext.model.model import PonderModel
-from megatron_ext.schedule.optimizer import build_optimizer, connect_schedule, wrap_ddp
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.schedule.freezing import BackboneFreeze
+from megatron_ext.schedule.learning_rate import build_scheduler
+from megatron_ext.schedule.optimizer import build_optimizer, connect_schedule, wrap_ddp
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import BatchLayout, HeldoutBatches, PackingOptions, TrainingBatches

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch.distributed
 
-from pipeline.shared.files import write_atomically
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.config.fault_sections import DivergenceConfig
+from pipeline.shared.files import write_atomically
 
 __all__ = [
     "BadStep",

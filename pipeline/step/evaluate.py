@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.host import device
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.micro_batch import ModelOutput
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 
-from megatron_ext.schedule.learning_rate import ScheduleSettings
 from megatron_ext.model.config import (
     Architecture,
     Initialization,
@@ -14,8 +13,9 @@ from megatron_ext.model.config import (
     initialization_settings,
     pipeline_settings,
 )
-from megatron_ext.schedule.optimizer import OptimizerSettings
 from megatron_ext.ponder.config import Method, PonderConfig
+from megatron_ext.schedule.learning_rate import ScheduleSettings
+from megatron_ext.schedule.optimizer import OptimizerSettings
 from pipeline.config.schema import PonderSection, RunConfig
 from pipeline.cost.account import max_sweeps
 

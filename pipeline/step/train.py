@@ -8,17 +8,17 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.host import device
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.micro_batch import ModelOutput
-from megatron_ext.schedule.optimizer import apply_update, prepare_update
-from megatron_ext.schedule.gradients import has_finite_own_gradients
 from megatron_ext.parallel.groups import ParallelGroups
-from megatron_ext.schedule.pass_pipeline import OutputObserver, run_passes
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
+from megatron_ext.schedule.gradients import has_finite_own_gradients
+from megatron_ext.schedule.optimizer import apply_update, prepare_update
+from megatron_ext.schedule.pass_pipeline import OutputObserver, run_passes
+from pipeline.metrics.statistics import StatisticsAccumulator
 from pipeline.step.build import TrainingParts
 from pipeline.step.divergence import Finding
-from pipeline.metrics.statistics import StatisticsAccumulator
 from pipeline.step.settings import StepSettings
 
 # Given the loss and the gradient norm of a step, says what speaks against making it.

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.decoding import BatchDecoder
 from megatron_ext.host import device
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from pipeline.verification.texts import Piece
 

@@ -1,4 +1,4 @@
-"""`megaponder bench`."""
+"""`python -m tests.bench`."""
 
 import tempfile
 from pathlib import Path
@@ -8,21 +8,22 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.commands import bench_convert, bench_data, bench_decode
 from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
 from pipeline.shared.console import table_console
 from pipeline.shared.exit_codes import ExitCode
+from tests.bench import convert_command, data_command, decode_command, submit
 
 app = typer.Typer(no_args_is_help=True, help="Measure two things in one run, and their ratio.")
-app.command(epilog=bench_data.EPILOG)(bench_data.data)
-app.command(epilog=bench_convert.EPILOG)(bench_convert.convert)
-app.command(epilog=bench_decode.EPILOG)(bench_decode.decode)
+app.command(epilog=data_command.EPILOG)(data_command.data)
+app.command(epilog=convert_command.EPILOG)(convert_command.convert)
+app.command(epilog=decode_command.EPILOG)(decode_command.decode)
+app.command(epilog=submit.EPILOG)(submit.submit)
 
 
 @app.command(
     epilog=examples(
-        "megaponder bench attention",
-        "megaponder bench attention --rows 4096 --precision bf16 --minimum-speedup 2",
+        "python -m tests.bench attention",
+        "python -m tests.bench attention --rows 4096 --precision bf16 --minimum-speedup 2",
     )
 )
 def attention(
@@ -79,8 +80,8 @@ def attention(
 
 @app.command(
     epilog=examples(
-        "megaponder bench metrics --config pipeline/recipes/demo.yaml",
-        "megaponder bench metrics --config run.yaml metrics.interval=10 --maximum-share 0.01",
+        "python -m tests.bench metrics --config pipeline/recipes/demo.yaml",
+        "python -m tests.bench metrics --config run.yaml metrics.interval=10 --maximum-share 0.01",
     )
 )
 def metrics(
@@ -101,8 +102,8 @@ def metrics(
     set_up_logging()
 
     from megatron_ext.host import device
-    from tests.bench.metrics import measure_metrics
     from pipeline.config.load import load_config
+    from tests.bench.metrics import measure_metrics
 
     layout = ("parallel.tensor=1", "parallel.data=1", "parallel.sequence_parallel=false")
     run = load_config(config, [*(overrides or []), *layout])
@@ -126,9 +127,9 @@ def metrics(
 
 @app.command(
     epilog=examples(
-        "megaponder bench memory",
-        "megaponder bench memory --maximum-error 0.1",
-        "megaponder bench memory --config pipeline/recipes/tiny_ponderlm3.yaml parallel.recompute=full",
+        "python -m tests.bench memory",
+        "python -m tests.bench memory --maximum-error 0.1",
+        "python -m tests.bench memory --config pipeline/recipes/tiny_ponderlm3.yaml parallel.recompute=full",
     )
 )
 def memory(
@@ -154,8 +155,8 @@ def memory(
     """
     set_up_logging()
 
-    from tests.bench.memory import bench_configs, compare_memory
     from pipeline.config.load import load_config
+    from tests.bench.memory import bench_configs, compare_memory
 
     runs = list(bench_configs())
     if config is not None or overrides:
@@ -184,9 +185,9 @@ def memory(
 
 @app.command(
     epilog=examples(
-        "megaponder bench pipeline",
-        "megaponder bench pipeline --stages 2 --micro-batches 8 --repeats 9 ponder.num_jacobi_iterations=3",
-        "megaponder bench pipeline --config run.yaml --stages 4 --micro-batches 16",
+        "python -m tests.bench pipeline",
+        "python -m tests.bench pipeline --stages 2 --micro-batches 8 ponder.num_jacobi_iterations=3",
+        "python -m tests.bench pipeline --config run.yaml --stages 4 --micro-batches 16",
     )
 )
 def pipeline(

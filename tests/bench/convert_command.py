@@ -1,4 +1,4 @@
-"""`megaponder bench convert`."""
+"""`python -m tests.bench convert`."""
 
 import tempfile
 from pathlib import Path
@@ -12,8 +12,8 @@ from pipeline.commands.shared import examples
 from pipeline.shared.exit_codes import ExitCode
 
 EPILOG = examples(
-    "megaponder bench convert",
-    "megaponder bench convert --layers 24 --hidden-size 1024 --heads 16 --ffn-size 4096",
+    "python -m tests.bench convert",
+    "python -m tests.bench convert --layers 24 --hidden-size 1024 --heads 16 --ffn-size 4096",
 )
 
 

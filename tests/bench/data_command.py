@@ -1,4 +1,4 @@
-"""`megaponder bench data`."""
+"""`python -m tests.bench data`."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ from pipeline.shared.console import table_console
 from pipeline.shared.exit_codes import ExitCode
 
 EPILOG = examples(
-    "megaponder bench data",
-    "megaponder bench data --corpus-mb 1000 --workers 1 --workers 2 --json bench.json",
-    "megaponder bench data --minimum-speedup 1.8 --minimum-lead 1.5 --minimum-reader-mtokens 50",
+    "python -m tests.bench data",
+    "python -m tests.bench data --corpus-mb 1000 --workers 1 --workers 2 --json bench.json",
+    "python -m tests.bench data --minimum-speedup 1.8 --minimum-lead 1.5 --minimum-reader-mtokens 50",
 )
 _MEGA = 1_000_000
 

@@ -21,10 +21,10 @@ from data_prep.manifest import (
     save_manifest,
 )
 from data_prep.storage.shard_writer import ShardWriter
-from tests.bench.webdataset_reading import read_webdataset
 from pipeline.data.batches import BatchLayout, PackingOptions, TrainingBatches
 from pipeline.data.dataset import TokenDataset, open_dataset
 from pipeline.data.order import SampleOrder
+from tests.bench.webdataset_reading import read_webdataset
 
 READER = "megaponder, packed"
 ROWS_READER = "megaponder, rows alone"

@@ -1,4 +1,4 @@
-"""The measurements of `megaponder bench data` as tables."""
+"""The measurements of `python -m tests.bench data` as tables."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table

@@ -1,4 +1,4 @@
-"""Tokenize JSONL files with datatrove and print the seconds and tokens, for `megaponder bench data`.
+"""Tokenize JSONL files with datatrove and print the seconds and tokens, for `python -m tests.bench data`.
 
 It runs as a script of its own, since datatrove's workers import the program they belong to.
 """

@@ -21,12 +21,12 @@ from megatron_ext.methods.ponderlm3 import PonderLM3
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method, PonderConfig
-from tests.bench.random_batches import DEFAULT_VOCAB_SIZE
 from pipeline.config.schema import RunConfig
-from pipeline.ranks.distributed import start_process_group, stop_process_group
-from pipeline.step.megatron_config import transformer_config
-from pipeline.ranks.environment import Ranks
 from pipeline.cost.account import flops_account
+from pipeline.ranks.distributed import start_process_group, stop_process_group
+from pipeline.ranks.environment import Ranks
+from pipeline.step.megatron_config import transformer_config
+from tests.bench.random_batches import DEFAULT_VOCAB_SIZE
 
 # Odds of exp(50): every other step has a tail mass far below any threshold.
 CERTAIN = 50.0

@@ -1,4 +1,4 @@
-"""`megaponder bench decode`."""
+"""`python -m tests.bench decode`."""
 
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,9 @@ from pipeline.shared.console import open_bar, table_console
 from pipeline.shared.exit_codes import ExitCode
 
 EPILOG = examples(
-    "megaponder bench decode --config pipeline/recipes/ponderlm3_70m.yaml model.vocab_size=2048 "
+    "python -m tests.bench decode --config pipeline/recipes/ponderlm3_70m.yaml model.vocab_size=2048 "
     "training.precision=fp32 --json decode.json",
-    "megaponder bench decode --config run.yaml --batch-size 32 --minimum-speedup 1.8 training.precision=bf16",
+    "python -m tests.bench decode --config run.yaml --batch-size 32 training.precision=bf16",
 )
 
 
@@ -61,13 +61,13 @@ def decode(
 
     import torch
 
-    from pipeline.shared.files import write_atomically
     from megatron_ext.ponder.config import Method
+    from pipeline.config.load import load_config
+    from pipeline.shared.files import write_atomically
     from tests.bench.decode import DecodeSizes, time_decoding
     from tests.bench.decode_figures import decode_figures, figures_json, render_figures
     from tests.bench.decode_transformers import transformers_ways
     from tests.bench.machine import machine_name
-    from pipeline.config.load import load_config
 
     layout = ("parallel.tensor=1", "parallel.pipeline=1", "parallel.data=1")
     run = load_config(config, [*(overrides or []), *layout])

@@ -8,9 +8,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from pipeline.run.summary import metric
 from tests.bench.decode import ONE_STEP, UNPRUNED, VANILLA, DecodeTime
 from tests.bench.decode_transformers import THEIRS
-from pipeline.run.summary import metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from megatron_ext.host import device
+from pipeline.config.schema import RunConfig
 from tests.bench.decode import DecodeSizes, random_tokens, wait_for_device
 from tests.bench.random_batches import DEFAULT_VOCAB_SIZE
-from pipeline.config.schema import RunConfig
 
 THEIRS = "vanilla by transformers"
 

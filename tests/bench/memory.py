@@ -9,19 +9,19 @@ from typing import Any, get_args
 from megatron_ext.host import device, prepare_host
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
-from tests.bench.live_memory import LiveMemory
-from tests.bench.random_batches import DEFAULT_VOCAB_SIZE, random_batches
-from pipeline.step.build import build_training
 from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.config.validate import build_config
-from pipeline.ranks.distributed import start_process_group, stop_process_group
-from pipeline.metrics.statistics import StatisticsAccumulator
+from pipeline.cost.account import max_sweeps
 from pipeline.cost.rank_memory import rank_memories
 from pipeline.cost.rank_sizes import rank_sizes
+from pipeline.metrics.statistics import StatisticsAccumulator
+from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
-from pipeline.cost.account import max_sweeps
+from pipeline.step.build import build_training
 from pipeline.step.settings import StepSettings
 from pipeline.step.train import train_step
+from tests.bench.live_memory import LiveMemory
+from tests.bench.random_batches import DEFAULT_VOCAB_SIZE, random_batches
 
 # Optimizer state appears in the first step; the second is like all others.
 NUM_STEPS = 2

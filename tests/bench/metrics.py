@@ -10,23 +10,23 @@ from typing import Any
 
 import torch
 
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.host import device, prepare_host
-from megatron_ext.schedule.learning_rate import learning_rates
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from tests.bench.random_batches import DEFAULT_VOCAB_SIZE, random_batches
-from pipeline.step.build import TrainingParts, build_training
+from megatron_ext.schedule.learning_rate import learning_rates
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
-from pipeline.ranks.distributed import start_process_group, stop_process_group
-from pipeline.run.meter import IntervalMeter
-from pipeline.metrics.sinks import SinkGroup
-from pipeline.run.progress import NoProgress
-from pipeline.ranks.environment import Ranks
 from pipeline.cost.account import flops_account
+from pipeline.metrics.sinks import SinkGroup
+from pipeline.ranks.distributed import start_process_group, stop_process_group
+from pipeline.ranks.environment import Ranks
+from pipeline.run.meter import IntervalMeter
 from pipeline.run.output import open_sinks
+from pipeline.run.progress import NoProgress
+from pipeline.step.build import TrainingParts, build_training
 from pipeline.step.settings import StepSettings
 from pipeline.step.train import train_step
+from tests.bench.random_batches import DEFAULT_VOCAB_SIZE, random_batches
 
 # Where the model and its method compute sums for the curves alone.
 _OF_MODEL = ("_record_losses",)

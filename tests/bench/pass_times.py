@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from tests.bench.machine import machine_name, num_processors
-from tests.bench.pipeline import PassTimes
 from pipeline.config.schema import RunConfig
 from pipeline.cost.pass_schedule import backward_time, flushing_timeline, looping_timeline
+from tests.bench.machine import machine_name, num_processors
+from tests.bench.pipeline import PassTimes
 
 COLUMNS = ("stages", "micro-batches", "looping", "flushing", "gain", "expected", "expected bubbles")
 

@@ -11,7 +11,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.ranks.launch import run_ranks
 
 # A model whose stages take long enough to be timed, with a vocabulary so small that no stage has more to do.
-RECIPE = Path(__file__).parents[1] / "recipes" / "tiny_ponderlm2.yaml"
+RECIPE = Path(__file__).parents[2] / "pipeline" / "recipes" / "tiny_ponderlm2.yaml"
 SIZES = (
     "name=bench_pipeline",
     "model.num_layers=4",

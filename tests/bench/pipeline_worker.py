@@ -1,4 +1,4 @@
-"""One rank of `megaponder bench pipeline`: time both ways to run the passes, in turns, on one layout."""
+"""One rank of `python -m tests.bench pipeline`: time both ways to run the passes, in turns, on one layout."""
 
 import argparse
 import json
@@ -13,20 +13,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.host import device, prepare_host
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.micro_batch import ForwardSettings, ModelOutput
 from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
 from megatron_ext.schedule.pass_pipeline import run_passes
-from tests.bench.flushing import run_passes_flushing
-from tests.bench.pipeline import PassTimes
-from tests.bench.random_batches import DEFAULT_VOCAB_SIZE, random_batches
-from tests.bench.timing import median_seconds
-from pipeline.step.build import TrainingParts, build_training
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
+from pipeline.step.build import TrainingParts, build_training
+from tests.bench.flushing import run_passes_flushing
+from tests.bench.pipeline import PassTimes
+from tests.bench.random_batches import DEFAULT_VOCAB_SIZE, random_batches
+from tests.bench.timing import median_seconds
 
 WAYS: dict[str, Callable[..., None]] = {"looping": run_passes, "flushing": run_passes_flushing}
 

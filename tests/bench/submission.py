@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from cluster.errors import ClusterError
 from cluster.job_record import records_below
 from cluster.targets import JobTarget
 from cluster.wait import wait_for
 from pipeline.metrics import names
 from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, curve, read_events
+from pipeline.shared.errors import ClusterError
 
 # Of a run's steps, the first ones that fill caches and are not counted.
 _WARM_UP_SHARE = 0.2

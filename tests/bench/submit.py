@@ -1,4 +1,4 @@
-"""`megaponder bench submit`."""
+"""`python -m tests.bench submit`."""
 
 import shutil
 from statistics import median
@@ -7,17 +7,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from tests.bench.submission import Measured, measure_local, measure_submitted
 from cluster.targets import target_named
 from pipeline.commands.shared import ConfigFile, Overrides, examples
 from pipeline.config.load import load_config
 from pipeline.config.submit_section import Target
 from pipeline.shared.console import table_console
 from pipeline.shared.exit_codes import ExitCode
+from tests.bench.submission import Measured, measure_local, measure_submitted
 
 EPILOG = examples(
-    "megaponder bench submit --config run.yaml --target slurm submit.nodes=2 train-iters=200",
-    "megaponder bench submit --config run.yaml --target ray --rounds 5 --maximum-overhead 0.03",
+    "python -m tests.bench submit --config run.yaml --target slurm submit.nodes=2 train-iters=200",
+    "python -m tests.bench submit --config run.yaml --target ray --rounds 5 --maximum-overhead 0.03",
 )
 
 

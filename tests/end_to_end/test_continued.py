@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.bench.conversion import NeoxSizes, make_model
 from pipeline.checkpoint.offline import OfflineReader
+from tests.bench.conversion import NeoxSizes, make_model
 from tests.support.commands import COMMAND, megaponder, started, wait_until
 from tests.support.corpus import VOCAB_SIZE
 from tests.support.runs import written_events

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.bench.conversion import NeoxSizes, make_model
 from pipeline.data.prompts import load_tokenizer
+from tests.bench.conversion import NeoxSizes, make_model
 from tests.support.commands import megaponder
 from tests.support.corpus import VOCAB_SIZE
 

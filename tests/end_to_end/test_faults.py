@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from pipeline.checkpoint import latest_iteration
+from pipeline.checkpoint.tracker import latest_iteration
 from tests.support.faults import FAULTS, SAVE_INTERVAL, Campaign, account_of, shuffled_faults, steps_of
 from tests.support.small_disk import make_room, small_disk
 

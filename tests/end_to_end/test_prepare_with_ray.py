@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import DataError
 from data_prep.inputs.documents import TextFolder
 from data_prep.journal import JOURNAL_NAME
 from data_prep.leftovers import PARTS_FOLDER
@@ -21,6 +20,7 @@ from data_prep.manifest import MANIFEST_NAME
 from data_prep.preparation import PrepareRequest
 from data_prep.run import prepare
 from data_prep.tasks import ShardTask, TaskReport
+from pipeline.shared.errors import DataError
 from tests.support.corpus import build_request, prepare_here, train_small_tokenizer, write_corpus
 from tests.support.ray_cluster import ray_head
 from tests.support.small_disk import make_room, small_disk

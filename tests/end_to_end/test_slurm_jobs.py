@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cluster.errors import ClusterError
 from cluster.job_record import JobState
 from cluster.job_spec import JobSpec, Queue, RequeuePolicy, Resources, SweepMember
 from cluster.slurm.target import SlurmTarget
 from pipeline.cli import app
+from pipeline.shared.errors import ClusterError
 from tests.support.commands import wait_until
 from tests.support.slurm_cluster import NODES, SlurmCluster
 from tests.support.slurm_jobs import all_logs, ended, submit_command

@@ -19,7 +19,7 @@ from cluster.job_spec import JobSpec, RequeuePolicy, Resources
 from cluster.on_ray.job_file import RAY_ADDRESS_WORD
 from cluster.on_ray.target import RayTarget
 from data_prep.journal import JOURNAL_NAME
-from pipeline.checkpoint import latest_iteration
+from pipeline.checkpoint.tracker import latest_iteration
 from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import MARK, REPOSITORY, Finished, megaponder, processes_with, wait_until
 from tests.support.corpus import build_request, prepare_here, train_small_tokenizer, write_corpus

@@ -1,4 +1,4 @@
-"""`megaponder golden`."""
+"""`python -m tests.golden`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 import typer
 
 from megatron_ext.ponder.config import Method
-from pipeline.commands.shared import examples, set_up_logging
+from pipeline.commands.shared import examples, exit_on_user_error, set_up_logging
 
 EPILOG = examples(
-    "megaponder golden tests/golden",
-    "megaponder golden tests/golden --method ponderlm3 --tensor-parallel 2 --json golden.json",
+    "python -m tests.golden tests/golden",
+    "python -m tests.golden tests/golden --method ponderlm3 --tensor-parallel 2 --json golden.json",
 )
 
 
@@ -38,8 +38,9 @@ def golden(
     Exit code 0: all cases that apply passed; 1: one exceeded its tolerance, or none ran; 3: some cannot be
     computed, such as decoding on several pipeline stages, and --kind or --method does not leave them out.
     """
-    from megatron_ext.ponder.config import Method as ModelMethod
     from pipeline.golden.command import run_golden
+
+    from megatron_ext.ponder.config import Method as ModelMethod
 
     set_up_logging()
     code = run_golden(
@@ -51,3 +52,10 @@ def golden(
         json_file=json_file,
     )
     raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(epilog=EPILOG)(golden)
+    with exit_on_user_error():
+        app()

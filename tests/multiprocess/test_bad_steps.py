@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import latest_iteration, read_train_state, resolve_checkpoint
+from pipeline.checkpoint.state import read_train_state
+from pipeline.checkpoint.tracker import latest_iteration, resolve_checkpoint
 from pipeline.metrics.names import LM_LOSS_VALIDATION
 from tests.support.commands import Finished, megaponder, started
 from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus

@@ -11,14 +11,11 @@ import pytest
 import torch
 
 from megatron_ext.parallel.groups import destroy_groups
-from pipeline.checkpoint import (
-    CheckpointError,
-    TrainState,
-    latest_iteration,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from pipeline.checkpoint.loading import load_checkpoint, load_weights
+from pipeline.checkpoint.saver import save_checkpoint
+from pipeline.checkpoint.state import TrainState
+from pipeline.checkpoint.tracker import latest_iteration
+from pipeline.shared.errors import CheckpointError
 from tests.support.ranks import SharedRanks, run_alone
 from tests.support.tiny_gpt import TinyGpt
 

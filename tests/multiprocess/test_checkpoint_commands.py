@@ -11,12 +11,12 @@ from typer.testing import CliRunner, Result
 
 from megatron_ext.parallel.groups import destroy_groups
 from pipeline.checkpoint.comparison import compare_checkpoints
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.loading import load_checkpoint, load_weights
 from pipeline.checkpoint.offline import OfflineReader
 from pipeline.checkpoint.saver import save_checkpoint
 from pipeline.checkpoint.state import TrainState, read_train_state
 from pipeline.cli import app
+from pipeline.shared.errors import CheckpointError
 from tests.support.ranks import SharedRanks, run_alone
 from tests.support.tiny_gpt import TinyGpt
 

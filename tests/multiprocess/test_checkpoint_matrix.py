@@ -17,7 +17,6 @@ from torch import Tensor
 
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.weights import whole_tensors
-from pipeline.step.build import TrainingParts, build_training
 from pipeline.checkpoint.comparison import TensorComparison, compare_checkpoints
 from pipeline.checkpoint.folder import checkpoint_folder
 from pipeline.checkpoint.loading import load_checkpoint
@@ -25,6 +24,7 @@ from pipeline.checkpoint.saver import save_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
 from pipeline.metrics.statistics import StatisticsAccumulator
+from pipeline.step.build import TrainingParts, build_training
 from pipeline.step.settings import step_settings
 from pipeline.step.train import train_step
 from tests.support.layout_steps import own_batches

@@ -19,7 +19,6 @@ import pytest
 from megatron_ext.parallel.groups import destroy_groups
 from pipeline.checkpoint.checksums import find_damage
 from pipeline.checkpoint.comparison import compare_checkpoints
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.folder import TRACKER_NAME, checkpoint_folder
 from pipeline.checkpoint.offline import OfflineReader
 from pipeline.checkpoint.resuming import find_whole_checkpoint, refuse_damage
@@ -27,6 +26,7 @@ from pipeline.checkpoint.saver import CheckpointSaver, save_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.tracker import latest_iteration
 from pipeline.checkpoint.writing import Destination
+from pipeline.shared.errors import CheckpointError
 from tests.support.ranks import SharedRanks
 from tests.support.tiny_gpt import TinyGpt
 from tests.unit.pipeline.checkpoint.saved import folders, save

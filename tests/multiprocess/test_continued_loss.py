@@ -8,12 +8,12 @@ import torch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
-from pipeline.step.build import TrainingParts, build_training
 from pipeline.checkpoint.saver import save_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.load import dump_config
-from pipeline.step.evaluate import evaluate
 from pipeline.run.initial_weights import start_from_weights
+from pipeline.step.build import TrainingParts, build_training
+from pipeline.step.evaluate import evaluate
 from tests.support.layout_steps import own_batches
 from tests.support.layouts import LARGEST_J, LLAMA, NEOX, VOCAB_SIZE, Layout, Model
 from tests.support.ranks import run_alone

@@ -13,20 +13,20 @@ from torch import Tensor
 from megatron_ext.model.batch import TokenBatch
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
-from pipeline.step.build import build_module, build_training
 from pipeline.checkpoint.loading import load_weights
 from pipeline.checkpoint.offline import OfflineReader
 from pipeline.checkpoint.saver import save_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.load import dump_config, load_config
 from pipeline.conversion.comparison import compare_logits, prompts
-from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.from_hf import ImportOptions, from_hf
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.run_settings import one_process
 from pipeline.conversion.to_hf import ExportOptions, to_hf
-from tests.support.golden.case import read_cases
 from pipeline.run.initial_weights import start_from_weights
+from pipeline.shared.errors import ConversionError
+from pipeline.step.build import build_module, build_training
+from tests.support.golden.case import read_cases
 from tests.support.hf_models import NUM_LAYERS, VOCAB_SIZE, make_model, read_all, save_model
 from tests.support.ranks import SharedRanks, run_alone
 

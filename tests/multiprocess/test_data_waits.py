@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from pipeline.checkpoint import latest_iteration
+from pipeline.checkpoint.tracker import latest_iteration
 from pipeline.config.load import load_config
 from pipeline.data.batches import BatchShare, TrainingBatches
 from pipeline.data.prefetch import Ahead
-from pipeline.shared.exit_codes import ExitCode
 from pipeline.ranks.signals import StopFlag
 from pipeline.run.start import train
+from pipeline.shared.exit_codes import ExitCode
 from tests.support.commands import wait_until
 from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus
 from tests.support.ranks import SharedRanks

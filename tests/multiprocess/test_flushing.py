@@ -1,4 +1,4 @@
-"""The baseline of `megaponder bench pipeline` computes what the pass pipeline computes."""
+"""The baseline of `python -m tests.bench pipeline` computes what the pass pipeline computes."""
 
 from typing import Any
 

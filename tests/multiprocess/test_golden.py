@@ -1,4 +1,4 @@
-"""`megaponder golden` on the recorded vectors, and on folders in which something is wrong."""
+"""`python -m tests.golden` on the recorded vectors, and on folders in which something is wrong."""
 
 import json
 import shutil

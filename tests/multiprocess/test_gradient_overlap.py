@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from megatron_ext.model.model import PonderModel
-from megatron_ext.schedule.gradients import finalize_gradients
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from megatron_ext.schedule.gradients import finalize_gradients
 from pipeline.config.errors import ConfigError
 from tests.support.layout_steps import (
     Values,

@@ -12,13 +12,13 @@ from torch import Tensor
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
 from megatron_ext.weights import whole_tensors
-from pipeline.step.build import TrainingParts, build_training
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.saver import save_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.load import dump_config
 from pipeline.config.schema import RunConfig
 from pipeline.run.initial_weights import start_from_weights
+from pipeline.shared.errors import CheckpointError
+from pipeline.step.build import TrainingParts, build_training
 from tests.support.layouts import LLAMA, VOCAB_SIZE, Layout, Model
 from tests.support.ranks import SharedRanks, run_alone
 

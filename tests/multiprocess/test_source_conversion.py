@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bench.conversion import NeoxSizes, make_model
 from pipeline.checkpoint.offline import OfflineReader
 from pipeline.config.schema import RunConfig
 from pipeline.config.validate import build_config
-from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_config import read_source
 from pipeline.ranks.signals import StopFlag
 from pipeline.run.source_conversion import StoppedConvertingError, converted_source, refuse_other_model
+from pipeline.shared.errors import ConversionError
+from tests.bench.conversion import NeoxSizes, make_model
 from tests.support.ranks import SharedRanks, run_alone
 
 pytestmark = pytest.mark.multiprocess

@@ -46,9 +46,9 @@ def look_at_stages(method: str, tied: bool) -> dict[str, Any]:
 
     prepare_host()
     from megatron_ext.parallel.groups import destroy_groups, initialize_groups
-    from pipeline.step.build import build_module
     from pipeline.config.schema import RunConfig
     from pipeline.run.layout import stage_ranks, stages_of
+    from pipeline.step.build import build_module
     from tests.unit.pipeline.config.settings import changed_settings
 
     config = RunConfig(

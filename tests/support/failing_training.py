@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands.shared import set_up_logging
-from pipeline.ranks.launch import run_ranks
 from pipeline.ranks.environment import Ranks
+from pipeline.ranks.launch import run_ranks
 
 EXIT_CODE = 9
 # Of a layer: a step of the recipe in `tests.support.runs` has ten on every rank, two of them in each pass.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
-from pipeline.checkpoint import TRACKER_NAME, latest_iteration
+from pipeline.checkpoint.tracker import TRACKER_NAME, latest_iteration
 from tests.support.commands import COMMAND, Finished, Running, started, wait_until
 from tests.support.runs import has_trained, written_events
 

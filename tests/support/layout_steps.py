@@ -14,13 +14,13 @@ from torch import Tensor
 
 from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.model import PonderModel
-from megatron_ext.schedule.optimizer import wrap_ddp
-from megatron_ext.schedule.gradients import finalize_gradients
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from megatron_ext.schedule.gradients import finalize_gradients
+from megatron_ext.schedule.optimizer import wrap_ddp
 from megatron_ext.weights import load_weights, whole_tensors
-from pipeline.step.build import build_module
 from pipeline.config.schema import RunConfig
 from pipeline.metrics.statistics import StatisticsAccumulator
+from pipeline.step.build import build_module
 from pipeline.step.settings import StepSettings
 from pipeline.step.train import run_schedule
 from tests.support.layouts import (

@@ -11,9 +11,9 @@ from torch import Tensor
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.weights import load_weights, whole_tensors
-from pipeline.step.build import TrainingParts, build_training
 from pipeline.config.schema import RunConfig
 from pipeline.metrics.statistics import StatisticsAccumulator
+from pipeline.step.build import TrainingParts, build_training
 from pipeline.step.settings import step_settings
 from pipeline.step.train import train_step
 from tests.support.layout_steps import Compared, Values, compare, own_batches

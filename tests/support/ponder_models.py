@@ -7,10 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.decoding import BatchDecoder
-from megatron_ext.model.micro_batch import ModelOutput
-from megatron_ext.model.model import PonderModel
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.config import (
     Architecture,
     Initialization,
@@ -19,6 +17,8 @@ from megatron_ext.model.config import (
     host_settings,
     initialization_settings,
 )
+from megatron_ext.model.micro_batch import ModelOutput
+from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from megatron_ext.ponder.config import Method, Mixture, PonderConfig

@@ -1,10 +1,10 @@
 """Sweeps of a tiny model over its steps and some thresholds, on any layout."""
 
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from pipeline.step.evaluate import evaluate
+from pipeline.cost.account import flops_account
 from pipeline.evaluation.points import SweepSettings, sweep
 from pipeline.metrics.records import SweepPoint
-from pipeline.cost.account import flops_account
+from pipeline.step.evaluate import evaluate
 from tests.support.layout_steps import built_model, own_batches
 from tests.support.layouts import LARGEST_J, MODELS, VOCAB_SIZE, Layout
 

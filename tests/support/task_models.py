@@ -11,10 +11,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_prep.run import prepare
 from megatron_ext.ponder.config import Method
-from tests.bench.conversion import NeoxSizes, make_model
 from pipeline.conversion.from_hf import ImportOptions, from_hf
 from pipeline.conversion.hf_weights import SAFETENSORS_NAME
 from pipeline.conversion.to_hf import ExportOptions, to_hf
+from tests.bench.conversion import NeoxSizes, make_model
 from tests.support.corpus import WORDS, build_request, write_corpus
 from tests.support.harness_tasks import write_tasks
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 
 from megatron_ext.host import prepare_host
+from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
 from megatron_ext.schedule.learning_rate import ScheduleSettings, build_scheduler
 from megatron_ext.schedule.optimizer import (
     OptimizerSettings,
@@ -12,7 +13,6 @@ from megatron_ext.schedule.optimizer import (
     connect_schedule,
     wrap_ddp,
 )
-from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
 
 SEQ_LENGTH = 16
 VOCAB_SIZE = 64

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from data_prep.errors import DataError
+from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 
 CURVE_FILE = "pruning_curve.json"

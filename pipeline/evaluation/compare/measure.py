@@ -8,20 +8,20 @@ from pathlib import Path
 import torch
 
 from megatron_ext.host import device
-from pipeline.step.build import heldout_batches, open_heldout_split, vocab_size_of
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.state import read_train_state
 from pipeline.checkpoint.tracker import resolve_checkpoint
-from pipeline.evaluation.compare.curve import CURVE_FILE, CurvePoint, PruningCurve, load_curve, save_curve
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
-from pipeline.data.unigram import unigram_entropy
+from pipeline.cost.account import flops_account
 from pipeline.cost.flops import FlopsAccount
+from pipeline.data.unigram import unigram_entropy
+from pipeline.evaluation.compare.curve import CURVE_FILE, CurvePoint, PruningCurve, load_curve, save_curve
 from pipeline.evaluation.opened import OpenedCheckpoint, opened_checkpoint
+from pipeline.evaluation.results import EVALUATION_FILE, load_evaluation
 from pipeline.method_settings import changed_settings
 from pipeline.metrics.ponder_scalars import fractions, mean_steps_of
-from pipeline.evaluation.results import EVALUATION_FILE, load_evaluation
-from pipeline.cost.account import flops_account
+from pipeline.step.build import heldout_batches, open_heldout_split, vocab_size_of
 
 logger = logging.getLogger(__name__)
 

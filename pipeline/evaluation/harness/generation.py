@@ -6,11 +6,11 @@ from typing import Any
 
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from data_prep.errors import DataError
 from pipeline.evaluation.costs import RealizedCost
+from pipeline.evaluation.opened import OpenedCheckpoint
 from pipeline.evaluation.replicas import over_replicas
 from pipeline.generation.texts import GenerationSettings, SamplingSettings, generate
-from pipeline.evaluation.opened import OpenedCheckpoint
+from pipeline.shared.errors import DataError
 
 _KNOWN_OPTIONS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
 

@@ -6,8 +6,8 @@ from typing import Any, TypedDict
 
 from lm_eval.tasks import TaskManager
 
-from data_prep.errors import DataError
 from pipeline.evaluation.harness.settings import TaskSettings
+from pipeline.shared.errors import DataError
 
 
 class LoadedTasks(TypedDict):

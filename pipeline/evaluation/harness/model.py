@@ -8,14 +8,14 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from data_prep.errors import DataError
 from data_prep.manifest import load_manifest
 from pipeline.evaluation.costs import RealizedCost, add_costs
 from pipeline.evaluation.harness.generation import GenerationRequest, continue_texts
+from pipeline.evaluation.opened import OpenedCheckpoint
 from pipeline.evaluation.replicas import over_replicas
 from pipeline.evaluation.scoring import ScoredText, TextToScore, score_texts
 from pipeline.generation.texts import GenerationSettings
-from pipeline.evaluation.opened import OpenedCheckpoint
+from pipeline.shared.errors import DataError
 
 logger = logging.getLogger(__name__)
 

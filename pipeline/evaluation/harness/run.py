@@ -8,14 +8,14 @@ from typing import Any
 import numpy
 from lm_eval.evaluator import evaluate
 
+from pipeline.cost.account import flops_account
+from pipeline.cost.flops import FlopsAccount
 from pipeline.evaluation.costs import RealizedCost
 from pipeline.evaluation.harness.loading import LoadedTasks, load_tasks
 from pipeline.evaluation.harness.model import CheckpointModel
 from pipeline.evaluation.harness.settings import TaskSettings
-from pipeline.evaluation.task_results import TaskReport, TaskScore
-from pipeline.cost.flops import FlopsAccount
 from pipeline.evaluation.opened import OpenedCheckpoint
-from pipeline.cost.account import flops_account
+from pipeline.evaluation.task_results import TaskReport, TaskScore
 
 # What the harness's own command takes: the same examples are drawn.
 _RANDOM_SEED, _FEWSHOT_SEED = 0, 1234

@@ -14,9 +14,9 @@ from rich.table import Table
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import dump_config, load_config
 from pipeline.config.schema import RunConfig
+from pipeline.ranks.launch import run_ranks
 from pipeline.shared.console import table_console
 from pipeline.shared.exit_codes import ExitCode
-from pipeline.ranks.launch import run_ranks
 from pipeline.verification.parity.compare import FIRST_STEP, GROWTH_PER_STEP, Measured, StepParity, compare
 from pipeline.verification.parity.layout import ONE_PROCESS, OPTION, parse_layout, render_layout
 

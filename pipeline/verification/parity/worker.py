@@ -2,24 +2,22 @@
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from megatron_ext.host import device, prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from pipeline.step.build import build_training, open_training_split, training_batches, vocab_size_of
-from pipeline.commands.failures import USER_ERRORS, exit_code_of
-from pipeline.commands.shared import set_up_logging
+from pipeline.commands.shared import exit_on_user_error, set_up_logging
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
-from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.metrics.ponder_scalars import mean_loss
 from pipeline.metrics.statistics import StatisticsAccumulator
-from pipeline.verification.parity.compare import Measured
+from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
+from pipeline.step.build import build_training, open_training_split, training_batches, vocab_size_of
 from pipeline.step.settings import step_settings
 from pipeline.step.train import train_step
+from pipeline.verification.parity.compare import Measured
 
 
 def main() -> None:
@@ -31,12 +29,8 @@ def main() -> None:
     arguments = parser.parse_args()
     ranks = Ranks.from_environment()
     set_up_logging(speaks=False)
-    try:
+    with exit_on_user_error():
         measured = _measure(load_config(arguments.config), ranks, arguments.steps)
-    except USER_ERRORS as error:
-        if ranks.rank == 0:
-            sys.stderr.write(f"error: {error}\n")
-        sys.exit(exit_code_of(error))
     if ranks.rank == 0:
         arguments.output.write_text(json.dumps([asdict(step) for step in measured]), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Hold the production model against a folder of golden vectors (`megaponder golden`)."""
+"""Hold the production model against a folder of golden vectors (`python -m tests.golden`)."""
 
 import json
 import tempfile
@@ -13,10 +13,10 @@ from rich.table import Column, Table
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.ranks.launch import run_ranks
 from pipeline.shared.exit_codes import ExitCode
 from tests.support.golden.case import GoldenCase, read_cases
 from tests.support.golden.compare import CaseResult, Status
-from pipeline.ranks.launch import run_ranks
 
 Kind = Literal["forward", "decode", "all"]
 QUANTITIES = ("logits", "loss", "thoughts", "hidden", "halting", "gradients", "tokens", "rows")

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.decoding import BatchDecoder, DecodedTokens
 from megatron_ext.host import device
 from megatron_ext.methods.base import Sweeps
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL

@@ -6,10 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.host import device
-from megatron_ext.model.micro_batch import ForwardSettings, ModelOutput
-from megatron_ext.model.model import PonderModel
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.config import (
     Architecture,
     Initialization,
@@ -19,16 +17,18 @@ from megatron_ext.model.config import (
     initialization_settings,
     pipeline_settings,
 )
-from megatron_ext.schedule.optimizer import wrap_ddp
-from megatron_ext.schedule.gradients import finalize_gradients
+from megatron_ext.model.micro_batch import ForwardSettings, ModelOutput
+from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
-from megatron_ext.schedule.pass_pipeline import run_passes
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from megatron_ext.ponder.config import Method, Mixture, Penalty, PonderConfig, Residual
 from megatron_ext.ponder.gates import active_iterations, still_active
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
 from megatron_ext.ponder.penalties import bottom_k, halting_penalty
 from megatron_ext.ponder.residual import residual
+from megatron_ext.schedule.gradients import finalize_gradients
+from megatron_ext.schedule.optimizer import wrap_ddp
+from megatron_ext.schedule.pass_pipeline import run_passes
 from megatron_ext.weights import load_weights, whole_tensors
 from pipeline.config.stages import even_stages
 from pipeline.config.vocabulary import padded_vocab_size

@@ -10,11 +10,11 @@ import torch
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
 from pipeline.ranks.distributed import start_process_group, stop_process_group
+from pipeline.ranks.environment import Ranks
 from tests.support.golden.case import GoldenCase, read_cases
 from tests.support.golden.compare import DOUBLE_PREFIX, CaseResult, Status, compare
 from tests.support.golden.decode import compute_decode
 from tests.support.golden.forward import compute_forward
-from pipeline.ranks.environment import Ranks
 
 TIMEOUT_SECONDS = 300
 

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from data_prep.manifest import InputRange, ShardEntry
+from pipeline.data.dataset import open_dataset
 from tests.bench.data import DataMeasurements, relative_reading
 from tests.bench.data_corpus import write_corpus
 from tests.bench.data_preparation import (
@@ -24,7 +25,6 @@ from tests.bench.data_scaling import ScalingModel, compute_scaling
 from tests.bench.data_tables import render_measurements
 from tests.bench.data_tokenizers import train_tokenizer_json
 from tests.bench.webdataset_reading import read_webdataset
-from pipeline.data.dataset import open_dataset
 
 SIZES = ReadingSizes(num_rows=40, seq_length=32, rows_per_step=8)
 

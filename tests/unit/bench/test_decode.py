@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.load import load_config
 from tests.bench.decode import ONE_STEP, UNPRUNED, VANILLA, DecodeSizes, DecodeTime, time_decoding
 from tests.bench.decode_figures import decode_figures, figures_json
 from tests.bench.decode_transformers import THEIRS
-from pipeline.config.load import load_config
 
 SIZES = DecodeSizes(batch_size=3, prompt_tokens=4, new_tokens=5)
 
 
 @pytest.fixture(scope="module")
 def times() -> dict[str, DecodeTime]:
-    recipe = Path(__file__).parents[4] / "pipeline" / "recipes" / "tiny_ponderlm3.yaml"
+    recipe = Path(__file__).parents[3] / "pipeline" / "recipes" / "tiny_ponderlm3.yaml"
     config = load_config(recipe, ["model.vocab_size=64", "model.num_query_groups=2"])
     return {row.name: row for row in time_decoding(config, SIZES, repeats=1)}
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from tests.bench.memory import bench_configs, compare_memory
 from pipeline.config.schema import RunConfig
+from tests.bench.memory import bench_configs, compare_memory
 
 CONFIGS = {config.name: config for config in bench_configs()}
-# One of each recomputation and method with something of its own; `megaponder bench memory` takes all.
+# One of each recomputation and method with something of its own; `python -m tests.bench memory` takes all.
 CHOSEN = [
     "vanilla_gpt_neox_none",
     "pause_llama_selective",

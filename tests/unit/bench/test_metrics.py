@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.metrics import MetricsCost, Stopwatch, measure_metrics
 from pipeline.config.schema import RunConfig
+from tests.bench.metrics import MetricsCost, Stopwatch, measure_metrics
 from tests.unit.pipeline.config.settings import changed_settings
 
 

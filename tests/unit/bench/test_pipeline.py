@@ -5,12 +5,12 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pipeline import cli
+from pipeline.config.errors import ConfigError
+from pipeline.shared.exit_codes import ExitCode
+from tests.bench.commands import app
 from tests.bench.machine import machine_name, num_processors
 from tests.bench.pass_times import render_pass_times
 from tests.bench.pipeline import PassTimes, load_bench_config
-from pipeline.config.errors import ConfigError
-from pipeline.shared.exit_codes import ExitCode
 from tests.unit.pipeline.config.settings import changed_settings
 
 
@@ -41,7 +41,7 @@ def test_more_stages_than_layers_are_refused() -> None:
 
 
 def test_micro_batches_that_do_not_fit_all_stages_are_refused_before_anything_runs() -> None:
-    result = CliRunner().invoke(cli.app, ["bench", "pipeline", "--stages", "4", "--micro-batches", "6"])
+    result = CliRunner().invoke(app, ["pipeline", "--stages", "4", "--micro-batches", "6"])
 
     assert result.exit_code == ExitCode.USAGE
     assert "6 on 4" in result.output

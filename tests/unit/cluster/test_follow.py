@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ClusterError
 from cluster.follow import follow, newest_lines
 from cluster.job_record import JobState
+from pipeline.shared.errors import ClusterError
 from tests.support.local_jobs import local_jobs
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ClusterError
 from cluster.job_files import (
     JobEnd,
     forget_end,
@@ -17,6 +16,7 @@ from cluster.job_files import (
     save_end,
 )
 from cluster.job_record import JobState
+from pipeline.shared.errors import ClusterError
 
 
 def test_the_newest_attempt_and_its_ranks_are_found_in_the_order_of_their_numbers(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ClusterError
 from cluster.job_record import JobRecord, find_record, new_job_folder, records_below, save_record
 from pipeline.config.submit_section import Target
+from pipeline.shared.errors import ClusterError
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ClusterError
 from cluster.sweep import sweep_members
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
+from pipeline.shared.errors import ClusterError
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ClusterError
 from cluster.job_record import JobRecord, JobState, JobStatus
 from cluster.job_spec import JobSpec
 from cluster.wait import wait_for
+from pipeline.shared.errors import ClusterError
 
 QUEUED = JobStatus(state=JobState.QUEUED, reason="Resources")
 RUNNING = JobStatus(state=JobState.RUNNING)

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import DataError
 from data_prep.manifest import MANIFEST_NAME, load_manifest, save_manifest, token_type_for
+from pipeline.shared.errors import DataError
 from tests.unit.data_prep.conftest import Prepared
 
 

@@ -3,8 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import DataError
-from pipeline.shared.files import folder_lock
 from data_prep.inputs.documents import TextFolder
 from data_prep.inputs.finding import find_files
 from data_prep.inputs.rejections import REJECTED_NAME
@@ -17,6 +15,8 @@ from data_prep.splits import split_of
 from data_prep.storage.shard_reader import iterate_documents
 from data_prep.tasks import ShardTask, TaskReport
 from data_prep.tokenizers.tokenizer import Tokenizer
+from pipeline.shared.errors import DataError
+from pipeline.shared.files import folder_lock
 from tests.support.corpus import (
     EMPTY,
     NOT_UTF8,

@@ -10,8 +10,8 @@ import yaml
 
 from cluster.preflight import check_run
 from cluster.run_job import training_job
-from cluster.workflow.job import stage_job
 from cluster.targets import target_named
+from cluster.workflow.job import stage_job
 from pipeline.cli import app
 from pipeline.config.load import load_config
 

@@ -1,4 +1,4 @@
-"""What the exit code of `megaponder golden` says."""
+"""What the exit code of `python -m tests.golden` says."""
 
 from collections.abc import Sequence
 

@@ -14,8 +14,8 @@ from pipeline.config.load import dump_config
 from pipeline.config.schema import RunConfig
 from pipeline.demo import LEDGER_FILE, Demo, run_demo
 from pipeline.demo_ledger import DemoLedger, fingerprint, program_fingerprint
-from pipeline.metrics.jsonl import JsonlSink
 from pipeline.evaluation.results import save_json
+from pipeline.metrics.jsonl import JsonlSink
 from tests.unit.pipeline.config.settings import valid_settings
 from tests.unit.pipeline.metrics.records import training_record, validation_record
 from tests.unit.pipeline.report.sample_data import made_up_evaluation, made_up_sample

@@ -9,15 +9,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_ext.decoding import BatchDecoder
+from megatron_ext.model.config import Architecture
 from megatron_ext.model.micro_batch import ForwardSettings, ModelOutput
 from megatron_ext.model.model import PonderModel
-from megatron_ext.model.config import Architecture
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.ponder.attention import extended_size
 from megatron_ext.ponder.config import Method, Mixture
-from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.cost.flops import FlopsAccount
 from pipeline.cost.shape import ModelShape
+from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
 from tests.support.ponder_models import (
     RECOMPUTE,

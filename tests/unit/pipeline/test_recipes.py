@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from megatron_ext.ponder.config import Method
-from tests.bench.conversion import NeoxSizes, hf_settings
 from pipeline.config.load import dump_config, load_config
 from pipeline.conversion.hf_config import parse_source
+from pipeline.cost.account import flops_account
 from pipeline.cost.devices import DEVICES, GIB
 from pipeline.cost.run_plan import Assumptions, plan_run
-from pipeline.cost.account import flops_account
 from pipeline.run.source_conversion import refuse_other_model
+from tests.bench.conversion import NeoxSizes, hf_settings
 
 RECIPES = Path(__file__).parents[3] / "pipeline" / "recipes"
 # Ids of the tokenizer of Pythia.

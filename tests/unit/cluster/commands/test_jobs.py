@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from cluster.errors import ClusterError
 from cluster.job_record import JobState
 from pipeline import cli
+from pipeline.shared.errors import ClusterError
 from tests.support.local_jobs import LocalJobs, local_jobs
 
 

@@ -4,10 +4,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from cluster.errors import ClusterError
-from data_prep.errors import DataError
 from pipeline import cli
 from pipeline.config.errors import ConfigError
+from pipeline.shared.errors import ClusterError, DataError
 from tests.support.stages import write_pipeline
 
 

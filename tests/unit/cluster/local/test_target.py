@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ClusterError
 from cluster.job_record import JobState, find_record
 from cluster.job_spec import Container
 from cluster.local.files import Supervisor, load_supervisor, save_supervisor
 from cluster.local.target import LocalTarget
+from pipeline.shared.errors import ClusterError
 from pipeline.shared.exit_codes import ExitCode
 from tests.support.local_jobs import LocalJobs, local_jobs
 

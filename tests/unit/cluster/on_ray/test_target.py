@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ClusterError
 from cluster.job_files import JobEnd, next_attempt, save_end
 from cluster.job_record import JobRecord, JobState
 from cluster.job_spec import Container, JobSpec, RequeuePolicy, Resources, SweepMember
-from cluster.on_ray.job_file import JOB_FILE_NAME, load_job, render_job, submission_of
 from cluster.on_ray.heartbeat import Heartbeat, save_heartbeat
+from cluster.on_ray.job_file import JOB_FILE_NAME, load_job, render_job, submission_of
 from cluster.on_ray.target import RayTarget
+from pipeline.shared.errors import ClusterError
 
 RENDERED = Path(__file__).with_name("two_nodes.json")
 # Nothing listens on the port of the discard service.

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ClusterError
 from cluster.slurm.client import show_job, submit_script
 from cluster.slurm.refusals import refusal
+from pipeline.shared.errors import ClusterError
 
 
 def test_every_line_of_a_refusal_becomes_part_of_one_message() -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ClusterError
 from cluster.workflow.marker import Marker, load_marker, save_marker
-from cluster.workflow.todo import StageState
 from cluster.workflow.set_aside import set_aside, starts_anew
-from pipeline.config.workflow_section import ExportStage, TrainStage
+from cluster.workflow.todo import StageState
 from pipeline.config.validate import build_config
+from pipeline.config.workflow_section import ExportStage, TrainStage
+from pipeline.shared.errors import ClusterError
 from tests.unit.pipeline.config.settings import changed_settings
 
 SETTINGS = {"optimizer.lr": 1e-3, "training.train_iters": 100}

@@ -6,9 +6,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from data_prep.errors import DataError
 from data_prep.inputs.documents import TextFiles, TextFolder, files_fingerprint, python_standard_library
 from data_prep.inputs.finding import find_files
+from pipeline.shared.errors import DataError
 from tests.support.corpus import write_corpus
 
 

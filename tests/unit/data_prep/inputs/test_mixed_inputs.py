@@ -9,7 +9,6 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from data_prep.errors import DataError
 from data_prep.inputs.documents import TextFiles
 from data_prep.inputs.rejections import REJECTED_NAME
 from data_prep.manifest import ReadSettings, ShardManifest
@@ -20,6 +19,7 @@ from data_prep.splits import split_of
 from data_prep.storage.shard_reader import iterate_documents
 from data_prep.tasks import ShardTask, StoppedTask, TaskReport
 from data_prep.tokenizers.tokenizer import Tokenizer
+from pipeline.shared.errors import DataError
 from tests.support.corpus import build_request
 from tests.unit.data_prep.conftest import Prepared
 

@@ -14,12 +14,12 @@ import pyarrow.parquet
 import pytest
 from backports import zstd
 
-from data_prep.errors import DataError
 from data_prep.inputs.documents import TextFiles
 from data_prep.inputs.finding import find_files
 from data_prep.inputs.ranges import whole
 from data_prep.inputs.records import BadRecord, Document, read_records
 from data_prep.manifest import ReadSettings
+from pipeline.shared.errors import DataError
 
 TEXTS = ["first", "second text", "", "\u6f22 \U0001f600", "words " * 30_000, "a \u2028 b"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import DataError
 from data_prep.on_ray.cluster import describe_lack
 from data_prep.on_ray.node_check import NodeReport, Probe, check_node, installed_programs
 from data_prep.run import prepare
+from pipeline.shared.errors import DataError
 from tests.support.corpus import build_request
 from tests.unit.data_prep.conftest import Prepared
 

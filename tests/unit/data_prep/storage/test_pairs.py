@@ -8,7 +8,6 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
 from data_prep.conversion import convert
-from data_prep.errors import DataError
 from data_prep.inputs.documents import TextFolder
 from data_prep.inspection import inspect_shards
 from data_prep.leftovers import PARTS_FOLDER
@@ -19,6 +18,7 @@ from data_prep.progress import SilentProgress
 from data_prep.run import prepare
 from data_prep.storage.shard_reader import iterate_documents
 from pipeline.data.megatron_stream import open_pair
+from pipeline.shared.errors import DataError
 from tests.support.corpus import SETTINGS, build_request
 from tests.support.shards import EOD_ID, random_documents, write_split
 from tests.unit.data_prep.conftest import Prepared

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.errors import DataError
 from data_prep.manifest import TokenType
 from data_prep.storage.shard_format import locate_members
 from data_prep.storage.shard_reader import document_lengths, iterate_documents, iterate_pieces
 from data_prep.storage.shard_writer import ShardWriter, WrittenShard
+from pipeline.shared.errors import DataError
 from tests.support.shards import EOD_ID, random_documents, stream_of
 
 DOCUMENTS = [*random_documents(20), list(range(1, 100)) * 3]

@@ -6,10 +6,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data_prep.errors import DataError
 from data_prep.run import prepare
 from data_prep.storage.shard_reader import iterate_documents
 from data_prep.tokenizers.tokenizer import Tokenizer
+from pipeline.shared.errors import DataError
 from tests.support.corpus import WORDS, build_request
 from tests.unit.data_prep.conftest import Prepared
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_prep.errors import DataError
 from data_prep.tokenizers.tokenizer import Tokenizer
+from pipeline.shared.errors import DataError
 from tests.support.corpus import VOCAB_SIZE
 from tests.unit.data_prep.conftest import Prepared
 

@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import DataError
 from data_prep.inputs.documents import TextFiles
 from data_prep.inputs.finding import find_files
 from data_prep.splits import TRAIN, split_of
 from data_prep.tokenizers.tokenizer import Tokenizer
 from data_prep.tokenizers.tokenizer_training import TokenizerTraining, choose_sample, train_tokenizer
+from pipeline.shared.errors import DataError
 from tests.unit.data_prep.conftest import Prepared
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megatron_ext import attention
-from megatron_ext.model.attention import RowContext
 from megatron_ext.methods.adaponderlm import AdaPonderLM
-from megatron_ext.model.model import PonderModel
+from megatron_ext.model import attention
+from megatron_ext.model.attention import RowContext
 from megatron_ext.model.config import Architecture
+from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method, PonderConfig
 from megatron_ext.ponder.masks import PADDING_DOCUMENT

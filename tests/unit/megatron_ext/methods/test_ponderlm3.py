@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from megatron_ext.methods.base import PassContext, PassRows
 from megatron_ext.methods.ponderlm3 import PonderLM3
-from megatron_ext.model.model import PonderModel
 from megatron_ext.model.config import Architecture
-from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.model.memory import PassMemory
+from megatron_ext.model.model import PonderModel
+from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.ponder import halting
 from megatron_ext.ponder.config import Method, Penalty, PonderConfig

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from megatron_ext.host import prepare_host
-from megatron_ext.schedule.learning_rate import learning_rates
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method
-from pipeline.step.build import TrainingParts, build_training
+from megatron_ext.schedule.learning_rate import learning_rates
 from pipeline.config.load import load_config
 from pipeline.metrics.statistics import StatisticsAccumulator
+from pipeline.step.build import TrainingParts, build_training
 from pipeline.step.settings import StepSettings
 from pipeline.step.train import train_step
 from tests.support.ponder_models import batch_of, random_tokens

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, load
 
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.offline import Chunk, OfflineReader, OfflineWriter
+from pipeline.shared.errors import CheckpointError
 
 VALUES = torch.arange(40, dtype=torch.float32).reshape(5, 8)
 # Rows 0 to 1 and 2 to 4, columns 0 to 2 and 3 to 7.

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.state import TrainState, read_train_state, with_best_loss, write_train_state
+from pipeline.shared.errors import CheckpointError
 
 
 def test_train_state_comes_back_as_written(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.folder import TRACKER_NAME
 from pipeline.checkpoint.tracker import latest_iteration, resolve_checkpoint
+from pipeline.shared.errors import CheckpointError
 from tests.unit.pipeline.checkpoint.saved import save, write_partial
 
 

@@ -6,11 +6,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from data_prep.errors import DataError
 from pipeline import cli
-from pipeline.checkpoint.errors import CheckpointError
-from pipeline.commands.failures import exit_code_of
 from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.shared.errors import CheckpointError, DataError
 from pipeline.shared.exit_codes import ExitCode
 
 RECIPE = Path(__file__).parents[4] / "pipeline" / "recipes" / "tiny_vanilla.yaml"
@@ -88,9 +86,9 @@ def test_a_source_is_named_once(tmp_path: Path) -> None:
 def test_errors_for_users_have_their_exit_codes() -> None:
     problem = ConfigProblem(path="a.b", rule="must hold", value="1")
 
-    assert exit_code_of(ConfigError([problem])) == 2
-    assert exit_code_of(DataError("no such folder")) == 2
-    assert exit_code_of(CheckpointError("damaged")) == 93
+    assert ConfigError([problem]).exit_code == 2
+    assert DataError("no such folder").exit_code == 2
+    assert CheckpointError("damaged").exit_code == 93
 
 
 def test_exit_codes_are_the_documented_ones() -> None:

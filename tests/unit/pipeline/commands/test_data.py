@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from data_prep.errors import DataError
 from pipeline import cli
+from pipeline.shared.errors import DataError
 from pipeline.shared.exit_codes import ExitCode
 from tests.support.corpus import train_small_tokenizer, write_corpus
 

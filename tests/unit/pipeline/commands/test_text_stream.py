@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from pipeline.commands.text_stream import TextStream, possible_stop
-from pipeline.generation.texts import Ending, GeneratedText
 from pipeline.evaluation.results import SampleToken
+from pipeline.generation.texts import Ending, GeneratedText
 
 
 def text_of(*pieces: str, ending: Ending | None = None) -> GeneratedText:

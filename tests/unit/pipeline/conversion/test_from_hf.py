@@ -12,13 +12,13 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from megatron_ext.ponder.config import Method
-from tests.bench.conversion import NeoxSizes, make_model
 from pipeline.checkpoint.folder import start_partial_checkpoint
 from pipeline.cli import app
 from pipeline.config.errors import ConfigError
-from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.from_hf import ImportOptions, from_hf
 from pipeline.conversion.native import NativeReader, NativeWriter
+from pipeline.shared.errors import ConversionError
+from tests.bench.conversion import NeoxSizes, make_model
 
 SIZES = NeoxSizes(num_layers=2, hidden_size=16, num_heads=2, ffn_size=32, vocab_size=24)
 HEAD, EMBEDDING = "embed_out.weight", "gpt_neox.embed_in.weight"

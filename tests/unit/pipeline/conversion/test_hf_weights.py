@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.safetensors_file import SafetensorsWriter
+from pipeline.shared.errors import ConversionError
 
 VALUES = {
     "a": torch.arange(6, dtype=torch.float16).reshape(2, 3),

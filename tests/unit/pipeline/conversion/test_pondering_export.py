@@ -16,7 +16,6 @@ from pipeline.checkpoint.state import TrainState
 from pipeline.cli import app
 from pipeline.config.load import load_config
 from pipeline.conversion.comparison import compare_logits
-from pipeline.conversion.errors import ConversionError
 from pipeline.conversion.from_hf import ImportOptions, from_hf
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.model_card import CardFacts, find_evaluation, render_model_card
@@ -24,6 +23,7 @@ from pipeline.conversion.run_settings import one_process
 from pipeline.conversion.to_hf import ExportOptions, to_hf
 from pipeline.conversion.tokenizer_files import read_token_ids
 from pipeline.evaluation.results import EvaluationResult, save_json
+from pipeline.shared.errors import ConversionError
 from tests.support.hf_models import read_all
 from tests.support.pondering_exports import write_checkpoint
 from tests.support.ranks import run_alone

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.errors import DataError
 from data_prep.manifest import TokenType
 from pipeline.data.dataset import TokenDataset, open_dataset
+from pipeline.shared.errors import DataError
 from tests.support.shards import EOD_ID, random_documents, stream_of, write_split
 from tests.unit.pipeline.data.conftest import DOCUMENTS, SEQ_LENGTH
 

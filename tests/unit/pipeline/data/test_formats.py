@@ -8,9 +8,9 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from data_prep.conversion import convert
-from data_prep.errors import DataError
 from pipeline.data.dataset import TokenDataset, Vocabulary, open_dataset
 from pipeline.data.formats import DataFormat, SplitPlace, open_place
+from pipeline.shared.errors import DataError
 from tests.support.shards import EOD_ID, VOCAB_SIZE, random_documents, stream_of, write_split
 
 DOCUMENTS = random_documents(60)

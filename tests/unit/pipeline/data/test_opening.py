@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.errors import DataError
 from pipeline.config.schema import DataConfig
 from pipeline.data.batches import BatchLayout, PackingOptions, TrainingBatches
 from pipeline.data.fingerprint import combine_digests, row_digests
 from pipeline.data.opening import Reading, open_heldout, open_training, training_order
+from pipeline.shared.errors import DataError
 from tests.support.shards import random_documents, stream_of, write_split
 from tests.unit.pipeline.data.test_formats import write_rows
 

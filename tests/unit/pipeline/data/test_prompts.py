@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import DataError
 from data_prep.splits import HELDOUT, split_of
 from pipeline.data.dataset import TokenDataset, open_dataset
 from pipeline.data.prompts import load_tokenizer, read_prompts
+from pipeline.shared.errors import DataError
 from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from data_prep.errors import DataError
 from pipeline import cli
-from pipeline.evaluation.task_results import TaskReport, TaskScore
 from pipeline.evaluation.opened import OpenedCheckpoint, opened_checkpoint
+from pipeline.evaluation.task_results import TaskReport, TaskScore
+from pipeline.shared.errors import DataError
 from tests.support.harness_tasks import TASKS
 from tests.support.task_models import SEQ_LENGTH, TaskModels, write_task_models
 

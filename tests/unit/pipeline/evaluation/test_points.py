@@ -8,9 +8,9 @@ from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder import halting
 from megatron_ext.ponder.config import Method
 from megatron_ext.weights import load_weights, whole_tensors
-from pipeline.step.evaluate import evaluate
-from pipeline.evaluation.points import SweepSettings, sweep
 from pipeline.cost.account import flops_account
+from pipeline.evaluation.points import SweepSettings, sweep
+from pipeline.step.evaluate import evaluate
 from tests.support.layout_steps import built_model, own_batches
 from tests.support.layouts import LARGEST_J, MODELS, ONE_PROCESS, VOCAB_SIZE
 from tests.support.ponder_models import batch_of, random_tokens, tiny_model

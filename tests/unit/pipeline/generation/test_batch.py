@@ -8,9 +8,9 @@ import torch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
-from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.generation.batch import Ending, GenerationSettings, GrowingText, Prefill, generate_batch
 from pipeline.generation.sampling import SamplingSettings
+from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
 from tests.support.ponder_models import each_method, oracle_results, random_tokens, tiny_model
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import DataError
 from pipeline.generation.prompts import read_prompts_file
+from pipeline.shared.errors import DataError
 
 
 def test_every_line_with_text_is_a_prompt(tmp_path: Path) -> None:

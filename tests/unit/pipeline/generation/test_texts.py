@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from pipeline.generation.texts import Ending, GeneratedText, _cut, _first_stop
-from pipeline.generation.output import json_line
 from pipeline.evaluation.results import SampleToken
+from pipeline.generation.output import json_line
+from pipeline.generation.texts import Ending, GeneratedText, _cut, _first_stop
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
-from pipeline.metrics.records import SweepPoint, TrainingRecord, ValidationRecord
 from pipeline.cost.shape import ModelShape
+from pipeline.metrics.records import SweepPoint, TrainingRecord, ValidationRecord
 
 # A model of a few numbers, for costs that can be checked by hand.
 SHAPE = ModelShape(

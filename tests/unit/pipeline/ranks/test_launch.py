@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.shared.exit_codes import ExitCode
 from pipeline.ranks.launch import run_ranks
 from pipeline.ranks.process import first_failed
+from pipeline.shared.exit_codes import ExitCode
 
 PRELUDE = """
 import os, pathlib, signal, subprocess, sys, time

@@ -2,8 +2,8 @@
 
 import math
 
-from pipeline.report.data import Command, ReportData
 from pipeline.evaluation.results import EvaluationResult, LossQuartile, SampleToken, TextSample
+from pipeline.report.data import Command, ReportData
 
 SOURCE = (
     "def parse(text: str) -> list[str]:\n"

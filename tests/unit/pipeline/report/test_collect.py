@@ -5,10 +5,10 @@ from rich.console import Console
 
 from megatron_ext.ponder.config import Method
 from pipeline.cost.flops import FlopsAccount
+from pipeline.evaluation.results import save_json
 from pipeline.metrics.jsonl import JsonlSink
 from pipeline.report.collect import collect_report
 from pipeline.report.data import Command
-from pipeline.evaluation.results import save_json
 from pipeline.report.render import render_report
 from pipeline.report.table import render_results, result_rows
 from tests.unit.pipeline.metrics.records import SHAPE, training_record, validation_record

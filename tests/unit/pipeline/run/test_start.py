@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint.errors import CheckpointError
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.config.load import dump_config, load_config
 from pipeline.run.start import refuse_other_groups
+from pipeline.shared.errors import CheckpointError
 
-RECIPE = Path(__file__).parents[3] / "pipeline" / "recipes" / "tiny_ponderlm3.yaml"
+RECIPE = Path(__file__).parents[4] / "pipeline" / "recipes" / "tiny_ponderlm3.yaml"
 OWN_RATE = "optimizer.new_parameters_lr_mult=2"
 
 

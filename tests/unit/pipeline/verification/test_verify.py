@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.methods.ponderlm3 import PonderLM3
 from megatron_ext.methods.sweeps import SlotDecision
-from megatron_ext.model.model import PonderModel
+from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.config import Architecture
+from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method
 from pipeline.verification.result import JUDGED_THRESHOLD, Verification

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import DataError
 from pipeline.evaluation.compare.curve import CurvePoint, PruningCurve, front, load_curve, save_curve
 from pipeline.evaluation.compare.plot import render_png
 from pipeline.evaluation.compare.table import comparison_values, labels_of, same_text
+from pipeline.shared.errors import DataError
 
 
 def point(flops: float, loss: float, threshold: float | None = None) -> CurvePoint:

@@ -1,7 +1,7 @@
 import pytest
 
-from pipeline.evaluation.compare.measure import DEFAULT_THRESHOLDS, Wanted, _is_of
 from pipeline.config.validate import build_config
+from pipeline.evaluation.compare.measure import DEFAULT_THRESHOLDS, Wanted, _is_of
 from tests.unit.pipeline.config.settings import changed_settings
 
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ext.model.model import PonderModel
 from megatron_ext.model.config import Architecture
+from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method, Mixture
 from tests.support.ponder_models import (

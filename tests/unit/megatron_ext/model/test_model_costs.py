@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from megatron_ext.model.model import PonderModel
 from megatron_ext.model.config import Architecture
+from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method
 from tests.support.ponder_models import (

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ext.model.model import PonderModel
 from megatron_ext.model.config import Architecture
+from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method, Penalty
 from megatron_ext.ponder.masks import PADDING_DOCUMENT

@@ -1,0 +1,8 @@
+"""`python -m tests.bench`: measure two things in one run, and their ratio."""
+
+from pipeline.commands.shared import exit_on_user_error
+from tests.bench.commands import app
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        app()
