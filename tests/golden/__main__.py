@@ -38,9 +38,8 @@ def golden(
     Exit code 0: all cases that apply passed; 1: one exceeded its tolerance, or none ran; 3: some cannot be
     computed, such as decoding on several pipeline stages, and --kind or --method does not leave them out.
     """
-    from pipeline.golden.command import run_golden
-
     from megatron_ext.ponder.config import Method as ModelMethod
+    from tests.support.golden.command import run_golden
 
     set_up_logging()
     code = run_golden(
