@@ -19,7 +19,7 @@ from data_prep.manifest import (
 from data_prep.storage.pairs import write_pairs
 from data_prep.storage.shard_writer import ShardWriter
 from data_prep.storage.stored_tokens import StoredTokens, open_stored
-from data_prep.tokenizers.special_tokens import SPECIAL_TOKENS_NAME
+from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import room_needed, write_atomically
 

@@ -11,8 +11,7 @@ import numpy as np
 from data_prep.inputs.documents import InputFile
 from data_prep.inputs.records import BadRecord, Document, document_name, read_records
 from data_prep.manifest import ReadSettings, RejectedRecord, ShardEntry, TokenType
-from data_prep.plan import PlannedShard
-from data_prep.splits import split_of
+from data_prep.plan import PlannedShard, split_of
 from data_prep.storage.shard_writer import ShardWriter, WrittenShard
 from data_prep.tokenizers.long_documents import encode_long
 from data_prep.tokenizers.tokenizer import Tokenizer

@@ -1,6 +1,7 @@
 """What a tokenizer does, and loading one of either kind."""
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.manifest import TokenizerKind
-from data_prep.tokenizers.special_tokens import special_eod_token
 from pipeline.shared.errors import DataError
 
 TOKENIZER_NAME = "tokenizer.model"
+SPECIAL_TOKENS_NAME = "special_tokens_map.json"
 TOKENIZER_NAMES: dict[TokenizerKind, str] = {"sentencepiece": TOKENIZER_NAME, "huggingface": "tokenizer.json"}
 
 
@@ -91,3 +92,20 @@ class Tokenizer(ABC):
     @abstractmethod
     def token_name(self, token: int) -> str:
         """Name of a token by its id, as the tokenizer's file has it."""
+
+
+def special_eod_token(path: Path) -> str | None:
+    """Name of the ``eos_token`` in the ``special_tokens_map.json`` beside a tokenizer, if there is one."""
+    try:
+        found = json.loads((path.parent / SPECIAL_TOKENS_NAME).read_bytes()).get("eos_token")
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise DataError(f"{path.parent / SPECIAL_TOKENS_NAME} must be a JSON object, but is not") from error
+    name = found.get("content") if isinstance(found, dict) else found
+    return name if isinstance(name, str) else None
+
+
+def special_tokens_map(eod_token: str) -> bytes:
+    """Content of the file that :func:`special_eod_token` reads."""
+    return (json.dumps({"eos_token": eod_token}, indent=1) + "\n").encode()

@@ -17,7 +17,7 @@ from data_prep.inputs.finding import find_files
 from data_prep.inputs.ranges import whole
 from data_prep.inputs.records import BadRecord, document_name, holds_many, read_records
 from data_prep.manifest import RejectedRecord
-from data_prep.splits import TRAIN, name_fraction, split_of
+from data_prep.plan import TRAIN, name_fraction, split_of
 from data_prep.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.shared.errors import DataError

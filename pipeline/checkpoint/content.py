@@ -4,10 +4,13 @@ Format ``torch_dist`` with the optimizer "fully reshardable": its state is store
 checkpoint loads onto any tensor-, pipeline- and data-parallel layout.
 """
 
+import random
 from typing import Any
 
+import numpy as np
+import torch
+
 from megatron_ext.parallel.groups import ParallelGroups
-from pipeline.checkpoint.generators import generator_states
 
 LAYOUT_KEY = "layout"
 GENERATORS_KEY = "rng_state"
@@ -59,3 +62,27 @@ def _sharded_generators(groups: ParallelGroups) -> Any:
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
     return ShardedObject(GENERATORS_KEY, generator_states(), (groups.world_size,), (groups.rank,))
+
+
+def generator_states() -> dict[str, Any]:
+    """Return the state of every random generator of this rank."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(),
+        "model_parallel": get_cuda_rng_tracker().get_states(),
+    }
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    """Set every random generator of this rank."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    torch.cuda.set_rng_state(states["cuda"])
+    get_cuda_rng_tracker().set_states(states["model_parallel"])

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.checkpoint.checksums import CHECKSUMS_NAME, FileDigest, write_checksums
+from pipeline.checkpoint.checksums import CHECKSUMS_NAME, FileDigest, find_damage, write_checksums
 from pipeline.checkpoint.state import STATE_NAME
 from pipeline.shared.files import sync_folder, write_atomically
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 TRACKER_NAME = "latest_checkpointed_iteration.txt"
 CONFIG_NAME = "run_config.yaml"
+COMMON_NAME = "common.pt"
 _PARTIAL_SUFFIX = ".partial"
 _REPLACED_SUFFIX = f".replaced{_PARTIAL_SUFFIX}"
 _FOLDER_PATTERN = re.compile(r"iter_(\d{7,})")
@@ -119,3 +120,27 @@ def publish(partial: Path, digests: Mapping[str, FileDigest] | None = None) -> P
 def remove_checkpoint(folder: Path) -> None:
     """Remove a finished checkpoint; a removal that is interrupted leaves no folder that looks finished."""
     shutil.rmtree(folder.rename(folder.with_suffix(_PARTIAL_SUFFIX)))
+
+
+def remove_old_checkpoints(
+    directory: Path, *, newest: int, keep_last: int, keep_every: int | None = None
+) -> None:
+    """Remove what is too old.
+
+    Kept are the newest checkpoint and those before it, ``keep_last`` in all; those of every multiple of
+    ``keep_every``; and any that lies after the newest, left by a run that then went back. A checkpoint with
+    missing or truncated files does not count as one of the last, so that a good one is not removed for it.
+
+    Args:
+        directory: folder of the run's checkpoints.
+        newest: the iteration just saved, which is never removed.
+        keep_last: at least 1.
+        keep_every: in iterations; None keeps none for that.
+    """
+    num_kept = 0
+    for iteration in reversed([number for number in iterations_in(directory) if number <= newest]):
+        folder = checkpoint_folder(directory, iteration)
+        if num_kept < keep_last:
+            num_kept += iteration == newest or not find_damage(folder, reads=False)
+        elif keep_every is None or iteration % keep_every != 0:
+            remove_checkpoint(folder)

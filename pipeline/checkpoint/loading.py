@@ -12,10 +12,10 @@ from pipeline.checkpoint.content import (
     LAYOUT_KEY,
     OPTIMIZER_PREFIXES,
     layout_of,
+    restore_generators,
     sharded_state,
 )
 from pipeline.checkpoint.folder import CONFIG_NAME
-from pipeline.checkpoint.generators import restore_generators
 from pipeline.checkpoint.state import TrainState, read_train_state
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.shared.errors import CheckpointError

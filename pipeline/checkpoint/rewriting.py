@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 
 from pipeline.checkpoint.content import GENERATORS_KEY, OPTIMIZER_PREFIXES
-from pipeline.checkpoint.folder import CONFIG_NAME, publish, start_partial_checkpoint
+from pipeline.checkpoint.folder import COMMON_NAME, CONFIG_NAME, publish, start_partial_checkpoint
 from pipeline.checkpoint.offline import OfflineReader, OfflineWriter, num_bytes_of, pieces_of
 from pipeline.checkpoint.state import read_train_state, write_train_state
 from pipeline.shared.errors import CheckpointError
 
-COMMON_NAME = "common.pt"
 _SMALL_FILES = ("metadata.json", COMMON_NAME, CONFIG_NAME)
 
 

@@ -31,15 +31,19 @@ from pipeline.checkpoint.content import (
     layout_of,
     sharded_state,
 )
-from pipeline.checkpoint.folder import CONFIG_NAME, publish, start_partial_checkpoint
-from pipeline.checkpoint.retention import remove_old_checkpoints
+from pipeline.checkpoint.folder import (
+    COMMON_NAME,
+    CONFIG_NAME,
+    publish,
+    remove_old_checkpoints,
+    start_partial_checkpoint,
+)
 from pipeline.checkpoint.state import TrainState, write_train_state
 from pipeline.shared.errors import CheckpointError
 from pipeline.shared.files import sync_folder
 
 logger = logging.getLogger(__name__)
 
-COMMON_NAME = "common.pt"
 _OPTIMIZER_STATE_PREFIX = "optimizer.state."
 
 

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from pipeline.checkpoint.inventory import take_inventory, tracker_problem
 from pipeline.checkpoint.tracker import resolve_checkpoint
-from pipeline.commands.checkpoint_argument import Checkpoint, Iteration
 from pipeline.commands.checkpoint_tables import (
     comparison_table,
     inventory_rows,
@@ -19,7 +18,7 @@ from pipeline.commands.checkpoint_tables import (
     tensor_rows,
     tensor_table,
 )
-from pipeline.commands.shared import examples
+from pipeline.commands.shared import Checkpoint, Iteration, examples
 from pipeline.shared.exit_codes import ExitCode
 
 app = typer.Typer(

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.checkpoint_argument import speaks
-from pipeline.commands.shared import examples, set_up_logging
+from pipeline.commands.shared import examples, set_up_logging, speaks
 from pipeline.shared.console import open_bar, table_console
 
 EPILOG = examples(

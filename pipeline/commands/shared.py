@@ -30,6 +30,17 @@ ConfigFile = Annotated[
         "--config", "-c", metavar="FILE", help="YAML file of a run; examples are in pipeline/recipes."
     ),
 ]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="Folder of a run's checkpoints (the newest is taken), or one of its iter_ folders.",
+    ),
+]
+Iteration = Annotated[
+    int | None,
+    typer.Option(min=0, metavar="N", help="Take the checkpoint of this iteration.", show_default=False),
+]
 
 
 @contextmanager
@@ -70,3 +81,8 @@ def set_up_logging(*, speaks: bool = True) -> None:
     progress = logging.getLogger(PROGRESS_LOGGER)
     progress.handlers = [handler]
     progress.propagate = False
+
+
+def speaks() -> bool:
+    """Return whether this process is the first rank, the one that shows results."""
+    return Ranks.from_environment().rank == 0

@@ -17,8 +17,7 @@ from pipeline.evaluation.points import SweepSettings, sweep
 from pipeline.metrics.collapse import CollapseAlarm
 from pipeline.metrics.data_hash import gather_data_hash
 from pipeline.metrics.ponder_scalars import ponder_scalars
-from pipeline.metrics.records import SweepPoint, ValidationRecord
-from pipeline.metrics.sinks import SinkGroup
+from pipeline.metrics.records import SinkGroup, SweepPoint, ValidationRecord
 from pipeline.ranks.signals import StopFlag, StopRequest
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.run.meter import IntervalMeter

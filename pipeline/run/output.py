@@ -16,7 +16,7 @@ from pipeline.cost.account import max_sweeps, run_summary
 from pipeline.cost.device_peaks import dense_peak
 from pipeline.metrics.jsonl import METRICS_FILE, JsonlSink
 from pipeline.metrics.log_line import LogLineSink
-from pipeline.metrics.sinks import MetricsSink, SinkGroup
+from pipeline.metrics.records import MetricsSink, SinkGroup
 from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER, TensorBoardSink
 from pipeline.run.layout import render_layout, stages_of
 from pipeline.run.progress import NoProgress, TrainingProgress, open_progress

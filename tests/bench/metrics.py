@@ -17,7 +17,7 @@ from megatron_ext.schedule.learning_rate import learning_rates
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account
-from pipeline.metrics.sinks import SinkGroup
+from pipeline.metrics.records import SinkGroup
 from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
 from pipeline.run.meter import IntervalMeter

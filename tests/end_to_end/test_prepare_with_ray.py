@@ -15,9 +15,8 @@ import pytest
 
 from data_prep.inputs.documents import TextFolder
 from data_prep.journal import JOURNAL_NAME
-from data_prep.leftovers import PARTS_FOLDER
 from data_prep.manifest import MANIFEST_NAME
-from data_prep.preparation import PrepareRequest
+from data_prep.preparation import PARTS_FOLDER, PrepareRequest
 from data_prep.run import prepare
 from data_prep.tasks import ShardTask, TaskReport
 from pipeline.shared.errors import DataError

@@ -8,10 +8,10 @@ from data_prep.inputs.finding import find_files
 from data_prep.inputs.rejections import REJECTED_NAME
 from data_prep.journal import JOURNAL_NAME, load_journal
 from data_prep.manifest import MANIFEST_NAME, PrepareSettings, RejectedRecord, ShardManifest, load_manifest
+from data_prep.plan import split_of
 from data_prep.preparation import execute_here, prepare_shards
 from data_prep.progress import SilentProgress
 from data_prep.run import prepare
-from data_prep.splits import split_of
 from data_prep.storage.shard_reader import iterate_documents
 from data_prep.tasks import ShardTask, TaskReport
 from data_prep.tokenizers.tokenizer import Tokenizer

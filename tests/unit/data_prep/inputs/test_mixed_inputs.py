@@ -12,10 +12,10 @@ import pytest
 from data_prep.inputs.documents import TextFiles
 from data_prep.inputs.rejections import REJECTED_NAME
 from data_prep.manifest import ReadSettings, ShardManifest
+from data_prep.plan import split_of
 from data_prep.preparation import Executor, PrepareRequest, execute_here, prepare_shards
 from data_prep.progress import SilentProgress
 from data_prep.run import prepare
-from data_prep.splits import split_of
 from data_prep.storage.shard_reader import iterate_documents
 from data_prep.tasks import ShardTask, StoppedTask, TaskReport
 from data_prep.tokenizers.tokenizer import Tokenizer

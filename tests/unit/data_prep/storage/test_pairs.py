@@ -10,10 +10,9 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatase
 from data_prep.conversion import convert
 from data_prep.inputs.documents import TextFolder
 from data_prep.inspection import inspect_shards
-from data_prep.leftovers import PARTS_FOLDER
 from data_prep.manifest import MANIFEST_NAME, ShardManifest, TokenType, load_manifest
 from data_prep.pair_preparation import prepare_pairs
-from data_prep.preparation import execute_here
+from data_prep.preparation import PARTS_FOLDER, execute_here
 from data_prep.progress import SilentProgress
 from data_prep.run import prepare
 from data_prep.storage.shard_reader import iterate_documents

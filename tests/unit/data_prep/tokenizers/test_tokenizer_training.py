@@ -5,7 +5,7 @@ import pytest
 
 from data_prep.inputs.documents import TextFiles
 from data_prep.inputs.finding import find_files
-from data_prep.splits import TRAIN, split_of
+from data_prep.plan import TRAIN, split_of
 from data_prep.tokenizers.tokenizer import Tokenizer
 from data_prep.tokenizers.tokenizer_training import TokenizerTraining, choose_sample, train_tokenizer
 from pipeline.shared.errors import DataError

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from pipeline.metrics.jsonl import JsonlSink, read_events
 from pipeline.metrics.log_line import LogLineSink
-from pipeline.metrics.sinks import SinkGroup
+from pipeline.metrics.records import SinkGroup
 from tests.unit.pipeline.metrics.records import training_record, validation_record
 
 

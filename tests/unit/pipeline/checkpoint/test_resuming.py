@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint.candidates import list_candidates
 from pipeline.checkpoint.folder import TRACKER_NAME
+from pipeline.checkpoint.resuming import list_candidates
 from tests.unit.pipeline.checkpoint.saved import save, write_partial
 
 
