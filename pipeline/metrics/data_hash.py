@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from pipeline.data.dataset import TokenRows
 from pipeline.data.fingerprint import combine_digests, row_digests
 
