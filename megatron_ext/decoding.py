@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.decoding_store import RowStore
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.methods.base import Column, Observer, PromptTokens, Sweeps, Thought, ignore
 from megatron_ext.model.attention import RowContext
 from megatron_ext.model.model import PonderModel

@@ -16,7 +16,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.initialization import drawing
 from megatron_ext.methods.registry import build_method
 from megatron_ext.model.attention import RowContext

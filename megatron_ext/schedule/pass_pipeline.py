@@ -19,7 +19,7 @@ from megatron.core.pipeline_parallel.schedules import (
 )
 from torch import Tensor, nn
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.methods.base import PassRows
 from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput

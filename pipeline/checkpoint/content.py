@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_ext.device import generator_state, set_generator_state
 from megatron_ext.parallel.groups import ParallelGroups
 
 LAYOUT_KEY = "layout"
@@ -72,7 +73,7 @@ def generator_states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(),
+        "cuda": generator_state(),
         "model_parallel": get_cuda_rng_tracker().get_states(),
     }
 
@@ -84,5 +85,5 @@ def restore_generators(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
-    torch.cuda.set_rng_state(states["cuda"])
+    set_generator_state(states["cuda"])
     get_cuda_rng_tracker().set_states(states["model_parallel"])

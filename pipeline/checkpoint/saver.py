@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 from torch.distributed import ProcessGroup
 
+from megatron_ext.device import HOST_BACKEND
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.forecast import forecast
 from pipeline.checkpoint.save_times import record_save_seconds
@@ -216,6 +217,6 @@ class CheckpointSaver:
         """Return a group for the writing alone, so that its collectives never meet those of training."""
         if self._group is None:
             self._group = torch.distributed.new_group(
-                backend="gloo", timeout=timedelta(seconds=self.timeout_seconds)
+                backend=HOST_BACKEND, timeout=timedelta(seconds=self.timeout_seconds)
             )
         return self._group

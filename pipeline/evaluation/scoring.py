@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_ext.decoding import BatchDecoder, token_nll
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.methods.base import Sweeps
 from megatron_ext.model.model import PonderModel
 

@@ -3,12 +3,12 @@
 import logging
 from datetime import timedelta
 
-import torch
 import torch.distributed
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
+from megatron_ext.device import process_group_backend, select_device
 from pipeline.ranks.environment import Ranks
 
 __all__ = ["RendezvousError", "start_process_group", "stop_process_group"]
@@ -23,8 +23,6 @@ class RendezvousError(RuntimeError):
 def start_process_group(ranks: Ranks, *, timeout_seconds: int) -> None:
     """Choose this rank's device and join the job.
 
-    NCCL serves CUDA tensors, gloo those in host memory; without CUDA there is gloo alone.
-
     Args:
         ranks: place of this process. Where its launcher sets a limit for the ranks to find each other, that
             holds.
@@ -32,13 +30,11 @@ def start_process_group(ranks: Ranks, *, timeout_seconds: int) -> None:
     Raises:
         RendezvousError: some ranks did not come in time, or their first one cannot be reached.
     """
-    has_cuda = torch.cuda.is_available()
-    if has_cuda:
-        torch.cuda.set_device(ranks.local_rank)
+    select_device(ranks.local_rank)
     store = _meet(ranks, ranks.start_timeout_seconds or timeout_seconds)
     store.set_timeout(timedelta(seconds=timeout_seconds))
     torch.distributed.init_process_group(
-        backend="cpu:gloo,cuda:nccl" if has_cuda else "gloo",
+        backend=process_group_backend(),
         store=store,
         rank=ranks.rank,
         world_size=ranks.world_size,

@@ -14,6 +14,7 @@ import torch.distributed
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
+from megatron_ext.device import HOST_BACKEND
 from pipeline.shared.bounded import within
 
 __all__ = ["LostRanksError", "naming_lost_ranks", "ranks_that_do_not_answer"]
@@ -91,4 +92,4 @@ def _look_for(silent: list[int], store: Store, rank: int, deadline: float) -> bo
 
 def _is_of_a_collective(error: RuntimeError) -> bool:
     """NCCL and the store raise an error of their own, gloo a plain one in which its sources are named."""
-    return isinstance(error, DistError) or "gloo" in str(error)
+    return isinstance(error, DistError) or HOST_BACKEND in str(error)

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import torch
 import torch.distributed
 from rich.console import Console
 
-from megatron_ext.host import device
+from megatron_ext.device import device_name
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.folder import CONFIG_NAME
@@ -72,7 +71,7 @@ def show_summary(config: RunConfig, vocab_size: int, module: PonderModel, groups
     if groups.rank != 0:
         return
     counts = [stage.parameters for stage in stages]
-    summary = run_summary(config, vocab_size, parameters_per_rank=counts, device=_device_name())
+    summary = run_summary(config, vocab_size, parameters_per_rank=counts, device=device_name())
     console = Console(stderr=True)
     console.print(render_summary(summary))
     if groups.world_size > 1:
@@ -81,11 +80,5 @@ def show_summary(config: RunConfig, vocab_size: int, module: PonderModel, groups
 
 def peak_flops(config: RunConfig) -> float | None:
     """Return the dense peak of this rank's device in the run's precision; None where it is not known."""
-    peak = dense_peak(_device_name())
+    peak = dense_peak(device_name())
     return None if peak is None else peak.at(config.training.precision)
-
-
-def _device_name() -> str:
-    if device().type == "cuda":
-        return torch.cuda.get_device_name(device())
-    return f"CPU ({torch.get_num_threads()} threads per rank)"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.micro_batch import ModelOutput
 from megatron_ext.model.model import PonderModel

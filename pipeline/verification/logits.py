@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from pipeline.verification.texts import Piece

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from megatron_ext.decoding import BatchDecoder
-from megatron_ext.host import device, prepare_host
+from megatron_ext.device import device
+from megatron_ext.host import prepare_host
 from megatron_ext.methods.base import Sweeps
 from megatron_ext.methods.ponderlm3 import PonderLM3
 from megatron_ext.model.model import PonderModel

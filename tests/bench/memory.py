@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, get_args
 
-from megatron_ext.host import device, prepare_host
+from megatron_ext.device import device
+from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
 from pipeline.config.schema import ParallelConfig, RunConfig

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from megatron_ext.host import device, prepare_host
+from megatron_ext.device import device
+from megatron_ext.host import prepare_host
 from megatron_ext.model.batch import TokenBatch
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.schedule.learning_rate import learning_rates

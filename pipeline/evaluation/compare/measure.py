@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.state import read_train_state
 from pipeline.checkpoint.tracker import resolve_checkpoint

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder, DecodedTokens
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.methods.base import Sweeps
 from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.model import PonderModel

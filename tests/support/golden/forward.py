@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.config import (
     Architecture,
