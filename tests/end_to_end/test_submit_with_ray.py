@@ -26,7 +26,7 @@ from tests.support.corpus import build_request, prepare_here, train_small_tokeni
 from tests.support.faults import steps_of
 from tests.support.ray_cluster import RayCluster, ray_cluster
 from tests.support.runs import NUM_ITERATIONS, has_trained
-from tests.support.stages import write_pipeline
+from tests.support.workflow import write_pipeline
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(240)]
 

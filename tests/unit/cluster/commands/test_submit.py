@@ -7,7 +7,7 @@ from typer.testing import CliRunner, Result
 from pipeline import cli
 from pipeline.config.errors import ConfigError
 from pipeline.shared.errors import ClusterError, DataError
-from tests.support.stages import write_pipeline
+from tests.support.workflow import write_pipeline
 
 
 @pytest.fixture(scope="module")

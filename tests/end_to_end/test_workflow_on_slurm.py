@@ -8,7 +8,7 @@ import pytest
 from cluster.job_record import records_below
 from tests.support.commands import megaponder
 from tests.support.slurm_cluster import SlurmCluster
-from tests.support.stages import write_pipeline
+from tests.support.workflow import write_pipeline
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(240)]
 

@@ -14,7 +14,7 @@ from cluster.local.files import load_supervisor
 from tests.support.commands import wait_until
 from tests.support.local_jobs import LocalJobs, local_jobs
 from tests.support.runs import has_trained, losses
-from tests.support.stages import NAMES, write_pipeline
+from tests.support.workflow import NAMES, write_pipeline
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
