@@ -85,7 +85,7 @@ class Overview:
     verdict: Verdict | None
 
 
-class Board:
+class JobStatusTracker:
     """Reports of one start at a time.
 
     Args:

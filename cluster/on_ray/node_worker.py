@@ -31,7 +31,7 @@ def run_node(settings: dict[str, Any]) -> int:
     """Run the ranks of this machine.
 
     Args:
-        settings: `job`, a `JobSpec`, and `board`, the handle of a `cluster.on_ray.job_status.Board`.
+        settings: `job`, a `JobSpec`, and `tracker`, the handle of a `JobStatusTracker`.
 
     Returns:
         the exit code of all ranks, with which the job is over.
@@ -39,12 +39,12 @@ def run_node(settings: dict[str, Any]) -> int:
     Raises:
         RestartError: another start can go on from the last checkpoint.
     """
-    job, board = settings["job"], settings["board"]
-    attempt_folder, rendezvous = _meet(board)
+    job, tracker = settings["job"], settings["tracker"]
+    attempt_folder, rendezvous = _meet(tracker)
     ranks = NodeRanks(job, attempt_folder, rendezvous)
     try:
         ranks.start()
-        verdict, stops = _Node(job, board, ranks, rendezvous.node).watch()
+        verdict, stops = _Node(job, tracker, ranks, rendezvous.node).watch()
     finally:
         ranks.kill()
     if verdict.restarts and not stops:
@@ -52,12 +52,12 @@ def run_node(settings: dict[str, Any]) -> int:
     return verdict.exit_code
 
 
-def _meet(board: Any) -> tuple[Path, Rendezvous]:
+def _meet(tracker: Any) -> tuple[Path, Rendezvous]:
     """Let the first machine choose where ranks meet, and tell the others."""
     node = ray.train.get_context().get_world_rank()
     chosen = None
     if node == 0:
-        folder = ray.get(board.open_attempt.remote())
+        folder = ray.get(tracker.open_attempt.remote())
         chosen = (str(folder), _own_address(), _free_port())
     folder, address, port = ray.train.collective.broadcast_from_rank_zero(chosen)
     return Path(folder), Rendezvous(address=address, port=port, node=node)
@@ -75,11 +75,11 @@ def _free_port() -> int:
 
 
 class _Node:
-    """Between the ranks of a machine and the board."""
+    """Between the ranks of a machine and the tracker."""
 
-    def __init__(self, job: JobSpec, board: Any, ranks: NodeRanks, node: int) -> None:
+    def __init__(self, job: JobSpec, tracker: Any, ranks: NodeRanks, node: int) -> None:
         self._job = job
-        self._board = board
+        self._tracker = tracker
         self._ranks = ranks
         self._node = node
         self._deadline = float("inf")
@@ -119,7 +119,7 @@ class _Node:
 
     def _report(self, codes: tuple[int | None, ...]) -> Orders:
         report = NodeReport(node=self._node, host=socket.gethostname(), codes=codes)
-        orders: Orders = ray.get(self._board.report.remote(report))
+        orders: Orders = ray.get(self._tracker.report.remote(report))
         return orders
 
     def _follow(self, orders: Orders) -> None:

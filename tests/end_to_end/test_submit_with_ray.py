@@ -319,8 +319,8 @@ def test_stages_are_steps_on_ray_and_text_is_prepared_by_its_machines(
 ) -> None:
     config = write_pipeline(tmp_path)
     settings = yaml.safe_load(config.read_text())
-    settings["stages"] = settings["stages"][:2]
-    settings["stages"][0]["workers"] = 1
+    settings["workflow"] = settings["workflow"][:2]
+    settings["workflow"][0]["workers"] = 1
     settings["submit"] = {"environment": {MARK: mark}}
     config.write_text(yaml.safe_dump(settings))
     where = ("--target", "ray", "--ray-address", cluster.url, "--wait")
