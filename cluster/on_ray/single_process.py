@@ -7,7 +7,8 @@ from dataclasses import replace
 from cluster.job_spec import JobSpec
 from cluster.on_ray.job_file import RAY_ADDRESS_WORD
 from cluster.on_ray.job_status import JobStatusTracker, NodeReport, Overview, Verdict
-from cluster.on_ray.node_ranks import NodeRanks
+from cluster.on_ray.node_ranks import start_node_ranks
+from pipeline.ranks.process import RankProcesses
 
 
 class SingleProcessJob:
@@ -25,12 +26,11 @@ class SingleProcessJob:
         self._job = replace(job, command=command)
         self._tracker = JobStatusTracker(job.log_folder, num_nodes=1)
         self._was_told = False
-        self._process: NodeRanks | None = None
+        self._process: RankProcesses | None = None
 
     def start(self) -> None:
         """Start the process."""
-        self._process = NodeRanks(self._job, self._tracker.open_attempt(), None)
-        self._process.start()
+        self._process = start_node_ranks(self._job, self._tracker.open_attempt(), None)
 
     def overview(self) -> Overview:
         """Return how the process is."""

@@ -68,9 +68,9 @@ def test_the_rank_that_was_the_cause_gives_the_code(
 
 
 def test_a_failure_is_told_to_the_other_machines_at_once(tracker: JobStatusTracker) -> None:
-    assert not report(tracker, 1, None, None).has_failure
-    assert report(tracker, 0, None, 9).has_failure
-    assert report(tracker, 1, None, None).has_failure
+    assert report(tracker, 1, None, None).failure is None
+    assert report(tracker, 0, None, 9).failure == 9
+    assert report(tracker, 1, None, None).failure == 9
 
 
 def test_a_machine_that_is_lost_is_not_waited_for_without_end(
@@ -104,5 +104,5 @@ def test_another_start_begins_anew_with_logs_of_its_own(tracker: JobStatusTracke
     assert (before.num_attempts, after.num_attempts) == (1, 2)
     assert after.verdict is None
     orders = report(tracker, 0, None, None)
-    assert (orders.has_failure, orders.verdict) == (False, None)
+    assert (orders.failure, orders.verdict) == (None, None)
     assert tracker.overview().alive_ranks == 2
