@@ -21,7 +21,7 @@ def check_run(config: RunConfig, *, expects_data: bool = True) -> None:
 
     Args:
         config: of the run, valid in itself.
-        expects_data: False where an earlier stage of the same submission makes the data.
+        expects_data: False where an earlier step of the same submission makes the data.
 
     Raises:
         ConfigError: with every finding at once.

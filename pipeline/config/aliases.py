@@ -109,12 +109,18 @@ _OTHER_NAME = {
     "reset_position_ids": Alias(path="data.reset_positions"),
     "save": Alias(path="checkpoint.directory"),
     "save_interval": Alias(path="checkpoint.interval"),
+    # The name of earlier versions.
+    "stages": Alias(path="workflow"),
     "tensor_model_parallel_size": Alias(path="parallel.tensor"),
 }
 
 ALIASES: dict[str, Alias] = {
     name: Alias(path=f"{section}.{name}") for section, names in _SAME_NAME.items() for name in names
 } | _OTHER_NAME
+
+
+# Groups of a file that had another name in earlier versions, and what they are called now.
+RENAMED_GROUPS = {"stages": "workflow"}
 
 
 # What these take means something else here, or nothing: they are never applied.

@@ -5,13 +5,17 @@ except for those that it gives itself; `null` gives a setting back its default. 
 consists of stands in two files at most.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pipeline.config.aliases import RENAMED_GROUPS
 from pipeline.config.errors import ConfigError, ConfigProblem, as_written
 from pipeline.config.yaml_text import parse_yaml
+
+logger = logging.getLogger(__name__)
 
 BASE = "base"
 
@@ -70,7 +74,17 @@ def _read(path: Path) -> dict[str, Any]:
         raise _file_error(
             path, "must hold groups of settings", f"a {type(settings).__name__}", _recipe_hint()
         )
-    return settings
+    return _with_new_names(path, settings)
+
+
+def _with_new_names(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Rename the groups that had another name in earlier versions; leave a file with both names as it is."""
+    renamed = {old: new for old, new in RENAMED_GROUPS.items() if old in settings and new not in settings}
+    for old, new in renamed.items():
+        # A configuration that was saved with all its defaults needs no notice.
+        if settings[old]:
+            logger.warning("%s: `%s` is called `%s` now; the old name still works", path, old, new)
+    return {renamed.get(name, name): value for name, value in settings.items()}
 
 
 def _file_error(path: Path, rule: str, value: str, cure: str) -> ConfigError:

@@ -19,7 +19,7 @@ from pipeline.config.rules_parallel import PARALLEL_RULES
 from pipeline.config.rules_ponder import PONDER_RULES
 from pipeline.config.rules_submit import SUBMIT_RULES
 from pipeline.config.rules_training import TRAINING_RULES
-from pipeline.config.rules_workflow import STAGE_RULES
+from pipeline.config.rules_workflow import WORKFLOW_RULES
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
@@ -35,7 +35,7 @@ RULES: tuple[Rule, ...] = (
     *CHECKPOINT_RULES,
     *EVALUATION_RULES,
     *SUBMIT_RULES,
-    *STAGE_RULES,
+    *WORKFLOW_RULES,
 )
 
 

@@ -19,7 +19,7 @@ from pipeline.config.stages import even_stages
 from pipeline.config.start_section import InitFromSection as InitFromSection
 from pipeline.config.submit_section import SubmitSection
 from pipeline.config.vocabulary import padded_vocab_size
-from pipeline.config.workflow_section import Stage
+from pipeline.config.workflow_section import WorkflowStep
 
 
 class ModelConfig(Section):
@@ -285,7 +285,9 @@ class RunConfig(Section):
     divergence: DivergenceConfig = DivergenceConfig()
     metrics: MetricsConfig = MetricsConfig()
     submit: SubmitSection = SubmitSection()
-    stages: tuple[Stage, ...] = Field((), description="what `megaponder submit` runs; default: train alone")
+    workflow: tuple[WorkflowStep, ...] = Field(
+        (), description="what `megaponder submit` runs; default: train alone"
+    )
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:

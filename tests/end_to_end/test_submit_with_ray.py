@@ -26,7 +26,7 @@ from tests.support.corpus import build_request, prepare_here, train_small_tokeni
 from tests.support.faults import steps_of
 from tests.support.ray_cluster import RayCluster, ray_cluster
 from tests.support.runs import NUM_ITERATIONS, has_trained
-from tests.support.stages import write_pipeline
+from tests.support.workflow import write_pipeline
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(240)]
 
@@ -319,8 +319,8 @@ def test_stages_are_steps_on_ray_and_text_is_prepared_by_its_machines(
 ) -> None:
     config = write_pipeline(tmp_path)
     settings = yaml.safe_load(config.read_text())
-    settings["stages"] = settings["stages"][:2]
-    settings["stages"][0]["workers"] = 1
+    settings["workflow"] = settings["workflow"][:2]
+    settings["workflow"][0]["workers"] = 1
     settings["submit"] = {"environment": {MARK: mark}}
     config.write_text(yaml.safe_dump(settings))
     where = ("--target", "ray", "--ray-address", cluster.url, "--wait")

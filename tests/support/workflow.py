@@ -1,4 +1,4 @@
-"""A run of four stages, tiny enough to go from text to an exported model in seconds."""
+"""A run of four steps, tiny enough to go from text to an exported model in seconds."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ NAMES = ("prepare", "train", "evaluate", "export")
 
 
 def write_pipeline(folder: Path, **groups: dict[str, Any]) -> Path:
-    """Write text, a tokenizer and the settings of a vanilla run with all stages, for one rank.
+    """Write text, a tokenizer and the settings of a vanilla run with all steps, for one rank.
 
     Args:
         folder: empty or absent; everything goes there.
@@ -38,7 +38,7 @@ def write_pipeline(folder: Path, **groups: dict[str, Any]) -> Path:
         "evaluation": {"iters": 2},
         "metrics": {"interval": 1, "tensorboard": False},
         "checkpoint": {"interval": 2},
-        "stages": [
+        "workflow": [
             {
                 "command": "prepare",
                 "inputs": [str(folder / "text")],

@@ -14,7 +14,7 @@ from cluster.local.files import load_supervisor
 from tests.support.commands import wait_until
 from tests.support.local_jobs import LocalJobs, local_jobs
 from tests.support.runs import has_trained, losses
-from tests.support.stages import NAMES, write_pipeline
+from tests.support.workflow import NAMES, write_pipeline
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
@@ -23,47 +23,47 @@ NUM_ITERATIONS = 80
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """A run of stages that is complete."""
+    """A run of steps that is complete."""
 
     config: Path
     run: Path
     jobs: LocalJobs
 
     def submit(self, *words: str) -> dict[str, str]:
-        """Submit what is missing and wait for it; return the job of each stage that was submitted."""
+        """Submit what is missing and wait for it; return the job of each step that was submitted."""
         finished = self.jobs.command("submit", "--config", str(self.config), *words)
         assert finished.returncode == 0, finished.stderr
         return jobs_of(finished.stdout)
 
-    def marker(self, stage: str) -> dict[str, object]:
-        content: dict[str, object] = json.loads((self.run / "stages" / f"{stage}.json").read_text())
+    def marker(self, step: str) -> dict[str, object]:
+        content: dict[str, object] = json.loads((self.run / "workflow" / f"{step}.json").read_text())
         return content
 
 
 def jobs_of(output: str) -> dict[str, str]:
-    """Return the ids that a submission has printed, by stage."""
+    """Return the ids that a submission has printed, by step."""
     return {job.split("-")[2]: job for job in output.split()}
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    """All stages, of which the training was killed in the middle and submitted again."""
-    folder = tmp_path_factory.mktemp("stages")
+    """All steps, of which the training was killed in the middle and submitted again."""
+    folder = tmp_path_factory.mktemp("workflow")
     config = write_pipeline(folder, training={"train_iters": NUM_ITERATIONS}, checkpoint={"keep_last": 2})
     run = folder / "runs" / "tiny"
     with local_jobs(folder / "runs") as jobs:
         submitted = jobs.command("submit", "--config", str(config))
         assert submitted.returncode == 0, submitted.stderr
-        first = {stage: find_record(folder / "runs", job) for stage, job in jobs_of(submitted.stdout).items()}
+        first = {step: find_record(folder / "runs", job) for step, job in jobs_of(submitted.stdout).items()}
         assert tuple(first) == NAMES
         refused = jobs.command("submit", "--config", str(config))
-        assert "a stage must have ended before it is submitted again" in refused.stderr
+        assert "a step must have ended before it is submitted again" in refused.stderr
         wait_until(lambda: has_trained(run, 5), otherwise=f"see {run}")
         supervisor = load_supervisor(first["train"].job_folder).process()
         assert supervisor is not None
         supervisor.kill()
-        for stage in ("train", "evaluate", "export"):
-            jobs.wait_for(first[stage], JobState.FAILED)
+        for step in ("train", "evaluate", "export"):
+            jobs.wait_for(first[step], JobState.FAILED)
         complete = Pipeline(config=config, run=run, jobs=jobs)
         assert tuple(complete.submit("--wait")) == NAMES[1:]
         assert jobs.nothing_is_left()
@@ -77,8 +77,8 @@ def test_a_pipeline_killed_in_the_middle_goes_on_where_it_was(pipeline: Pipeline
     assert "resumed from iteration" in log.read_text()
 
 
-def test_every_stage_says_what_it_made_of_what(pipeline: Pipeline) -> None:
-    markers = [pipeline.marker(stage) for stage in NAMES]
+def test_every_step_says_what_it_made_of_what(pipeline: Pipeline) -> None:
+    markers = [pipeline.marker(step) for step in NAMES]
     assert [marker["exit_code"] for marker in markers] == [0, 0, 0, 0]
     prepare, train, evaluate, export = markers
     assert list(train["inputs"].values()) == [prepare["output"]]  # type: ignore[attr-defined]  # of JSON
@@ -100,13 +100,13 @@ def test_a_changed_evaluation_runs_alone(pipeline: Pipeline) -> None:
 
 
 def test_text_that_was_only_touched_changes_nothing_after_its_preparation(pipeline: Pipeline) -> None:
-    before = {stage: pipeline.marker(stage) for stage in NAMES}
-    inputs = Path(yaml.safe_load(pipeline.config.read_text())["stages"][0]["inputs"][0])
+    before = {step: pipeline.marker(step) for step in NAMES}
+    inputs = Path(yaml.safe_load(pipeline.config.read_text())["workflow"][0]["inputs"][0])
     os.utime(next(inputs.rglob("*.txt")), (1, 1))
     assert tuple(pipeline.submit("--wait", "evaluation.iters=1")) == NAMES
     assert pipeline.marker("prepare") != before["prepare"]
-    for stage in NAMES[1:]:
-        assert pipeline.marker(stage) == before[stage]
+    for step in NAMES[1:]:
+        assert pipeline.marker(step) == before[step]
     # What was changed for good would run all four.
     next(inputs.rglob("*_00.txt")).write_text("other words")
     finished = pipeline.jobs.command("submit", "--config", str(pipeline.config), "--dry-run")
