@@ -10,21 +10,27 @@ from typing import Any
 
 import yaml
 
+from pipeline.config.aliases import rename_settings
 from pipeline.config.errors import ConfigError, ConfigProblem, as_written
 from pipeline.config.yaml_text import parse_yaml
 
 BASE = "base"
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> tuple[dict[str, Any], list[ConfigProblem]]:
     """Read nested settings, over those of the file's base if it has one.
+
+    Renamed settings are under their present names, see `pipeline.config.aliases`.
+
+    Returns:
+        the settings, and the problems that do not keep them from being checked further.
 
     Raises:
         ConfigError: a file is missing, unreadable or no YAML of groups, or a base has a base.
     """
-    settings = _read(path)
+    settings, problems = _read(path)
     if BASE not in settings:
-        return settings
+        return settings, problems
     base = settings.pop(BASE)
     if not isinstance(base, str):
         raise _file_error(
@@ -35,7 +41,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise _file_error(
             path, "must have a base that is there", as_written(base), f"it is looked for in {path.parent}"
         )
-    foundation = _read(base_path)
+    foundation, base_problems = _read(base_path)
     if BASE in foundation:
         raise _file_error(
             base_path,
@@ -43,7 +49,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             f"on {as_written(foundation[BASE])}",
             "put the settings of both into one file",
         )
-    return _over(foundation, settings)
+    return _over(foundation, settings), base_problems + problems
 
 
 def _over(foundation: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +61,7 @@ def _over(foundation: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
     return merged
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], list[ConfigProblem]]:
     try:
         settings = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -65,12 +71,13 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise _file_error(path, "must be YAML", " ".join(str(error).split()), "") from error
     if settings is None:
-        return {}
+        return {}, []
     if not isinstance(settings, dict):
         raise _file_error(
             path, "must hold groups of settings", f"a {type(settings).__name__}", _recipe_hint()
         )
-    return settings
+    # Before files are merged: a file may use the present name of a setting whose base uses the earlier one.
+    return settings, rename_settings(settings, source=str(path))
 
 
 def _file_error(path: Path, rule: str, value: str, cure: str) -> ConfigError:

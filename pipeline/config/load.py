@@ -22,8 +22,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: with all problems at once.
     """
     source = str(path) if path else "overrides"
-    settings = read_settings(path) if path else {}
-    problems = apply_overrides(settings, overrides, setting_paths())
+    settings, problems = read_settings(path) if path else ({}, [])
+    problems += apply_overrides(settings, overrides, setting_paths())
     try:
         config = build_config(settings)
     except ConfigError as error:

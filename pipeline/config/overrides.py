@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.aliases import find_alias
+from pipeline.config.aliases import find_alias, given_under_both_names, notify_renamed, present_name
 from pipeline.config.errors import ConfigProblem
 from pipeline.config.messages import unknown_setting
 from pipeline.config.yaml_text import parse_yaml
@@ -18,13 +18,13 @@ def apply_overrides(
 
     Args:
         settings: nested groups as read from YAML; changed in place.
-        overrides: `path=value`; the path is dotted or Megatron's name, the value is YAML.
+        overrides: `name=value`; the name is a dotted path, an earlier one, or Megatron's name, the value YAML.
         known_paths: dotted paths of all settings.
 
     Returns:
-        what is wrong with overrides that could not be applied.
+        a problem for every override that could not be applied.
     """
-    problems = []
+    problems = _names_given_twice(overrides)
     for override in overrides:
         problem = _apply(settings, override, known_paths)
         if problem is not None:
@@ -32,10 +32,23 @@ def apply_overrides(
     return problems
 
 
+def _names_given_twice(overrides: Sequence[str]) -> list[ConfigProblem]:
+    """Report renamed settings that are given under both names; elsewhere the last of two overrides counts."""
+    values = {_name(override): override.partition("=")[2] for override in overrides}
+    return [
+        given_under_both_names(name, present_name(name), repr(value))
+        for name, value in values.items()
+        if present_name(name) != name and present_name(name) in values
+    ]
+
+
+def _name(override: str) -> str:
+    return override.partition("=")[0].strip()
+
+
 def _apply(settings: dict[str, Any], override: str, known_paths: Sequence[str]) -> ConfigProblem | None:
-    name, separator, text = override.partition("=")
-    name = name.strip()
-    if not separator or not name:
+    name, text = _name(override), override.partition("=")[2]
+    if "=" not in override or not name:
         return ConfigProblem(
             path=name or "override",
             rule="must be written group.key=value",
@@ -59,6 +72,10 @@ def _apply(settings: dict[str, Any], override: str, known_paths: Sequence[str]) 
 
 
 def _resolve(name: str, value: Any, known_paths: Sequence[str]) -> tuple[str, Any]:
+    renamed = present_name(name)
+    if renamed != name:
+        notify_renamed(name, renamed, source="overrides")
+        return renamed, value
     alias = None if name in known_paths else find_alias(name)
     return (alias.path, alias.convert(value)) if alias else (name, value)
 

@@ -25,7 +25,7 @@ def test_a_file_adds_to_its_base_and_wins_over_it(tmp_path: Path) -> None:
         run="base: base/small.yaml\nmodel: {num_layers: 3}\ndata: {path: x}\n",
     )
 
-    assert read_settings(run) == {
+    assert read_settings(run)[0] == {
         "model": {"num_layers": 3, "hidden_size": 8},
         "training": {"train_iters": 5},
         "seed": 1,
@@ -36,7 +36,7 @@ def test_a_file_adds_to_its_base_and_wins_over_it(tmp_path: Path) -> None:
 def test_null_takes_back_what_the_base_says(tmp_path: Path) -> None:
     run = written(tmp_path, small=BASE, run="base: small.yaml\nseed:\nmodel: {hidden_size: null}\n")
 
-    settings = read_settings(run)
+    settings, _ = read_settings(run)
     assert settings["seed"] is None
     assert settings["model"] == {"num_layers": 2, "hidden_size": None}
 
@@ -45,7 +45,7 @@ def test_the_base_is_looked_for_beside_the_file(tmp_path: Path, monkeypatch: pyt
     run = written(tmp_path / "recipes", small=BASE, run="base: small.yaml\n")
     monkeypatch.chdir(tmp_path)
 
-    assert read_settings(run.relative_to(tmp_path))["seed"] == 1
+    assert read_settings(run.relative_to(tmp_path))[0]["seed"] == 1
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_file_that_is_no_configuration_is_explained(tmp_path: Path, text: str,
 
 
 def test_an_empty_file_gives_no_settings(tmp_path: Path) -> None:
-    assert read_settings(written(tmp_path, run="# nothing\n")) == {}
+    assert read_settings(written(tmp_path, run="# nothing\n")) == ({}, [])
 
 
 def test_a_missing_file_points_to_the_recipes(tmp_path: Path) -> None:

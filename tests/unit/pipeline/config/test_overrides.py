@@ -2,7 +2,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.aliases import SUCCESSORS
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.validate import setting_paths
 
@@ -67,13 +66,3 @@ def test_an_override_that_cannot_be_applied_is_explained(override: str, expected
     problems = apply_overrides({}, [override], setting_paths())
 
     assert expected in str(problems[0])
-
-
-def test_every_other_name_leads_to_a_setting() -> None:
-    assert set(SUCCESSORS.values()) <= set(setting_paths())
-
-
-def test_no_name_of_another_program_is_a_setting_of_ours_elsewhere() -> None:
-    by_leaf = {path.rpartition(".")[2]: path for path in setting_paths()}
-
-    assert all(path == by_leaf.get(name, path) for name, path in SUCCESSORS.items())
