@@ -90,7 +90,7 @@ def _group_of(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]
     if settings.get(group_name) is None:
         settings[group_name] = {}
     group = settings[group_name]
-    # A value in place of a group is reported by the check of types; nothing can be moved into it.
+    # Not a group, so nothing can be moved into it: build_config reports it.
     return (group, leaf) if isinstance(group, dict) else ({}, leaf)
 
 
@@ -99,7 +99,7 @@ def _unchanged(value: Any) -> Any:
 
 
 def _precision(value: Any) -> Any:
-    """Turn Megatron's switch `bf16` into the name of a precision; other types are reported by the schema."""
+    """Turn Megatron's switch `bf16` into the name of a precision; the schema reports other types."""
     return {True: "bf16", False: "fp32"}[value] if isinstance(value, bool) else value
 
 

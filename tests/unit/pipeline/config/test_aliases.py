@@ -6,8 +6,7 @@ import pytest
 
 from pipeline.config.aliases import RENAMED, SUCCESSORS, present_name, rename_settings
 from pipeline.config.errors import ConfigError
-from pipeline.config.load import load_config
-from pipeline.config.validate import setting_paths
+from pipeline.config.load import load_config, setting_paths
 
 RECIPE = Path(__file__).parents[4] / "pipeline" / "recipes" / "tiny_vanilla.yaml"
 TABLE = {"steps": "training.train_iters", "fault.skip": "divergence.on_spike", "faults": "divergence"}

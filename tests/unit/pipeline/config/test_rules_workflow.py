@@ -2,9 +2,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.load import render_config
-from pipeline.config.validate import build_config
-from pipeline.config.yaml_text import parse_yaml
+from pipeline.config.config_file import parse_yaml
+from pipeline.config.load import build_config, render_config
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
 PREPARE: dict[str, Any] = {"command": "prepare", "inputs": ["text"], "tokenizer": "t.model"}
