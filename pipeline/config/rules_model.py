@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.config.errors import ConfigProblem
-from pipeline.config.suggestions import largest_common_divisor_up_to, nearest_multiples
+from pipeline.config.messages import largest_common_divisor_up_to, nearest_multiples
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig

@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.config.errors import ConfigProblem, as_written
-from pipeline.config.stages import even_stages
-from pipeline.config.suggestions import largest_common_divisor_up_to, nearest_multiples
+from pipeline.config.messages import largest_common_divisor_up_to, nearest_multiples
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
+
+
+def even_stages(num_layers: int, num_stages: int) -> tuple[int, ...]:
+    """Return the layers of each pipeline stage, as even as possible; the first stages hold the remainder."""
+    each, left = divmod(num_layers, num_stages)
+    return tuple(each + (stage < left) for stage in range(num_stages))
 
 
 def _tensor_parallel(config: RunConfig) -> Iterator[ConfigProblem]:

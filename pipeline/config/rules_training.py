@@ -1,11 +1,11 @@
-"""Rules on the learning rate."""
+"""Rules on the learning rate, and on evaluation during training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.config.errors import ConfigProblem
+from pipeline.config.errors import ConfigProblem, as_written
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
@@ -79,4 +79,32 @@ def _warmup_stable_decay(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
-TRAINING_RULES = (_learning_rate, _warmup, _warmup_start, _new_parameters, _warmup_stable_decay)
+def _thresholds_need_halting(config: RunConfig) -> Iterator[ConfigProblem]:
+    if config.evaluation.sweep_tau and not config.ponder.method.halts:
+        yield ConfigProblem(
+            path="evaluation.sweep_tau",
+            rule=f"must be left out for ponder.method {config.ponder.method}, whose tokens do not halt",
+            value=as_written(config.evaluation.sweep_tau),
+            cure="leave it out; it belongs to ponderlm3 and adaponderlm",
+        )
+
+
+def _steps_may_change(config: RunConfig) -> Iterator[ConfigProblem]:
+    if config.evaluation.sweep_steps and config.ponder.multiply_embedding:
+        yield ConfigProblem(
+            path="evaluation.sweep_steps",
+            rule="must be false where ponder.multiply_embedding is true: such a model starts from its own K",
+            value="true",
+            cure="leave it out",
+        )
+
+
+TRAINING_RULES = (
+    _learning_rate,
+    _warmup,
+    _warmup_start,
+    _new_parameters,
+    _warmup_stable_decay,
+    _thresholds_need_halting,
+    _steps_may_change,
+)

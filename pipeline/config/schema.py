@@ -11,14 +11,12 @@ from pydantic import Field, model_validator
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, ConfigProblem
-from pipeline.config.fault_sections import DivergenceConfig as DivergenceConfig
 from pipeline.config.ponder_section import PonderSection as PonderSection
 from pipeline.config.rules import broken_rules
+from pipeline.config.rules_parallel import even_stages
 from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
-from pipeline.config.stages import even_stages
 from pipeline.config.start_section import InitFromSection as InitFromSection
 from pipeline.config.submit_section import SubmitSection
-from pipeline.config.vocabulary import padded_vocab_size
 from pipeline.config.workflow_section import WorkflowStep
 
 
@@ -257,6 +255,24 @@ class EvaluationConfig(Section):
     )
 
 
+class DivergenceConfig(Section):
+    """What happens at a loss or gradient that is not finite, and at a loss that jumps."""
+
+    on_nonfinite: Literal["skip", "stop"] = Field(
+        "skip",
+        description="leave the step's update out and count it, or stop with exit code 93; "
+        "its samples are consumed either way",
+    )
+    spike_factor: Annotated[float, Field(strict=True, gt=1)] | None = Field(
+        None,
+        description="a loss above this times the median of the last spike_window losses is a spike; "
+        "default: spikes are not looked for",
+    )
+    spike_window: Count = Field(64, description="losses the median is taken of; none is a spike before")
+    on_spike: Literal["skip", "stop"] = "skip"
+    max_in_a_row: Count = Field(5, description="steps left out in a row at which the run stops after all")
+
+
 class MetricsConfig(Section):
     """What is logged, and how often."""
 
@@ -341,3 +357,18 @@ class RunConfig(Section):
             divisible_by=self.model.make_vocab_size_divisible_by,
             tensor=self.parallel.tensor,
         )
+
+
+def padded_vocab_size(vocab_size: int, *, divisible_by: int, tensor: int) -> int:
+    """Round a vocabulary up so that every tensor-parallel rank holds the same, well-shaped part.
+
+    Args:
+        vocab_size: tokens of the tokenizer, at least 1.
+        divisible_by: rows per rank are a multiple of this.
+        tensor: tensor-parallel ranks.
+
+    Returns:
+        the smallest multiple of `divisible_by * tensor` that is at least `vocab_size`.
+    """
+    multiple = divisible_by * tensor
+    return -(-vocab_size // multiple) * multiple

@@ -6,11 +6,11 @@ from typing import Any
 from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, as_written
+from pipeline.config.load import build_config, setting_paths
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.rules_ponder import METHODS_WITH, default_of
 from pipeline.config.schema import RunConfig
 from pipeline.config.start_section import POSSIBLE_SOURCES
-from pipeline.config.validate import build_config, setting_paths
 from pipeline.conversion.hf_config import SourceModel
 from pipeline.shared.errors import ConversionError
 from pipeline.step.megatron_config import transformer_config

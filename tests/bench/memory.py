@@ -10,8 +10,8 @@ from megatron_ext.device import device
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
+from pipeline.config.load import build_config
 from pipeline.config.schema import ParallelConfig, RunConfig
-from pipeline.config.validate import build_config
 from pipeline.cost.account import max_sweeps
 from pipeline.cost.rank_memory import rank_memories
 from pipeline.cost.rank_sizes import rank_sizes

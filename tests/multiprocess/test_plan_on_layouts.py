@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.config.validate import build_config
 from pipeline.cost.rank_memory import rank_memories
 from pipeline.cost.rank_sizes import rank_sizes
 from tests.bench.memory import measure_steps

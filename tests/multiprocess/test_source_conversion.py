@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipeline.checkpoint.offline import OfflineReader
+from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.config.validate import build_config
 from pipeline.conversion.hf_config import read_source
 from pipeline.ranks.signals import StopFlag
 from pipeline.run.source_conversion import StoppedConvertingError, converted_source, refuse_other_model

@@ -9,8 +9,8 @@ from typing import Any
 
 from megatron_ext.ponder.config import Method
 from megatron_ext.ponder.passes import draw_jacobi_iterations
+from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.config.validate import build_config
 from tests.support.pairwise import pairs_of
 
 # Padded to 56 rows on one tensor-parallel rank and to 64 on two.

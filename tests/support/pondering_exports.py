@@ -15,8 +15,8 @@ from megatron_ext.parallel.groups import destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
 from megatron_ext.weights import load_weights, whole_tensors
 from pipeline.checkpoint.folder import publish, start_partial_checkpoint
+from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.config.validate import build_config
 from pipeline.conversion.native import NativeWriter, write_small_files
 from tests.support.ponder_models import (
     VOCAB_SIZE,

@@ -30,8 +30,8 @@ from megatron_ext.schedule.gradients import finalize_gradients
 from megatron_ext.schedule.optimizer import wrap_ddp
 from megatron_ext.schedule.pass_pipeline import run_passes
 from megatron_ext.weights import load_weights, whole_tensors
-from pipeline.config.stages import even_stages
-from pipeline.config.vocabulary import padded_vocab_size
+from pipeline.config.rules_parallel import even_stages
+from pipeline.config.schema import padded_vocab_size
 from tests.support.golden.case import GoldenCase
 from tests.support.golden.compare import is_real, zero_padding
 

@@ -8,7 +8,7 @@ import pytest
 from cluster.workflow.marker import Marker, load_marker, save_marker
 from cluster.workflow.set_aside import set_aside, starts_anew
 from cluster.workflow.todo import StepState
-from pipeline.config.validate import build_config
+from pipeline.config.load import build_config
 from pipeline.config.workflow_section import ExportStep, TrainStep
 from pipeline.shared.errors import ClusterError
 from tests.unit.pipeline.config.settings import changed_settings

@@ -5,8 +5,8 @@ import pytest
 
 from cluster.workflow.job import step_job
 from cluster.workflow.work import work_of
+from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.config.validate import build_config
 from tests.unit.pipeline.config.settings import changed_settings
 
 STEPS: list[dict[str, Any]] = [

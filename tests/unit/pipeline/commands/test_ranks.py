@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.commands.ranks import run_on_layout
 from pipeline.config.errors import ConfigError
-from pipeline.config.validate import build_config
+from pipeline.config.load import build_config
 from tests.unit.pipeline.config.settings import changed_settings
 
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.errors import ConfigError
-from pipeline.config.validate import build_config
+from pipeline.config.load import build_config
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
 BARE = {"data__eod_id": 0, "model__vocab_size": 100}

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.validate import build_config
+from pipeline.config.load import build_config
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
 # Changes that break one rule, the setting it is reported at, and a piece of the cure.

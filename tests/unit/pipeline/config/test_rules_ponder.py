@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 
 from megatron_ext.ponder.config import Method
+from pipeline.config.load import build_config
 from pipeline.config.ponder_section import PonderSection
 from pipeline.config.rules_ponder import METHODS_WITH
-from pipeline.config.validate import build_config
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
 

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.validate import build_config
+from pipeline.config.load import build_config
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
 FOUR_RANKS = {"parallel__data": 4, "training__micro_batch_size": 2}

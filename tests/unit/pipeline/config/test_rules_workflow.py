@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.load import load_config, render_config
-from pipeline.config.validate import build_config
-from pipeline.config.yaml_text import parse_yaml, render_yaml
+from pipeline.config.config_file import parse_yaml, render_yaml
+from pipeline.config.load import build_config, load_config, render_config
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
 PREPARE: dict[str, Any] = {"command": "prepare", "inputs": ["text"], "tokenizer": "t.model"}

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from megatron_ext.ponder.config import Method
-from pipeline.config.validate import build_config
+from pipeline.config.load import build_config
 from pipeline.cost.account import flops_account
 from pipeline.cost.parameters import rank_parameters, state_bytes
 from pipeline.cost.rank_memory import rank_memories
