@@ -18,7 +18,7 @@ from megatron_ext.methods.base import (
     Thought,
     ignore,
 )
-from megatron_ext.methods.sweeps import SlotDecision, read_by_sweeps
+from megatron_ext.ponder.decode.sweeps import SlotDecision, read_by_sweeps
 from megatron_ext.ponder.config import Mixture
 from megatron_ext.ponder.passes import PassPlan, jacobi_plan
 from megatron_ext.ponder.residual import squared_change

@@ -18,7 +18,7 @@ from megatron_ext.methods.base import (
     in_float32,
 )
 from megatron_ext.methods.ponderlm2 import PonderLM2
-from megatron_ext.methods.sweeps import SlotDecision
+from megatron_ext.ponder.decode.sweeps import SlotDecision
 from megatron_ext.ponder import halting
 from megatron_ext.ponder.config import PonderConfig
 from megatron_ext.ponder.penalties import halting_penalty

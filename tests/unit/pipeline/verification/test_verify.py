@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_ext.methods.ponderlm3 import PonderLM3
-from megatron_ext.methods.sweeps import SlotDecision
+from megatron_ext.ponder.decode.sweeps import SlotDecision
 from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.config import Architecture
 from megatron_ext.model.model import PonderModel
