@@ -16,9 +16,11 @@ from torch import Tensor
 
 from megatron_ext.decoding_store import RowStore
 from megatron_ext.device import device
-from megatron_ext.methods.base import Column, Observer, PromptTokens, Sweeps, Thought, ignore
+from megatron_ext.methods.base import Column
 from megatron_ext.model.attention import RowContext
 from megatron_ext.model.model import PonderModel
+from megatron_ext.ponder.decode.sweeps import PromptTokens, Sweeps
+from megatron_ext.ponder.decode.think import Observer, Thought, ignore
 
 # The head runs on this many tokens of a prompt at once: all of their logits at a time may not fit.
 TOKENS_PER_HEAD_CALL = 256
@@ -221,7 +223,7 @@ class BatchDecoder:
 
 
 class _Runner:
-    """Runs rows of N tokens and stores them. Implements :class:`megatron_ext.methods.base.RowRunner`.
+    """Runs rows of N tokens and stores them. Implements :class:`megatron_ext.ponder.decode.think.RowRunner`.
 
     A token of an iterating method stays at its place in the sequence. Rows of other methods stand in the
     order of tokens and slots: behind what is stored, or, where a sequence starts anew, from its beginning in

@@ -9,7 +9,6 @@ S = tokens held by this rank, n = slots in the pass, B = micro-batch, H = hidden
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.ponder.config import PonderConfig
+from megatron_ext.ponder.decode.sweeps import PromptTokens
+from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_in_rows
 from megatron_ext.ponder.passes import PassPlan
 
-Observer = Callable[[str, Tensor], None]
 Mixer = Callable[[Tensor], Tensor]
 
 
@@ -84,79 +84,6 @@ class Readout:
     hidden: Tensor
     penalty: Tensor | None = None
     steps: Tensor | None = None
-
-
-class RowRunner(Protocol):
-    """Runs rows of N tokens through all layers against the stored rows of earlier tokens."""
-
-    def __call__(
-        self,
-        rows: Tensor,
-        *,
-        tokens: Tensor | None = None,
-        log_weight: Tensor | None = None,
-        version: int = 0,
-        normalize: bool = True,
-    ) -> Tensor:
-        """Run and store.
-
-        Args:
-            rows: [1, R, H], only those that are needed.
-            tokens: which of the N tokens every row belongs to, [R] int64, rising; None where it is one row of
-                each.
-            log_weight: of the rows' keys, [R]; None for 0.
-            version: which version of the earlier tokens' keys and values the rows read and join.
-            normalize: apply the final norm.
-        Returns:
-            [1, R, H].
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thought:
-    """What N tokens came to in decoding.
-
-    Attributes:
-        hidden: [1, N, H], goes to the head.
-        steps: extra steps taken, [N] int64.
-    """
-
-    hidden: Tensor
-    steps: Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sweeps:
-    """How a prompt is read by Jacobi iteration: a fixed number of sweeps, or until they change nothing.
-
-    Attributes:
-        number: J, sweeps after the build-up; None sweeps until a prompt has settled: its tokens' steps stand,
-            and neither its thoughts, relative to their size, nor their log weights move by more than
-            `tolerance`.
-        tolerance: see there.
-    """
-
-    number: int | None = None
-    tolerance: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptTokens:
-    """The N tokens of some prompts, one prompt behind the other.
-
-    Attributes:
-        sequences: which prompt each token belongs to, [N] int64, rising from 0 without gaps.
-        sweeps: how a method of latent thoughts reads them.
-    """
-
-    sequences: Tensor
-    sweeps: Sweeps
-
-
-def ignore(name: str, value: Tensor) -> None:
-    """Observe nothing."""
-    del name, value
 
 
 class PonderMethod(nn.Module):
@@ -250,7 +177,7 @@ class PonderMethod(nn.Module):
             observe: called with the name and value of intermediate results.
         """
         del mix_embeddings, observe
-        return Thought(hidden=run(rows), steps=self._every_step(rows))
+        return think_in_rows(rows, run)
 
     def read_prompts(
         self,
@@ -273,11 +200,6 @@ class PonderMethod(nn.Module):
         """
         del prompts
         return self.think(rows, run, mix_embeddings, observe)
-
-    def _every_step(self, of_tokens: Tensor) -> Tensor:
-        """K for each token: [1, N, H] -> [N]."""
-        steps = self.config.num_latent_thoughts
-        return torch.full((of_tokens.shape[1],), steps, dtype=torch.int64, device=of_tokens.device)
 
     def statistics_layout(self) -> dict[str, int]:
         """Names and sizes of the sums that a forward collects in :attr:`PassContext.statistics`."""

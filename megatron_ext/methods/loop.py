@@ -7,14 +7,11 @@ from torch import Tensor
 
 from megatron_ext.methods.base import (
     Mixer,
-    Observer,
     PassContext,
     PassRows,
     PonderMethod,
-    RowRunner,
-    Thought,
-    ignore,
 )
+from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_in_loops
 from megatron_ext.ponder.passes import PassPlan, iteration_plan
 
 
@@ -52,9 +49,6 @@ class Loop(PonderMethod):
     def think(
         self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
     ) -> Thought:
-        """All trips; trip i sees the keys of trip i of the earlier tokens."""
+        """Run all loops."""
         del mix_embeddings, observe
-        num_trips = self.config.num_slots
-        for trip in range(num_trips):
-            rows = run(rows, version=trip, normalize=trip == num_trips - 1)
-        return Thought(hidden=rows, steps=self._every_step(rows))
+        return think_in_loops(rows, run, num_iterations=self.config.num_latent_thoughts)

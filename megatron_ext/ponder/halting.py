@@ -1,7 +1,8 @@
-"""Token-wise halting of PonderLM-3: tail mass, soft and hard masks, readout (definitions 2.5).
+"""Halting: tail mass, masks and readout of PonderLM-3 (definitions 2.5), gates of AdaPonderLM (3.2).
 
-S = tokens, B = micro-batch, K = latent thoughts, H = hidden size. Step quantities are laid out [S, K + 1, B],
-so that a slot of a token and its number stand at the same place as in :mod:`megatron_ext.ponder.slots`.
+S = tokens, B = micro-batch, K = extra steps, H = hidden size. Step quantities of PonderLM-3 are laid out
+[S, K + 1, B], so that a slot of a token and its number have the same index as in
+:mod:`megatron_ext.ponder.slots`.
 """
 
 import torch
@@ -83,3 +84,31 @@ def step_entropy(steps: Tensor) -> Tensor:
     """Entropy of s in nats: [S, K + 1, B] -> [S, B]."""
     entropy: Tensor = -torch.special.xlogy(steps, steps).sum(dim=1)
     return entropy
+
+
+def still_active(active: Tensor, gate_logits: Tensor, threshold: float) -> Tensor:
+    """Return m of the next iteration: a token continues while its gate value reaches the threshold.
+
+    A token that has halted stays halted.
+
+    Args:
+        active: m of this iteration, [S, B] bool.
+        gate_logits: g of this iteration, [S, B].
+        threshold: tau.
+    Returns:
+        [S, B] bool.
+    """
+    return active & (torch.sigmoid(gate_logits) >= threshold)
+
+
+def active_iterations(gate_logits: Tensor, threshold: float) -> Tensor:
+    """Return the extra iterations that each token takes.
+
+    Args:
+        gate_logits: g of all iterations, [S, B, K].
+        threshold: tau.
+    Returns:
+        [S, B] int64, in 0..K.
+    """
+    stays = torch.sigmoid(gate_logits) >= threshold
+    return stays.long().cumprod(dim=-1).sum(dim=-1)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder, DecodedTokens
-from megatron_ext.methods.base import Sweeps
 from megatron_ext.model.config import Architecture
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method, Mixture, Residual
+from megatron_ext.ponder.decode.sweeps import Sweeps
 from megatron_ext.ponder.reference import TokenResult
 from tests.support.ponder_models import (
     batch_of,
