@@ -7,7 +7,7 @@ from data_prep.manifest import load_manifest
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
 from pipeline.cost.devices import DEVICES, GIB
-from pipeline.cost.run_plan import Assumptions, plan_run
+from pipeline.cost.plan import Assumptions, plan_run
 from pipeline.shared.errors import DataError
 
 # What the CUDA context, libraries and fragments take, as `megaponder plan` assumes.

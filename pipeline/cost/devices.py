@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.cost.device_peaks import A100, H100_SXM, RTX_4090, DensePeak
+from pipeline.cost.peaks import A100, H100_SXM, RTX_4090, DensePeak
 
 GIB = 2**30
 MIB = 2**20

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from megatron_ext.methods.registry import build_method
 from pipeline.config.schema import RunConfig
-from pipeline.cost.pass_schedule import (
+from pipeline.cost.schedule import (
     Interval,
     Timeline,
     backward_time,

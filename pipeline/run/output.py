@@ -12,7 +12,7 @@ from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.config.load import dump_config, render_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import max_sweeps, run_summary
-from pipeline.cost.device_peaks import dense_peak
+from pipeline.cost.peaks import dense_peak
 from pipeline.metrics.jsonl import METRICS_FILE, JsonlSink
 from pipeline.metrics.log_line import LogLineSink
 from pipeline.metrics.records import MetricsSink, SinkGroup

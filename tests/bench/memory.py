@@ -13,7 +13,7 @@ from megatron_ext.ponder.config import Method
 from pipeline.config.load import build_config
 from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.cost.account import max_sweeps
-from pipeline.cost.rank_memory import rank_memories
+from pipeline.cost.memory import rank_memories
 from pipeline.cost.rank_sizes import rank_sizes
 from pipeline.metrics.statistics import StatisticsAccumulator
 from pipeline.ranks.distributed import start_process_group, stop_process_group

@@ -4,10 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pipeline.config.validate import build_config
+from pipeline.cost.rank_memory import rank_memories
 
 from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.cost.rank_memory import rank_memories
+from pipeline.cost.memory import rank_memories
 from pipeline.cost.rank_sizes import rank_sizes
 from tests.bench.memory import measure_steps
 from tests.support.ranks import SharedRanks

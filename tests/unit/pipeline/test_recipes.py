@@ -11,7 +11,7 @@ from pipeline.config.load import dump_config, load_config
 from pipeline.conversion.hf_config import parse_source
 from pipeline.cost.account import flops_account
 from pipeline.cost.devices import DEVICES, GIB
-from pipeline.cost.run_plan import Assumptions, plan_run
+from pipeline.cost.plan import Assumptions, plan_run
 from pipeline.run.source_conversion import refuse_other_model
 from tests.bench.conversion import NeoxSizes, hf_settings
 

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.cost.device_peaks import dense_peak
+from pipeline.cost.peaks import dense_peak
 
 
 @pytest.mark.parametrize(

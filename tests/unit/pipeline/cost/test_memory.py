@@ -6,8 +6,8 @@ import pytest
 from megatron_ext.ponder.config import Method
 from pipeline.config.load import build_config
 from pipeline.cost.account import flops_account
+from pipeline.cost.memory import rank_memories
 from pipeline.cost.parameters import rank_parameters, state_bytes
-from pipeline.cost.rank_memory import rank_memories
 from pipeline.cost.rank_sizes import RankSizes, rank_sizes
 from tests.unit.pipeline.config.settings import changed_settings
 

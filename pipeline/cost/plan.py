@@ -8,7 +8,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account, mean_training_sweeps
 from pipeline.cost.devices import Device
 from pipeline.cost.flop_counts import TrainingFlops
-from pipeline.cost.rank_memory import RankMemory, rank_memories
+from pipeline.cost.memory import RankMemory, rank_memories
 from pipeline.cost.rank_sizes import rank_sizes
 
 SECONDS_PER_DAY = 86_400

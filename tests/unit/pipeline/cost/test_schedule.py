@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 
-from pipeline.cost.pass_schedule import Interval, Timeline, Work, flushing_timeline, looping_timeline
+from pipeline.cost.schedule import Interval, Timeline, Work, flushing_timeline, looping_timeline
 
 BUILD_UP = (1, 2, 3, 3, 3)
 SIZES = [(stages, stages * groups) for stages in (1, 2, 3, 4, 8) for groups in (1, 2, 4)]

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline.cost.activations import PassBytes, pass_bytes, readout_bytes
 from pipeline.cost.parameters import RankParameters, StateBytes, rank_parameters, state_bytes
-from pipeline.cost.pass_memory import PassBytes, pass_bytes, readout_bytes
 from pipeline.cost.rank_sizes import RankSizes
 
 # The stage holds most before its backwards have caught up, which so many rounds of micro-batches show.
@@ -119,7 +119,7 @@ def _moments_of_one_stage(
 
 def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -> Iterator[Moment]:
     """Many micro-batches and passes under way, in the order of Megatron's interleaved schedule."""
-    from pipeline.cost.pass_schedule import backward_time, looping_timeline
+    from pipeline.cost.schedule import backward_time, looping_timeline
 
     rounds = min(sizes.num_micro_batches, ROUNDS_IN_FLIGHT * sizes.num_stages)
     timeline = looping_timeline(
