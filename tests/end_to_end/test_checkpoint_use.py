@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import megaponder, megaponder_under_torchrun, started, wait_until
 from tests.support.corpus import VOCAB_SIZE
 from tests.support.harness_tasks import write_tasks
 from tests.support.runs import DIVISOR, NUM_ITERATIONS, written_events
+from tests.support.tiny_run import TrainedRun
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 

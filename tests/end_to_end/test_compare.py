@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import megaponder
 from tests.support.runs import NUM_ITERATIONS, written_events
+from tests.support.tiny_run import TrainedRun
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 

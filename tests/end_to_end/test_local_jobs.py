@@ -6,10 +6,10 @@ import pytest
 
 from cluster.job_record import JobState, find_record
 from cluster.local.files import load_supervisor
-from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import wait_until
 from tests.support.local_jobs import local_jobs
 from tests.support.runs import data_hashes, has_trained, losses
+from tests.support.tiny_run import TrainedRun
 
 pytestmark = pytest.mark.end_to_end
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint.tracker import latest_iteration
-from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import COMMAND, Finished, megaponder, started, wait_until
 from tests.support.runs import NUM_ITERATIONS, has_trained, one_rank, written_events
+from tests.support.tiny_run import TrainedRun
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 

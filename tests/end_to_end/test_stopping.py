@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint.tracker import latest_iteration
-from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import (
     COMMAND,
     Finished,
@@ -20,6 +19,7 @@ from tests.support.commands import (
     wait_until,
 )
 from tests.support.runs import NUM_ITERATIONS, data_hashes, has_trained, losses
+from tests.support.tiny_run import TrainedRun
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 

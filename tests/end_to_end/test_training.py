@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 
 from pipeline.checkpoint.state import read_train_state
 from pipeline.config.load import load_config
-from tests.end_to_end.conftest import TrainedRun
 from tests.support.runs import NUM_ITERATIONS, losses, written_events
+from tests.support.tiny_run import TrainedRun
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.verification.result import load_verification
-from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import megaponder
+from tests.support.tiny_run import TrainedRun
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 

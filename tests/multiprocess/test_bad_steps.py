@@ -11,8 +11,7 @@ from pipeline.checkpoint.state import read_train_state
 from pipeline.checkpoint.tracker import latest_iteration, resolve_checkpoint
 from pipeline.metrics.names import LM_LOSS_VALIDATION
 from tests.support.commands import Finished, megaponder, started
-from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus
-from tests.support.runs import data_hashes, losses, write_recipe, written_events
+from tests.support.runs import data_hashes, losses, written_events
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(600)]
 
@@ -33,14 +32,6 @@ JOBS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bad steps")
-
-
-@pytest.fixture(scope="module")
-def recipe(folder: Path) -> Path:
-    source = write_corpus(folder / "text")
-    tokenizer = train_small_tokenizer(source, folder / "tokenizer.model")
-    prepare_here(source, tokenizer, folder / "data")
-    return write_recipe(folder / "recipe.yaml", data=folder / "data")
 
 
 @pytest.fixture(scope="module")

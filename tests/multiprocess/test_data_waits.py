@@ -16,9 +16,8 @@ from pipeline.ranks.signals import StopFlag
 from pipeline.run.start import train
 from pipeline.shared.exit_codes import ExitCode
 from tests.support.commands import wait_until
-from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus
 from tests.support.ranks import SharedRanks
-from tests.support.runs import has_trained, one_rank, write_recipe
+from tests.support.runs import has_trained, one_rank
 
 pytestmark = pytest.mark.multiprocess
 
@@ -53,11 +52,8 @@ def test_a_stop_of_one_rank_is_heard_while_another_waits_for_data(
 
 
 def test_a_run_that_is_stopped_while_its_data_hang_saves_what_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = write_corpus(tmp_path / "text")
-    prepare_here(source, train_small_tokenizer(source, tmp_path / "tokenizer.model"), tmp_path / "data")
-    recipe = write_recipe(tmp_path / "recipe.yaml", data=tmp_path / "data")
     config = load_config(recipe, one_rank(tmp_path / "run"))
     may_end = threading.Event()
     read = TrainingBatches.read

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Finished, Running, started
-from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus
 from tests.support.failing_training import EXIT_CODE
-from tests.support.runs import write_recipe
 
 pytestmark = pytest.mark.multiprocess
 
@@ -33,13 +31,13 @@ JOBS = {
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Running]]:
-    """All under way at the same time, because most of it is waiting."""
-    folder = tmp_path_factory.mktemp("jobs")
-    source = write_corpus(folder / "text")
-    tokenizer = train_small_tokenizer(source, folder / "tokenizer.model")
-    prepare_here(source, tokenizer, folder / "data")
-    recipe = write_recipe(folder / "recipe.yaml", data=folder / "data")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def jobs(recipe: Path, folder: Path) -> Iterator[dict[str, Running]]:
+    """All run at the same time, because they mostly wait."""
     with ExitStack() as stack:
         yield {
             name: stack.enter_context(started(_arguments(recipe, folder / name, *arguments)))
@@ -93,8 +91,8 @@ def test_the_watchdog_names_a_rank_that_hangs_and_asks_to_be_started_again(
 
 @pytest.mark.parametrize(("rank", "place"), [(0, "failing_training.py"), (1, "p2p_communication.py")])
 def test_the_watchdog_writes_what_every_rank_was_doing(
-    finished: dict[str, Finished], tmp_path_factory: pytest.TempPathFactory, rank: int, place: str
+    finished: dict[str, Finished], folder: Path, rank: int, place: str
 ) -> None:
     assert finished
-    folder = next(tmp_path_factory.getbasetemp().glob("jobs*")) / "stage 0 hangs, watched" / "stacks"
-    assert place in (folder / f"rank_{rank:05d}.txt").read_text()
+    stacks = folder / "stage 0 hangs, watched" / "stacks"
+    assert place in (stacks / f"rank_{rank:05d}.txt").read_text()
