@@ -1,1 +1,1 @@
-"""Tests: unit (mirrors the sources), multiprocess (gloo ranks), end_to_end (commands), clusters (SLURM, Ray)."""
+"""Tests: unit (mirrors the sources), multiprocess (gloo ranks), end_to_end, clusters (SLURM, Ray)."""
