@@ -4,8 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from pipeline.config.validate import build_config
-from pipeline.cost.rank_memory import rank_memories
 
 from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig

@@ -5,6 +5,7 @@ take one call after another, and tests share them.
 """
 
 import gc
+import multiprocessing
 import os
 import queue
 import socket
@@ -16,7 +17,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-import torch.multiprocessing as multiprocessing
+
+from tests.support.forks import fork_context
 
 __all__ = ["RankPool", "SharedRanks", "run_alone", "run_on_ranks"]
 
@@ -55,7 +57,7 @@ class RankPool:
         Args:
             world_size: number of ranks; 1 is a plain case.
         """
-        context = multiprocessing.get_context("spawn")
+        context = fork_context()
         port = _free_port()
         self._results: Any = context.Queue()
         self._calls: list[Any] = [context.Queue() for _ in range(world_size)]

@@ -13,7 +13,7 @@ from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method, Mixture, Residual
 from megatron_ext.ponder.decode.sweeps import Sweeps
-from megatron_ext.ponder.reference import TokenResult
+from megatron_ext.ponder.reference.method import TokenResult
 from tests.support.ponder_models import (
     batch_of,
     decode_one_by_one,

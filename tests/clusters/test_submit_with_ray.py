@@ -20,15 +20,15 @@ from cluster.on_ray.job_file import RAY_ADDRESS_WORD
 from cluster.on_ray.target import RayTarget
 from data_prep.journal import JOURNAL_NAME
 from pipeline.checkpoint.tracker import latest_iteration
-from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import MARK, REPOSITORY, Finished, megaponder, processes_with, wait_until
 from tests.support.corpus import build_request, prepare_here, train_small_tokenizer, write_corpus
 from tests.support.faults import steps_of
 from tests.support.ray_cluster import RayCluster, ray_cluster
 from tests.support.runs import NUM_ITERATIONS, has_trained
+from tests.support.tiny_run import TrainedRun
 from tests.support.workflow import write_pipeline
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 LIMIT_SECONDS = 120.0
 RAY_TRAIN_HELPER = "ray::_AutoscalingCoordinatorActor"
