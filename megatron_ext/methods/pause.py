@@ -1,7 +1,5 @@
 """Pause tokens: K copies of one token after every token give the model time to answer (definitions 4)."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -17,22 +15,11 @@ from megatron_ext.methods.base import (
     Thought,
     ignore,
 )
-from megatron_ext.ponder.passes import PassPlan
 from megatron_ext.ponder.slots import interleave_pauses, split_slots
 
 
 class Pause(PonderMethod):
     """One pass over K + 1 rows per token; the last pause slot is read."""
-
-    @property
-    def embedding_scale(self) -> float:
-        """sqrt(H), on pause rows too, or 1 unscaled."""
-        return math.sqrt(self.hidden_size) if self.config.scale_embeds else 1.0
-
-    def plan(self, num_jacobi_iterations: int) -> PassPlan:
-        """One pass with all slots."""
-        del num_jacobi_iterations
-        return PassPlan(slots=(self.config.num_slots,))
 
     def tokens_of_rows(self, tokens: Tensor) -> Tensor:
         """Every token and its pauses: [B, S] -> [B, S * (K + 1)]."""

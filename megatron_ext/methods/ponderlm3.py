@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from megatron_ext.methods.base import (
-    Column,
     Mixer,
     Observer,
     PassContext,
@@ -14,6 +13,7 @@ from megatron_ext.methods.base import (
     Readout,
     RowRunner,
     Thought,
+    build_decider,
     ignore,
     in_float32,
 )
@@ -24,7 +24,6 @@ from megatron_ext.ponder.config import PonderConfig
 from megatron_ext.ponder.penalties import halting_penalty
 from megatron_ext.ponder.slots import merge_slots, split_slots
 
-ROUTER_REDUCTION = 4
 # The router starts with 0.9 of the probability on the last step: close to PonderLM-2 (definitions 2.7).
 LAST_STEP_ODDS = 9.0
 
@@ -32,16 +31,11 @@ LAST_STEP_ODDS = 9.0
 class PonderLM3(PonderLM2):
     """A router on slot 0 weighs the steps: softly in training, with hard pruning at inference."""
 
-    column = Column.LOG_WEIGHT
-
     def __init__(self, config: PonderConfig, hidden_size: int, *, decides: bool = True) -> None:
         """Build the router Linear(H, H/4), exact GELU, Linear(H/4, K + 1)."""
         super().__init__(config, hidden_size, decides=decides)
         if decides:
-            inner = hidden_size // ROUTER_REDUCTION
-            self.router = nn.Sequential(
-                nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, config.num_slots)
-            )
+            self.router = build_decider(config, hidden_size)
         self.reset_parameters()
 
     @torch.no_grad()
