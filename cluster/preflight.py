@@ -6,7 +6,7 @@ from pathlib import Path
 from data_prep.manifest import load_manifest
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
-from pipeline.cost.devices import DEVICES, GIB
+from pipeline.cost.peaks import DEVICES, GIB
 from pipeline.cost.plan import Assumptions, plan_run
 from pipeline.shared.errors import DataError
 

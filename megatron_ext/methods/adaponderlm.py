@@ -6,21 +6,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from megatron_ext.methods.base import (
-    Column,
-    Mixer,
-    PassContext,
-    PassRows,
-    Readout,
-    in_float32,
-)
+from megatron_ext.methods.base import Mixer, PassContext, PassRows, Readout, RowRunner, build_decider, in_float32
+from megatron_ext.ponder.decode.think import Thought, ignore
 from megatron_ext.methods.ponderlm import PonderLM
 from megatron_ext.ponder.config import PonderConfig
 from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_until_halted
 from megatron_ext.ponder.halting import active_iterations, still_active
 from megatron_ext.ponder.penalties import bottom_k
 
-GATE_EXPANSION = 4
 # Gates start at 0.9 for every token: close to PonderLM, which adds its mixtures in full.
 OPEN_GATE_ODDS = 9.0
 
@@ -28,16 +21,12 @@ OPEN_GATE_ODDS = 9.0
 class AdaPonderLM(PonderLM):
     """One gate per iteration; a halted token keeps hidden state, keys and values of its last iteration."""
 
-    column = Column.ACTIVE
-
     def __init__(self, config: PonderConfig, hidden_size: int, *, decides: bool = True) -> None:
         """Build K gates Linear(H, 4H), exact GELU, Linear(4H, 1)."""
         super().__init__(config, hidden_size, decides=decides)
         if decides:
-            inner = GATE_EXPANSION * hidden_size
             self.gates = nn.ModuleList(
-                nn.Sequential(nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, 1))
-                for _ in range(config.num_latent_thoughts)
+                build_decider(config, hidden_size) for _ in range(config.num_latent_thoughts)
             )
         self.reset_parameters()
 

@@ -6,6 +6,7 @@ a single process, tensor and sequence parallelism, and passes that are spread ov
 S = tokens held by this rank, n = slots in the pass, B = micro-batch, H = hidden size, K = extra steps.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,6 +19,7 @@ from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.ponder.config import PonderConfig
 from megatron_ext.ponder.decode.sweeps import PromptTokens
 from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_in_rows
+from megatron_ext.ponder.config import MethodFacts, PonderConfig
 from megatron_ext.ponder.passes import PassPlan
 
 Mixer = Callable[[Tensor], Tensor]
@@ -89,10 +91,6 @@ class Readout:
 class PonderMethod(nn.Module):
     """Base of the methods: one pass, the hidden state itself is read."""
 
-    column = Column.NONE
-    # Versions of a token's keys and values: more than one where a token runs again at the same place.
-    iterates = False
-
     def __init__(self, config: PonderConfig, hidden_size: int, *, decides: bool = True) -> None:
         """Keep the settings.
 
@@ -108,19 +106,38 @@ class PonderMethod(nn.Module):
         self.decides = decides
 
     @property
+    def facts(self) -> MethodFacts:
+        """What is known of the method beside its code."""
+        return self.config.method.facts
+
+    @property
+    def column(self) -> Column:
+        """What stands beside every row of a pass."""
+        if self.facts.weighs_slots:
+            return Column.LOG_WEIGHT
+        return Column.ACTIVE if self.facts.freezes_halted else Column.NONE
+
+    @property
+    def iterates(self) -> bool:
+        """Whether a token has several versions of keys and values, because it runs again in its place."""
+        return self.facts.iterates
+
+    @property
     def embedding_scale(self) -> float:
-        """c, the factor on token embeddings."""
-        return 1.0
+        """c, the factor on token embeddings (definitions 2.2, 3.1 and 4)."""
+        if "scale_embeds" not in self.facts.settings or not self.config.scale_embeds:
+            return 1.0
+        is_wide = self.facts.has_wide_embeddings and not self.mixes_embeddings
+        return math.sqrt((2.5 if is_wide else 1.0) * self.hidden_size)
 
     @property
     def mixes_embeddings(self) -> bool:
         """Whether a pass ends with a mixture of embeddings, so that the last stage needs them."""
-        return False
+        return self.facts.mixes(self.config.mixture)
 
     def plan(self, num_jacobi_iterations: int) -> PassPlan:
         """The passes of one forward with J sweeps."""
-        del num_jacobi_iterations
-        return PassPlan(slots=(1,))
+        return self.facts.plan(self.config.num_latent_thoughts, num_jacobi_iterations)
 
     def tokens_of_rows(self, tokens: Tensor) -> Tensor:
         """Tokens whose embeddings the first pass is made of: [B, S] -> [B, S * n]."""
@@ -142,8 +159,7 @@ class PonderMethod(nn.Module):
 
     def normalizes(self, index: int, plan: PassPlan) -> bool:
         """Whether pass `index` ends with the final norm."""
-        del index, plan
-        return True
+        return self.facts.norms_each_pass or plan.is_final(index)
 
     def leave(self, index: int, ended: PassRows, context: PassContext) -> PassRows:
         """Make what the next pass needs from the end of pass `index`, which is not the final one.
@@ -208,6 +224,14 @@ class PonderMethod(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the method's own weights to their start values."""
+
+
+def build_decider(config: PonderConfig, hidden_size: int) -> nn.Sequential:
+    """Build one network by which tokens halt, as the facts of the method describe it."""
+    decider = config.method.facts.decider
+    assert decider is not None, f"{config.method} does not halt"
+    inner, outputs = decider.inner(hidden_size), decider.outputs(config.num_latent_thoughts)
+    return nn.Sequential(nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, outputs))
 
 
 def in_float32(layers: nn.Sequential, hidden: Tensor) -> Tensor:

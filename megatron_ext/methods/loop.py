@@ -1,6 +1,5 @@
 """Looped language model: the layers run K + 1 times on their own output (definitions 4)."""
 
-import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -18,28 +17,12 @@ from megatron_ext.ponder.passes import PassPlan, iteration_plan
 class Loop(PonderMethod):
     """Nothing is injected or normed between the trips; the final norm comes once, at the end."""
 
-    iterates = True
-
-    @property
-    def embedding_scale(self) -> float:
-        """sqrt(2.5 H), or 1 unscaled."""
-        return math.sqrt(2.5 * self.hidden_size) if self.config.scale_embeds else 1.0
-
-    def plan(self, num_jacobi_iterations: int) -> PassPlan:
-        """K + 1 passes of one row per token."""
-        del num_jacobi_iterations
-        return iteration_plan(self.config.num_latent_thoughts)
-
     def enter(
         self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext
     ) -> PassRows:
         """The embeddings, then whatever the trip before has left."""
         del index, context
         return PassRows(rows=embed()) if handed is None else handed
-
-    def normalizes(self, index: int, plan: PassPlan) -> bool:
-        """Only at the very end."""
-        return plan.is_final(index)
 
     def leave(self, index: int, ended: PassRows, context: PassContext) -> PassRows:
         """The running hidden state as it is."""

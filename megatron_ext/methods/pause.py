@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from megatron_ext.methods.base import (
@@ -19,16 +20,6 @@ from megatron_ext.ponder.slots import interleave_pauses, split_slots
 
 class Pause(PonderMethod):
     """One pass over K + 1 rows per token; the last pause slot is read."""
-
-    @property
-    def embedding_scale(self) -> float:
-        """sqrt(H), on pause rows too, or 1 unscaled."""
-        return math.sqrt(self.hidden_size) if self.config.scale_embeds else 1.0
-
-    def plan(self, num_jacobi_iterations: int) -> PassPlan:
-        """One pass with all slots."""
-        del num_jacobi_iterations
-        return PassPlan(slots=(self.config.num_slots,))
 
     def tokens_of_rows(self, tokens: Tensor) -> Tensor:
         """Every token and its pauses: [B, S] -> [B, S * (K + 1)]."""

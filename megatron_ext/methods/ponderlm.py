@@ -1,6 +1,5 @@
 """PonderLM: a token's input is enriched, pass by pass, by the embeddings it predicts (definitions 3.1)."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -19,23 +18,6 @@ from megatron_ext.ponder.passes import PassPlan, iteration_plan
 
 class PonderLM(PonderMethod):
     """K times the layers' answer is fed back as an embedding; the answer to the last input is read."""
-
-    iterates = True
-
-    @property
-    def embedding_scale(self) -> float:
-        """sqrt(H), or 1 unscaled."""
-        return math.sqrt(self.hidden_size) if self.config.scale_embeds else 1.0
-
-    @property
-    def mixes_embeddings(self) -> bool:
-        """Unless the hidden state itself is fed back."""
-        return self.config.mixture is not Mixture.HIDDEN
-
-    def plan(self, num_jacobi_iterations: int) -> PassPlan:
-        """K + 1 passes of one row per token."""
-        del num_jacobi_iterations
-        return iteration_plan(self.config.num_latent_thoughts)
 
     def enter(
         self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext

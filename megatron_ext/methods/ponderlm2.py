@@ -1,6 +1,5 @@
 """PonderLM-2: latent thoughts refined by Jacobi iteration (definitions 2.1 to 2.4)."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -26,28 +25,13 @@ from megatron_ext.ponder.decode.think import (
     think_in_slots,
 )
 from megatron_ext.ponder.passes import PassPlan, jacobi_plan
+from megatron_ext.methods.sweeps import SlotDecision, read_by_sweeps
 from megatron_ext.ponder.residual import squared_change
 from megatron_ext.ponder.slots import merge_slots, rows_of_pass, split_slots
 
 
 class PonderLM2(PonderMethod):
     """K latent thoughts per token; the logits come from the last one."""
-
-    @property
-    def embedding_scale(self) -> float:
-        """sqrt(2.5 H), sqrt(H) where thoughts are mixtures, 1 unscaled (definitions 2.2)."""
-        if not self.config.scale_embeds:
-            return 1.0
-        return math.sqrt((1.0 if self.mixes_embeddings else 2.5) * self.hidden_size)
-
-    @property
-    def mixes_embeddings(self) -> bool:
-        """Unless the hidden state itself is the next thought."""
-        return self.config.mixture is not Mixture.HIDDEN
-
-    def plan(self, num_jacobi_iterations: int) -> PassPlan:
-        """Build-up, sweeps, final pass."""
-        return jacobi_plan(self.config.num_latent_thoughts, num_jacobi_iterations)
 
     def enter(
         self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext

@@ -5,13 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from megatron_ext.methods.base import (
-    Column,
-    PassContext,
-    PassRows,
-    Readout,
-    in_float32,
-)
+from megatron_ext.methods.base import Column, PassContext, PassRows, Readout, Mixer, PassContext, PassRows, Readout, RowRunner, build_decider, in_float32
+from megatron_ext.ponder.decode.think import Observer, Thought, ignore
 from megatron_ext.methods.ponderlm2 import PonderLM2
 from megatron_ext.ponder import halting
 from megatron_ext.ponder.config import PonderConfig
@@ -19,7 +14,6 @@ from megatron_ext.ponder.decode.think import Observer, SlotDecision, slots_above
 from megatron_ext.ponder.penalties import halting_penalty
 from megatron_ext.ponder.slots import merge_slots, split_slots
 
-ROUTER_REDUCTION = 4
 # The router starts with 0.9 of the probability on the last step: close to PonderLM-2 (definitions 2.7).
 LAST_STEP_ODDS = 9.0
 
@@ -27,16 +21,11 @@ LAST_STEP_ODDS = 9.0
 class PonderLM3(PonderLM2):
     """A router on slot 0 weighs the steps: softly in training, with hard pruning at inference."""
 
-    column = Column.LOG_WEIGHT
-
     def __init__(self, config: PonderConfig, hidden_size: int, *, decides: bool = True) -> None:
         """Build the router Linear(H, H/4), exact GELU, Linear(H/4, K + 1)."""
         super().__init__(config, hidden_size, decides=decides)
         if decides:
-            inner = hidden_size // ROUTER_REDUCTION
-            self.router = nn.Sequential(
-                nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, config.num_slots)
-            )
+            self.router = build_decider(config, hidden_size)
         self.reset_parameters()
 
     @torch.no_grad()

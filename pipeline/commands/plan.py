@@ -72,7 +72,7 @@ def plan(
     """
     set_up_logging()
 
-    from pipeline.cost.devices import DEVICES, GIB
+    from pipeline.cost.peaks import DEVICES, GIB
     from pipeline.cost.plan import Assumptions, plan_run, plan_values
     from pipeline.cost.suggest import on_devices, suggest
     from pipeline.cost.table import render_memory, render_plan, render_suggestions

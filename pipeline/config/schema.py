@@ -9,7 +9,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.ponder_section import PonderSection as PonderSection
 from pipeline.config.rules import broken_rules
@@ -347,7 +346,7 @@ class RunConfig(Section):
             vocab_size: tokens of the tokenizer; a pause token without an id of its own takes the row behind
                 them.
         """
-        reserves_a_row = self.ponder.method == Method.PAUSE and self.ponder.pause_token_id is None
+        reserves_a_row = self.ponder.method.facts.has_pause_tokens and self.ponder.pause_token_id is None
         return vocab_size + reserves_a_row
 
     def padded_vocab_size(self, vocab_size: int) -> int:

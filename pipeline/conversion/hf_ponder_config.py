@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import as_written
-from pipeline.config.rules_ponder import METHODS_WITH, default_of
+from pipeline.config.rules_ponder import default_of
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.hf_keys import CLASSES, TOKEN_IDS, ConfigKeys
 
@@ -54,7 +54,7 @@ _READING = ("prefill_tolerance", "prefill_sweeps")
 
 def settings_of_method(method: Method) -> list[str]:
     """Return the settings of `ponder` that decide what a trained model of a method computes."""
-    return [name for name in _PONDER if method in METHODS_WITH[name]]
+    return [name for name in _PONDER if name in method.facts.settings]
 
 
 def render_ponder_config(
@@ -85,7 +85,7 @@ def render_ponder_config(
     if model.architecture == "llama":
         # Llama's embedding of this token has no gradient.
         settings["pad_token_id"] = model.padding_token_id
-    if ponder.method is Method.PAUSE and ponder.pause_token_id is None:
+    if ponder.method.facts.has_pause_tokens and ponder.pause_token_id is None:
         # The row that is reserved behind the vocabulary.
         settings["pause_token_id"] = vocab_size
     return settings

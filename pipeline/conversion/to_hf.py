@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from megatron_ext.model.config import PonderTransformerConfig
-from megatron_ext.ponder.config import Method
 from megatron_ext.weights import entries
 from pipeline.checkpoint.checksums import digest_file, find_damage, read_checksums
 from pipeline.checkpoint.content import OPTIMIZER_PREFIXES
@@ -92,7 +91,7 @@ def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate
         token_ids = read_token_ids(tokenizer)
         _write_settings(partial, source, dtype=dtype, token_ids=token_ids)
         copy_files(files, partial)
-        if source.config.ponder.method is not Method.VANILLA:
+        if source.config.ponder.method.facts.ponders:
             _write_code_and_card(partial, source, account, evaluation, dtype=dtype, token_ids=token_ids)
         logits = compare_logits(
             HuggingFaceWeights(partial),
@@ -159,12 +158,12 @@ def _write_settings(
     partial: Path, source: _Source, *, dtype: torch.dtype, token_ids: Mapping[str, Any]
 ) -> None:
     name, vocab_size = str(dtype).removeprefix("torch."), source.model.vocab_size
-    if source.config.ponder.method is Method.VANILLA:
+    if source.config.ponder.method.facts.ponders:
+        settings = render_ponder_config(source.config, vocab_size=vocab_size, dtype=name, token_ids=token_ids)
+    else:
         settings = render_hf_config(
             source.config.model, vocab_size=vocab_size, dtype=name, token_ids=token_ids
         )
-    else:
-        settings = render_ponder_config(source.config, vocab_size=vocab_size, dtype=name, token_ids=token_ids)
     (partial / CONFIG_JSON).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 

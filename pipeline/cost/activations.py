@@ -1,10 +1,12 @@
-"""What a pass of one micro-batch keeps on a rank until its backward: layers, method, mixtures, readout."""
+"""What a pass of one micro-batch keeps on a rank until its backward: layers, method, mixtures, readout.
+
+The tensors of a layer are those that autograd keeps of :mod:`megatron_ext.model.layers`, in the order in
+which they are made. `python -m tests.bench memory` compares the sums with what is really allocated.
+"""
 
 from dataclasses import dataclass
 
-from megatron_ext.ponder.config import Method, Mixture
-from pipeline.cost.flops import GATE_WIDENING, ROUTER_NARROWING
-from pipeline.cost.layer_memory import layer_kept, layer_working
+from megatron_ext.ponder.config import Mixture
 from pipeline.cost.rank_sizes import BOOL, FLOAT32, RankSizes
 
 
@@ -46,11 +48,12 @@ def pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
         index: of the pass, from 0.
         stage: pipeline stage, from 0.
     """
-    rows = sizes.tokens * sizes.slots[index]
+    num_slots = sizes.plan.slots[index]
+    rows = sizes.tokens * num_slots
     num_layers = sizes.stage_layers[stage]
-    whole = layer_kept(sizes, rows, index)
+    whole = _layer_kept(sizes, rows, index)
     layers, again = num_layers * whole, 0.0
-    entered = sizes.hidden_bytes * sizes.slots[index]
+    entered = sizes.hidden_bytes * num_slots
     if sizes.recompute == "full":
         layers, again = num_layers * entered + _angles(sizes, rows), whole - entered
     if sizes.recompute == "per_pass":
@@ -62,10 +65,10 @@ def pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
         layers=layers,
         keys=_kept_keys(sizes, rows, index, num_layers),
         method=_sent(sizes, entered, stage) + (_method(sizes, index, entered) if is_last else 0),
-        noted=_noted(sizes, index, entered) if is_last else 0,
+        noted=_noted(sizes, index) if is_last else 0,
         vocabulary=mixed * mixture,
         again=again,
-        working=layer_working(sizes, rows, index) + _later_gradients(sizes, rows, index, num_layers),
+        working=_layer_working(sizes, rows, index) + _later_gradients(sizes, rows, index, num_layers),
         # Logits, their distance to the largest and its exponential, all in float32.
         mixing=mixed * max(3 * FLOAT32 - mixture, 0),
     )
@@ -73,10 +76,7 @@ def pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
 
 def mixture_rows(sizes: RankSizes, index: int) -> float:
     """Distributions that a pass makes for the next one, as numbers [rows, V / t]."""
-    if not sizes.mixes or index == sizes.num_passes - 1:
-        return 0
-    thoughts = sizes.slots[index + 1] - 1 if sizes.method.has_sweeps else 1
-    return thoughts * sizes.vocabulary_elements
+    return sizes.plan.rows_handed(index) * sizes.vocabulary_elements if sizes.mixes else 0
 
 
 def readout_bytes(sizes: RankSizes) -> float:
@@ -103,7 +103,7 @@ def _angles(sizes: RankSizes, rows: float) -> float:
 
 def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
     """Keys and values for halted tokens where attention is computed again and does not keep them itself."""
-    is_kept = sizes.method is Method.ADAPONDERLM and index < sizes.num_passes - 1
+    is_kept = sizes.facts.freezes_halted and not sizes.plan.is_final(index)
     if not is_kept or sizes.recompute == "none":
         return 0
     shape = sizes.shape
@@ -122,55 +122,48 @@ def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int)
     In one graph they go where autograd is at work, layer by layer; between graphs all layers' wait.
     """
     is_cut = sizes.recompute != "none" or sizes.num_stages > 1
-    if sizes.method is not Method.ADAPONDERLM or index == sizes.num_passes - 1 or not is_cut:
+    if not sizes.facts.freezes_halted or sizes.plan.is_final(index) or not is_cut:
         return 0
     return num_layers * rows * sizes.shape.key_value_size / sizes.tensor * sizes.value_bytes
 
 
 def _method(sizes: RankSizes, index: int, entered: float) -> float:
     """What the last stage makes of the hidden states of a pass, and keeps until the pass's backward."""
-    is_final = index == sizes.num_passes - 1
-    if is_final:
+    decided = _decider(sizes) if _decides_after(sizes, index) else 0
+    if sizes.plan.is_final(index):
         # Before and after the final norm; the mixture over steps.
-        mixed = sizes.hidden_bytes if sizes.method is Method.PONDERLM3 else 0
-        return 2 * entered + mixed + (_router(sizes) if sizes.method is Method.PONDERLM3 else 0)
-    if sizes.method is Method.LOOP:
+        mixed = sizes.hidden_bytes if sizes.facts.weighs_slots else 0
+        return 2 * entered + mixed + decided
+    if not sizes.facts.norms_each_pass:
         # The hidden states are the next pass's input.
         return 0
-    kept = entered
-    if sizes.method is Method.PONDERLM3:
-        kept += _router(sizes)
-    if sizes.method is Method.ADAPONDERLM:
-        kept += _gate(sizes)
-    if not sizes.method.has_sweeps:
+    kept = entered + decided
+    if sizes.facts.iterates:
         kept += entered
     if sizes.mixes:
         kept += sizes.hidden_bytes
     return kept
 
 
-def _noted(sizes: RankSizes, index: int, entered: float) -> float:
-    """Latent thoughts, remembered for the residual: all normed states of a pass while building up."""
-    if not sizes.method.has_sweeps or index == sizes.num_passes - 1:
-        return 0
-    return sizes.hidden_bytes * sizes.num_latent_thoughts if index >= sizes.num_latent_thoughts else entered
+def _noted(sizes: RankSizes, index: int) -> float:
+    """Latent thoughts that a pass hands on, remembered for the residual of the next sweep."""
+    return sizes.hidden_bytes * sizes.plan.rows_handed(index) if sizes.facts.has_sweeps else 0
 
 
-def _router(sizes: RankSizes) -> float:
-    """Slot 0 in float32, and the router's layer before and after its activation."""
-    hidden = sizes.shape.hidden_size
-    narrow = hidden // ROUTER_NARROWING
-    weights = FLOAT32 * hidden * narrow if sizes.value_bytes < FLOAT32 else 0
-    return sizes.own_tokens * FLOAT32 * (hidden + 2 * narrow) + weights
+def _decides_after(sizes: RankSizes, index: int) -> bool:
+    decider = sizes.facts.decider
+    return decider is not None and decider.is_read_after(index, sizes.plan)
 
 
-def _gate(sizes: RankSizes) -> float:
-    """The hidden state in float32, and the gate's layer before and after its activation."""
-    hidden = sizes.shape.hidden_size
-    wide = GATE_WIDENING * hidden
-    is_narrow = sizes.value_bytes < FLOAT32
-    weights = FLOAT32 * hidden * wide if is_narrow else 0
-    return sizes.own_tokens * FLOAT32 * (is_narrow * hidden + 2 * wide) + weights
+def _decider(sizes: RankSizes) -> float:
+    """What a router or a gate keeps: its input in float32, and its layer before and after the activation."""
+    decider, hidden = sizes.facts.decider, sizes.shape.hidden_size
+    assert decider is not None, "only methods that halt have one"
+    inner, is_narrow = decider.inner(hidden), sizes.value_bytes < FLOAT32
+    weights = FLOAT32 * hidden * inner if is_narrow else 0
+    # Slot 0 of several is a copy even where float32 needs none.
+    copied = hidden if is_narrow or sizes.facts.has_slots else 0
+    return sizes.own_tokens * FLOAT32 * (copied + 2 * inner) + weights
 
 
 def _sent(sizes: RankSizes, entered: float, stage: int) -> float:
@@ -178,3 +171,82 @@ def _sent(sizes: RankSizes, entered: float, stage: int) -> float:
     if sizes.num_stages == 1:
         return 0
     return entered if stage == sizes.num_stages - 1 else 2 * entered
+
+
+def _layer_kept(sizes: RankSizes, rows: float, index: int) -> float:
+    """Bytes that a layer keeps for backward, its input included.
+
+    Args:
+        sizes: the run.
+        rows: R of the pass, all of them.
+        index: of the pass.
+    """
+    return rows * (_norms(sizes) + _attention(sizes, index) + _mlp(sizes))
+
+
+def _layer_working(sizes: RankSizes, rows: float, index: int) -> float:
+    """Bytes that backward through a layer needs beside what the layers have kept.
+
+    The gradient of the hidden state, those inside the MLP, which comes first, and the gradient of one weight.
+    """
+    shape, value = sizes.shape, sizes.value_bytes
+    inner = shape.ffn_hidden_size / sizes.tensor
+    hidden = shape.hidden_size / _token_split(sizes)
+    weight = shape.hidden_size * inner * value
+    working = rows * value * (2 * hidden + (2 if shape.is_gated else 1) * inner) + weight
+    if sizes.recompute == "selective":
+        attention = rows * value * (hidden + _attended(sizes, index) * 7)
+        working = max(working, attention - rows * value * (2 if not shape.is_gated else 5) * inner)
+    return working
+
+
+def _token_split(sizes: RankSizes) -> int:
+    return sizes.tensor if sizes.shards_tokens else 1
+
+
+def _norms(sizes: RankSizes) -> float:
+    """Per row: the input and the output of both norms; a parallel residual has one input for both."""
+    shape, value = sizes.shape, sizes.value_bytes
+    num_inputs = 1 if shape.architecture == "gpt_neox" else 2
+    outputs = 2 * value * shape.hidden_size
+    if shape.has_biases or sizes.has_fused_norms:
+        inputs: float = num_inputs * value * shape.hidden_size
+    else:
+        # Several operations: the input and the normed input, both in float32.
+        inputs = num_inputs * 2 * FLOAT32 * shape.hidden_size
+    return (outputs + inputs) / _token_split(sizes)
+
+
+def _attention(sizes: RankSizes, index: int) -> float:
+    """Per row: what the product of queries and keys takes, the attended values, and the rotary factors."""
+    shape, value = sizes.shape, sizes.value_bytes
+    query, key = shape.query_size / sizes.tensor, shape.key_value_size / 2 / sizes.tensor
+    heads = shape.num_attention_heads / sizes.tensor
+    # cos and sin, once for queries and once for keys.
+    rotary = 4 * sizes.rotary_size * value
+    # The values are a view of the fused product, and keep all of it.
+    taken = query + key + (query + 2 * key)
+    if sizes.has_kept_keys(index):
+        taken = query + 2 * key
+    is_weighted = sizes.has_weighted_keys(index)
+    if sizes.recompute == "selective":
+        return rotary + value * (taken + query)
+    if is_weighted:
+        taken = (query + 2 * key) * sizes.weighted_head_size / shape.kv_channels
+    # Without the columns of log w, and with documents put together, it is copied.
+    is_copied = is_weighted or sizes.separates_documents
+    attended = _attended(sizes, index) + (query if is_copied else 0)
+    return rotary + value * (taken + attended) + FLOAT32 * heads
+
+
+def _attended(sizes: RankSizes, index: int) -> float:
+    """Channels per row of the fused attention's output."""
+    shape = sizes.shape
+    size = sizes.weighted_head_size if sizes.has_weighted_keys(index) else shape.kv_channels
+    return shape.num_attention_heads * size / sizes.tensor
+
+
+def _mlp(sizes: RankSizes) -> float:
+    """Per row: before and after the activation; of a gated MLP both halves, their parts and their product."""
+    num_kept = 5 if sizes.shape.is_gated else 2
+    return num_kept * sizes.value_bytes * sizes.shape.ffn_hidden_size / sizes.tensor

@@ -123,7 +123,7 @@ def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -
 
     rounds = min(sizes.num_micro_batches, ROUNDS_IN_FLIGHT * sizes.num_stages)
     timeline = looping_timeline(
-        sizes.num_stages, rounds, sizes.slots, backward_per_forward=backward_time(sizes.recompute)
+        sizes.num_stages, rounds, sizes.plan.slots, backward_per_forward=backward_time(sizes.recompute)
     )
     final = sizes.num_passes - 1
     readout = readout_bytes(sizes) if stage == sizes.num_stages - 1 else 0.0
@@ -172,4 +172,4 @@ def _gathered(sizes: RankSizes) -> float:
     """Megatron's buffer that sequence parallelism gathers the largest pass's rows into; it is never freed."""
     if not sizes.shards_tokens:
         return 0
-    return sizes.tokens * max(sizes.slots) * sizes.shape.hidden_size * sizes.value_bytes
+    return sizes.tokens * max(sizes.plan.slots) * sizes.shape.hidden_size * sizes.value_bytes

@@ -1,8 +1,12 @@
-"""Dense peak speed of accelerators, from their makers' data sheets, by the name that CUDA gives them."""
+"""Dense peak speed and memory of accelerators, from their makers' data sheets."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+GIB = 2**30
+MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +34,8 @@ H100_SXM = _peak(989.4, 66.9)
 A100 = _peak(311.9, 19.5)
 RTX_4090 = _peak(165.2, 82.6)
 
-# NVIDIA's data sheets. The first pattern that is found in a name counts, so that boards with less power
-# stand before the SXM modules of their chip.
+# NVIDIA's data sheets. The first pattern found in a name counts, so boards with less power come before the
+# SXM modules of their chip.
 PEAKS: tuple[tuple[str, DensePeak], ...] = (
     (r"\bGB200\b", _peak(2500.0, 80.0)),
     (r"\bB200\b", _peak(2250.0, 80.0)),
@@ -57,11 +61,43 @@ def dense_peak(device_name: str) -> DensePeak | None:
     """Find the peak of a device.
 
     Args:
-        device_name: such as ``NVIDIA H100 80GB HBM3``.
+        device_name: as CUDA reports it, such as ``NVIDIA H100 80GB HBM3``.
     Returns:
-        None for a device that is not in the table, a slice of one (MIG), and a CPU: its utilisation is not
-        known, and not guessed.
+        None for a device that is not in the table, a slice of one (MIG), and a CPU: their utilisation is
+        unknown, and not guessed.
     """
     if "MIG" in device_name:
         return None
     return next((peak for pattern, peak in PEAKS if re.search(pattern, device_name)), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One accelerator that a run can be planned for.
+
+    Attributes:
+        name: used on the command line.
+        memory_bytes: what nvidia-smi shows as total.
+        peak: dense matrix products per second.
+    """
+
+    name: str
+    memory_bytes: int
+    peak: DensePeak
+
+
+def _device(name: str, memory_mib: int, peak: DensePeak) -> Device:
+    return Device(name=name, memory_bytes=memory_mib * MIB, peak=peak)
+
+
+# The SXM versions and the RTX 4090; memory as nvidia-smi shows it.
+DEVICES: Mapping[str, Device] = {
+    device.name: device
+    for device in (
+        _device("h100-80g", 81_559, H100_SXM),
+        _device("h200-141g", 143_771, H100_SXM),
+        _device("a100-80g", 81_920, A100),
+        _device("a100-40g", 40_960, A100),
+        _device("rtx4090-24g", 24_564, RTX_4090),
+    )
+}

@@ -6,9 +6,9 @@ from typing import Any
 
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account, mean_training_sweeps
-from pipeline.cost.devices import Device
-from pipeline.cost.flop_counts import TrainingFlops
+from pipeline.cost.flops import TrainingFlops
 from pipeline.cost.memory import RankMemory, rank_memories
+from pipeline.cost.peaks import Device
 from pipeline.cost.rank_sizes import rank_sizes
 
 SECONDS_PER_DAY = 86_400
@@ -107,7 +107,7 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
     )
     training = account.training_flops(sweeps)
     device = assumptions.device
-    peak = device.float32_flops if config.training.precision == "fp32" else device.bfloat16_flops
+    peak = device.peak.at(config.training.precision)
     least = 0 if account.halts else account.num_latent_thoughts
     mean_steps = assumptions.mean_steps
     return RunPlan(

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from pipeline.cost.devices import GIB
 from pipeline.cost.memory import RankMemory
+from pipeline.cost.peaks import GIB
 from pipeline.cost.plan import RunPlan
 from pipeline.cost.suggest import Suggestion
 from pipeline.run.summary import metric

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from megatron_ext.model.micro_batch import ForwardSettings
-from megatron_ext.ponder.config import Method
 from megatron_ext.ponder.passes import draw_jacobi_iterations, scheduled_jacobi_iterations
 from megatron_ext.ponder.penalties import ramp
 from pipeline.config.schema import RunConfig
@@ -48,7 +47,7 @@ def step_settings(config: RunConfig, *, iteration: int, consumed_tokens: int) ->
     ponder = config.ponder
     risen = ramp(iteration, *ponder.penalty_ramp)
     weight, fraction = ponder.penalty_weight * risen, ponder.bottom_k_fraction
-    if ponder.method is Method.ADAPONDERLM:
+    if ponder.method.facts.ramps_fraction:
         # Here the fraction rises instead, under the whole weight (definitions 3.2).
         has_begun = iteration >= ponder.penalty_ramp[0]
         weight, fraction = ponder.penalty_weight * has_begun, ponder.bottom_k_fraction * risen

@@ -125,7 +125,7 @@ class _Sums:
 
     def _run_forwards(self, batch: TokenBatch) -> None:
         """The soft mask of PonderLM-3 knows no threshold; the mask of AdaPonderLM does."""
-        if self._forwards and self._model.config.ponder.method is not Method.ADAPONDERLM:
+        if self._forwards and not self._model.config.ponder.method.facts.freezes_halted:
             return
         is_first = not self._forwards
         self._forwards = {

@@ -153,8 +153,9 @@ def test_every_phase_costs_what_torch_counts(
     passes = phases_of_forward(model)
 
     flops = account.training_flops(SWEEPS)
-    num_build_up = len(account.build_up_rows)
-    beside = flops.router + flops.gates + flops.mixture + flops.weight_columns + flops.masked
+    plan = account.plan(SWEEPS)
+    num_build_up = sum(plan.phase(index) == "build_up" for index in range(plan.num_passes))
+    beside = flops.decider + flops.mixture + flops.weight_columns + flops.masked
     assert sum(passes) == pytest.approx(flops.dense / 3, rel=1e-6)
     # Only what stands beside the phases could hide an error of one in another.
     for phase, counted in (
@@ -172,12 +173,9 @@ def test_phases_without_anything_beside_them_are_exact(groups: ParallelGroups, m
     account = account_of(model, seq_length=LENGTH)
     passes = phases_of_forward(model)
     flops = account.training_flops(SWEEPS)
-    rows = [
-        *account.build_up_rows,
-        *(account.final_rows for _ in range(len(passes) - len(account.build_up_rows))),
-    ]
-    masked = [4 * 2 * 32 * n * (n * LENGTH - 1) / 2 for n in rows]
-    num_build_up = len(account.build_up_rows)
+    plan = account.plan(SWEEPS)
+    masked = [4 * 2 * 32 * n * (n * LENGTH - 1) / 2 for n in plan.slots]
+    num_build_up = sum(plan.phase(index) == "build_up" for index in range(plan.num_passes))
 
     assert sum(passes[:num_build_up]) == pytest.approx(flops.build_up / 3 + sum(masked[:num_build_up]))
     assert sum(passes[num_build_up:-1]) == pytest.approx(flops.sweeps / 3 + sum(masked[num_build_up:-1]))
