@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluation.compare.curve import CurvePoint, PruningCurve, front, load_curve, save_curve
-from pipeline.evaluation.compare.plot import render_png
 from pipeline.evaluation.compare.table import comparison_values, labels_of, same_text
 from pipeline.shared.errors import DataError
 
@@ -70,11 +69,3 @@ def test_the_figures_say_which_points_are_on_the_front() -> None:
 
     assert [run["label"] for run in values["runs"]] == ["a", "b"]
     assert [run["points"][0]["is_on_front"] for run in values["runs"]] == [True, False]
-
-
-def test_the_plot_is_a_png() -> None:
-    image = render_png(
-        [curve(point(1e9, 3.0, 0.5), point(2e9, 2.0, 1e-4)), curve(point(3e9, 1.0))], ["a", "b"]
-    )
-
-    assert image.startswith(b"\x89PNG")
