@@ -14,6 +14,7 @@ import ray.util
 from cluster.job_spec import JobSpec
 from cluster.on_ray.job_status import NodeReport, Orders, Verdict
 from cluster.on_ray.node_ranks import NodeRanks, Rendezvous
+from pipeline.shared.ports import free_port
 
 REPORT_SECONDS = 1.0
 _POLL_SECONDS = 0.2
@@ -58,7 +59,7 @@ def _meet(board: Any) -> tuple[Path, Rendezvous]:
     chosen = None
     if node == 0:
         folder = ray.get(board.open_attempt.remote())
-        chosen = (str(folder), _own_address(), _free_port())
+        chosen = (str(folder), _own_address(), free_port())
     folder, address, port = ray.train.collective.broadcast_from_rank_zero(chosen)
     return Path(folder), Rendezvous(address=address, port=port, node=node)
 
@@ -66,12 +67,6 @@ def _meet(board: Any) -> tuple[Path, Rendezvous]:
 def _own_address() -> str:
     address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     return address
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 class _Node:

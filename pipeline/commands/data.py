@@ -1,6 +1,5 @@
 """`megaponder data`: raw text to token shards, and a look at them."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,8 +16,8 @@ from pipeline.commands.text_source import (
     TextField,
     choose_source,
 )
-from pipeline.shared.console import open_bar
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.progress import open_bar
 
 app = typer.Typer(no_args_is_help=True, help="Turn raw text into token shards, and look at them.")
 
@@ -101,7 +100,7 @@ def prepare(
     """
     from data_prep.manifest import PrepareSettings
     from data_prep.preparation import PrepareRequest
-    from data_prep.progress import build_progress
+    from data_prep.progress import PrepareProgress
     from data_prep.run import prepare as prepare_shards
 
     set_up_logging()
@@ -120,7 +119,7 @@ def prepare(
         max_bad_records=max_bad_records,
         overwrite=overwrite,
     )
-    prepare_shards(request, build_progress(Console(stderr=True)))
+    prepare_shards(request, PrepareProgress(Console(stderr=True)))
     typer.echo(f"tokens and manifest are in {output}")
 
 
@@ -189,9 +188,8 @@ def index(
         if not splits:
             typer.echo(f"{path}: Megatron's files and rows need no index")
         for split in splits:
-            with open_bar() as bar:
-                task = bar.add_task(f"indexing {split.name}", total=len(split.shards))
-                indexed = index_split(split, on_shard=partial(bar.advance, task))
+            with open_bar(f"indexing {split.name}", total=len(split.shards)) as bar:
+                indexed = index_split(split, on_shard=bar.advance)
             how = f"made in {indexed.seconds:.1f} s" if indexed.is_new else "is there already"
             typer.echo(
                 f"{path} {split.name}: index of {len(split.shards):,} shards with {indexed.num_tokens:,} "

@@ -13,8 +13,6 @@ import typer
 from pipeline.ranks.environment import Ranks
 from pipeline.shared.errors import UserError
 
-PROGRESS_LOGGER = "pipeline.run.progress"
-
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -75,12 +73,6 @@ def set_up_logging(*, speaks: bool = True) -> None:
     # That apex and Transformer Engine are absent is said once by our own log; the rest is Megatron's to mend.
     for module in (r"megatron\.core", r"torch\.distributed\.checkpoint"):
         warnings.filterwarnings("ignore", module=module)
-    # Scripts parse Megatron's line as Megatron writes it: nothing stands before its own time stamp.
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    progress = logging.getLogger(PROGRESS_LOGGER)
-    progress.handlers = [handler]
-    progress.propagate = False
 
 
 def speaks() -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.metrics import names
 from pipeline.metrics.records import SweepPoint, TrainingRecord, ValidationRecord
+from pipeline.shared.json_lines import parse_json_lines
 
 METRICS_FILE = "metrics.jsonl"
 TRAINING = "training"
@@ -109,16 +110,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         ValueError: a line before the last is not a JSON object.
     """
     kept: dict[str, list[dict[str, Any]]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(
-                f"{path}:{number} must be a JSON object, but is {line[:80]!r}; remove it"
-            ) from error
+    for event in parse_json_lines(path.read_text(encoding="utf-8"), place=str(path)):
         events = kept.setdefault(event["event"], [])
         while events and events[-1]["iteration"] >= event["iteration"]:
             events.pop()

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from types import FrameType
 from pipeline.ranks.process import AGREED_CODES, code_of, die_with_parent, first_failed
 from pipeline.ranks.signals import STOP_SIGNALS
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.ports import free_port
 
 __all__ = ["run_ranks"]
 
@@ -136,7 +136,7 @@ class _Launcher:
         environment: Mapping[str, str],
         logs: Sequence[Path] | None,
     ) -> None:
-        port = _free_port()
+        port = free_port()
         for rank in range(num_ranks):
             if self.was_told_to_stop:
                 return
@@ -228,9 +228,3 @@ def _rank_variables(rank: int, num_ranks: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,5 +1,6 @@
 """A rank that dies or hangs in the middle of a pass ends the whole job, and is named."""
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.multiprocess
 
 # Ranks of a busy machine start seconds apart, and the first waits for the last.
 TIMEOUT_SECONDS = 15
-# Nobody waits for a rank that has died, so that this plays no part.
+# A rank that has died is not waited for, so this limit plays no part.
 VERY_LONG = 3600
 ON_STAGES = ("parallel.tensor=1", "parallel.pipeline=2", "training.micro_batch_size=4")
 JOBS = {
@@ -34,7 +35,7 @@ JOBS = {
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Running]]:
-    """All under way at the same time, because most of it is waiting."""
+    """All running at the same time, because they mostly wait."""
     folder = tmp_path_factory.mktemp("jobs")
     source = write_corpus(folder / "text")
     tokenizer = train_small_tokenizer(source, folder / "tokenizer.model")
@@ -73,13 +74,13 @@ def test_a_rank_that_dies_is_named_and_ends_the_job(
 
 
 def test_the_other_rank_knows_that_its_neighbour_has_died(finished: dict[str, Finished]) -> None:
-    assert "LostRanksError: rank 0 of 2 waited in vain, and ranks [1]" in finished["stage 1 dies"].stderr
+    assert re.search(r"LostRanksError: .*rank 0 of 2 .*ranks \[1\]", finished["stage 1 dies"].stderr)
 
 
 def test_a_rank_that_hangs_is_named_and_ends_the_job(finished: dict[str, Finished]) -> None:
     hung = finished["stage 0 hangs"]
     assert hung.exit_code == 75
-    assert "LostRanksError: rank 1 of 2 waited in vain, and ranks [0]" in hung.stderr
+    assert re.search(r"LostRanksError: .*rank 1 of 2 .*ranks \[0\]", hung.stderr)
     assert "ranks [0] did not leave in time and are killed" in hung.stderr
 
 
@@ -88,7 +89,7 @@ def test_the_watchdog_names_a_rank_that_hangs_and_asks_to_be_started_again(
 ) -> None:
     watched = finished["stage 0 hangs, watched"]
     assert watched.exit_code == 75
-    assert "all other ranks wait for rank 0 (iteration 2, at " in watched.stderr
+    assert "rank 0 (iteration 2, at " in watched.stderr
 
 
 @pytest.mark.parametrize(("rank", "place"), [(0, "failing_training.py"), (1, "p2p_communication.py")])

@@ -7,7 +7,6 @@ take one call after another, and tests share them.
 import gc
 import os
 import queue
-import socket
 import sys
 import time
 import traceback
@@ -17,6 +16,8 @@ from typing import Any, Self
 
 import torch
 import torch.multiprocessing as multiprocessing
+
+from pipeline.shared.ports import free_port
 
 __all__ = ["RankPool", "SharedRanks", "run_alone", "run_on_ranks"]
 
@@ -56,7 +57,7 @@ class RankPool:
             world_size: number of ranks; 1 is a plain case.
         """
         context = multiprocessing.get_context("spawn")
-        port = _free_port()
+        port = free_port()
         self._results: Any = context.Queue()
         self._calls: list[Any] = [context.Queue() for _ in range(world_size)]
         self._processes = [
@@ -146,12 +147,6 @@ class SharedRanks:
         """End all ranks."""
         for pool in self._pools.values():
             pool.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _serve(rank: int, world_size: int, port: int, calls: Any, results: Any) -> None:
