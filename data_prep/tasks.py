@@ -17,7 +17,7 @@ from data_prep.tokenizers.long_documents import encode_long
 from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.shared.errors import DataError
-from pipeline.shared.files import room_needed
+from pipeline.shared.files import disk_full_as_data_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ def tokenize_shard(task: ShardTask) -> TaskReport | StoppedTask:
     tokenizer = _load_tokenizer(task.tokenizer, task.tokenizer_sha256)
     omissions = _Omissions()
     try:
-        with room_needed(task.output):
+        with disk_full_as_data_error(task.output):
             written = _write_shard(task, tokenizer, omissions)
     except _TooManyBadRecordsError:
         return StoppedTask(rejected=tuple(omissions.rejected))

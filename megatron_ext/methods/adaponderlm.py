@@ -6,8 +6,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from megatron_ext.methods.base import Mixer, PassContext, PassRows, Readout, RowRunner, build_decider, in_float32
-from megatron_ext.ponder.decode.think import Thought, ignore
+from megatron_ext.methods.base import (
+    Mixer,
+    PassContext,
+    PassRows,
+    Readout,
+    build_decider,
+    in_float32,
+)
 from megatron_ext.methods.ponderlm import PonderLM
 from megatron_ext.ponder.config import PonderConfig
 from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_until_halted

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.parallel.tensor import TensorAxis
-from megatron_ext.ponder.config import PonderConfig
+from megatron_ext.ponder.config import MethodFacts, PonderConfig
 from megatron_ext.ponder.decode.sweeps import PromptTokens
 from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_in_rows
-from megatron_ext.ponder.config import MethodFacts, PonderConfig
 from megatron_ext.ponder.passes import PassPlan
 
 Mixer = Callable[[Tensor], Tensor]

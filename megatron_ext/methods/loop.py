@@ -11,7 +11,6 @@ from megatron_ext.methods.base import (
     PonderMethod,
 )
 from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_in_loops
-from megatron_ext.ponder.passes import PassPlan, iteration_plan
 
 
 class Loop(PonderMethod):

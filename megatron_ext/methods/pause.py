@@ -1,8 +1,5 @@
 """Pause tokens: K copies of one token after every token give the model time to answer (definitions 4)."""
 
-import math
-
-import torch
 from torch import Tensor
 
 from megatron_ext.methods.base import (
@@ -14,7 +11,6 @@ from megatron_ext.methods.base import (
 )
 from megatron_ext.ponder.decode.sweeps import PromptTokens, read_all_rows
 from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore
-from megatron_ext.ponder.passes import PassPlan
 from megatron_ext.ponder.slots import interleave_pauses, split_slots
 
 

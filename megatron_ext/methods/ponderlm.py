@@ -13,7 +13,6 @@ from megatron_ext.methods.base import (
 )
 from megatron_ext.ponder.config import Mixture, Residual
 from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_by_feedback
-from megatron_ext.ponder.passes import PassPlan, iteration_plan
 
 
 class PonderLM(PonderMethod):

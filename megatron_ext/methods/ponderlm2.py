@@ -13,7 +13,6 @@ from megatron_ext.methods.base import (
     PonderMethod,
     Readout,
 )
-from megatron_ext.ponder.config import Mixture
 from megatron_ext.ponder.decode.sweeps import PromptTokens, read_by_sweeps
 from megatron_ext.ponder.decode.think import (
     Observer,
@@ -24,8 +23,6 @@ from megatron_ext.ponder.decode.think import (
     ignore,
     think_in_slots,
 )
-from megatron_ext.ponder.passes import PassPlan, jacobi_plan
-from megatron_ext.methods.sweeps import SlotDecision, read_by_sweeps
 from megatron_ext.ponder.residual import squared_change
 from megatron_ext.ponder.slots import merge_slots, rows_of_pass, split_slots
 

@@ -5,8 +5,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from megatron_ext.methods.base import Column, PassContext, PassRows, Readout, Mixer, PassContext, PassRows, Readout, RowRunner, build_decider, in_float32
-from megatron_ext.ponder.decode.think import Observer, Thought, ignore
+from megatron_ext.methods.base import (
+    PassContext,
+    PassRows,
+    Readout,
+    build_decider,
+    in_float32,
+)
 from megatron_ext.methods.ponderlm2 import PonderLM2
 from megatron_ext.ponder import halting
 from megatron_ext.ponder.config import PonderConfig

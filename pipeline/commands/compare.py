@@ -2,14 +2,14 @@
 
 import json
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.commands.shared import examples, set_up_logging, speaks
-from pipeline.shared.console import open_bar, table_console
+from pipeline.shared.console import table_console
+from pipeline.shared.progress import open_bar
 
 EPILOG = examples(
     "megaponder compare runs/vanilla runs/ponderlm2 runs/ponderlm3",
@@ -76,9 +76,9 @@ def compare(
     found = [find_run(path) for path in runs]
     curves = []
     for run in found:
-        with open_bar(speaks=is_first) as bar:
-            task = bar.add_task(f"evaluating {run.folder.name}", total=len(wanted.thresholds_of(run.config)))
-            curves.append(curve_of(run, wanted, speaks=is_first, advance=partial(bar.advance, task)))
+        total = len(wanted.thresholds_of(run.config))
+        with open_bar(f"evaluating {run.folder.name}", total=total, speaks=is_first) as bar:
+            curves.append(curve_of(run, wanted, speaks=is_first, advance=bar.advance))
     if not is_first:
         return
     labels = labels_of(curves, runs)

@@ -1,4 +1,4 @@
-"""Arguments and habits that several commands have in common."""
+"""Arguments and functions that several commands share."""
 
 import logging
 import sys
@@ -13,14 +13,12 @@ import typer
 from pipeline.ranks.environment import Ranks
 from pipeline.shared.errors import UserError
 
-PROGRESS_LOGGER = "pipeline.run.progress"
-
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE...",
-        help="Settings that win over the file: group.key=value, or Megatron's name (train-iters=100). "
-        "Values are YAML; the last one counts.",
+        help="Settings that override the file: group.key=value, or Megatron's name (train-iters=100). "
+        "Values are YAML; the last one wins.",
         show_default=False,
     ),
 ]
@@ -49,14 +47,14 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        # Every rank meets the same error; the first one reports it.
+        # Every rank has the same error; rank 0 reports it.
         if Ranks.from_environment().rank == 0:
             typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
 
 
 def examples(*lines: str) -> str:
-    """Lay out example command lines for the end of a help text."""
+    """Return example command lines for the end of a help text."""
     return "\n\n".join(["Examples:", *lines])
 
 
@@ -64,7 +62,7 @@ def set_up_logging(*, speaks: bool = True) -> None:
     """Send the program's log to standard error.
 
     Args:
-        speaks: False for ranks other than the first, which only warn.
+        speaks: False for ranks other than the first, which only log warnings.
     """
     logging.basicConfig(
         level=logging.INFO if speaks else logging.WARNING,
@@ -72,17 +70,11 @@ def set_up_logging(*, speaks: bool = True) -> None:
         datefmt="%H:%M:%S",
     )
     logging.getLogger("megatron").setLevel(logging.WARNING)
-    # That apex and Transformer Engine are absent is said once by our own log; the rest is Megatron's to mend.
+    # Our own log reports once that apex and Transformer Engine are absent; the rest is for Megatron to fix.
     for module in (r"megatron\.core", r"torch\.distributed\.checkpoint"):
         warnings.filterwarnings("ignore", module=module)
-    # Scripts parse Megatron's line as Megatron writes it: nothing stands before its own time stamp.
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    progress = logging.getLogger(PROGRESS_LOGGER)
-    progress.handlers = [handler]
-    progress.propagate = False
 
 
 def speaks() -> bool:
-    """Return whether this process is the first rank, the one that shows results."""
+    """Return whether this process is rank 0, which prints results."""
     return Ranks.from_environment().rank == 0

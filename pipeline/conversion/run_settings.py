@@ -10,8 +10,6 @@ from pipeline.config.load import build_config, setting_paths
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.rules_ponder import default_of
 from pipeline.config.schema import RunConfig
-from pipeline.config.start_section import POSSIBLE_SOURCES
-from pipeline.config.validate import build_config, setting_paths
 from pipeline.conversion.hf_config import SourceModel
 from pipeline.shared.errors import ConversionError
 from pipeline.step.megatron_config import transformer_config

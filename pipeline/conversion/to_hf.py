@@ -13,10 +13,9 @@ import torch
 
 from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.weights import entries
-from pipeline.checkpoint.checksums import digest_file, find_damage, read_checksums
+from pipeline.checkpoint.checksums import describe_damage, digest_file, find_damage, read_checksums
 from pipeline.checkpoint.content import OPTIMIZER_PREFIXES
 from pipeline.checkpoint.folder import CONFIG_NAME
-from pipeline.checkpoint.resuming import describe
 from pipeline.checkpoint.state import TrainState, read_train_state
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
@@ -137,7 +136,9 @@ def _open(checkpoint: Path) -> _Source:
     """Make sure that a checkpoint can be exported."""
     damage = find_damage(checkpoint)
     if damage:
-        raise ConversionError(f"{checkpoint} must be whole, but {describe(damage)}; use another checkpoint")
+        raise ConversionError(
+            f"{checkpoint} must be intact, but {describe_damage(damage)}; use another checkpoint"
+        )
     config = _with_vocabulary(load_config(checkpoint / CONFIG_NAME))
     assert config.model.vocab_size is not None, "just filled in"
     model = converted_model(config, config.model.vocab_size)

@@ -1,4 +1,7 @@
-"""The hash of a global batch, of which every data-parallel rank has read a share."""
+"""The hash of a global batch: shows whether two runs were trained on the same tokens in the same order.
+
+M = micro-batches of a rank, B = rows of a micro-batch.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,11 +16,11 @@ from pipeline.data.dataset import TokenRows
 
 
 def gather_data_hash(rows: Sequence[TokenRows], group: dist.ProcessGroup) -> str:
-    """Hash what all ranks of the data-parallel group have read together; all of them call it.
+    """Return the hash of a global batch; all ranks of the data-parallel group call it together.
 
     Args:
-        rows: this rank's micro-batches of one global batch.
-        group: the data-parallel group; 32 bytes a row go over it.
+        rows: this rank's micro-batches of the global batch.
+        group: the data-parallel group, over which 32 bytes per row are sent.
     """
     own = torch.from_numpy(row_digests(rows).copy()).to(device())
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
@@ -31,7 +34,7 @@ _HASH_CHARACTERS = 16
 
 
 def row_digests(micro_batches: Sequence[TokenRows]) -> NDArray[np.uint8]:
-    """Hash every row that a rank has read of a global batch.
+    """Hash each of a rank's rows of a global batch.
 
     Args:
         micro_batches: M times B rows.
@@ -48,7 +51,7 @@ def row_digests(micro_batches: Sequence[TokenRows]) -> NDArray[np.uint8]:
 
 
 def combine_digests(digests: Sequence[NDArray[np.uint8]]) -> str:
-    """Hash a global batch from the digests of its rows, the same however ranks shared it out.
+    """Combine the digests of rows to the hash of a global batch, the same for any number of ranks.
 
     Args:
         digests: [M, B, 32] of each data-parallel rank.

@@ -1,11 +1,11 @@
-"""What the training loop hands to every sink."""
+"""The records of a run's measurements, and the interface of the sinks that they are written to."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-# Beyond this loss the perplexity is a meaningless overflow; Megatron-LM cuts at the same value.
+# The perplexity of larger losses would be meaningless; Megatron-LM caps at the same value.
 MAX_LOSS_FOR_PERPLEXITY = 20.0
 
 
@@ -14,11 +14,11 @@ class TrainingRecord:
     """One logging interval of training.
 
     ``loss`` is the mean in nats per labelled token over the interval, ``elapsed_seconds`` the mean per
-    iteration, ``tflops_per_device`` model TFLOP/s (recomputation not counted), ``mfu`` and ``hfu`` shares
-    of the device's dense peak, for what the method asks for and for what is computed. ``None``: it was not
-    measured, or the peak is not known.
-    ``data_hash`` names the tokens of the last iteration's global batch. ``scalars`` are further curves by
-    tag; ``steps_count`` the tokens by the number of steps they took.
+    iteration, ``tflops_per_device`` model TFLOP/s (without recomputation); ``mfu`` and ``hfu`` are shares of
+    the device's dense peak, for the operations of the method and for those computed. ``None`` means not
+    measured, or an unknown peak.
+    ``data_hash`` identifies the tokens of the last iteration's global batch. ``scalars`` are further curves
+    by tag, ``steps_count`` the number of tokens by the number of steps they took.
     """
 
     iteration: int
@@ -47,14 +47,14 @@ class TrainingRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPoint:
-    """The held-out split under one limit.
+    """The loss on the held-out split under one limit.
 
     Attributes:
         kind: tokens take at most `value` steps, or halt at the threshold `value`.
-        value: see there.
+        value: of the limit.
         loss: nats per labelled token.
-        mean_steps: steps that tokens took.
-        flops_per_token: operations of a decoder at those steps.
+        mean_steps: mean number of steps of the tokens.
+        flops_per_token: operations of a decoder at these steps.
     """
 
     kind: Literal["steps", "tau"]
@@ -65,12 +65,12 @@ class SweepPoint:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the loss, cut where it would only overflow."""
+        """The exponential of the loss, capped where it would overflow."""
         return perplexity_of(self.loss)
 
 
 def perplexity_of(loss: float) -> float:
-    """Return the exponential of a loss, cut where it would only overflow."""
+    """Return the exponential of a loss, capped where it would overflow."""
     return math.nan if math.isnan(loss) else math.exp(min(MAX_LOSS_FOR_PERPLEXITY, loss))
 
 
@@ -78,7 +78,7 @@ def perplexity_of(loss: float) -> float:
 class ValidationRecord:
     """One evaluation on the held-out split, made after ``iteration``; ``loss`` in nats per labelled token.
 
-    ``sweep`` is the same under limits, where they were tried.
+    ``sweep`` has the losses under limits, if they were measured.
     """
 
     iteration: int
@@ -90,37 +90,37 @@ class ValidationRecord:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the loss, cut where it would only overflow."""
+        """The exponential of the loss, capped where it would overflow."""
         return perplexity_of(self.loss)
 
 
 class MetricsSink(Protocol):
-    """Something that takes records in."""
+    """A destination of records."""
 
     def write_training(self, record: TrainingRecord) -> None:
-        """Take in one logging interval."""
+        """Write one logging interval."""
 
     def write_validation(self, record: ValidationRecord) -> None:
-        """Take in one evaluation."""
+        """Write one evaluation."""
 
     def close(self) -> None:
-        """Write what is held back and let go of files."""
+        """Flush and close files."""
 
 
 class SinkGroup:
-    """Hand every record to several sinks. An empty group is the sink of the ranks that do not write."""
+    """Several sinks as one. An empty group is the sink of ranks that do not write."""
 
     def __init__(self, sinks: Sequence[MetricsSink] = ()) -> None:
         """Write to ``sinks``, in this order."""
         self._sinks = tuple(sinks)
 
     def write_training(self, record: TrainingRecord) -> None:
-        """Hand on one logging interval."""
+        """Write one logging interval to every sink."""
         for sink in self._sinks:
             sink.write_training(record)
 
     def write_validation(self, record: ValidationRecord) -> None:
-        """Hand on one evaluation."""
+        """Write one evaluation to every sink."""
         for sink in self._sinks:
             sink.write_validation(record)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from data_prep.inputs.documents import TextFiles
 from data_prep.manifest import PrepareSettings, ShardEntry
 from data_prep.preparation import PrepareRequest
-from data_prep.progress import SilentProgress
+from data_prep.progress import PrepareProgress
 from data_prep.run import prepare
 from data_prep.tokenizers.reading import read_tokenizer
 
@@ -63,12 +63,11 @@ def mean_time(first: PreparationTime, second: PreparationTime) -> PreparationTim
     )
 
 
-class ShardTimes(SilentProgress):
+class ShardTimes(PrepareProgress):
     """Notes when each shard was finished."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Nothing is finished yet."""
-        self._clock = clock
+        super().__init__(clock=clock)
         self._finished: list[tuple[float, int]] = []
 
     def advance(self, entry: ShardEntry) -> None:

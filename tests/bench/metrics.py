@@ -23,7 +23,7 @@ from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
 from pipeline.run.meter import IntervalMeter
 from pipeline.run.output import open_sinks
-from pipeline.run.progress import NoProgress
+from pipeline.shared.progress import SilentProgress
 from pipeline.step.build import TrainingParts, build_training
 from pipeline.step.settings import StepSettings
 from pipeline.step.train import train_step
@@ -165,7 +165,7 @@ def _build(config: RunConfig) -> MetricsBench:
         groups=groups,
         parts=parts,
         meter=IntervalMeter(config, flops_account(config, vocab_size), parts.module.statistics_layout()),
-        sinks=open_sinks(config, groups, NoProgress(), start_iteration=0),
+        sinks=open_sinks(config, groups, SilentProgress(), start_iteration=0),
         batches=random_batches(config, vocab_size, config.num_micro_batches),
     )
     watched: list[tuple[object, str]] = [(parts.module, name) for name in _OF_MODEL]

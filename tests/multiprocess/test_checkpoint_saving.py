@@ -21,7 +21,7 @@ from pipeline.checkpoint.checksums import find_damage
 from pipeline.checkpoint.comparison import compare_checkpoints
 from pipeline.checkpoint.folder import TRACKER_NAME, checkpoint_folder
 from pipeline.checkpoint.offline import OfflineReader
-from pipeline.checkpoint.resuming import find_whole_checkpoint, refuse_damage
+from pipeline.checkpoint.resuming import check_intact, find_intact_checkpoint
 from pipeline.checkpoint.saver import CheckpointSaver, save_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.tracker import latest_iteration
@@ -326,14 +326,14 @@ def _find_on_two_ranks(directories: dict[str, Path]) -> Found:
     found = Found()
     for name, directory in directories.items():
         try:
-            whole = find_whole_checkpoint(directory, reads=True)
+            whole = find_intact_checkpoint(directory, reads=True)
             found.facts[name] = "start from scratch" if whole is None else whole.name
         except CheckpointError:
             found.facts[name] = None
     flipped = directories["flipped"]
-    found.facts["by size"] = str(find_whole_checkpoint(flipped, reads=False))
-    found.errors["tool"] = _error_of(lambda: refuse_damage(flipped / "iter_0000300", reads=True))
-    found.errors["tool, intact"] = _error_of(lambda: refuse_damage(flipped / "iter_0000200", reads=True))
+    found.facts["by size"] = str(find_intact_checkpoint(flipped, reads=False))
+    found.errors["tool"] = _error_of(lambda: check_intact(flipped / "iter_0000300", reads=True))
+    found.errors["tool, intact"] = _error_of(lambda: check_intact(flipped / "iter_0000200", reads=True))
     return found
 
 

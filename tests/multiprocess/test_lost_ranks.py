@@ -15,7 +15,7 @@ pytestmark = pytest.mark.multiprocess
 
 # Ranks of a busy machine start seconds apart, and the first waits for the last.
 TIMEOUT_SECONDS = 15
-# Nobody waits for a rank that has died.
+# A rank that has died is not waited for, so this limit plays no part.
 VERY_LONG = 3600
 ON_STAGES = ("parallel.tensor=1", "parallel.pipeline=2", "training.micro_batch_size=4")
 JOBS = {

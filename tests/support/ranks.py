@@ -8,7 +8,6 @@ import gc
 import multiprocessing
 import os
 import queue
-import socket
 import sys
 import time
 import traceback
@@ -18,6 +17,7 @@ from typing import Any, Self
 
 import torch
 
+from pipeline.shared.ports import free_port
 from tests.support.forks import fork_context
 
 __all__ = ["RankPool", "SharedRanks", "run_alone", "run_on_ranks"]
@@ -58,7 +58,7 @@ class RankPool:
             world_size: number of ranks; 1 is a plain case.
         """
         context = fork_context()
-        port = _free_port()
+        port = free_port()
         self._results: Any = context.Queue()
         self._calls: list[Any] = [context.Queue() for _ in range(world_size)]
         self._processes = [
@@ -148,12 +148,6 @@ class SharedRanks:
         """End all ranks."""
         for pool in self._pools.values():
             pool.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _serve(rank: int, world_size: int, port: int, calls: Any, results: Any) -> None:

@@ -12,9 +12,7 @@ import yaml
 from megatron_ext.ponder.config import Method
 from pipeline.config.load import setting_paths
 from pipeline.config.ponder_section import PonderSection
-from pipeline.config.rules_ponder import METHODS_WITH
 from pipeline.config.rules_ponder import methods_with
-from pipeline.config.validate import setting_paths
 from pipeline.metrics import names
 
 ROOT = Path(__file__).parents[3]

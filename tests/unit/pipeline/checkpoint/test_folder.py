@@ -3,7 +3,7 @@ from pathlib import Path
 from pipeline.checkpoint.checksums import find_damage, write_checksums
 from pipeline.checkpoint.folder import (
     checkpoint_folder,
-    clear_up,
+    clean_up,
     finished_iterations,
     iterations_in,
     remove_old_checkpoints,
@@ -38,7 +38,7 @@ def test_a_replacement_interrupted_between_its_renames_is_finished(tmp_path: Pat
     (partial / "new").write_text("")
     write_checksums(partial)
     old.rename(tmp_path / "iter_0000100.replaced.partial")
-    clear_up(tmp_path)
+    clean_up(tmp_path)
     assert folders(tmp_path) == ["iter_0000100"]
     assert (old / "new").exists()
     assert find_damage(old) == []
@@ -47,7 +47,7 @@ def test_a_replacement_interrupted_between_its_renames_is_finished(tmp_path: Pat
 def test_a_replaced_checkpoint_comes_back_where_the_new_one_is_gone(tmp_path: Path) -> None:
     old = save(tmp_path, 100)
     old.rename(tmp_path / "iter_0000100.replaced.partial")
-    clear_up(tmp_path)
+    clean_up(tmp_path)
     assert folders(tmp_path) == ["iter_0000100"]
     assert find_damage(old) == []
 
@@ -57,7 +57,7 @@ def test_a_replaced_checkpoint_goes_where_the_new_one_is_in_place(tmp_path: Path
     partial = tmp_path / "iter_0000200.partial"
     partial.mkdir()
     (tmp_path / "iter_0000100").mkdir()
-    clear_up(tmp_path)
+    clean_up(tmp_path)
     assert folders(tmp_path) == ["iter_0000100"]
 
 

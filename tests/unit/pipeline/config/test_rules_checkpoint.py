@@ -4,8 +4,6 @@ import pytest
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.load import build_config
-from pipeline.config.start_section import POSSIBLE_SOURCES
-from pipeline.config.validate import build_config
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
 START = {"init_from__path": "runs/other/checkpoints"}

@@ -5,9 +5,7 @@ import pytest
 from megatron_ext.ponder.config import Method
 from pipeline.config.load import build_config
 from pipeline.config.ponder_section import PonderSection
-from pipeline.config.rules_ponder import METHODS_WITH
 from pipeline.config.rules_ponder import methods_with
-from pipeline.config.validate import build_config
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
 

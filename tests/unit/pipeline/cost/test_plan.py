@@ -6,8 +6,6 @@ import pytest
 from pipeline.config.errors import ConfigError
 from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.cost.devices import DEVICES, GIB
-from pipeline.config.validate import build_config
 from pipeline.cost.peaks import DEVICES, GIB
 from pipeline.cost.plan import Assumptions, RunPlan, plan_run, plan_values
 from pipeline.cost.suggest import on_devices, suggest

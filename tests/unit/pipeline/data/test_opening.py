@@ -124,7 +124,7 @@ def open_format(
     kind: DataFormat,
     *,
     split: str = "train",
-    whole_is_split: bool = True,
+    stands_for_split: bool = True,
     vocab_size: int = VOCAB_SIZE,
     eod_id: int = EOD_ID,
 ) -> TokenDataset:
@@ -132,7 +132,7 @@ def open_format(
         path=path,
         split=split,
         format=kind,
-        whole_is_split=whole_is_split,
+        stands_for_split=stands_for_split,
         token_type="uint16",
         vocabulary=Vocabulary(size=vocab_size, eod_id=eod_id),
     )
@@ -193,9 +193,9 @@ def test_a_folder_may_hold_a_pair_or_parts_for_each_split(tmp_path: Path) -> Non
     write_pair(tmp_path / "train", DOCUMENTS)
     write_pair(tmp_path / "heldout", [[7, 8, 9]])
     write_rows(tmp_path / "heldout")
-    pair = open_format(tmp_path, "megatron", split="heldout", whole_is_split=False)
+    pair = open_format(tmp_path, "megatron", split="heldout", stands_for_split=False)
     assert pair.rows([0]).tokens[0, :4].tolist() == [7, 8, 9, EOD_ID]
-    rows = open_format(tmp_path, "rows", split="heldout", whole_is_split=False)
+    rows = open_format(tmp_path, "rows", split="heldout", stands_for_split=False)
     assert rows.rows([0]).tokens[0].tolist() == STREAM[: SEQ_LENGTH + 1]
 
 
@@ -205,7 +205,7 @@ def test_what_is_trained_on_is_never_taken_for_another_split(tmp_path: Path) -> 
     places: tuple[tuple[Path, DataFormat], ...] = ((prefix, "megatron"), (folder, "rows"))
     for path, kind in places:
         with pytest.raises(DataError, match=r"'heldout' must lie apart .*give data\.heldout_path"):
-            open_format(path, kind, split="heldout", whole_is_split=False)
+            open_format(path, kind, split="heldout", stands_for_split=False)
 
 
 @pytest.mark.parametrize("kind", ["megatron", "rows"])
