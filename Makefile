@@ -51,14 +51,14 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(BIN)/python:
-	@for candidate in python3.11 python3 python; do \
-		if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
+	@for candidate in python3.11 python3.12 python3 python; do \
+		if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then \
 			echo "creating $(VENV) with $$candidate"; \
 			"$$candidate" -m venv $(VENV) && exit 0; \
 			rm -rf $(VENV); \
-			echo "error: $$candidate could not create a virtual environment; on Debian, install python3.11-venv" >&2; \
+			echo "error: $$candidate could not create a virtual environment; on Debian install its python3.X-venv" >&2; \
 			exit 1; \
 		fi; \
 	done; \
-	echo "error: Python 3.11 must be installed as python3.11, python3 or python, but none of these is 3.11" >&2; \
+	echo "error: Python 3.11 or 3.12 must be installed as python3.11, python3.12, python3 or python" >&2; \
 	exit 1
