@@ -12,12 +12,11 @@ from megatron_ext.methods.base import (
     PassContext,
     PassRows,
     Readout,
-    in_float32,
 )
 from megatron_ext.methods.ponderlm import PonderLM
 from megatron_ext.ponder.config import PonderConfig
 from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_until_halted
-from megatron_ext.ponder.halting import active_iterations, still_active
+from megatron_ext.ponder.halting import active_iterations, in_float32, still_active
 from megatron_ext.ponder.penalties import bottom_k
 
 GATE_EXPANSION = 4

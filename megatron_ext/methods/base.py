@@ -208,15 +208,3 @@ class PonderMethod(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the method's own weights to their start values."""
-
-
-def in_float32(layers: nn.Sequential, hidden: Tensor) -> Tensor:
-    """Run a small network in at least float32, whatever its weights' dtype: halting decisions need it."""
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    hidden = hidden.to(dtype)
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            hidden = nn.functional.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype))
-        else:
-            hidden = layer(hidden)
-    return hidden

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from megatron_ext.methods.base import PassContext
 from megatron_ext.model.batch import TokenBatch
-from megatron_ext.ponder.masks import Segments
+from megatron_ext.ponder.attention import Segments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
