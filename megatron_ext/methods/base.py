@@ -6,9 +6,11 @@ a single process, tensor and sequence parallelism, and passes that are spread ov
 S = tokens held by this rank, n = slots in the pass, B = micro-batch, H = hidden size, K = extra steps.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from megatron_ext.ponder.config import PonderConfig
 from megatron_ext.ponder.decode.sweeps import PromptTokens
 from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_in_rows
 from megatron_ext.ponder.passes import PassPlan
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 
 Mixer = Callable[[Tensor], Tensor]
 
@@ -106,6 +109,15 @@ class PonderMethod(nn.Module):
         self.config = config
         self.hidden_size = hidden_size
         self.decides = decides
+
+    def under(self, limits: StepLimits) -> Self:
+        """Return this method under limits: a view with other settings and the same weights."""
+        if limits == UNLIMITED:
+            return self
+        # A shallow copy shares the dictionaries of parameters and submodules.
+        view = copy.copy(self)
+        view.config = limits.apply(self.config)
+        return view
 
     @property
     def embedding_scale(self) -> float:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pydantic import ConfigDict, with_config
+
 # Beyond this loss the perplexity is a meaningless overflow; Megatron-LM cuts at the same value.
 MAX_LOSS_FOR_PERPLEXITY = 20.0
 
@@ -45,23 +47,34 @@ class TrainingRecord:
     steps_count: Sequence[float] | None = None
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SweepPoint:
-    """The held-out split under one limit.
+class LossPoint:
+    """The held-out loss under a limit on the steps of tokens, and what decoding costs there.
 
     Attributes:
-        kind: tokens take at most `value` steps, or halt at the threshold `value`.
-        value: see there.
+        step_limit: tokens take at most so many steps; None where they are not limited.
+        pruning_threshold: tokens halt at this threshold; None where nothing is pruned.
         loss: nats per labelled token.
-        mean_steps: steps that tokens took.
-        flops_per_token: operations of a decoder at those steps.
+        mean_steps: extra steps per token.
+        flops_per_token: of cached decoding, mean over a text of the run's sequence length.
     """
 
-    kind: Literal["steps", "tau"]
-    value: float
+    step_limit: int | None = None
+    pruning_threshold: float | None = None
     loss: float
     mean_steps: float
     flops_per_token: float
+
+    @property
+    def kind(self) -> Literal["steps", "tau"]:
+        """Which limit it is."""
+        return "tau" if self.step_limit is None else "steps"
+
+    @property
+    def value(self) -> float | None:
+        """The limit."""
+        return self.pruning_threshold if self.step_limit is None else self.step_limit
 
     @property
     def perplexity(self) -> float:
@@ -86,7 +99,7 @@ class ValidationRecord:
     loss: float
     scalars: Mapping[str, float] = field(default_factory=dict)
     steps_count: Sequence[float] | None = None
-    sweep: Sequence[SweepPoint] = ()
+    sweep: Sequence[LossPoint] = ()
 
     @property
     def perplexity(self) -> float:

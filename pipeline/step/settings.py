@@ -6,6 +6,7 @@ from megatron_ext.model.micro_batch import ForwardSettings
 from megatron_ext.ponder.config import Method
 from megatron_ext.ponder.passes import draw_jacobi_iterations, scheduled_jacobi_iterations
 from megatron_ext.ponder.penalties import ramp
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.config.schema import RunConfig
 
 
@@ -19,6 +20,7 @@ class StepSettings:
         bottom_k_fraction: q of a bottom-k penalty; None takes the configured one.
         freezes_backbone: train the method's own weights alone.
         prune: leave pruned slots out for good, as inference does.
+        limits: on the steps that tokens take.
     """
 
     num_jacobi_iterations: int
@@ -26,6 +28,7 @@ class StepSettings:
     bottom_k_fraction: float | None = None
     freezes_backbone: bool = False
     prune: bool = False
+    limits: StepLimits = UNLIMITED
 
     @property
     def forward(self) -> ForwardSettings:
@@ -34,6 +37,7 @@ class StepSettings:
             num_jacobi_iterations=self.num_jacobi_iterations,
             prune=self.prune,
             bottom_k_fraction=self.bottom_k_fraction,
+            limits=self.limits,
         )
 
 

@@ -8,7 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from pipeline.evaluation.compare.curve import CurvePoint, PruningCurve, front
+from pipeline.evaluation.compare.curve import PruningCurve, front
+from pipeline.metrics.records import LossPoint
 
 DOTS_PER_INCH = 150
 MARKERS = "osD^vP*X"
@@ -46,9 +47,9 @@ def render_png(curves: Sequence[PruningCurve], labels: Sequence[str]) -> bytes:
     return image.getvalue()
 
 
-def _places(points: Sequence[CurvePoint]) -> Iterator[list[CurvePoint]]:
+def _places(points: Sequence[LossPoint]) -> Iterator[list[LossPoint]]:
     """Gather neighbours, by rising cost, that cannot be told apart."""
-    place: list[CurvePoint] = []
+    place: list[LossPoint] = []
     for point in points:
         if place and _cost(point) > (1 + SAME_COST) * _cost(place[0]):
             yield place
@@ -57,7 +58,7 @@ def _places(points: Sequence[CurvePoint]) -> Iterator[list[CurvePoint]]:
     yield place
 
 
-def _name_thresholds(axes: Axes, place: Sequence[CurvePoint]) -> None:
+def _name_thresholds(axes: Axes, place: Sequence[LossPoint]) -> None:
     named = [point.pruning_threshold for point in place if point.pruning_threshold is not None]
     if not named:
         return
@@ -67,5 +68,5 @@ def _name_thresholds(axes: Axes, place: Sequence[CurvePoint]) -> None:
     axes.annotate(text, where, xytext=(4, 4), textcoords="offset points", fontsize=7)
 
 
-def _cost(point: CurvePoint) -> float:
+def _cost(point: LossPoint) -> float:
     return point.flops_per_token
