@@ -6,18 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from megatron_ext.methods.base import (
-    Mixer,
-    PassContext,
-    PassRows,
-    Readout,
-    build_decider,
-    in_float32,
-)
+from megatron_ext.methods.base import Mixer, PassContext, PassRows, Readout, build_decider
 from megatron_ext.methods.ponderlm import PonderLM
 from megatron_ext.ponder.config import PonderConfig
 from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_until_halted
-from megatron_ext.ponder.halting import active_iterations, still_active
+from megatron_ext.ponder.halting import active_iterations, in_float32, still_active
 from megatron_ext.ponder.penalties import bottom_k
 
 # Gates start at 0.9 for every token: close to PonderLM, which adds its mixtures in full.

@@ -6,10 +6,12 @@ a single process, tensor and sequence parallelism, and passes that are spread ov
 S = tokens held by this rank, n = slots in the pass, B = micro-batch, H = hidden size, K = extra steps.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from megatron_ext.ponder.config import MethodFacts, PonderConfig
 from megatron_ext.ponder.decode.sweeps import PromptTokens
 from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_in_rows
 from megatron_ext.ponder.passes import PassPlan
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 
 Mixer = Callable[[Tensor], Tensor]
 
@@ -103,6 +106,15 @@ class PonderMethod(nn.Module):
         self.config = config
         self.hidden_size = hidden_size
         self.decides = decides
+
+    def under(self, limits: StepLimits) -> Self:
+        """Return this method under limits: a view with other settings and the same weights."""
+        if limits == UNLIMITED:
+            return self
+        # A shallow copy shares the dictionaries of parameters and submodules.
+        view = copy.copy(self)
+        view.config = limits.apply(self.config)
+        return view
 
     @property
     def facts(self) -> MethodFacts:
@@ -231,15 +243,3 @@ def build_decider(config: PonderConfig, hidden_size: int) -> nn.Sequential:
     assert decider is not None, f"{config.method} does not halt"
     inner, outputs = decider.inner(hidden_size), decider.outputs(config.num_latent_thoughts)
     return nn.Sequential(nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, outputs))
-
-
-def in_float32(layers: nn.Sequential, hidden: Tensor) -> Tensor:
-    """Run a small network in at least float32, whatever its weights' dtype: halting decisions need it."""
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    hidden = hidden.to(dtype)
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            hidden = nn.functional.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype))
-        else:
-            hidden = layer(hidden)
-    return hidden

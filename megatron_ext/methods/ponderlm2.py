@@ -120,7 +120,7 @@ class PonderLM2(PonderMethod):
     def _record_residual(self, sweep: int, new: Tensor, old: Tensor, context: PassContext) -> None:
         change, norm = squared_change(new, old, context.axis.own_tokens(context.real))
         totals = context.axis.total_of_own_tokens(torch.stack([change, norm]))
-        size = self.config.max_jacobi_iterations
+        size = max(self.config.max_jacobi_iterations, context.plan.num_sweeps)
         for name, value in zip(("residual_change", "residual_norm"), totals, strict=True):
             sums = context.statistics.setdefault(name, value.new_zeros(size))
             sums[sweep] += value

@@ -10,7 +10,6 @@ from megatron_ext.methods.base import (
     PassRows,
     Readout,
     build_decider,
-    in_float32,
 )
 from megatron_ext.methods.ponderlm2 import PonderLM2
 from megatron_ext.ponder import halting
@@ -54,7 +53,7 @@ class PonderLM3(PonderLM2):
             [S, B, K + 1]. Where the model is limited to fewer steps than the router knows, the last logit is
             that of all steps from there on.
         """
-        logits = in_float32(self.router, token_hidden)
+        logits = halting.in_float32(self.router, token_hidden)
         last = self.config.num_latent_thoughts
         if logits.shape[-1] == last + 1:
             return logits

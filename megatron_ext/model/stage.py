@@ -131,7 +131,7 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
 
     def mix_embeddings(self, rows: Tensor) -> Tensor:
         """Softmax mixture of unscaled embeddings that the head predicts for each row: [R, B, H] -> same."""
-        ponder = self.config.ponder
+        ponder = self.ponder.config
         return mix_embeddings(
             rows,
             self._head_weight(),

@@ -6,7 +6,7 @@ S = tokens, B = micro-batch, K = extra steps, H = hidden size. Step quantities o
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # log w is clamped here in training: w below it multiplies a softmax term by what float32 rounds away.
 SMALLEST_TAIL_MASS = 1e-9
@@ -112,3 +112,15 @@ def active_iterations(gate_logits: Tensor, threshold: float) -> Tensor:
     """
     stays = torch.sigmoid(gate_logits) >= threshold
     return stays.long().cumprod(dim=-1).sum(dim=-1)
+
+
+def in_float32(layers: nn.Sequential, hidden: Tensor) -> Tensor:
+    """Run a small network in at least float32, whatever its weights' dtype: halting decisions need it."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    hidden = hidden.to(dtype)
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            hidden = nn.functional.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype))
+        else:
+            hidden = layer(hidden)
+    return hidden

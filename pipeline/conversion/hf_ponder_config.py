@@ -5,7 +5,6 @@ other ones than in `model`.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from megatron_ext.ponder.config import Method
@@ -16,8 +15,6 @@ from pipeline.conversion.hf_keys import CLASSES, TOKEN_IDS, ConfigKeys
 
 MODEL_TYPE = "megaponder"
 MODEL_CLASS = "MegaPonderForCausalLM"
-CODE_FOLDER = Path(__file__).parent / "hf_model"
-CODE_FILES = ("configuration_megaponder.py", "modeling_megaponder.py")
 AUTO_MAP = {
     "AutoConfig": "configuration_megaponder.MegaPonderConfig",
     "AutoModelForCausalLM": f"modeling_megaponder.{MODEL_CLASS}",

@@ -23,10 +23,11 @@ from pipeline.conversion.certificate import Certificate, TensorAccount, write_ce
 from pipeline.conversion.comparison import TOLERANCE, compare_logits
 from pipeline.conversion.hf_config import CONFIG_JSON
 from pipeline.conversion.hf_config_writing import render_hf_config
-from pipeline.conversion.hf_ponder_config import CODE_FILES, CODE_FOLDER, render_ponder_config
+from pipeline.conversion.hf_ponder_config import render_ponder_config
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.hf_weights_writing import write_tensors
 from pipeline.conversion.model_card import CARD_NAME, CardFacts, find_evaluation, render_model_card
+from pipeline.conversion.model_code import write_code
 from pipeline.conversion.native import NativeReader, place_of
 from pipeline.conversion.run_settings import converted_model, one_process
 from pipeline.conversion.tokenizer_files import (
@@ -177,7 +178,7 @@ def _write_code_and_card(
     dtype: torch.dtype,
     token_ids: Mapping[str, Any],
 ) -> None:
-    copy_files([CODE_FOLDER / file for file in CODE_FILES], partial)
+    write_code(partial)
     note_token_ids(partial, token_ids)
     facts = CardFacts(
         config=source.config,

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from pipeline.evaluation.compare.curve import CurvePoint, PruningCurve, front
+from pipeline.evaluation.compare.curve import PruningCurve, front
+from pipeline.metrics.records import LossPoint
 from pipeline.report.colors import LIGHT, NUM_CURVE_COLORS, curve_role
 from pipeline.report.style import render_png, styled_axes
 
@@ -58,9 +59,9 @@ def _marker(number: int) -> str:
     return MARKERS[(number + number // NUM_CURVE_COLORS) % len(MARKERS)]
 
 
-def _groups_of_equal_cost(points: Sequence[CurvePoint]) -> Iterator[list[CurvePoint]]:
+def _groups_of_equal_cost(points: Sequence[LossPoint]) -> Iterator[list[LossPoint]]:
     """Gather neighbours, by rising cost, that the plot cannot tell apart."""
-    group: list[CurvePoint] = []
+    group: list[LossPoint] = []
     for point in points:
         if group and _cost(point) > (1 + SAME_COST) * _cost(group[0]):
             yield group
@@ -69,7 +70,7 @@ def _groups_of_equal_cost(points: Sequence[CurvePoint]) -> Iterator[list[CurvePo
     yield group
 
 
-def _label_thresholds(axes: Axes, group: Sequence[CurvePoint]) -> None:
+def _label_thresholds(axes: Axes, group: Sequence[LossPoint]) -> None:
     thresholds = [point.pruning_threshold for point in group if point.pruning_threshold is not None]
     if not thresholds:
         return
@@ -79,5 +80,5 @@ def _label_thresholds(axes: Axes, group: Sequence[CurvePoint]) -> None:
     axes.annotate(text, position, xytext=(5, 5), textcoords="offset points", fontsize="small")
 
 
-def _cost(point: CurvePoint) -> float:
+def _cost(point: LossPoint) -> float:
     return point.flops_per_token

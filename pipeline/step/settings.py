@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from megatron_ext.model.micro_batch import ForwardSettings
 from megatron_ext.ponder.passes import draw_jacobi_iterations, scheduled_jacobi_iterations
 from megatron_ext.ponder.penalties import ramp
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.config.schema import RunConfig
 
 
@@ -18,6 +19,7 @@ class StepSettings:
         bottom_k_fraction: q of a bottom-k penalty; None takes the configured one.
         freezes_backbone: train the method's own weights alone.
         prune: leave pruned slots out for good, as inference does.
+        limits: on the steps that tokens take.
     """
 
     num_jacobi_iterations: int
@@ -25,6 +27,7 @@ class StepSettings:
     bottom_k_fraction: float | None = None
     freezes_backbone: bool = False
     prune: bool = False
+    limits: StepLimits = UNLIMITED
 
     @property
     def forward(self) -> ForwardSettings:
@@ -33,6 +36,7 @@ class StepSettings:
             num_jacobi_iterations=self.num_jacobi_iterations,
             prune=self.prune,
             bottom_k_fraction=self.bottom_k_fraction,
+            limits=self.limits,
         )
 
 

@@ -1,10 +1,11 @@
 import pytest
 
-from pipeline.evaluation.compare.curve import CurvePoint, PruningCurve
+from pipeline.evaluation.compare.curve import PruningCurve
+from pipeline.metrics.records import LossPoint
 from pipeline.report.comparison import render_comparison_png
 
 
-def curve(name: str, *points: CurvePoint) -> PruningCurve:
+def curve(name: str, *points: LossPoint) -> PruningCurve:
     return PruningCurve(
         name=name,
         method="ponderlm3",
@@ -18,8 +19,8 @@ def curve(name: str, *points: CurvePoint) -> PruningCurve:
     )
 
 
-def point(flops: float, loss: float, threshold: float | None = None) -> CurvePoint:
-    return CurvePoint(pruning_threshold=threshold, loss=loss, mean_steps=1.0, flops_per_token=flops)
+def point(flops: float, loss: float, threshold: float | None = None) -> LossPoint:
+    return LossPoint(pruning_threshold=threshold, loss=loss, mean_steps=1.0, flops_per_token=flops)
 
 
 CURVES = [curve("a", point(1e9, 3.0, 0.5), point(2e9, 2.0, 1e-4)), curve("b", point(3e9, 1.0))]

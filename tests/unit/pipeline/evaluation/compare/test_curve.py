@@ -2,16 +2,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.compare.curve import CurvePoint, PruningCurve, front, load_curve, save_curve
+from pipeline.evaluation.compare.curve import PruningCurve, front, load_curve, save_curve
 from pipeline.evaluation.compare.table import comparison_values, labels_of, same_text
+from pipeline.metrics.records import LossPoint
 from pipeline.shared.errors import DataError
 
 
-def point(flops: float, loss: float, threshold: float | None = None) -> CurvePoint:
-    return CurvePoint(pruning_threshold=threshold, loss=loss, mean_steps=1.0, flops_per_token=flops)
+def point(flops: float, loss: float, threshold: float | None = None) -> LossPoint:
+    return LossPoint(pruning_threshold=threshold, loss=loss, mean_steps=1.0, flops_per_token=flops)
 
 
-def curve(*points: CurvePoint, name: str = "run", entropy: float = 5.0) -> PruningCurve:
+def curve(*points: LossPoint, name: str = "run", entropy: float = 5.0) -> PruningCurve:
     return PruningCurve(
         name=name,
         method="ponderlm3",
