@@ -1,5 +1,4 @@
 import copy
-import math
 from typing import Any
 
 import pytest
@@ -7,7 +6,6 @@ import torch
 
 from megatron_ext.adamw import AdamW, exact_norm
 from megatron_ext.host import prepare_host
-from megatron_ext.schedule.learning_rate import ScheduleSettings, build_scheduler
 
 SETTINGS: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8}
 
@@ -93,57 +91,10 @@ def test_a_parameter_without_gradient_stays() -> None:
 
 
 def test_what_it_is_not_is_refused() -> None:
-    with pytest.raises(ValueError, match="decoupled_weight_decay must be True"):
+    with pytest.raises(ValueError, match="decoupled_weight_decay"):
         AdamW(_parameters(), adam_w_mode=False)
-    with pytest.raises(ValueError, match="closure must be None"):
+    with pytest.raises(ValueError, match="closure"):
         AdamW(_parameters()).step(lambda: 0.0)
-
-
-def _rates(num_iterations: int, **settings: Any) -> list[float]:
-    prepare_host()
-    optimizer = AdamW(_parameters())
-    scheduler = build_scheduler(optimizer, ScheduleSettings(lr=1.0, **settings))
-    rates = []
-    for _ in range(num_iterations):
-        rates.append(optimizer.param_groups[0]["lr"])
-        scheduler.step(increment=1)
-    return rates
-
-
-def test_cosine_warms_up_then_falls_to_the_minimum() -> None:
-    rates = _rates(13, min_lr=0.1, lr_decay_style="cosine", lr_warmup_iters=2, lr_decay_iters=10)
-    assert rates[:3] == [0.0, 0.5, 1.0]
-    assert rates[6] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
-    assert rates[10:] == pytest.approx([0.1, 0.1, 0.1])
-
-
-def test_wsd_stays_until_its_final_decay() -> None:
-    rates = _rates(
-        12, min_lr=0.0, lr_decay_style="wsd", lr_warmup_iters=1, lr_decay_iters=10, wsd_decay_iters=4
-    )
-    assert rates[1:7] == [1.0] * 6
-    assert rates[8] == pytest.approx(2 * math.sqrt(0.5) - 1)
-    assert rates[10:] == pytest.approx([0.0, 0.0])
-
-
-def test_the_decay_of_wsd_may_have_another_form() -> None:
-    rates = _rates(11, lr_decay_style="wsd", lr_decay_iters=10, wsd_decay_iters=4, wsd_decay_style="linear")
-    assert rates[6:] == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
-
-
-def test_linear_and_constant() -> None:
-    assert _rates(3, lr_decay_style="linear", lr_decay_iters=4) == pytest.approx([1.0, 0.75, 0.5])
-    assert _rates(3, lr_decay_style="constant", lr_decay_iters=4) == [1.0, 1.0, 1.0]
-
-
-def test_a_resumed_schedule_takes_its_position_from_the_checkpoint_and_the_rest_from_the_config() -> None:
-    prepare_host()
-    optimizer = AdamW(_parameters())
-    saved = build_scheduler(optimizer, ScheduleSettings(lr=1.0, lr_decay_style="linear", lr_decay_iters=10))
-    saved.step(increment=5)
-    resumed = build_scheduler(optimizer, ScheduleSettings(lr=2.0, lr_decay_style="linear", lr_decay_iters=20))
-    resumed.load_state_dict(saved.state_dict())
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(1.5)
 
 
 def test_the_norm_does_not_depend_on_how_a_large_gradient_is_split() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method
-from megatron_ext.schedule.learning_rate import learning_rates
+from megatron_ext.schedule.optimizer import learning_rates
 from pipeline.config.load import load_config
 from pipeline.metrics.statistics import StatisticsAccumulator
 from pipeline.step.build import TrainingParts, build_training
