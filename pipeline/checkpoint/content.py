@@ -7,6 +7,7 @@ checkpoint loads onto any tensor-, pipeline- and data-parallel layout.
 from typing import Any
 
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.protocols import MegatronOptimizer, ShardedModule
 from pipeline.checkpoint.generators import generator_states
 
 LAYOUT_KEY = "layout"
@@ -22,7 +23,12 @@ CONTENT: dict[str, Any] = {
 
 
 def sharded_state(
-    module: Any, optimizer: Any, groups: ParallelGroups | None, *, metadata: dict[str, Any], is_loading: bool
+    module: ShardedModule,
+    optimizer: MegatronOptimizer,
+    groups: ParallelGroups | None,
+    *,
+    metadata: dict[str, Any],
+    is_loading: bool,
 ) -> dict[str, Any]:
     """Describe this rank's part of the state, as Megatron's ``dist_checkpointing`` takes it.
 
@@ -48,7 +54,7 @@ def layout_of(groups: ParallelGroups) -> dict[str, int]:
     return {"tensor": groups.tp_size, "pipeline": groups.pp_size, "data": groups.dp_size}
 
 
-def fill_missing_moments(optimizer: Any) -> None:
+def fill_missing_moments(optimizer: MegatronOptimizer) -> None:
     """Give parameters that were never updated their zero moments: a checkpoint holds them for all."""
     for part in optimizer.chained_optimizers:
         if part.init_state_fn is not None:
