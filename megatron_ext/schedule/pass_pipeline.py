@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from megatron_ext.device import device
 from megatron_ext.methods.base import Observer, PassRows
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.config import PonderTransformerConfig
-from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput
+from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.protocols import WrappedModel
 from megatron_ext.schedule.transfer import decode, encode

@@ -1,8 +1,8 @@
 """The rows of a pass as one tensor, which is what Megatron's pipeline sends between stages.
 
 The column of :class:`PassRows` (one number per row) is appended to the features. It may be wider than the
-rows (float32 beside bfloat16 rows); then its bits are sent as several narrow columns, forward and backward, so
-that nothing is rounded.
+rows (float32 beside bfloat16 rows); then its bits are sent as several narrow columns, forward and backward,
+so that nothing is rounded.
 """
 
 from typing import Any

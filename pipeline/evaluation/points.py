@@ -7,7 +7,7 @@ from typing import Literal
 
 from megatron_ext.limits import limited
 from megatron_ext.methods.base import Column
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.cost.flops import FlopsAccount

@@ -8,8 +8,7 @@ import torch.distributed
 from torch import Tensor
 
 from megatron_ext.device import device
-from megatron_ext.model.batch import TokenBatch
-from megatron_ext.model.micro_batch import ModelOutput
+from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL

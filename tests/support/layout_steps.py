@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.schedule.gradients import finalize_gradients

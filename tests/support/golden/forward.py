@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from megatron_ext.device import device
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.config import (
     Architecture,
     Initialization,
@@ -17,7 +16,7 @@ from megatron_ext.model.config import (
     initialization_settings,
     pipeline_settings,
 )
-from megatron_ext.model.micro_batch import ForwardSettings, ModelOutput
+from megatron_ext.model.micro_batch import ForwardSettings, ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
