@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import MegatronModule
 
 from megatron_ext.device import device
 from megatron_ext.model.model import PonderModel
@@ -12,7 +13,7 @@ from megatron_ext.protocols import MegatronOptimizer, ParameterScheduler, Wrappe
 from megatron_ext.schedule.freezing import BackboneFreeze
 from megatron_ext.schedule.optimizer import build_optimizer, connect_schedule
 from pipeline.config.errors import ConfigError, ConfigProblem
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.data.batches import BatchLayout, HeldoutBatches, PackingOptions, TrainingBatches
 from pipeline.data.blend import BlendOrder
 from pipeline.data.dataset import SampleSource
@@ -99,10 +100,18 @@ def build_module(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> 
     return module
 
 
+def wrap_model(module: MegatronModule, parallel: ParallelConfig) -> WrappedModel:
+    """Wrap a model, on its device and in its precision, into Megatron's data parallelism."""
+    wrapped: WrappedModel = DistributedDataParallel(
+        config=module.config, ddp_config=ddp_config(parallel), module=module
+    )
+    return wrapped
+
+
 def build_training(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> TrainingParts:
     """Build the model and what trains it."""
     module = build_module(config, vocab_size, groups)
-    ddp = DistributedDataParallel(config=module.config, ddp_config=ddp_config(config.parallel), module=module)
+    ddp = wrap_model(module, config.parallel)
     optimizer = build_optimizer(
         [ddp],
         optimizer_config(config),

@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ext.host import prepare_host
@@ -11,7 +10,8 @@ from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
 from megatron_ext.schedule.optimizer import build_optimizer, connect_schedule
 from pipeline.config.schema import RunConfig
 from pipeline.config.validate import build_config
-from pipeline.step.megatron_config import ddp_config, optimizer_config, scheduler_arguments
+from pipeline.step.build import wrap_model
+from pipeline.step.megatron_config import optimizer_config, scheduler_arguments
 
 SEQ_LENGTH = 16
 VOCAB_SIZE = 64
@@ -46,9 +46,7 @@ class TinyGpt:
         torch.manual_seed(seed)
         self.module = _build_model(tensor, precision, num_layers, has_biases)
         config = _run_config(precision, use_distributed_optimizer)
-        self.ddp = DistributedDataParallel(
-            config=self.module.config, ddp_config=ddp_config(config.parallel), module=self.module
-        )
+        self.ddp = wrap_model(self.module, config.parallel)
         self.optimizer: Any = build_optimizer([self.ddp], optimizer_config(config))
         self.scheduler = OptimizerParamScheduler(self.optimizer, **scheduler_arguments(config))
         connect_schedule(self.ddp, self.optimizer)
