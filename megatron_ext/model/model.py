@@ -12,9 +12,8 @@ from torch import Tensor
 
 from megatron_ext.methods.base import Column, PassContext, PassRows, PonderMethod, Readout
 from megatron_ext.model.attention import IterationKeys, RowContext
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.memory import PassMemory
-from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput
+from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput, TokenBatch
 from megatron_ext.model.stage import ModelStage
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL, token_losses
 from megatron_ext.ponder.decode.think import Observer

@@ -12,6 +12,7 @@ import torch
 
 from megatron_ext.device import generator_state, set_generator_state
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.protocols import MegatronOptimizer, ShardedModule
 
 LAYOUT_KEY = "layout"
 GENERATORS_KEY = "rng_state"
@@ -26,7 +27,12 @@ CONTENT: dict[str, Any] = {
 
 
 def sharded_state(
-    module: Any, optimizer: Any, groups: ParallelGroups | None, *, metadata: dict[str, Any], is_loading: bool
+    module: ShardedModule,
+    optimizer: MegatronOptimizer,
+    groups: ParallelGroups | None,
+    *,
+    metadata: dict[str, Any],
+    is_loading: bool,
 ) -> dict[str, Any]:
     """Return this rank's part of the state, as Megatron's ``dist_checkpointing`` expects it.
 
@@ -52,7 +58,7 @@ def layout_of(groups: ParallelGroups) -> dict[str, int]:
     return {"tensor": groups.tp_size, "pipeline": groups.pp_size, "data": groups.dp_size}
 
 
-def fill_missing_moments(optimizer: Any) -> None:
+def fill_missing_moments(optimizer: MegatronOptimizer) -> None:
     """Create the zero moments of parameters that were never updated: a checkpoint has those of all."""
     for part in optimizer.chained_optimizers:
         if part.init_state_fn is not None:

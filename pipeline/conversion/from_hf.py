@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_ext.initialization import drawing
+from megatron_ext.initialization import seeded_initialization
 from megatron_ext.methods.registry import build_method
 from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.ponder.config import Method
@@ -170,7 +170,7 @@ def _drawn(
     """Yield the method's own weights as a run with this seed starts them (definitions 2.7)."""
     if not absent:
         return
-    with drawing(seed, "method"):
+    with seeded_initialization(seed, "method"):
         method = build_method(model.ponder, model.hidden_size, decides=True).to(model.params_dtype)
     values = dict(method.named_parameters(prefix="ponder"))
     for entry in absent:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from megatron_ext.parallel.groups import ParallelGroups
-from megatron_ext.schedule.learning_rate import learning_rates
+from megatron_ext.schedule.optimizer import learning_rates
 from pipeline.checkpoint.saver import CheckpointSaver
 from pipeline.checkpoint.state import TrainState, with_best_loss
 from pipeline.config.schema import RunConfig

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_ext.device import device
-from megatron_ext.model.batch import TokenBatch
-from megatron_ext.model.micro_batch import ModelOutput
+from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder
 from megatron_ext.device import device
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.verification.texts import Piece

@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.schedule.gradients import finalize_gradients
-from megatron_ext.schedule.optimizer import wrap_ddp
 from megatron_ext.weights import load_weights, whole_tensors
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.metrics.statistics import StatisticsAccumulator
-from pipeline.step.build import build_module
+from pipeline.step.build import build_module, wrap_model
 from pipeline.step.settings import StepSettings
 from pipeline.step.train import run_schedule
 from tests.support.layouts import (
@@ -115,7 +114,7 @@ def built_model(config: RunConfig, groups: ParallelGroups) -> tuple[PonderModel,
 
 def wrapped(module: PonderModel) -> Any:
     """Wrap a model such that every rank keeps the whole gradient, which can then be compared."""
-    ddp = wrap_ddp(module, use_distributed_optimizer=False)
+    ddp = wrap_model(module, ParallelConfig(use_distributed_optimizer=False))
     ddp.config.finalize_model_grads_func = finalize_gradients
     return ddp
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.config import (
     Architecture,
     Initialization,
@@ -17,7 +16,7 @@ from megatron_ext.model.config import (
     host_settings,
     initialization_settings,
 )
-from megatron_ext.model.micro_batch import ModelOutput
+from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL

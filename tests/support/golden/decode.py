@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder, DecodedTokens
 from megatron_ext.device import device
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL

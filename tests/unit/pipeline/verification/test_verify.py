@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from megatron_ext.methods.ponderlm3 import PonderLM3
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.config import Architecture
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method
