@@ -1,4 +1,4 @@
-"""Sweeps of a tiny model over its steps and some thresholds, on any layout."""
+"""Threshold sweeps of a tiny model on any layout."""
 
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from pipeline.cost.account import flops_account
@@ -12,7 +12,7 @@ TAUS = (1e-6, 0.2, 0.9)
 
 
 def swept(model: str, layout: Layout) -> tuple[SweepPoint, ...]:
-    """Sweep one of the models of the layouts' matrix; all ranks of the layout call it."""
+    """Sweep a model of the matrix of layouts; all ranks of the layout must call it."""
     groups = initialize_groups(tensor=layout.tensor, pipeline=layout.pipeline)
     try:
         return swept_on(groups, model, layout)
@@ -21,7 +21,7 @@ def swept(model: str, layout: Layout) -> tuple[SweepPoint, ...]:
 
 
 def swept_on(groups: ParallelGroups, model: str, layout: Layout) -> tuple[SweepPoint, ...]:
-    """The same on a layout that stands."""
+    """Sweep a model on an initialized layout."""
     config = MODELS[model].config(layout)
     module, _ = built_model(config, groups)
     batches = [own_batches(groups)]
