@@ -34,7 +34,7 @@ SHORT = (
     "a rank killed in a save",
     "the launcher killed in a save in the background",
     "the launcher killed in training",
-    "a rank put to sleep",
+    "a rank suspended",
     "killed, newest checkpoint truncated",
     "killed, a byte of the newest checkpoint flipped",
     "killed, tracker points to nothing",

@@ -23,7 +23,7 @@ CASES = [(method, Architecture.LLAMA) for method in METHODS] + [
 
 
 def errors_on_ranks(cases: list[tuple[Method, Architecture]]) -> dict[str, tuple[float, bool, list[int]]]:
-    """Largest error of the logits, whether the steps are right, and the rows kept, by case."""
+    """Return by case the largest error of the logits, whether the steps are correct, and the rows kept."""
     prepare_host()
     groups = initialize_groups(tensor=2)
     try:

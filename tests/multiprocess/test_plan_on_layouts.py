@@ -1,4 +1,4 @@
-"""The plan's memory against the tensors alive on every rank of a layout."""
+"""The planned memory against the tensors that are alive on every rank of a layout."""
 
 from dataclasses import replace
 from typing import Any

@@ -18,7 +18,7 @@ from tests.support.forks import fork_context
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = ("-m", "pipeline.cli")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-# Long, because the machine may be busy; nothing that passes ever waits for it.
+# Long, because the machine may be busy; no test that passes waits for it.
 TIMEOUT_SECONDS = 300.0
 # In the environment of a command and of every process that it starts.
 MARK = "MEGAPONDER_COMMAND_MARK"
@@ -26,7 +26,7 @@ MARK = "MEGAPONDER_COMMAND_MARK"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """How a command ended and what it said; no process that it started is left."""
+    """The result of a command, which has left no process."""
 
     exit_code: int
     stdout: str
@@ -35,7 +35,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A command under way."""
+    """A command that is running."""
 
     process: subprocess.Popen[bytes]
     mark: str
@@ -43,15 +43,15 @@ class Running:
     stderr: Path
 
     def rank(self, number: int) -> psutil.Process:
-        """Return the process of one of its ranks."""
+        """Return the process of a rank."""
         return next(rank for rank in self.ranks() if rank.environ().get("RANK") == str(number))
 
     def ranks(self) -> list[psutil.Process]:
-        """Return the processes of its ranks, as many as have been started."""
+        """Return the processes of the ranks that have been started."""
         return psutil.Process(self.process.pid).children()
 
     def finish(self) -> Finished:
-        """Wait for its end; fail if it leaves a process behind."""
+        """Wait for the end of the command; fail if it leaves a process behind."""
         exit_code = self.process.wait(TIMEOUT_SECONDS)
         stdout, stderr = self.stdout.read_text(), self.stderr.read_text()
         wait_until(lambda: not processes_with(self.mark), seconds=20.0, otherwise=stderr)
@@ -101,7 +101,7 @@ def megaponder_under_torchrun(num_ranks: int, *arguments: str) -> Finished:
 
 @contextmanager
 def started(arguments: Sequence[str]) -> Iterator[Running]:
-    """Start `python <arguments>`; kill whatever of it still runs at the end."""
+    """Start `python <arguments>`; kill what still runs of it at the end."""
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
@@ -126,7 +126,7 @@ def _kill_all(mark: str) -> None:
 
 
 def processes_with(mark: str) -> list[psutil.Process]:
-    """Return the processes that carry a command's mark; dead ones that were not reaped have none."""
+    """Return the processes that carry the mark of a command, without zombies."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -140,7 +140,7 @@ def processes_with(mark: str) -> list[psutil.Process]:
 def wait_until(
     condition: Callable[[], object], *, seconds: float = TIMEOUT_SECONDS, otherwise: str = ""
 ) -> None:
-    """Wait for a condition, asking often; fail with the text after the time is up."""
+    """Wait for a condition; fail with the text when the time has passed."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not reached within {seconds} seconds\n{otherwise}"

@@ -65,11 +65,11 @@ class Injected:
 
 
 def settings(num_iterations: int) -> tuple[str, ...]:
-    """Return overrides for a run with many checkpoints and evaluations, and an impatient watchdog."""
+    """Return overrides for a run with many checkpoints and evaluations."""
     return (
         *(f"train-iters={num_iterations}", "lr_decay_iters=240", f"checkpoint.interval={SAVE_INTERVAL}"),
         *("checkpoint.keep_last=3", "evaluation.interval=10", "metrics.tensorboard=false"),
-        *("parallel.timeout_seconds=60", "parallel.watchdog_seconds=12"),
+        *("parallel.timeout_seconds=120", "parallel.watchdog_seconds=60"),
     )
 
 
@@ -170,7 +170,7 @@ def kill_a_rank(command: Running, random: Random) -> None:
     random.choice(command.ranks()).kill()
 
 
-def stop_a_rank(command: Running, random: Random) -> None:
+def suspend_a_rank(command: Running, random: Random) -> None:
     """Suspend one of two ranks for good."""
     random.choice(command.ranks()).suspend()
 
@@ -250,10 +250,11 @@ FAULTS: dict[str, Fault] = {
         _damaged("tracker empty", empty_the_tracker),
         _damaged("tracker points to nothing", point_the_tracker_to_nothing),
         Fault(
-            name="a rank put to sleep",
+            name="a rank suspended",
             moment=after_some_iterations,
-            strike=stop_a_rank,
+            strike=suspend_a_rank,
             exit_codes=(75,),
+            overrides=("parallel.watchdog_seconds=12",),
         ),
     )
 }

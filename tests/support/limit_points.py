@@ -21,7 +21,7 @@ def limit_points(model: str, layout: Layout) -> tuple[LossPoint, ...]:
 
 
 def limit_points_on(groups: ParallelGroups, model: str, layout: Layout) -> tuple[LossPoint, ...]:
-    """The same on a layout that stands."""
+    """Evaluate a model under limits on an initialized layout."""
     config = MODELS[model].config(layout)
     module, _ = built_model(config, groups)
     batches = [own_batches(groups)]

@@ -34,7 +34,7 @@ SETTLED = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What our own model gives, in float64.
+    """The results of our own model in float64.
 
     Attributes:
         forward: logits of the forward of training over `forward_tokens`, [B, S, V].
@@ -60,12 +60,12 @@ class Expected:
 
 
 def forward_tokens() -> Tensor:
-    """[2, 9] ids."""
+    """Return token ids, [2, 9]."""
     return random_tokens(2, 9, seed=26)
 
 
 def some_prompts() -> list[list[int]]:
-    """Prompts of different lengths, whose tokens halt at every step."""
+    """Return prompts of different lengths whose tokens halt at every step."""
     return [random_tokens(1, length, seed=26 + length)[0].tolist() for length in PROMPT_LENGTHS]
 
 

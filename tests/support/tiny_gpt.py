@@ -1,4 +1,4 @@
-"""Megatron's own GPT model, tiny, with all that trains it: what tests of the training machinery run on."""
+"""A tiny GPT model of Megatron's own with its optimizer, to test checkpoints and layouts with."""
 
 from typing import Any, Literal
 
