@@ -87,8 +87,8 @@ class RayExecutor:
                 return finished[0]
             if not _is_there(address):
                 raise DataError(
-                    f"Ray must run until the work is done, but the one at {address} has stopped; start it again if "
-                    "this command did not start it, and run the command again: finished shards are kept"
+                    f"Ray must run until the work is done, but the one at {address} has stopped; start it, "
+                    "if this command does not, and run the command again: finished shards are kept"
                 )
         raise DataError(
             f"a shard must be finished every {self.timeout_seconds:.0f} seconds, but none was; use smaller "

@@ -40,7 +40,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         if eod_token is None:
             raise DataError(
-                f"the token of {name} that ends documents must be known, but is not; give --eod-token, one of "
+                f"{name} must have a token that ends documents, but names none; give --eod-token, one of "
                 f"{self._special_names()}, or add a {SPECIAL_TOKENS_NAME} with an eos_token to its folder"
             )
         self.eod_id = self.special_id(eod_token)
