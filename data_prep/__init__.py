@@ -1,1 +1,1 @@
-"""Raw text to token shards. Knows nothing of training."""
+"""From raw text to token shards; independent of training."""

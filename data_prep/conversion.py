@@ -1,4 +1,4 @@
-"""Shards to Megatron pairs and back, token by token."""
+"""Convert shards to Megatron pairs and back, token by token."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,17 +25,17 @@ from pipeline.shared.files import disk_full_as_data_error, folder_written_atomic
 def convert(source: Path, destination: Path, *, stored_as: StoredAs, num_threads: int = 2) -> ShardManifest:
     """Write the tokens of a prepared folder in the other format.
 
-    Checksums are compared on reading. The destination appears when it is whole; shards that are converted and
-    converted back have the bytes they had.
+    Checksums are compared on reading. The destination appears when it is complete; shards that are converted
+    and converted back have the same bytes.
 
     Raises:
-        DataError: the source is damaged or stored so already, or the destination has something in it.
+        DataError: the source is damaged or in that format already, or the destination is not empty.
     """
     manifest = load_manifest(source)
     if manifest.header.stored_as == stored_as:
         raise DataError(
             f"{source} must be stored in another format than {stored_as} to be converted to it, but is not; "
-            "copy the folder, or name the other format"
+            "copy the folder, or choose the other format"
         )
     with disk_full_as_data_error(destination), _new_folder(destination) as output:
         if stored_as == "megatron":
@@ -47,7 +47,7 @@ def convert(source: Path, destination: Path, *, stored_as: StoredAs, num_threads
 
 
 def finish_folder(source: Path, output: Path, manifest: ShardManifest) -> None:
-    """Put beside converted tokens what else is in a prepared folder; the manifest is last."""
+    """Add the other files of a prepared folder to converted tokens, the manifest last."""
     for name in (manifest.header.tokenizer.file, SPECIAL_TOKENS_NAME):
         if (source / name).is_file():
             write_atomically(output / name, (source / name).read_bytes())
@@ -58,9 +58,7 @@ def finish_folder(source: Path, output: Path, manifest: ShardManifest) -> None:
 def _write_shards(source: Path, manifest: ShardManifest, output: Path, *, num_threads: int) -> ShardManifest:
     stored = open_stored(source, manifest)
     for name, finding in stored.pair_damage():
-        raise DataError(
-            f"{source / name} must be as the manifest beside it says, but {finding}; prepare the data again"
-        )
+        raise DataError(f"{source / name} must match its manifest, but {finding}; prepare the data again")
     header = manifest.header.model_copy(update={"stored_as": "webdataset"})
     with ThreadPoolExecutor(num_threads) as threads:
         shards: Sequence[ShardEntry] = list(
@@ -95,9 +93,9 @@ def _write_shard(
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """Write a folder atomically; what a user has there is never replaced."""
+    """Write a folder atomically; a folder with files in it is never replaced."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise DataError(f"{path} must be empty or absent, but is not; name another folder, or delete it")
+        raise DataError(f"{path} must be empty or absent, but is not; choose another folder, or delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
     with folder_written_atomically(path) as folder:
         yield folder

@@ -1,4 +1,4 @@
-"""A look into a finished folder of shards: summary, decoded samples, and whether the bytes still hold."""
+"""Inspect a finished folder of shards: summary, decoded samples, damage."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class DocumentSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardProblem:
-    """A shard whose file is not what the manifest says."""
+    """A shard whose file does not match the manifest."""
 
     shard: str
     finding: str
@@ -42,7 +42,7 @@ class ShardProblem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthBin:
-    """How many documents have ``first`` to ``last`` tokens, the end-of-document token included."""
+    """The number of documents with ``first`` to ``last`` tokens, including the end-of-document token."""
 
     first: int
     last: int
@@ -51,7 +51,7 @@ class LengthBin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """Result of :func:`inspect_shards`; ``problems`` is None where checksums were not asked for."""
+    """Result of :func:`inspect_shards`; ``problems`` is None if checksums were not compared."""
 
     folder: Path
     manifest: ShardManifest
@@ -64,11 +64,11 @@ def inspect_shards(folder: Path, *, num_samples: int = 2, verify: bool = False) 
     """Summarize a prepared folder.
 
     Args:
-        folder: where ``manifest.json`` lies.
+        folder: with a ``manifest.json``.
         num_samples: documents to decode from the start of each split.
-        verify: read every shard whole and compare it with the manifest.
+        verify: read every shard completely and compare it with the manifest.
     Raises:
-        DataError: the folder is not finished, or a shard to sample from is damaged.
+        DataError: the folder is unfinished, or a shard to sample from is damaged.
     """
     manifest = load_manifest(folder)
     stored = open_stored(folder, manifest)
@@ -115,7 +115,7 @@ def find_problems(stored: StoredTokens, manifest: ShardManifest) -> Iterator[Sha
 
 
 def render_inspection(inspection: Inspection) -> RenderableType:
-    """What ``megaponder data inspect`` shows."""
+    """Render an inspection for ``megaponder data inspect``."""
     manifest = inspection.manifest
     tokenizer = manifest.header.tokenizer
     facts = Text(
@@ -180,8 +180,8 @@ def _length_table(bins: tuple[LengthBin, ...]) -> Table:
 
 def _verification(inspection: Inspection) -> list[Text]:
     if inspection.problems is None:
-        return [Text("checksums were not compared; --verify does")]
+        return [Text("checksums were not compared; use --verify")]
     if not inspection.problems:
-        return [Text(f"verified: all {len(inspection.manifest.shards)} shards are as the manifest says")]
+        return [Text(f"verified: all {len(inspection.manifest.shards)} shards match the manifest")]
     problems = inspection.problems
     return [Text(f"damaged: {problem.shard}: {problem.finding}", style="bold red") for problem in problems]

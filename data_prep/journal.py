@@ -1,4 +1,4 @@
-"""What a preparation has finished so far, one line per shard: an interrupted run goes on where it was."""
+"""The journal of a preparation: one line per finished shard, from which an interrupted run resumes."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -14,13 +14,13 @@ JOURNAL_NAME = "progress.jsonl"
 
 
 def start_journal(folder: Path, header: PreparationHeader, entries: Iterable[ShardEntry]) -> None:
-    """Replace the journal by one with this header and the shards that stay valid."""
+    """Replace the journal by one with this header and the shards that are still valid."""
     lines = [header.model_dump_json(), *(entry.model_dump_json() for entry in entries)]
     write_atomically(folder / JOURNAL_NAME, "".join(line + "\n" for line in lines).encode())
 
 
 def append_entry(folder: Path, entry: ShardEntry) -> None:
-    """Note a finished shard; it is on disk when this returns."""
+    """Append a finished shard; it is on disk when this returns."""
     with (folder / JOURNAL_NAME).open("ab") as file:
         file.write((entry.model_dump_json() + "\n").encode())
         file.flush()
@@ -28,16 +28,16 @@ def append_entry(folder: Path, entry: ShardEntry) -> None:
 
 
 def load_journal(folder: Path) -> tuple[PreparationHeader, tuple[ShardEntry, ...]] | None:
-    """Read the journal, or return None where there is none.
+    """Read the journal, or return None if there is none.
 
-    A last line without its end was being written when the process died; its shard counts as not done.
+    A last line without its end was being written when the process died; its shard counts as missing.
 
     Raises:
-        DataError: a line that was written whole cannot be understood.
+        DataError: a complete line is invalid.
     """
     path = folder / JOURNAL_NAME
     try:
-        lines = list(_whole_lines(path.read_bytes()))
+        lines = list(_complete_lines(path.read_bytes()))
     except FileNotFoundError:
         return None
     try:
@@ -47,10 +47,10 @@ def load_journal(folder: Path) -> tuple[PreparationHeader, tuple[ShardEntry, ...
         finding = summarize(error) if isinstance(error, ValidationError) else "it is empty"
         raise DataError(
             f"{path} must be the journal of an interrupted preparation by this version, but is not: "
-            f"{finding}; run again with --overwrite to start anew"
+            f"{finding}; run again with --overwrite to start from scratch"
         ) from error
 
 
-def _whole_lines(content: bytes) -> Iterator[bytes]:
+def _complete_lines(content: bytes) -> Iterator[bytes]:
     whole, _, _ = content.rpartition(b"\n")
     return iter(whole.split(b"\n")) if whole else iter(())

@@ -1,4 +1,4 @@
-"""What a folder of token shards contains: the manifest that is written last and read first."""
+"""The manifest of a folder of token shards, which is written last and read first."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +21,9 @@ class _Record(BaseModel):
 
 
 class TokenizerEntry(_Record):
-    """The tokenizer the shards were made with; its file lies in the folder.
+    """The tokenizer that the shards were made with; its file is in the folder.
 
-    Every document ends with ``eod_id`` and, where there is a ``bos_id``, begins with that.
+    Every document ends with ``eod_id`` and begins with ``bos_id``, if there is one.
     """
 
     kind: TokenizerKind = "sentencepiece"
@@ -35,7 +35,7 @@ class TokenizerEntry(_Record):
 
 
 class InputEntry(_Record):
-    """The text the shards were made from.
+    """The text that the shards were made from.
 
     ``fingerprint`` covers relative path, size and modification time of every file, in order.
     """
@@ -47,7 +47,7 @@ class InputEntry(_Record):
 
 
 class ReadSettings(_Record):
-    """How documents are found in the input files; their suffixes tell the rest.
+    """How documents are found in the input files, together with their suffixes.
 
     ``text_field`` is the field of JSON records and the column of parquet files. With ``lines`` each line of a
     plain text file is a document.
@@ -58,7 +58,7 @@ class ReadSettings(_Record):
 
 
 class PrepareSettings(_Record):
-    """Settings that decide which token lands in which shard."""
+    """Settings that determine the shard of each token."""
 
     heldout_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
     shard_text_bytes: PositiveInt | None = None
@@ -66,10 +66,10 @@ class PrepareSettings(_Record):
 
 
 class InputRange(_Record):
-    """The run of input whose documents one shard holds, in order.
+    """The run of input whose documents are in one shard, in order.
 
-    It goes from ``first_byte`` of the first file to before ``end_byte`` of the last one, or to the end of it.
-    A file of many documents is in the range of a shard of each split; ``num_bytes`` is this split's share.
+    It extends from ``first_byte`` of the first file to before ``end_byte`` of the last one, or to its end. A
+    file of many documents is in the range of a shard of each split; ``num_bytes`` is the share of this split.
     """
 
     first_file: str
@@ -82,7 +82,7 @@ class InputRange(_Record):
 
 
 class RejectedRecord(_Record):
-    """A place in the input that could not become a document.
+    """A record of the input that is not a document.
 
     ``line`` counts lines, parquet rows or tar members from 1; it is absent for a file that is one document.
     """
@@ -93,15 +93,15 @@ class RejectedRecord(_Record):
 
     @property
     def place(self) -> str:
-        """File and line, as editors understand them."""
+        """File and line, in the notation of editors."""
         return self.path if self.line is None else f"{self.path}:{self.line}"
 
 
 class ShardEntry(_Record):
     """One finished shard.
 
-    In a folder of Megatron pairs the shards of a split lie one after the other in its ``.bin``: there a shard
-    is a run of documents, and its size and checksum are those of its tokens.
+    In a folder of Megatron pairs the shards of a split follow each other in its ``.bin``: there a shard is a
+    run of documents, and its size and checksum are those of its tokens.
     """
 
     name: str
@@ -127,7 +127,7 @@ class PairEntry(_Record):
 
 
 class PreparationHeader(_Record):
-    """Everything the bytes of the shards depend on; two runs with equal headers make equal shards."""
+    """All that determines the bytes of the shards: two runs with equal headers make equal shards."""
 
     format: Literal["megaponder-token-shards"] = "megaponder-token-shards"
     version: Literal[1] = 1
@@ -140,7 +140,7 @@ class PreparationHeader(_Record):
 
 
 class ShardManifest(_Record):
-    """A complete folder of shards. A folder without one is not finished."""
+    """The description of a complete folder of shards; a folder without one is unfinished."""
 
     header: PreparationHeader
     shards: tuple[ShardEntry, ...]
@@ -153,7 +153,7 @@ class ShardManifest(_Record):
 
     @property
     def rejected(self) -> tuple[RejectedRecord, ...]:
-        """All records that were left out, in the order of the shards."""
+        """All records that were skipped, in the order of the shards."""
         return tuple(record for shard in self.shards for record in shard.rejected)
 
     def split_shards(self, split: str) -> tuple[ShardEntry, ...]:
@@ -166,26 +166,26 @@ class ShardManifest(_Record):
         if not shards:
             raise DataError(
                 f"the split must be one of {', '.join(self.splits) or '(none)'}, but is {split!r}; "
-                "name another split, or prepare the data with a held-out fraction that leaves it some files"
+                "choose another split, or prepare the data with a held-out fraction that leaves it some files"
             )
         return shards
 
     def num_tokens(self, split: str) -> int:
-        """Tokens of one split, end-of-document tokens included."""
+        """Return the number of tokens of one split, including end-of-document tokens."""
         return sum(shard.num_tokens for shard in self.split_shards(split))
 
     def num_documents(self, split: str) -> int:
-        """Documents of one split."""
+        """Return the number of documents of one split."""
         return sum(shard.num_documents for shard in self.split_shards(split))
 
 
 def token_type_for(vocab_size: int) -> TokenType:
-    """Smallest of the two stored types that holds every id; the limit leaves the top of uint16 unused."""
+    """Return the smaller of the two stored types that holds every id; the top of uint16 is unused."""
     return "uint16" if vocab_size <= 65_500 else "int32"
 
 
 def save_manifest(manifest: ShardManifest, folder: Path) -> None:
-    """Write ``manifest.json``; readers see either the old one or the whole new one."""
+    """Write ``manifest.json`` atomically."""
     write_atomically(folder / MANIFEST_NAME, (manifest.model_dump_json(indent=1) + "\n").encode())
 
 
@@ -193,7 +193,7 @@ def load_manifest(folder: Path) -> ShardManifest:
     """Read the manifest of a prepared folder.
 
     Raises:
-        DataError: the folder has none, or it cannot be understood.
+        DataError: the folder has none, or it is invalid.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -208,12 +208,12 @@ def load_manifest(folder: Path) -> ShardManifest:
     except ValidationError as error:
         raise DataError(
             f"{path} must be a manifest of this version, but is not: {summarize(error)}; "
-            "prepare the data again into a fresh folder, or use the version that wrote it"
+            "prepare the data again in a new folder, or use the version that wrote it"
         ) from error
 
 
 def summarize(error: ValidationError, *, limit: int = 3) -> str:
-    """One line that names the first few places of a pydantic error."""
+    """Render the first few problems of a pydantic error in one line."""
     problems: Sequence[str] = [
         f"{'.'.join(map(str, problem['loc'])) or 'content'}: {problem['msg']}" for problem in error.errors()
     ]

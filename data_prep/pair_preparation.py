@@ -1,4 +1,4 @@
-"""From text to Megatron pairs: shards are made first, like any, and then merged."""
+"""From text to Megatron pairs: shards are made first, and then merged."""
 
 import logging
 from pathlib import Path
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_pairs(request: PrepareRequest, execute: Executor, progress: PrepareProgress) -> ShardManifest:
-    """Bring the output folder to the state the request describes, as pairs.
+    """Create or complete the pairs of a request in its output folder.
 
     Raises:
         DataError: the request cannot be met, or the folder holds tokens of other text or settings.
@@ -46,12 +46,12 @@ def prepare_pairs(request: PrepareRequest, execute: Executor, progress: PrepareP
 
 
 def _finished(request: PrepareRequest) -> ShardManifest | None:
-    """What is there already, if it is what is asked for."""
+    """Return the manifest of the pairs that exist already, if they match the request."""
     if (request.output / JOURNAL_NAME).exists():
         if not request.overwrite:
             raise DataError(
-                f"{request.output} must not hold an unfinished preparation of webdataset shards where pairs "
-                "are to go, but does; finish it, choose a fresh output folder, or --overwrite"
+                f"{request.output} must not hold an unfinished preparation of webdataset shards if pairs are "
+                "requested, but does; finish it, choose a new output folder, or --overwrite"
             )
         (request.output / JOURNAL_NAME).unlink()
     if not (request.output / MANIFEST_NAME).exists():
@@ -63,14 +63,14 @@ def _finished(request: PrepareRequest) -> ShardManifest | None:
             return None
         raise DataError(describe_difference(request.output, manifest.header, header))
     check_rejected(request.output, manifest.rejected, limit=request.max_bad_records)
-    is_whole = all(
+    is_complete = all(
         _size_bytes(request.output / f"{pair.name}.bin") == pair.bin_bytes
         and _size_bytes(request.output / f"{pair.name}.idx") == pair.idx_bytes
         for pair in manifest.pairs
     )
-    if not is_whole:
-        logger.warning("a pair in %s is missing or cut short; all of it is made again", request.output)
-    return manifest if is_whole else None
+    if not is_complete:
+        logger.warning("a pair in %s is missing or truncated; all pairs are made again", request.output)
+    return manifest if is_complete else None
 
 
 def _size_bytes(path: Path) -> int | None:

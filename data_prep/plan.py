@@ -1,7 +1,8 @@
-"""Which parts of the input make up which shard: a pure function of the inputs' names and sizes.
+"""The split of each document and the input of each shard, as pure functions of names and sizes.
 
-A file that is one document belongs to the split of its name. A file of many documents is read for both
-splits, and each task keeps the documents of its own: parsing costs little beside tokenization.
+A file that is one document belongs to the split of its name, so that adding files moves no other file. A file
+of many documents is read for both splits, and each task keeps the documents of its own: parsing is cheap
+compared with tokenization.
 """
 
 import hashlib
@@ -23,9 +24,9 @@ LARGEST_SHARD_BYTES = 512 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedShard:
-    """A shard to be made: its name, its run of input, and how many bytes of that are its split's.
+    """A shard to make.
 
-    ``inputs`` is the run as the manifest names it.
+    ``inputs`` describes its ranges in the manifest.
     """
 
     name: str
@@ -36,7 +37,7 @@ class PlannedShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Piece:
-    """A range, and how many of its bytes are expected to be the split's."""
+    """A range, and the number of its bytes that are expected in the split."""
 
     part: FileRange
     num_bytes: int
@@ -45,9 +46,9 @@ class _Piece:
 def plan_shards(
     files: Sequence[InputFile], settings: PrepareSettings, reading: ReadSettings
 ) -> list[PlannedShard]:
-    """Cut the input of each split, in the order of the files, into shards of about equal amounts of text.
+    """Divide the input of each split, in the order of the files, into shards of about the same size.
 
-    The number of workers plays no part, so that any number of them writes the same bytes.
+    The plan does not depend on the number of workers, so that any number of them writes the same bytes.
     """
     target_bytes = settings.shard_text_bytes or default_shard_bytes(sum(file.size_bytes for file in files))
     shards = []
@@ -64,19 +65,19 @@ def plan_shards(
 
 
 def default_shard_bytes(total_bytes: int) -> int:
-    """Bytes of text per shard: enough shards to share out and to show progress by, none tiny or huge."""
+    """Return the bytes of text per shard: enough shards for workers and progress, none tiny or huge."""
     return min(max(total_bytes // SHARDS_WANTED, SMALLEST_SHARD_BYTES), LARGEST_SHARD_BYTES)
 
 
 def _share(file: InputFile, split: str, settings: PrepareSettings, reading: ReadSettings) -> float:
-    """Expected share of a file's documents that are in a split."""
+    """Return the expected share of a file's documents that are in a split."""
     if not holds_many(file, reading):
         return float(split_of(file.path, settings.heldout_fraction) == split)
     return settings.heldout_fraction if split == HELDOUT else 1 - settings.heldout_fraction
 
 
 def _pieces(file: InputFile, share: float, target_bytes: int, reading: ReadSettings) -> Iterator[_Piece]:
-    """Cut a file that has more than a shard's text, if it can be, whatever other files there are."""
+    """Divide a file with more text than a shard, if possible, independently of other files."""
     num_ranges = max(-(-round(file.size_bytes * share) // target_bytes), 1)
     for part in cut(file, num_ranges if is_cuttable(file, reading) else 1):
         yield _Piece(part=part, num_bytes=round(part.num_bytes * share))
@@ -115,7 +116,7 @@ def _shard(name: str, split: str, run: Sequence[_Piece], reading: ReadSettings) 
 
 
 def split_of(name: str, heldout_fraction: float) -> str:
-    """Choose the split of a document by the hash of its name.
+    """Return the split of a document, by the hash of its name.
 
     Args:
         name: the document's relative path with forward slashes.
@@ -127,5 +128,5 @@ def split_of(name: str, heldout_fraction: float) -> str:
 def name_fraction(name: str) -> float:
     """Map a name to a number in [0, 1), uniform over names."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-    # 53 bits fit a float exactly, so that no name rounds up to 1.0
+    # A float holds 53 bits exactly, so that no name is rounded up to 1.0.
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53

@@ -1,4 +1,4 @@
-"""From text to a finished folder of token shards; who executes the tasks is given from outside."""
+"""From text to a finished folder of token shards, with any executor of the tasks."""
 
 import logging
 import re
@@ -38,16 +38,17 @@ from pipeline.shared.files import folder_lock, write_atomically
 
 logger = logging.getLogger(__name__)
 
-# Where shards lie that are to be merged into pairs; an interrupted run goes on with them
+# Folder of shards that will be merged into pairs; an interrupted run resumes with them.
 PARTS_FOLDER = ".parts"
-# what either format writes into a folder
+# Files of tokens in both formats.
 _TOKEN_FILE = re.compile(r"\.?(train|heldout)(-\d{6,}\.tar|\.bin|\.idx)(\.tmp-[0-9a-f]+)?")
-# Runs tasks in any order, yields each report as it comes, and stops its workers when the generator is closed
+# Runs tasks in any order, yields each report as it arrives, and stops its workers when the generator is
+# closed.
 Executor = Callable[[Sequence[ShardTask]], Generator[TaskReport | StoppedTask, None, None]]
 
 
 class PrepareRequest(BaseModel):
-    """What to prepare, and how. Only ``settings`` and the tokenizer decide the bytes of the shards."""
+    """What to prepare, and how. Source, ``settings`` and tokenizer determine the bytes of the shards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,12 +60,10 @@ class PrepareRequest(BaseModel):
     settings: PrepareSettings = PrepareSettings()
     stored_as: StoredAs = Field(default="webdataset", description="shards, or a Megatron pair of each split")
     workers: NonNegativeInt = Field(default=2, description="Ray workers; 0 runs in this process, without Ray")
-    ray_address: str | None = Field(
-        default=None, description="HOST:PORT of a running Ray; None starts one of the command's own"
-    )
+    ray_address: str | None = Field(default=None, description="HOST:PORT of a running Ray; None starts one")
     overwrite: bool = Field(default=False, description="replace shards made from other text or settings")
     max_bad_records: NonNegativeInt = Field(
-        default=DEFAULT_MAX_BAD_RECORDS, description="records without text that may be left out"
+        default=DEFAULT_MAX_BAD_RECORDS, description="records without text that may be skipped"
     )
     task_timeout_seconds: PositiveFloat = Field(default=3600.0, description="longest wait for a shard")
 
@@ -90,7 +89,7 @@ def execute_here(tasks: Sequence[ShardTask]) -> Generator[TaskReport | StoppedTa
 
 
 def prepare_shards(request: PrepareRequest, execute: Executor, progress: PrepareProgress) -> ShardManifest:
-    """Bring the output folder to the state the request describes; what is there already is kept.
+    """Create or complete the shards of a request in its output folder; valid shards are kept.
 
     Raises:
         DataError: the request cannot be met, or the folder holds shards of other text or settings.
@@ -109,7 +108,7 @@ def prepare_shards(request: PrepareRequest, execute: Executor, progress: Prepare
 
 
 def _survey(request: PrepareRequest) -> _Work:
-    """Compare what is asked for with what is there; nothing is written."""
+    """Compare the request with the content of the folder; nothing is written."""
     files = find_files(request.source)
     header = _header(request, files).model_copy(update={"stored_as": "webdataset"})
     shards = plan_shards(files, request.settings, request.source.reading)
@@ -122,7 +121,7 @@ def _survey(request: PrepareRequest) -> _Work:
 
 
 def plan_header(request: PrepareRequest) -> PreparationHeader:
-    """What the manifest will say of the tokenizer, the input and the settings; no text is read.
+    """Return the header of the manifest: tokenizer, input and settings; no text is read.
 
     Raises:
         DataError: there is no such text or tokenizer.
@@ -155,7 +154,8 @@ def _header(request: PrepareRequest, files: Sequence[InputFile]) -> PreparationH
 
 
 def _previous_state(request: PrepareRequest) -> tuple[PreparationHeader | None, tuple[ShardEntry, ...]]:
-    # a journal is newer than a manifest beside it: the run that replaces a finished folder begins with it
+    # A journal is newer than a manifest in the same folder: replacing a finished folder starts with a
+    # journal.
     try:
         if (journal := load_journal(request.output)) is not None:
             return journal
@@ -165,14 +165,14 @@ def _previous_state(request: PrepareRequest) -> tuple[PreparationHeader | None, 
     except DataError:
         if not request.overwrite:
             raise
-        logger.warning("the state of %s cannot be read; everything in it is made anew", request.output)
+        logger.warning("the state of %s cannot be read; all shards are made again", request.output)
     return None, ()
 
 
 def _still_valid(
     output: Path, shards: Sequence[PlannedShard], entries: Iterable[ShardEntry]
 ) -> dict[str, ShardEntry]:
-    """Entries whose shard is planned again from the same input, and lies in the folder with its full size."""
+    """Return the entries whose shard is planned with the same input and exists with its full size."""
     planned = {shard.name: shard.inputs for shard in shards}
     return {
         entry.name: entry
@@ -186,13 +186,13 @@ def _size_bytes(path: Path) -> int | None:
 
 
 def describe_difference(output: Path, previous: PreparationHeader, header: PreparationHeader) -> str:
-    """The message that names every field that differs, with both values."""
+    """Render every field that differs, with both values, for an error."""
     before, now = _flat(previous.model_dump()), _flat(header.model_dump())
     changed = [key for key in now if before.get(key) != now[key]]
     difference = ", ".join(f"{key} was {before.get(key)} and is {now[key]} now" for key in changed)
     return (
-        f"{output} must be prepared from the text, tokenizer and settings it was begun with, "
-        f"but {difference}; choose a fresh output folder, or --overwrite to replace the shards"
+        f"{output} must be prepared from the text, tokenizer and settings it was started with, "
+        f"but {difference}; choose a new output folder, or --overwrite to replace the shards"
     )
 
 
@@ -210,14 +210,14 @@ def _finished_header(output: Path) -> PreparationHeader | None:
 
 
 def _begin(request: PrepareRequest, work: _Work) -> None:
-    """Make the folder unfinished, in an order that a crash at any point leaves readable."""
+    """Mark the folder as unfinished, in an order that leaves it readable after a crash at any point."""
     start_journal(request.output, work.header, work.finished.values())
     (request.output / MANIFEST_NAME).unlink(missing_ok=True)
     _copy_tokenizer(request, work.header.tokenizer)
 
 
 def _copy_tokenizer(request: PrepareRequest, entry: TokenizerEntry) -> None:
-    """Put the tokenizer's file into the folder, and beside a tokenizer.json which token ends documents."""
+    """Copy the tokenizer into the folder, with the end-of-document token of a tokenizer.json."""
     if entry.kind == "huggingface":
         tokenizer = read_tokenizer(request.tokenizer, eod_token=request.eod_token)
         names = special_tokens_map(tokenizer.token_name(entry.eod_id))
@@ -271,7 +271,7 @@ def _task(request: PrepareRequest, header: PreparationHeader, shard: PlannedShar
 def _complete(
     output: Path, work: _Work, finished: dict[str, ShardEntry], progress: PrepareProgress
 ) -> ShardManifest:
-    """Write the manifest in planned order, then drop the journal and files no shard of it needs."""
+    """Write the manifest in the planned order, then remove the journal and leftover files."""
     manifest = ShardManifest(header=work.header, shards=tuple(finished[shard.name] for shard in work.shards))
     write_rejected(output, manifest.rejected)
     save_manifest(manifest, output)
@@ -282,9 +282,9 @@ def _complete(
 
 
 def remove_leftovers(output: Path, *, keep: set[str]) -> None:
-    """Delete all files of tokens but those to keep."""
+    """Delete files of tokens that a finished folder does not need, such as those of killed workers."""
     shutil.rmtree(output / PARTS_FOLDER, ignore_errors=True)
     for path in output.iterdir():
         if _TOKEN_FILE.fullmatch(path.name) and path.name not in keep:
-            logger.info("removing %s: not of the manifest", path)
+            logger.info("removing %s, which is not in the manifest", path)
             path.unlink()

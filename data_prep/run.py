@@ -1,4 +1,4 @@
-"""The entry to tokenization: who executes the tasks, and what is made of them."""
+"""The entry to tokenization: chooses the executor of the tasks and the format of the result."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,15 +14,15 @@ from data_prep.tasks import ShardTask
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import disk_full_as_data_error
 
-# on a Ray of one's own the next task waits at the worker while one runs
+# On a Ray started here, the next task waits at the worker while one runs.
 TASKS_IN_FLIGHT_PER_WORKER = 2
 
 
 def prepare(request: PrepareRequest, progress: PrepareProgress | None = None) -> ShardManifest:
-    """Turn text into tokens, keep what is complete already, and return the manifest.
+    """Tokenize text, except for shards that are complete already, and return the manifest.
 
     Raises:
-        DataError: the request cannot be met; what is finished by then is kept for the next run.
+        DataError: the request cannot be met; finished shards are kept for the next run.
     """
     make = prepare_pairs if request.stored_as == "megatron" else prepare_shards
     with disk_full_as_data_error(request.output):
@@ -33,8 +33,8 @@ def _executor(request: PrepareRequest) -> Executor:
     address = request.ray_address
     if request.workers == 0 and address is not None:
         raise DataError(
-            f"--workers must be at least 1 to work on the Ray at {address}, but is 0, which is this process "
-            "alone; leave out one of the two"
+            f"--workers must be at least 1 to work on the Ray at {address}, but is 0, which uses only "
+            "this process; remove one of the two"
         )
     if request.workers == 0:
         return execute_here
@@ -42,7 +42,7 @@ def _executor(request: PrepareRequest) -> Executor:
     def connect(tasks: Sequence[ShardTask]) -> AbstractContextManager[None]:
         return local_ray(min(request.workers, len(tasks))) if address is None else cluster_ray(address, tasks)
 
-    # a cluster has CPUs for more than was asked for: what is in flight is what runs
+    # A cluster may have more CPUs than workers were requested: all tasks in flight run.
     per_worker = TASKS_IN_FLIGHT_PER_WORKER if address is None else 1
     return RayExecutor(
         connect=connect,

@@ -1,4 +1,4 @@
-"""What one worker does: a run of input becomes one shard."""
+"""The task of a worker: tokenize a run of input into one shard."""
 
 import functools
 import time
@@ -22,7 +22,7 @@ from pipeline.shared.files import disk_full_as_data_error
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardTask:
-    """Everything a worker needs; small, because text never travels with it."""
+    """Everything that a worker needs to make a shard, without the text."""
 
     shard: PlannedShard
     reading: ReadSettings
@@ -39,7 +39,7 @@ class ShardTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReport:
-    """A finished shard and the seconds it took."""
+    """A finished shard, and its time in seconds."""
 
     entry: ShardEntry
     seconds: float
@@ -47,13 +47,13 @@ class TaskReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoppedTask:
-    """A task that met more bad records than the whole preparation may; it left no shard."""
+    """A task that found more bad records than the preparation may have; it has no shard."""
 
     rejected: tuple[RejectedRecord, ...]
 
 
 class _TooManyBadRecordsError(Exception):
-    """Ends a task from within its documents."""
+    """Ends a task while its documents are read."""
 
 
 @dataclass(slots=True)
@@ -63,11 +63,10 @@ class _Omissions:
 
 
 def tokenize_shard(task: ShardTask) -> TaskReport | StoppedTask:
-    """Tokenize the task's input into its shard; running it again writes the same bytes.
+    """Tokenize the task's input into its shard; a repetition writes the same bytes.
 
     Raises:
-        DataError: the tokenizer or an input file is not what it was when the work was planned, or the disk is
-            full.
+        DataError: the tokenizer or an input file was changed after the work was planned, or the disk is full.
     """
     start = time.monotonic()
     tokenizer = _load_tokenizer(task.tokenizer, task.tokenizer_sha256)
@@ -135,7 +134,7 @@ def _entry(task: ShardTask, written: WrittenShard, omissions: _Omissions) -> Sha
 
 @functools.lru_cache(maxsize=1)
 def _load_tokenizer(path: Path, sha256: str) -> Tokenizer:
-    # a worker runs many tasks of one preparation: the model is parsed once
+    # Cached, because a worker runs many tasks of the same preparation.
     tokenizer = read_tokenizer(path)
     if tokenizer.sha256 != sha256:
         raise DataError(

@@ -1,1 +1,1 @@
-"""Where text comes from, and reading it."""
+"""Sources of text, and how they are read."""

@@ -1,4 +1,4 @@
-"""Where text comes from: files, folders, globs and URLs, and what lies in each file."""
+"""Sources of text: files, folders, globs and URLs, and the format of each file."""
 
 import hashlib
 import sysconfig
@@ -24,7 +24,7 @@ _FORMATS: dict[str, FileFormat] = {
     ".tgz": "tar",
 }
 _COMPRESSIBLE = (".txt", ".jsonl", ".ndjson", ".tar")
-# what is taken from a folder where no suffixes are asked for
+# Files to take from a folder if no suffixes are given.
 KNOWN_SUFFIXES = (
     *_COMPRESSIBLE,
     *(suffix + compression for suffix in _COMPRESSIBLE for compression in COMPRESSIONS),
@@ -36,7 +36,7 @@ KNOWN_SUFFIXES = (
 class TextFolder(BaseModel):
     """A folder of files with text, or one file.
 
-    ``skipped_folders`` are folder names that are not entered, wherever they occur.
+    ``skipped_folders`` are names of folders to skip at any depth.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,14 +53,14 @@ class TextFolder(BaseModel):
 
     @property
     def reading(self) -> ReadSettings:
-        """How its files are read: as their suffixes say."""
+        """How its files are read: by their suffixes."""
         return ReadSettings()
 
 
 class TextFiles(BaseModel):
     """Files, folders, globs and fsspec URLs of these, mixed.
 
-    ``suffixes`` choose among the files of folders; a file or glob that is named is taken as it is.
+    ``suffixes`` select the files of folders; files and globs that are given are always taken.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,10 +81,10 @@ TextSource = TextFolder | TextFiles
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFile:
-    """One file as it was found.
+    """One file as it was listed.
 
-    ``path`` is its name in manifests, with forward slashes and the same on every machine; ``location`` is the
-    absolute path or the URL to open it by.
+    ``path`` is its name in manifests, with forward slashes, and the same on every machine; ``location`` is
+    the absolute path or the URL.
     """
 
     path: str
@@ -94,7 +94,7 @@ class InputFile:
 
 
 def python_standard_library() -> TextFolder:
-    """Sources of the running Python's standard library: real text that every machine has."""
+    """Return the sources of Python's standard library, real text that every machine has."""
     return TextFolder(
         root=Path(sysconfig.get_paths()["stdlib"]),
         suffixes=(".py",),
@@ -104,7 +104,7 @@ def python_standard_library() -> TextFolder:
 
 
 def file_format(path: str, reading: ReadSettings) -> FileFormat:
-    """What a file holds, by the end of its name; a file of another kind is text."""
+    """Return the format of a file by its suffix; text if the suffix is unknown."""
     name = path.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
@@ -113,7 +113,7 @@ def file_format(path: str, reading: ReadSettings) -> FileFormat:
 
 
 def files_fingerprint(files: Iterable[InputFile]) -> str:
-    """SHA-256 over path, size and modification time of files in order; no content is read."""
+    """Return the SHA-256 over path, size and modification time of files in order; no content is read."""
     digest = hashlib.sha256()
     for file in files:
         line = f"{file.path}\0{file.size_bytes}\0{file.modified_ns}\n"

@@ -1,4 +1,4 @@
-"""Listing the files of a text source, on this machine's disks and behind fsspec URLs."""
+"""List the files of a text source, on local disks and at fsspec URLs."""
 
 import glob
 import hashlib
@@ -13,22 +13,22 @@ import fsspec
 from data_prep.inputs.documents import InputFile, TextFiles, TextFolder, TextSource
 from pipeline.shared.errors import DataError
 
-# keys under which fsspec's file systems say when a file was last written, in the order they are asked
+# Keys of the modification time in fsspec's file systems, in the order of preference.
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "created")
 
 
 def find_files(source: TextSource) -> list[InputFile]:
-    """List the files of a source, sorted by their names, so that every machine sees one order.
+    """List the files of a source, sorted by name, so that every machine has the same order.
 
-    A file that two inputs name is taken once.
+    A file that is in two inputs is taken once.
 
     Raises:
-        DataError: an input does not exist, or none holds a file to take.
+        DataError: an input does not exist, or there are no files with the suffixes.
     """
     if isinstance(source, TextFolder):
         found = list(_local_files(str(source.root), source, prefix=""))
     else:
-        # names begin with the input only where it takes that to tell two inputs apart
+        # Names start with the input only if that is needed to distinguish two inputs.
         prefixes = source.inputs if len(source.inputs) > 1 else ("",)
         pairs = zip(source.inputs, prefixes, strict=True)
         found = [file for place, prefix in pairs for file in _input_files(place, source, prefix)]
@@ -36,7 +36,7 @@ def find_files(source: TextSource) -> list[InputFile]:
     if not files:
         raise DataError(
             f"{source.description} must hold files ending in {', '.join(source.suffixes)}, but has none; "
-            "name other suffixes or another folder"
+            "give other suffixes or another folder"
         )
     return sorted(files.values(), key=lambda file: file.path)
 
@@ -50,7 +50,7 @@ def _input_files(place: str, source: TextFiles, prefix: str) -> Iterator[InputFi
 
 
 def is_url(place: str) -> bool:
-    """Whether an input or location is opened through fsspec."""
+    """Tell whether an input or location is opened through fsspec."""
     return "://" in place
 
 
@@ -65,7 +65,7 @@ def _local_files(place: str, source: TextSource, prefix: str) -> Iterator[InputF
         folders[:] = [name for name in folders if name not in source.skipped_folders]
         for name in names:
             path = Path(folder, name)
-            # a dangling link or a socket has no text to offer
+            # Not a dangling link or a socket.
             if name.endswith(source.suffixes) and path.is_file():
                 yield _describe_local(path, _joined(prefix, path.relative_to(root).as_posix()))
 
@@ -114,7 +114,7 @@ def _file_system(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
     except (ValueError, ImportError) as error:
         raise DataError(
-            f"{url} must be a URL that fsspec can open, but it says: {error}; "
+            f"{url} must be a URL that fsspec can open, but it reports: {error}; "
             "install the file system's package (s3fs for s3://, gcsfs for gs://), or copy the files"
         ) from error
 
@@ -125,7 +125,7 @@ def _is_wanted(relative: str, source: TextFiles) -> bool:
 
 
 def _modified_ns(detail: dict[str, Any]) -> int:
-    """When a file was written last, in nanoseconds; a number of its version mark where no time is known."""
+    """Return the modification time in nanoseconds; a number from its ETag if the time is unknown."""
     value = next((detail[key] for key in _TIME_KEYS if detail.get(key) is not None), None)
     if isinstance(value, datetime):
         return int(value.timestamp() * 1e9)

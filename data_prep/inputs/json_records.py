@@ -1,4 +1,4 @@
-"""The text in a JSON record, in little memory also where the text is hundreds of megabytes."""
+"""The text in a JSON record, with little memory even if the text has hundreds of megabytes."""
 
 import json
 import secrets
@@ -7,10 +7,10 @@ from data_prep.inputs.texts import PART_BYTES, BadRecordError, Parts, json_strin
 
 
 def json_text(content: bytes, field: str) -> Parts:
-    """Text of a field of a JSON object.
+    """Return the text of a field of a JSON object.
 
     Raises:
-        BadRecordError: this is no JSON object with text in that field.
+        BadRecordError: it is not a JSON object with text in that field.
         UnicodeDecodeError: it is not UTF-8.
     """
     try:
@@ -24,17 +24,17 @@ def json_text(content: bytes, field: str) -> Parts:
 
 
 def checked_text(value: object, field: str) -> Parts:
-    """Text of a value that should be text.
+    """Return the text of a value that should be text.
 
     Raises:
-        BadRecordError: it is not, or holds half a character.
+        BadRecordError: it is not text, or contains half a character.
     """
     if not isinstance(value, str):
         raise BadRecordError(f"field {field!r} must be text, but is {shown(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        # JSON can spell half of a surrogate pair, which is no character
+        # JSON can express half of a surrogate pair, which is not a character.
         raise BadRecordError(f"half a character at position {error.start} of field {field!r}") from error
     return short_text(value)
 
@@ -48,13 +48,13 @@ def _field(record: object, field: str) -> object:
 
 
 def _long_record_text(content: bytes, field: str) -> Parts:
-    """Read a record with its long strings put aside, which are then read in parts."""
+    """Parse a record without its long strings, which are then decoded in parts."""
     skeleton, literals = _put_long_strings_aside(content)
     try:
         value = _field(json.loads(skeleton), field)
         texts = {name: json_string_text(literal) for name, literal in literals.items()}
     except json.JSONDecodeError as error:
-        # positions in what is left of the record would name the wrong place
+        # Without the position, which would be that in the record without its long strings.
         raise BadRecordError(f"not JSON: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise BadRecordError(f"not UTF-8: {error.reason}") from error
@@ -64,8 +64,8 @@ def _long_record_text(content: bytes, field: str) -> Parts:
 
 
 def _put_long_strings_aside(content: bytes) -> tuple[bytes, dict[str, memoryview]]:
-    """Return the record with a name in the place of each long string, and what stood there."""
-    # a name that no record can know, and so none can have by chance or by will
+    """Replace each long string by a name; return the result and the strings by name."""
+    # A random name, which no record can contain by chance or on purpose.
     prefix = secrets.token_hex(16)
     view = memoryview(content)
     literals: dict[str, memoryview] = {}
@@ -83,7 +83,7 @@ def _put_long_strings_aside(content: bytes) -> tuple[bytes, dict[str, memoryview
 
 
 def _closing_quote(content: bytes, opening: int) -> int:
-    """Where a string ends; the end of the content if it does not."""
+    """Return where a string ends, or the end of the content if it does not."""
     closing = content.find(b'"', opening + 1)
     while closing >= 0 and _num_backslashes_before(content, closing) % 2 == 1:
         closing = content.find(b'"', closing + 1)

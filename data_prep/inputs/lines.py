@@ -1,4 +1,4 @@
-"""The lines of a file, or of a range of it, and where they are."""
+"""The lines of a file or of a range of it, with their positions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Line:
     """A line with its end.
 
     Attributes:
-        position: byte at which it begins; in a compressed file, whose bytes tell nobody anything, its number.
+        position: byte at which it begins; its number in a compressed file, where offsets are meaningless.
         number: counted from 1 at the first line of the range.
     """
 
@@ -43,9 +43,9 @@ def read_lines(part: FileRange, reading: ReadSettings) -> Iterator[Line]:
 
 
 def count_lines_before(part: FileRange) -> int:
-    """Number of lines that begin before a range.
+    """Return the number of lines that begin before a range.
 
-    It takes reading the file up to the range, and so is asked only for what a person will look for.
+    Reads the file up to the range, so it is used only for messages.
     """
     with open_input(part.file) as stream:
         end = _first_line_start(stream, part.start)
@@ -54,10 +54,10 @@ def count_lines_before(part: FileRange) -> int:
 
 
 def _first_line_start(stream: IO[bytes], start: int) -> int:
-    """Find the first line that begins at ``start`` or later, and go there."""
+    """Seek to the first line that begins at ``start`` or later, and return its position."""
     if start == 0:
         return 0
-    # the byte before tells whether a line begins at start itself
+    # The byte before shows whether a line begins at start itself.
     stream.seek(start - 1)
     while content := stream.readline(_BLOCK_BYTES):
         if content.endswith(b"\n"):

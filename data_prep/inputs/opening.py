@@ -1,4 +1,4 @@
-"""Opening an input file, wherever it lies and however it is compressed."""
+"""Open an input file, local or remote, compressed or not."""
 
 import gzip
 import lzma
@@ -17,15 +17,15 @@ from pipeline.shared.errors import DataError
 
 
 class DamagedFileError(Exception):
-    """The content of an input file breaks off or cannot be decoded; what was read before it is good."""
+    """An input file is truncated or cannot be decoded; what was read before is valid."""
 
     def __init__(self, message: str, *, number: int | None = None) -> None:
-        """Take what was found, and the number of the first record that is lost where it is known."""
+        """Take the reason, and the number of the first record that is lost, if known."""
         super().__init__(message)
         self.number = number
 
 
-# what decompression says about bytes that are wrong or missing
+# Errors of decompression for bytes that are damaged or missing.
 DAMAGE = (DamagedFileError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstd.ZstdError)
 
 _OPENERS: tuple[tuple[tuple[str, ...], Callable[[IO[bytes]], AbstractContextManager[object]]], ...] = (
@@ -40,22 +40,22 @@ def open_input(file: InputFile) -> Iterator[IO[bytes]]:
     """Open a file as it is stored.
 
     Raises:
-        DataError: it is gone, or changed since it was listed.
+        DataError: it was removed or changed since it was listed.
     """
     with ExitStack() as stack:
         try:
             stream: IO[bytes] = stack.enter_context(_open(file.location))
         except FileNotFoundError as error:
             raise DataError(
-                f"input files must stay while they are tokenized, but {file.path} is gone; "
-                "run the command again once the folder is quiet"
+                f"input files must not be removed while they are tokenized, but {file.path} was; "
+                "run the command again when nothing changes the folder"
             ) from error
         size_bytes = stream.seek(0, os.SEEK_END)
         if size_bytes != file.size_bytes:
             raise DataError(
                 f"input files must not change while they are tokenized, but {file.path} had "
-                f"{file.size_bytes} bytes and has {size_bytes} now; run the command again once the folder "
-                "is quiet"
+                f"{file.size_bytes} bytes and has {size_bytes} now; run the command again when nothing "
+                "changes the folder"
             )
         stream.seek(0)
         yield stream
@@ -63,7 +63,7 @@ def open_input(file: InputFile) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_decompressed(file: InputFile) -> Iterator[IO[bytes]]:
-    """Open a file's content; the end of the name tells the compression.
+    """Open the decompressed content of a file; its suffix determines the compression.
 
     Raises:
         DataError: as in :func:`open_input`.
@@ -74,7 +74,7 @@ def open_decompressed(file: InputFile) -> Iterator[IO[bytes]]:
             yield stored
         else:
             with decompress(stored) as stream:
-                # the three kinds of stream are read as files are, but share no type that says so
+                # The three kinds of streams have a file's methods for reading, but no type in common.
                 yield cast(IO[bytes], stream)
 
 

@@ -12,12 +12,12 @@ from data_prep.inputs.texts import Parts, shown, utf8_text
 
 BATCH_BYTES = 4 << 20
 LARGEST_BATCH_ROWS = 64
-# types of columns whose bytes are the text itself
+# Types of columns whose bytes are the text itself.
 _TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 def read_rows(part: FileRange, field: str) -> Iterator[tuple[int, partial[Parts]]]:
-    """Yield the number of each row of a range, counted from 1 in the file, and what makes its text.
+    """Yield the number of each row of a range, from 1 in the file, and the function that makes its text.
 
     Raises:
         DamagedFileError: the file cannot be read, or has no such column.
@@ -27,7 +27,7 @@ def read_rows(part: FileRange, field: str) -> Iterator[tuple[int, partial[Parts]
             table = _open_table(stream, field)
         except DamagedFileError:
             if part.start > 0:
-                return  # the reader of the first range says so
+                return  # the reader of the first range reports it
             raise
         first_row = 1
         for group in range(table.metadata.num_row_groups):
@@ -38,11 +38,11 @@ def read_rows(part: FileRange, field: str) -> Iterator[tuple[int, partial[Parts]
 
 
 def _open_table(stream: IO[bytes], field: str) -> Any:
-    # only workers that meet a parquet file pay for Arrow
+    # Imported here, because Arrow is slow to import and most workers never read parquet files.
     import pyarrow.parquet
 
     with _damage_named(number=1):
-        # a column chunk is read page by page, not all at once
+        # Read a column chunk page by page, not all at once.
         table = pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BATCH_BYTES)
         if field not in table.schema_arrow.names:
             raise DamagedFileError(f"no column {field!r}, only {shown(table.schema_arrow.names)}", number=1)
@@ -56,14 +56,14 @@ def _damage_named(*, number: int) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
-        # Arrow's own errors have no number; those of the disk or the network do
+        # Arrow's own errors have no errno; those of the disk or the network do.
         if getattr(error, "errno", None) is not None:
             raise
         raise DamagedFileError(str(error), number=number) from error
 
 
 def _first_byte(details: Any, size_bytes: int) -> int:
-    """Where a row group begins, as it says itself; always inside the file, so that one range owns it."""
+    """Return where a row group begins by its metadata, always inside the file, so that one range owns it."""
     if details.num_columns == 0:
         return 0
     column = details.column(0)
@@ -75,7 +75,7 @@ def _group_rows(
 ) -> Iterator[tuple[int, partial[Parts]]]:
     import pyarrow
 
-    # all columns count, so this is rather too few rows at a time than too many
+    # All columns count, so this errs on the side of too few rows at a time.
     row_bytes = details.total_byte_size // max(details.num_rows, 1) + 1
     batch_rows = min(max(BATCH_BYTES // row_bytes, 1), LARGEST_BATCH_ROWS)
     batches = table.iter_batches(batch_rows, row_groups=[group], columns=[field], use_threads=False)
@@ -86,7 +86,7 @@ def _group_rows(
         if batch is None:
             return
         if batch.nbytes > BATCH_BYTES:
-            # what it took to unpack a long row is given back before its tokens are made
+            # Free the memory for unpacking a long row before it is tokenized.
             pyarrow.default_memory_pool().release_unused()
         for value in batch.column(0):
             yield number, partial(_cell_text, value, field)

@@ -1,7 +1,7 @@
-"""Parts of input files: what a worker reads without knowing what others read.
+"""Ranges of input files, which workers read independently of each other.
 
-A range is a stretch of bytes. It owns the lines, or the parquet row groups, that begin in it, wherever they
-end; so ranges that lie side by side share out a file exactly, and cutting it needs no look into it.
+A range is a run of bytes. It owns the lines, or the parquet row groups, that begin in it, wherever they end.
+So adjacent ranges divide a file exactly, and a file can be divided without reading it.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ _CUTTABLE_FORMATS = ("lines", "jsonl", "parquet")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRange:
-    """Bytes ``start`` to ``stop`` of a file; of a file that cannot be cut they are all."""
+    """Bytes ``start`` to ``stop`` of a file; all bytes of a file that cannot be divided."""
 
     file: InputFile
     start: int
@@ -30,12 +30,12 @@ class FileRange:
 
 
 def whole(file: InputFile) -> FileRange:
-    """The range of all of a file."""
+    """Return the range of all bytes of a file."""
     return FileRange(file=file, start=0, stop=file.size_bytes)
 
 
 def is_cuttable(file: InputFile, reading: ReadSettings) -> bool:
-    """Whether workers can share a file: where records begin must show without reading all before them.
+    """Tell whether a file can be divided: the start of a record must be found without reading all before it.
 
     Compressed files and tars can only be read from their beginning, and a plain text file is one document.
     """
@@ -44,13 +44,13 @@ def is_cuttable(file: InputFile, reading: ReadSettings) -> bool:
 
 
 def cut(file: InputFile, num_ranges: int) -> list[FileRange]:
-    """Cut a file into ranges of equal length, to a byte."""
+    """Divide a file into ranges of equal length, up to one byte."""
     bounds = [file.size_bytes * number // num_ranges for number in range(num_ranges + 1)]
     return [FileRange(file=file, start=start, stop=stop) for start, stop in pairwise(bounds)]
 
 
 def ranges_fingerprint(ranges: Iterable[FileRange], reading: ReadSettings) -> str:
-    """SHA-256 over the file's path, size and modification time and the bounds of every range, in order."""
+    """Return the SHA-256 over path, size and modification time of the file and bounds of every range."""
     digest = hashlib.sha256()
     for each in ranges:
         line = f"{each.file.path}\0{each.file.size_bytes}\0{each.file.modified_ns}"

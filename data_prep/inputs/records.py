@@ -1,4 +1,4 @@
-"""The documents in one input file, and what in it could not become one."""
+"""The documents in one input file, and its records without text."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,40 +17,40 @@ from data_prep.manifest import ReadSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """A text. ``position`` tells it from the others of its file; it is None for a whole file."""
+    """A text. ``position`` identifies it in its file; it is None if the file is one document."""
 
     position: int | None
     parts: Parts
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no character in it."""
+        """Whether the text is empty."""
         return self.parts == ()
 
     @property
     def text(self) -> str:
-        """All of it in one string."""
+        """The text in one string."""
         return "".join(self.parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRecord:
-    """A place that holds no document, and why.
+    """A record without a document, and why.
 
-    ``line`` counts lines, rows or tar members of the file from 1, and is None for a whole file.
+    ``line`` counts lines, rows or tar members of the file from 1; it is None if the file is one document.
     """
 
     line: int | None
     reason: str
 
 
-# chooses records by their position
+# Selects records by their position.
 Choice = Callable[[int | None], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Record:
-    """One record before it is understood; ``number`` counts from the beginning of the range."""
+    """One record before it is parsed; ``number`` counts from the beginning of the range."""
 
     position: int | None
     number: int | None
@@ -58,18 +58,18 @@ class _Record:
 
 
 def holds_many(file: InputFile, reading: ReadSettings) -> bool:
-    """Whether a file may hold more than one document."""
+    """Tell whether a file may hold more than one document."""
     return file_format(file.path, reading) != "text"
 
 
 def document_name(file: InputFile, position: int | None) -> str:
-    """Name of a document, by which it is put into a split: no other document has it.
+    """Return the unique name of a document, which determines its split.
 
     Args:
-        file: the file it is in.
-        position: None for a whole file; the byte at which its line begins, so that the name does not depend
-            on who reads the file from where; where a file is always read from its beginning or says itself
-            which row is where, the number of the line, row or member.
+        file: the file of the document.
+        position: None if the file is one document. Otherwise the byte at which its line begins, so that the
+            name does not depend on how the file is divided; or the number of the line, row or member, in
+            files that are read from their beginning or store the numbers of rows.
     """
     return file.path if position is None else f"{file.path}:{position}"
 
@@ -79,21 +79,21 @@ def read_records(
 ) -> Iterator[Document | BadRecord]:
     """Read the documents of a range in order, one in memory at a time.
 
-    A bad record does not end the file. Bytes that cannot be decompressed or a file that breaks off do: they
+    After a bad record reading continues. Bytes that cannot be decompressed and the end of a truncated file
     are the last record.
 
     Args:
-        part: what to read of a file as it was listed.
+        part: the range to read.
         reading: where in a record the text is.
-        wanted: chooses records by their positions; others are not even understood.
+        wanted: selects records by their positions; others are not parsed.
     Raises:
-        DataError: the file is gone, or changed since it was listed.
+        DataError: the file was removed or changed since it was listed.
     """
     return _Reader(part, reading, wanted).records()
 
 
 class _Reader:
-    """Reads one range."""
+    """A reader of one range."""
 
     def __init__(self, part: FileRange, reading: ReadSettings, wanted: Choice) -> None:
         self._part = part
@@ -107,7 +107,7 @@ class _Reader:
             for record in self._found():
                 number = record.number
                 if self._wanted(record.position):
-                    yield self._understood(record)
+                    yield self._parsed(record)
         except DAMAGE as error:
             first_lost = getattr(error, "number", None) or (number or 0) + 1
             broken = None if self._kind == "text" else first_lost
@@ -142,7 +142,7 @@ class _Reader:
             )
             yield _Record(position=line.position, number=line.number, make_parts=make_parts)
 
-    def _understood(self, record: _Record) -> Document | BadRecord:
+    def _parsed(self, record: _Record) -> Document | BadRecord:
         try:
             return Document(position=record.position, parts=record.make_parts())
         except UnicodeDecodeError as error:

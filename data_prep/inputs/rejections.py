@@ -1,4 +1,4 @@
-"""The list of records that were left out, and the limit on how many may be."""
+"""The list of records that were skipped, and the limit on their number."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,13 +8,13 @@ from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 
 REJECTED_NAME = "rejected.jsonl"
-# A run of hours shall not end at one broken line of a crawl; a wrong field name, which makes all records bad,
-# shall end it in its first seconds.
+# A run of hours must not fail for one damaged line of a crawl; a wrong field name, which makes all records
+# bad, must fail it in its first seconds.
 DEFAULT_MAX_BAD_RECORDS = 100
 
 
 def write_rejected(folder: Path, rejected: Iterable[RejectedRecord]) -> None:
-    """Write one JSON object per rejected record, or no file where there is none."""
+    """Write one JSON object per rejected record; no file if there are none."""
     lines = [record.model_dump_json() + "\n" for record in rejected]
     if lines:
         write_atomically(folder / REJECTED_NAME, "".join(lines).encode())
@@ -23,9 +23,9 @@ def write_rejected(folder: Path, rejected: Iterable[RejectedRecord]) -> None:
 
 
 def check_rejected(folder: Path, rejected: Sequence[RejectedRecord], *, limit: int) -> None:
-    """Accept up to ``limit`` bad records.
+    """Check that there are at most ``limit`` bad records.
 
-    Whether a preparation passes does not depend on the order in which its shards are made.
+    Whether a preparation succeeds does not depend on the order in which its shards are made.
 
     Raises:
         DataError: there are more; those found so far are listed in the folder.
@@ -36,6 +36,6 @@ def check_rejected(folder: Path, rejected: Sequence[RejectedRecord], *, limit: i
     write_rejected(folder, found)
     raise DataError(
         f"at most {limit} records may be bad, but {len(found)} are so far: {found[0].place}: "
-        f"{found[0].reason}; all of them are in {folder / REJECTED_NAME}; mend them, check --text-field, or "
+        f"{found[0].reason}; all of them are in {folder / REJECTED_NAME}; fix them, check --text-field, or "
         "allow more with --max-bad-records, and run the command again: finished shards are kept"
     )

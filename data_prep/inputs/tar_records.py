@@ -10,10 +10,10 @@ from data_prep.inputs.texts import Parts, utf8_text
 
 
 def read_members(file: InputFile) -> Iterator[tuple[int, partial[Parts]]]:
-    """Yield the number of each member that ends in ``.txt``, counting all from 1, and what makes its text.
+    """Yield the number of each ``.txt`` member, counting all from 1, and the function that makes its text.
 
     Raises:
-        DamagedFileError: this is no tar, it breaks off, or it has no such member.
+        DamagedFileError: it is not a tar, it is truncated, or it has no such member.
     """
     has_text = False
     with open_decompressed(file) as stream:
@@ -36,7 +36,7 @@ def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 class _CheckedMember(tarfile.TarInfo):
-    """A member whose absence is noticed: tarfile takes an archive without its end mark for a whole one."""
+    """A member whose absence is an error; for tarfile, an archive without its end mark is complete."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_CheckedMember":
@@ -45,4 +45,4 @@ class _CheckedMember(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"the archive breaks off or is damaged: {error}") from error
+            raise tarfile.ReadError(f"the archive is truncated or damaged: {error}") from error

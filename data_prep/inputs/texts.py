@@ -1,7 +1,7 @@
-"""The text of a document, in parts: a long one is never in memory as a whole string.
+"""The text of a document in parts, so that a long one is never in memory as one string.
 
-Text is one to four times as large in memory as on disk, and every step of its way makes another copy. So the
-bytes of a long document are kept, and made into strings of about :data:`PART_BYTES` one after the other.
+A string takes one to four times the memory of its bytes, and every processing step makes another copy. So
+only the bytes of a long document are kept; they are decoded in parts of about :data:`PART_BYTES`.
 """
 
 import codecs
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 PART_BYTES = 1 << 20
 LONGEST_SHOWN_CHARACTERS = 60
-# the longest that belongs together in a JSON string: a character outside the basic plane, as two escapes
+# The longest unit of a JSON string: a character outside the basic plane, as two escapes.
 _LONGEST_ESCAPE_BYTES = 12
 
-# Strings that make the text when joined; none of them for an empty text
+# Strings that are the text when joined; none for an empty text.
 Parts = Iterable[str]
 
 
 @dataclass(frozen=True, slots=True)
 class LongText:
-    """A text that is made anew, part by part, every time it is iterated."""
+    """A text that is decoded part by part, every time it is iterated."""
 
     make_parts: Callable[[], Iterator[str]]
 
@@ -29,7 +29,7 @@ class LongText:
 
 
 def short_text(text: str) -> Parts:
-    """The parts of a text that is a string already."""
+    """Return the parts of a text that is a string already."""
     return (text,) if text else ()
 
 
@@ -45,18 +45,18 @@ def utf8_text(content: bytes | memoryview) -> Parts:
 
 
 def json_string_text(literal: memoryview) -> Parts:
-    """Decode what stands between the quotes of a JSON string.
+    """Decode the content of a JSON string, without its quotes.
 
     Raises:
         UnicodeDecodeError: it is not UTF-8.
-        json.JSONDecodeError: it has a wrong escape or a control character.
+        json.JSONDecodeError: it has an invalid escape or a control character.
         UnicodeEncodeError: an escape is half a character.
     """
     return _checked(lambda: _json_parts(literal))
 
 
 def _checked(make_parts: Callable[[], Iterator[str]]) -> LongText:
-    """A text of which all parts can be made: whoever writes them away cannot take them back."""
+    """Decode all parts once, before any of them is written: a writer cannot undo what it has written."""
     for _ in make_parts():
         pass
     return LongText(make_parts)
@@ -84,7 +84,7 @@ def _json_parts(literal: memoryview) -> Iterator[str]:
 def _json_part(literal: memoryview, start: int) -> tuple[str, int]:
     """Return a part and where the next one begins.
 
-    A part that is cut inside a character or an escape cannot be decoded, so the cut moves back until it can.
+    A part that ends inside a character or an escape cannot be decoded, so its end moves back until it can.
     """
     wanted = min(start + PART_BYTES, len(literal))
     last = wanted if wanted == len(literal) else wanted - _LONGEST_ESCAPE_BYTES
@@ -101,10 +101,10 @@ def _json_part(literal: memoryview, start: int) -> tuple[str, int]:
 
 
 class BadRecordError(Exception):
-    """The record at hand holds no text; the message says why."""
+    """A record has no text; the message is the reason."""
 
 
 def shown(value: object) -> str:
-    """A value for a message, cut where it is long."""
+    """Render a value for a message, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN_CHARACTERS else f"{text[:LONGEST_SHOWN_CHARACTERS]}..."

@@ -1,1 +1,1 @@
-"""Executing tasks on a Ray, this command's own or one that runs."""
+"""Execute tasks on Ray, started by this command or running already."""

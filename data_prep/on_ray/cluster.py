@@ -1,4 +1,4 @@
-"""A Ray that runs already: connected to for the work, and never stopped."""
+"""A running Ray cluster: this command connects to it, and never stops it."""
 
 import logging
 import os
@@ -16,20 +16,20 @@ from pipeline.shared.errors import DataError
 
 CONNECT_SECONDS = 10.0
 NODE_CHECK_SECONDS = 120.0
-# HTTP/2: a frame's length in three bytes, its type, flags and stream
+# HTTP/2: a frame's length in three bytes, its type, flags and stream.
 _SETTINGS_FRAME = b"\x04"
 _EMPTY_SETTINGS = b"\0\0\0" + _SETTINGS_FRAME + b"\0" * 5
 
 
 @contextmanager
 def cluster_ray(address: str, tasks: Sequence[ShardTask]) -> Iterator[None]:
-    """Connect to a Ray, and see that all its machines can do the tasks.
+    """Connect to a Ray cluster, and check that all its machines can do the tasks.
 
     Args:
         address: of its head, ``HOST:PORT``; this machine is one of its nodes.
         tasks: the work.
     Raises:
-        DataError: there is no such Ray, or a machine of it lacks programs or files.
+        DataError: there is no such cluster, or one of its machines lacks programs or files.
     """
     _check_reachable(address)
     import ray
@@ -39,20 +39,20 @@ def cluster_ray(address: str, tasks: Sequence[ShardTask]) -> Iterator[None]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise DataError(
-                f"--ray-address {address} must be a Ray that this machine is a node of, with the Ray and "
-                f"Python of this command, but Ray says: {_reason(error)}"
+                f"--ray-address {address} must be a Ray cluster of which this machine is a node, with the "
+                f"Ray and Python of this command, but Ray reports: {_reason(error)}"
             ) from error
         try:
             with terminate_like_interrupt():
                 _check_nodes(address, tasks)
                 yield
         finally:
-            # lets go of a Ray that others started, without stopping it
+            # This disconnects from a cluster that others started, without stopping it.
             ray.shutdown()
 
 
 def _check_reachable(address: str) -> None:
-    """Ask for a connection first: Ray itself would try for minutes, whatever is there."""
+    """Check that a Ray responds: Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as connection:
@@ -70,22 +70,22 @@ def _check_reachable(address: str) -> None:
 
 
 def _greeting(connection: socket.socket) -> bytes:
-    """First nine bytes of a server's answer to a client of HTTP/2, which Ray speaks."""
+    """Return the first nine bytes of a server's response to a client of HTTP/2, the protocol of Ray."""
     if os.environ.get("RAY_USE_TLS") == "1":
-        return _EMPTY_SETTINGS  # the server speaks to no one without a certificate; Ray has it
+        return _EMPTY_SETTINGS  # the server requires a certificate, which Ray has
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _EMPTY_SETTINGS)
     return connection.recv(len(_EMPTY_SETTINGS), socket.MSG_WAITALL)
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong first, in one line: the first line of the innermost error."""
+    """Return the first line of the innermost error."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().partition("\n")[0]
 
 
 def _check_nodes(address: str, tasks: Sequence[ShardTask]) -> None:
-    """Run a check on every machine that has CPUs to work with."""
+    """Run a check on every machine that has CPUs."""
     output = tasks[0].output
     probe = Probe(
         file=output / f".probe-{secrets.token_hex(6)}",
@@ -101,8 +101,8 @@ def _check_nodes(address: str, tasks: Sequence[ShardTask]) -> None:
     findings = [finding for report in reports if (finding := describe_lack(report, here)) is not None]
     if findings:
         raise DataError(
-            f"every machine of the Ray at {address} must have the programs of this one and see the input and "
-            f"the output folder under the same paths, but {'; '.join(findings)}; install the same version on "
+            f"every machine of the Ray at {address} must have the programs of this one and the input and "
+            f"output folders at the same paths, but {'; '.join(findings)}; install the same version on "
             "all, and put both folders on a shared file system"
         )
 
@@ -115,7 +115,7 @@ def _node_reports(address: str, probe: Probe) -> list[NodeReport]:
     every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     nodes = [node["NodeID"] for node in every if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
     if not nodes:
-        raise DataError(f"the Ray at {address} must have machines with CPUs to work with, but has none")
+        raise DataError(f"the Ray at {address} must have machines with CPUs, but has none")
     check: Any = ray.remote(num_cpus=0, max_retries=0)(check_node)
     try:
         places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
@@ -130,7 +130,7 @@ def _node_reports(address: str, probe: Probe) -> list[NodeReport]:
 
 
 def _report_of(answer: Any) -> NodeReport | None:
-    """Return a machine's report; None where it was lost before it could make one, which harms no work."""
+    """Return a machine's report; None if it was lost before, when it gets no work."""
     import ray
     import ray.exceptions
 
@@ -142,7 +142,7 @@ def _report_of(answer: Any) -> NodeReport | None:
 
 
 def describe_lack(report: NodeReport, here: dict[str, str]) -> str | None:
-    """What a machine lacks to do the work as one with the programs of ``here`` does, or None."""
+    """Return what a machine lacks to do the same work as one with the programs of ``here``, or None."""
     differing = [name for name in here if report.programs.get(name) != here[name]]
     if differing:
         versions = ", ".join(f"{name} {report.programs.get(name)} (here {here[name]})" for name in differing)

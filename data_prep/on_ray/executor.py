@@ -1,4 +1,4 @@
-"""Executing tasks on a Ray: bounded in flight, retried where a worker dies, with an end to every wait."""
+"""Execute tasks on Ray: a limit on tasks in flight, retries if a worker dies, a limit on every wait."""
 
 import socket
 import time
@@ -12,18 +12,18 @@ from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
 from pipeline.shared.errors import DataError
 
 RETRIES_OF_A_KILLED_WORKER = 2
-# what libraries leak over many tasks ends with the process
+# A new process after so many tasks frees what libraries leak.
 TASKS_OF_A_WORKER = 64
 SECONDS_BETWEEN_LOOKS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayExecutor:
-    """Executes tasks on a Ray; workers read the input files themselves.
+    """An executor of tasks on Ray; workers read the input files themselves.
 
     Attributes:
-        connect: connects this process to a Ray for the given tasks, and lets go of it at the end.
-        num_in_flight: tasks that are given to Ray at a time.
+        connect: connects this process to Ray for the given tasks, and disconnects at the end.
+        num_in_flight: tasks that are submitted at a time.
         timeout_seconds: longest wait for any of them.
     """
 
@@ -32,8 +32,8 @@ class RayExecutor:
     timeout_seconds: float
 
     def __call__(self, tasks: Sequence[ShardTask]) -> Generator[TaskReport | StoppedTask, None, None]:
-        """Yield reports as shards are finished; closing the generator lets go of Ray."""
-        # a run with nothing to do shall not pay for the import of Ray
+        """Yield reports as shards are finished; closing the generator disconnects from Ray."""
+        # Imported here: a run without missing shards does not need Ray.
         import ray
         import ray.exceptions
 
@@ -48,7 +48,7 @@ class RayExecutor:
                 ) from error
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, DataError):
-                    # without the worker's traceback, which Ray puts into the message
+                    # Without the worker's traceback, which is part of Ray's message.
                     raise error.cause from None
                 raise
 
@@ -74,7 +74,7 @@ class RayExecutor:
         """Return one that is finished.
 
         Raises:
-            DataError: none is in time, or Ray itself is gone, which its own wait would not say.
+            DataError: none finishes in time, or Ray has stopped, which its own wait does not report.
         """
         import ray
 
@@ -87,8 +87,8 @@ class RayExecutor:
                 return finished[0]
             if not _is_there(address):
                 raise DataError(
-                    f"Ray must run until the work is done, but the one at {address} is gone; start it again "
-                    "where it is not this command's own, and run the command again: finished shards are kept"
+                    f"Ray must run until the work is done, but the one at {address} has stopped; start it, "
+                    "if this command does not, and run the command again: finished shards are kept"
                 )
         raise DataError(
             f"a shard must be finished every {self.timeout_seconds:.0f} seconds, but none was; use smaller "

@@ -1,4 +1,4 @@
-"""Signals and environment around libraries that put their own in place."""
+"""Signals and environment variables around libraries that change them."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Put Ctrl-C off until the end: Ray cannot stop the processes of a start that was cut short."""
+    """Delay Ctrl-C until the end: Ray cannot stop its processes if its start is interrupted."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -25,7 +25,7 @@ def interrupts_held() -> Iterator[None]:
 
 @contextmanager
 def terminate_like_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does: Ray is stopped and finished shards are kept."""
+    """Make SIGTERM end the command as Ctrl-C does: Ray is stopped and finished shards are kept."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -38,7 +38,7 @@ def terminate_like_interrupt() -> Iterator[None]:
 
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of this process's environment for a while."""
+    """Set environment variables of this process inside a block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

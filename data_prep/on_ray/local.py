@@ -1,4 +1,4 @@
-"""A Ray of this command's own, on this machine: started for the work and stopped after it."""
+"""A Ray on this machine that is started for the work and stopped after it."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.on_ray.interrupts import environment, interrupts_held, terminate_like_interrupt
 
-# tasks and reports are a few kilobytes; this is the smallest store Ray accepts with room to spare
+# Tasks and reports have a few kilobytes; this is somewhat more than the smallest store that Ray accepts.
 OBJECT_STORE_BYTES = 100_000_000
 QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -21,16 +21,16 @@ QUIET_RAY = {
 
 @contextmanager
 def local_ray(num_cpus: int) -> Iterator[None]:
-    """Start a Ray with so many workers, and stop all its processes at the end."""
+    """Start Ray with a number of workers, and stop all its processes at the end."""
     import ray
 
-    # Ray puts sockets into its folder, whose path may not be long: hence not the user's TMPDIR
+    # Not in the user's TMPDIR: Ray creates sockets in this folder, whose path must be short.
     folder = Path(tempfile.mkdtemp(prefix="megaponder-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp")))
     try:
         with environment(QUIET_RAY), terminate_like_interrupt():
             with interrupts_held():
                 ray.init(
-                    # a cluster named in the environment is not meant: this Ray is ours
+                    # Ignore a cluster named in the environment.
                     address="local",
                     num_cpus=num_cpus,
                     include_dashboard=False,
@@ -39,7 +39,7 @@ def local_ray(num_cpus: int) -> Iterator[None]:
                     logging_level=logging.ERROR,
                     _temp_dir=str(folder),
                 )
-            # again, because Ray has put a handler of its own in place, which aborts
+            # Again, because Ray has installed a handler that aborts.
             with terminate_like_interrupt():
                 yield
     finally:

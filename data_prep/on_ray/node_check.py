@@ -1,4 +1,4 @@
-"""Whether a machine of a cluster can do the work: same programs, same files."""
+"""Check that a machine of a cluster can do the work: same programs, same files."""
 
 import hashlib
 import importlib.metadata
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from data_prep.inputs.finding import is_url
 
-# what tokens depend on beside the code of this package
+# The packages that tokens depend on, in addition to this one.
 _LIBRARIES = ("numpy", "sentencepiece", "tokenizers", "pyarrow", "fsspec", "backports.zstd")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What every machine must find: a file with a text in the output folder, and an input file."""
+    """The files that every machine must find: one with a text in the output folder, and an input file."""
 
     file: Path
     content: str
@@ -24,7 +24,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReport:
-    """A machine's name, what is installed on it, and what is wrong with its files."""
+    """A machine's name, its installed versions, and the problem with its files, if any."""
 
     host: str
     programs: dict[str, str]
@@ -32,7 +32,7 @@ class NodeReport:
 
 
 def installed_programs() -> dict[str, str]:
-    """Version of each program the tokens depend on; of this package's code, a hash."""
+    """Return the version of each package that tokens depend on; for this one, a hash of its code."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
     for path in sorted(package.rglob("*.py")):
@@ -42,19 +42,19 @@ def installed_programs() -> dict[str, str]:
 
 
 def check_node(probe: Probe) -> NodeReport:
-    """Look at the machine this runs on; writes and deletes a file beside the probe."""
+    """Check the machine that this runs on; writes and deletes a file next to the probe."""
     return NodeReport(host=socket.gethostname(), programs=installed_programs(), finding=_finding(probe))
 
 
 def _finding(probe: Probe) -> str | None:
     try:
         if probe.file.read_text() != probe.content:
-            return f"{probe.file} has another content there"
+            return f"{probe.file} has different content there"
         answer = probe.file.with_name(f"{probe.file.name}-{socket.gethostname()}")
         answer.write_text(probe.content)
         answer.unlink()
     except OSError as error:
         return f"{probe.file} cannot be read and written there: {error}"
     if not is_url(probe.input_location) and not Path(probe.input_location).is_file():
-        return f"the input file {probe.input_location} is not there"
+        return f"the input file {probe.input_location} does not exist there"
     return None

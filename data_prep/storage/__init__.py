@@ -1,1 +1,1 @@
-"""How tokens lie on disk."""
+"""How tokens are stored on disk."""

@@ -1,4 +1,4 @@
-"""How a Megatron pair looks on disk.
+"""The format of a Megatron pair on disk.
 
 ``.bin`` holds the tokens of all documents, one after the other. ``.idx`` holds, little-endian::
 
@@ -32,7 +32,7 @@ _LENGTH, _PLACE = np.dtype("<i4"), np.dtype("<i8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexLayout:
-    """Where the parts of an index of so many documents lie."""
+    """The offsets of the parts of an index, for a number of documents."""
 
     num_documents: int
 
@@ -59,14 +59,14 @@ class IndexLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairRun:
-    """Where a run of documents lies in a pair."""
+    """The place of a run of documents in a pair."""
 
     first_token: int
     first_document: int
 
 
 def write_index_header(descriptor: int, layout: IndexLayout, token_type: TokenType) -> None:
-    """Write what does not depend on the documents' lengths."""
+    """Write the parts that do not depend on the documents' lengths."""
     count = layout.num_documents
     header = _HEADER.pack(_MAGIC, _VERSION, _TYPE_CODES[token_type], count, count + 1)
     write_at(descriptor, header, 0)
@@ -77,14 +77,14 @@ def write_index_header(descriptor: int, layout: IndexLayout, token_type: TokenTy
 def write_index_run(
     descriptor: int, layout: IndexLayout, lengths: NDArray[np.int64], run: PairRun, token_type: TokenType
 ) -> None:
-    """Write what the index says of a run of documents; runs can be written at once and in any order.
+    """Write the index entries of a run of documents; runs can be written concurrently and in any order.
 
     Args:
         descriptor: the index.
         layout: of the whole index.
         lengths: [documents of the run], tokens of each.
-        run: where it lies in the pair.
-        token_type: how a token is stored.
+        run: its place in the pair.
+        token_type: stored type of a token.
     """
     token_bytes = token_dtype(token_type).itemsize
     starts = run.first_token + np.cumsum(lengths) - lengths
@@ -98,10 +98,10 @@ def write_index_run(
 
 
 def read_lengths(path: Path, *, first_document: int, num_documents: int) -> NDArray[np.int64]:
-    """[documents]: tokens of a run of documents.
+    """Return [documents]: tokens of each document of a run.
 
     Raises:
-        DataError: the file is no index, is cut short, or has documents of several sequences.
+        DataError: the file is not an index, is truncated, or has documents of several sequences.
     """
     try:
         content = np.memmap(path, dtype=np.uint8, mode="r")
@@ -110,7 +110,7 @@ def read_lengths(path: Path, *, first_document: int, num_documents: int) -> NDAr
         raise _damaged(path, f"it cannot be read: {error}") from error
     layout = IndexLayout(num_documents=num_sequences)
     if (magic, version, num_ends) != (_MAGIC, _VERSION, num_sequences + 1):
-        raise _damaged(path, "its header is another one")
+        raise _damaged(path, "its header is different")
     if len(content) != layout.num_bytes:
         raise _damaged(path, f"it must have {layout.num_bytes} bytes, but has {len(content)}")
     first_byte = layout.lengths_byte + first_document * _LENGTH.itemsize
@@ -119,7 +119,7 @@ def read_lengths(path: Path, *, first_document: int, num_documents: int) -> NDAr
 
 
 def write_at(descriptor: int, content: bytes | memoryview, offset_bytes: int) -> None:
-    """Write all of some bytes at a place in a file; threads may write to one file at once."""
+    """Write bytes at an offset of a file; threads may write to the same file."""
     view = memoryview(content).cast("B") if len(content) else memoryview(b"")
     while view:
         num_written = os.pwrite(descriptor, view, offset_bytes)
@@ -128,6 +128,6 @@ def write_at(descriptor: int, content: bytes | memoryview, offset_bytes: int) ->
 
 def _damaged(path: Path, finding: str) -> DataError:
     return DataError(
-        f"{path} must be a whole Megatron index with one sequence per document, but {finding}; "
+        f"{path} must be an intact Megatron index with one sequence per document, but {finding}; "
         "write the pair again"
     )

@@ -1,4 +1,4 @@
-"""Merging shards into Megatron pairs: every shard is copied to its place, several at once."""
+"""Merge shards into Megatron pairs: every shard is copied to its place, several at the same time."""
 
 import hashlib
 import os
@@ -27,13 +27,12 @@ from pipeline.shared.files import file_sha256, publish, temporary_path
 def write_pairs(source: Path, manifest: ShardManifest, output: Path, *, num_threads: int) -> ShardManifest:
     """Write one pair for each split of a folder of webdataset shards.
 
-    Every shard is compared with its checksum before it is copied. A pair appears under its name when it is
-    whole.
+    Every shard is compared with its checksum before it is copied. A pair gets its name when it is complete.
 
     Returns:
         The manifest of the pairs; the caller saves it.
     Raises:
-        DataError: a shard is not as the manifest says.
+        DataError: a shard does not match the manifest.
     """
     shards: list[ShardEntry] = []
     pairs: list[PairEntry] = []
@@ -71,7 +70,7 @@ class _Merge:
         self._idx = output / f"{split}.idx"
 
     def run(self, threads: ThreadPoolExecutor) -> tuple[Sequence[ShardEntry], PairEntry]:
-        """Copy all shards, then give both files their names."""
+        """Copy all shards, then rename both files."""
         layout = IndexLayout(num_documents=sum(entry.num_documents for entry in self._entries))
         with _new_file(self._bin) as bin_file, _new_file(self._idx) as idx_file:
             pair = _OpenPair(
@@ -117,7 +116,7 @@ class _Merge:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[int]:
-    """Open a file that gets its name when the block ends, and leaves nothing if it fails."""
+    """Open a file that gets its name when the block ends, and is removed if it fails."""
     temporary = temporary_path(path)
     with ExitStack() as stack:
         stack.callback(temporary.unlink, missing_ok=True)

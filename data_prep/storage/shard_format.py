@@ -1,12 +1,12 @@
-"""How a shard looks on disk, and where its arrays lie in it.
+"""The format of a shard on disk, and the offsets of its arrays.
 
 A shard is a plain webdataset tar. Sample ``000042`` of it is two members::
 
     000042.lengths.npy   int32  [pieces]   tokens of each document piece in the sample
     000042.tokens.npy    uint16 or int32 [tokens]   the pieces' tokens, one after the other
 
-Every document ends with the end-of-document id. Samples hold ``member_tokens`` tokens each, the last one of
-a shard what is left, so a document may go on in the next sample of its shard, but never in another shard.
+Every document ends with the end-of-document id. Each sample holds ``member_tokens`` tokens, the last one of a
+shard the rest. So a document may continue in the next sample of its shard, but never in another shard.
 """
 
 import io
@@ -31,7 +31,7 @@ _LONGEST_NPY_HEADER_BYTES = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayPlace:
-    """Where one array's values lie in a shard file."""
+    """The place of one array's values in a shard file."""
 
     offset_bytes: int
     count: int
@@ -40,7 +40,7 @@ class ArrayPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberPlace:
-    """Where the two arrays of one webdataset sample lie."""
+    """The places of the two arrays of one webdataset sample."""
 
     key: str
     lengths: ArrayPlace
@@ -48,27 +48,27 @@ class MemberPlace:
 
 
 def token_dtype(token_type: TokenType) -> np.dtype[np.integer]:
-    """Little-endian numpy type of stored tokens."""
+    """Return the little-endian numpy type of stored tokens."""
     return _DTYPES[token_type]
 
 
 def encode_npy(values: NDArray[np.generic]) -> bytes:
-    """Bytes of a ``.npy`` file, the same on every machine."""
+    """Return the bytes of a ``.npy`` file, the same on every machine."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, values, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 
 def locate_members(path: Path) -> list[MemberPlace]:
-    """Find the arrays of a shard by its headers alone; nothing is unpacked.
+    """Find the arrays of a shard by reading only its headers.
 
     Raises:
-        DataError: the file is no shard of this format, or is cut short.
+        DataError: the file is not a shard of this format, or is truncated.
     """
     arrays = list(_locate_arrays(path))
     pairs = list(zip(arrays[::2], arrays[1::2], strict=False))
     if len(arrays) != 2 * len(pairs):
-        raise _damaged(path, "a sample misses one of its two arrays")
+        raise _damaged(path, "a sample lacks one of its two arrays")
     return [_pair(path, *lengths, *tokens) for lengths, tokens in pairs]
 
 
@@ -77,12 +77,12 @@ def _pair(
 ) -> MemberPlace:
     key, _, field = tokens_name.partition(".")
     if field != TOKENS_FIELD or lengths_name != f"{key}.{LENGTHS_FIELD}":
-        raise _damaged(path, f"members {lengths_name} and {tokens_name} do not belong together")
+        raise _damaged(path, f"members {lengths_name} and {tokens_name} are not of the same sample")
     return MemberPlace(key=key, lengths=lengths, tokens=tokens)
 
 
 def _locate_arrays(path: Path) -> Iterator[tuple[str, ArrayPlace]]:
-    """Hop from tar header to tar header."""
+    """Yield the members of a tar by seeking from header to header."""
     try:
         file = path.open("rb", buffering=0)
     except FileNotFoundError as error:
@@ -100,7 +100,7 @@ def _locate_arrays(path: Path) -> Iterator[tuple[str, ArrayPlace]]:
                 raise _damaged(path, f"no sample can be read at byte {offset}") from error
             end = place.offset_bytes + place.count * place.dtype.itemsize
             if end != content + member.size or end > file_bytes:
-                raise _damaged(path, f"member {member.name} is cut short")
+                raise _damaged(path, f"member {member.name} is truncated")
             yield member.name, place
             offset = content + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
@@ -117,6 +117,6 @@ def _read_npy_header(head: bytes, offset_bytes: int) -> ArrayPlace:
 
 def _damaged(path: Path, finding: str) -> DataError:
     return DataError(
-        f"{path} must be a whole shard, but {finding}; "
-        "delete the file and run `megaponder data prepare` again: it makes missing shards anew"
+        f"{path} must be an intact shard, but {finding}; "
+        "delete the file and run `megaponder data prepare` again: it makes missing shards again"
     )

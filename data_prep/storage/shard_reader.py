@@ -1,4 +1,4 @@
-"""Reading the documents of one shard back, for inspection and checks; training reads through an index."""
+"""Read the documents of one shard, for inspection and checks; training reads through an index."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from data_prep.storage.shard_format import ArrayPlace, locate_members
 
 
 def iterate_documents(path: Path, eod_id: int) -> Iterator[NDArray[np.integer]]:
-    """Yield the tokens of each document, its end-of-document token included, in order."""
+    """Yield the tokens of each document in order, including its end-of-document token."""
     parts: list[NDArray[np.integer]] = []
     for piece in iterate_pieces(path):
         parts.append(piece)
@@ -20,7 +20,7 @@ def iterate_documents(path: Path, eod_id: int) -> Iterator[NDArray[np.integer]]:
 
 
 def document_lengths(path: Path, eod_id: int) -> NDArray[np.int64]:
-    """[documents]: tokens of each document, its end-of-document token included; tokens are hardly read."""
+    """Return [documents]: tokens of each document, with its end-of-document token; few tokens are read."""
     content = np.memmap(path, dtype=np.uint8, mode="r")
     found: list[NDArray[np.int64]] = []
     begun = 0
@@ -28,7 +28,7 @@ def document_lengths(path: Path, eod_id: int) -> NDArray[np.int64]:
         lengths = read_array(content, member.lengths).astype(np.int64)
         lengths[0] += begun
         begun = 0
-        # only a sample's last piece can be the beginning of a document that goes on
+        # Only the last piece of a sample can belong to a document that continues.
         if read_array(content, member.tokens)[-1] != eod_id:
             begun, lengths = int(lengths[-1]), lengths[:-1]
         found.append(lengths)
@@ -45,7 +45,7 @@ def iterate_pieces(path: Path) -> Iterator[NDArray[np.integer]]:
 
 
 def read_array(content: NDArray[np.uint8], place: ArrayPlace) -> NDArray[np.integer]:
-    """View an array inside the mapped bytes of a shard; nothing is copied."""
+    """Return a view of an array inside the mapped bytes of a shard."""
     num_bytes = place.count * place.dtype.itemsize
     values: NDArray[np.integer] = content[place.offset_bytes : place.offset_bytes + num_bytes].view(
         place.dtype

@@ -1,4 +1,4 @@
-"""Writing one shard: whole or not at all, and always the same bytes for the same tokens."""
+"""Write one shard, atomically, and always the same bytes for the same tokens."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from pipeline.shared.files import publish, temporary_path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenShard:
-    """What a finished shard file holds."""
+    """The content of a finished shard file."""
 
     size_bytes: int
     sha256: str
@@ -28,21 +28,21 @@ class WrittenShard:
 
 
 class ShardWriter:
-    """Collects documents and writes them as a webdataset tar.
+    """A writer of documents into a webdataset tar.
 
-    Use it as a context manager: leaving it by an exception removes what was written. The shard appears under
-    its name only in :meth:`finish`. The tar is written with the standard library, because webdataset's own
-    writer brings torch into every worker; its pipeline reads these files.
+    Use it as a context manager: after an exception, what was written is removed. The shard gets its name in
+    :meth:`finish`. The tar is written with the standard library, because webdataset's writer would import
+    torch in every worker; its pipeline reads these files.
     """
 
     def __init__(self, path: Path, *, token_type: TokenType, eod_id: int, member_tokens: int) -> None:
-        """Open a temporary file beside ``path``; ``member_tokens`` is the size of a webdataset sample."""
+        """Open a temporary file in the folder of ``path``; ``member_tokens`` is the size of a sample."""
         self._path = path
         self._temporary = temporary_path(path)
         self._dtype = token_dtype(token_type)
         self._eod = np.array([eod_id], dtype=self._dtype)
         self._member_tokens = member_tokens
-        # tokens of the sample at hand, the lengths of its finished pieces, and that of the one at hand
+        # Tokens of the current sample, the lengths of its finished pieces, and that of the current piece.
         self._pending: list[NDArray[np.integer]] = []
         self._num_pending_tokens = 0
         self._lengths: list[int] = []
@@ -52,7 +52,7 @@ class ShardWriter:
         self._num_members = 0
         self._file = self._temporary.open("wb")
         self._hashing = _HashingFile(self._file)
-        # writing asks a file for no more than tell and write
+        # For writing, TarFile calls only tell and write.
         self._tar = tarfile.TarFile(mode="w", fileobj=self._hashing, format=tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
 
     def __enter__(self) -> "ShardWriter":
@@ -72,7 +72,7 @@ class ShardWriter:
         self.end_document()
 
     def add_tokens(self, ids: NDArray[np.integer]) -> None:
-        """Append tokens to the document at hand; in how many calls it is given leaves no trace."""
+        """Append tokens to the current document; the bytes do not depend on the number of calls."""
         self._num_tokens += len(ids)
         while len(ids) > 0:
             room = self._member_tokens - self._num_pending_tokens
@@ -84,13 +84,13 @@ class ShardWriter:
                 self._write_member()
 
     def end_document(self) -> None:
-        """Append the end-of-document token; the next tokens are another document's."""
+        """Append the end-of-document token; the next tokens belong to another document."""
         self.add_tokens(self._eod)
         self._end_piece()
         self._num_documents += 1
 
     def finish(self) -> WrittenShard:
-        """Write what is pending, sync the file, and give it its name."""
+        """Write the last sample, sync the file, and rename it."""
         if self._pending:
             self._write_member()
         self._tar.close()
@@ -123,7 +123,7 @@ class ShardWriter:
             self._num_piece_tokens = 0
 
     def _write_file(self, name: str, content: bytes) -> None:
-        # a fresh TarInfo has owner, group and time zero: bytes depend on nothing but the content
+        # A new TarInfo has owner, group and time zero: the bytes depend only on the content.
         member = tarfile.TarInfo(name)
         member.size = len(content)
         member.mode = 0o444
@@ -131,7 +131,7 @@ class ShardWriter:
 
 
 class _HashingFile:
-    """A file to write to that keeps the checksum of what went through it."""
+    """A file for writing that computes the checksum of its content."""
 
     def __init__(self, file: io.BufferedWriter) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""The documents of a prepared folder's shards, whichever way they are stored."""
+"""The documents of a prepared folder's shards, in either format."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from pipeline.shared.files import file_sha256
 
 
 class StoredTokens(ABC):
-    """Reads the shards of a manifest."""
+    """A reader of the shards of a manifest."""
 
     def __init__(self, folder: Path, manifest: ShardManifest) -> None:
         """Take the folder; nothing is read yet."""
@@ -27,35 +27,35 @@ class StoredTokens(ABC):
 
     @abstractmethod
     def documents(self, entry: ShardEntry) -> Iterator[NDArray[np.integer]]:
-        """Tokens of each document of a shard, its end-of-document token included."""
+        """Yield the tokens of each document of a shard, including its end-of-document token."""
 
     @abstractmethod
     def lengths(self, entry: ShardEntry) -> NDArray[np.int64]:
-        """[documents]: tokens of each document of a shard, its end-of-document token included."""
+        """Return [documents]: tokens of each document of a shard, including its end-of-document token."""
 
     @abstractmethod
     def damage(self, entry: ShardEntry) -> str | None:
-        """What is wrong with the bytes of a shard, or None; they are all read."""
+        """Read a shard completely; return what is wrong with it, or None."""
 
     def pair_damage(self) -> Iterator[tuple[str, str]]:
-        """Yield each file that serves several shards and is not as the manifest says, and what is wrong."""
+        """Yield each file of several shards that does not match the manifest, and what is wrong."""
         return iter(())
 
     def check(self, entry: ShardEntry) -> None:
-        """Read all of a shard.
+        """Read a shard completely.
 
         Raises:
-            DataError: it is not as the manifest says.
+            DataError: it does not match the manifest.
         """
         if (finding := self.damage(entry)) is not None:
             raise DataError(
-                f"{self._folder / entry.name} must be as the manifest beside it says, but {finding}; "
-                "delete the file and run `megaponder data prepare` again: it makes missing shards anew"
+                f"{self._folder / entry.name} must match its manifest, but {finding}; "
+                "delete the file and run `megaponder data prepare` again: it makes missing shards again"
             )
 
 
 def open_stored(folder: Path, manifest: ShardManifest) -> StoredTokens:
-    """Choose the reader of a folder."""
+    """Return the reader for a folder's format."""
     return _Pairs(folder, manifest) if manifest.header.stored_as == "megatron" else _Shards(folder, manifest)
 
 
@@ -131,7 +131,7 @@ class _Pairs(StoredTokens):
 
 
 def pair_runs(entries: tuple[ShardEntry, ...]) -> dict[str, PairRun]:
-    """Where each shard of a split lies in its pair, by the shard's name."""
+    """Return the place of each shard of a split in its pair, by the shard's name."""
     runs = {}
     first_token = first_document = 0
     for entry in entries:

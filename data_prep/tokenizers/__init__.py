@@ -1,1 +1,1 @@
-"""Text to token ids and back, and training what does it."""
+"""Tokenizers, and how to train one."""

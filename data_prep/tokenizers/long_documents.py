@@ -1,12 +1,13 @@
-"""Tokenizing a long text in parts that have the tokens of the whole.
+"""Tokenize a long text in parts that have the same tokens as the complete text.
 
-A cut is good where no token would reach across it. A tokenizer says so itself: the text around a good cut
-has the same tokens whether it is tokenized at once or as two texts. Tokens, and the rules by which tokenizers
-split text first, look a few words far at most, so what holds in a neighbourhood of hundreds of characters
-holds in the whole. (Unigram models of sentencepiece are the exception on paper: they add up scores over the
-whole text in single precision, so that in a text of megabytes rounding decides. Parts round less.)
+A cut is good if no token reaches across it. The tokenizer itself shows that: the text around a good cut has
+the same tokens whether it is tokenized at once or as two texts. Tokens, and the rules by which tokenizers
+split text first, depend on a few words at most, so what holds in a neighbourhood of hundreds of characters
+holds for the complete text. (Unigram models of sentencepiece are an exception in theory: they sum scores over
+the text in single precision, so that rounding decides in a text of megabytes. Parts have smaller rounding
+errors.)
 
-Where a text is cut depends on the text alone, not on how it arrives.
+The cuts depend only on the text, not on the parts in which it arrives.
 """
 
 import re
@@ -18,12 +19,12 @@ from numpy.typing import NDArray
 Encode = Callable[[str], NDArray[np.int32]]
 
 PART_CHARACTERS = 1 << 20
-# how far a cut is looked for behind the end of a part, and how much text on each side must agree
+# How far after the end of a part to search for a cut, and how much text on each side must agree.
 SEARCH_CHARACTERS = 1 << 14
 NEIGHBOURHOOD_CHARACTERS = 512
 MAX_TRIES = 100
 
-# before a single space or line end between words; only in a text without such, anywhere
+# Before a single space or line end between words; anywhere only in a text without them.
 _BETWEEN_WORDS = re.compile(r"(?<=\S)(?=[ \n]\S)")
 _ANYWHERE = re.compile(r"(?<=\S)(?=\S)")
 
@@ -36,9 +37,9 @@ def encode_long(
     Args:
         encode: tokenizes a string.
         parts: joined, they are the text.
-        part_characters: what is longer is cut, at the first good place behind that many characters.
+        part_characters: longer texts are cut at the first good place after so many characters.
     Returns:
-        ids which, joined, are those of the whole text.
+        Ids which, joined, are those of the complete text.
     """
     text = ""
     begun = part_characters
@@ -56,12 +57,12 @@ def encode_long(
 
 
 def _find_cut(encode: Encode, text: str, begin: int) -> tuple[int, int] | None:
-    """Return the end of one part and the beginning of the next, or None where no good cut is in reach."""
+    """Return the end of one part and the beginning of the next, or None if there is no good cut in reach."""
     for pattern in (_BETWEEN_WORDS, _ANYWHERE):
         places = pattern.finditer(text, begin, begin + SEARCH_CHARACTERS)
         for place, _ in zip(places, range(MAX_TRIES), strict=False):
             cut = place.start()
-            # tokenizers that put a space before every text need one taken away
+            # For tokenizers that add a space to the start of every text, remove one.
             for start in (cut, cut + 1) if text[cut] == " " else (cut,):
                 if _is_good(encode, text, cut, start):
                     return cut, start

@@ -1,4 +1,4 @@
-"""A sentencepiece tokenizer that loses nothing of the text."""
+"""A lossless sentencepiece tokenizer."""
 
 import codecs
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from sentencepiece import SentencePieceProcessor
 from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.shared.errors import DataError
 
-# sentencepiece writes a space as this character, so that the character itself would come back as a space
+# sentencepiece represents a space by this character, and would decode the character itself as a space.
 SPACE_MARK = "\u2581"
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """Text to token ids and back by a sentencepiece model."""
+    """The tokenizer of a sentencepiece model."""
 
     kind = "sentencepiece"
 
@@ -23,7 +23,7 @@ class SentencePieceTokenizer(Tokenizer):
         """Take the bytes of a sentencepiece model.
 
         Raises:
-            DataError: these are no sentencepiece model, or one without an end-of-sequence id.
+            DataError: they are not a sentencepiece model, or one without an end-of-sequence id.
         """
         super().__init__(model)
         self._name = name
@@ -44,46 +44,46 @@ class SentencePieceTokenizer(Tokenizer):
         self._space_mark_ids = self._byte_ids(SPACE_MARK) if self._keeps_spaces() else None
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """Token ids of one text, without the end-of-document id."""
+        """Return the token ids of one text, without the end-of-document id."""
         if self._space_mark_ids is not None and SPACE_MARK in text:
             return self._encode_space_marks(text, self._space_mark_ids)
         ids: NDArray[np.int32] = self._processor.encode(text, out_type="numpy")
         return ids
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
-        """Text of token ids; end-of-document ids leave no trace, half characters become U+FFFD."""
+        """Return the text of token ids, without end-of-document ids; half characters become U+FFFD."""
         text: str = self._processor.decode([int(token) for token in ids])
         return text
 
     def pieces(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
-        """One string per token for display: spaces as they are, bytes as ``<0x0A>``, reserved ids by name."""
+        """Return one string per token for display: spaces unchanged, bytes as ``<0x0A>``, others by name."""
         return [self._processor.id_to_piece(int(token)).replace(SPACE_MARK, " ") for token in ids]
 
     def texts(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
-        """The part of the text each token stands for; for ids made from a text, joined they are that text.
+        """Return the part of the text for each token; for ids of a text, joined they are that text.
 
-        A character spelled in several byte tokens belongs to the last of them; a character that the last
-        token leaves unfinished becomes U+FFFD.
+        A character of several byte tokens belongs to the last of them; a character that the last token leaves
+        incomplete becomes U+FFFD.
         """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         last = len(ids) - 1
         return [decoder.decode(self._piece_bytes(int(token)), final=i == last) for i, token in enumerate(ids)]
 
     def special_id(self, token: str) -> int:
-        """Id of a control piece by its name.
+        """Return the id of a control piece by its name.
 
         Raises:
-            DataError: there is no such piece, or text can make it.
+            DataError: there is no such piece, or text can produce it.
         """
         number = int(self._processor.piece_to_id(token))
         if not self._processor.is_control(number):
             raise DataError(
-                f"the token {token!r} must be a control piece of {self._name}, but is not; name another one"
+                f"the token {token!r} must be a control piece of {self._name}, but is not; choose another one"
             )
         return number
 
     def token_name(self, token: int) -> str:
-        """Piece of an id, as the model spells it."""
+        """Return the piece of an id, as in the model."""
         piece: str = self._processor.id_to_piece(token)
         return piece
 
@@ -96,7 +96,7 @@ class SentencePieceTokenizer(Tokenizer):
         return piece.replace(SPACE_MARK, " ").encode()
 
     def _keeps_spaces(self) -> bool:
-        # models with a dummy prefix or their own space rules cannot be given a text in parts
+        # Models with a dummy prefix or their own rules for spaces cannot tokenize a text in parts.
         probe = " a  b"
         return not self._processor.encode("a", out_type=str)[0].startswith(SPACE_MARK) and (
             self._processor.decode(self._processor.encode(probe)) == probe

@@ -18,7 +18,7 @@ TOKENIZER_NAMES: dict[TokenizerKind, str] = {"sentencepiece": TOKENIZER_NAME, "h
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back; ids are below ``vocab_size``, ``eod_id`` is never made from text."""
+    """A tokenizer: ids are below ``vocab_size``, and no text produces ``eod_id``."""
 
     kind: TokenizerKind
     vocab_size: int
@@ -30,39 +30,39 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> NDArray[np.int32]:
-        """Token ids of one text, without the end-of-document id."""
+        """Return the token ids of one text, without the end-of-document id."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
-        """Text of token ids; end-of-document ids leave no trace, half characters become U+FFFD."""
+        """Return the text of token ids, without end-of-document ids; half characters become U+FFFD."""
 
     @abstractmethod
     def pieces(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
-        """One string per token for display: spaces as they are, bytes by a name, reserved ids by name."""
+        """Return one string per token for display: spaces unchanged, bytes and reserved ids by name."""
 
     @abstractmethod
     def texts(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
-        """The part of the text each token stands for; for ids made from a text, joined they are that text.
+        """Return the part of the text for each token; for ids of a text, joined they are that text.
 
-        A character spelled in several byte tokens belongs to the last of them; a character that the last
-        token leaves unfinished becomes U+FFFD.
+        A character of several byte tokens belongs to the last of them; a character that the last token leaves
+        incomplete becomes U+FFFD.
         """
 
     @abstractmethod
     def special_id(self, token: str) -> int:
-        """Id of a special token by its name.
+        """Return the id of a special token by its name.
 
         Raises:
-            DataError: there is no such token, or text can make it.
+            DataError: there is no such token, or text can produce it.
         """
 
     @abstractmethod
     def token_name(self, token: int) -> str:
-        """Name of a token by its id, as the tokenizer's file has it."""
+        """Return the name of a token by its id, as in the tokenizer's file."""
 
 
 def special_eod_token(path: Path) -> str | None:
-    """Name of the ``eos_token`` in the ``special_tokens_map.json`` beside a tokenizer, if there is one."""
+    """Return the ``eos_token`` in the ``special_tokens_map.json`` of a tokenizer's folder, or None."""
     try:
         found = json.loads((path.parent / SPECIAL_TOKENS_NAME).read_bytes()).get("eos_token")
     except FileNotFoundError:
@@ -74,5 +74,5 @@ def special_eod_token(path: Path) -> str | None:
 
 
 def special_tokens_map(eod_token: str) -> bytes:
-    """Content of the file that :func:`special_eod_token` reads."""
+    """Return the content of the file that :func:`special_eod_token` reads."""
     return (json.dumps({"eos_token": eod_token}, indent=1) + "\n").encode()

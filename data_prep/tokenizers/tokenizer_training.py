@@ -1,4 +1,4 @@
-"""Training a sentencepiece tokenizer on a bounded sample of a text source."""
+"""Train a sentencepiece tokenizer on a sample of limited size from a text source."""
 
 import io
 import json
@@ -27,7 +27,7 @@ from pipeline.shared.files import write_atomically
 logger = logging.getLogger(__name__)
 
 EOD_PIECE = "<|endoftext|>"
-# the end-of-document and the unknown piece, and one piece per byte
+# The end-of-document and the unknown piece, and one piece per byte.
 RESERVED_PIECES = 2 + 256
 LONGEST_LINE_CHARACTERS = 4096
 
@@ -47,7 +47,7 @@ class TokenizerTraining(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedTokenizer:
-    """Result of :func:`train_tokenizer`; ``was_trained`` is False where the file was up to date."""
+    """Result of :func:`train_tokenizer`; ``was_trained`` is False if the file was up to date."""
 
     path: Path
     sha256: str
@@ -60,7 +60,7 @@ class TrainedTokenizer:
 def train_tokenizer(training: TokenizerTraining) -> TrainedTokenizer:
     """Train the tokenizer, unless the file at ``output`` was already trained on the same text and settings.
 
-    Equal text and settings give equal bytes. Held-out documents are never looked at.
+    The same text and settings produce the same bytes. Held-out documents are never used.
 
     Raises:
         DataError: the sample is too small for the vocabulary, or holds no text.
@@ -87,9 +87,9 @@ def train_tokenizer(training: TokenizerTraining) -> TrainedTokenizer:
 
 
 def choose_sample(files: Sequence[InputFile], training: TokenizerTraining) -> list[InputFile]:
-    """Pick training files in the order of their names' hashes until ``sample_bytes`` are reached.
+    """Choose training files in the order of their names' hashes until ``sample_bytes`` are reached.
 
-    The order of hashes mixes folders evenly and needs no random numbers.
+    This order mixes folders evenly and needs no random numbers.
     """
     reading = training.source.reading
     candidates = [file for file in files if holds_many(file, reading) or _is_train(training, file, None)]
@@ -104,7 +104,7 @@ def choose_sample(files: Sequence[InputFile], training: TokenizerTraining) -> li
 
 
 def _lines(training: TokenizerTraining, sample: Sequence[InputFile]) -> Iterator[str]:
-    """Lines of the sample; a piece never spans two lines, and long lines are cut."""
+    """Yield the lines of the sample; a piece never spans two lines, and long lines are cut."""
     for text in _texts(training, sample):
         for line in text.split("\n"):
             for start in range(0, len(line), LONGEST_LINE_CHARACTERS):
@@ -112,13 +112,13 @@ def _lines(training: TokenizerTraining, sample: Sequence[InputFile]) -> Iterator
 
 
 def _texts(training: TokenizerTraining, sample: Sequence[InputFile]) -> Iterator[str]:
-    """Documents of the sample, the last one cut, until ``sample_bytes`` are reached."""
+    """Yield the documents of the sample until ``sample_bytes`` are reached; the last one is cut."""
     remaining = training.sample_bytes
     for file in sample:
         for record in read_records(whole(file), training.source.reading, partial(_is_train, training, file)):
             if isinstance(record, BadRecord):
                 place = RejectedRecord(path=file.path, line=record.line, reason=record.reason).place
-                logger.info("the tokenizer's sample leaves out %s: %s", place, record.reason)
+                logger.info("the tokenizer's sample skips %s: %s", place, record.reason)
                 continue
             text = record.text
             yield text[:remaining]
@@ -143,7 +143,7 @@ def _train(training: TokenizerTraining, lines: Sequence[str]) -> bytes:
             model_writer=model,
             model_type=training.model_type,
             vocab_size=training.vocab_size,
-            # text must come back as it was: no normalisation, every space kept, every byte has a piece
+            # Lossless: no normalisation, every space is kept, every byte has a piece.
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,
@@ -156,14 +156,14 @@ def _train(training: TokenizerTraining, lines: Sequence[str]) -> bytes:
             bos_id=-1,
             pad_id=-1,
             max_sentence_length=4 * LONGEST_LINE_CHARACTERS + 1,
-            # the model file records the number of threads, so equal bytes need a fixed one
+            # The model file records the number of threads, so the same bytes need the same number.
             num_threads=2,
             minloglevel=2,
         )
     except RuntimeError as error:
         raise DataError(
             f"a vocabulary of {training.vocab_size} must fit the sample of {training.source.description}, "
-            f"but sentencepiece says: {str(error).split('] ')[-1].strip()}; "
+            f"but sentencepiece reports: {str(error).split('] ')[-1].strip()}; "
             "choose a smaller vocabulary or a larger sample"
         ) from error
     return model.getvalue()

@@ -40,13 +40,18 @@ class Forecast:
         return self.probe_bytes / max(self.probe_seconds, 1e-9)
 
     @property
+    def fits(self) -> bool:
+        """Whether the disk has space for one checkpoint."""
+        return self.num_bytes <= self.free_bytes
+
+    @property
     def seconds(self) -> float:
         """Time to write one checkpoint."""
         return self.num_bytes / self.bytes_per_second
 
     def __str__(self) -> str:
         free = f"{self.free_bytes / 1e9:.3f} GB are free"
-        warning = ", TOO LITTLE for one checkpoint" if self.free_bytes < self.num_bytes else ""
+        warning = "" if self.fits else ", TOO LITTLE for one checkpoint"
         return (
             f"every checkpoint: about {self.num_bytes / 1e9:.3f} GB on disk ({free}{warning}), "
             f"up to {self.host_bytes / 1e9:.3f} GB of host memory per rank, "

@@ -1,6 +1,7 @@
 """Detect that halting has collapsed: all tokens take the same number of steps."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from pipeline.metrics.ponder_scalars import fractions
@@ -32,6 +33,14 @@ ADVICE = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollapseWarning:
+    """A collapse that has lasted, and what to do about it."""
+
+    kind: Collapse
+    advice: str
+
+
 class CollapseAlarm:
     """Warn once about each kind of collapse that lasts for ``patience`` consecutive logging intervals."""
 
@@ -44,7 +53,7 @@ class CollapseAlarm:
         self._num_intervals = 0
         self._warned: set[Collapse] = set()
 
-    def observe(self, steps_count: Sequence[float], *, penalty_weight: float) -> str | None:
+    def observe(self, steps_count: Sequence[float], *, penalty_weight: float) -> CollapseWarning | None:
         """Record one interval and return the warning that is due, if any.
 
         Args:
@@ -58,9 +67,10 @@ class CollapseAlarm:
         if found is None or found in self._warned or self._num_intervals < self._patience:
             return None
         self._warned.add(found)
-        return ADVICE[found].format(
+        advice = ADVICE[found].format(
             patience=self._patience, weight=penalty_weight, steps=len(steps_count) - 1
         )
+        return CollapseWarning(kind=found, advice=advice)
 
 
 def _collapse_of(steps_count: Sequence[float], penalty_weight: float) -> Collapse | None:

@@ -216,7 +216,7 @@ class TrainingLoop:
         if record.steps_count is not None:
             warning = self.alarm.observe(record.steps_count, penalty_weight=self.meter.penalty_weight)
             if warning is not None:
-                logger.warning("%s", warning)
+                logger.warning("%s", warning.advice)
 
     def _evaluate(self) -> bool:
         """Measure the held-out loss.

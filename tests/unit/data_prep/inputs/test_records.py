@@ -189,8 +189,8 @@ def test_a_file_that_changed_or_went_since_it_was_listed_is_refused(tmp_path: Pa
     (tmp_path / "a.txt").write_text("short")
     (file,) = find_files(TextFiles(inputs=(str(tmp_path),)))
     (tmp_path / "a.txt").write_text("longer than before")
-    with pytest.raises(DataError, match="must not change"):
+    with pytest.raises(DataError, match=r"\d+ bytes"):
         list(read_records(whole(file), ReadSettings()))
     (tmp_path / "a.txt").unlink()
-    with pytest.raises(DataError, match="is gone"):
+    with pytest.raises(DataError, match="input files"):
         list(read_records(whole(file), ReadSettings()))

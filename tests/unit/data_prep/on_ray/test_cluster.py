@@ -39,11 +39,11 @@ def test_a_machine_that_sees_the_files_lacks_nothing_and_keeps_nothing(probe: Pr
 
 def test_a_machine_without_the_output_or_the_input_says_so(probe: Probe, tmp_path: Path) -> None:
     elsewhere = Probe(file=tmp_path / "absent" / "probe", content="content", input_location="s3://bucket/a")
-    assert "cannot be read and written there" in str(check_node(elsewhere).finding)
+    assert str(elsewhere.file) in str(check_node(elsewhere).finding)
     stale = Probe(file=probe.file, content="newer", input_location=probe.input_location)
-    assert "another content" in str(check_node(stale).finding)
+    assert str(stale.file) in str(check_node(stale).finding)
     (tmp_path / "input").unlink()
-    assert f"the input file {tmp_path}/input is not there" in str(check_node(probe).finding)
+    assert f"{tmp_path}/input" in str(check_node(probe).finding)
 
 
 def test_other_programs_are_named_with_both_versions() -> None:
@@ -56,16 +56,12 @@ def test_an_address_that_is_no_ray_is_refused_at_once(
     prepared: Prepared, tmp_path: Path, other_server: str
 ) -> None:
     request = build_request(prepared.source, prepared.tokenizer, tmp_path / "tokens", workers=1)
-    for address, finding in (
-        ("127.0.0.1:1", "cannot be connected to"),
-        ("nonsense", "cannot be connected to"),
-        (other_server, "is something else"),
-    ):
-        with pytest.raises(DataError, match=rf"--ray-address must be HOST:PORT.*{finding}"):
+    for address in ("127.0.0.1:1", "nonsense", other_server):
+        with pytest.raises(DataError, match=rf"--ray-address .*{address}"):
             prepare(request.model_copy(update={"ray_address": address}))
 
 
 def test_no_workers_on_a_running_ray_are_refused(prepared: Prepared, tmp_path: Path) -> None:
     request = build_request(prepared.source, prepared.tokenizer, tmp_path, ray_address="127.0.0.1:1")
-    with pytest.raises(DataError, match="--workers must be at least 1"):
+    with pytest.raises(DataError, match="--workers"):
         prepare(request)

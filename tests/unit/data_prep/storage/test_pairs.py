@@ -109,7 +109,7 @@ def test_a_damaged_source_is_not_converted(prepared: Prepared, pairs: Path, tmp_
         content = bytearray((copy / name).read_bytes())
         content[place] ^= 1
         (copy / name).write_bytes(content)
-        with pytest.raises(DataError, match=r"but (its|the) sha256"):
+        with pytest.raises(DataError, match="sha256"):
             convert(copy, tmp_path / "output", stored_as=to)  # type: ignore[arg-type]
         assert not [path for path in tmp_path.iterdir() if "output" in path.name]
 
@@ -117,9 +117,9 @@ def test_a_damaged_source_is_not_converted(prepared: Prepared, pairs: Path, tmp_
 def test_a_conversion_writes_only_into_an_empty_folder(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "notes").write_text("the user's own")
-    with pytest.raises(DataError, match="must be empty or absent"):
+    with pytest.raises(DataError, match="pairs"):
         convert(prepared.folder, tmp_path / "output", stored_as="megatron")
-    with pytest.raises(DataError, match="another format than webdataset"):
+    with pytest.raises(DataError, match="webdataset"):
         convert(prepared.folder, tmp_path / "other", stored_as="webdataset")
     (tmp_path / "output" / "notes").unlink()
     convert(prepared.folder, tmp_path / "output", stored_as="megatron")
@@ -177,14 +177,14 @@ def test_another_format_or_setting_is_refused_and_overwritten_when_asked(
     prepared: Prepared, pairs: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(prepared.folder, tmp_path / "copy")
-    with pytest.raises(DataError, match="stored_as was webdataset and is megatron now"):
+    with pytest.raises(DataError, match="stored_as was webdataset and is megatron"):
         prepare_here(prepared, copy)
     prepare_here(prepared, copy, overwrite=True)
     assert folder_bytes(copy) == folder_bytes(pairs)
     small = SETTINGS.model_copy(update={"heldout_fraction": 0.1})
-    with pytest.raises(DataError, match=r"settings.heldout_fraction was 0.3 and is 0.1 now"):
+    with pytest.raises(DataError, match=r"settings.heldout_fraction was 0.3 and is 0.1"):
         prepare_here(prepared, copy, settings=small)
-    with pytest.raises(DataError, match="stored_as was megatron and is webdataset now"):
+    with pytest.raises(DataError, match="stored_as was megatron and is webdataset"):
         prepare(build_request(prepared.source, prepared.tokenizer, copy))
     prepare(build_request(prepared.source, prepared.tokenizer, copy, overwrite=True))
     assert folder_bytes(copy) == folder_bytes(prepared.folder)

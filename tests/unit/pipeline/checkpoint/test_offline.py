@@ -73,5 +73,5 @@ def test_a_chunk_is_stored_without_the_tensor_that_it_is_a_view_of(tmp_path: Pat
 def test_without_its_description_a_checkpoint_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / ".metadata").write_bytes(content)
-    with pytest.raises(CheckpointError, match="must describe the tensors"):
+    with pytest.raises(CheckpointError, match=r"\.metadata"):
         _ = OfflineReader(tmp_path).tensors

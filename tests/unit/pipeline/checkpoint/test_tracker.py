@@ -11,7 +11,7 @@ from tests.unit.pipeline.checkpoint.saved import save, write_partial
 def test_an_empty_or_absent_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert latest_iteration(tmp_path) is None
     assert latest_iteration(tmp_path / "absent") is None
-    with pytest.raises(CheckpointError, match="must hold a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"latest_checkpointed_iteration\.txt"):
         resolve_checkpoint(tmp_path)
 
 
@@ -41,26 +41,26 @@ def test_a_save_interrupted_before_the_tracker_leaves_the_previous_in_use(tmp_pa
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("", "must hold an iteration, but holds ''"), ("12x", "'12x'"), ("300", "names iteration 300")],
+    [("", "''"), ("12x", "'12x'"), ("300", "300")],
 )
-def test_a_tracker_that_names_no_checkpoint_is_an_error_with_a_cure(
+def test_a_tracker_that_names_no_checkpoint_is_an_error_that_lists_those_there_are(
     tmp_path: Path, text: str, complaint: str
 ) -> None:
     save(tmp_path, 100)
     (tmp_path / TRACKER_NAME).write_text(text)
     with pytest.raises(CheckpointError, match=complaint) as error:
         latest_iteration(tmp_path)
-    assert "write one of 100 into" in str(error.value)
+    assert "100" in str(error.value)
 
 
 def test_checkpoints_without_a_tracker_are_an_error(tmp_path: Path) -> None:
     save(tmp_path, 100)
     (tmp_path / TRACKER_NAME).unlink()
-    with pytest.raises(CheckpointError, match=r"is missing, while iteration\(s\) 100"):
+    with pytest.raises(CheckpointError, match=rf"{TRACKER_NAME} .*100"):
         latest_iteration(tmp_path)
 
 
 def test_a_folder_without_its_state_is_no_checkpoint(tmp_path: Path) -> None:
     (save(tmp_path, 100) / "train_state.json").unlink()
-    with pytest.raises(CheckpointError, match="is no finished checkpoint"):
+    with pytest.raises(CheckpointError, match="iter_0000100"):
         latest_iteration(tmp_path)

@@ -192,18 +192,16 @@ def test_the_hash_tells_a_changed_token_and_a_changed_order(dataset: TokenDatase
 
 
 def test_sizes_that_do_not_divide_are_refused_with_one_that_does() -> None:
-    with pytest.raises(
-        ValueError, match=r"multiple of .*\(2\) times the data-parallel size \(3\).*but is 8; try 6"
-    ):
+    with pytest.raises(ValueError, match=r"training\.global_batch_size .*\(2\).*\(3\).* 8.* 6"):
         BatchLayout(global_batch_size=8, micro_batch_size=2, dp_rank=0, dp_size=3)
-    with pytest.raises(ValueError, match=r"must be in 0..1, but is 2"):
+    with pytest.raises(ValueError, match=r"0\.\.1.* 2"):
         BatchLayout(global_batch_size=8, micro_batch_size=2, dp_rank=2, dp_size=2)
 
 
 def test_an_order_of_another_dataset_is_refused(dataset: TokenDataset) -> None:
     layout = BatchLayout(global_batch_size=8, micro_batch_size=2, dp_rank=0, dp_size=1)
     order = SampleOrder(num_samples=3, seed=1, shuffled=True)
-    with pytest.raises(ValueError, match="must cover"):
+    with pytest.raises(ValueError, match=r"order .*\d+ samples"):
         TrainingBatches(dataset, order, layout=layout, packing=PACKING)
 
 
@@ -236,5 +234,5 @@ def test_held_out_batches_are_finite_and_repeat(dataset: TokenDataset) -> None:
     assert len(heldout) == len(first) == 3
     for left, right in zip(first, second, strict=True):
         assert sorted_rows(left) == sorted_rows(right)
-    with pytest.raises(ValueError, match=r"evaluation.iters must be at least 1"):
+    with pytest.raises(ValueError, match=r"evaluation\.iters"):
         build_heldout(dataset, rank=0, dp_size=1, max_batches=0)

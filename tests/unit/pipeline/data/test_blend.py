@@ -83,7 +83,7 @@ def test_a_blend_that_ends_gives_every_sample_it_may_and_no_more() -> None:
     assert np.bincount(source_of(indices)).tolist() == [500, 140, 450]
     assert sorted(indices[indices < 500]) == list(range(500))
     assert set(order.samples_by_source(order.capacity).values()) == {500, 140, 450}
-    with pytest.raises(ValueError, match="the blend has 1090 samples, but 1091 are asked for"):
+    with pytest.raises(ValueError, match=r"1090.*1091"):
         order.indices(1090, 1)
 
 

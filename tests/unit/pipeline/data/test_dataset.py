@@ -65,13 +65,13 @@ def test_a_damaged_shard_is_refused(tmp_path: Path, damage: str) -> None:
         path.write_bytes(path.read_bytes()[:1000])
     else:
         shutil.copy(tmp_path / "b" / path.name, path)
-    with pytest.raises(DataError, match=r"train-000001\.tar must"):
+    with pytest.raises(DataError, match=r"train-000001\.tar"):
         open_dataset(tmp_path / "a", "train", seq_length=8)
 
 
 def test_a_split_without_text_to_predict_is_refused(tmp_path: Path) -> None:
     write_split(tmp_path, [[]])
-    with pytest.raises(DataError, match="at least 2 tokens, but holds 1"):
+    with pytest.raises(DataError, match=r"'train' .*1"):
         open_dataset(tmp_path, "train", seq_length=8)
-    with pytest.raises(DataError, match="one of train, but is 'heldout'"):
+    with pytest.raises(DataError, match=r"train.*'heldout'"):
         open_dataset(tmp_path, "heldout", seq_length=8)

@@ -101,7 +101,7 @@ def test_held_out_text_is_that_of_all_sources_or_lies_elsewhere(root: Path, tmp_
         open_heldout(mixed, reading).rows([0]).tokens[0].tolist()
         == stream_of(random_documents(60, seed=2))[:17]
     )
-    with pytest.raises(DataError, match=r"give data\.heldout_path"):
+    with pytest.raises(DataError, match=r"data\.heldout_path"):
         open_heldout(DataConfig(path=root / "rows", format="rows", eod_id=0), reading)
 
 
@@ -110,7 +110,7 @@ def test_sources_of_different_tokenizers_are_refused(root: Path, tmp_path: Path)
     shutil.copytree(root / "b", tmp_path / "b")
     manifest = tmp_path / "b" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"eod_id": 0', '"eod_id": 1'))
-    with pytest.raises(DataError, match=r"all data\.sources must have one tokenizer, but a has .* and b has"):
+    with pytest.raises(DataError, match=r"data\.sources .* a has .* b has"):
         open_training(settings(tmp_path), READING)
 
 
@@ -204,13 +204,13 @@ def test_what_is_trained_on_is_never_taken_for_another_split(tmp_path: Path) -> 
     folder, _ = write_rows(tmp_path / "rows")
     places: tuple[tuple[Path, DataFormat], ...] = ((prefix, "megatron"), (folder, "rows"))
     for path, kind in places:
-        with pytest.raises(DataError, match=r"'heldout' must lie apart .*give data\.heldout_path"):
+        with pytest.raises(DataError, match=r"'heldout' .*data\.heldout_path"):
             open_format(path, kind, split="heldout", stands_for_split=False)
 
 
 @pytest.mark.parametrize("kind", ["megatron", "rows"])
 def test_a_path_without_data_is_refused(tmp_path: Path, kind: DataFormat) -> None:
-    with pytest.raises(DataError, match=r"check data\.path and data\.format"):
+    with pytest.raises(DataError, match=r"data\.path .*data\.format"):
         open_format(tmp_path, kind)
 
 
@@ -220,7 +220,7 @@ def test_a_prepared_pair_is_not_taken_for_shards(tmp_path: Path) -> None:
     pair = open_format(tmp_path / "pairs", "megatron")
     shards = open_dataset(tmp_path / "shards", "train", seq_length=SEQ_LENGTH)
     assert np.array_equal(np.concatenate([*pair.stream.runs()]), np.concatenate([*shards.stream.runs()]))
-    with pytest.raises(DataError, match=f"set data.format=megatron and data.eod_id={EOD_ID}"):
+    with pytest.raises(DataError, match=f"data.format=megatron .*data.eod_id={EOD_ID}"):
         open_dataset(tmp_path / "pairs", "train", seq_length=SEQ_LENGTH)
 
 
@@ -232,13 +232,13 @@ def test_a_damaged_pair_is_refused(tmp_path: Path, damage: str) -> None:
     content = path.read_bytes()
     changed = {"cut": content[:-20], "longer": content + b"12", "empty": b"", "other": b"x" * len(content)}
     path.write_bytes(changed[change])
-    with pytest.raises(DataError, match=r"text\.bin (and \.idx )?must"):
+    with pytest.raises(DataError, match=r"text\.bin"):
         open_format(prefix, "megatron")
 
 
 def test_documents_that_end_otherwise_are_refused(tmp_path: Path) -> None:
     prefix = write_pair(tmp_path / "text", DOCUMENTS)
-    with pytest.raises(DataError, match=r"must end with data\.eod_id \(5\), but document 0 ends with 0"):
+    with pytest.raises(DataError, match=r"data\.eod_id \(5\).*document 0 .*0"):
         open_format(prefix, "megatron", eod_id=5)
 
 
@@ -247,20 +247,20 @@ def test_rows_of_another_length_and_broken_tokens_are_refused(tmp_path: Path) ->
     last = sorted(folder.iterdir())[-1]
     content = last.read_bytes()
     last.write_bytes(content[:-4])
-    with pytest.raises(DataError, match=r"rows of training\.seq_length \+ 1 = 17 tokens.*338 tokens, 15 too"):
+    with pytest.raises(DataError, match=r"training\.seq_length \+ 1 = 17 .*338 tokens, 15 "):
         open_format(folder, "rows")
     last.write_bytes(content[:-1])
-    with pytest.raises(DataError, match="must hold tokens of 2 bytes"):
+    with pytest.raises(DataError, match=r"2 bytes.*data\.token_type"):
         open_format(folder, "rows")
 
 
 def test_an_end_of_document_that_cannot_be_stored_is_refused(tmp_path: Path) -> None:
     folder, _ = write_rows(tmp_path / "rows")
-    with pytest.raises(DataError, match=r"data\.eod_id must be a token .* are uint16, but is 70000"):
+    with pytest.raises(DataError, match=r"data\.eod_id .*uint16.*70000"):
         open_format(folder, "rows", vocab_size=80_000, eod_id=70_000)
 
 
 def test_a_token_beyond_the_vocabulary_is_refused_where_it_is_read(tmp_path: Path) -> None:
     dataset = open_format(write_pair(tmp_path / "text", [[1, 2, 3], [90]]), "megatron", vocab_size=50)
-    with pytest.raises(DataError, match=r"must be in 0\.\.49, but sample 0 has ids 0\.\.90"):
+    with pytest.raises(DataError, match=r"0\.\.49.*sample 0 .*0\.\.90"):
         dataset.rows([-1, 0])

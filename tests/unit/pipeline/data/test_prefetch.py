@@ -152,7 +152,7 @@ def test_an_error_of_the_reader_comes_where_its_item_would() -> None:
 def test_waiting_for_a_read_that_hangs_has_an_end() -> None:
     may_end = threading.Event()
     with ahead(lambda position: may_end.wait(20), timeout_seconds=0.1) as reader:
-        with pytest.raises(TimeoutError, match=r"must be read within 0 seconds .*file system"):
+        with pytest.raises(TimeoutError, match=r"parallel\.timeout_seconds"):
             reader.take()
         may_end.set()
 
@@ -173,7 +173,7 @@ def test_closing_leaves_a_read_that_hangs_behind(
     may_end = threading.Event()
     with ahead(lambda position: may_end.wait(20)):
         pass
-    assert "it is left" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
     may_end.set()
 
 

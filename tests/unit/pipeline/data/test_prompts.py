@@ -48,7 +48,7 @@ def test_prompts_are_the_same_every_time(folder: Path, heldout: TokenDataset) ->
 
 
 def test_prompts_longer_than_every_document_are_refused(folder: Path, heldout: TokenDataset) -> None:
-    with pytest.raises(DataError, match="ask for shorter prompts"):
+    with pytest.raises(DataError, match=r"\d+ tokens"):
         read_prompts(heldout, load_tokenizer(folder), num_prompts=2, prompt_tokens=100_000)
 
 
@@ -56,7 +56,7 @@ def test_a_tokenizer_that_did_not_make_the_shards_is_refused(folder: Path) -> No
     model = (folder / "tokenizer.model").read_bytes()
     try:
         (folder / "tokenizer.model").write_bytes(model + b"\x9a\x01\x00")
-        with pytest.raises(DataError, match="must have sha256"):
+        with pytest.raises(DataError, match=r"tokenizer\.model .*sha256"):
             load_tokenizer(folder)
     finally:
         (folder / "tokenizer.model").write_bytes(model)

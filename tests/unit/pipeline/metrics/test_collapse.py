@@ -1,27 +1,29 @@
 import pytest
 
-from pipeline.metrics.collapse import CollapseAlarm
+from pipeline.metrics.collapse import Collapse, CollapseAlarm, CollapseWarning
 
 ALL_FIRST = [1000.0, 0.0, 0.0]
 NEVER_EARLY = [0.0, 0.0, 1000.0]
 MIXED = [200.0, 300.0, 500.0]
 
 
-def warnings(alarm: CollapseAlarm, intervals: list[list[float]], weight: float = 0.3) -> list[str]:
+def warnings(
+    alarm: CollapseAlarm, intervals: list[list[float]], weight: float = 0.3
+) -> list[CollapseWarning]:
     found = (alarm.observe(counts, penalty_weight=weight) for counts in intervals)
     return [warning for warning in found if warning is not None]
 
 
 def test_halting_at_once_is_warned_about_once() -> None:
     (warning,) = warnings(CollapseAlarm(3), [ALL_FIRST] * 10)
-    assert "step 0" in warning
-    assert "Lower `ponder.penalty_weight` (now 0.3)" in warning
+    assert warning.kind is Collapse.ALWAYS_FIRST
+    assert "`ponder.penalty_weight` (now 0.3)" in warning.advice
 
 
 def test_never_halting_is_warned_about_once() -> None:
     (warning,) = warnings(CollapseAlarm(3), [NEVER_EARLY] * 10)
-    assert "all 2 steps" in warning
-    assert "Raise `ponder.penalty_weight`" in warning
+    assert warning.kind is Collapse.NEVER_EARLY
+    assert "`ponder.penalty_weight` (now 0.3)" in warning.advice
 
 
 def test_the_warning_waits_for_patience_intervals_in_a_row() -> None:
@@ -32,7 +34,8 @@ def test_the_warning_waits_for_patience_intervals_in_a_row() -> None:
 
 def test_one_kind_of_collapse_does_not_hide_the_other() -> None:
     alarm = CollapseAlarm(2)
-    assert len(warnings(alarm, [NEVER_EARLY] * 5 + [ALL_FIRST] * 5)) == 2
+    found = warnings(alarm, [NEVER_EARLY] * 5 + [ALL_FIRST] * 5)
+    assert [warning.kind for warning in found] == [Collapse.NEVER_EARLY, Collapse.ALWAYS_FIRST]
 
 
 def test_a_few_tokens_that_differ_are_still_a_collapse() -> None:
@@ -48,13 +51,13 @@ def test_gates_that_all_open_are_no_collapse_before_the_penalty_begins_and_one_a
     alarm = CollapseAlarm(2)
     assert warnings(alarm, [NEVER_EARLY] * 5, weight=0.0) == []
     (warning,) = warnings(alarm, [NEVER_EARLY] * 5, weight=0.1)
-    assert "`ponder.bottom_k_fraction` of a bottom_k penalty" in warning
-    assert "the router or the gates" in warning
+    assert warning.kind is Collapse.NEVER_EARLY
+    assert "`ponder.bottom_k_fraction`" in warning.advice
 
 
 def test_gates_that_all_close_are_a_collapse_even_before_the_penalty_begins() -> None:
     (warning,) = warnings(CollapseAlarm(2), [ALL_FIRST] * 5, weight=0.0)
-    assert "no token ponders any more" in warning
+    assert warning.kind is Collapse.ALWAYS_FIRST
 
 
 def test_a_model_without_extra_steps_cannot_collapse() -> None:

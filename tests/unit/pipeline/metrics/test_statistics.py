@@ -54,8 +54,8 @@ def test_gradients_do_not_accumulate() -> None:
 @pytest.mark.parametrize(
     ("statistics", "message"),
     [
-        ({"nll": torch.ones(1)}, "must be"),
-        ({"nll": torch.ones(1), "steps_count": torch.ones(3)}, r"shape \(4,\), but has \(3,\)"),
+        ({"nll": torch.ones(1)}, "steps_count"),
+        ({"nll": torch.ones(1), "steps_count": torch.ones(3)}, r"steps_count.*\(4,\).*\(3,\)"),
     ],
 )
 def test_what_differs_from_the_layout_is_refused(statistics: dict[str, Tensor], message: str) -> None:
