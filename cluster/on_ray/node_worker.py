@@ -13,8 +13,8 @@ import ray.util
 
 from cluster.on_ray.job_status import NodeReport, Orders, Verdict
 from cluster.on_ray.node_ranks import Rendezvous, start_node_ranks
-from pipeline.ranks.environment import free_port
 from pipeline.ranks.process import RankProcesses
+from pipeline.shared.ports import free_port
 
 REPORT_SECONDS = 1.0
 _POLL_SECONDS = 0.2
@@ -64,7 +64,7 @@ def _meet(tracker: Any) -> tuple[Path, Rendezvous]:
     chosen = None
     if node == 0:
         folder = ray.get(tracker.open_attempt.remote())
-        chosen = (str(folder), _own_address(), free_port(""))
+        chosen = (str(folder), _own_address(), free_port())
     folder, address, port = ray.train.collective.broadcast_from_rank_zero(chosen)
     return Path(folder), Rendezvous(address=address, port=port, node=node)
 

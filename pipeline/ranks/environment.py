@@ -10,7 +10,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["START_TIMEOUT_VARIABLE", "Ranks", "free_port"]
+__all__ = ["START_TIMEOUT_VARIABLE", "Ranks"]
 
 START_TIMEOUT_VARIABLE = "MEGAPONDER_START_TIMEOUT_SECONDS"
 
@@ -46,7 +46,7 @@ class Ranks:
                 world_size=1,
                 local_rank=0,
                 master_address="127.0.0.1",
-                master_port=free_port(),
+                master_port=_free_port(),
                 is_launched=False,
             )
         if missing:
@@ -77,8 +77,7 @@ def _number(variables: Mapping[str, str], name: str) -> int:
         raise ValueError(f"{name} must be a whole number, but is {variables[name]!r}") from error
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port that is free on this machine now."""
+def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from pipeline.ranks.environment import free_port
 from pipeline.ranks.process import RankProcesses, first_failed, rank_variables
 from pipeline.ranks.signals import STOP_SIGNALS
 from pipeline.shared.exit_codes import AGREED_CODES, FINAL_CODES, ExitCode
+from pipeline.shared.ports import free_port
 
 __all__ = ["run_ranks"]
 
