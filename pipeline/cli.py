@@ -2,13 +2,12 @@
 
 import typer
 
-from cluster.commands import jobs, submit
+from cluster.commands import demo, jobs, submit
 from pipeline.commands import (
     checkpoint,
     compare,
     convert,
     data,
-    demo,
     evaluate,
     generate,
     parity,

@@ -63,7 +63,7 @@ def _resources(of_run: Resources, step: WorkflowStep) -> Resources:
     given = {name: value for name, value in asked.items() if value is not None}
     if step.command == "train":
         return replace(of_run, **given)
-    gpus = min(of_run.gpus_per_node, 1) if step.command == "evaluate" else 0
+    gpus = min(of_run.gpus_per_node, 1) if step.command in ("evaluate", "generate") else 0
     return replace(of_run, **{"nodes": 1, "ranks_per_node": 1, "gpus_per_node": gpus, **given})
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.config.workflow_section import MARKER_FOLDER
 from pipeline.shared.errors import ClusterError
 from pipeline.shared.files import write_atomically
 
-_FOLDER = "workflow"
 # Where runs of earlier versions keep theirs.
 _OLD_FOLDER = "stages"
 
@@ -77,4 +77,4 @@ def load_marker(run_folder: Path, step: str) -> Marker | None:
 
 
 def _path(run_folder: Path, step: str) -> Path:
-    return run_folder / _FOLDER / f"{step}.json"
+    return run_folder / MARKER_FOLDER / f"{step}.json"

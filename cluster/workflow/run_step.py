@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.workflow.marker import Marker, load_marker, save_marker
-from cluster.workflow.set_aside import set_aside, starts_anew
+from cluster.workflow.set_aside import set_aside, starts_from_scratch
 from cluster.workflow.todo import reason_to_run
 from cluster.workflow.work import StepWork, work_of
 from pipeline.commands.shared import set_up_logging
@@ -34,11 +34,12 @@ def main() -> None:
         config = load_config(asked.config)
         step = next(step for step in config.workflow if step.name == asked.step)
         work = work_of(config, step, asked.config)
-        marker = _begin(config, step, work, asked)
+        marker = begin(config, step, work, job=str(asked.config.parent), again=asked.again)
     except UserError as error:
         logger.error("%s", error)
         sys.exit(error.exit_code)
     if marker is None:
+        logger.info("%s is done already: its settings and inputs are those of its last run", step.name)
         sys.exit(ExitCode.DONE)
     on_ray = () if asked.ray_address is None else ("--ray-address", asked.ray_address)
     code = run_command((*work.arguments, *on_ray))
@@ -67,14 +68,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _begin(config: RunConfig, step: WorkflowStep, work: StepWork, asked: argparse.Namespace) -> Marker | None:
-    """Return the marker of this run of the step, which the first rank has written; None: it is done."""
-    job = str(asked.config.parent)
+def begin(config: RunConfig, step: WorkflowStep, work: StepWork, *, job: str, again: bool) -> Marker | None:
+    """Mark a step as begun, if it has to run.
+
+    Args:
+        config, step, work: the step, see `work_of`.
+        job: identifies this run of the step; a job that was interrupted has the same one when it restarts.
+        again: run the step although it is done.
+
+    Returns:
+        the marker that the first rank has written; None where the step is done.
+    """
     state = work.state(config.output_dir)
-    reason = reason_to_run(state)
     has_run_here = state.marker is not None and state.marker.job == job
-    if reason is None and (has_run_here or not asked.again):
-        logger.info("%s is done already: its settings and inputs are those of its last run", step.name)
+    if reason_to_run(state) is None and (has_run_here or not again):
         return None
     marker = Marker(
         step=step.name,
@@ -86,7 +93,7 @@ def _begin(config: RunConfig, step: WorkflowStep, work: StepWork, asked: argpars
     )
     if Ranks.from_environment().rank == 0:
         before = load_marker(config.output_dir, step.name)
-        if before is not None and starts_anew(state, job=job, again=asked.again):
+        if before is not None and starts_from_scratch(state, job=job, again=again):
             # The other ranks touch nothing before they have met this one.
             set_aside(config, step, before, state.output)
         save_marker(config.output_dir, marker)

@@ -87,21 +87,21 @@ def _check(config: RunConfig, planned: Sequence[PlannedStep]) -> None:
     steps = [_step_named(config, step.name) for step in planned if step.reason is not None]
     commands = {step.command for step in steps}
     for step in steps:
-        if isinstance(step, PrepareStep):
-            _check_tokenizer(step)
+        if isinstance(step, PrepareStep) and step.tokenizer is not None:
+            _check_tokenizer(step.name, step.tokenizer)
     if "train" in commands:
         made = {prepared_folder(config, step) for step in steps if isinstance(step, PrepareStep)}
         check_run(config, expects_data=made.isdisjoint(config.data.training_paths))
-    elif {"evaluate", "export"} & commands:
+    elif {"evaluate", "generate", "export"} & commands:
         _check_checkpoint(config)
 
 
-def _check_tokenizer(step: PrepareStep) -> None:
-    if not step.tokenizer.is_file():
+def _check_tokenizer(step: str, tokenizer: Path) -> None:
+    if not tokenizer.is_file():
         problem = ConfigProblem(
-            path=f"workflow ({step.name}).tokenizer",
+            path=f"workflow ({step}).tokenizer",
             rule="must be a file before a job is queued that reads it",
-            value=f"{step.tokenizer}, which does not exist",
+            value=f"{tokenizer}, which does not exist",
             cure="make one with megaponder tokenizer train, or copy a tokenizer.json",
         )
         raise ConfigError([problem])

@@ -17,11 +17,23 @@ from cluster.workflow.identity import (
 from cluster.workflow.marker import load_marker
 from cluster.workflow.todo import StepState
 from pipeline.config.schema import RunConfig
-from pipeline.config.workflow_section import EvaluateStep, ExportStep, PrepareStep, WorkflowStep
+from pipeline.config.workflow_section import (
+    EvaluateStep,
+    ExportStep,
+    GenerateStep,
+    PrepareStep,
+    ReportStep,
+    TokenizerStep,
+    TrainStep,
+    WorkflowStep,
+)
+from pipeline.metrics.jsonl import METRICS_FILE
 
 Identity = Callable[[], str | None]
 
 _CERTIFICATE = "conversion.json"
+_TOKENIZER_NAME = "tokenizer.model"
+_EVALUATION, _SAMPLE, _REPORT = "evaluation.json", "sample.json", "report.html"
 # Settings of a run that decide nothing about the model that is trained: where and how it is computed, saved,
 # shown and sent off. Inputs count by their content.
 _WITHOUT_EFFECT = (
@@ -78,13 +90,21 @@ def work_of(config: RunConfig, step: WorkflowStep, config_file: Path) -> StepWor
         step: one of its steps.
         config_file: where the job finds the settings.
     """
-    if isinstance(step, PrepareStep):
-        return _prepare(config, step)
-    if isinstance(step, EvaluateStep):
-        return _evaluate(config, step)
-    if isinstance(step, ExportStep):
-        return _export(config, step)
-    return _train(config, step.name, config_file)
+    match step:
+        case TokenizerStep():
+            return _tokenizer(config, step)
+        case PrepareStep():
+            return _prepare(config, step)
+        case TrainStep():
+            return _train(config, step.name, config_file)
+        case EvaluateStep():
+            return _evaluate(config, step)
+        case GenerateStep():
+            return _generate(config, step)
+        case ExportStep():
+            return _export(config, step)
+        case ReportStep():
+            return _report(config, step)
 
 
 def prepared_folder(config: RunConfig, step: PrepareStep) -> Path:
@@ -94,39 +114,76 @@ def prepared_folder(config: RunConfig, step: PrepareStep) -> Path:
     return folder
 
 
-def _prepare(config: RunConfig, step: PrepareStep) -> StepWork:
-    output = prepared_folder(config, step)
-    options = {
-        "--tokenizer": step.tokenizer,
-        "--output": output,
-        "--format": step.format,
-        "--text-field": step.text_field,
-        "--eod-token": step.eod_token,
-        "--bos-token": step.bos_token,
-        "--heldout-fraction": step.heldout_fraction,
-        "--workers": step.workers,
-        "--max-bad-records": step.max_bad_records,
-    }
-    settings = step.model_dump(
-        mode="json",
-        include={"format", "text_field", "lines", "suffixes", "eod_token", "bos_token", "heldout_fraction"},
-    )
+def tokenizer_file(config: RunConfig, step: TokenizerStep | PrepareStep) -> Path:
+    """Return the tokenizer that a step trains or reads."""
+    own = step.output if isinstance(step, TokenizerStep) else step.tokenizer
+    if own is not None:
+        return own
+    if isinstance(step, PrepareStep):
+        return tokenizer_file(config, next(s for s in config.workflow if isinstance(s, TokenizerStep)))
+    return config.data.manifest_folder.parent / _TOKENIZER_NAME
+
+
+def _tokenizer(config: RunConfig, step: TokenizerStep) -> StepWork:
+    output = tokenizer_file(config, step)
+    vocab_size = step.vocab_size or config.model.vocab_size
     return StepWork(
         name=step.name,
         arguments=(
-            *("data", "prepare", *step.inputs, "--overwrite"),
-            *_options(options),
-            *(["--lines"] if step.lines else ()),
-            *(word for suffix in step.suffixes for word in ("--suffix", suffix)),
+            *("tokenizer", "train", *_text_arguments(step)),
+            *_options({"--output": output, "--vocab-size": vocab_size}),
         ),
-        settings={**settings, "output": str(output)},
+        settings={**_text_settings(step), "vocab_size": vocab_size, "output": str(output)},
+        inputs={"text": partial(identity_of_text, text_of(step))},
+        output=partial(identity_of_file, output),
+        folders=(output.parent, *_text_folders(step)),
+    )
+
+
+def _prepare(config: RunConfig, step: PrepareStep) -> StepWork:
+    output, tokenizer = prepared_folder(config, step), tokenizer_file(config, step)
+    options = {
+        "--tokenizer": tokenizer,
+        "--output": output,
+        "--format": step.format,
+        "--eod-token": step.eod_token,
+        "--bos-token": step.bos_token,
+        "--workers": step.workers,
+        "--max-bad-records": step.max_bad_records,
+    }
+    settings = step.model_dump(mode="json", include={"format", "eod_token", "bos_token"})
+    return StepWork(
+        name=step.name,
+        arguments=("data", "prepare", *_text_arguments(step), "--overwrite", *_options(options)),
+        settings={**settings, **_text_settings(step), "output": str(output)},
         inputs={
             "text": partial(identity_of_text, text_of(step)),
-            "tokenizer": partial(identity_of_file, step.tokenizer),
+            "tokenizer": partial(identity_of_file, tokenizer),
         },
         output=partial(identity_of_tokens, output),
-        folders=(output, step.tokenizer, *(Path(place) for place in step.inputs if Path(place).exists())),
+        folders=(output, tokenizer, *_text_folders(step)),
+        needs=_names_of(config, "tokenizer") if step.tokenizer is None else (),
     )
+
+
+def _text_arguments(step: TokenizerStep | PrepareStep) -> tuple[str, ...]:
+    options = {"--text-field": step.text_field, "--heldout-fraction": step.heldout_fraction}
+    return (
+        *step.inputs,
+        *(["--python-stdlib"] if step.python_stdlib else ()),
+        *_options(options),
+        *(["--lines"] if step.lines else ()),
+        *(word for suffix in step.suffixes for word in ("--suffix", suffix)),
+    )
+
+
+def _text_settings(step: TokenizerStep | PrepareStep) -> dict[str, Any]:
+    # Which text it is counts by its content.
+    return step.model_dump(mode="json", include={"text_field", "lines", "suffixes", "heldout_fraction"})
+
+
+def _text_folders(step: TokenizerStep | PrepareStep) -> tuple[Path, ...]:
+    return tuple(Path(place) for place in step.inputs if Path(place).exists())
 
 
 def _train(config: RunConfig, name: str, config_file: Path) -> StepWork:
@@ -143,7 +200,7 @@ def _train(config: RunConfig, name: str, config_file: Path) -> StepWork:
         inputs=inputs,
         output=partial(identity_of_checkpoint, config.checkpoint_directory),
         folders=() if start is None else (start,),
-        needs=tuple(step.name for step in config.workflow if step.command == "prepare"),
+        needs=_names_of(config, "prepare"),
     )
 
 
@@ -163,7 +220,7 @@ def _training_settings(config: RunConfig) -> dict[str, Any]:
 
 def _evaluate(config: RunConfig, step: EvaluateStep) -> StepWork:
     iters = step.iters or config.evaluation.iters
-    output = step.output or config.output_dir / "evaluation.json"
+    output = step.output or config.output_dir / _EVALUATION
     heldout = config.data.heldout_path
     paths = config.data.training_paths if heldout is None else (heldout,)
     options = {"--iters": iters, "--jacobi-iterations": step.jacobi_iterations, "--output": output}
@@ -177,7 +234,7 @@ def _evaluate(config: RunConfig, step: EvaluateStep) -> StepWork:
         },
         output=partial(identity_of_file, output),
         folders=paths,
-        needs=tuple(other.name for other in config.workflow if other.command in ("prepare", "train")),
+        needs=_names_of(config, "prepare", "train"),
     )
 
 
@@ -197,8 +254,43 @@ def _export(config: RunConfig, step: ExportStep) -> StepWork:
         inputs=inputs,
         output=partial(identity_of_file, output / _CERTIFICATE),
         folders=() if step.tokenizer is None else (step.tokenizer,),
-        needs=tuple(other.name for other in config.workflow if other.command == "train"),
+        needs=_names_of(config, "train"),
     )
+
+
+def _generate(config: RunConfig, step: GenerateStep) -> StepWork:
+    output = step.output or config.output_dir / _SAMPLE
+    settings = step.model_dump(include={"prompt", "max_new_tokens", "temperature", "top_p", "seed"})
+    options = {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
+    return StepWork(
+        name=step.name,
+        arguments=(
+            *("generate", str(config.checkpoint_directory)),
+            *_options({**options, "--output": output}),
+        ),
+        settings={**settings, "output": str(output)},
+        inputs={"checkpoint": partial(identity_of_checkpoint, config.checkpoint_directory)},
+        output=partial(identity_of_file, output),
+        needs=_names_of(config, "train"),
+    )
+
+
+def _report(config: RunConfig, step: ReportStep) -> StepWork:
+    output = step.output or config.output_dir / _REPORT
+    read = {name: config.output_dir / name for name in (METRICS_FILE, _EVALUATION, _SAMPLE)}
+    return StepWork(
+        name=step.name,
+        arguments=("report", str(config.output_dir), *_options({"--output": output})),
+        settings={"output": str(output)},
+        inputs={name: partial(identity_of_file, path) for name, path in read.items()},
+        output=partial(identity_of_file, output),
+        folders=config.data.training_paths,
+        needs=_names_of(config, "train", "evaluate", "generate"),
+    )
+
+
+def _names_of(config: RunConfig, *commands: str) -> tuple[str, ...]:
+    return tuple(step.name for step in config.workflow if step.command in commands)
 
 
 def _options(options: Mapping[str, object]) -> tuple[str, ...]:

@@ -34,8 +34,8 @@ def report(
     from pipeline.checkpoint.folder import CONFIG_NAME
     from pipeline.config.load import load_config
     from pipeline.cost.account import flops_account, mean_training_sweeps
-    from pipeline.demo_facts import further_commands, run_facts
     from pipeline.report.collect import collect_report
+    from pipeline.report.facts import further_commands, run_facts
     from pipeline.report.render import write_report
     from pipeline.report.table import render_results
 
@@ -44,14 +44,13 @@ def report(
         raise ConfigError([_missing(run, CONFIG_NAME, "train a run with this output_dir first")])
     config = load_config(config_file)
     manifest = load_manifest(config.data.manifest_folder)
-    facts = run_facts(config, manifest, {})
     try:
         data = collect_report(
             run,
             name=config.name,
             flops=flops_account(config, manifest.header.tokenizer.vocab_size),
             training_sweeps=mean_training_sweeps(config),
-            facts=tuple((name, value) for name, value in facts if value),
+            facts=run_facts(run, config, manifest),
             commands=further_commands(config, config_file),
         )
     except FileNotFoundError as error:
@@ -60,6 +59,9 @@ def report(
     path = output or run / "report.html"
     write_report(data, path)
     Console().print(render_results(data))
+    for command in data.commands:
+        typer.secho(f"{command.purpose}:", dim=True)
+        typer.echo(f"  {command.line}")
     typer.echo(f"report: {path.resolve()}")
 
 

@@ -1,4 +1,4 @@
-"""Rules on the steps of a run."""
+"""Rules on the workflow of a run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pipeline.config.errors import ConfigProblem
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
 
-# Evaluation and export both follow the training, and not each other.
-_PLACES = {"prepare": 0, "train": 1, "evaluate": 2, "export": 2}
+# Evaluation, generation and export all follow the training, and not each other.
+_PLACES = {"tokenizer": 0, "prepare": 1, "train": 2, "evaluate": 3, "generate": 3, "export": 3, "report": 4}
+_ONLY_ONE = ("tokenizer", "train", "report")
 
 
 def _names(config: RunConfig) -> Iterator[ConfigProblem]:
@@ -32,17 +33,41 @@ def _order(config: RunConfig) -> Iterator[ConfigProblem]:
     if commands != sorted(commands, key=_PLACES.__getitem__):
         yield ConfigProblem(
             path="workflow",
-            rule="must stand in the order prepare, train, then evaluate and export",
+            rule=f"must be in the order {', '.join(_PLACES)}",
             value=", ".join(commands),
             cure="move them",
         )
-    if commands.count("train") > 1:
-        yield ConfigProblem(
-            path="workflow",
-            rule="must have one train, whose settings are those of the file",
-            value=f"{commands.count('train')} of them",
-            cure="write a file for each training",
-        )
+    for command in _ONLY_ONE:
+        if commands.count(command) > 1:
+            yield ConfigProblem(
+                path="workflow",
+                rule=f"must have one {command} at most",
+                value=f"{commands.count(command)} of them",
+                cure="write a file for each",
+            )
+
+
+def _text(config: RunConfig) -> Iterator[ConfigProblem]:
+    for number, step in enumerate(config.workflow):
+        if step.command in ("tokenizer", "prepare") and bool(step.inputs) == step.python_stdlib:
+            yield ConfigProblem(
+                path=f"workflow.{number}.inputs",
+                rule="must be given, or python_stdlib be true, one of the two",
+                value="both" if step.inputs else "neither",
+                cure="name files or folders of text",
+            )
+
+
+def _tokenizer(config: RunConfig) -> Iterator[ConfigProblem]:
+    trains_one = any(step.command == "tokenizer" for step in config.workflow)
+    for number, step in enumerate(config.workflow):
+        if step.command == "prepare" and step.tokenizer is None and not trains_one:
+            yield ConfigProblem(
+                path=f"workflow.{number}.tokenizer",
+                rule="must be a file where no step trains one",
+                value="absent",
+                cure="name one, or add `- command: tokenizer`",
+            )
 
 
 def _prepared_data(config: RunConfig) -> Iterator[ConfigProblem]:
@@ -86,4 +111,4 @@ def _gpus_of_training(config: RunConfig) -> Iterator[ConfigProblem]:
             )
 
 
-WORKFLOW_RULES = (_names, _order, _prepared_data, _whole_training, _gpus_of_training)
+WORKFLOW_RULES = (_names, _order, _text, _tokenizer, _prepared_data, _whole_training, _gpus_of_training)

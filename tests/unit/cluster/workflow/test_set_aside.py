@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.workflow.marker import Marker, load_marker, save_marker
-from cluster.workflow.set_aside import set_aside, starts_anew
+from cluster.workflow.set_aside import set_aside, starts_from_scratch
 from cluster.workflow.todo import StepState
 from pipeline.config.load import build_config
 from pipeline.config.workflow_section import ExportStep, TrainStep
@@ -29,20 +29,20 @@ STATE = StepState(
 
 def test_a_training_goes_on_from_its_own_checkpoints_and_from_a_shorter_one() -> None:
     longer = {**SETTINGS, "training.train_iters": 200}
-    assert not starts_anew(replace(STATE, marker=None), job="second", again=True)
-    assert not starts_anew(STATE, job="second", again=False)
-    assert not starts_anew(replace(STATE, settings=longer), job="second", again=False)
+    assert not starts_from_scratch(replace(STATE, marker=None), job="second", again=True)
+    assert not starts_from_scratch(STATE, job="second", again=False)
+    assert not starts_from_scratch(replace(STATE, settings=longer), job="second", again=False)
 
 
 def test_a_training_with_other_settings_or_data_does_not_go_on_from_the_old_checkpoints() -> None:
     other = {**SETTINGS, "optimizer.lr": 2e-3}
-    assert starts_anew(replace(STATE, settings=other), job="second", again=False)
-    assert starts_anew(replace(STATE, inputs={"data": "two"}), job="second", again=False)
+    assert starts_from_scratch(replace(STATE, settings=other), job="second", again=False)
+    assert starts_from_scratch(replace(STATE, inputs={"data": "two"}), job="second", again=False)
 
 
-def test_what_is_run_again_starts_anew_once_and_not_after_every_preemption() -> None:
-    assert starts_anew(STATE, job="second", again=True)
-    assert not starts_anew(STATE, job="first", again=True)
+def test_what_is_run_again_starts_from_scratch_once_and_not_after_every_preemption() -> None:
+    assert starts_from_scratch(STATE, job="second", again=True)
+    assert not starts_from_scratch(STATE, job="first", again=True)
 
 
 def test_an_old_training_is_kept_under_other_names(tmp_path: Path) -> None:

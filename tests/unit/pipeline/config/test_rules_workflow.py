@@ -11,22 +11,24 @@ from tests.unit.pipeline.config.settings import changed_settings, problems_of
 PREPARE: dict[str, Any] = {"command": "prepare", "inputs": ["text"], "tokenizer": "t.model"}
 TRAIN = {"command": "train"}
 BROKEN: list[tuple[list[dict[str, Any]], dict[str, Any], str, str]] = [
-    ([TRAIN, PREPARE], {}, "workflow", "must stand in the order"),
-    ([PREPARE, PREPARE], {}, "workflow", "a name of their own"),
-    ([TRAIN, {**TRAIN, "name": "more"}], {}, "workflow", "one train"),
-    ([{**PREPARE, "output": "elsewhere"}], {}, "workflow.0.output", "that the run reads"),
-    ([TRAIN], {"training__exit_interval": 5}, "workflow", "exit_interval"),
-    ([{**TRAIN, "submit": {"gpus_per_node": 1}}], {}, "workflow.0.submit.gpus_per_node", "absent at train"),
+    ([TRAIN, PREPARE], {}, "workflow", "train, prepare"),
+    ([PREPARE, PREPARE], {}, "workflow", "2 called prepare"),
+    ([TRAIN, {**TRAIN, "name": "more"}], {}, "workflow", "2 of them"),
+    ([{**PREPARE, "output": "elsewhere"}], {}, "workflow.0.output", "elsewhere"),
+    ([{**PREPARE, "python_stdlib": True}], {}, "workflow.0.inputs", "both"),
+    ([{"command": "tokenizer"}], {}, "workflow.0.inputs", "neither"),
+    ([{**PREPARE, "tokenizer": None}], {}, "workflow.0.tokenizer", "absent"),
+    ([TRAIN], {"training__exit_interval": 5}, "workflow", "given"),
+    ([{**TRAIN, "submit": {"gpus_per_node": 1}}], {}, "workflow.0.submit.gpus_per_node", "1"),
 ]
 
 
-@pytest.mark.parametrize(("steps", "changes", "path", "rule"), BROKEN)
+@pytest.mark.parametrize(("steps", "changes", "path", "value"), BROKEN)
 def test_a_broken_rule_is_reported_at_its_setting(
-    steps: list[dict[str, Any]], changes: dict[str, Any], path: str, rule: str
+    steps: list[dict[str, Any]], changes: dict[str, Any], path: str, value: str
 ) -> None:
     (problem,) = problems_of(workflow=steps, **changes)
-    assert problem.path == path
-    assert rule in problem.rule
+    assert (problem.path, problem.value) == (path, value)
 
 
 def test_steps_are_named_after_their_commands_and_survive_being_written() -> None:
