@@ -154,8 +154,8 @@ class DataConfig(Section):
     )
     format: Literal["webdataset", "megatron", "rows"] = Field(
         "webdataset",
-        description="webdataset: shards of megaponder data prepare; megatron: Megatron's .bin and .idx (a folder "
-        "with a pair named after each split, or the prefix of one pair); rows: pre-shuffled rows of "
+        description="webdataset: shards of megaponder data prepare; megatron: Megatron's .bin and .idx (a "
+        "folder with a pair named after each split, or the prefix of one pair); rows: pre-shuffled rows of "
         "seq_length + 1 tokens, concatenated in the .bin files of a folder or of its subfolder named after "
         "the split",
     )
