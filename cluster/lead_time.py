@@ -1,6 +1,5 @@
 """How long before the end of its wall time a job is told to save."""
 
-import json
 import math
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from pipeline.checkpoint.save_times import SAVE_TIMES_NAME, read_save_seconds
 from pipeline.config.submit_section import wall_seconds
 from pipeline.metrics import names
 from pipeline.metrics.jsonl import METRICS_FILE, TRAINING
+from pipeline.shared.json_lines import parse_json_lines
 
 DEFAULT_LEAD_SECONDS = 300
 # SLURM takes no more.
@@ -49,13 +49,9 @@ def _longest_step(path: Path) -> float | None:
         return None
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - _TAIL_BYTES, 0))
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
+        tail = file.read().decode("utf-8", errors="replace")
     seconds = []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for event in parse_json_lines(tail):
         if event.get("event") == TRAINING and event.get(names.ITERATION_TIME) is not None:
             seconds.append(float(event[names.ITERATION_TIME]))
     return max(seconds[-_NUM_STEPS:], default=None)

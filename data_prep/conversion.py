@@ -1,7 +1,5 @@
 """Shards to Megatron pairs and back, token by token."""
 
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,9 +17,9 @@ from data_prep.manifest import (
 from data_prep.storage.pairs import write_pairs
 from data_prep.storage.shard_writer import ShardWriter
 from data_prep.storage.stored_tokens import StoredTokens, open_stored
-from data_prep.tokenizers.special_tokens import SPECIAL_TOKENS_NAME
+from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME
 from pipeline.shared.errors import DataError
-from pipeline.shared.files import room_needed, write_atomically
+from pipeline.shared.files import disk_full_as_data_error, folder_written_atomically, write_atomically
 
 
 def convert(source: Path, destination: Path, *, stored_as: StoredAs, num_threads: int = 2) -> ShardManifest:
@@ -39,7 +37,7 @@ def convert(source: Path, destination: Path, *, stored_as: StoredAs, num_threads
             f"{source} must be stored in another format than {stored_as} to be converted to it, but is not; "
             "copy the folder, or name the other format"
         )
-    with room_needed(destination), _new_folder(destination) as output:
+    with disk_full_as_data_error(destination), _new_folder(destination) as output:
         if stored_as == "megatron":
             converted = write_pairs(source, manifest, output, num_threads=num_threads)
         else:
@@ -97,15 +95,9 @@ def _write_shard(
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """Make a folder beside ``path`` that becomes ``path`` when the block ends, and is gone if it fails."""
+    """Write a folder atomically; what a user has there is never replaced."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise DataError(f"{path} must be empty or absent, but is not; name another folder, or delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        # an empty folder of that name is replaced
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with folder_written_atomically(path) as folder:
+        yield folder

@@ -6,14 +6,15 @@ from pathlib import Path
 from data_prep.conversion import finish_folder
 from data_prep.inputs.rejections import check_rejected
 from data_prep.journal import JOURNAL_NAME
-from data_prep.leftovers import PARTS_FOLDER, remove_leftovers
 from data_prep.manifest import MANIFEST_NAME, ShardManifest, load_manifest
 from data_prep.preparation import (
+    PARTS_FOLDER,
     Executor,
     PrepareRequest,
     describe_difference,
     plan_header,
     prepare_shards,
+    remove_leftovers,
 )
 from data_prep.progress import PrepareProgress
 from data_prep.storage.pairs import write_pairs

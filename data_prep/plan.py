@@ -4,6 +4,7 @@ A file that is one document belongs to the split of its name. A file of many doc
 splits, and each task keeps the documents of its own: parsing costs little beside tokenization.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,10 @@ from data_prep.inputs.documents import InputFile
 from data_prep.inputs.ranges import FileRange, cut, is_cuttable, ranges_fingerprint
 from data_prep.inputs.records import holds_many
 from data_prep.manifest import InputRange, PrepareSettings, ReadSettings
-from data_prep.splits import HELDOUT, SPLITS, split_of
 
+TRAIN = "train"
+HELDOUT = "heldout"
+SPLITS = (TRAIN, HELDOUT)
 SHARDS_WANTED = 32
 SMALLEST_SHARD_BYTES = 1 << 20
 LARGEST_SHARD_BYTES = 512 << 20
@@ -109,3 +112,20 @@ def _shard(name: str, split: str, run: Sequence[_Piece], reading: ReadSettings) 
             fingerprint=ranges_fingerprint(ranges, reading),
         ),
     )
+
+
+def split_of(name: str, heldout_fraction: float) -> str:
+    """Choose the split of a document by the hash of its name.
+
+    Args:
+        name: the document's relative path with forward slashes.
+        heldout_fraction: expected share of held-out documents, in [0, 1).
+    """
+    return HELDOUT if name_fraction(name) < heldout_fraction else TRAIN
+
+
+def name_fraction(name: str) -> float:
+    """Map a name to a number in [0, 1), uniform over names."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    # 53 bits fit a float exactly, so that no name rounds up to 1.0
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53

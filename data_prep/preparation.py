@@ -1,6 +1,8 @@
 """From text to a finished folder of token shards; who executes the tasks is given from outside."""
 
 import logging
+import re
+import shutil
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,7 +14,6 @@ from data_prep.inputs.documents import InputFile, TextFiles, TextFolder, files_f
 from data_prep.inputs.finding import find_files
 from data_prep.inputs.rejections import DEFAULT_MAX_BAD_RECORDS, check_rejected, write_rejected
 from data_prep.journal import JOURNAL_NAME, append_entry, load_journal, start_journal
-from data_prep.leftovers import remove_leftovers
 from data_prep.manifest import (
     MANIFEST_NAME,
     InputEntry,
@@ -30,13 +31,17 @@ from data_prep.manifest import (
 from data_prep.plan import PlannedShard, plan_shards
 from data_prep.progress import PrepareProgress, WorkTotals
 from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
-from data_prep.tokenizers.special_tokens import SPECIAL_TOKENS_NAME, special_tokens_map
-from data_prep.tokenizers.tokenizer import TOKENIZER_NAMES, Tokenizer
+from data_prep.tokenizers.reading import read_tokenizer
+from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME, TOKENIZER_NAMES, special_tokens_map
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import folder_lock, write_atomically
 
 logger = logging.getLogger(__name__)
 
+# Where shards lie that are to be merged into pairs; an interrupted run goes on with them
+PARTS_FOLDER = ".parts"
+# what either format writes into a folder
+_TOKEN_FILE = re.compile(r"\.?(train|heldout)(-\d{6,}\.tar|\.bin|\.idx)(\.tmp-[0-9a-f]+)?")
 # Runs tasks in any order, yields each report as it comes, and stops its workers when the generator is closed
 Executor = Callable[[Sequence[ShardTask]], Generator[TaskReport | StoppedTask, None, None]]
 
@@ -126,7 +131,7 @@ def plan_header(request: PrepareRequest) -> PreparationHeader:
 
 
 def _header(request: PrepareRequest, files: Sequence[InputFile]) -> PreparationHeader:
-    tokenizer = Tokenizer.load(request.tokenizer, eod_token=request.eod_token)
+    tokenizer = read_tokenizer(request.tokenizer, eod_token=request.eod_token)
     return PreparationHeader(
         stored_as=request.stored_as,
         token_type=token_type_for(tokenizer.vocab_size),
@@ -214,7 +219,7 @@ def _begin(request: PrepareRequest, work: _Work) -> None:
 def _copy_tokenizer(request: PrepareRequest, entry: TokenizerEntry) -> None:
     """Put the tokenizer's file into the folder, and beside a tokenizer.json which token ends documents."""
     if entry.kind == "huggingface":
-        tokenizer = Tokenizer.load(request.tokenizer, eod_token=request.eod_token)
+        tokenizer = read_tokenizer(request.tokenizer, eod_token=request.eod_token)
         names = special_tokens_map(tokenizer.token_name(entry.eod_id))
         write_atomically(request.output / SPECIAL_TOKENS_NAME, names)
     write_atomically(request.output / entry.file, request.tokenizer.read_bytes())
@@ -274,3 +279,12 @@ def _complete(
     remove_leftovers(output, keep={shard.name for shard in manifest.shards})
     progress.finish(manifest, num_new_shards=len(finished) - len(work.finished))
     return manifest
+
+
+def remove_leftovers(output: Path, *, keep: set[str]) -> None:
+    """Delete all files of tokens but those to keep."""
+    shutil.rmtree(output / PARTS_FOLDER, ignore_errors=True)
+    for path in output.iterdir():
+        if _TOKEN_FILE.fullmatch(path.name) and path.name not in keep:
+            logger.info("removing %s: not of the manifest", path)
+            path.unlink()

@@ -1,58 +1,26 @@
-"""How far a preparation is: a protocol, a live line for terminals and plain lines for everything else."""
+"""Progress of a preparation, with its rates."""
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from data_prep.manifest import ShardEntry, ShardManifest
+from pipeline.shared.progress import Progress, SilentProgress, open_progress
 
 MEGA = 1_000_000
+# How often a log file gets a line.
+PLAIN_LINE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkTotals:
-    """The work ahead, without what is done already."""
+    """The work to do, without what is done already."""
 
     num_shards: int
     num_skipped_shards: int
     text_bytes: int
-
-
-class PrepareProgress(Protocol):
-    """What a preparation tells about itself, in this order; ``stop`` comes after an error, too."""
-
-    def start(self, totals: WorkTotals) -> None:
-        """Take the amount of work; it begins now."""
-
-    def advance(self, entry: ShardEntry) -> None:
-        """Take one finished shard."""
-
-    def stop(self) -> None:
-        """Give the terminal back; no more shards come."""
-
-    def finish(self, manifest: ShardManifest, *, num_new_shards: int) -> None:
-        """Take the finished result; the only call when there was nothing to do."""
-
-
-class SilentProgress:
-    """Says nothing."""
-
-    def start(self, totals: WorkTotals) -> None:
-        """Say nothing."""
-
-    def advance(self, entry: ShardEntry) -> None:
-        """Say nothing."""
-
-    def stop(self) -> None:
-        """Say nothing."""
-
-    def finish(self, manifest: ShardManifest, *, num_new_shards: int) -> None:
-        """Say nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,51 +45,60 @@ class Throughput:
             num_tokens=self.num_tokens + entry.num_tokens,
         )
 
-    @property
-    def seconds_left(self) -> float | None:
-        """Time left at the mean rate so far, or None before anything is done."""
-        if self.text_bytes == 0:
-            return None
-        return self.elapsed_seconds * (self.totals.text_bytes - self.text_bytes) / self.text_bytes
-
     def describe(self) -> str:
-        """One line: documents/s, MB/s, tokens/s, time left."""
+        """Render one line: shards, documents/s, MB/s, tokens/s."""
         seconds = max(self.elapsed_seconds, 1e-9)
-        left = "-:--" if self.seconds_left is None else _minutes(self.seconds_left)
         return (
+            f"{self.num_shards}/{self.totals.num_shards} shards | "
             f"{self.num_documents / seconds:,.0f} documents/s | "
             f"{self.text_bytes / seconds / MEGA:.2f} MB/s | "
-            f"{self.num_tokens / seconds / MEGA:.2f} M tokens/s | {left} left"
+            f"{self.num_tokens / seconds / MEGA:.2f} M tokens/s"
         )
 
 
-class _RateProgress(ABC):
-    """Counts for both kinds of display."""
+class PrepareProgress:
+    """Show the finished shards of a preparation and its rates.
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        console: where to show them; None shows nothing.
+        clock: seconds.
+    """
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
         self._start_seconds = clock()
         self._throughput: Throughput | None = None
+        self._display: Progress = SilentProgress()
 
     def start(self, totals: WorkTotals) -> None:
-        """Begin to count."""
+        """Start the clock."""
         self._start_seconds = self._clock()
         self._throughput = Throughput(totals=totals)
         if totals.num_skipped_shards:
             self._say(f"{totals.num_skipped_shards} shards are complete already")
+        if self._console is not None:
+            self._display = open_progress(
+                self._console,
+                "tokenizing",
+                # Shards differ in size: the time left follows the text.
+                total=totals.text_bytes,
+                interval_seconds=PLAIN_LINE_SECONDS,
+                clock=self._clock,
+            )
 
     def advance(self, entry: ShardEntry) -> None:
-        """Count a shard and show it."""
+        """Count a finished shard."""
         assert self._throughput is not None, "advance comes after start"
         self._throughput = self._throughput.add(entry, self._clock() - self._start_seconds)
-        self._show(self._throughput)
+        self._display.update(self._throughput.text_bytes, self._throughput.describe())
 
-    def stop(self) -> None:  # noqa: B027  # only a display that holds the terminal has something to do
-        """Nothing is held."""
+    def stop(self) -> None:
+        """Release the terminal, after the last shard or an error."""
+        self._display.close()
 
     def finish(self, manifest: ShardManifest, *, num_new_shards: int) -> None:
-        """Say what the folder holds now."""
+        """Report what the folder holds now; the only call where there was nothing to do."""
         made = f"{num_new_shards} shards made" if num_new_shards else "nothing to do: all shards are complete"
         parts = [
             f"{split} {manifest.num_tokens(split):,} tokens in {manifest.num_documents(split):,} documents"
@@ -129,61 +106,6 @@ class _RateProgress(ABC):
         ]
         self._say(f"tokenization: {made}; {'; '.join(parts)}; {len(manifest.rejected)} records rejected")
 
-    @abstractmethod
-    def _show(self, throughput: Throughput) -> None:
-        """Show the state after another shard."""
-
     def _say(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
-
-
-class PlainProgress(_RateProgress):
-    """A line every few seconds, for log files."""
-
-    def __init__(
-        self, console: Console, clock: Callable[[], float] = time.monotonic, *, interval_seconds: float = 5.0
-    ) -> None:
-        super().__init__(console, clock)
-        self._interval_seconds = interval_seconds
-        self._last_line_seconds = 0.0
-
-    def _show(self, throughput: Throughput) -> None:
-        is_last = throughput.num_shards == throughput.totals.num_shards
-        if is_last or throughput.elapsed_seconds - self._last_line_seconds >= self._interval_seconds:
-            self._last_line_seconds = throughput.elapsed_seconds
-            done = f"{throughput.num_shards}/{throughput.totals.num_shards} shards"
-            self._say(f"tokenizing: {done} | {throughput.describe()}")
-
-
-class LiveProgress(_RateProgress):
-    """One line that is drawn again and again, for terminals."""
-
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(console, clock)
-        rates = TextColumn("{task.fields[rates]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rates)
-        self._display = Progress(*columns, console=console, transient=True)
-        self._task: TaskID | None = None
-
-    def start(self, totals: WorkTotals) -> None:
-        """Begin to count and to draw."""
-        super().start(totals)
-        self._task = self._display.add_task("tokenizing", total=totals.num_shards, rates="starting workers")
-        self._display.start()
-
-    def stop(self) -> None:
-        """Stop drawing."""
-        self._display.stop()
-
-    def _show(self, throughput: Throughput) -> None:
-        assert self._task is not None, "shards are shown after start"
-        self._display.update(self._task, completed=throughput.num_shards, rates=throughput.describe())
-
-
-def build_progress(console: Console) -> PrepareProgress:
-    """Choose the display that suits where the output goes."""
-    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+        if self._console is not None:
+            self._console.print(line, highlight=False, soft_wrap=True)

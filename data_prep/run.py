@@ -9,10 +9,10 @@ from data_prep.on_ray.executor import RayExecutor
 from data_prep.on_ray.local import local_ray
 from data_prep.pair_preparation import prepare_pairs
 from data_prep.preparation import Executor, PrepareRequest, execute_here, prepare_shards
-from data_prep.progress import PrepareProgress, SilentProgress
+from data_prep.progress import PrepareProgress
 from data_prep.tasks import ShardTask
 from pipeline.shared.errors import DataError
-from pipeline.shared.files import room_needed
+from pipeline.shared.files import disk_full_as_data_error
 
 # on a Ray of one's own the next task waits at the worker while one runs
 TASKS_IN_FLIGHT_PER_WORKER = 2
@@ -25,8 +25,8 @@ def prepare(request: PrepareRequest, progress: PrepareProgress | None = None) ->
         DataError: the request cannot be met; what is finished by then is kept for the next run.
     """
     make = prepare_pairs if request.stored_as == "megatron" else prepare_shards
-    with room_needed(request.output):
-        return make(request, _executor(request), progress or SilentProgress())
+    with disk_full_as_data_error(request.output):
+        return make(request, _executor(request), progress or PrepareProgress())
 
 
 def _executor(request: PrepareRequest) -> Executor:

@@ -11,13 +11,13 @@ import numpy as np
 from data_prep.inputs.documents import InputFile
 from data_prep.inputs.records import BadRecord, Document, document_name, read_records
 from data_prep.manifest import ReadSettings, RejectedRecord, ShardEntry, TokenType
-from data_prep.plan import PlannedShard
-from data_prep.splits import split_of
+from data_prep.plan import PlannedShard, split_of
 from data_prep.storage.shard_writer import ShardWriter, WrittenShard
 from data_prep.tokenizers.long_documents import encode_long
+from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.shared.errors import DataError
-from pipeline.shared.files import room_needed
+from pipeline.shared.files import disk_full_as_data_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ def tokenize_shard(task: ShardTask) -> TaskReport | StoppedTask:
     tokenizer = _load_tokenizer(task.tokenizer, task.tokenizer_sha256)
     omissions = _Omissions()
     try:
-        with room_needed(task.output):
+        with disk_full_as_data_error(task.output):
             written = _write_shard(task, tokenizer, omissions)
     except _TooManyBadRecordsError:
         return StoppedTask(rejected=tuple(omissions.rejected))
@@ -136,7 +136,7 @@ def _entry(task: ShardTask, written: WrittenShard, omissions: _Omissions) -> Sha
 @functools.lru_cache(maxsize=1)
 def _load_tokenizer(path: Path, sha256: str) -> Tokenizer:
     # a worker runs many tasks of one preparation: the model is parsed once
-    tokenizer = Tokenizer.load(path)
+    tokenizer = read_tokenizer(path)
     if tokenizer.sha256 != sha256:
         raise DataError(
             f"the tokenizer must not change while text is tokenized, but {path} did; run the command again"

@@ -15,7 +15,7 @@ from rich.console import Console
 from data_prep.inputs.documents import TextFolder, python_standard_library
 from data_prep.manifest import ShardManifest, load_manifest
 from data_prep.preparation import PrepareRequest
-from data_prep.progress import build_progress
+from data_prep.progress import PrepareProgress
 from data_prep.run import prepare
 from data_prep.tokenizers.tokenizer import TOKENIZER_NAME
 from data_prep.tokenizers.tokenizer_training import TokenizerTraining, train_tokenizer
@@ -180,7 +180,7 @@ def _prepare_data(demo: Demo) -> ShardManifest:
         workers=demo.num_workers,
         overwrite=True,
     )
-    _timed(demo, "tokenization", lambda: prepare(request, build_progress(demo.console)))
+    _timed(demo, "tokenization", lambda: prepare(request, PrepareProgress(demo.console)))
     return load_manifest(demo.config.data.manifest_folder)
 
 

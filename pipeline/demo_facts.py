@@ -11,7 +11,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account
 from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER
 from pipeline.report.data import Command
-from pipeline.run.progress import render_duration
+from pipeline.shared.progress import render_duration
 
 
 def run_facts(

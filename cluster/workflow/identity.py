@@ -1,4 +1,4 @@
-"""By what a stage's inputs and outputs are told apart: short texts that change when the content does."""
+"""By what a step's inputs and outputs are told apart: short texts that change when the content does."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,17 +8,17 @@ from data_prep.inputs.documents import KNOWN_SUFFIXES, TextFiles, files_fingerpr
 from data_prep.manifest import MANIFEST_NAME, ReadSettings, load_manifest
 from pipeline.checkpoint.checksums import CHECKSUMS_NAME
 from pipeline.checkpoint.tracker import resolve_checkpoint
-from pipeline.config.workflow_section import PrepareStage
+from pipeline.config.workflow_section import PrepareStep
 from pipeline.shared.errors import CheckpointError, DataError
 from pipeline.shared.files import file_sha256
 
 
-def text_of(stage: PrepareStage) -> TextFiles:
-    """Return the text a stage prepares, as `megaponder data prepare` finds it."""
+def text_of(step: PrepareStep) -> TextFiles:
+    """Return the text a step prepares, as `megaponder data prepare` finds it."""
     return TextFiles(
-        inputs=stage.inputs,
-        suffixes=stage.suffixes or KNOWN_SUFFIXES,
-        reading=ReadSettings(text_field=stage.text_field, lines=stage.lines),
+        inputs=step.inputs,
+        suffixes=step.suffixes or KNOWN_SUFFIXES,
+        reading=ReadSettings(text_field=step.text_field, lines=step.lines),
     )
 
 

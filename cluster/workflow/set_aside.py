@@ -1,13 +1,13 @@
-"""Making room for a stage that starts anew: what an earlier run of it has left is kept under other names."""
+"""Making room for a step that starts anew: what an earlier run of it has left is kept under other names."""
 
 import logging
 import shutil
 from datetime import UTC, datetime
 
 from cluster.workflow.marker import Marker
-from cluster.workflow.todo import StageState, differing
+from cluster.workflow.todo import StepState, differing
 from pipeline.config.schema import RunConfig
-from pipeline.config.workflow_section import ExportStage, Stage
+from pipeline.config.workflow_section import ExportStep, WorkflowStep
 
 logger = logging.getLogger(__name__)
 
@@ -15,11 +15,11 @@ logger = logging.getLogger(__name__)
 _CONTINUES = "training.train_iters"
 
 
-def starts_anew(state: StageState, *, job: str, again: bool) -> bool:
-    """Tell whether a stage must not go on from what its last run left.
+def starts_anew(state: StepState, *, job: str, again: bool) -> bool:
+    """Tell whether a step must not go on from what its last run left.
 
     Args:
-        state: of the stage.
+        state: of the step.
         job: folder of the job that runs it now; a job that was interrupted goes on from its own.
         again: it was asked to run although it is done.
     """
@@ -32,7 +32,7 @@ def starts_anew(state: StageState, *, job: str, again: bool) -> bool:
     before.pop(_CONTINUES, None)
     now.pop(_CONTINUES, None)
     as_before = marker.model_copy(update={"settings": before})
-    asked = StageState(
+    asked = StepState(
         name=state.name,
         needs=state.needs,
         settings=now,
@@ -43,22 +43,22 @@ def starts_anew(state: StageState, *, job: str, again: bool) -> bool:
     return bool(differing(as_before, asked))
 
 
-def set_aside(config: RunConfig, stage: Stage, marker: Marker, output: str | None) -> None:
-    """Move the checkpoints and curves of an earlier training, and remove an earlier export of this stage.
+def set_aside(config: RunConfig, step: WorkflowStep, marker: Marker, output: str | None) -> None:
+    """Move the checkpoints and curves of an earlier training, and remove an earlier export of this step.
 
     Args:
         config: of the run.
-        stage: which starts anew.
+        step: which starts anew.
         marker: of its last run.
         output: identity of what lies there now: what is not the last run's own is left alone.
     """
-    if stage.command == "train":
+    if step.command == "train":
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         folder = config.output_dir
         for path in (config.checkpoint_directory, folder / "metrics.jsonl", folder / "tensorboard"):
             if path.exists():
                 kept = path.with_name(f"{path.name}.until-{stamp}")
                 path.rename(kept)
-                logger.warning("the stage starts anew: what was in %s is in %s now", path, kept)
-    elif isinstance(stage, ExportStage) and output is not None and output == marker.output:
-        shutil.rmtree(stage.output or config.output_dir / stage.name)
+                logger.warning("the step starts anew: what was in %s is in %s now", path, kept)
+    elif isinstance(step, ExportStep) and output is not None and output == marker.output:
+        shutil.rmtree(step.output or config.output_dir / step.name)

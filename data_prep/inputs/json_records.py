@@ -3,8 +3,7 @@
 import json
 import secrets
 
-from data_prep.inputs.bad_records import BadRecordError, shown
-from data_prep.inputs.texts import PART_BYTES, Parts, json_string_text, short_text
+from data_prep.inputs.texts import PART_BYTES, BadRecordError, Parts, json_string_text, short_text, shown
 
 
 def json_text(content: bytes, field: str) -> Parts:

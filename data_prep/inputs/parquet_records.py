@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import IO, Any
 
-from data_prep.inputs.bad_records import shown
 from data_prep.inputs.json_records import checked_text
 from data_prep.inputs.opening import DamagedFileError, open_input
 from data_prep.inputs.ranges import FileRange
-from data_prep.inputs.texts import Parts, utf8_text
+from data_prep.inputs.texts import Parts, shown, utf8_text
 
 BATCH_BYTES = 4 << 20
 LARGEST_BATCH_ROWS = 64

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from data_prep.inputs.bad_records import BadRecordError
 from data_prep.inputs.documents import InputFile, file_format
 from data_prep.inputs.json_records import json_text
 from data_prep.inputs.lines import count_lines_before, read_lines
@@ -12,7 +11,7 @@ from data_prep.inputs.opening import DAMAGE, DamagedFileError, open_decompressed
 from data_prep.inputs.parquet_records import read_rows
 from data_prep.inputs.ranges import FileRange, is_cuttable
 from data_prep.inputs.tar_records import read_members
-from data_prep.inputs.texts import Parts, utf8_text
+from data_prep.inputs.texts import BadRecordError, Parts, utf8_text
 from data_prep.manifest import ReadSettings
 
 

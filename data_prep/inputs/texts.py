@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 PART_BYTES = 1 << 20
+LONGEST_SHOWN_CHARACTERS = 60
 # the longest that belongs together in a JSON string: a character outside the basic plane, as two escapes
 _LONGEST_ESCAPE_BYTES = 12
 
@@ -97,3 +98,13 @@ def _json_part(literal: memoryview, start: int) -> tuple[str, int]:
         else:
             return text, stop
     raise AssertionError("the loop returns or raises")
+
+
+class BadRecordError(Exception):
+    """The record at hand holds no text; the message says why."""
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN_CHARACTERS else f"{text[:LONGEST_SHOWN_CHARACTERS]}..."

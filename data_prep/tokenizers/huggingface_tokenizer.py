@@ -7,8 +7,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers.decoders import DecodeStream
 
-from data_prep.tokenizers.special_tokens import SPECIAL_TOKENS_NAME
-from data_prep.tokenizers.tokenizer import Tokenizer
+from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME, Tokenizer
 from pipeline.shared.errors import DataError
 
 HALF_CHARACTER = "\ufffd"

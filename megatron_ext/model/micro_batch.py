@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from megatron_ext.methods.base import PassContext
+from megatron_ext.methods.base import PassContext, PonderMethod
 from megatron_ext.model.batch import TokenBatch
-from megatron_ext.ponder.masks import Segments
+from megatron_ext.ponder.attention import Segments
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,11 +19,13 @@ class ForwardSettings:
         num_jacobi_iterations: J.
         prune: mask pruned slots out for good (hard mask) instead of weighing them.
         bottom_k_fraction: q of the bottom-k penalty; None takes the configured one.
+        limits: on the steps that tokens take.
     """
 
     num_jacobi_iterations: int
     prune: bool = False
     bottom_k_fraction: float | None = None
+    limits: StepLimits = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +35,13 @@ class MicroBatch:
     Attributes:
         batch: on the device.
         segments: documents, as runs of tokens.
+        method: the model's, under the limits of this forward.
         context: what the method works with.
     """
 
     batch: TokenBatch
     segments: Segments | None
+    method: PonderMethod
     context: PassContext
 
 

@@ -8,7 +8,7 @@ tokens.
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 
 
 class TorchNorm:

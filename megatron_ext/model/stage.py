@@ -16,7 +16,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.initialization import drawing
 from megatron_ext.methods.registry import build_method
 from megatron_ext.model.attention import RowContext
@@ -131,7 +131,7 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
 
     def mix_embeddings(self, rows: Tensor) -> Tensor:
         """Softmax mixture of unscaled embeddings that the head predicts for each row: [R, B, H] -> same."""
-        ponder = self.config.ponder
+        ponder = self.ponder.config
         return mix_embeddings(
             rows,
             self._head_weight(),

@@ -19,7 +19,7 @@ from megatron.core.pipeline_parallel.schedules import (
 )
 from torch import Tensor, nn
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.methods.base import PassRows
 from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput
@@ -54,7 +54,7 @@ def run_passes(
         observe: called with the name and value of intermediate results on the stage that has them.
     """
     module = model.module if hasattr(model, "ddp_config") else model
-    plan = module.ponder.plan(settings.num_jacobi_iterations)
+    plan = module.ponder.under(settings.limits).plan(settings.num_jacobi_iterations)
     num_stages = module.pp_group.size()
     chain = range(plan.num_passes)
     groups = [chain] if num_stages == 1 else [range(index, index + 1) for index in chain]

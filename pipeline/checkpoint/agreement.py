@@ -1,4 +1,7 @@
-"""Collectives in which an error on one rank becomes an error on all of them."""
+"""Collectives that turn an error on one rank into an error on all of them.
+
+A rank that raised alone would leave the others waiting in their next collective until it times out.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -12,10 +15,10 @@ T = TypeVar("T")
 
 
 def on_rank_zero(action: Callable[[], T], *, group: ProcessGroup | None = None) -> T:
-    """Let rank 0 act and tell all ranks its result.
+    """Run an action on rank 0 and return its result on all ranks.
 
     Raises:
-        CheckpointError: on every rank, where rank 0 had an ``OSError``.
+        CheckpointError: on every rank, if rank 0 had one or an ``OSError``.
     """
     outcome: list[Any] = [None]
     if torch.distributed.get_rank(group) == 0:
@@ -31,10 +34,10 @@ def on_rank_zero(action: Callable[[], T], *, group: ProcessGroup | None = None) 
 
 
 def on_all_ranks(action: Callable[[], T], *, group: ProcessGroup | None = None) -> list[T]:
-    """Let every rank act and tell all ranks all results, by rank.
+    """Run an action on every rank and return all results on all ranks, by rank.
 
     Raises:
-        CheckpointError: on every rank, where any had an ``OSError``; names the ranks.
+        CheckpointError: on every rank, if any had one or an ``OSError``; names these ranks.
     """
     outcome: Any
     try:
@@ -52,5 +55,5 @@ def on_all_ranks(action: Callable[[], T], *, group: ProcessGroup | None = None) 
 
 
 def names_on_all_ranks(names: Iterable[str]) -> list[str]:
-    """Gather names, so that every rank refuses, and for the same reason."""
+    """Return the names of all ranks, so that all of them report the same error."""
     return sorted({name for of_rank in on_all_ranks(lambda: list(names)) for name in of_rank})

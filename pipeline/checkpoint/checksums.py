@@ -1,7 +1,7 @@
-"""The list of a checkpoint's files, with which it is proven whole.
+"""The checksums of a checkpoint's files, against which it is verified.
 
 ``checksums.json``: ``{"algorithm": "sha256", "files": {name: {"bytes": size, "sha256": digest}}}``. It is the
-last file written into the folder and lists all others.
+last file written into the folder, and lists all others.
 """
 
 import hashlib
@@ -38,13 +38,13 @@ class Damage:
 
 
 def digest_file(path: Path, *, flushes: bool = False) -> FileDigest:
-    """Read a file and return its size and digest.
+    """Return the size and the digest of a file.
 
     Args:
         path: the file.
-        flushes: wait until it is on disk: what is listed must outlive a power cut.
+        flushes: wait until it is on disk: a file that is listed must survive a power failure.
     Raises:
-        OSError: it cannot be read or written out.
+        OSError: it cannot be read or flushed.
     """
     with path.open("rb") as stream:
         if flushes:
@@ -54,11 +54,11 @@ def digest_file(path: Path, *, flushes: bool = False) -> FileDigest:
 
 
 def write_checksums(folder: Path, digests: Mapping[str, FileDigest] | None = None) -> None:
-    """List all files of a folder.
+    """Write the checksums of all files of a folder.
 
     Args:
         folder: a checkpoint that is otherwise complete.
-        digests: of files whose digest is known; the others are read here.
+        digests: those that are known; the other files are read here.
     """
     known = dict(digests or {})
     names = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS_NAME)
@@ -68,7 +68,7 @@ def write_checksums(folder: Path, digests: Mapping[str, FileDigest] | None = Non
 
 
 def read_checksums(folder: Path) -> dict[str, FileDigest]:
-    """Return what each file must be.
+    """Return the expected size and digest of each file, by name.
 
     Raises:
         CheckpointError: the list is absent or damaged.
@@ -85,14 +85,14 @@ def read_checksums(folder: Path) -> dict[str, FileDigest]:
 
 
 def find_damage(folder: Path, *, names: Iterable[str] | None = None, reads: bool = True) -> list[Damage]:
-    """Hold files of a checkpoint against its list.
+    """Check files of a checkpoint against its checksums.
 
     Args:
         folder: the checkpoint.
-        names: which of the listed files; None takes all.
-        reads: whether contents are compared too, beside presence and size.
+        names: which of the listed files; None means all.
+        reads: compare contents as well as presence and size.
     Returns:
-        What is wrong, by file name; empty where all is well.
+        One entry per damaged file, in the order of their names.
     """
     try:
         listed = read_checksums(folder)
@@ -104,10 +104,15 @@ def find_damage(folder: Path, *, names: Iterable[str] | None = None, reads: bool
     return [Damage(file=name, reason=reason) for name, reason in reasons if reason is not None]
 
 
-def share_files(folder: Path, *, rank: int, world_size: int) -> Sequence[str]:
-    """Return this rank's share of the listed files, such that all ranks read about equally much.
+def describe_damage(damage: Sequence[Damage]) -> str:
+    """Render damaged files for a message, at most ten of them."""
+    return "; ".join(str(item) for item in damage[:10]) + (" ..." if len(damage) > 10 else "")
 
-    Where the list cannot be read there is nothing to share; :func:`find_damage` says so on every rank.
+
+def share_files(folder: Path, *, rank: int, world_size: int) -> Sequence[str]:
+    """Return this rank's share of the listed files, such that all ranks read about the same amount.
+
+    If the list cannot be read, the share is empty; :func:`find_damage` reports it on every rank.
     """
     try:
         listed = read_checksums(folder)
@@ -116,6 +121,7 @@ def share_files(folder: Path, *, rank: int, world_size: int) -> Sequence[str]:
     loads = [0] * world_size
     mine = []
     for name in sorted(listed, key=lambda name: (-listed[name].bytes, name)):
+        # The largest file first, each to the rank with the least so far.
         reader = loads.index(min(loads))
         loads[reader] += listed[name].bytes
         if reader == rank:
@@ -129,7 +135,7 @@ def _reason(path: Path, expected: FileDigest, *, reads: bool) -> str | None:
         if size != expected.bytes:
             return f"must have {expected.bytes} bytes, but has {size}"
         if reads and digest_file(path).sha256 != expected.sha256:
-            return "has other bytes than were written"
+            return "does not match its checksum"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

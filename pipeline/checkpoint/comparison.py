@@ -1,4 +1,4 @@
-"""Hold the tensors of two checkpoints against each other."""
+"""Compare the tensors of two checkpoints."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class TensorComparison:
 
     Attributes:
         name: of the tensor.
-        problem: why values cannot be compared: it is absent from one, or has another shape or type; else
+        problem: why values cannot be compared: it is missing in one, or its shapes or types differ; otherwise
             empty.
         num_different: values whose bits differ.
         largest_difference: absolute, in float64.
@@ -29,7 +29,7 @@ class TensorComparison:
 
     @property
     def is_equal(self) -> bool:
-        """Whether both are the same, bit for bit."""
+        """Whether both are bit-equal."""
         return not self.problem and self.num_different == 0
 
 
@@ -37,7 +37,7 @@ def compare_checkpoints(first: Path, second: Path, *, pattern: str = "*") -> Ite
     """Compare tensor by tensor, one chunk of the first at a time.
 
     Args:
-        first, second: ``iter_`` folders, written on whatever layouts.
+        first, second: ``iter_`` folders, saved on any layouts.
         pattern: shell pattern of the names to compare.
     Raises:
         CheckpointError: one cannot be read.

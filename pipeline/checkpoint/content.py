@@ -1,18 +1,22 @@
-"""What a checkpoint holds: the sharded state of model, optimizer and generators.
+"""The sharded state in a checkpoint: model, optimizer and random generators.
 
 Format ``torch_dist`` with the optimizer "fully reshardable": its state is stored by the model's tensors, so a
 checkpoint loads onto any tensor-, pipeline- and data-parallel layout.
 """
 
+import random
 from typing import Any
 
+import numpy as np
+import torch
+
+from megatron_ext.device import generator_state, set_generator_state
 from megatron_ext.parallel.groups import ParallelGroups
-from pipeline.checkpoint.generators import generator_states
 
 LAYOUT_KEY = "layout"
 GENERATORS_KEY = "rng_state"
 OPTIMIZER_PREFIXES = ("optimizer.", "chained_")
-# Read back by Megatron from the checkpoint itself, so that a reader builds the same kind of state dict.
+# The kind of state dict. Megatron stores it in the checkpoint, so that a reader builds the same kind.
 CONTENT: dict[str, Any] = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "distrib_optim_fully_reshardable_mem_efficient": False,
@@ -24,14 +28,14 @@ CONTENT: dict[str, Any] = {
 def sharded_state(
     module: Any, optimizer: Any, groups: ParallelGroups | None, *, metadata: dict[str, Any], is_loading: bool
 ) -> dict[str, Any]:
-    """Describe this rank's part of the state, as Megatron's ``dist_checkpointing`` takes it.
+    """Return this rank's part of the state, as Megatron's ``dist_checkpointing`` expects it.
 
     Args:
         module: the model without wrappers.
         optimizer: from ``build_optimizer``.
-        groups: the layout; None leaves the generators out.
-        metadata: the kind of state dict, :data:`CONTENT` or what a checkpoint says.
-        is_loading: whether values are to be filled in.
+        groups: the parallel layout; None omits the generators.
+        metadata: the kind of state dict: :data:`CONTENT`, or what is stored in a checkpoint.
+        is_loading: whether values will be filled in from a checkpoint.
     """
     model_state = module.sharded_state_dict(metadata=metadata)
     content = {
@@ -44,12 +48,12 @@ def sharded_state(
 
 
 def layout_of(groups: ParallelGroups) -> dict[str, int]:
-    """Return the sizes that must agree for generators to be restored."""
+    """Return the parallel sizes; generators are restored only where they agree."""
     return {"tensor": groups.tp_size, "pipeline": groups.pp_size, "data": groups.dp_size}
 
 
 def fill_missing_moments(optimizer: Any) -> None:
-    """Give parameters that were never updated their zero moments: a checkpoint holds them for all."""
+    """Create the zero moments of parameters that were never updated: a checkpoint has those of all."""
     for part in optimizer.chained_optimizers:
         if part.init_state_fn is not None:
             part.init_state_fn(part.optimizer, part.config)
@@ -59,3 +63,27 @@ def _sharded_generators(groups: ParallelGroups) -> Any:
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
     return ShardedObject(GENERATORS_KEY, generator_states(), (groups.world_size,), (groups.rank,))
+
+
+def generator_states() -> dict[str, Any]:
+    """Return the state of every random generator of this rank."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": generator_state(),
+        "model_parallel": get_cuda_rng_tracker().get_states(),
+    }
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    """Restore the state of every random generator of this rank."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    set_generator_state(states["cuda"])
+    get_cuda_rng_tracker().set_states(states["model_parallel"])

@@ -1,4 +1,4 @@
-"""What a checkpoint will take, said before the first is written."""
+"""What a checkpoint will cost in space and time, predicted before the first is written."""
 
 import shutil
 import time
@@ -21,10 +21,11 @@ class Forecast:
     """Predicted cost of every checkpoint of the run.
 
     Attributes:
-        num_bytes: of all ranks' tensors.
-        host_bytes: host memory that a save takes on the rank where it takes most.
-        probe_bytes, probe_seconds: what all ranks have written to try the disk, and the slowest rank's time.
-        free_bytes: on the disk.
+        num_bytes: size of all ranks' tensors.
+        host_bytes: host memory that a save needs, on the rank that needs most.
+        probe_bytes, probe_seconds: size of the files that all ranks wrote to test the disk, and the time of
+            the slowest rank.
+        free_bytes: free space on the disk.
     """
 
     num_bytes: int
@@ -55,14 +56,13 @@ class Forecast:
 
 
 def forecast(prepared: PreparedSave, directory: Path) -> Forecast:
-    """Predict what a prepared checkpoint takes, trying the disk; all ranks call it together.
+    """Predict what a prepared checkpoint costs, from a test of the disk; all ranks call it together.
 
     Args:
         prepared: this rank's part.
-        directory: the run's checkpoint folder; made if it is not there.
-
+        directory: the run's checkpoint folder; created if it does not exist.
     Raises:
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder is not writable.
     """
     probe_bytes = min(prepared.num_bytes, _LARGEST_PROBE_BYTES)
     try:
@@ -70,7 +70,7 @@ def forecast(prepared: PreparedSave, directory: Path) -> Forecast:
             lambda: (prepared.num_bytes, prepared.host_bytes, probe_bytes, _probe(directory, probe_bytes))
         )
     except CheckpointError as error:
-        raise CheckpointError(f"could not write the checkpoint's folder {directory}: {error}") from error
+        raise CheckpointError(f"could not write to the checkpoint folder {directory}: {error}") from error
     num_bytes, host_bytes, probed, seconds = zip(*found, strict=True)
     return Forecast(
         num_bytes=sum(num_bytes),
@@ -82,10 +82,10 @@ def forecast(prepared: PreparedSave, directory: Path) -> Forecast:
 
 
 def _probe(directory: Path, num_bytes: int) -> float:
-    """Write, list and remove a file as a save does; return the seconds."""
+    """Write a file, compute its checksum and remove it; return the seconds that writing took."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f".probe_{torch.distributed.get_rank()}"
-    # Random, so that no file system can compress it.
+    # Random values, which no file system can compress.
     values = torch.randint(256, (num_bytes,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     started = time.monotonic()
     try:

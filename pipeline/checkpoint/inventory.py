@@ -1,4 +1,4 @@
-"""What lies in a folder of checkpoints, for people; nothing is read but small files and sizes."""
+"""The checkpoints in a folder, for people to look at."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,10 @@ class Entry:
     """One checkpoint.
 
     Attributes:
-        folder: where it lies.
-        num_bytes: of all its files.
-        state: how far the run was; None where that cannot be read.
-        damage: what is wrong with its files.
+        folder: its ``iter_`` folder.
+        num_bytes: size of all its files.
+        state: progress of the run; None if it cannot be read.
+        damage: damaged files.
         is_tracked: whether the tracker names it.
     """
 
@@ -37,11 +37,11 @@ class Entry:
 
 
 def folders_at(path: Path, *, iteration: int | None = None) -> list[Path]:
-    """Return the checkpoints that a path means, damaged ones included.
+    """Return the checkpoints at a path, even damaged ones.
 
     Args:
-        path: an ``iter_`` folder, or a folder of such.
-        iteration: take this one only.
+        path: an ``iter_`` folder, or a folder of them.
+        iteration: only the checkpoint of this iteration.
     Raises:
         CheckpointError: there is none.
     """
@@ -59,17 +59,17 @@ def folders_at(path: Path, *, iteration: int | None = None) -> list[Path]:
 
 
 def take_inventory(path: Path, *, iteration: int | None = None, reads: bool) -> list[Entry]:
-    """Look at the checkpoints of a run, oldest first.
+    """List the checkpoints of a run, oldest first.
 
     Args:
         path, iteration: see :func:`folders_at`.
-        reads: whether checksums are compared; else only presence and sizes of files.
+        reads: compare checksums; otherwise only presence and sizes of files.
     """
     return [_entry(folder, reads=reads) for folder in folders_at(path, iteration=iteration)]
 
 
 def tracker_problem(directory: Path) -> str | None:
-    """Return why the tracker names no checkpoint, or None where it names one."""
+    """Return why the tracker does not name a checkpoint; None if it names one."""
     try:
         tracked = tracked_iteration(directory)
     except CheckpointError as error:
@@ -77,7 +77,7 @@ def tracker_problem(directory: Path) -> str | None:
     if tracked is None:
         return "there is no tracker"
     if not checkpoint_folder(directory, tracked).is_dir():
-        return f"the tracker names iteration {tracked}, which is not there"
+        return f"the tracker names iteration {tracked}, which does not exist"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Load a run, or its weights alone, onto any layout."""
+"""Load a run, or only its weights, on any parallel layout."""
 
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ from pipeline.checkpoint.content import (
     LAYOUT_KEY,
     OPTIMIZER_PREFIXES,
     layout_of,
+    restore_generators,
     sharded_state,
 )
 from pipeline.checkpoint.folder import CONFIG_NAME
-from pipeline.checkpoint.generators import restore_generators
 from pipeline.checkpoint.state import TrainState, read_train_state
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.shared.errors import CheckpointError
 
-# What config says, not the checkpoint: a resumed run may change these.
+# Taken from the configuration, not from the checkpoint: a resumed run may change them.
 _GROUP_SETTINGS = ("max_lr", "min_lr", "betas", "eps")
 
 
@@ -35,23 +35,22 @@ def load_checkpoint(
 ) -> TrainState:
     """Restore a run, on the layout it was saved with or on another one; all ranks call it together.
 
-    On the same layout the random generators are restored too; on another they keep their seeds. Learning
-    rates, betas and lengths of the schedule stay those of the config; its position is restored.
+    On the same layout the random generators are restored too; on another one they keep their seeds. Learning
+    rates, betas and lengths of the schedule are those of the configuration; its position is restored.
 
     Args:
         path: checkpoint folder of a run, or one ``iter_`` folder.
-        module: the model without wrappers, built as for the saved run.
+        module: the model without wrappers, built with the settings of the saved run.
         optimizer: from ``build_optimizer``.
         scheduler: from ``build_scheduler``, not yet stepped.
-        groups: the layout to load onto.
-        iteration: which one; None takes the newest.
-
+        groups: the layout to load on.
+        iteration: which one; None means the newest.
     Raises:
-        CheckpointError: there is none, or its tensors are not those of this model and optimizer.
+        CheckpointError: it does not exist, or its tensors are not those of this model and optimizer.
     """
     folder = resolve_checkpoint(path, iteration=iteration)
     state = read_train_state(folder)
-    _refuse_averages(folder, state)
+    _check_has_optimizer(folder, state)
     metadata = content_of(folder)
     has_same_layout = metadata.pop(LAYOUT_KEY, None) == layout_of(groups)
     content = sharded_state(
@@ -59,7 +58,7 @@ def load_checkpoint(
     )
     settings = [{name: group[name] for name in _GROUP_SETTINGS} for group in optimizer.param_groups]
     loaded, missing, unexpected = read_sharded(content, folder)
-    _refuse_differences(folder, missing=missing, unexpected=without_prefixes(unexpected, GENERATORS_KEY))
+    _check_names(folder, missing=missing, unexpected=without_prefixes(unexpected, GENERATORS_KEY))
     module.load_state_dict(loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])
     for group, own_settings in zip(optimizer.param_groups, settings, strict=True):
@@ -71,29 +70,28 @@ def load_checkpoint(
 
 
 def load_weights(path: Path, *, module: Any, iteration: int | None = None) -> TrainState:
-    """Restore the weights alone, for evaluation and generation; all ranks call it together.
+    """Restore only the weights, for evaluation and generation; all ranks call it together.
 
     Args:
         path: checkpoint folder of a run, or one ``iter_`` folder.
         module: the model without wrappers, on any layout.
-        iteration: which one; None takes the newest.
-
+        iteration: which one; None means the newest.
     Raises:
-        CheckpointError: there is none, or its tensors are not those of this model.
+        CheckpointError: it does not exist, or its tensors are not those of this model.
     """
     folder = resolve_checkpoint(path, iteration=iteration)
     content = {"model": module.sharded_state_dict(metadata=content_of(folder))}
     loaded, missing, unexpected = read_sharded(content, folder)
-    _refuse_differences(folder, missing=missing, unexpected=of_the_model(unexpected))
+    _check_names(folder, missing=missing, unexpected=of_the_model(unexpected))
     module.load_state_dict(loaded["model"])
     return read_train_state(folder)
 
 
 def content_of(folder: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of the kind of its content.
+    """Return the kind of state dict that a checkpoint was written from.
 
     Raises:
-        CheckpointError: it says nothing.
+        CheckpointError: it does not say.
     """
     from megatron.core import dist_checkpointing
 
@@ -104,10 +102,10 @@ def content_of(folder: Path) -> dict[str, Any]:
 
 
 def read_sharded(content: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Read what a sharded state dict asks for; all ranks call it together.
+    """Read the values for a sharded state dict; all ranks call it together.
 
     Returns:
-        The values; the names that are missing in the checkpoint; the names that nobody asked for.
+        The values; the names that are missing in the checkpoint; the names that are unexpected in it.
     Raises:
         CheckpointError: a file cannot be read, or a shape differs.
     """
@@ -120,7 +118,7 @@ def read_sharded(content: dict[str, Any], folder: Path) -> tuple[dict[str, Any],
             content, str(folder), strict=StrictHandling.RETURN_ALL
         )
     except CheckpointException as error:
-        # Its own text repeats every rank's traceback.
+        # Its text repeats the traceback of every rank.
         reasons = sorted({str(failure) for failure, _ in error.failures.values()})
         raise CheckpointError(_unreadable(folder, "; ".join(reasons))) from error
     except CheckpointingException as error:
@@ -129,12 +127,12 @@ def read_sharded(content: dict[str, Any], folder: Path) -> tuple[dict[str, Any],
 
 
 def without_prefixes(names: list[str], *prefixes: str) -> list[str]:
-    """Return the names that begin with none of the prefixes."""
+    """Return the names that start with none of the prefixes."""
     return [name for name in names if not name.startswith(prefixes)]
 
 
 def of_the_model(names: list[str]) -> list[str]:
-    """Return the names of weights: no generators, nothing of the optimizer."""
+    """Return the names of weights, without those of generators and of the optimizer."""
     return without_prefixes(names, GENERATORS_KEY, *OPTIMIZER_PREFIXES)
 
 
@@ -142,15 +140,15 @@ def _unreadable(folder: Path, reason: str) -> str:
     return f"{folder} cannot be read: {reason}; use the model settings in {folder / CONFIG_NAME}"
 
 
-def _refuse_averages(folder: Path, state: TrainState) -> None:
+def _check_has_optimizer(folder: Path, state: TrainState) -> None:
     if state.averaged_iterations:
         raise CheckpointError(
-            f"{folder} must hold an optimizer's state to go on from, but holds the mean of the weights of "
-            f"several iterations; start a new run from it with init_from.path"
+            f"{folder} must hold an optimizer's state to resume from, but holds the mean of the weights of "
+            "several iterations; start a new run from it with init_from.path"
         )
 
 
-def _refuse_differences(folder: Path, *, missing: list[str], unexpected: list[str]) -> None:
+def _check_names(folder: Path, *, missing: list[str], unexpected: list[str]) -> None:
     if not missing and not unexpected:
         return
     parts = [

@@ -1,8 +1,8 @@
 """Read and write the tensors of a checkpoint in one process: no ranks, no model, one chunk at a time.
 
-A checkpoint in the format of ``torch.distributed.checkpoint`` has a file ``.metadata``, which says of each
-tensor its shape and type and of which chunks it is made, and of each chunk in which file it lies, where and
-how long. A chunk is what ``torch.save`` makes of its values; objects other than tensors are plain bytes.
+A checkpoint in the format of ``torch.distributed.checkpoint`` has a file ``.metadata`` with the shape, the
+type and the chunks of each tensor, and the file, the offset and the length of each chunk. A chunk holds its
+values as written by ``torch.save``; objects other than tensors are plain bytes.
 """
 
 import io
@@ -31,13 +31,13 @@ METADATA_NAME = ".metadata"
 Chunk = ChunkStorageMetadata
 
 
-def whole_chunk(size: torch.Size) -> Chunk:
-    """Return the chunk that is all of a tensor."""
+def full_chunk(size: torch.Size) -> Chunk:
+    """Return the chunk that covers a tensor."""
     return Chunk(offsets=torch.Size([0] * len(size)), sizes=size)
 
 
 class OfflineReader:
-    """Reads tensors of one checkpoint.
+    """A reader of the tensors of one checkpoint.
 
     Args:
         folder: an ``iter_`` folder.
@@ -48,7 +48,7 @@ class OfflineReader:
 
     @cached_property
     def metadata(self) -> Metadata:
-        """What the checkpoint says of its tensors.
+        """The content of the checkpoint's ``.metadata``.
 
         Raises:
             CheckpointError: it cannot be read.
@@ -71,7 +71,7 @@ class OfflineReader:
 
     @cached_property
     def objects(self) -> list[str]:
-        """Names of what is no tensor: the generators of each rank."""
+        """Names of the objects other than tensors: the generators of each rank."""
         found = self.metadata.state_dict_metadata
         return sorted(name for name, entry in found.items() if isinstance(entry, BytesStorageMetadata))
 
@@ -80,21 +80,21 @@ class OfflineReader:
         return self._stored(MetadataIndex(name))
 
     def read_chunk(self, name: str, chunk: Chunk) -> Tensor:
-        """Return one of the chunks that a tensor is stored in."""
+        """Return one of the chunks of a tensor."""
         stored = io.BytesIO(self._stored(MetadataIndex(name, chunk.offsets)))
         values: Tensor = torch.load(stored, map_location="cpu", weights_only=True)
-        # Megatron stores some chunks with leading axes of size 1 left out.
+        # Megatron stores some chunks without their leading axes of size 1.
         return values.reshape(chunk.sizes)
 
     def read(self, name: str, region: Chunk | None = None) -> Tensor:
-        """Return a tensor or a rectangular part of it, put together from its chunks.
+        """Return a tensor or a rectangular part of it, assembled from its chunks.
 
         Args:
             name: of the tensor.
-            region: which part; None is all of it.
+            region: the part to return; None means all of it.
         """
         entry = self.tensors[name]
-        wanted = region or whole_chunk(entry.size)
+        wanted = region or full_chunk(entry.size)
         values = torch.empty(wanted.sizes, dtype=entry.properties.dtype)
         for chunk in entry.chunks:
             overlap = _overlap(wanted, chunk)
@@ -112,12 +112,14 @@ class OfflineReader:
 
 
 class OfflineWriter:
-    """Writes tensors into a folder, file after file; what is written must fit together when it is closed.
+    """A writer of tensors into a folder, one file after the other.
+
+    The metadata is written at the end of its context: the chunks must then cover their tensors.
 
     Args:
         folder: an empty folder.
-        num_files: at most so many for the tensors; fewer where chunks are large.
-        total_bytes: of all values that will be written, which the files share evenly.
+        num_files: maximum number of files for the tensors; fewer are written if chunks are large.
+        total_bytes: size of all values that will be written, for files of equal size.
     """
 
     def __init__(self, folder: Path, *, num_files: int = 1, total_bytes: int = 0) -> None:
@@ -152,15 +154,15 @@ class OfflineWriter:
         Args:
             name: of the tensor.
             values: of the chunk.
-            chunk: where it lies in the tensor.
-            size: of the tensor.
+            chunk: its place in the tensor.
+            size: shape of the tensor.
         """
         if name not in self._entries:
             properties = TensorProperties.create_from_tensor(values)
             self._entries[name] = TensorStorageMetadata(properties=properties, size=size, chunks=[])
         self._entries[name].chunks.append(chunk)
         content = io.BytesIO()
-        # Cloned: a view would be saved with all that it is a view of.
+        # Cloned, because torch.save writes the whole storage of a view.
         torch.save(values.clone(), content)
         self._append(MetadataIndex(name, chunk.offsets), content.getvalue())
         self._written_bytes += values.nbytes
@@ -188,7 +190,7 @@ class OfflineWriter:
 
 
 def num_bytes_of(entry: TensorStorageMetadata) -> int:
-    """Bytes of a tensor's values."""
+    """Return the size of a tensor's values."""
     return entry.size.numel() * torch.empty((), dtype=entry.properties.dtype).element_size()
 
 
@@ -200,7 +202,7 @@ def pieces_of(reader: OfflineReader) -> Iterator[tuple[str, Chunk]]:
 
 
 def _overlap(wanted: Chunk, chunk: Chunk) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
-    """Where two parts of a tensor overlap: indices into the one and into the other."""
+    """Return the overlap of two parts of a tensor, as indices into the first and the second."""
     into, of = [], []
     for start, size, other_start, other_size in zip(
         wanted.offsets, wanted.sizes, chunk.offsets, chunk.sizes, strict=True

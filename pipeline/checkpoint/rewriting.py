@@ -1,4 +1,4 @@
-"""New checkpoints from old ones, in one process: in other files, or the mean of several."""
+"""Write new checkpoints from existing ones, in one process: in other files, or the mean of several."""
 
 import shutil
 from collections.abc import Sequence
@@ -8,22 +8,21 @@ from pathlib import Path
 import torch
 
 from pipeline.checkpoint.content import GENERATORS_KEY, OPTIMIZER_PREFIXES
-from pipeline.checkpoint.folder import CONFIG_NAME, publish, start_partial_checkpoint
+from pipeline.checkpoint.folder import COMMON_NAME, CONFIG_NAME, publish, start_partial_checkpoint
 from pipeline.checkpoint.offline import OfflineReader, OfflineWriter, num_bytes_of, pieces_of
 from pipeline.checkpoint.state import read_train_state, write_train_state
 from pipeline.shared.errors import CheckpointError
 
-COMMON_NAME = "common.pt"
 _SMALL_FILES = ("metadata.json", COMMON_NAME, CONFIG_NAME)
 
 
 def reshard(source: Path, directory: Path, *, num_files: int) -> Path:
-    """Write a checkpoint anew, its tensors in about so many files.
+    """Rewrite a checkpoint with its tensors in another number of files.
 
     Args:
         source: an ``iter_`` folder.
-        directory: an empty or absent folder, which gets the checkpoint and a tracker.
-        num_files: fewer where chunks are large.
+        directory: an empty or absent folder, for the checkpoint and a tracker.
+        num_files: fewer are written if chunks are large.
     Returns:
         The new ``iter_`` folder.
     Raises:
@@ -47,12 +46,12 @@ def reshard(source: Path, directory: Path, *, num_files: int) -> Path:
 def average(sources: Sequence[Path], directory: Path) -> Path:
     """Write the mean of the weights of several checkpoints, computed in float64, one chunk at a time.
 
-    There is no optimizer's state in the result: it serves evaluation, generation and as a run's start.
+    The result has no optimizer state. It serves evaluation, generation and as initial weights.
 
     Args:
-        sources: ``iter_`` folders of one run or of runs of one model; at least two.
-        directory: an empty or absent folder, which gets the checkpoint, under the last source's iteration,
-            and a tracker.
+        sources: ``iter_`` folders of one run, or of runs of the same model; at least two.
+        directory: an empty or absent folder, for the checkpoint, with the iteration of the last source, and
+            a tracker.
     Returns:
         The new ``iter_`` folder.
     Raises:
@@ -84,7 +83,7 @@ def average(sources: Sequence[Path], directory: Path) -> Path:
                 writer.write_bytes(name, readers[-1].read_bytes(name))
     _copy_small_files(sources[-1], partial)
     iterations = tuple(state.iteration for state in states)
-    # Nobody has measured the mean.
+    # The mean has not been evaluated.
     unmeasured = replace(states[-1], best_heldout_loss=None, best_heldout_iteration=None)
     write_train_state(partial, replace(unmeasured, averaged_iterations=iterations))
     return publish(partial)
@@ -97,7 +96,7 @@ def _weights_of(reader: OfflineReader) -> dict[str, torch.Size]:
 
 
 def _start(directory: Path, iteration: int) -> Path:
-    """Begin a checkpoint in a folder of its own; one that a run saves into must not be disturbed."""
+    """Start a checkpoint in a new folder: one that a run saves into must not be disturbed."""
     if directory.is_dir() and any(directory.iterdir()):
         raise CheckpointError(
             f"{directory} must be empty or absent, but has content; give another folder with --output"

@@ -1,7 +1,13 @@
-"""How long each save of a run has taken: a line per save in the run's folder, for who plans the next one."""
+"""How long the saves of a run have taken: one line per save in the run's folder.
+
+Whoever submits the next job derives from it how long before the end of its wall time a run must start saving.
+Imports no torch, because submission does not.
+"""
 
 import json
 from pathlib import Path
+
+from pipeline.shared.json_lines import parse_json_lines
 
 SAVE_TIMES_NAME = "save_times.jsonl"
 
@@ -19,16 +25,16 @@ def record_save_seconds(path: Path, *, iteration: int, seconds: float) -> None:
 
 
 def read_save_seconds(path: Path) -> list[float]:
-    """Return what the saves of a run have taken, oldest first; none without the file.
+    """Return how long the saves of a run have taken, oldest first; empty without the file.
 
-    A line that a crash has cut off is left out.
+    Lines that a crash has cut off are skipped.
     """
     if not path.exists():
         return []
     found = []
-    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+    for save in parse_json_lines(path.read_text(encoding="ascii", errors="replace")):
         try:
-            found.append(float(json.loads(line)["seconds"]))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+            found.append(float(save["seconds"]))
+        except (KeyError, TypeError, ValueError):
             continue
     return found

@@ -1,4 +1,11 @@
-"""Saving a run again and again: at once, or in the background while training goes on."""
+"""Save a run at its intervals: at once, or in the background while training continues.
+
+A save in the background has two phases. All ranks copy their tensors to host memory together; then a thread
+of each rank writes its copy. The threads meet in collectives of their own, so that these need a process group
+of their own: collectives of one group must be called in the same order on all ranks, and nothing orders a
+thread against the training loop. A thread cannot raise in the loop either. The loop polls once per step, and
+the ranks agree on the outcome there, so that an error ends all of them in the same step.
+"""
 
 import logging
 import threading
@@ -12,6 +19,7 @@ import torch
 import torch.distributed
 from torch.distributed import ProcessGroup
 
+from megatron_ext.device import HOST_BACKEND
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.forecast import forecast
 from pipeline.checkpoint.save_times import record_save_seconds
@@ -52,7 +60,7 @@ def save_checkpoint(
 
 @dataclass(kw_only=True)
 class _Pending:
-    """A checkpoint that a thread writes."""
+    """A checkpoint that a thread is writing."""
 
     iteration: int
     copy_seconds: float
@@ -63,7 +71,7 @@ class _Pending:
     def write(self, prepared: PreparedSave, to: Destination, group: ProcessGroup) -> None:
         try:
             self.saved = write_save(prepared, to, group=group)
-        # Whatever it is, the loop must hear of it: nobody else sees a thread die.
+        # Every error: a thread that dies unseen would look as if it were still writing.
         except Exception as error:
             self.error = error
 
@@ -74,17 +82,16 @@ class _Pending:
 
 @dataclass(kw_only=True)
 class CheckpointSaver:
-    """Saves a run; all ranks call each method together.
+    """The saves of a run; all ranks call each method together, except :meth:`leave`.
 
     Attributes:
-        destination: where to.
+        destination: where checkpoints are written.
         module: the model without wrappers.
-        optimizer, scheduler: what trains it.
-        groups: the layout.
-        in_background: whether training goes on while a checkpoint is written. Its tensors are copied to host
-            memory first; there is one such save at a time.
+        optimizer, scheduler: of the run.
+        groups: the parallel layout.
+        in_background: whether training continues while a checkpoint is written; one save at a time.
         timeout_seconds: limit of collectives, and of the wait for a save in the background.
-        times_file: where the first rank writes down how long saves take; None: nowhere.
+        times_file: where rank 0 records how long saves take; None records nothing.
     """
 
     destination: Destination
@@ -100,9 +107,9 @@ class CheckpointSaver:
     _has_forecast: bool = field(default=False, init=False)
 
     def save(self, state: TrainState) -> None:
-        """Save; return when the checkpoint is on disk, in the background when it is copied.
+        """Save; return when the checkpoint is on disk, or copied if it is written in the background.
 
-        A save that is still being written is waited for.
+        Waits for the previous save first.
 
         Raises:
             CheckpointError: this checkpoint or the one before it could not be written.
@@ -126,14 +133,14 @@ class CheckpointSaver:
             logger.info("iteration %d: copied in %.2f s, being written", state.iteration, seconds)
             return
         saved = write_save(prepared, self.destination, group=self._own_group())
-        logger.info("%s, after %.2f s to take the state down", saved, seconds)
+        logger.info("%s, after %.2f s to capture the state", saved, seconds)
         self._record(state.iteration, seconds + saved.seconds)
 
     def poll(self) -> None:
-        """Hear of a save in the background; called once per step.
+        """Check a save in the background; called once per step.
 
         Raises:
-            CheckpointError: on all ranks in the same step, where it has failed on any.
+            CheckpointError: on all ranks in the same step, if it has failed on any.
         """
         if self._pending is None:
             return
@@ -142,13 +149,13 @@ class CheckpointSaver:
             self._raise(self._pending)
         if not is_running:
             saved = self._pending.saved
-            assert saved is not None, "who has not failed has saved"
+            assert saved is not None, "a save that has ended without an error has saved"
             logger.info("%s, in the background", saved)
             self._record(self._pending.iteration, self._pending.copy_seconds + saved.seconds)
             self._pending = None
 
     def finish(self) -> None:
-        """Wait for a save in the background; called at the end of the run.
+        """Wait for a save in the background at the end of the run.
 
         Raises:
             CheckpointError: it has failed, or takes longer than the limit.
@@ -159,10 +166,10 @@ class CheckpointSaver:
             self._group = None
 
     def leave(self) -> None:
-        """Let a save in the background end, for a rank on its way out of a run that has failed.
+        """Wait for this rank's thread when the run has failed.
 
-        Asks no other rank: they may be in another place, or gone. Their threads write all the same, so the
-        checkpoint is not lost; and a process that ends while its thread is in a collective aborts.
+        Calls no collective, because other ranks may be elsewhere, or dead. Their threads are still writing,
+        so the checkpoint is not lost; and a process that exits while its thread is in a collective aborts.
         """
         if self._pending is not None and self._pending.thread is not None:
             self._pending.thread.join(self.timeout_seconds)
@@ -177,7 +184,7 @@ class CheckpointSaver:
             target=pending.write,
             args=(prepared, self.destination, self._own_group()),
             name=f"save of iteration {pending.iteration}",
-            # A process that must end does not wait for it without limit; see leave().
+            # A process that must exit waits for it only in leave(), with a limit.
             daemon=True,
         )
         self._pending = pending
@@ -194,18 +201,18 @@ class CheckpointSaver:
             self._pending = None
             raise CheckpointError(
                 f"the checkpoint of iteration {pending.iteration} must be written within "
-                f"parallel.timeout_seconds ({self.timeout_seconds}), but is not; raise it, or see to the disk"
+                f"parallel.timeout_seconds ({self.timeout_seconds}), but is not; raise it, or check the disk"
             )
 
     def _agree(self, pending: _Pending) -> tuple[bool, bool]:
-        """Return whether any rank still writes, and whether any has failed."""
+        """Return whether any rank is still writing, and whether any has failed."""
         flags = torch.tensor([pending.is_running, pending.error is not None], dtype=torch.int32)
         torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
         is_running, has_failed = flags.tolist()
         return bool(is_running), bool(has_failed)
 
     def _raise(self, pending: _Pending) -> None:
-        """Raise what the ranks have met; they may have met it at different times."""
+        """Raise the errors of all ranks, which may differ."""
         self._pending = None
         texts: list[Any] = [None] * self.groups.world_size
         torch.distributed.all_gather_object(texts, None if pending.error is None else str(pending.error))
@@ -213,9 +220,9 @@ class CheckpointSaver:
         raise CheckpointError("; ".join(reasons)) from pending.error
 
     def _own_group(self) -> ProcessGroup:
-        """Return a group for the writing alone, so that its collectives never meet those of training."""
+        """Return a group for writing only: its collectives must not interleave with those of training."""
         if self._group is None:
             self._group = torch.distributed.new_group(
-                backend="gloo", timeout=timedelta(seconds=self.timeout_seconds)
+                backend=HOST_BACKEND, timeout=timedelta(seconds=self.timeout_seconds)
             )
         return self._group

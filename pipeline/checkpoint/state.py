@@ -1,4 +1,4 @@
-"""How far a run is: the part of a checkpoint that people read."""
+"""The progress of a run, as it is saved in a checkpoint in a form that people can read."""
 
 import json
 from collections.abc import Mapping
@@ -13,33 +13,33 @@ STATE_NAME = "train_state.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainState:
-    """How far a run is. With the config it determines all that follows, data order included."""
+    """The progress of a run; with the configuration it determines all that follows, even the data order."""
 
     iteration: int
     """Finished iterations."""
     consumed_samples: int
-    """Samples of the global batches of those iterations, skipped ones included: the cursor in the data."""
+    """Samples of the global batches of these iterations, skipped ones included: the position in the data."""
     consumed_tokens: int = 0
     skipped_iterations: int = 0
-    """Iterations without an update: loss or gradient were not finite, or the loss jumped."""
+    """Iterations without an update, because of a non-finite loss or gradient, or a loss spike."""
     nan_iterations: int = 0
-    """Of the skipped iterations, those whose loss or gradient was not finite."""
+    """The skipped iterations with a non-finite loss or gradient."""
     skipped_in_a_row: int = 0
-    """Iterations without an update since the last one with one."""
+    """Iterations skipped since the last update."""
     recent_losses: tuple[float, ...] = ()
-    """Losses by which a jump is recognized, newest last."""
+    """Losses by which a spike is recognized, newest last."""
     is_evaluation_due: bool = False
-    """An evaluation belongs to this iteration and was cut short."""
+    """An evaluation is due at this iteration and was cut short."""
     training_seconds: float = 0.0
-    """Over all runs that led here."""
+    """Total of all starts of the run."""
     best_heldout_loss: float | None = None
     """Lowest held-out loss so far, nats per token."""
     best_heldout_iteration: int | None = None
-    """When it was measured."""
+    """The iteration at which it was measured."""
     samples_by_source: Mapping[str, int] = field(default_factory=dict)
-    """Of a blend, the samples of each source: for people, as the cursor determines them."""
+    """Of a blend, the samples of each source: for people, because the position determines them."""
     averaged_iterations: tuple[int, ...] = ()
-    """Not empty where the weights are the mean of these iterations; there is no optimizer's state then."""
+    """Not empty if the weights are the mean of these iterations; then there is no optimizer state."""
 
     def __post_init__(self) -> None:
         # JSON has lists only.
@@ -48,7 +48,7 @@ class TrainState:
 
 
 def with_best_loss(state: TrainState, heldout_loss: float) -> TrainState:
-    """Take in a held-out loss just measured."""
+    """Return the state after a held-out loss was measured."""
     best = state.best_heldout_loss
     if best is not None and not heldout_loss < best:
         return state
@@ -56,7 +56,7 @@ def with_best_loss(state: TrainState, heldout_loss: float) -> TrainState:
 
 
 def read_train_state(folder: Path) -> TrainState:
-    """Read how far the run was at a checkpoint.
+    """Read the progress of a run from its checkpoint.
 
     Raises:
         CheckpointError: the file is absent, damaged, or of another version.
@@ -72,5 +72,5 @@ def read_train_state(folder: Path) -> TrainState:
 
 
 def write_train_state(folder: Path, state: TrainState) -> None:
-    """Write how far the run is into a checkpoint that is being made."""
+    """Write the progress of a run into a checkpoint that is being written."""
     write_atomically(folder / STATE_NAME, json.dumps(asdict(state), indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Which checkpoint a run's tracker names, and what to do where it names none."""
+"""Which checkpoint a run's tracker names."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ __all__ = ["TRACKER_NAME", "latest_iteration", "resolve_checkpoint", "tracked_it
 
 
 def tracked_iteration(directory: Path) -> int | None:
-    """Return the iteration that the tracker holds, whether there is such a checkpoint or not.
+    """Return the iteration in the tracker, whether there is such a checkpoint or not.
 
     Returns:
         None without a tracker.
     Raises:
-        CheckpointError: it holds no number.
+        CheckpointError: it does not hold a number.
     """
     tracker = directory / TRACKER_NAME
     if not tracker.is_file():
@@ -28,11 +28,11 @@ def tracked_iteration(directory: Path) -> int | None:
 
 
 def latest_iteration(directory: Path) -> int | None:
-    """Return the iteration of the newest finished checkpoint, or None where there are no checkpoints at all.
+    """Return the iteration of the newest finished checkpoint, or None if there are no checkpoints at all.
 
     Raises:
-        CheckpointError: the tracker is missing beside checkpoints, holds no number, or names no finished
-            checkpoint.
+        CheckpointError: the tracker is missing although there are checkpoints, does not hold a number, or
+            does not name a finished checkpoint.
     """
     tracker = directory / TRACKER_NAME
     finished = finished_iterations(directory)
@@ -40,12 +40,12 @@ def latest_iteration(directory: Path) -> int | None:
     if iteration is None and finished:
         raise CheckpointError(
             f"{tracker} must name the checkpoint to use, but is missing, while iteration(s) "
-            f"{listed(finished)} lie beside it; {_cure(directory)}"
+            f"{listed(finished)} exist; {_cure(directory)}"
         )
     if iteration is not None and iteration not in finished:
         raise CheckpointError(
-            f"{tracker} names iteration {iteration}, but {checkpoint_folder(directory, iteration)} is no "
-            f"finished checkpoint; {_cure(directory)}"
+            f"{tracker} names iteration {iteration}, but {checkpoint_folder(directory, iteration)} is not "
+            f"a finished checkpoint; {_cure(directory)}"
         )
     return iteration
 
@@ -54,8 +54,8 @@ def resolve_checkpoint(path: Path, *, iteration: int | None = None) -> Path:
     """Return the folder of one finished checkpoint.
 
     Args:
-        path: a checkpoint's own folder (``iter_...``), or the folder that holds them and the tracker.
-        iteration: which one; None takes the tracker's.
+        path: a checkpoint's own folder (``iter_...``), or the folder with all of them and the tracker.
+        iteration: which one; None means the tracker's.
 
     Raises:
         CheckpointError: there is no such checkpoint.
@@ -72,20 +72,18 @@ def resolve_checkpoint(path: Path, *, iteration: int | None = None) -> Path:
     if not is_finished(folder):
         raise CheckpointError(
             f"{folder} must be a finished checkpoint, but is not; "
-            f"iterations there: {listed(finished_iterations(path))}"
+            f"finished iterations: {listed(finished_iterations(path))}"
         )
     return folder
 
 
 def listed(iterations: list[int]) -> str:
-    """Name iterations in a message."""
+    """Render iterations for a message."""
     return ", ".join(str(iteration) for iteration in iterations) or "none"
 
 
 def _cure(directory: Path) -> str:
     tracker, finished = directory / TRACKER_NAME, finished_iterations(directory)
     if finished:
-        return (
-            f"write one of {listed(finished)} into {tracker} to go on from there, or start in another folder"
-        )
-    return f"remove {tracker} to start anew, or restore the checkpoint"
+        return f"write one of {listed(finished)} into {tracker} to resume from it, or start in another folder"
+    return f"remove {tracker} to start from scratch, or restore the checkpoint"

@@ -1,7 +1,7 @@
-"""Save a run in two halves: take the state down, then write it.
+"""Save a run in two halves: capture its state, then write it.
 
-Taking it down needs the model and its process groups. Writing needs neither: it may happen in another thread
-while training goes on, with a process group of its own.
+Capturing needs the model and its process groups. Writing needs neither: it may happen in another thread while
+training continues, with a process group of its own.
 """
 
 import io
@@ -31,27 +31,31 @@ from pipeline.checkpoint.content import (
     layout_of,
     sharded_state,
 )
-from pipeline.checkpoint.folder import CONFIG_NAME, publish, start_partial_checkpoint
-from pipeline.checkpoint.retention import remove_old_checkpoints
+from pipeline.checkpoint.folder import (
+    COMMON_NAME,
+    CONFIG_NAME,
+    publish,
+    remove_old_checkpoints,
+    start_partial_checkpoint,
+)
 from pipeline.checkpoint.state import TrainState, write_train_state
 from pipeline.shared.errors import CheckpointError
 from pipeline.shared.files import sync_folder
 
 logger = logging.getLogger(__name__)
 
-COMMON_NAME = "common.pt"
 _OPTIMIZER_STATE_PREFIX = "optimizer.state."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """Where checkpoints go and how many stay.
+    """Where checkpoints are written and how many are kept.
 
     Attributes:
         directory: the run's checkpoint folder, shared by all ranks.
-        config_file: the resolved config, copied beside the weights.
-        keep_last: finished checkpoints to keep; None keeps all.
-        keep_every: keep those of every multiple of it too.
+        config_file: the resolved configuration, copied into each checkpoint.
+        keep_last: number of finished checkpoints to keep; None keeps all.
+        keep_every: also keep the iterations that are multiples of it.
     """
 
     directory: Path
@@ -65,11 +69,11 @@ class PreparedSave:
     """This rank's part of a checkpoint, ready to be written.
 
     Attributes:
-        state: how far the run is.
-        tensors: what torch's writer takes, by name.
-        common: content of common.pt: what all ranks have alike.
-        num_bytes: of this rank's tensors.
-        host_bytes: host memory that the preparation has taken on this rank.
+        state: progress of the run.
+        tensors: in the form of torch's writer, by name.
+        common: content of common.pt: what is the same on all ranks.
+        num_bytes: size of this rank's tensors.
+        host_bytes: host memory that the capture took on this rank.
     """
 
     state: TrainState
@@ -98,15 +102,15 @@ class Saved:
 def prepare_save(
     state: TrainState, *, module: Any, optimizer: Any, scheduler: Any, groups: ParallelGroups, copies: bool
 ) -> PreparedSave:
-    """Take the state of a run down; all ranks call it together.
+    """Capture the state of a run; all ranks call it together.
 
     Args:
-        state: how far the run is; names the folder.
+        state: progress of the run; determines the name of the folder.
         module: the model without wrappers (``sharded_state_dict``).
         optimizer: from ``build_optimizer``.
         scheduler: from ``build_scheduler``.
-        groups: the run's layout.
-        copies: whether training goes on before the state is written.
+        groups: the parallel layout.
+        copies: whether training continues before the state is written.
     """
     prepare_host()
     from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
@@ -137,8 +141,8 @@ def prepare_save(
 def write_save(prepared: PreparedSave, to: Destination, *, group: ProcessGroup | None = None) -> Saved:
     """Write a prepared checkpoint; all ranks of the group call it together.
 
-    Returns when all of it is on disk under its final name. An error on any rank becomes one on all, and what
-    was saved before is untouched.
+    Returns when it is on disk under its final name. An error on any rank becomes an error on all, and leaves
+    earlier checkpoints untouched.
 
     Raises:
         CheckpointError: it could not be written.
@@ -155,7 +159,7 @@ def write_save(prepared: PreparedSave, to: Destination, *, group: ProcessGroup |
     except CheckpointError as error:
         raise CheckpointError(
             f"could not write the checkpoint of iteration {prepared.state.iteration}: {error}; "
-            f"{_free_space(to.directory)}; what was saved before is untouched"
+            f"{_free_space(to.directory)}; earlier checkpoints are untouched"
         ) from error
     return Saved(
         folder=folder,
@@ -165,7 +169,7 @@ def write_save(prepared: PreparedSave, to: Destination, *, group: ProcessGroup |
 
 
 def _share_writing(sharded: Any, groups: ParallelGroups) -> None:
-    """Let data-parallel ranks, which hold the same tensors, write different ones, each about as much."""
+    """Divide the tensors that data-parallel ranks have in common evenly among them for writing."""
     from megatron.core.dist_checkpointing.exchange_utils import determine_main_replica_uniform_distribution
     from megatron.core.dist_checkpointing.strategies.fully_parallel import (
         distribute_main_replicas_with_precomputed_distribution,
@@ -176,7 +180,7 @@ def _share_writing(sharded: Any, groups: ParallelGroups) -> None:
 
 
 def _gathers(optimizer: Any) -> bool:
-    """Whether the optimizer's state comes as fresh copies, gathered from the ranks that share it."""
+    """Tell whether the optimizer's state consists of fresh copies, gathered from the ranks that share it."""
     return all(hasattr(part, "gbuf_ranges") for part in optimizer.chained_optimizers)
 
 
@@ -195,7 +199,7 @@ def _tensors_of(pieces: dict[str, list[Any]]) -> list[Any]:
 
 
 def _copy_to_host(pieces: dict[str, list[Any]], *, but_gathered: bool) -> int:
-    """Replace tensors by copies that training does not change; return how many bytes they take."""
+    """Replace tensors by copies that training does not change; return the size of the copies."""
     copied = 0
     for piece in _tensors_of(pieces):
         if but_gathered and piece.key.startswith(_OPTIMIZER_STATE_PREFIX):
@@ -212,23 +216,23 @@ def _serialized(common: Any) -> bytes:
 
 
 def _write_tensors(partial: Path, prepared: PreparedSave, group: ProcessGroup | None) -> None:
-    """Write from this process.
+    """Write the tensors in this process.
 
-    Megatron's own writer spawns a manager and forks a process for every save, which takes seconds and can
-    outlive a killed rank. The files are the same.
+    Megatron's own writer spawns a manager and forks a process for every save, which takes seconds and may
+    outlive a rank that is killed. The files are the same.
     """
     from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
 
     try:
         save_state_dict(
             prepared.tensors,
-            # Nothing copied ahead: that would open a CUDA context in the thread that writes.
+            # No copies ahead of writing, which would open a CUDA context in the writing thread.
             storage_writer=FileSystemWriter(partial, per_thread_copy_ahead=0),
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
             process_group=group,
         )
     except CheckpointException as error:
-        # Its own text repeats every rank's traceback.
+        # Its text repeats the traceback of every rank.
         reasons = [f"rank {rank}: {failure}" for rank, (failure, _) in sorted(error.failures.items())]
         raise CheckpointError("; ".join(reasons)) from error
 
@@ -236,7 +240,7 @@ def _write_tensors(partial: Path, prepared: PreparedSave, group: ProcessGroup | 
 def _finish_own_files(
     partial: Path, prepared: PreparedSave, to: Destination, group: ProcessGroup | None
 ) -> dict[str, FileDigest]:
-    """Write the small files where this is rank 0, and return the digests of what this rank has written."""
+    """Write the small files on rank 0, and return the digests of the files that this rank has written."""
     rank = torch.distributed.get_rank(group)
     if rank != 0:
         names = [path.name for path in partial.glob(f"__{rank}_*")]

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from pipeline.checkpoint.inventory import take_inventory, tracker_problem
 from pipeline.checkpoint.tracker import resolve_checkpoint
-from pipeline.commands.checkpoint_argument import Checkpoint, Iteration
 from pipeline.commands.checkpoint_tables import (
     comparison_table,
     inventory_rows,
@@ -19,12 +18,12 @@ from pipeline.commands.checkpoint_tables import (
     tensor_rows,
     tensor_table,
 )
-from pipeline.commands.shared import examples
+from pipeline.commands.shared import Checkpoint, Iteration, examples
 from pipeline.shared.exit_codes import ExitCode
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Look at checkpoints, prove them whole, compare and rewrite them.",
+    help="List, verify, compare and rewrite checkpoints.",
     epilog=examples(
         "megaponder checkpoint list runs/demo/checkpoints",
         "megaponder checkpoint verify runs/demo/checkpoints",
@@ -34,7 +33,8 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="An empty or absent folder.")]
 Tensors = Annotated[
-    str, typer.Option(metavar="PATTERN", help="Names of tensors, with * and ? as in a shell, quoted.")
+    str,
+    typer.Option(metavar="PATTERN", help="Names of tensors, with the wildcards * and ? of a shell, quoted."),
 ]
 
 
@@ -46,16 +46,16 @@ Tensors = Annotated[
     ),
 )
 def list_checkpoints(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
-    """List the checkpoints of a run: iteration, size, progress, whether all files are there.
+    """List the checkpoints of a run: iteration, size, progress, and whether files are missing.
 
-    Looks at sizes only; `verify` reads the files.
+    Checks presence and sizes only; `verify` reads the files.
     """
     entries = take_inventory(checkpoint, reads=False)
     if as_json:
         typer.echo(json.dumps(inventory_rows(entries), indent=2))
         return
     Console().print(inventory_table(entries, title=str(checkpoint)))
-    _tell_tracker(checkpoint)
+    _report_tracker(checkpoint)
 
 
 @app.command(
@@ -65,9 +65,9 @@ def list_checkpoints(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
     )
 )
 def verify(checkpoint: Checkpoint, iteration: Iteration = None, as_json: AsJson = False) -> None:
-    """Prove checkpoints whole: hold every file against the checksums written with it.
+    """Verify checkpoints: compare every file with its checksum.
 
-    Takes one iter_ folder, or all of a run. Exit code 1 where a file is damaged or missing; each is named.
+    Takes one iter_ folder, or all of a run. Lists damaged and missing files, with exit code 1.
     """
     entries = take_inventory(checkpoint, iteration=iteration, reads=True)
     damaged = [entry for entry in entries if entry.damage]
@@ -75,10 +75,10 @@ def verify(checkpoint: Checkpoint, iteration: Iteration = None, as_json: AsJson 
         typer.echo(json.dumps(inventory_rows(entries), indent=2))
     else:
         for entry in entries:
-            typer.echo(f"{entry.folder}: {'DAMAGED' if entry.damage else 'whole'}")
+            typer.echo(f"{entry.folder}: {'DAMAGED' if entry.damage else 'intact'}")
             for item in entry.damage:
                 typer.echo(f"  {item}")
-        _tell_tracker(checkpoint)
+        _report_tracker(checkpoint)
     raise typer.Exit(ExitCode.CRASH if damaged else ExitCode.DONE)
 
 
@@ -91,7 +91,7 @@ def verify(checkpoint: Checkpoint, iteration: Iteration = None, as_json: AsJson 
 def show(
     checkpoint: Checkpoint, iteration: Iteration = None, tensors: Tensors = "*", as_json: AsJson = False
 ) -> None:
-    """Show what a checkpoint holds: the run's progress, its tensors with shapes and types, its settings."""
+    """Show the content of a checkpoint: progress of the run, tensors with shapes and types, settings."""
     from pipeline.checkpoint.folder import CONFIG_NAME
     from pipeline.checkpoint.offline import OfflineReader
     from pipeline.checkpoint.state import read_train_state
@@ -119,7 +119,7 @@ def show(
 def diff(first: Checkpoint, second: Checkpoint, tensors: Tensors = "*", as_json: AsJson = False) -> None:
     """Compare two checkpoints tensor by tensor: weights and the optimizer's moments.
 
-    The layouts that they were saved on may differ. Exit code 1 where any value differs.
+    They may have been saved on different parallel layouts. Exit code 1 if any value differs.
     """
     from pipeline.checkpoint.comparison import compare_checkpoints
 
@@ -129,8 +129,8 @@ def diff(first: Checkpoint, second: Checkpoint, tensors: Tensors = "*", as_json:
         typer.echo(json.dumps([asdict(item) for item in compared], indent=2))
     else:
         Console().print(comparison_table(compared, *folders))
-    has_equal = all(item.is_equal for item in compared)
-    raise typer.Exit(ExitCode.DONE if has_equal else ExitCode.CRASH)
+    are_equal = all(item.is_equal for item in compared)
+    raise typer.Exit(ExitCode.DONE if are_equal else ExitCode.CRASH)
 
 
 @app.command(
@@ -142,14 +142,15 @@ def reshard(
     checkpoint: Checkpoint,
     output: Output,
     files: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Files for the tensors; fewer where tensors are large.")
+        int,
+        typer.Option(min=1, metavar="N", help="Number of files for the tensors; fewer if tensors are large."),
     ] = 1,
     iteration: Iteration = None,
 ) -> None:
-    """Write a checkpoint anew, with its tensors in another number of files.
+    """Rewrite a checkpoint with its tensors in another number of files.
 
-    Never needed to train or evaluate on another layout: every checkpoint loads onto any tensor, pipeline and
-    data parallel sizes as it is. It serves file systems, and copies, that like few large files or many small.
+    Not needed for training or evaluating on another layout: every checkpoint loads on any tensor, pipeline
+    and data parallel sizes. It is for file systems that prefer few large files or many small ones.
     """
     from pipeline.checkpoint.rewriting import reshard as rewrite
 
@@ -172,8 +173,8 @@ def average(
 ) -> None:
     """Write the mean of the weights of several iterations, for eval, generate and init_from.
 
-    Computed in float64. The optimizer's state has no mean, so training cannot go on from the result as if
-    nothing had happened: give it to a new run as init_from.path.
+    Computed in float64. The result has no optimizer state, so that training cannot resume from it: give it to
+    a new run as init_from.path.
     """
     from pipeline.checkpoint.rewriting import average as write_average
 
@@ -183,7 +184,7 @@ def average(
     typer.echo(f"written to {write_average(sources, output)}")
 
 
-def _tell_tracker(checkpoint: Path) -> None:
+def _report_tracker(checkpoint: Path) -> None:
     from pipeline.checkpoint.folder import iteration_of
 
     problem = None if iteration_of(checkpoint) is not None else tracker_problem(checkpoint)

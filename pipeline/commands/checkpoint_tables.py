@@ -1,4 +1,4 @@
-"""What `megaponder checkpoint` shows, as rows for JSON and as tables."""
+"""Output of `megaponder checkpoint`, as rows for JSON and as tables."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def inventory_rows(entries: Sequence[Entry]) -> list[Row]:
-    """Return one row for each checkpoint."""
+    """Return one row per checkpoint."""
     return [
         {
             "iteration": entry.iteration,
@@ -36,7 +36,7 @@ def inventory_rows(entries: Sequence[Entry]) -> list[Row]:
 
 
 def inventory_table(entries: Sequence[Entry], *, title: str) -> Table:
-    """Lay out what lies in a folder of checkpoints."""
+    """Return the table of the checkpoints in a folder."""
     table = Table(title=title, box=SIMPLE_HEAD)
     for name in ("iteration", "size", "tokens", "best held-out loss"):
         table.add_column(name, justify="right")
@@ -56,7 +56,7 @@ def inventory_table(entries: Sequence[Entry], *, title: str) -> Table:
 
 
 def state_table(folder: Path, state: TrainState) -> Table:
-    """Lay out how far the run was."""
+    """Return the table of a run's progress."""
     table = Table(title=str(folder), box=SIMPLE_HEAD, show_header=False)
     for name, value in asdict(state).items():
         if value not in (None, {}, ()):
@@ -65,7 +65,7 @@ def state_table(folder: Path, state: TrainState) -> Table:
 
 
 def tensor_rows(reader: "OfflineReader", *, pattern: str) -> list[Row]:
-    """Return one row for each tensor whose name matches."""
+    """Return one row per tensor whose name matches."""
     from pipeline.checkpoint.offline import num_bytes_of
 
     return [
@@ -82,7 +82,7 @@ def tensor_rows(reader: "OfflineReader", *, pattern: str) -> list[Row]:
 
 
 def tensor_table(rows: Sequence[Row]) -> Table:
-    """Lay out the tensors of a checkpoint."""
+    """Return the table of a checkpoint's tensors."""
     table = Table(box=SIMPLE_HEAD, show_footer=True)
     table.add_column("tensor", footer=f"{len(rows)} tensors", overflow="fold")
     table.add_column("shape")
@@ -94,12 +94,12 @@ def tensor_table(rows: Sequence[Row]) -> Table:
 
 
 def comparison_table(compared: Sequence["TensorComparison"], first: Path, second: Path) -> Table:
-    """Lay out what differs between two checkpoints; what is equal is only counted."""
+    """Return the table of the tensors that differ between two checkpoints; equal ones are only counted."""
     differing = [item for item in compared if not item.is_equal]
     num_equal = len(compared) - len(differing)
     table = Table(title=f"{first}\n{second}", box=SIMPLE_HEAD, show_footer=True)
     table.add_column("tensor", footer=f"{num_equal} equal, {len(differing)} different", overflow="fold")
-    table.add_column("values that differ", justify="right")
+    table.add_column("different values", justify="right")
     table.add_column("largest difference", justify="right")
     for item in differing:
         table.add_row(

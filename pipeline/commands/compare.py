@@ -2,15 +2,14 @@
 
 import json
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.commands.checkpoint_argument import speaks
-from pipeline.commands.shared import examples, set_up_logging
-from pipeline.shared.console import open_bar, table_console
+from pipeline.commands.shared import examples, set_up_logging, speaks
+from pipeline.shared.console import table_console
+from pipeline.shared.progress import open_bar
 
 EPILOG = examples(
     "megaponder compare runs/vanilla runs/ponderlm2 runs/ponderlm3",
@@ -69,24 +68,24 @@ def compare(
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
     from pipeline.evaluation.compare.measure import Wanted, curve_of, find_run
-    from pipeline.evaluation.compare.plot import render_png
     from pipeline.evaluation.compare.table import comparison_values, labels_of, render_comparison, same_text
+    from pipeline.report.comparison import render_comparison_png
     from pipeline.shared.files import write_atomically
 
     wanted = Wanted(thresholds=tuple(threshold or ()), num_global_batches=iters, anew=anew)
     found = [find_run(path) for path in runs]
     curves = []
     for run in found:
-        with open_bar(speaks=is_first) as bar:
-            task = bar.add_task(f"evaluating {run.folder.name}", total=len(wanted.thresholds_of(run.config)))
-            curves.append(curve_of(run, wanted, speaks=is_first, advance=partial(bar.advance, task)))
+        total = len(wanted.thresholds_of(run.config))
+        with open_bar(f"evaluating {run.folder.name}", total=total, speaks=is_first) as bar:
+            curves.append(curve_of(run, wanted, speaks=is_first, advance=bar.advance))
     if not is_first:
         return
     labels = labels_of(curves, runs)
     table_console().print(render_comparison(curves, labels))
     if not same_text(curves):
         typer.echo("warning: the held-out texts differ; their losses cannot be compared", err=True)
-    write_atomically(output, render_png(curves, labels))
+    write_atomically(output, render_comparison_png(curves, labels))
     typer.echo(f"written to {output}")
     if json_file is not None:
         content = json.dumps(comparison_values(curves, labels), indent=1) + "\n"

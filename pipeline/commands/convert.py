@@ -7,8 +7,7 @@ import typer
 
 from megatron_ext.ponder.config import Method
 from pipeline.checkpoint.tracker import resolve_checkpoint
-from pipeline.commands.checkpoint_argument import Checkpoint, Iteration
-from pipeline.commands.shared import examples, set_up_logging
+from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging
 
 if TYPE_CHECKING:
     from pipeline.conversion.certificate import Certificate

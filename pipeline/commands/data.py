@@ -1,4 +1,4 @@
-"""`megaponder data`: raw text to token shards, and a look at them."""
+"""`megaponder data`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from pipeline.commands import data_index
 from pipeline.commands.shared import examples, set_up_logging
 from pipeline.commands.text_source import (
     HeldoutFraction,
@@ -18,9 +17,11 @@ from pipeline.commands.text_source import (
     choose_source,
 )
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.progress import open_bar
 
-app = typer.Typer(no_args_is_help=True, help="Turn raw text into token shards, and look at them.")
-app.command(epilog=data_index.EPILOG)(data_index.index)
+app = typer.Typer(
+    no_args_is_help=True, help="Turn raw text into token shards; inspect, convert and index them."
+)
 
 
 @app.command(
@@ -57,7 +58,7 @@ def prepare(
     ] = None,
     bos_token: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Special token to begin documents with.", show_default=False),
+        typer.Option(metavar="NAME", help="Special token that begins documents.", show_default=False),
     ] = None,
     heldout_fraction: HeldoutFraction = 0.05,
     workers: Annotated[
@@ -67,8 +68,8 @@ def prepare(
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Head of a running Ray to work on, of which this machine is a node, instead of an own one. "
-            "All its machines need this package and the same paths to input and output; it is not stopped.",
+            help="Head of a running Ray cluster, of which this machine is a node, instead of a local Ray. "
+            "All machines need this package and the same paths to input and output; it is not stopped.",
             show_default=False,
         ),
     ] = None,
@@ -77,16 +78,16 @@ def prepare(
         typer.Option(
             min=0,
             metavar="N",
-            help="Records without text (broken JSON, no such field, not UTF-8, a cut archive) to "
-            "leave out and list in rejected.jsonl; one more stops the run.",
+            help="Records without text (damaged JSON, no such field, not UTF-8, a truncated archive) to "
+            "skip and list in rejected.jsonl; one more stops the run.",
         ),
     ] = 100,
     stored_as: Annotated[
         Literal["webdataset", "megatron"],
         typer.Option(
             "--format",
-            help="webdataset: numbered tars. megatron: a .bin/.idx pair of each split, which takes twice the "
-            "space until it is merged.",
+            help="webdataset: numbered tars. megatron: one .bin/.idx pair per split, which needs twice the "
+            "space until shards are merged.",
         ),
     ] = "webdataset",
     overwrite: Annotated[
@@ -95,13 +96,13 @@ def prepare(
 ) -> None:
     """Tokenize text into webdataset shards or Megatron pairs, with a manifest.
 
-    A second run makes only what is missing; shards of an unchanged input are kept. Workers share large files
-    of JSON lines, lines or parquet rows; a compressed file or a tar is one worker's. Of a document a worker
-    holds the bytes, not the tokens.
+    A second run makes only the missing shards; those of unchanged input are kept. Workers divide large files
+    of JSON lines, lines or parquet rows; a compressed file or a tar is read by one worker. A worker holds the
+    bytes of one document in memory, not its tokens.
     """
     from data_prep.manifest import PrepareSettings
     from data_prep.preparation import PrepareRequest
-    from data_prep.progress import build_progress
+    from data_prep.progress import PrepareProgress
     from data_prep.run import prepare as prepare_shards
 
     set_up_logging()
@@ -120,7 +121,7 @@ def prepare(
         max_bad_records=max_bad_records,
         overwrite=overwrite,
     )
-    prepare_shards(request, build_progress(Console(stderr=True)))
+    prepare_shards(request, PrepareProgress(Console(stderr=True)))
     typer.echo(f"tokens and manifest are in {output}")
 
 
@@ -132,11 +133,9 @@ def inspect(
     samples: Annotated[
         int, typer.Option(min=0, metavar="N", help="Documents of each split to decode and show.")
     ] = 2,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read every shard and compare it with its checksum.")
-    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every shard with its checksum.")] = False,
 ) -> None:
-    """Show what is in a folder of shards; exit code 1 if --verify finds damage."""
+    """Show the content of a folder of shards; exit code 1 if --verify finds damage."""
     from data_prep.inspection import inspect_shards, render_inspection
 
     inspection = inspect_shards(folder, num_samples=samples, verify=verify)
@@ -154,12 +153,45 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder with manifest.json.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Empty or absent folder.")],
     to: Annotated[Literal["webdataset", "megatron"], typer.Option("--to", help="Format to write.")],
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Shards to copy at once.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Shards to copy at the same time.")] = 2,
 ) -> None:
-    """Write prepared tokens in the other format; no token changes, and checksums are compared."""
+    """Write prepared tokens in the other format; the tokens stay the same, and checksums are compared."""
     from data_prep.conversion import convert as convert_folder
 
     set_up_logging()
     manifest = convert_folder(source, destination, stored_as=to, num_threads=workers)
     num_tokens = sum(manifest.num_tokens(split) for split in manifest.splits)
     typer.echo(f"{num_tokens:,} tokens and their manifest are in {destination}")
+
+
+@app.command(
+    epilog=examples(
+        "megaponder data index runs/data", "megaponder data index /data/web /data/books /data/code"
+    )
+)
+def index(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Folders of shards; data of other formats need no index."),
+    ],
+) -> None:
+    """Index the tokens of shards before training.
+
+    The index is stored in the shards' folder and reused until the shards change. Training builds a missing
+    index itself: one rank does, and the others wait.
+    """
+    from pipeline.data.index import index_split, splits_to_index
+
+    set_up_logging()
+    for path in paths:
+        splits = splits_to_index(path)
+        if not splits:
+            typer.echo(f"{path}: no index needed for Megatron pairs and rows")
+        for split in splits:
+            with open_bar(f"indexing {split.name}", total=len(split.shards)) as bar:
+                indexed = index_split(split, on_shard=bar.advance)
+            how = f"built in {indexed.seconds:.1f} s" if indexed.is_new else "exists"
+            typer.echo(
+                f"{path} {split.name}: index of {len(split.shards):,} shards with {indexed.num_tokens:,} "
+                f"tokens {how}"
+            )

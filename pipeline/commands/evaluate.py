@@ -8,8 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.commands.checkpoint_argument import Checkpoint, Iteration, speaks
-from pipeline.commands.shared import examples, set_up_logging
+from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging, speaks
 from pipeline.evaluation.task_groups import TASK_GROUPS
 
 if TYPE_CHECKING:

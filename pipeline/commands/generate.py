@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.commands.checkpoint_argument import Checkpoint, Iteration, speaks
-from pipeline.commands.shared import examples, set_up_logging
+from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging, speaks
 
 if TYPE_CHECKING:
     from pipeline.evaluation.opened import OpenedCheckpoint

@@ -11,12 +11,12 @@ from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_log
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
-from pipeline.cost.devices import DEVICES, GIB
+from pipeline.cost.peaks import DEVICES
 from pipeline.shared.console import table_console
 from pipeline.shared.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from pipeline.cost.run_plan import RunPlan
+    from pipeline.cost.plan import RunPlan
     from pipeline.cost.suggest import Suggestion
 
 EPILOG = examples(
@@ -94,7 +94,8 @@ def plan(
     """
     set_up_logging()
 
-    from pipeline.cost.run_plan import Assumptions, plan_run, plan_values
+    from pipeline.cost.peaks import DEVICES, GIB
+    from pipeline.cost.plan import Assumptions, plan_run, plan_values
     from pipeline.cost.suggest import on_devices, suggest
 
     if gpu not in DEVICES:

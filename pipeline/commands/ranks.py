@@ -1,4 +1,4 @@
-"""Running a command on the ranks its configuration asks for."""
+"""Run a command on the ranks of its configuration."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,18 +12,16 @@ def run_on_layout(
 ) -> int:
     """Run a command on `config.parallel.world_size` ranks.
 
-    A process that a launcher (torchrun, srun, or this function) has started is one of the ranks and does the
-    work. Any other starts the ranks on this machine, unless one is enough.
+    A process that a launcher (torchrun, srun, or this function) started is one of the ranks and does its
+    work. Any other process starts the ranks on this machine, unless there is only one.
 
     Args:
-        config: its layout decides how many ranks there are.
+        config: its layout determines the number of ranks.
         arguments: the command line of `megaponder` that the ranks run, without its first word.
         run_here: does the work of this rank; returns the exit code.
-        max_restarts: how often ranks that this function starts are started again after a failure.
-
+        max_restarts: how often to restart the ranks, if this function starts them, after a failure.
     Returns:
-        the exit code of the command.
-
+        The exit code of the command.
     Raises:
         ConfigError: a launcher started another number of ranks than the layout needs.
     """

@@ -13,7 +13,6 @@ import typer
 from pipeline.ranks.environment import Ranks
 from pipeline.shared.errors import UserError
 
-PROGRESS_LOGGER = "pipeline.run.progress"
 NOTICES_LOGGER = "pipeline.config.aliases"
 
 Overrides = Annotated[
@@ -31,6 +30,17 @@ ConfigFile = Annotated[
         "--config", "-c", metavar="FILE", help="YAML file with the settings of a run; see pipeline/recipes."
     ),
 ]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="Folder of a run's checkpoints (the newest is taken), or one of its iter_ folders.",
+    ),
+]
+Iteration = Annotated[
+    int | None,
+    typer.Option(min=0, metavar="N", help="Take the checkpoint of this iteration.", show_default=False),
+]
 
 
 @contextmanager
@@ -39,7 +49,7 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        # Every rank raises the same error; the first one reports it.
+        # Every rank has the same error; rank 0 reports it.
         if Ranks.from_environment().rank == 0:
             typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -77,9 +87,8 @@ def set_up_logging(*, speaks: bool = True) -> None:
     # developers.
     for module in (r"megatron\.core", r"torch\.distributed\.checkpoint"):
         warnings.filterwarnings("ignore", module=module)
-    # Scripts parse progress lines in Megatron's format: no prefix before its own time stamp.
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    progress = logging.getLogger(PROGRESS_LOGGER)
-    progress.handlers = [handler]
-    progress.propagate = False
+
+
+def speaks() -> bool:
+    """Return whether this process is rank 0, which prints results."""
+    return Ranks.from_environment().rank == 0

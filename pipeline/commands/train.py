@@ -23,7 +23,7 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the settings, print all of them, and start nothing.")
+        bool, typer.Option("--dry-run", help="Validate and print the settings; start nothing.")
     ] = False,
     show_schedule: Annotated[
         bool,
@@ -38,18 +38,18 @@ def train(
             "--max-restarts",
             min=0,
             metavar="N",
-            help="Start all ranks again from the newest checkpoint, up to N times, when one dies or hangs; "
+            help="Restart all ranks from the newest checkpoint, up to N times, when one dies or hangs; "
             "not under a launcher such as torchrun.",
         ),
     ] = 0,
 ) -> None:
-    """Train a model; go on from its newest checkpoint where there is one.
+    """Train a model, or resume from its newest checkpoint.
 
-    Starts as many ranks on this machine as the layout asks for (tensor x pipeline x data), unless a launcher
-    such as torchrun has started them.
+    Starts the ranks of the layout (tensor x pipeline x data) on this machine, unless a launcher such as
+    torchrun has started them.
 
-    Ctrl-C, SIGTERM and SIGUSR1 end the run after the step at hand with a checkpoint and exit code 75; the
-    same command goes on from it.
+    On Ctrl-C, SIGTERM and SIGUSR1 the run finishes its current step, saves a checkpoint and ends with exit
+    code 75; the same command resumes from it.
     """
     settings = overrides or []
     run = load_config(config, settings)
@@ -74,7 +74,7 @@ def _train(run: RunConfig) -> int:
     from pipeline.ranks.signals import StopFlag
 
     minutes = run.training.exit_duration_in_mins
-    # Before the imports that take seconds: a signal during the start must not kill the rank.
+    # Before the imports, which take seconds: a signal during the start must not kill the rank.
     with StopFlag(limit_seconds=None if minutes is None else 60 * minutes) as stop:
         from pipeline.run.start import train as train_run
 

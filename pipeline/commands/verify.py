@@ -1,16 +1,15 @@
 """`megaponder verify`."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.commands.checkpoint_argument import Checkpoint, Iteration, speaks
-from pipeline.commands.shared import examples, set_up_logging
-from pipeline.shared.console import open_bar, table_console
+from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging, speaks
+from pipeline.shared.console import table_console
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.progress import open_bar
 
 if TYPE_CHECKING:
     from pipeline.config.ponder_section import PonderSection
@@ -107,7 +106,7 @@ def verify(
         thresholds = thresholds_for(ponder.method, threshold or ())
         sweeps = sweeps_for(ponder.method, ponder.num_jacobi_iterations, jacobi_iterations or ())
         parts = num_parts(opened, num_rows=rows, num_thresholds=len(thresholds))
-        with open_bar(speaks=is_first) as bar:
+        with open_bar("decoding", total=parts, speaks=is_first) as bar:
             result = verify_checkpoint(
                 opened,
                 num_rows=rows,
@@ -116,7 +115,7 @@ def verify(
                 sweeps=sweeps,
                 bound=bound,
                 run_bound=run_bound,
-                advance=partial(bar.advance, bar.add_task("decoding", total=parts)),
+                advance=bar.advance,
             )
         default_output = opened.config.output_dir / VERIFICATION_FILE
     if is_first:

@@ -16,7 +16,7 @@ from pipeline.config.errors import ConfigProblem, as_written
 logger = logging.getLogger(__name__)
 
 # Earlier path -> present path, each `setting` or `group.setting`; a group or a list moves as a whole.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"stages": "workflow"}
 _ABSENT = object()
 
 
@@ -42,7 +42,9 @@ def rename_settings(
         if leaf in group:
             problems.append(given_under_both_names(old, new, as_written(value)))
             continue
-        notify_renamed(old, new, source=source)
+        # A configuration that was stored with all its defaults needs no notice.
+        if value not in (None, [], {}):
+            notify_renamed(old, new, source=source)
         group[leaf] = value
     return problems
 
@@ -194,6 +196,8 @@ _OTHER_NAME = {
     "reset_position_ids": Alias(path="data.reset_positions"),
     "save": Alias(path="checkpoint.directory"),
     "save_interval": Alias(path="checkpoint.interval"),
+    # The name of earlier versions.
+    "stages": Alias(path="workflow"),
     "tensor_model_parallel_size": Alias(path="parallel.tensor"),
 }
 

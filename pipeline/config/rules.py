@@ -18,7 +18,7 @@ from pipeline.config.rules_parallel import PARALLEL_RULES
 from pipeline.config.rules_ponder import PONDER_RULES
 from pipeline.config.rules_submit import SUBMIT_RULES
 from pipeline.config.rules_training import TRAINING_RULES
-from pipeline.config.rules_workflow import STAGE_RULES
+from pipeline.config.rules_workflow import WORKFLOW_RULES
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
@@ -33,7 +33,7 @@ RULES: tuple[Rule, ...] = (
     *DATA_RULES,
     *CHECKPOINT_RULES,
     *SUBMIT_RULES,
-    *STAGE_RULES,
+    *WORKFLOW_RULES,
 )
 
 

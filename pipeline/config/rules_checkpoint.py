@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigProblem
-from pipeline.config.start_section import POSSIBLE_SOURCES
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
@@ -73,7 +71,7 @@ def _start_of_method(config: RunConfig) -> Iterator[ConfigProblem]:
     start, target = config.init_from, config.ponder.method
     if start.path is None or start.method is None or start.method == target:
         return
-    possible = (target, *POSSIBLE_SOURCES[target])
+    possible = (target, *target.facts.continues)
     if start.method not in possible:
         yield ConfigProblem(
             path="init_from.method",
@@ -81,7 +79,7 @@ def _start_of_method(config: RunConfig) -> Iterator[ConfigProblem]:
             value=start.method,
             cure=f"start from {' or '.join(possible)}",
         )
-    elif target == Method.PAUSE and config.ponder.pause_token_id is None:
+    elif target.facts.has_pause_tokens and config.ponder.pause_token_id is None:
         yield ConfigProblem(
             path="ponder.pause_token_id",
             rule=f"must be a row of the embedding that the {start.method} run has trained",

@@ -1,4 +1,4 @@
-"""Rules on the stages of a run."""
+"""Rules on the steps of a run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _PLACES = {"prepare": 0, "train": 1, "evaluate": 2, "export": 2}
 
 
 def _names(config: RunConfig) -> Iterator[ConfigProblem]:
-    counts = Counter(stage.name for stage in config.stages)
+    counts = Counter(step.name for step in config.workflow)
     for name, count in counts.items():
         if count > 1:
             yield ConfigProblem(
-                path="stages",
+                path="workflow",
                 rule="must each have a name of their own",
                 value=f"{count} called {name}",
                 cure="give them names, as in name: prepare-books",
@@ -28,17 +28,17 @@ def _names(config: RunConfig) -> Iterator[ConfigProblem]:
 
 
 def _order(config: RunConfig) -> Iterator[ConfigProblem]:
-    commands = [stage.command for stage in config.stages]
+    commands = [step.command for step in config.workflow]
     if commands != sorted(commands, key=_PLACES.__getitem__):
         yield ConfigProblem(
-            path="stages",
+            path="workflow",
             rule="must stand in the order prepare, train, then evaluate and export",
             value=", ".join(commands),
             cure="move them",
         )
     if commands.count("train") > 1:
         yield ConfigProblem(
-            path="stages",
+            path="workflow",
             rule="must have one train, whose settings are those of the file",
             value=f"{commands.count('train')} of them",
             cure="write a file for each training",
@@ -49,13 +49,13 @@ def _prepared_data(config: RunConfig) -> Iterator[ConfigProblem]:
     data = config.data
     sources = [source.path for source in data.sources or ()]
     read = {path for path in (data.path, data.heldout_path, *sources) if path is not None}
-    for number, stage in enumerate(config.stages):
-        if stage.command != "prepare":
+    for number, step in enumerate(config.workflow):
+        if step.command != "prepare":
             continue
-        output = stage.output or data.path
+        output = step.output or data.path
         if output not in read:
             yield ConfigProblem(
-                path=f"stages.{number}.output",
+                path=f"workflow.{number}.output",
                 rule="must be a folder that the run reads: data.path, heldout_path or one of data.sources",
                 value="absent" if output is None else str(output),
                 cure=f"write {' or '.join(sorted(map(str, read)))}",
@@ -65,9 +65,9 @@ def _prepared_data(config: RunConfig) -> Iterator[ConfigProblem]:
 def _whole_training(config: RunConfig) -> Iterator[ConfigProblem]:
     training = config.training
     stops_early = training.exit_interval is not None or training.exit_duration_in_mins is not None
-    if stops_early and any(stage.command == "train" for stage in config.stages):
+    if stops_early and any(step.command == "train" for step in config.workflow):
         yield ConfigProblem(
-            path="stages",
+            path="workflow",
             rule="must train without training.exit_interval and exit_duration_in_mins: what follows would "
             "take the first part for the whole",
             value="given",
@@ -76,14 +76,14 @@ def _whole_training(config: RunConfig) -> Iterator[ConfigProblem]:
 
 
 def _gpus_of_training(config: RunConfig) -> Iterator[ConfigProblem]:
-    for number, stage in enumerate(config.stages):
-        if stage.command == "train" and stage.submit.gpus_per_node is not None:
+    for number, step in enumerate(config.workflow):
+        if step.command == "train" and step.submit.gpus_per_node is not None:
             yield ConfigProblem(
-                path=f"stages.{number}.submit.gpus_per_node",
+                path=f"workflow.{number}.submit.gpus_per_node",
                 rule="must be absent at train, which has one for each rank",
-                value=str(stage.submit.gpus_per_node),
+                value=str(step.submit.gpus_per_node),
                 cure="set submit.gpus_per_node",
             )
 
 
-STAGE_RULES = (_names, _order, _prepared_data, _whole_training, _gpus_of_training)
+WORKFLOW_RULES = (_names, _order, _prepared_data, _whole_training, _gpus_of_training)

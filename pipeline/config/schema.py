@@ -9,7 +9,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.ponder_section import PonderSection as PonderSection
 from pipeline.config.rules import broken_rules
@@ -17,7 +16,7 @@ from pipeline.config.rules_parallel import even_stages
 from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
 from pipeline.config.start_section import InitFromSection as InitFromSection
 from pipeline.config.submit_section import SubmitSection
-from pipeline.config.workflow_section import Stage
+from pipeline.config.workflow_section import WorkflowStep
 
 
 class ModelConfig(Section):
@@ -309,7 +308,9 @@ class RunConfig(Section):
     divergence: DivergenceConfig = DivergenceConfig()
     metrics: MetricsConfig = MetricsConfig()
     submit: SubmitSection = SubmitSection()
-    stages: tuple[Stage, ...] = Field((), description="what `megaponder submit` runs; default: train alone")
+    workflow: tuple[WorkflowStep, ...] = Field(
+        (), description="what `megaponder submit` runs; default: train alone"
+    )
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
@@ -353,7 +354,7 @@ class RunConfig(Section):
             vocab_size: tokens of the tokenizer; a pause token without an id of its own uses the row after
                 them.
         """
-        reserves_a_row = self.ponder.method == Method.PAUSE and self.ponder.pause_token_id is None
+        reserves_a_row = self.ponder.method.facts.has_pause_tokens and self.ponder.pause_token_id is None
         return vocab_size + reserves_a_row
 
     def padded_vocab_size(self, vocab_size: int) -> int:

@@ -1,4 +1,4 @@
-"""Settings of the stages of a run that `megaponder submit` sends off together: from raw text to a result."""
+"""Settings of the steps of a run that `megaponder submit` sends off together: from raw text to a result."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,10 +11,10 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _Word = Annotated[str, Field(min_length=1)]
 
 
-class StageResources(Section):
-    """What the job of a stage asks for instead of what `submit` says; absent: as there.
+class StepResources(Section):
+    """What the job of a step asks for instead of what `submit` says; absent: as there.
 
-    A stage other than train is one process on one node.
+    A step other than train is one process on one node.
     """
 
     gpus_per_node: Annotated[int, Field(strict=True, ge=0, le=1)] | None = Field(
@@ -27,15 +27,15 @@ class StageResources(Section):
     qos: _Word | None = None
 
 
-class _Stage(Section):
+class _Step(Section):
     command: str
     name: _Name = Field(
         default_factory=lambda given: given["command"], description="of its job and marker; default: command"
     )
-    submit: StageResources = StageResources()
+    submit: StepResources = StepResources()
 
 
-class PrepareStage(_Stage):
+class PrepareStep(_Step):
     """`megaponder data prepare`: its arguments of the same names."""
 
     command: Literal["prepare"]
@@ -55,13 +55,13 @@ class PrepareStage(_Stage):
     max_bad_records: CountOrZero = 100
 
 
-class TrainStage(_Stage):
+class TrainStep(_Step):
     """`megaponder train` with the settings of the file."""
 
     command: Literal["train"]
 
 
-class EvaluateStage(_Stage):
+class EvaluateStep(_Step):
     """`megaponder eval` of the newest checkpoint."""
 
     command: Literal["evaluate"]
@@ -70,7 +70,7 @@ class EvaluateStage(_Stage):
     output: Path | None = Field(None, description="default: output_dir/evaluation.json")
 
 
-class ExportStage(_Stage):
+class ExportStep(_Step):
     """`megaponder convert to-hf` of the newest checkpoint."""
 
     command: Literal["export"]
@@ -81,4 +81,4 @@ class ExportStage(_Stage):
     )
 
 
-Stage = Annotated[PrepareStage | TrainStage | EvaluateStage | ExportStage, Field(discriminator="command")]
+WorkflowStep = Annotated[PrepareStep | TrainStep | EvaluateStep | ExportStep, Field(discriminator="command")]

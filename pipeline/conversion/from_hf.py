@@ -26,7 +26,6 @@ from pipeline.conversion.inspection import Findings, check_tied_copies, inspect,
 from pipeline.conversion.native import NativeWriter, write_small_files
 from pipeline.conversion.run_settings import converted_model, one_process, run_settings
 from pipeline.conversion.tokenizer_files import TOKENIZER_FOLDER, copy_files, find_tokenizer, note_token_ids
-from pipeline.run.initial_weights import NEW_PARTS
 from pipeline.shared.errors import ConversionError
 
 
@@ -142,13 +141,13 @@ def _write_tensors(
             writer.write(entry.native, values)
         for name, values in _drawn(model, findings.absent, seed=seed):
             writer.write(name, values)
-    method = model.ponder.method
+    decider = model.ponder.method.facts.decider
     return TensorAccount(
         made_of={entry.native: entry.sources for entry in findings.present},
         num_read=len(stored),
         num_values=sum(tensor.shape.numel() for tensor in stored),
         dtypes=dict(dtypes),
-        new={entry.native: NEW_PARTS[method].start for entry in findings.absent},
+        new={entry.native: decider.start for entry in findings.absent} if decider else {},
         padding_rows=padding,
         tied_copies=findings.tied_copies,
         computed=findings.computed,

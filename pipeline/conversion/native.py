@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint.content import CONTENT
-from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.folder import COMMON_NAME, CONFIG_NAME
 from pipeline.checkpoint.offline import Chunk, OfflineReader, OfflineWriter
 from pipeline.checkpoint.state import TrainState, write_train_state
-from pipeline.checkpoint.writing import COMMON_NAME
 from pipeline.config.load import dump_config
 from pipeline.config.schema import RunConfig
 from pipeline.shared.errors import ConversionError

@@ -10,7 +10,7 @@ from pipeline.config.messages import nearest_multiples
 from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.cost.account import flops_account, mean_training_sweeps
 from pipeline.cost.flops import FlopsAccount
-from pipeline.cost.run_plan import Assumptions, RunPlan, plan_run
+from pipeline.cost.plan import Assumptions, RunPlan, plan_run
 
 Recompute = Literal["none", "selective", "full", "per_pass"]
 

@@ -1,1 +1,1 @@
-"""Token shards to batches: a pure function of seed and consumed samples."""
+"""From token shards to batches: a pure function of seed and consumed samples."""

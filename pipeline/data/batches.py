@@ -17,13 +17,13 @@ from pipeline.data.dataset import SampleSource, TokenRows
 from pipeline.data.order import Order, SampleOrder, global_batch_indices
 
 NO_LABEL = -100
-# stands for a row of nothing but padding where a batch is not full
+# The index of a row of padding, in a batch that is not full.
 NO_SAMPLE = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackingOptions:
-    """How documents that share a row treat each other."""
+    """How documents that share a row are kept apart."""
 
     reset_positions: bool = True
     reset_attention: bool = True
@@ -32,7 +32,7 @@ class PackingOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLayout:
-    """How a global batch is shared out.
+    """How a global batch is divided among data-parallel ranks.
 
     Raises:
         ValueError: the sizes do not divide, or the rank does not exist.
@@ -63,7 +63,7 @@ class BatchLayout:
         return self.global_batch_size // (self.micro_batch_size * self.dp_size)
 
     def micro_batches(self, indices: Sequence[int]) -> list[Sequence[int]]:
-        """Share of this rank: ranks take micro-batches of the global batch in turn, together all of them."""
+        """Return this rank's share: ranks take the micro-batches of the global batch in turn."""
         assert len(indices) == self.global_batch_size, (
             f"{len(indices)} samples must be {self.global_batch_size}"
         )
@@ -82,16 +82,16 @@ def build_batch(
     reset_attention: bool,
     mask_document_boundaries: bool,
 ) -> TokenBatch:
-    """Pack samples into rows; an index of -1 gives a row of padding.
+    """Pack samples into rows; an index of -1 makes a row of padding.
 
     Documents end with their end-of-document token. Padding has document id -1, no labels, and the
     end-of-document token as its token.
 
     Args:
-        dataset: where the samples are.
+        dataset: source of the samples.
         indices: [B] sample numbers.
-        reset_positions: positions begin at 0 in every document (and in every row).
-        reset_attention: each document of a row gets its own id; otherwise all are 0.
+        reset_positions: positions start at 0 in every document (and in every row).
+        reset_attention: each document of a row has its own id; otherwise all are 0.
         mask_document_boundaries: the last token of a document has no label.
     """
     rows = dataset.rows(indices)
@@ -106,7 +106,7 @@ def build_batch(
 def pack_rows(rows: TokenRows, *, eod_id: int, options: PackingOptions) -> TokenBatch:
     """Derive labels, positions and document ids from rows of S + 1 tokens.
 
-    Documents are few beside tokens: what depends on them is worked out once for each and then repeated.
+    There are far fewer documents than tokens: what depends on a document is computed once and then repeated.
     """
     # [B, S + 1] -> [B, S] twice, shifted by one
     tokens = rows.tokens[:, :-1].astype(np.int64)
@@ -129,18 +129,18 @@ def pack_rows(rows: TokenRows, *, eod_id: int, options: PackingOptions) -> Token
 
 
 def _columns(shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """[B, S]: distance of each token from where its row begins."""
+    """Return [B, S]: distance of each token from the start of its row."""
     return np.tile(np.arange(shape[1], dtype=np.int64), (shape[0], 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pieces:
-    """The parts of documents that lie in the rows of a batch, row by row.
+    """The parts of documents in the rows of a batch, row by row.
 
     Attributes:
         shape: [B, S].
         first: [pieces] first token of each, counted through all rows.
-        num_tokens: [pieces].
+        num_tokens: [pieces] length of each.
     """
 
     shape: tuple[int, ...]
@@ -149,19 +149,19 @@ class _Pieces:
 
     @classmethod
     def find(cls, document_ends: NDArray[np.int64], shape: tuple[int, ...]) -> "_Pieces":
-        """A piece begins with its row, or behind a token that ends a document."""
+        """Find the pieces: one starts with each row, and after each token that ends a document."""
         row_starts = np.arange(0, math.prod(shape), shape[1])
         behind = document_ends + 1
         first = np.sort(np.concatenate([row_starts, behind[behind % shape[1] != 0]]))
         return cls(shape=shape, first=first, num_tokens=np.diff(first, append=math.prod(shape)))
 
     def positions(self) -> NDArray[np.int64]:
-        """[B, S]: distance of each token from where its piece begins."""
+        """Return [B, S]: distance of each token from the start of its piece."""
         begins: NDArray[np.int64] = np.repeat(self.first, self.num_tokens)
         return np.subtract(np.arange(len(begins)), begins, out=begins).reshape(self.shape)
 
     def documents(self) -> NDArray[np.int64]:
-        """[B, S]: number of each token's piece in its row."""
+        """Return [B, S]: number of each token's piece in its row."""
         rows = self.first // self.shape[1]
         first_of_row = np.searchsorted(rows, np.arange(self.shape[0]))
         numbers = np.arange(len(rows)) - first_of_row[rows]
@@ -179,7 +179,7 @@ class BatchShare:
 class TrainingBatches:
     """The batches of one data-parallel rank, by the number of samples consumed before them.
 
-    There is no state: the number of consumed samples is all that a resumed run needs.
+    It has no state: a resumed run needs only the number of consumed samples.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class TrainingBatches:
         """Read this rank's part of the global batch that begins after ``consumed_samples``."""
         indices = global_batch_indices(self.order, consumed_samples, self.layout.global_batch_size)
         own = [index for share in self.layout.micro_batches(indices) for index in share]
-        # All micro-batches at once: the work for each costs more than that for its tokens where rows are few.
+        # All micro-batches at once: with few rows, the cost per call exceeds the cost of the tokens.
         rows = self.dataset.rows(own)
         packed = pack_rows(rows, eod_id=self.dataset.vocabulary.eod_id, options=self.packing)
         size = self.layout.micro_batch_size
@@ -207,16 +207,16 @@ class TrainingBatches:
         )
 
     def micro_batches(self, consumed_samples: int) -> list[TokenBatch]:
-        """This rank's micro-batches of the global batch that begins after ``consumed_samples``."""
+        """Return this rank's micro-batches of the global batch that begins after ``consumed_samples``."""
         return self.read(consumed_samples).micro_batches
 
     def epoch(self, consumed_samples: int) -> float:
-        """Passes over the split after ``consumed_samples``."""
+        """Return the number of passes over the split after ``consumed_samples``."""
         return consumed_samples / len(self.dataset)
 
 
 def _rows_of(batch: TokenBatch, rows: slice) -> TokenBatch:
-    """Some rows of a batch; nothing is copied."""
+    """Return some rows of a batch as views."""
     return TokenBatch(
         tokens=batch.tokens[rows],
         labels=batch.labels[rows],
@@ -228,8 +228,8 @@ def _rows_of(batch: TokenBatch, rows: slice) -> TokenBatch:
 class HeldoutBatches:
     """A fixed, finite number of held-out global batches, as this rank's micro-batches.
 
-    Every rank gets equally many. No sample comes twice: where the split is too small for the number asked
-    for, there are fewer batches, and rows of padding fill up the last one.
+    Every rank has the same number. No sample occurs twice: if the split is too small for the requested
+    number, there are fewer batches, and the last one is filled with rows of padding.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class HeldoutBatches:
         self._indices = [int(index) for index in order.indices(0, num_samples)]
 
     def __len__(self) -> int:
-        """Number of global batches."""
+        """Return the number of global batches."""
         return -(-self.num_samples // self.layout.global_batch_size)
 
     def __iter__(self) -> Iterator[list[TokenBatch]]:
@@ -260,7 +260,7 @@ class HeldoutBatches:
             yield [_build(self.dataset, share, self.packing) for share in shares]
 
     def shares(self) -> Iterator[list[Sequence[int]]]:
-        """Yield the samples of each of those micro-batches."""
+        """Yield the samples of each of these micro-batches."""
         size = self.layout.global_batch_size
         for start in range(0, self.num_samples, size):
             indices = self._indices[start : start + size]

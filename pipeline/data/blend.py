@@ -1,8 +1,9 @@
 """The order of samples of several sources: a pure function of seed and position.
 
-Weights are shares of 2**20 units. A cycle of that many samples takes every unit once, in 256 blocks of 4,096
-samples; a block has every 256th unit, so that it is blended nearly as the whole, in an order of its own. How
-often a source came before a position follows from the block's number, so nothing but the position is state.
+Weights are rounded to shares of 2**20 units. A cycle of 2**20 samples uses every unit once, in 256 blocks of
+4,096 samples. A block has every 256th unit, so that its blend is nearly that of the cycle, and an order of
+its own. How many samples of a source precede a position follows from the block's number: the position is the
+only state.
 """
 
 import functools
@@ -28,7 +29,7 @@ class BlendedSource:
         name: for curves.
         num_samples: of one epoch.
         weight: share of the samples, relative to the other sources.
-        max_epochs: how often it may be gone through; then the others go on without it. None: without end.
+        max_epochs: after so many passes over the source, the others continue without it; None sets no limit.
     """
 
     name: str
@@ -38,26 +39,26 @@ class BlendedSource:
 
     @property
     def max_samples(self) -> int | None:
-        """Samples it may give, at least one."""
+        """Samples that may be taken from it, at least one; None sets no limit."""
         return None if self.max_epochs is None else max(1, int(self.max_epochs * self.num_samples))
 
 
 class BlendOrder:
-    """Which sample comes when; samples are numbered through all sources, one source after the other."""
+    """The order of blended samples, which are numbered through all sources, one source after the other."""
 
     def __init__(self, sources: Sequence[BlendedSource], *, seed: int, shuffled: bool) -> None:
-        """Lay out a blend.
+        """Compute a blend.
 
         Args:
-            sources: at least one; within each, samples come as in a `SampleOrder` of its own.
+            sources: at least one; the samples of each are in the order of a `SampleOrder` of its own.
             seed: of the run.
-            shuffled: each source in an order of its own in every epoch, otherwise as it is.
+            shuffled: shuffle each source in every epoch.
         """
         self.sources = tuple(sources)
         lengths = [source.num_samples for source in sources]
         self._first_sample = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-        # Seeds apart, as sources of one length may hold the same documents in two languages. The first
-        # source has the run's own: alone, it comes as it would without a blend.
+        # Different seeds, because sources of the same length may hold the same documents in two languages.
+        # The first source has the seed of the run: alone, its order is that without a blend.
         self._orders = [
             SampleOrder(num_samples=length, seed=seed + (number << 64), shuffled=shuffled)
             for number, length in enumerate(lengths)
@@ -71,19 +72,19 @@ class BlendOrder:
 
     @property
     def capacity(self) -> int | None:
-        """Samples until every source has reached its largest number of epochs; None: without end."""
+        """Samples until every source has reached its ``max_epochs``; None if one has no limit."""
         return self._phases[-1].stop
 
     def indices(self, consumed: int, count: int) -> NDArray[np.int64]:
-        """The next ``count`` samples after ``consumed`` others.
+        """Return the next ``count`` samples after ``consumed`` others.
 
         Raises:
-            ValueError: the sources give fewer.
+            ValueError: the blend ends before.
         """
         if consumed < 0:
             raise ValueError(f"consumed samples must not be negative, but are {consumed}")
         if self.capacity is not None and consumed + count > self.capacity:
-            raise ValueError(f"the blend has {self.capacity} samples, but {consumed + count} are asked for")
+            raise ValueError(f"the blend has {self.capacity} samples, but {consumed + count} are requested")
         parts: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
         while count > 0:
             phase = self._phase(consumed)
@@ -94,7 +95,7 @@ class BlendOrder:
         return np.concatenate(parts)
 
     def samples_by_source(self, consumed: int) -> dict[str, int]:
-        """How many of the first ``consumed`` samples are of each source."""
+        """Return how many of the first ``consumed`` samples are from each source."""
         counts = self._phase(consumed).counts(consumed)
         return {source.name: int(count) for source, count in zip(self.sources, counts, strict=True)}
 
@@ -110,20 +111,20 @@ class BlendOrder:
         return indices
 
     def _phase(self, consumed: int) -> "_Phase":
-        """The phase of the sample that comes next; at the end of the blend, the last one."""
+        """Return the phase of the next sample; at the end of the blend, the last phase."""
         starts = [phase.start for phase in self._phases]
         return self._phases[bisect_left(starts, consumed + 1) - 1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Phase:
-    """A stretch in which the same sources take part.
+    """A part of the blend in which the same sources are used.
 
     Attributes:
-        start, stop: first sample, and the one after the last; None: without end.
-        units: of each source, of a cycle.
-        taken: samples that each source gave before the phase.
-        name: seed and number, for the order of its blocks.
+        start, stop: first sample, and the one after the last; None if it does not end.
+        units: of each source in a cycle.
+        taken: samples of each source before the phase.
+        name: seed and number, which determine the order in its blocks.
     """
 
     start: int
@@ -133,23 +134,23 @@ class _Phase:
     name: str
 
     def sources(self, consumed: int, count: int) -> NDArray[np.int64]:
-        """[count] source of each sample from ``consumed`` on, which lie in one block."""
+        """Return [count]: source of each sample from ``consumed`` on, all in one block."""
         block, first = divmod(consumed - self.start, _BLOCK_SAMPLES)
         return _block_sources(self.units, self.name, block)[first : first + count]
 
     def counts(self, consumed: int) -> NDArray[np.int64]:
-        """[sources] how many of the first ``consumed`` samples of the blend are of each."""
+        """Return [sources]: how many of the first ``consumed`` samples of the blend are from each."""
         block, rest = divmod(consumed - self.start, _BLOCK_SAMPLES)
         cycle, number = divmod(block, _BLOCKS_PER_CYCLE)
         units = np.array(self.units, dtype=np.int64)
-        whole_blocks = _counts_before(self.units, number)
+        full_blocks = _counts_before(self.units, number)
         begun = np.bincount(self.sources(consumed - rest, rest), minlength=len(units))
-        counts: NDArray[np.int64] = np.array(self.taken) + cycle * units + whole_blocks + begun
+        counts: NDArray[np.int64] = np.array(self.taken) + cycle * units + full_blocks + begun
         return counts
 
 
 def _phases(sources: Sequence[BlendedSource], seed: int) -> tuple[_Phase, ...]:
-    """Whenever a source has given all it may, the others go on in a phase of their own."""
+    """Return the phases: whenever a source reaches its limit, the others continue in a new phase."""
     phases: list[_Phase] = []
     limits = [source.max_samples for source in sources]
     start, taken = 0, (0,) * len(sources)
@@ -173,24 +174,24 @@ def _phases(sources: Sequence[BlendedSource], seed: int) -> tuple[_Phase, ...]:
 
 
 def _first_with(phase: _Phase, source: int, count: int) -> int:
-    """How many samples of the blend it takes until a source has given ``count``."""
+    """Return the number of samples of the blend after which ``count`` are from a source."""
     cycles = (count - phase.taken[source]) // phase.units[source] + 1
     positions = range(phase.start, phase.start + cycles * _UNITS + 1)
     return positions[bisect_left(positions, count, key=lambda consumed: int(phase.counts(consumed)[source]))]
 
 
 def share_units(weights: Sequence[float]) -> tuple[int, ...]:
-    """Share a cycle's units out in proportion to weights; every weight above zero gets at least one."""
+    """Divide a cycle's units in proportion to weights; every weight above zero gets at least one."""
     exact = np.array(weights, dtype=np.float64) / sum(weights) * _UNITS
     units = np.where(exact > 0, np.maximum(1, np.floor(exact)), 0).astype(np.int64)
-    # What rounding left over or took too much goes to, or comes from, the largest.
+    # The largest share absorbs the error of rounding.
     units[int(np.argmax(exact))] += _UNITS - int(units.sum())
     return tuple(int(count) for count in units)
 
 
 @functools.lru_cache(maxsize=64)
 def _counts_before(units: tuple[int, ...], number: int) -> NDArray[np.int64]:
-    """[sources]: samples of each in the first ``number`` blocks of a cycle.
+    """Return [sources]: samples of each in the first ``number`` blocks of a cycle.
 
     Block b has the units b, b + 256, ...: of the units below an edge, (edge - b) / 256, rounded up.
     """
@@ -203,7 +204,7 @@ def _counts_before(units: tuple[int, ...], number: int) -> NDArray[np.int64]:
 
 @functools.lru_cache(maxsize=8)
 def _block_sources(units: tuple[int, ...], name: str, block: int) -> NDArray[np.int64]:
-    """[4096]: source of each sample of a block."""
+    """Return [4096]: source of each sample of a block."""
     slots = np.arange(_BLOCK_SAMPLES, dtype=np.uint64)
     shuffled = permute(slots, _BLOCK_SAMPLES, permutation_keys(f"{name} {block}")).astype(np.int64)
     own_units = block % _BLOCKS_PER_CYCLE + _BLOCKS_PER_CYCLE * shuffled

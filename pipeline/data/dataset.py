@@ -22,8 +22,8 @@ class TokenRows:
     """Rows of consecutive tokens.
 
     Attributes:
-        tokens: [rows, S + 1] as they are stored; where a row is shorter, end-of-document ids fill it up.
-        lengths: [rows] int64, tokens of each row that come from the stream.
+        tokens: [rows, S + 1] in the stored type; shorter rows are filled with end-of-document ids.
+        lengths: [rows] int64, tokens of each row that are from the stream.
     """
 
     tokens: NDArray[np.integer]
@@ -32,9 +32,9 @@ class TokenRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """What the numbers of a stream stand for: ids below ``size``, of which ``eod_id`` ends every document.
+    """The ids of a stream: below ``size``; ``eod_id`` ends every document.
 
-    ``tokenizer_sha256`` is known where a manifest says it.
+    ``tokenizer_sha256`` is known if the stream has a manifest.
     """
 
     size: int
@@ -43,7 +43,7 @@ class Vocabulary:
 
 
 class SampleSource(Protocol):
-    """Numbered samples of one length, in whatever way they are stored."""
+    """Numbered samples of the same length, in any storage format."""
 
     @property
     def split(self) -> str:
@@ -51,7 +51,7 @@ class SampleSource(Protocol):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What the tokens are."""
+        """The ids that tokens may have."""
 
     @property
     def stream(self) -> TokenStream:
@@ -60,14 +60,15 @@ class SampleSource(Protocol):
     def __len__(self) -> int: ...
 
     def rows(self, indices: Sequence[int]) -> TokenRows:
-        """Read samples; an index of -1 gives a row of length 0, for batches that are not full."""
+        """Read samples; an index of -1 makes a row of length 0, for batches that are not full."""
 
 
 class TokenDataset:
-    """Sample i is the S + 1 tokens from i * S on; neighbours share one, so every token is predicted once.
+    """A stream cut into samples of S + 1 tokens.
 
-    The last sample is shorter where S does not divide N - 1; no token is left out. Rows that were cut
-    beforehand share none: sample i begins at i * (S + 1).
+    Sample i begins at token i * S: neighbours share a token, so that every token is predicted once. The last
+    sample is shorter if S does not divide N - 1. Pre-shuffled rows share no token: sample i begins at
+    i * (S + 1).
     """
 
     def __init__(
@@ -83,13 +84,13 @@ class TokenDataset:
 
         Args:
             stream: the tokens.
-            vocabulary: what they are.
+            vocabulary: their ids.
             split: name of the split.
             seq_length: S.
-            is_cut: the stream consists of rows of S + 1 tokens.
+            is_cut: the stream consists of pre-shuffled rows of S + 1 tokens.
         Raises:
-            DataError: the split holds fewer than two tokens, so nothing can be predicted, or has no room for
-                the end-of-document token.
+            DataError: the split holds fewer than two tokens, so that nothing can be predicted, or its type
+                cannot hold the end-of-document token.
         """
         if seq_length < 1:
             raise DataError(f"training.seq_length must be at least 1, but is {seq_length}")
@@ -110,14 +111,14 @@ class TokenDataset:
         self._stride = seq_length + is_cut
 
     def __len__(self) -> int:
-        # The last sample begins where there is still a token to predict.
+        # The last sample has at least one token to predict.
         return (len(self.stream) - 2) // self._stride + 1
 
     def rows(self, indices: Sequence[int]) -> TokenRows:
-        """Read samples; an index of -1 gives a row of length 0, for batches that are not full.
+        """Read samples; an index of -1 makes a row of length 0, for batches that are not full.
 
         Raises:
-            DataError: a token is not of the vocabulary.
+            DataError: a token is not in the vocabulary.
         """
         samples = np.asarray(indices, dtype=np.int64)
         assert (samples < len(self)).all(), f"samples {list(indices)} must be below {len(self)}"
@@ -143,8 +144,7 @@ def open_dataset(folder: Path, split: str, *, seq_length: int) -> TokenDataset:
     """Open one split of a prepared folder.
 
     Raises:
-        DataError: the folder is not finished or damaged or holds pairs, or the split does not exist or is
-            empty.
+        DataError: the folder is unfinished, damaged or holds pairs, or the split does not exist or is empty.
     """
     manifest = load_manifest(folder)
     if manifest.header.stored_as != "webdataset":

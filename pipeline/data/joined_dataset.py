@@ -1,4 +1,4 @@
-"""Several sources as one, their samples numbered one source after the other."""
+"""Several sources as one, with samples numbered one source after the other."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from pipeline.shared.errors import DataError
 
 
 class JoinedDataset:
-    """Sources of one tokenizer and one length of samples; no sample has tokens of two sources."""
+    """Sources with the same tokenizer and length of samples; no sample has tokens of two sources."""
 
     def __init__(self, parts: Sequence[TokenDataset], *, names: Sequence[str]) -> None:
         """Join sources.
@@ -20,13 +20,13 @@ class JoinedDataset:
             parts: at least one.
             names: of the parts, for messages.
         Raises:
-            DataError: their tokens do not mean the same.
+            DataError: their vocabularies differ.
         """
         for part, name in zip(parts, names, strict=True):
             if part.vocabulary != parts[0].vocabulary:
                 raise DataError(
-                    f"all data.sources must have one tokenizer, but {names[0]} has {parts[0].vocabulary} and "
-                    f"{name} has {part.vocabulary}; prepare them with the same tokenizer"
+                    f"all data.sources must have the same tokenizer, but {names[0]} has "
+                    f"{parts[0].vocabulary} and {name} has {part.vocabulary}; prepare them with one tokenizer"
                 )
         self.parts = tuple(parts)
         self.names = tuple(names)
@@ -40,14 +40,14 @@ class JoinedDataset:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What the tokens of all sources are."""
+        """The ids that the tokens of all sources may have."""
         return self.parts[0].vocabulary
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def rows(self, indices: Sequence[int]) -> TokenRows:
-        """Read samples; an index of -1 gives a row of length 0."""
+        """Read samples; an index of -1 makes a row of length 0."""
         samples, owners = np.asarray(indices, dtype=np.int64), self.owners(indices)
         tokens = np.empty((len(samples), self.parts[0].seq_length + 1), dtype=self.stream.dtype)
         lengths = np.empty(len(samples), dtype=np.int64)
@@ -58,24 +58,24 @@ class JoinedDataset:
         return TokenRows(tokens=tokens, lengths=lengths)
 
     def owners(self, indices: Sequence[int]) -> NDArray[np.int64]:
-        """Return the number of each sample's source, [rows]; rows of no sample come from the first one."""
+        """Return [rows]: number of each sample's source; the first one for rows of padding."""
         samples = np.asarray(indices, dtype=np.int64)
         owners: NDArray[np.int64] = np.searchsorted(self._starts, samples, side="right") - 1
         return np.maximum(owners, 0)
 
 
 def parts_of(source: SampleSource) -> tuple[SampleSource, ...]:
-    """The sources that were joined, or the only one."""
+    """Return the sources that were joined, or the only one."""
     return source.parts if isinstance(source, JoinedDataset) else (source,)
 
 
 def source_names(source: SampleSource) -> tuple[str, ...]:
-    """Names of the sources that were joined, or the split's of the only one."""
+    """Return the names of the sources that were joined, or the name of the split."""
     return source.names if isinstance(source, JoinedDataset) else (source.split,)
 
 
 def owners_of(source: SampleSource, indices: Sequence[int]) -> NDArray[np.int64]:
-    """Return which of :func:`source_names` each sample is from, [rows]."""
+    """Return [rows]: which of :func:`source_names` each sample is from."""
     if isinstance(source, JoinedDataset):
         return source.owners(indices)
     return np.zeros(len(indices), dtype=np.int64)

@@ -10,28 +10,28 @@ from megatron.core.datasets.indexed_dataset import _IndexReader
 from pipeline.data.stream import ArrayStream
 from pipeline.shared.errors import DataError
 
-# Documents whose end is looked at when a pair is opened, spread over all of them.
+# Documents whose last token is checked when a pair is opened, spread over all of them.
 _NUM_CHECKED_DOCUMENTS = 1000
 
 
-def find_pair(path: Path, split: str, *, whole_is_split: bool) -> Path:
+def find_pair(path: Path, split: str, *, stands_for_split: bool) -> Path:
     """Return the prefix of the pair that holds a split.
 
     Args:
         path: a folder with a pair named after each split, or the prefix of one pair.
         split: name of the split.
-        whole_is_split: a single pair may stand for the split.
+        stands_for_split: a single pair may serve as the split.
     Raises:
         DataError: there is no such pair.
     """
     if _is_pair(path / split):
         return path / split
-    if _is_pair(path) and whole_is_split:
+    if _is_pair(path) and stands_for_split:
         return path
     if _is_pair(path):
         raise DataError(
-            f"the split {split!r} must lie apart from what is trained on, but {path} is one pair of .bin and "
-            ".idx; give data.heldout_path"
+            f"the split {split!r} must be separate from the training data, but {path} is one pair of "
+            ".bin and .idx; give data.heldout_path"
         )
     raise DataError(
         f"{path} must be a folder with {split}.bin and {split}.idx, or the prefix of one such pair, "
@@ -46,10 +46,10 @@ def open_pair(prefix: Path, *, eod_id: int) -> ArrayStream:
         prefix: path without `.bin` and `.idx`.
         eod_id: the token that ends every document.
     Raises:
-        DataError: the files are damaged or do not belong together, or documents end with another token.
+        DataError: the files are damaged or not of the same pair, or documents end with another token.
     """
     try:
-        # The reader of Megatron's IndexedDataset, which says more plainly what is wrong with a file.
+        # The reader inside Megatron's IndexedDataset, because its errors are clearer.
         index: Any = _IndexReader(f"{prefix}.idx", multimodal=False)
     except (AssertionError, OSError, KeyError, ValueError, struct.error) as error:
         raise DataError(
@@ -70,7 +70,7 @@ def _is_pair(prefix: Path) -> bool:
 
 
 def _check_contiguous(prefix: Path, index: Any, token_bytes: int) -> None:
-    """Hold the index against the file: sequences follow each other without a gap and fill it."""
+    """Check that the sequences of the index fill the file without gaps."""
     if len(index.sequence_pointers) == 0:
         raise DataError(f"{prefix}.bin must hold at least one document, but holds none; tokenize some text")
     ends = index.sequence_pointers + index.sequence_lengths.astype(np.int64) * token_bytes

@@ -12,22 +12,22 @@ _NUM_ROUNDS = 6
 
 
 class Order(Protocol):
-    """Which sample comes when, by nothing but the number of samples before it."""
+    """An order of samples that follows from the number of samples before."""
 
     @property
     def num_samples(self) -> int:
         """Samples are numbered below this."""
 
     def indices(self, consumed: int, count: int) -> NDArray[np.int64]:
-        """The next ``count`` samples after ``consumed`` others."""
+        """Return the next ``count`` samples after ``consumed`` others."""
 
     def samples_by_source(self, consumed: int) -> dict[str, int]:
-        """How many of the first ``consumed`` samples are of each source, where there are several."""
+        """Return how many of the first ``consumed`` samples are from each source, if there are several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleOrder:
-    """Which sample comes when. Every epoch visits every sample once; shuffled, each in its own order."""
+    """The order of one source's samples: every epoch visits every sample once, each in its own order."""
 
     num_samples: int
     seed: int
@@ -38,11 +38,11 @@ class SampleOrder:
             raise ValueError(f"an order needs at least 1 sample, but num_samples is {self.num_samples}")
 
     def index(self, consumed: int) -> int:
-        """Sample that comes after ``consumed`` others."""
+        """Return the sample after ``consumed`` others."""
         return int(self.indices(consumed, 1)[0])
 
     def indices(self, consumed: int, count: int) -> NDArray[np.int64]:
-        """The next ``count`` samples after ``consumed`` others, across epoch ends."""
+        """Return the next ``count`` samples after ``consumed`` others, across the ends of epochs."""
         if consumed < 0:
             raise ValueError(f"consumed samples must not be negative, but are {consumed}")
         parts: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
@@ -54,7 +54,7 @@ class SampleOrder:
         return np.concatenate(parts)
 
     def samples_by_source(self, consumed: int) -> dict[str, int]:
-        """Nothing, as there is one source."""
+        """Return nothing, because there is only one source."""
         return {}
 
     def _epoch_indices(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -65,16 +65,16 @@ class SampleOrder:
 
 
 def global_batch_indices(order: Order, consumed_samples: int, global_batch_size: int) -> list[int]:
-    """Samples of the global batch after ``consumed_samples`` others, the same for every layout of ranks."""
+    """Return the samples of the global batch after ``consumed_samples`` others, the same for every layout."""
     return [int(index) for index in order.indices(consumed_samples, global_batch_size)]
 
 
 def permute(values: NDArray[np.uint64], size: int, keys: tuple[int, ...]) -> NDArray[np.uint64]:
     """Map values below ``size`` to values below ``size``, one to one.
 
-    A Feistel network is a bijection below the smallest power of four that is at least ``size``. Values that
-    land outside are sent through again until they land inside (cycle walking; Black and Rogaway, 2002): that
-    keeps it one to one, and takes fewer than four trips on average.
+    A Feistel network is a bijection below the smallest power of four that is at least ``size``. Values
+    outside are mapped again until they are inside (cycle walking; Black and Rogaway, 2002): the result is
+    still a bijection, and takes fewer than four mappings on average.
     """
     half_bits = max(1, -(-(size - 1).bit_length() // 2))
     values = _feistel(values, half_bits, keys)
@@ -100,6 +100,6 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @functools.lru_cache(maxsize=16)
 def permutation_keys(purpose: str) -> tuple[int, ...]:
-    """Keys of `permute`: other ones for every purpose."""
+    """Return keys for `permute`, which differ for every purpose."""
     digest = hashlib.sha512(purpose.encode()).digest()
     return tuple(int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(_NUM_ROUNDS))

@@ -1,7 +1,11 @@
-"""Batches are read and packed ahead of their step, in a thread.
+"""Read and pack batches ahead of their step, in a thread.
 
-A thread, not a process: nearly all of the work is copying by numpy, which lets other threads run meanwhile,
-and what it makes has not to be copied again into another process.
+A thread, not a process: nearly all of the work is copying by numpy, which releases the interpreter lock, and
+the result needs no further copy into another process.
+
+A read that hangs, on a file system that does not respond, must neither block the training loop for ever nor
+keep the process from exiting. So the loop never waits without a limit, but polls and in between agrees with
+the other ranks whether to stop; and the thread is a daemon, which is abandoned if it does not end.
 """
 
 import logging
@@ -18,25 +22,26 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-# How long the end of a run waits for a read that hangs before it goes on without it.
+# How long the end of a run waits for a read that hangs.
 CLOSE_SECONDS = 5.0
-# Longest wait in one go: a thread that waits looks this often whether it is still needed.
+# Longest single wait: a waiting thread checks this often whether it is still needed.
 _POLL_SECONDS = 1.0
 
 
 class Ahead(Generic[Item]):
-    """Makes items in a thread, in order, and no more than so many ahead."""
+    """A producer that makes items in a thread, in order, with a limit on how many are made ahead."""
 
     def __init__(
         self, make: Callable[[int], Item], positions: Iterable[int], *, budget: int, timeout_seconds: float
     ) -> None:
-        """Begin to make items.
+        """Start to make items.
 
         Args:
-            make: makes the item of a position; runs in the thread.
+            make: returns the item of a position; runs in the thread.
             positions: of the items, in order.
-            budget: items that are made and not taken yet, the one that is being made included; at least 1.
-            timeout_seconds: how long an item may be waited for.
+            budget: maximum number of items made but not taken, including the one that is being made; at
+                least 1.
+            timeout_seconds: longest wait for an item.
         """
         self._make = make
         self._positions = iter(positions)
@@ -48,18 +53,18 @@ class Ahead(Generic[Item]):
         self._error: BaseException | None = None
         self._is_closed = False
         self._waiting_since: float | None = None
-        # A thread that hangs in a read must not keep the program from its end.
+        # A daemon: a thread that hangs in a read must not keep the process from exiting.
         self._thread = threading.Thread(target=self._work, name="data reader", daemon=True)
         self._thread.start()
 
     def is_ready(self, wait_seconds: float = 0.0) -> bool:
-        """Return whether `take` would return or raise at once, after waiting for that a moment.
+        """Wait at most `wait_seconds`; return whether `take` would return or raise without waiting.
 
         Raises:
-            TimeoutError: the item has been waited for too long.
+            TimeoutError: the waits for this item have exceeded the limit in total.
         """
         with self._changed:
-            if self._changed.wait_for(self._has_news, timeout=wait_seconds):
+            if self._changed.wait_for(self._has_item_or_error, timeout=wait_seconds):
                 self._waiting_since = None
                 return True
         now = time.monotonic()
@@ -67,12 +72,12 @@ class Ahead(Generic[Item]):
         if now - self._waiting_since >= self._timeout_seconds:
             raise TimeoutError(
                 f"the next batch must be read within {self._timeout_seconds:.0f} seconds "
-                "(parallel.timeout_seconds), but is not; look whether the file system of the data hangs"
+                "(parallel.timeout_seconds), but is not; check whether the file system of the data hangs"
             )
         return False
 
     def take(self) -> Item:
-        """Return the next item, waiting for it where need be; what went wrong in the thread is raised here.
+        """Wait for the next item and return it; an error in the thread is raised here.
 
         Raises:
             TimeoutError: it is not made in time.
@@ -84,20 +89,20 @@ class Ahead(Generic[Item]):
                 self._num_held -= 1
                 self._changed.notify_all()
                 return self._ready.popleft()
-            assert self._error is not None, "there is news: an item or an error"
+            assert self._error is not None, "ready means an item or an error"
             raise self._error
 
     def close(self) -> None:
-        """Stop; what was not taken is lost. A read that hangs is left behind."""
+        """Stop, and drop the items that were not taken; a thread that hangs is abandoned."""
         with self._changed:
             self._is_closed = True
             self._ready.clear()
             self._changed.notify_all()
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
-            logger.warning("a read of the data has not ended within %.0f seconds; it is left", CLOSE_SECONDS)
+            logger.warning("a read of the data has not ended within %.0f s; it is abandoned", CLOSE_SECONDS)
 
-    def _has_news(self) -> bool:
+    def _has_item_or_error(self) -> bool:
         return bool(self._ready) or self._error is not None
 
     def _work(self) -> None:
@@ -109,17 +114,17 @@ class Ahead(Generic[Item]):
                 with self._changed:
                     self._ready.append(item)
                     self._changed.notify_all()
-                # Nothing is held beside what is counted.
+                # This reference would keep one more item in memory than the budget counts.
                 del item
-            raise EOFError("no position is left to make an item of")
+            raise EOFError("all positions have been used")
         except BaseException as error:
-            # Raised again where the item is taken, whatever it is: nobody else hears of it.
+            # Of any kind: nobody else sees it, so it is raised again where the item is taken.
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
     def _begin_item(self) -> bool:
-        """Wait until there is room for another item; False when none is wanted any more."""
+        """Wait until the budget allows another item; return False if this producer was closed."""
         with self._changed:
             while self._num_held >= self._budget and not self._is_closed:
                 self._changed.wait(_POLL_SECONDS)
@@ -128,18 +133,18 @@ class Ahead(Generic[Item]):
 
 
 class PrefetchedBatches:
-    """The batches of one data-parallel rank, made ahead; exactly those of `TrainingBatches`."""
+    """The batches of `TrainingBatches`, read ahead."""
 
     def __init__(
         self, batches: TrainingBatches, *, stop: int, num_batches: int, timeout_seconds: float
     ) -> None:
-        """Read nothing yet.
+        """Prepare to read; the first batch is read when it is requested.
 
         Args:
             batches: reads and packs.
-            stop: samples of the whole run; none behind them is read ahead.
-            num_batches: how many to have ready or under way, at most; 0 reads each when it is asked for.
-            timeout_seconds: how long a batch may be waited for.
+            stop: samples of the run; no batch after them is read ahead.
+            num_batches: maximum number of batches to read ahead; 0 reads each when it is requested.
+            timeout_seconds: longest wait for a batch.
         """
         self._batches = batches
         self._stop = stop
@@ -150,14 +155,14 @@ class PrefetchedBatches:
 
     @property
     def order(self) -> Order:
-        """Which sample comes when."""
+        """The order of the samples."""
         return self._batches.order
 
     def is_ready(self, consumed_samples: int, wait_seconds: float = 0.0) -> bool:
-        """Return whether `read` would not have to wait, after waiting for that a moment.
+        """Wait at most `wait_seconds`; return whether `read` would return without waiting.
 
         Raises:
-            TimeoutError: the batch has been waited for too long.
+            TimeoutError: the waits for this batch have exceeded the limit in total.
         """
         if not self._is_read_ahead(consumed_samples):
             return True
@@ -166,7 +171,7 @@ class PrefetchedBatches:
     def read(self, consumed_samples: int) -> BatchShare:
         """Return this rank's part of the global batch that begins after ``consumed_samples``.
 
-        Any batch may be asked for; the one that follows the last is there soonest.
+        Any batch may be requested; only the one after the last is read ahead.
 
         Raises:
             TimeoutError: it is not read in time.

@@ -1,4 +1,4 @@
-"""Held-out text to show a trained model: beginnings of documents, and what really follows."""
+"""Held-out prompts for a trained model: beginnings of documents, and how they continue."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.manifest import load_manifest
+from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.data.dataset import SampleSource
 from pipeline.data.order import SampleOrder
 from pipeline.shared.errors import DataError
 
-# prompts are the same in every run, whatever its seed
+# Prompts are the same in every run, whatever its seed.
 _PROMPT_SEED = 0
 
 
@@ -28,13 +29,13 @@ class Prompt:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer the shards in ``folder`` were made with.
+    """Return the tokenizer that the shards in ``folder`` were made with.
 
     Raises:
-        DataError: the file in the folder is another one.
+        DataError: the file in the folder is not that tokenizer.
     """
     entry = load_manifest(folder).header.tokenizer
-    tokenizer = Tokenizer.load(folder / entry.file)
+    tokenizer = read_tokenizer(folder / entry.file)
     if tokenizer.sha256 != entry.sha256:
         raise DataError(
             f"{folder / entry.file} must have sha256 {entry.sha256}, but has {tokenizer.sha256}; "
@@ -53,8 +54,8 @@ def read_prompts(
 ) -> list[Prompt]:
     """Take the beginnings of documents from all over the split, the same ones every time.
 
-    Documents that are too short for a prompt and one token after it are passed over, so fewer prompts may
-    come back than were asked for.
+    Documents that are too short for a prompt and one more token are skipped, so that fewer prompts may be
+    returned than were requested.
 
     Raises:
         DataError: no document is long enough.
@@ -64,7 +65,7 @@ def read_prompts(
     prompts: list[Prompt] = []
     for number in order.indices(0, len(documents)):
         start, stop = documents[number]
-        # the end-of-document token is no text
+        # The end-of-document token is not text.
         if len(prompts) < num_prompts and stop - 1 - start > prompt_tokens:
             end = min(stop - 1, start + prompt_tokens + continuation_tokens)
             prompts.append(_prompt(dataset, tokenizer, int(start), int(start + prompt_tokens), int(end)))
@@ -89,7 +90,7 @@ def _prompt(dataset: SampleSource, tokenizer: Tokenizer, start: int, middle: int
 
 
 def _documents(dataset: SampleSource) -> NDArray[np.int64]:
-    """[documents, 2]: first token and the one after the last of each document of the split."""
+    """Return [documents, 2]: first token, and the one after the last, of each document of the split."""
     ends = np.concatenate([np.empty(0, dtype=np.int64), *_document_ends(dataset)])
     return np.stack([np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]]), ends], axis=1)
 

@@ -1,4 +1,4 @@
-"""The tokens of preshuffled rows: raw numbers in one or several `.bin` parts, as Pythia's are."""
+"""The tokens of pre-shuffled rows: raw numbers in one or several `.bin` parts, as Pythia's are."""
 
 from pathlib import Path
 
@@ -10,25 +10,25 @@ from pipeline.data.stream import ArrayStream, JoinedStream
 from pipeline.shared.errors import DataError
 
 
-def find_parts(path: Path, split: str, *, whole_is_split: bool) -> tuple[Path, ...]:
+def find_parts(path: Path, split: str, *, stands_for_split: bool) -> tuple[Path, ...]:
     """Return the parts that hold a split, in the order of their names.
 
     Args:
         path: a folder with a folder of parts for each split, a folder of parts, or one part.
         split: name of the split.
-        whole_is_split: parts that are not in a folder of the split's name may stand for it.
+        stands_for_split: parts that are not in a folder of the split's name may serve as the split.
     Raises:
         DataError: there are none.
     """
     own = tuple(sorted((path / split).glob("*.bin")))
     if own:
         return own
-    whole = (path,) if path.is_file() else tuple(sorted(path.glob("*.bin")))
-    if whole and whole_is_split:
-        return whole
-    if whole:
+    parts = (path,) if path.is_file() else tuple(sorted(path.glob("*.bin")))
+    if parts and stands_for_split:
+        return parts
+    if parts:
         raise DataError(
-            f"the split {split!r} must lie apart from what is trained on, but {path} has no folder of that "
+            f"the split {split!r} must be separate from the training data, but {path} has no folder of that "
             "name; give data.heldout_path"
         )
     raise DataError(
@@ -42,10 +42,10 @@ def open_parts(parts: tuple[Path, ...], *, token_type: TokenType, row_tokens: in
 
     Args:
         parts: files, in order.
-        token_type: how a token is stored.
-        row_tokens: tokens of a row, the one that is only predicted included.
+        token_type: stored type of a token.
+        row_tokens: tokens of a row, including the last, which is only predicted.
     Raises:
-        DataError: the parts do not hold whole tokens or whole rows.
+        DataError: the size of a part is not a multiple of a token, or that of all parts not one of a row.
     """
     dtype = token_dtype(token_type)
     for part in parts:

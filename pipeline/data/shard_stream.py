@@ -21,7 +21,7 @@ class ShardStream(TokenStream):
         """Map the split's shards.
 
         Raises:
-            DataError: a shard is missing, cut short, or not the one of the manifest.
+            DataError: a shard is missing, truncated, or not the one in the manifest.
         """
         shards = manifest.split_shards(split)
         self._dtype = token_dtype(manifest.header.token_type)
@@ -50,7 +50,7 @@ class ShardStream(TokenStream):
     def read_rows(
         self, destination: NDArray[np.integer], starts: NDArray[np.int64], lengths: NDArray[np.int64]
     ) -> None:
-        """As in `TokenStream`; the runs of all rows are looked up at once."""
+        """Read rows as `TokenStream` does; the runs of all rows are looked up at once."""
         runs = np.searchsorted(self._index.start, starts, side="right") - 1
         first = starts - self._index.start[runs]
         is_in_one_run = starts + lengths <= self._index.start[runs + 1]
@@ -73,7 +73,7 @@ def _map_shard(path: Path, size_bytes: int) -> mmap.mmap:
     if found_bytes != size_bytes:
         raise DataError(
             f"{path} must have {size_bytes} bytes, but has {found_bytes}; "
-            "run `megaponder data prepare` again: it makes damaged shards anew"
+            "run `megaponder data prepare` again: it makes damaged shards again"
         )
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

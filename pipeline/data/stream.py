@@ -1,4 +1,4 @@
-"""The tokens of a split as one long array that is never in memory as a whole."""
+"""The tokens of a split as one long array that is never completely in memory."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# What `runs` yields at most at a time.
+# The most that `runs` yields at a time.
 _RUN_TOKENS = 1 << 22
 
 
 class TokenStream(ABC):
-    """Tokens 0..len-1, read in any order."""
+    """Tokens 0..len-1, which can be read in any order."""
 
     @property
     @abstractmethod
@@ -23,7 +23,7 @@ class TokenStream(ABC):
 
     @abstractmethod
     def pieces(self, start: int, stop: int) -> Iterator[NDArray[np.integer]]:
-        """Yield views of the tokens ``start`` .. ``stop``, one per run they lie in; nothing is copied."""
+        """Yield the tokens ``start`` .. ``stop`` as views, one per contiguous run."""
 
     def read_into(self, destination: NDArray[np.integer], start: int) -> None:
         """Fill ``destination`` [n] with tokens ``start`` .. ``start + n``, which must exist."""
@@ -38,14 +38,14 @@ class TokenStream(ABC):
         """Fill the first ``lengths[i]`` tokens of ``destination[i]`` with those from ``starts[i]`` on.
 
         Args:
-            destination: [rows, n]; what lies behind a row's length is left as it is.
+            destination: [rows, n]; tokens after a row's length are not changed.
             starts, lengths: [rows]; the tokens must exist.
         """
         for row, start, length in zip(destination, starts.tolist(), lengths.tolist(), strict=True):
             self.read_into(row[:length], start)
 
     def runs(self) -> Iterator[NDArray[np.integer]]:
-        """Yield the whole stream in order, as views of a few million tokens."""
+        """Yield the stream in order, as views of a few million tokens."""
         for start in range(0, len(self), _RUN_TOKENS):
             yield from self.pieces(start, min(start + _RUN_TOKENS, len(self)))
 
@@ -55,7 +55,7 @@ class ArrayStream(TokenStream):
 
     def __init__(self, tokens: NDArray[np.integer]) -> None:
         """Read from ``tokens`` [n]."""
-        # A view of the base class: slices of a memory map's own class cost several times more.
+        # A view of the base class: slices of numpy's memmap class cost several times more.
         self._tokens = np.asarray(tokens)
 
     @property
@@ -76,14 +76,14 @@ class ArrayStream(TokenStream):
     def read_rows(
         self, destination: NDArray[np.integer], starts: NDArray[np.int64], lengths: NDArray[np.int64]
     ) -> None:
-        """As in `TokenStream`, without a generator for each row."""
+        """Read rows as `TokenStream` does, without a generator per row."""
         for row, start, length in zip(destination, starts.tolist(), lengths.tolist(), strict=True):
             check_range(start, start + length, len(self))
             row[:length] = self._tokens[start : start + length]
 
 
 class JoinedStream(TokenStream):
-    """Streams one after the other."""
+    """Several streams, one after the other."""
 
     def __init__(self, streams: Sequence[TokenStream]) -> None:
         """Join ``streams`` in this order."""
@@ -93,7 +93,7 @@ class JoinedStream(TokenStream):
 
     @property
     def dtype(self) -> np.dtype[np.integer]:
-        """A type that holds the tokens of every stream."""
+        """A type that can hold the tokens of every stream."""
         joined: np.dtype[np.integer] = np.result_type(*[stream.dtype for stream in self._streams])
         return joined
 
@@ -101,7 +101,7 @@ class JoinedStream(TokenStream):
         return int(self._starts[-1])
 
     def pieces(self, start: int, stop: int) -> Iterator[NDArray[np.integer]]:
-        """Yield the pieces of every stream that has some of the tokens."""
+        """Yield the pieces of every stream that holds some of the tokens."""
         check_range(start, stop, len(self))
         number = int(np.searchsorted(self._starts, start, side="right")) - 1
         while start < stop:
@@ -111,5 +111,5 @@ class JoinedStream(TokenStream):
 
 
 def check_range(start: int, stop: int, length: int) -> None:
-    """Assert that tokens ``start`` .. ``stop`` exist."""
-    assert 0 <= start <= stop <= length, f"tokens {start}..{stop} must lie within 0..{length}"
+    """Check that tokens ``start`` .. ``stop`` exist."""
+    assert 0 <= start <= stop <= length, f"tokens {start}..{stop} must be within 0..{length}"

@@ -11,7 +11,7 @@ from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.loading import load_weights
-from pipeline.checkpoint.resuming import refuse_damage
+from pipeline.checkpoint.resuming import check_intact
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.config.errors import ConfigError, ConfigProblem
@@ -106,7 +106,7 @@ def load_checkpoint(folder: Path, config: RunConfig, groups: ParallelGroups) -> 
     Raises:
         CheckpointError, ConfigError, DataError: what is wrong with checkpoint, configuration or data.
     """
-    refuse_damage(folder, reads=config.checkpoint.verify)
+    check_intact(folder, reads=config.checkpoint.verify)
     heldout = open_heldout_split(config)
     module = build_module(config, vocab_size_of(config, heldout), groups)
     state = load_weights(folder, module=module)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.tokenizers.tokenizer import Tokenizer
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.micro_batch import ModelOutput
 from megatron_ext.parallel.groups import ParallelGroups

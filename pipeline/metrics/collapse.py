@@ -1,16 +1,16 @@
-"""Notice when halting has stopped being a decision."""
+"""Detect that halting has collapsed: all tokens take the same number of steps."""
 
 from collections.abc import Sequence
 from enum import StrEnum
 
 from pipeline.metrics.ponder_scalars import fractions
 
-# Where halting is still decided, a smaller share of the tokens is treated alike.
+# Share of the tokens that take the same number of steps in a collapse.
 COLLAPSED_FRACTION = 0.999
 
 
 class Collapse(StrEnum):
-    """The two ways in which all tokens come to be treated alike."""
+    """The two kinds of collapse."""
 
     ALWAYS_FIRST = "always_first"
     NEVER_EARLY = "never_early"
@@ -33,10 +33,10 @@ ADVICE = {
 
 
 class CollapseAlarm:
-    """Warn once about each kind of collapse that lasts for ``patience`` logging intervals in a row."""
+    """Warn once about each kind of collapse that lasts for ``patience`` consecutive logging intervals."""
 
     def __init__(self, patience: int) -> None:
-        """Wait for ``patience`` intervals, at least 1."""
+        """Take the number of intervals to wait, at least 1."""
         if patience < 1:
             raise ValueError(f"`metrics.collapse_patience` must be at least 1, but is {patience}")
         self._patience = patience
@@ -45,12 +45,12 @@ class CollapseAlarm:
         self._warned: set[Collapse] = set()
 
     def observe(self, steps_count: Sequence[float], *, penalty_weight: float) -> str | None:
-        """Take in one interval and return the warning that is due, if any.
+        """Record one interval and return the warning that is due, if any.
 
         Args:
             steps_count: tokens that took exactly 0..K steps.
-            penalty_weight: the current weight of the penalty. While it is 0 nothing asks tokens to halt, and
-                taking every step is no collapse.
+            penalty_weight: the current weight of the penalty. While it is 0 nothing makes tokens halt, and
+                taking every step is not a collapse.
         """
         found = _collapse_of(steps_count, penalty_weight)
         self._num_intervals = self._num_intervals + 1 if found == self._current else 1

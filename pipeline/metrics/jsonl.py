@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.metrics import names
-from pipeline.metrics.records import SweepPoint, TrainingRecord, ValidationRecord
+from pipeline.metrics.records import LossPoint, TrainingRecord, ValidationRecord
+from pipeline.shared.json_lines import parse_json_lines
 
 METRICS_FILE = "metrics.jsonl"
 TRAINING = "training"
@@ -40,20 +41,21 @@ def validation_event(record: ValidationRecord) -> dict[str, Any]:
     return event | _values(scalars) | _histogram(record) | sweep
 
 
-def sweep_scalars(points: Sequence[SweepPoint]) -> dict[str, float]:
+def sweep_scalars(points: Sequence[LossPoint]) -> dict[str, float]:
     """Return every curve of a sweep by its tag."""
     scalars = {}
     for point in points:
-        if point.kind == "steps":
-            scalars[names.per_step(names.EVAL_PPL_VS_STEPS, int(point.value))] = point.perplexity
-        else:
-            scalars[names.per_tau(names.EVAL_PPL_VS_TAU, point.value)] = point.perplexity
-            scalars[names.per_tau(names.EVAL_STEPS_VS_TAU, point.value)] = point.mean_steps
+        if point.step_limit is not None:
+            scalars[names.per_step(names.EVAL_PPL_VS_STEPS, point.step_limit)] = point.perplexity
+        elif point.pruning_threshold is not None:
+            tau = point.pruning_threshold
+            scalars[names.per_tau(names.EVAL_PPL_VS_TAU, tau)] = point.perplexity
+            scalars[names.per_tau(names.EVAL_STEPS_VS_TAU, tau)] = point.mean_steps
     return scalars
 
 
 def training_scalars(record: TrainingRecord) -> dict[str, float]:
-    """Return every curve of an interval by its tag; what was not measured is absent."""
+    """Return every curve of an interval by its tag, without those that were not measured."""
     scalars: dict[str, float | None] = {
         names.LM_LOSS: record.loss,
         names.LEARNING_RATE: record.learning_rate,
@@ -75,12 +77,12 @@ def training_scalars(record: TrainingRecord) -> dict[str, float]:
 
 
 class JsonlSink:
-    """Append one line per event; each line reaches the file at once, so that a crash loses none."""
+    """A sink that appends one line per event, unbuffered, so that a crash loses none."""
 
     def __init__(self, path: Path) -> None:
-        """Open ``path`` for appending; its folder is made, and a line that a crash cut short is removed."""
+        """Open ``path`` for appending; create its folder, and remove a last line that a crash cut short."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        _end_with_a_whole_line(path)
+        _remove_unfinished_line(path)
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def write_training(self, record: TrainingRecord) -> None:
@@ -102,23 +104,14 @@ class JsonlSink:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Read the events of a run in the order of its iterations.
 
-    A resumed run writes some iterations twice; of each kind of event the later writing counts, and
-    whatever it went back behind is dropped. A last line that a crash cut short is left out.
+    A resumed run writes some iterations twice: for each kind of event, the later one replaces the earlier and
+    all that followed it. A last line that a crash cut short is skipped.
 
     Raises:
         ValueError: a line before the last is not a JSON object.
     """
     kept: dict[str, list[dict[str, Any]]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(
-                f"{path}:{number} must be a JSON object, but is {line[:80]!r}; remove it"
-            ) from error
+    for event in parse_json_lines(path.read_text(encoding="utf-8"), place=str(path)):
         events = kept.setdefault(event["event"], [])
         while events and events[-1]["iteration"] >= event["iteration"]:
             events.pop()
@@ -127,12 +120,12 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def curve(events: list[dict[str, Any]], event: str, tag: str) -> tuple[tuple[float, float], ...]:
-    """Return the (iteration, value) points of one tag; null values are left out."""
+    """Return the (iteration, value) points of one tag, without null values."""
     rows = (row for row in events if row["event"] == event and row.get(tag) is not None)
     return tuple((float(row["iteration"]), float(row[tag])) for row in rows)
 
 
-def _end_with_a_whole_line(path: Path) -> None:
+def _remove_unfinished_line(path: Path) -> None:
     content = path.read_bytes() if path.exists() else b""
     if not content.endswith(b"\n"):
         with path.open("ab") as file:
@@ -143,10 +136,10 @@ def _values(scalars: Mapping[str, float]) -> dict[str, float | None]:
     return {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}
 
 
-def _values_of_point(point: SweepPoint) -> dict[str, Any]:
-    values = {"value": point.value, "loss": point.loss, "perplexity": point.perplexity}
+def _values_of_point(point: LossPoint) -> dict[str, Any]:
+    values = {"loss": point.loss, "perplexity": point.perplexity}
     values |= {"mean-steps": point.mean_steps, "flops-per-token": point.flops_per_token}
-    return {"kind": point.kind, **_values(values)}
+    return {"kind": point.kind, "value": point.value, **_values(values)}
 
 
 def _histogram(record: TrainingRecord | ValidationRecord) -> dict[str, list[float]]:

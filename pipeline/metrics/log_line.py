@@ -63,10 +63,10 @@ def render_validation_block(record: ValidationRecord) -> str:
 
 
 class LogLineSink:
-    """Write the log line of every interval and the block of every evaluation."""
+    """A sink for the log line of every interval and the block of every evaluation."""
 
     def __init__(self, emit: Callable[[str], None] = logger.info) -> None:
-        """Send each line to ``emit``, such as ``TrainingProgress.say``, which keeps a bar in one piece."""
+        """Send each line to ``emit``, such as ``Progress.say``, which does not disturb a progress bar."""
         self._emit = emit
 
     def write_training(self, record: TrainingRecord) -> None:

@@ -1,7 +1,6 @@
-"""Names of everything that is measured, in one place.
+"""The names of all metrics.
 
-Megatron-LM's own tags are kept letter by letter where it has one; everything about pondering lives under
-``ponder/``.
+Metrics that Megatron-LM has use its tags exactly; those about pondering are under ``ponder/``.
 """
 
 from typing import Final
@@ -11,7 +10,7 @@ LM_LOSS: Final = "lm loss"
 LM_LOSS_VALIDATION: Final = "lm loss validation"
 LM_LOSS_VALIDATION_PPL: Final = "lm loss validation ppl"
 LEARNING_RATE: Final = "learning-rate"
-# Of the router or the gates, where they have a rate of their own.
+# Of the router or the gates, if they have a learning rate of their own.
 DECOUPLED_LEARNING_RATE: Final = "decoupled-learning-rate"
 BATCH_SIZE: Final = "batch-size"
 LOSS_SCALE: Final = "loss-scale"
@@ -22,12 +21,12 @@ PARAMS_NORM: Final = "params-norm"
 ITERATION_TIME: Final = "iteration-time"
 THROUGHPUT: Final = "throughput"
 
-# Megatron Bridge's tag for what Megatron-LM does not plot.
+# Tags of Megatron Bridge, for metrics that Megatron-LM does not have.
 TOKENS_PER_SECOND: Final = "throughput/tokens_per_sec"
 MFU: Final = "throughput/device/mfu"
 HFU: Final = "throughput/device/hfu"
 
-# Names the tokens of the logged iteration's global batch, whatever the layout; text, so not in TensorBoard.
+# Identifies the tokens of the logged iteration's global batch on any layout; text, so not in TensorBoard.
 DATA_HASH: Final = "data-hash"
 
 MEAN_STEPS: Final = "ponder/mean-steps"
@@ -48,13 +47,12 @@ TAIL_MASS: Final = "ponder/tail-mass"
 NLL_BY_STEPS: Final = "ponder/nll-by-steps"
 JACOBI_RESIDUAL: Final = "ponder/jacobi-residual"
 
-
-# Measured on the held-out split alone: perplexity with at most so many steps, and at a threshold; and the
-# steps that tokens take there.
+# Only on the held-out split: perplexity for a maximum number of steps and for a threshold, and mean steps for
+# a threshold.
 EVAL_PPL_VS_STEPS: Final = "ponder/eval-ppl-vs-steps"
 EVAL_PPL_VS_TAU: Final = "ponder/eval-ppl-vs-tau"
 EVAL_STEPS_VS_TAU: Final = "ponder/eval-steps-vs-tau"
-# The points of both as they are, in metrics.jsonl.
+# All points of both, in metrics.jsonl.
 EVAL_SWEEP: Final = "ponder/eval-sweep"
 
 

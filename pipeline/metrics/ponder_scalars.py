@@ -1,4 +1,4 @@
-"""From the sums of an interval to the values of the curves. Pure."""
+"""Compute the values of curves from the sums of an interval."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ Sums = Mapping[str, Sequence[float]]
 
 
 def mean_loss(sums: Sums) -> float:
-    """Return the cross-entropy in nats per labelled token; NaN where no token had a label."""
+    """Return the cross-entropy in nats per labelled token; NaN if no token had a label."""
     return _ratio(sums["nll"][0], sums["labelled_tokens"][0], default=math.nan)
 
 
@@ -21,7 +21,7 @@ def ponder_scalars(
     penalty_weight: float,
     flops: FlopsAccount,
 ) -> dict[str, float]:
-    """Compute every ``ponder/`` curve that the method at hand has.
+    """Compute every ``ponder/`` curve of the run's method.
 
     Args:
         sums: what :class:`pipeline.metrics.statistics.StatisticsAccumulator` returned; statistics that the
@@ -30,7 +30,7 @@ def ponder_scalars(
         penalty_weight: the current weight of the ponder penalty in the loss.
         flops: cost account of the model.
     Returns:
-        Value by tag. A tag is absent where it has no value, such as the loss of a step that no token took.
+        Value by tag. Tags without a value are absent, such as the loss of a step that no token took.
     """
     scalars = {names.FLOPS_PER_TOKEN_TRAIN: flops.training_per_token(num_jacobi_iterations)}
     if "residual_change" in sums:
@@ -54,9 +54,9 @@ def jacobi_residuals(sums: Sums) -> list[float]:
 
 
 def contraction(residuals: Sequence[float]) -> float | None:
-    """Fit one factor by which a sweep shrinks the residual: the geometric mean of successive ratios.
+    """Return the factor by which a sweep shrinks the residual: the geometric mean of successive ratios.
 
-    None with fewer than two positive residuals; one of exactly zero has converged and says nothing more.
+    Residuals of exactly zero, of sweeps that have converged, are ignored. None with fewer than two others.
     """
     positive = [residual for residual in residuals if residual > 0]
     if len(positive) < 2:
@@ -66,7 +66,7 @@ def contraction(residuals: Sequence[float]) -> float | None:
 
 
 def fractions(counts: Sequence[float]) -> list[float]:
-    """Divide counts by their total; all zero where nothing was counted."""
+    """Divide counts by their total; all zero if nothing was counted."""
     total = sum(counts)
     return [_ratio(count, total, default=0.0) for count in counts]
 
@@ -78,7 +78,7 @@ def active_fractions(steps_count: Sequence[float]) -> list[float]:
 
 
 def mean_steps_of(steps_count: Sequence[float]) -> float:
-    """Return the mean number of steps; 0 where nothing was counted."""
+    """Return the mean number of steps; 0 if nothing was counted."""
     return sum(step * share for step, share in enumerate(fractions(steps_count)))
 
 

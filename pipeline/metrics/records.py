@@ -1,11 +1,13 @@
-"""What the training loop hands to every sink."""
+"""The records of a run's measurements, and the interface of the sinks that they are written to."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
-# Beyond this loss the perplexity is a meaningless overflow; Megatron-LM cuts at the same value.
+from pydantic import ConfigDict, with_config
+
+# The perplexity of larger losses would be meaningless; Megatron-LM caps at the same value.
 MAX_LOSS_FOR_PERPLEXITY = 20.0
 
 
@@ -14,11 +16,11 @@ class TrainingRecord:
     """One logging interval of training.
 
     ``loss`` is the mean in nats per labelled token over the interval, ``elapsed_seconds`` the mean per
-    iteration, ``tflops_per_device`` model TFLOP/s (recomputation not counted), ``mfu`` and ``hfu`` shares
-    of the device's dense peak, for what the method asks for and for what is computed. ``None``: it was not
-    measured, or the peak is not known.
-    ``data_hash`` names the tokens of the last iteration's global batch. ``scalars`` are further curves by
-    tag; ``steps_count`` the tokens by the number of steps they took.
+    iteration, ``tflops_per_device`` model TFLOP/s (without recomputation); ``mfu`` and ``hfu`` are shares of
+    the device's dense peak, for the operations of the method and for those computed. ``None`` means not
+    measured, or an unknown peak.
+    ``data_hash`` identifies the tokens of the last iteration's global batch. ``scalars`` are further curves
+    by tag, ``steps_count`` the number of tokens by the number of steps they took.
     """
 
     iteration: int
@@ -45,32 +47,43 @@ class TrainingRecord:
     steps_count: Sequence[float] | None = None
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SweepPoint:
-    """The held-out split under one limit.
+class LossPoint:
+    """The held-out loss under a limit on the steps of tokens, and what decoding costs there.
 
     Attributes:
-        kind: tokens take at most `value` steps, or halt at the threshold `value`.
-        value: see there.
+        step_limit: tokens take at most so many steps; None where they are not limited.
+        pruning_threshold: tokens halt at this threshold; None where nothing is pruned.
         loss: nats per labelled token.
-        mean_steps: steps that tokens took.
-        flops_per_token: operations of a decoder at those steps.
+        mean_steps: extra steps per token.
+        flops_per_token: of cached decoding, mean over a text of the run's sequence length.
     """
 
-    kind: Literal["steps", "tau"]
-    value: float
+    step_limit: int | None = None
+    pruning_threshold: float | None = None
     loss: float
     mean_steps: float
     flops_per_token: float
 
     @property
+    def kind(self) -> Literal["steps", "tau"]:
+        """Which limit it is."""
+        return "tau" if self.step_limit is None else "steps"
+
+    @property
+    def value(self) -> float | None:
+        """The limit."""
+        return self.pruning_threshold if self.step_limit is None else self.step_limit
+
+    @property
     def perplexity(self) -> float:
-        """The exponential of the loss, cut where it would only overflow."""
+        """The exponential of the loss, capped where it would overflow."""
         return perplexity_of(self.loss)
 
 
 def perplexity_of(loss: float) -> float:
-    """Return the exponential of a loss, cut where it would only overflow."""
+    """Return the exponential of a loss, capped where it would overflow."""
     return math.nan if math.isnan(loss) else math.exp(min(MAX_LOSS_FOR_PERPLEXITY, loss))
 
 
@@ -78,7 +91,7 @@ def perplexity_of(loss: float) -> float:
 class ValidationRecord:
     """One evaluation on the held-out split, made after ``iteration``; ``loss`` in nats per labelled token.
 
-    ``sweep`` is the same under limits, where they were tried.
+    ``sweep`` has the losses under limits, if they were measured.
     """
 
     iteration: int
@@ -86,9 +99,45 @@ class ValidationRecord:
     loss: float
     scalars: Mapping[str, float] = field(default_factory=dict)
     steps_count: Sequence[float] | None = None
-    sweep: Sequence[SweepPoint] = ()
+    sweep: Sequence[LossPoint] = ()
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the loss, cut where it would only overflow."""
+        """The exponential of the loss, capped where it would overflow."""
         return perplexity_of(self.loss)
+
+
+class MetricsSink(Protocol):
+    """A destination of records."""
+
+    def write_training(self, record: TrainingRecord) -> None:
+        """Write one logging interval."""
+
+    def write_validation(self, record: ValidationRecord) -> None:
+        """Write one evaluation."""
+
+    def close(self) -> None:
+        """Flush and close files."""
+
+
+class SinkGroup:
+    """Several sinks as one. An empty group is the sink of ranks that do not write."""
+
+    def __init__(self, sinks: Sequence[MetricsSink] = ()) -> None:
+        """Write to ``sinks``, in this order."""
+        self._sinks = tuple(sinks)
+
+    def write_training(self, record: TrainingRecord) -> None:
+        """Write one logging interval to every sink."""
+        for sink in self._sinks:
+            sink.write_training(record)
+
+    def write_validation(self, record: ValidationRecord) -> None:
+        """Write one evaluation to every sink."""
+        for sink in self._sinks:
+            sink.write_validation(record)
+
+    def close(self) -> None:
+        """Close every sink."""
+        for sink in self._sinks:
+            sink.close()

@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 class StatisticsAccumulator:
-    """Add up the statistics of many micro-batches on the device; read them once per interval.
+    """Sums of the statistics of many micro-batches on the device, which are read once per interval.
 
-    All sums lie side by side in one flat float64 vector, so that adding costs two kernels and reducing one
-    all-reduce and one copy to the host, however many statistics there are. Float64, because counts of tokens
-    pass 2**24 within an interval of a large run.
+    All sums are in one flat float64 vector, so that adding takes two kernels, and reducing one all-reduce and
+    one copy to the host, for any number of statistics. Float64, because the number of tokens in an interval
+    of a large run exceeds 2**24.
     """
 
     def __init__(self, layout: Mapping[str, int], *, device: torch.device) -> None:
-        """Reserve room for ``layout``: length of each statistic by name, in a fixed order."""
+        """Allocate the sums; ``layout`` is the length of each statistic by name, in a fixed order."""
         self._layout = dict(layout)
         self._flat = torch.zeros(sum(self._layout.values()), dtype=torch.float64, device=device)
 
     def add(self, statistics: Mapping[str, Tensor]) -> None:
-        """Add the sums of one micro-batch; nothing waits for the device.
+        """Add the sums of one micro-batch, without synchronizing with the device.
 
         Args:
             statistics: one tensor [length] for each name of the layout.
@@ -32,19 +32,19 @@ class StatisticsAccumulator:
         self._flat += torch.cat([statistics[name].detach() for name in self._layout])
 
     def copy(self) -> Tensor:
-        """Return the sums as they are now, for :meth:`restore`."""
+        """Return a copy of the sums, for :meth:`restore`."""
         return self._flat.clone()
 
     def restore(self, sums: Tensor) -> None:
-        """Forget what was added since `sums` were copied."""
+        """Discard what was added since `sums` were copied."""
         self._flat.copy_(sums)
 
     def reduce(self, *groups: dist.ProcessGroup) -> dict[str, list[float]]:
-        """Return the sums over all ranks of the groups and start again from zero.
+        """Return the sums over all ranks of the groups, and reset them to zero.
 
         Args:
-            groups: the data-parallel group, and the pipeline group, of which the last stage alone has added
-                anything; none means that this process holds the whole batch.
+            groups: the data-parallel group, and the pipeline group, in which only the last stage has added
+                anything; none if this process has the complete batch.
         """
         for group in groups:
             if dist.get_world_size(group) > 1:

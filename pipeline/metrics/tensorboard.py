@@ -1,4 +1,4 @@
-"""TensorBoard: Megatron-LM's tags for what it has, ``ponder/`` for the rest."""
+"""TensorBoard files, with the tags of Megatron-LM where it has one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ from pipeline.metrics import names
 from pipeline.metrics.jsonl import sweep_scalars, training_scalars
 from pipeline.metrics.records import TrainingRecord, ValidationRecord
 
-# torch ships this function without types.
+# This function of torch has no types.
 describe_settings: Callable[..., tuple[Any, Any, Any]] = hparams
 
 TENSORBOARD_FOLDER = "tensorboard"
 
-# Megatron-LM plots these a second time over consumed samples.
+# Megatron-LM also plots these over consumed samples.
 ALSO_VERSUS_SAMPLES = (
     names.LEARNING_RATE,
     names.BATCH_SIZE,
@@ -31,7 +31,7 @@ ALSO_VERSUS_SAMPLES = (
 
 
 class TensorBoardSink:
-    """Write scalars, the histogram of steps, the layout of charts, and what the run was configured with."""
+    """A sink for scalars, the histogram of steps, the layout of charts, and the configuration of the run."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class TensorBoardSink:
         """Open ``folder`` for a run.
 
         Args:
-            purge_step: on resume, the first iteration to come; what was written from there on is hidden.
+            purge_step: on resume, the next iteration; events from there on are hidden.
         """
         writer = SummaryWriter(str(folder), purge_step=purge_step)
         self._writer = cast(_Writer, writer)
@@ -84,15 +84,15 @@ class TensorBoardSink:
         self._writer.flush()
 
     def write_configuration(self, settings: Mapping[str, Any], resolved_yaml: str) -> None:
-        """Write the hyperparameters, flattened to dotted names, and the whole file as text."""
+        """Write the settings, flattened to dotted names, and the file as text."""
         experiment, start, end = describe_settings(flatten_settings(settings), {})
         for summary in (experiment, start, end):
             self._writer.file_writer.add_summary(summary)
-        # An indented block keeps the YAML's line breaks in TensorBoard's Markdown.
+        # Markdown keeps the line breaks of an indented block.
         self._writer.add_text("config", "\n".join(f"    {line}" for line in resolved_yaml.splitlines()), 0)
 
     def close(self) -> None:
-        """Write what is buffered and close the file."""
+        """Flush and close the file."""
         self._writer.close()
 
     def _write_histogram(self, tag: str, counts: Sequence[float], iteration: int) -> None:
@@ -101,10 +101,10 @@ class TensorBoardSink:
 
 
 def histogram_of_counts(counts: Sequence[float]) -> dict[str, Any]:
-    """Describe tokens by number of steps as a histogram whose bucket k is centred on the step k.
+    """Return the histogram of tokens by their number of steps, with bucket k centred on k.
 
     Returns:
-        The keyword arguments of ``SummaryWriter.add_histogram_raw`` that describe the values.
+        Keyword arguments of ``SummaryWriter.add_histogram_raw``.
     """
     taken = [step for step, count in enumerate(counts) if count > 0]
     return {
@@ -122,13 +122,13 @@ def histogram_of_counts(counts: Sequence[float]) -> dict[str, Any]:
 def custom_scalars_layout(
     *, method: Method, num_latent_thoughts: int, max_jacobi_iterations: int, sweeps_steps: bool = False
 ) -> dict[str, Any]:
-    """Group the curves that belong together into charts, for the page "Custom Scalars".
+    """Return the charts of related curves for the page "Custom Scalars".
 
     Args:
-        method: decides which groups of charts there are.
+        method: determines the groups of charts.
         num_latent_thoughts: K.
         max_jacobi_iterations: the largest J of the run.
-        sweeps_steps: evaluations are made with fewer steps too.
+        sweeps_steps: whether evaluations are repeated with fewer steps.
     """
     groups: dict[str, dict[str, list[str]]] = {
         "loss": {"training and validation": [names.LM_LOSS, names.LM_LOSS_VALIDATION]}
@@ -162,7 +162,7 @@ def _halting_charts(method: Method, num_latent_thoughts: int) -> dict[str, list[
         "loss by steps taken": [names.per_step(names.NLL_BY_STEPS, step) for step in steps],
         "penalty": [names.PENALTY, names.PENALTY_WEIGHT],
     }
-    if method == Method.ADAPONDERLM:
+    if method.facts.decider is not None and method.facts.decider.per_iteration:
         gates = [names.per_iteration(names.GATE, iteration) for iteration in range(num_latent_thoughts)]
         return charts | {"gate by iteration": gates}
     return charts | {
@@ -180,7 +180,7 @@ def _jacobi_charts(max_jacobi_iterations: int) -> dict[str, list[str]]:
 
 
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Flatten nested settings to dotted names; what TensorBoard cannot hold becomes text."""
+    """Flatten nested settings to dotted names; values of other types than TensorBoard's become text."""
     flat: dict[str, bool | int | float | str] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"

@@ -1,14 +1,14 @@
-"""The process group that joins the ranks of a job."""
+"""The process group of a job."""
 
 import logging
 from datetime import timedelta
 
-import torch
 import torch.distributed
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
+from megatron_ext.device import process_group_backend, select_device
 from pipeline.ranks.environment import Ranks
 
 __all__ = ["RendezvousError", "start_process_group", "stop_process_group"]
@@ -17,28 +17,23 @@ logger = logging.getLogger(__name__)
 
 
 class RendezvousError(RuntimeError):
-    """Not all ranks of the job have found each other."""
+    """Not all ranks of the job have connected."""
 
 
 def start_process_group(ranks: Ranks, *, timeout_seconds: int) -> None:
     """Choose this rank's device and join the job.
 
-    NCCL serves CUDA tensors, gloo those in host memory; without CUDA there is gloo alone.
-
     Args:
-        ranks: place of this process. Where its launcher sets a limit for the ranks to find each other, that
-            holds.
-        timeout_seconds: limit of every collective, and of the rendezvous where there is no other.
+        ranks: this process among the ranks; a limit for the rendezvous that the launcher set wins.
+        timeout_seconds: limit of every collective, and of the rendezvous if the launcher set none.
     Raises:
-        RendezvousError: some ranks did not come in time, or their first one cannot be reached.
+        RendezvousError: some ranks did not connect in time, or rank 0 cannot be reached.
     """
-    has_cuda = torch.cuda.is_available()
-    if has_cuda:
-        torch.cuda.set_device(ranks.local_rank)
+    select_device(ranks.local_rank)
     store = _meet(ranks, ranks.start_timeout_seconds or timeout_seconds)
     store.set_timeout(timedelta(seconds=timeout_seconds))
     torch.distributed.init_process_group(
-        backend="cpu:gloo,cuda:nccl" if has_cuda else "gloo",
+        backend=process_group_backend(),
         store=store,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -47,7 +42,7 @@ def start_process_group(ranks: Ranks, *, timeout_seconds: int) -> None:
 
 
 def _meet(ranks: Ranks, limit_seconds: int) -> Store:
-    """Wait for the other ranks at the first one's address."""
+    """Wait for the other ranks at the address of rank 0."""
     address = f"{ranks.master_address}:{ranks.master_port}"
     meeting = rendezvous(
         f"tcp://{address}", ranks.rank, ranks.world_size, timeout=timedelta(seconds=limit_seconds)
@@ -57,14 +52,14 @@ def _meet(ranks: Ranks, limit_seconds: int) -> Store:
         store, _, _ = next(meeting)
     except DistError as error:
         raise RendezvousError(
-            f"all {ranks.world_size} ranks must meet at {address} within {limit_seconds} s, but rank "
-            f"{ranks.rank} did not find them ({str(error).splitlines()[0]}); look into the logs of the other "
+            f"all {ranks.world_size} ranks must meet at {address} within {limit_seconds} s, but for rank "
+            f"{ranks.rank} they did not ({str(error).splitlines()[0]}); look into the logs of the other "
             "ranks: one did not start, has ended, or cannot reach that address"
         ) from error
     return store
 
 
 def stop_process_group() -> None:
-    """Leave the job. Without a process group this does nothing, so it fits a ``finally``."""
+    """Destroy the process group, if there is one."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,14 +1,14 @@
-"""Who this process is among the ranks of a job.
+"""This process among the ranks of a job.
 
 The only file that reads the variables torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT),
-and the limit that our own launchers set beside them.
-It loads no torch, so that a launcher starts at once.
+and the time limit that our own launchers add. It does not import torch, so that launchers start at once.
 """
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from pipeline.shared.ports import free_port
 
 __all__ = ["START_TIMEOUT_VARIABLE", "Ranks"]
 
@@ -17,7 +17,7 @@ START_TIMEOUT_VARIABLE = "MEGAPONDER_START_TIMEOUT_SECONDS"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
-    """Place of this process in the job."""
+    """The rank of this process, the size of the job, and where its ranks meet."""
 
     rank: int
     world_size: int
@@ -25,9 +25,9 @@ class Ranks:
     master_address: str
     master_port: int
     is_launched: bool
-    """Started by a launcher (torchrun, srun, our own), not by hand."""
+    """Started by a launcher (torchrun, srun, ours), not by hand."""
     start_timeout_seconds: int | None = None
-    """Within which all ranks must have found each other; None: as long as any other collective takes."""
+    """Limit for all ranks to connect; None applies the limit of collectives."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Ranks":
@@ -35,7 +35,7 @@ class Ranks:
 
         Raises:
             ValueError: some of RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are set and others are not, or one
-                is no number.
+                is not a number.
         """
         variables = os.environ if environment is None else environment
         needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -46,7 +46,7 @@ class Ranks:
                 world_size=1,
                 local_rank=0,
                 master_address="127.0.0.1",
-                master_port=_free_port(),
+                master_port=free_port(),
                 is_launched=False,
             )
         if missing:
@@ -75,9 +75,3 @@ def _number(variables: Mapping[str, str], name: str) -> int:
         return int(variables[name])
     except ValueError as error:
         raise ValueError(f"{name} must be a whole number, but is {variables[name]!r}") from error
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

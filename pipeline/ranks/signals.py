@@ -1,4 +1,4 @@
-"""Stop on request: a signal or a time limit sets a flag, and all ranks agree on it once per step."""
+"""Stop on request: a signal or a time limit sets a flag, on which all ranks agree once per step."""
 
 import signal
 import time
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 
 __all__ = ["STOP_SIGNALS", "StopFlag", "StopRequest"]
 
-# How often ranks that wait look whether they were asked to stop.
+# How often ranks that wait for data check whether a stop was requested.
 _POLL_SECONDS = 0.5
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest(IntEnum):
-    """Why a run is to stop; of the ranks' requests the largest counts."""
+    """Why a run should stop; the largest request of all ranks wins."""
 
     NONE = 0
     PLANNED = 1
-    """Its own time limit has passed."""
+    """The run's own time limit has passed."""
     SIGNAL = 2
-    """Somebody wants the machine back."""
+    """A stop signal was received."""
 
 
 class StopFlag:
-    """Remembers SIGINT, SIGTERM and SIGUSR1 instead of dying of them, until the loop asks.
+    """A flag that SIGINT, SIGTERM and SIGUSR1 set instead of ending the process, for the loop to check.
 
     ::
 
@@ -39,13 +39,13 @@ class StopFlag:
                     break
                 train_step()
 
-    It needs no process group until the ranks are to agree, so that it can stand around the start of a run
-    too. The handlers in place before return at the end. A second SIGINT raises ``KeyboardInterrupt``: the
-    first was heard, but the step may take long.
+    It needs no process group until the ranks must agree, so it can cover the start of a run as well. The
+    previous handlers are restored at the end. A second SIGINT raises ``KeyboardInterrupt``, for users who do
+    not want to wait for the end of a step.
 
     Args:
         signals: which signals set the flag.
-        limit_seconds: time from now after which the flag sets itself; None is never.
+        limit_seconds: time from now after which the flag is set; None sets no limit.
     """
 
     def __init__(
@@ -72,28 +72,29 @@ class StopFlag:
 
     @property
     def requested(self) -> StopRequest:
-        """What this rank alone was asked."""
+        """The request that this rank alone received."""
         if self.received is not None:
             return StopRequest.SIGNAL
-        is_over = self._deadline is not None and time.monotonic() >= self._deadline
-        return StopRequest.PLANNED if is_over else StopRequest.NONE
+        has_passed = self._deadline is not None and time.monotonic() >= self._deadline
+        return StopRequest.PLANNED if has_passed else StopRequest.NONE
 
     def agreed(
         self, group: "ProcessGroup | None" = None, *, until: Callable[[float], bool] | None = None
     ) -> StopRequest:
-        """Return what any rank was asked; every rank of the group calls it at the same place.
+        """Return the request that any rank received; every rank of the group calls it at the same place.
 
         Args:
-            group: ranks that must agree; None is all of them.
-            until: waits so many seconds at most for what the rank needs to go on, and returns whether it is
-                there. Ranks wait for each other until it is there on all of them, or one was asked to stop.
+            group: ranks that must agree; None means all.
+            until: waits for what this rank needs to continue, at most the given number of seconds, and
+                returns whether it is ready. Ranks poll until all are ready, or one received a request: a rank
+                whose data never arrives must not keep the others from stopping.
         """
         import torch
         import torch.distributed
 
         while True:
             is_waiting = until is not None and not until(_POLL_SECONDS)
-            # On the host: asking must not wait for the GPU.
+            # On the host, so that it does not synchronize with the GPU.
             state = torch.tensor([int(self.requested), int(is_waiting)], dtype=torch.int32)
             torch.distributed.all_reduce(state, op=torch.distributed.ReduceOp.MAX, group=group)
             request, any_is_waiting = state.tolist()

@@ -1,10 +1,10 @@
-"""End a run that hangs, after every rank has shown what it is doing.
+"""End a run that hangs, after every rank has reported what it is doing.
 
-A rank that hangs makes all others wait in a collective, so nothing but time tells that something is wrong.
-A thread of each rank looks at the time since the last beat. When that passes the limit, the rank writes the
-stacks of its threads to a file and tells the others in the job's store whether its main thread waits for
-other ranks; who does not wait, or does not answer, is the one to look at. Then the process ends with the code
-that asks to be started again. Nothing here needs the main thread, which may never come back.
+A rank that hangs makes all others wait in a collective, so that only elapsed time reveals the problem. A
+thread of each rank checks the time since the last beat. When that exceeds the limit, the rank writes the
+stacks of its threads to a file and reports in the job's store whether its main thread is waiting for other
+ranks. A rank that is not waiting, or does not report, is the one to look at. Then the process exits with the
+code that asks for a restart. Nothing here needs the main thread, which may be blocked for ever.
 """
 
 import faulthandler
@@ -26,17 +26,17 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined] 
 from torch.distributed.distributed_c10d import Store
 
 from pipeline.ranks.environment import Ranks
-from pipeline.shared.bounded import within
+from pipeline.shared.bounded import wait_until, within
 from pipeline.shared.exit_codes import ExitCode
 
-__all__ = ["RankReport", "Watchdog", "at_fault", "stack_file"]
+__all__ = ["RankReport", "Watchdog", "describe_fault", "ranks_at_fault", "stack_file"]
 
 logger = logging.getLogger(__name__)
 
-# How long ranks that noticed wait for each other's reports.
+# How long a rank waits for the reports of the others.
 REPORT_SECONDS = 5.0
 _POLL_SECONDS = 0.2
-# Where a main thread that waits for other ranks stands: one of its innermost frames is in these files.
+# A main thread that waits for other ranks has one of its innermost frames in one of these files.
 _WAITING_PLACES = (
     "torch/distributed/distributed_c10d.py",
     "megatron/core/pipeline_parallel/p2p_communication.py",
@@ -47,12 +47,12 @@ _KEY = "watchdog"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankReport:
-    """What a rank tells the others when it has noticed that nothing goes on.
+    """What a rank reports to the others when its time limit has passed.
 
     Attributes:
-        doing: name of its last beat.
-        waits: whether its main thread waits for other ranks.
-        place: file, line and function its main thread is in.
+        doing: description of its last beat.
+        waits: whether its main thread is waiting for other ranks.
+        place: file, line and function that its main thread is in.
     """
 
     doing: str
@@ -61,11 +61,11 @@ class RankReport:
 
 
 class Watchdog:
-    """Watches one rank between ``start`` and ``stop``; use it as a context manager.
+    """A watch over one rank; it is active inside its context.
 
     Args:
-        ranks: place of this process, and where the job's store is.
-        limit_seconds: longest time between two beats; 0 watches nothing.
+        ranks: this process among the ranks, and the address of the job's store.
+        limit_seconds: longest time between two beats; 0 switches the watch off.
         folder: where stacks are written.
     """
 
@@ -82,7 +82,7 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         if self._limit_seconds > 0:
-            # A connection of its own: the job's may be waiting inside a collective.
+            # A connection of its own: that of the process group may be blocked inside a collective.
             self._store = _connect(self._ranks)
             self._thread.start()
         return self
@@ -98,13 +98,17 @@ class Watchdog:
             self._thread.join(timeout=REPORT_SECONDS)
 
     def beat(self, doing: str) -> None:
-        """Say that the rank goes on, and with what."""
+        """Report progress: the rank starts something new.
+
+        Args:
+            doing: description of what it starts, for the report.
+        """
         self._doing = doing
         self._last_beat = time.monotonic()
 
     @contextmanager
     def paused(self, doing: str) -> Iterator[None]:
-        """Around work of which nobody knows how long it takes, such as writing a checkpoint."""
+        """Suspend the watch during work whose duration is unknown, such as writing a checkpoint."""
         self.beat(doing)
         self._num_pauses += 1
         try:
@@ -120,16 +124,16 @@ class Watchdog:
                 self._end(silence)
 
     def _end(self, silence: float) -> None:
-        """Report and leave the process; nothing of it can be rescued."""
-        # Disk, network and rank 0, in whose process the store lives, may be what hangs.
+        """Report and end the process."""
+        # The disk, the network, or rank 0, in whose process the store lives, may be what hangs.
         within(2 * REPORT_SECONDS, lambda: self._report(silence))
-        # The main thread may hold locks for ever: no handler of the interpreter's end may run.
+        # Not sys.exit: the main thread may hold locks for ever, and exit handlers would wait for them.
         os._exit(ExitCode.REQUEUE)
 
     def _report(self, silence: float) -> None:
         own = _own_report(self._doing)
         logger.error(
-            "rank %d: nothing finished for %.0f seconds (limit %.0f: parallel.watchdog_seconds); last begun: "
+            "rank %d: no progress for %.0f seconds (limit %.0f: parallel.watchdog_seconds); last started: "
             "%s; its main thread is at %s; all stacks are in %s",
             self._ranks.rank,
             silence,
@@ -142,29 +146,38 @@ class Watchdog:
         assert self._store is not None, "the watchdog watches only while it is started"
         reports = _exchange(self._store, self._ranks, own)
         if self._ranks.rank == min(reports):
-            logger.error("%s", at_fault(reports, self._ranks.world_size))
+            logger.error("%s", describe_fault(reports, self._ranks.world_size))
         logging.shutdown()
 
 
-def at_fault(reports: dict[int, RankReport], world_size: int) -> str:
-    """Say which ranks the others wait for.
+def ranks_at_fault(reports: dict[int, RankReport], world_size: int) -> list[int]:
+    """Return the ranks that the others wait for.
+
+    A rank without a report explains why others are busy or wait, so such ranks come before any that are busy.
 
     Args:
-        reports: of the ranks that have answered.
-        world_size: how many should have.
+        reports: of the ranks that have responded.
+        world_size: ranks of the job.
+    Returns:
+        Empty if all ranks wait for each other.
     """
     silent = [rank for rank in range(world_size) if rank not in reports]
-    busy = [rank for rank, report in reports.items() if not report.waits]
-    if silent:
-        return f"ranks {silent} do not answer: they have died, or are stopped; look into their logs"
-    if busy:
-        places = ", ".join(f"rank {rank} ({reports[rank].doing}, at {reports[rank].place})" for rank in busy)
-        return f"all other ranks wait for {places}"
-    return "all ranks wait for each other: the network between them, or collectives in different orders"
+    return silent or [rank for rank, report in reports.items() if not report.waits]
+
+
+def describe_fault(reports: dict[int, RankReport], world_size: int) -> str:
+    """Render the ranks at fault, and where they are, for the log."""
+    at_fault = ranks_at_fault(reports, world_size)
+    if not at_fault:
+        return "all ranks wait for each other: the network between them, or collectives in different orders"
+    if at_fault[0] not in reports:
+        return f"ranks {at_fault} do not respond: they have died, or are stopped; look into their logs"
+    places = (f"rank {rank} ({reports[rank].doing}, at {reports[rank].place})" for rank in at_fault)
+    return f"all other ranks wait for {', '.join(places)}"
 
 
 def stack_file(folder: Path, rank: int) -> Path:
-    """Where a rank writes the stacks of its threads."""
+    """Return where a rank writes the stacks of its threads."""
     return folder / f"rank_{rank:05d}.txt"
 
 
@@ -194,7 +207,7 @@ def _own_report(doing: str) -> RankReport:
 
 
 def _write_stacks(path: Path) -> None:
-    # A folder that cannot be written must not keep the run from ending.
+    # A folder that cannot be written must not prevent the process from ending.
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
@@ -202,21 +215,22 @@ def _write_stacks(path: Path) -> None:
 
 
 def _exchange(store: Store, ranks: Ranks, own: RankReport) -> dict[int, RankReport]:
-    """Give the own report and collect those of the others, as far as they come in time."""
+    """Send this rank's report and collect those of the others that come in time."""
     reports = {ranks.rank: own}
     within(REPORT_SECONDS, lambda: _collect(store, ranks, own, reports))
     if ranks.rank == 0:
-        # The store ends with this process: the others shall have read it.
+        # The store ends with this process: give the others time to read it.
         time.sleep(_POLL_SECONDS * 5)
     return dict(sorted(reports.items()))
 
 
 def _collect(store: Store, ranks: Ranks, own: RankReport, reports: dict[int, RankReport]) -> None:
-    deadline = time.monotonic() + REPORT_SECONDS - _POLL_SECONDS
+    def all_have_reported() -> bool:
+        for rank in set(range(ranks.world_size)) - reports.keys():
+            if store.check([f"{_KEY}/{rank}"]):
+                reports[rank] = RankReport(**json.loads(store.get(f"{_KEY}/{rank}")))
+        return len(reports) == ranks.world_size
+
     with suppress(DistError):
         store.set(f"{_KEY}/{ranks.rank}", json.dumps(asdict(own)))
-        while len(reports) < ranks.world_size and time.monotonic() < deadline:
-            for rank in set(range(ranks.world_size)) - reports.keys():
-                if store.check([f"{_KEY}/{rank}"]):
-                    reports[rank] = RankReport(**json.loads(store.get(f"{_KEY}/{rank}")))
-            time.sleep(_POLL_SECONDS)
+        wait_until(all_have_reported, seconds=REPORT_SECONDS - _POLL_SECONDS, poll_seconds=_POLL_SECONDS)

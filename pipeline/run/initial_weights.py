@@ -1,14 +1,12 @@
-"""Start a run from the weights of another one (`init_from`)."""
+"""Load the initial weights of a run from another one (`init_from`)."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ext.ponder.config import Method
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.loading import content_of, of_the_model, read_sharded
 from pipeline.checkpoint.offline import OfflineReader
-from pipeline.checkpoint.resuming import refuse_damage
+from pipeline.checkpoint.resuming import check_intact
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
@@ -29,35 +27,10 @@ _FREE_MODEL_SETTINGS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewPart:
-    """What a method has beside the backbone.
-
-    Attributes:
-        prefix: of the names of its weights.
-        start: how they start.
-    """
-
-    prefix: str
-    start: str
-
-
-NEW_PARTS = {
-    Method.PONDERLM3: NewPart(
-        prefix="ponder.router.",
-        start="the router's first layer is drawn, its last layer puts 0.9 on step K, whatever the token",
-    ),
-    Method.ADAPONDERLM: NewPart(
-        prefix="ponder.gates.",
-        start="every gate's first layer is drawn, its last layer opens the gate to 0.9, whatever the token",
-    ),
-}
-
-
-def start_from_weights(
+def load_initial_weights(
     config: RunConfig, parts: TrainingParts, *, vocab_size: int, converted: Path | None = None
 ) -> None:
-    """Take the weights that `init_from` names; all ranks call it together.
+    """Load the weights that `init_from` names; all ranks call it together.
 
     Args:
         config: the run, with `init_from.path`.
@@ -65,7 +38,7 @@ def start_from_weights(
         vocab_size: tokens of the run's tokenizer.
         converted: the checkpoint that a source of another format was converted to, else None.
     Raises:
-        CheckpointError: there is no such checkpoint, it is damaged, or it is of a model that this one cannot
+        CheckpointError: there is no such checkpoint, it is damaged, or its model is one that this run cannot
             start from.
     """
     start = config.init_from
@@ -74,19 +47,19 @@ def start_from_weights(
     source = load_config(folder / CONFIG_NAME)
     _check_method(config, source, folder)
     _check_model(config, source, folder)
-    refuse_damage(folder, reads=config.checkpoint.verify)
+    check_intact(folder, reads=config.checkpoint.verify)
     _check_vocabulary(source, folder, vocab_size)
     content = {"model": parts.module.sharded_state_dict(metadata=content_of(folder))}
     loaded, missing, unexpected = read_sharded(content, folder)
     unused = of_the_model(unexpected)
-    _refuse(config, folder, missing=missing, unused=unused)
+    _check_weights(config, folder, missing=missing, unused=unused)
     parts.module.load_state_dict(loaded["model"], strict=not missing)
     parts.optimizer.reload_model_params()
-    _tell(config, source, folder, new=missing, unused=unused)
+    _log(config, source, folder, new=missing, unused=unused)
 
 
 def model_differences(config: RunConfig, source: RunConfig) -> list[str]:
-    """Name every setting of the model in which a run differs from the one whose weights it takes."""
+    """List every setting of the model in which a run differs from the one whose weights it loads."""
     return [
         f"model.{name} is {getattr(config.model, name)} here and {getattr(source.model, name)} there"
         for name in type(config.model).model_fields
@@ -98,8 +71,8 @@ def _check_method(config: RunConfig, source: RunConfig, folder: Path) -> None:
     named, found = config.init_from.method, source.ponder.method
     if named != found:
         raise CheckpointError(
-            f"init_from.method must be the method of {folder}, but is {named}, and that is {found}; "
-            f"look at {folder / CONFIG_NAME}"
+            f"init_from.method must be {found}, the method of {folder}, but is {named}; see "
+            f"{folder / CONFIG_NAME}"
         )
 
 
@@ -113,7 +86,7 @@ def _check_model(config: RunConfig, source: RunConfig, folder: Path) -> None:
 
 
 def _check_vocabulary(source: RunConfig, folder: Path, vocab_size: int) -> None:
-    """Rows that are absent would be read as zeros."""
+    """Check the rows of the embedding: rows that are absent would be loaded as zeros."""
     entry = OfflineReader(folder).tensors.get(EMBEDDING)
     if entry is None:
         return
@@ -125,33 +98,34 @@ def _check_vocabulary(source: RunConfig, folder: Path, vocab_size: int) -> None:
         )
 
 
-def _refuse(config: RunConfig, folder: Path, *, missing: list[str], unused: list[str]) -> None:
+def _check_weights(config: RunConfig, folder: Path, *, missing: list[str], unused: list[str]) -> None:
     method = config.ponder.method
-    part = NEW_PARTS.get(method) if config.init_from.method != method else None
-    absent = [name for name in missing if part is None or not name.startswith(part.prefix)]
+    decider = method.facts.decider if config.init_from.method != method else None
+    absent = [name for name in missing if decider is None or not name.startswith(f"ponder.{decider.name}.")]
     if absent:
         raise CheckpointError(
-            f"{folder} must hold all weights that {method} takes from {config.init_from.method}, but lacks "
+            f"{folder} must hold all weights that {method} loads from {config.init_from.method}, but lacks "
             f"{', '.join(absent)}"
         )
     if unused and not config.init_from.allow_unused:
         raise CheckpointError(
-            f"{folder} must hold no weights that {method} has not, but holds {', '.join(unused)}; set "
-            "init_from.allow_unused: true to leave them behind"
+            f"{folder} must hold no weights that {method} does not have, but holds {', '.join(unused)}; set "
+            "init_from.allow_unused: true to ignore them"
         )
 
 
-def _tell(config: RunConfig, source: RunConfig, folder: Path, *, new: list[str], unused: list[str]) -> None:
+def _log(config: RunConfig, source: RunConfig, folder: Path, *, new: list[str], unused: list[str]) -> None:
     logger.info(
-        "started from the weights in %s (%s); optimizer, schedule and order of the data start anew",
+        "started from the weights in %s (%s); optimizer, schedule and order of the data start from scratch",
         folder,
         source.ponder.method,
     )
-    if new:
-        logger.info("new weights: %s; %s", ", ".join(new), NEW_PARTS[config.ponder.method].start)
+    decider = config.ponder.method.facts.decider
+    if new and decider is not None:
+        logger.info("new weights: %s; %s", ", ".join(new), decider.start)
     if unused:
-        logger.info("weights of the source left behind: %s", ", ".join(unused))
+        logger.info("unused weights of the source: %s", ", ".join(unused))
     for name in type(config.ponder).model_fields:
         here, there = getattr(config.ponder, name), getattr(source.ponder, name)
         if here != there and name != "method":
-            logger.info("ponder.%s is %s here, and was %s in training so far", name, here, there)
+            logger.info("ponder.%s is %s here, and was %s in the training of the source", name, here, there)

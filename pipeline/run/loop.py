@@ -1,4 +1,4 @@
-"""The training loop: decides when to step, log, evaluate, save and stop. How is decided elsewhere."""
+"""The training loop: decides when to step, log, evaluate, save and stop; how is left to other modules."""
 
 import logging
 import time
@@ -13,17 +13,17 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.batches import HeldoutBatches
 from pipeline.data.dataset import TokenRows
 from pipeline.data.prefetch import PrefetchedBatches
-from pipeline.evaluation.points import SweepSettings, sweep
+from pipeline.evaluation.points import LimitSettings, points_under_limits
 from pipeline.metrics.collapse import CollapseAlarm
 from pipeline.metrics.data_hash import gather_data_hash
 from pipeline.metrics.ponder_scalars import ponder_scalars
-from pipeline.metrics.records import SweepPoint, ValidationRecord
-from pipeline.metrics.sinks import SinkGroup
+from pipeline.metrics.records import LossPoint, SinkGroup, ValidationRecord
 from pipeline.ranks.signals import StopFlag, StopRequest
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.run.meter import IntervalMeter
-from pipeline.run.progress import TrainingProgress
+from pipeline.run.output import render_state
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.progress import Progress
 from pipeline.step.build import TrainingParts
 from pipeline.step.divergence import (
     Finding,
@@ -41,23 +41,23 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class TrainingRun:
-    """A run under way.
+class TrainingLoop:
+    """The loop of a run that has been prepared.
 
     Attributes:
         config: the run.
-        groups: the layout.
+        groups: the parallel layout.
         parts: model, optimizer, schedule.
         batches, heldout: this rank's data.
-        meter: what was measured since the last log line.
-        sinks, progress, alarm: where it goes.
-        stop: what ends the run early.
-        watchdog: what ends it when it hangs.
-        saver: saves it.
-        state: how far the run is.
-        saved_iteration: of the newest checkpoint, or where the run began.
-        is_save_due: a checkpoint is to be written.
-        rows: what this rank has read of the newest step's global batch.
+        meter: measurements since the last log line.
+        sinks, progress, alarm: where measurements go.
+        stop: stop signals and time limits.
+        watchdog: ends the run if it hangs.
+        saver: writes checkpoints.
+        state: progress of the run, as it is saved.
+        saved_iteration: of the newest checkpoint, or where this process started.
+        is_save_due: whether a checkpoint must be written as soon as possible.
+        rows: this rank's rows of the newest global batch, for its hash.
     """
 
     config: RunConfig
@@ -67,7 +67,7 @@ class TrainingRun:
     heldout: HeldoutBatches
     meter: IntervalMeter
     sinks: SinkGroup
-    progress: TrainingProgress
+    progress: Progress
     alarm: CollapseAlarm
     stop: StopFlag
     watchdog: Watchdog
@@ -78,14 +78,14 @@ class TrainingRun:
     rows: list[TokenRows] = field(default_factory=list)
 
     def run(self) -> ExitCode:
-        """Iterate until the last iteration, a request to stop, or divergence."""
+        """Train until the last iteration, a request to stop, or divergence."""
         try:
             code = self._iterate()
             with self.watchdog.paused("waiting for the last save"):
                 self.saver.finish()
             return code
         except BaseException:
-            with self.watchdog.paused("leaving a save in the background its time"):
+            with self.watchdog.paused("letting a save in the background end"):
                 self.saver.leave()
             raise
         finally:
@@ -105,24 +105,24 @@ class TrainingRun:
                 return self._leave(request)
             result = self._step(started)
             self.saver.poll()
-            if result.finding is not None and not self._leave_out(result, result.finding):
+            if result.finding is not None and not self._continues_after(result, result.finding):
                 return ExitCode.DO_NOT_REQUEUE
             iteration = self.state.iteration
-            leaves = iteration < last and _divides(self.config.training.exit_interval, iteration)
-            self.is_save_due |= leaves or _is_due(iteration, self.config.checkpoint.interval, last)
+            exits = iteration < last and _divides(self.config.training.exit_interval, iteration)
+            self.is_save_due |= exits or _is_due(iteration, self.config.checkpoint.interval, last)
             if self.is_save_due or _is_due(iteration, self.config.metrics.interval, last):
                 self._log()
             if _is_due(iteration, self.config.evaluation.interval, last):
                 self._evaluate()
             if self.is_save_due:
                 self._save()
-            if leaves:
-                logger.info("leaving at iteration %d, as training.exit_interval asks", iteration)
+            if exits:
+                logger.info("exiting at iteration %d (training.exit_interval)", iteration)
                 return ExitCode.DONE
         return ExitCode.DONE if self.saved_iteration == self.state.iteration else ExitCode.DO_NOT_REQUEUE
 
     def _leave(self, request: StopRequest) -> ExitCode:
-        """Save what has not been saved, and say whether the run wants to be started again."""
+        """Save what has not been saved, and return whether to start the run again."""
         iteration = self.state.iteration
         if iteration > self.saved_iteration:
             if self.meter.has_steps:
@@ -130,14 +130,20 @@ class TrainingRun:
             self._save()
         with self.watchdog.paused("waiting for the last save"):
             self.saver.finish()
-        why = "told to stop" if request is StopRequest.SIGNAL else "training.exit_duration_in_mins is over"
-        what = "saved" if iteration == self.saved_iteration else f"saved at {self.saved_iteration}"
-        what = what if self.saved_iteration > 0 else "nothing to save yet"
-        logger.info("%s at iteration %d; %s, the same command goes on from there", why, iteration, what)
-        return ExitCode.REQUEUE if request is StopRequest.SIGNAL else ExitCode.DONE
+        is_signal = request is StopRequest.SIGNAL
+        why = "stop signal received" if is_signal else "training.exit_duration_in_mins has passed"
+        what = f"checkpoint of iteration {self.saved_iteration} saved; the same command resumes from it"
+        if self.saved_iteration == 0:
+            what = "nothing to save yet; the same command starts from iteration 0"
+        logger.info("%s at iteration %d: %s", why, iteration, what)
+        return ExitCode.REQUEUE if is_signal else ExitCode.DONE
 
     def _step(self, started: float) -> StepResult:
-        """Train one iteration, which began with waiting for its data."""
+        """Train one iteration.
+
+        Args:
+            started: when the wait for its data began, by the monotonic clock.
+        """
         settings = step_settings(
             self.config, iteration=self.state.iteration, consumed_tokens=self.state.consumed_tokens
         )
@@ -176,8 +182,8 @@ class TrainingRun:
             training_seconds=state.training_seconds + seconds,
         )
 
-    def _leave_out(self, result: StepResult, finding: Finding) -> bool:
-        """Tell about a step whose update was not made; whether the run may go on without it."""
+    def _continues_after(self, result: StepResult, finding: Finding) -> bool:
+        """Report a step whose update was skipped, and return whether training continues."""
         step = describe_bad_step(
             finding,
             iteration=self.state.iteration,
@@ -197,7 +203,7 @@ class TrainingRun:
         return goes_on
 
     def _log(self) -> None:
-        """Write the interval."""
+        """Write the measurements of the interval."""
         record = self.meter.read(
             self.state,
             learning_rates=learning_rates(self.parts.optimizer),
@@ -206,17 +212,19 @@ class TrainingRun:
             samples_by_source=self.batches.order.samples_by_source(self.state.consumed_samples),
         )
         self.sinks.write_training(record)
-        self.progress.update(record.iteration, loss=record.loss, tokens_per_second=record.tokens_per_second)
+        self.progress.update(record.iteration, render_state(record))
         if record.steps_count is not None:
             warning = self.alarm.observe(record.steps_count, penalty_weight=self.meter.penalty_weight)
             if warning is not None:
                 logger.warning("%s", warning)
 
     def _evaluate(self) -> bool:
-        """Measure the held-out loss; told to stop in the middle, leave that to the run that goes on.
+        """Measure the held-out loss.
+
+        A stop signal cuts the evaluation short; it stays due, and the resumed run makes it.
 
         Returns:
-            whether it was measured.
+            Whether it was measured.
         """
         sweeps = self.config.ponder.num_jacobi_iterations
         evaluation = evaluate(
@@ -226,7 +234,7 @@ class TrainingRun:
             groups=self.groups,
             is_cut_short=self._is_evaluation_cut_short,
         )
-        points = None if evaluation is None else self._sweep(evaluation)
+        points = None if evaluation is None else self._points_under_limits(evaluation)
         self.state = replace(self.state, is_evaluation_due=points is None)
         if evaluation is None or points is None:
             return False
@@ -249,20 +257,20 @@ class TrainingRun:
         )
         return True
 
-    def _sweep(self, evaluation: Evaluation) -> tuple[SweepPoint, ...] | None:
+    def _points_under_limits(self, evaluation: Evaluation) -> tuple[LossPoint, ...] | None:
         """Measure the same under limits, as far as the configuration asks for it."""
-        settings = SweepSettings(
+        settings = LimitSettings(
             over_steps=self.config.evaluation.sweep_steps,
             taus=self.config.evaluation.sweep_tau,
             num_jacobi_iterations=self.config.ponder.num_jacobi_iterations,
         )
-        return sweep(
+        return points_under_limits(
             self.parts.module,
             self.heldout,
             settings,
             groups=self.groups,
             flops=self.meter.flops,
-            whole=evaluation,
+            unlimited=evaluation,
             is_cut_short=self._is_evaluation_cut_short,
         )
 
@@ -271,12 +279,12 @@ class TrainingRun:
         return self.stop.agreed() is StopRequest.SIGNAL
 
     def _save(self) -> None:
-        """Write a checkpoint; it stays due where the last step was left out.
+        """Write a checkpoint; it stays due if the last step was skipped.
 
-        After such a step nothing shows that the weights are sound.
+        After a skipped step nothing shows that the weights are sound: the update before may have broken them.
         """
         if self.state.skipped_in_a_row:
-            logger.warning("not saving at iteration %d, which was left out", self.state.iteration)
+            logger.warning("not saving at iteration %d, which was skipped", self.state.iteration)
             return
         self.is_save_due = False
         seen = self.batches.order.samples_by_source(self.state.consumed_samples)
@@ -286,7 +294,7 @@ class TrainingRun:
 
 
 def _is_due(iteration: int, interval: int | None, last: int) -> bool:
-    """Every `interval` iterations, and at the last one."""
+    """Tell whether something is due that happens every `interval` iterations, and at the last one."""
     return iteration == last or _divides(interval, iteration)
 
 

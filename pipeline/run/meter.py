@@ -1,8 +1,8 @@
-"""What is measured between two log lines: sums on the device, times on the host, one collective."""
+"""Measurements between two log lines: sums on the device, times on the host, one collective."""
 
 from collections.abc import Mapping, Sequence
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
@@ -18,7 +18,7 @@ from pipeline.step.train import StepResult
 
 
 class IntervalMeter:
-    """Collects the steps of one logging interval."""
+    """The measurements of one logging interval."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class IntervalMeter:
             config: the run.
             flops: cost account of the model.
             layout: names and sizes of the model's statistics.
-            peak_flops: dense peak of a device, operations per second; None where it is not known.
+            peak_flops: dense peak of a device, operations per second; None if it is unknown.
         """
         self.flops = flops
         self.statistics = StatisticsAccumulator(layout, device=device())
@@ -46,11 +46,11 @@ class IntervalMeter:
 
     @property
     def has_steps(self) -> bool:
-        """Whether there is anything to read."""
+        """Whether the interval has any steps."""
         return self._num_steps > 0
 
     def add_step(self, settings: StepSettings, result: StepResult, seconds: float) -> None:
-        """Take in one step; its statistics were added by the step itself."""
+        """Add one step; the step itself has added its statistics."""
         self.penalty_weight = settings.penalty_weight
         self._grad_norm = result.grad_norm
         self._num_steps += 1
@@ -66,14 +66,14 @@ class IntervalMeter:
         rows: Sequence[TokenRows] | None = None,
         samples_by_source: Mapping[str, int] | None = None,
     ) -> TrainingRecord:
-        """Make the record of the interval and begin the next; all data-parallel ranks call it together.
+        """Return the record of the interval and start the next; all data-parallel ranks call it together.
 
         Args:
             state: how far the run is.
-            learning_rates: of the next step: the backbone's, and that of the method's own weights where they
-                have one.
-            groups: the layout.
-            rows: what this rank has read of the last step's global batch; None where nothing was read.
+            learning_rates: of the next step: that of the backbone, and that of the method's own weights if
+                they have one.
+            groups: the parallel layout.
+            rows: this rank's rows of the last global batch; None if nothing was read.
             samples_by_source: of a blend, how many samples of each source the run has seen.
         """
         sums = self.statistics.reduce(groups.dp, groups.pp)

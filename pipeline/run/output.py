@@ -1,35 +1,34 @@
-"""What a run shows and writes while it goes; only the first rank speaks."""
+"""What a run prints and writes; only rank 0 does."""
 
 from pathlib import Path
 
-import torch
 import torch.distributed
 from rich.console import Console
 
-from megatron_ext.host import device
+from megatron_ext.device import device_name
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.config.load import dump_config, render_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import max_sweeps, run_summary
-from pipeline.cost.device_peaks import dense_peak
+from pipeline.cost.peaks import dense_peak
 from pipeline.metrics.jsonl import METRICS_FILE, JsonlSink
 from pipeline.metrics.log_line import LogLineSink
-from pipeline.metrics.sinks import MetricsSink, SinkGroup
+from pipeline.metrics.records import MetricsSink, SinkGroup, TrainingRecord
 from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER, TensorBoardSink
 from pipeline.run.layout import render_layout, stages_of
-from pipeline.run.progress import NoProgress, TrainingProgress, open_progress
 from pipeline.run.summary import render_summary
+from pipeline.shared.progress import Progress, SilentProgress, open_progress
 
 
 def config_file(config: RunConfig) -> Path:
-    """Where the resolved configuration of a run lies."""
+    """Return the path of the resolved configuration of a run."""
     return config.output_dir / CONFIG_NAME
 
 
 def start_output(config: RunConfig, groups: ParallelGroups) -> None:
-    """Make the run's folder and write the resolved configuration into it, before any rank goes on."""
+    """Create the run's folder with the resolved configuration; all ranks wait for it."""
     if groups.rank == 0:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         dump_config(config, config_file(config))
@@ -37,9 +36,9 @@ def start_output(config: RunConfig, groups: ParallelGroups) -> None:
 
 
 def open_sinks(
-    config: RunConfig, groups: ParallelGroups, progress: TrainingProgress, *, start_iteration: int
+    config: RunConfig, groups: ParallelGroups, progress: Progress, *, start_iteration: int
 ) -> SinkGroup:
-    """Open the log line, metrics.jsonl and TensorBoard on the first rank, nothing on the others."""
+    """Open the log line, metrics.jsonl and TensorBoard on rank 0, nothing on the others."""
     if groups.rank != 0:
         return SinkGroup()
     sinks: list[MetricsSink] = [LogLineSink(progress.say), JsonlSink(config.output_dir / METRICS_FILE)]
@@ -57,22 +56,32 @@ def open_sinks(
     return SinkGroup(sinks)
 
 
-def open_run_progress(config: RunConfig, groups: ParallelGroups, *, start_iteration: int) -> TrainingProgress:
-    """Show the progress on the first rank."""
+def open_run_progress(config: RunConfig, groups: ParallelGroups, *, start_iteration: int) -> Progress:
+    """Show the iterations that are done, on rank 0."""
     if groups.rank != 0:
-        return NoProgress()
+        return SilentProgress()
     return open_progress(
-        Console(stderr=True), start_iteration=start_iteration, total_iterations=config.training.train_iters
+        Console(stderr=True),
+        "training",
+        total=config.training.train_iters,
+        completed=start_iteration,
+        is_kept=True,
     )
 
 
+def render_state(record: TrainingRecord) -> str:
+    """Render the state that the progress display shows: iteration, newest loss and speed."""
+    iterations = f"iteration {record.iteration}/{record.total_iterations}"
+    return f"{iterations} | loss {record.loss:.4f} | {record.tokens_per_second:,.0f} tokens/s"
+
+
 def show_summary(config: RunConfig, vocab_size: int, module: PonderModel, groups: ParallelGroups) -> None:
-    """Print the start-up summary and, where there are several ranks, who holds what; every rank calls it."""
+    """Print the start-up summary and, for several ranks, what each of them holds; every rank calls it."""
     stages = stages_of(module, groups)
     if groups.rank != 0:
         return
     counts = [stage.parameters for stage in stages]
-    summary = run_summary(config, vocab_size, parameters_per_rank=counts, device=_device_name())
+    summary = run_summary(config, vocab_size, parameters_per_rank=counts, device=device_name())
     console = Console(stderr=True)
     console.print(render_summary(summary))
     if groups.world_size > 1:
@@ -80,12 +89,6 @@ def show_summary(config: RunConfig, vocab_size: int, module: PonderModel, groups
 
 
 def peak_flops(config: RunConfig) -> float | None:
-    """Return the dense peak of this rank's device in the run's precision; None where it is not known."""
-    peak = dense_peak(_device_name())
+    """Return the dense peak of this rank's device in the run's precision; None if it is unknown."""
+    peak = dense_peak(device_name())
     return None if peak is None else peak.at(config.training.precision)
-
-
-def _device_name() -> str:
-    if device().type == "cuda":
-        return torch.cuda.get_device_name(device())
-    return f"CPU ({torch.get_num_threads()} threads per rank)"

@@ -1,12 +1,11 @@
 """Convert the Hugging Face folder that a run starts from (`init_from.format: hf`), once, before it trains.
 
-The first rank does it, in a process of its own: memory and devices of the ranks stay as they are, and a
-signal ends it at once. What is being made lies beside the place where it goes, so that what lies there is
-whole::
+Rank 0 converts it in a separate process, which leaves the memory and the devices of the ranks alone and ends
+at once on a signal. The result is renamed when it is complete::
 
     <output_dir>/init_from.partial/   being converted, or left by an interrupted start
-    <output_dir>/init_from/           the checkpoint with its certificate; every later start finds it
-    <output_dir>/init_from.log        what the conversion said
+    <output_dir>/init_from/           the checkpoint with its certificate, reused by every later start
+    <output_dir>/init_from.log        output of the conversion
 """
 
 import logging
@@ -21,6 +20,7 @@ from typing import IO, Any
 
 import torch.distributed
 
+from megatron_ext.device import HOST_BACKEND
 from pipeline.config.errors import ConfigError
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.certificate import read_certificate
@@ -30,6 +30,7 @@ from pipeline.conversion.tokenizer_files import main_file
 from pipeline.ranks.process import die_with_parent
 from pipeline.ranks.signals import StopFlag, StopRequest
 from pipeline.run.initial_weights import model_differences
+from pipeline.shared.bounded import wait_until
 from pipeline.shared.errors import ConversionError
 from pipeline.shared.files import sync_folder
 
@@ -38,32 +39,35 @@ logger = logging.getLogger(__name__)
 FOLDER = "init_from"
 _ITERATION_FOLDER = "iter_0000000"
 _POLL_SECONDS = 0.2
-# What the other ranks wait beyond the limit, in which the first one ends the conversion and tells them.
+# How much longer the other ranks wait, for rank 0 to end the conversion and report to them.
 _GRACE_SECONDS = 120
-# Would make the conversion believe that it is one of the ranks.
+# Variables that would make the conversion take itself for one of the ranks.
 _OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SHOWN_LINES = 20
 
 
 class StoppedConvertingError(RuntimeError):
-    """The run was told to stop while its source was being converted."""
+    """A stop signal was received while the source was being converted."""
 
 
 def converted_source(config: RunConfig, *, vocab_size: int, stop: StopFlag) -> Path:
-    """Return the folder of the converted source, made now where no earlier start has; all ranks call it.
+    """Return the folder of the converted source, which is converted now unless an earlier start did.
+
+    All ranks call it together.
 
     Args:
         config: the run, with `init_from.path` and `init_from.format: hf`.
         vocab_size: tokens of the run's tokenizer.
-        stop: of this rank; a signal to the first one ends the conversion.
+        stop: of this rank; a signal to rank 0 ends the conversion.
     Raises:
-        ConversionError: on all ranks: the source is no model that this run can start from, or it could not be
-            converted.
+        ConversionError: on all ranks, if this run cannot start from the source, or it could not be converted.
         StoppedConvertingError: on all ranks, after a signal.
     """
     limit = config.init_from.convert_timeout_seconds
-    # Ranks wait longer here than any collective of training may take.
-    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=limit + _GRACE_SECONDS))
+    # A group of its own: ranks wait longer here than any collective of training may take.
+    group = torch.distributed.new_group(
+        backend=HOST_BACKEND, timeout=timedelta(seconds=limit + _GRACE_SECONDS)
+    )
     outcome: list[Any] = [None]
     if torch.distributed.get_rank() == 0:
         outcome = [_failure(config, vocab_size, stop)]
@@ -75,17 +79,17 @@ def converted_source(config: RunConfig, *, vocab_size: int, stop: StopFlag) -> P
 
 
 def _failure(config: RunConfig, vocab_size: int, stop: StopFlag) -> Exception | None:
-    """Have the source converted; return what prevents it."""
+    """Convert the source; return the error that prevents it."""
     try:
         _ensure_converted(config, vocab_size, stop)
     except (ConversionError, StoppedConvertingError) as error:
         return error
     except ConfigError as error:
-        # In the sizes that the source gives.
+        # The sizes in the source make no valid model of ours.
         return ConversionError(f"{_source_path(config) / CONFIG_JSON} must describe a model, but: {error}")
     except OSError as error:
         return ConversionError(
-            f"{config.output_dir / FOLDER} must take the converted weights, but cannot be written ({error})"
+            f"{config.output_dir / FOLDER} must be writable for the converted weights, but is not ({error})"
         )
     return None
 
@@ -94,30 +98,30 @@ def _ensure_converted(config: RunConfig, vocab_size: int, stop: StopFlag) -> Non
     source, folder = _source_path(config), config.output_dir / FOLDER
     if folder.exists():
         _refuse_other_source(source, folder)
-        logger.info("%s was converted by an earlier start of this run; its weights are in %s", source, folder)
+        logger.info("%s was converted by an earlier start; using the weights in %s", source, folder)
         return
     model = read_source(source, ignored=config.init_from.ignore)
     refuse_other_model(config, model, vocab_size=vocab_size)
     partial = folder.with_name(f"{FOLDER}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    logger.info("converting %s; %s.log says how far it is", source, folder)
+    logger.info("converting %s; progress is in %s.log", source, folder)
     started = time.monotonic()
     _convert(config, partial, folder.with_name(f"{FOLDER}.log"), stop)
     partial.rename(folder)
     sync_folder(folder.parent)
-    _tell(source, folder, seconds=time.monotonic() - started)
+    _report_conversion(source, folder, seconds=time.monotonic() - started)
 
 
 def refuse_other_model(config: RunConfig, source: SourceModel, *, vocab_size: int) -> None:
-    """Make sure that a run has the model of its source.
+    """Check that a run has the model of its source.
 
     Args:
         config: the run.
         source: what the source's config.json says.
         vocab_size: tokens of the run's tokenizer.
     Raises:
-        ConversionError: naming every difference.
+        ConversionError: lists every difference.
     """
     theirs = run_settings(source, method=None, overrides=(), precision="fp32")
     differences = model_differences(config, theirs)
@@ -142,7 +146,7 @@ def _source_path(config: RunConfig) -> Path:
 
 
 def _refuse_other_source(source: Path, folder: Path) -> None:
-    """A run whose source was changed between two starts must not take the old one's weights."""
+    """Check that the source was not changed since it was converted by an earlier start."""
     certified = read_certificate(folder / _ITERATION_FOLDER)
     if certified["source"] != str(source.resolve()):
         raise ConversionError(
@@ -190,28 +194,28 @@ def _convert(config: RunConfig, partial: Path, log: Path, stop: StopFlag) -> Non
 
 
 def _wait(process: subprocess.Popen[bytes], stop: StopFlag, *, limit_seconds: int) -> int:
-    deadline = time.monotonic() + limit_seconds
-    while (code := process.poll()) is None:
+    def has_ended() -> bool:
         if stop.requested is StopRequest.SIGNAL:
-            raise StoppedConvertingError("told to stop while init_from.path was being converted")
-        if time.monotonic() > deadline:
-            raise ConversionError(
-                f"init_from.path must be converted within init_from.convert_timeout_seconds ({limit_seconds}"
-                "), but is not; raise it, or convert with `megaponder convert from-hf` before the run"
-            )
-        time.sleep(_POLL_SECONDS)
-    return code
+            raise StoppedConvertingError("stop signal received while init_from.path was being converted")
+        return process.poll() is not None
+
+    if not wait_until(has_ended, seconds=limit_seconds, poll_seconds=_POLL_SECONDS):
+        raise ConversionError(
+            f"init_from.path must be converted within init_from.convert_timeout_seconds ({limit_seconds}"
+            "), but is not; raise it, or convert with `megaponder convert from-hf` before the run"
+        )
+    return process.returncode
 
 
 def _reason(output: IO[bytes]) -> str:
-    """Return the error that the conversion has told, or the end of what it said."""
+    """Return the error that the conversion reported, or the end of its output."""
     output.seek(0)
     text = output.read().decode(errors="replace")
     _, mark, error = text.rpartition("error: ")
     return error.strip() if mark else "\n".join(text.splitlines()[-_SHOWN_LINES:])
 
 
-def _tell(source: Path, folder: Path, *, seconds: float) -> None:
+def _report_conversion(source: Path, folder: Path, *, seconds: float) -> None:
     certified = read_certificate(folder / _ITERATION_FOLDER)
     tensors, logits = certified["tensors"], certified["logits"]
     logger.info(

@@ -1,4 +1,4 @@
-"""Start a run on the ranks that are there: process group, data, model, newest checkpoint, outputs."""
+"""Start a run on the ranks of this job: process group, data, model, newest checkpoint, outputs."""
 
 import logging
 from pathlib import Path
@@ -7,7 +7,7 @@ from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.loading import load_checkpoint
-from pipeline.checkpoint.resuming import find_whole_checkpoint
+from pipeline.checkpoint.resuming import find_intact_checkpoint
 from pipeline.checkpoint.save_times import SAVE_TIMES_NAME
 from pipeline.checkpoint.saver import CheckpointSaver
 from pipeline.checkpoint.state import TrainState
@@ -21,8 +21,8 @@ from pipeline.ranks.environment import Ranks
 from pipeline.ranks.lost_ranks import LostRanksError, naming_lost_ranks
 from pipeline.ranks.signals import StopFlag
 from pipeline.ranks.watchdog import Watchdog
-from pipeline.run.initial_weights import start_from_weights
-from pipeline.run.loop import TrainingRun
+from pipeline.run.initial_weights import load_initial_weights
+from pipeline.run.loop import TrainingLoop
 from pipeline.run.meter import IntervalMeter
 from pipeline.run.output import (
     config_file,
@@ -47,22 +47,22 @@ from pipeline.step.build import (
 
 logger = logging.getLogger(__name__)
 
-# Of the run's folder: what every rank was doing when the run hung.
+# In the run's folder: what every rank was doing when the run hung.
 STACKS_FOLDER = "stacks"
 
 
 def train(config: RunConfig, stop: StopFlag) -> ExitCode:
-    """Train on the ranks that are there; every rank calls it.
+    """Train on the ranks of this job; every rank calls it.
 
     Args:
         config: the run; its layout has as many ranks as were started.
-        stop: what ends the run early; already listening.
+        stop: ends the run early; already active.
     Returns:
-        DONE at the last iteration, or where the configuration asks to leave; REQUEUE after a signal, with a
-        checkpoint, and where ranks are lost or never met; DO_NOT_REQUEUE after divergence, and where the last
-        iteration was left out.
+        DONE at the last iteration, or at a planned exit; REQUEUE after a stop signal, with a checkpoint, and
+        when ranks are lost or never connect; DO_NOT_REQUEUE after divergence, and when the last iteration was
+        skipped.
     Raises:
-        ConfigError, DataError, CheckpointError: before anything was written.
+        ConfigError, DataError, CheckpointError: before anything is written.
     """
     prepare_host()
     ranks = Ranks.from_environment()
@@ -81,23 +81,23 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
             folder=config.output_dir / STACKS_FOLDER,
         )
         with watchdog, naming_lost_ranks():
-            # Nobody knows how long a checkpoint takes to be read.
+            # There is no limit on how long reading a checkpoint may take.
             with watchdog.paused("the start"):
-                run = _prepare(config, groups, stop, watchdog)
-            return run.run()
+                loop = _prepare(config, groups, stop, watchdog)
+            return loop.run()
     except StoppedConvertingError as error:
-        logger.info("%s; the same command begins the conversion anew", error)
+        logger.info("%s; the same command starts the conversion again", error)
         return ExitCode.REQUEUE
     except LostRanksError:
-        # Another start, perhaps elsewhere, may find all ranks.
-        logger.exception("the run ends; the same command goes on from its newest checkpoint")
+        # Another start, perhaps on other machines, may reach all ranks.
+        logger.exception("the run ends; the same command resumes from its newest checkpoint")
         return ExitCode.REQUEUE
     finally:
         destroy_groups()
         stop_process_group()
 
 
-def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog: Watchdog) -> TrainingRun:
+def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog: Watchdog) -> TrainingLoop:
     data = open_training_split(config)
     heldout = open_heldout_split(config)
     vocab_size = vocab_size_of(config, data)
@@ -112,7 +112,7 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
         parts.module.statistics_layout(),
         peak_flops=peak_flops(config),
     )
-    return TrainingRun(
+    return TrainingLoop(
         config=config,
         groups=groups,
         parts=parts,
@@ -136,9 +136,9 @@ def _initial_state(
     directory = config.checkpoint_directory
     folder = None
     if config.checkpoint.resume:
-        folder = find_whole_checkpoint(directory, reads=config.checkpoint.verify)
+        folder = find_intact_checkpoint(directory, reads=config.checkpoint.verify)
     if folder is not None:
-        refuse_other_groups(config, folder)
+        check_parameter_groups(config, folder)
         state = load_checkpoint(
             folder,
             module=parts.module,
@@ -152,26 +152,26 @@ def _initial_state(
     if start.path is not None:
         is_converted = start.format == "hf"
         converted = converted_source(config, vocab_size=vocab_size, stop=stop) if is_converted else None
-        start_from_weights(config, parts, vocab_size=vocab_size, converted=converted)
+        load_initial_weights(config, parts, vocab_size=vocab_size, converted=converted)
     return TrainState(iteration=0, consumed_samples=0, is_evaluation_due=config.evaluates_at_start)
 
 
-def refuse_other_groups(config: RunConfig, folder: Path) -> None:
-    """Make sure that a run goes on with the optimizer's groups, by which its state is stored.
+def check_parameter_groups(config: RunConfig, folder: Path) -> None:
+    """Check that a run resumes with the optimizer's parameter groups, by which its state is stored.
 
     Args:
         config: the run.
         folder: the checkpoint.
     Raises:
-        CheckpointError: one has a group for the router or the gates, the other has not.
+        CheckpointError: only one of them has a group for the router or the gates.
     """
     here = config.optimizer.new_parameters_lr_mult
     there = load_config(folder / CONFIG_NAME).optimizer.new_parameters_lr_mult
     if (here is None) != (there is None):
         raise CheckpointError(
-            "optimizer.new_parameters_lr_mult must stay given, or not given, when a run goes on, but is "
-            f"{here} here and {there} in {folder / CONFIG_NAME}; its value may change: 1.0 learns as the "
-            "backbone does"
+            "optimizer.new_parameters_lr_mult must stay set, or stay unset, when a run resumes, but is "
+            f"{here} here and {there} in {folder / CONFIG_NAME}; its value may change: 1.0 is the learning "
+            "rate of the backbone"
         )
 
 

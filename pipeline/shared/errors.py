@@ -1,6 +1,6 @@
-"""Errors meant for users: the text says what must hold, what was found, and the cure.
+"""Errors for users: the message says what must hold, what was found, and how to fix it.
 
-A command ends with the error's text and its exit code. Every other exception is a crash and keeps its
+A command ends with the message and the error's exit code. Every other exception is a crash and keeps its
 traceback.
 """
 
@@ -28,6 +28,6 @@ class ClusterError(UserError):
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint is absent, damaged, of another model, or cannot be written."""
+    """A checkpoint is missing, damaged, of another model, or cannot be written."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.DO_NOT_REQUEUE

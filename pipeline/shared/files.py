@@ -1,10 +1,11 @@
-"""Files that are either whole or absent, checksums, and the lock of a folder."""
+"""Atomic writes, the lock of a folder, checksums, and what happens when a disk is full."""
 
 import errno
 import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,17 +22,37 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """
     temporary = temporary_path(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(temporary, content.encode("utf-8") if isinstance(content, str) else content)
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on disk; a crash in between may leave a part of it."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def folder_written_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` when the block ends, and is removed if it fails.
+
+    ``path`` must then be absent or an empty folder.
+    """
+    temporary = temporary_path(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        publish(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def temporary_path(path: Path) -> Path:
-    """Name for a file that is still being written: hidden, beside ``path``, and unlike any other writer's.
+    """Return a name for what is still being written: hidden, in the folder of ``path``, used by no one else.
 
     Process ids would not do: ranks on two machines may write into one shared folder.
     """
@@ -39,7 +60,7 @@ def temporary_path(path: Path) -> Path:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Rename a synced temporary file to its final name and sync the folder: a crash keeps the name."""
+    """Rename a synced temporary file or folder to its final name, and sync the name."""
     temporary.replace(path)
     sync_folder(path.parent)
 
@@ -54,11 +75,11 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def room_needed(folder: Path) -> Iterator[None]:
-    """Say in the user's words that a disk is full.
+def disk_full_as_data_error(folder: Path) -> Iterator[None]:
+    """Turn the errors of a full disk into an error that a user can act on.
 
     Raises:
-        DataError: what is inside met the end of the disk, of a quota or of the size that files may have.
+        DataError: the disk or a quota is full, or a file reached the size that files may have.
     """
     try:
         yield
@@ -66,20 +87,20 @@ def room_needed(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise DataError(
-            f"{folder} must have room for the tokens, but has not ({error.strerror}); make room and run the "
+            f"{folder} must have space for the tokens, but has not ({error.strerror}); free some and run the "
             "command again: what is finished is kept"
         ) from error
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes, read in blocks."""
+    """Return the hexadecimal SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the folder for one writer; the lock ends with the process, so a crash leaves none behind.
+    """Reserve a folder for one writer; the lock ends with the process, so a crash leaves none behind.
 
     Raises:
         DataError: another process holds it.

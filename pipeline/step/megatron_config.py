@@ -13,7 +13,7 @@ from megatron_ext.model.config import (
     initialization_settings,
     pipeline_settings,
 )
-from megatron_ext.ponder.config import Method, PonderConfig
+from megatron_ext.ponder.config import PonderConfig
 from megatron_ext.schedule.learning_rate import ScheduleSettings
 from megatron_ext.schedule.optimizer import OptimizerSettings
 from pipeline.config.schema import PonderSection, RunConfig
@@ -30,7 +30,7 @@ def ponder_config(ponder: PonderSection, vocab_size: int) -> PonderConfig:
         vocab_size: ids of the tokenizer; a pause token without an id of its own takes the row behind them.
     """
     pause_token_id = ponder.pause_token_id
-    if ponder.method is Method.PAUSE and pause_token_id is None:
+    if ponder.method.facts.has_pause_tokens and pause_token_id is None:
         pause_token_id = vocab_size
     return PonderConfig(
         method=ponder.method,

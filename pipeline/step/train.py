@@ -8,7 +8,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.micro_batch import ModelOutput
 from megatron_ext.parallel.groups import ParallelGroups

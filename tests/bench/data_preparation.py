@@ -13,9 +13,9 @@ from pathlib import Path
 from data_prep.inputs.documents import TextFiles
 from data_prep.manifest import PrepareSettings, ShardEntry
 from data_prep.preparation import PrepareRequest
-from data_prep.progress import SilentProgress
+from data_prep.progress import PrepareProgress
 from data_prep.run import prepare
-from data_prep.tokenizers.tokenizer import Tokenizer
+from data_prep.tokenizers.reading import read_tokenizer
 
 # Ends documents in the tokenizer.json that is made for this.
 EOD_TOKEN = "<|endoftext|>"
@@ -63,12 +63,11 @@ def mean_time(first: PreparationTime, second: PreparationTime) -> PreparationTim
     )
 
 
-class ShardTimes(SilentProgress):
+class ShardTimes(PrepareProgress):
     """Notes when each shard was finished."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Nothing is finished yet."""
-        self._clock = clock
+        super().__init__(clock=clock)
         self._finished: list[tuple[float, int]] = []
 
     def advance(self, entry: ShardEntry) -> None:
@@ -96,7 +95,7 @@ def describe_corpus(paths: Sequence[Path]) -> Corpus:
 
 def time_plain_process(corpus: Corpus, tokenizer: Path) -> PreparationTime:
     """Read and tokenize all documents in this process; nothing is written."""
-    loaded = Tokenizer.load(tokenizer, eod_token=_eod_token(tokenizer))
+    loaded = read_tokenizer(tokenizer, eod_token=_eod_token(tokenizer))
     started = time.perf_counter()
     num_tokens = 0
     for path in corpus.paths:

@@ -1,14 +1,14 @@
 """`python -m tests.bench decode`."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
-from pipeline.shared.console import open_bar, table_console
+from pipeline.shared.console import table_console
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.progress import open_bar
 
 EPILOG = examples(
     "python -m tests.bench decode --config pipeline/recipes/ponderlm3_70m.yaml model.vocab_size=2048 "
@@ -77,14 +77,13 @@ def decode(
         )
     torch.set_num_threads(threads)
     sizes = DecodeSizes(batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
-    with open_bar() as bar:
-        task = bar.add_task("rounds", total=repeats + 1)
+    with open_bar("rounds", total=repeats + 1) as bar:
         times = time_decoding(
             run,
             sizes,
             repeats=repeats,
             further=lambda: transformers_ways(run, sizes),
-            advance=partial(bar.advance, task),
+            advance=bar.advance,
         )
     figures = decode_figures(times)
     what = f"{batch_size} sequences, {prompt_tokens} + {new_tokens} tokens, {run.training.precision}"

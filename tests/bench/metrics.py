@@ -10,19 +10,20 @@ from typing import Any
 
 import torch
 
-from megatron_ext.host import device, prepare_host
+from megatron_ext.device import device
+from megatron_ext.host import prepare_host
 from megatron_ext.model.batch import TokenBatch
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.schedule.learning_rate import learning_rates
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account
-from pipeline.metrics.sinks import SinkGroup
+from pipeline.metrics.records import SinkGroup
 from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
 from pipeline.run.meter import IntervalMeter
 from pipeline.run.output import open_sinks
-from pipeline.run.progress import NoProgress
+from pipeline.shared.progress import SilentProgress
 from pipeline.step.build import TrainingParts, build_training
 from pipeline.step.settings import StepSettings
 from pipeline.step.train import train_step
@@ -164,7 +165,7 @@ def _build(config: RunConfig) -> MetricsBench:
         groups=groups,
         parts=parts,
         meter=IntervalMeter(config, flops_account(config, vocab_size), parts.module.statistics_layout()),
-        sinks=open_sinks(config, groups, NoProgress(), start_iteration=0),
+        sinks=open_sinks(config, groups, SilentProgress(), start_iteration=0),
         batches=random_batches(config, vocab_size, config.num_micro_batches),
     )
     watched: list[tuple[object, str]] = [(parts.module, name) for name in _OF_MODEL]

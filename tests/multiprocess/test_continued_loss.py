@@ -11,7 +11,7 @@ from megatron_ext.ponder.config import Method
 from pipeline.checkpoint.saver import save_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.load import dump_config
-from pipeline.run.initial_weights import start_from_weights
+from pipeline.run.initial_weights import load_initial_weights
 from pipeline.step.build import TrainingParts, build_training
 from pipeline.step.evaluate import evaluate
 from tests.support.layout_steps import own_batches
@@ -60,7 +60,7 @@ def _continued(folder: Path, method: Method, architecture: str, groups: Parallel
     start = {"path": str(folder / "vanilla"), "method": "vanilla"}
     config = _model(method, architecture).config(Layout(), seed=2, init_from=start)
     parts = build_training(config, VOCAB_SIZE, groups)
-    start_from_weights(config, parts, vocab_size=VOCAB_SIZE)
+    load_initial_weights(config, parts, vocab_size=VOCAB_SIZE)
     return parts
 
 

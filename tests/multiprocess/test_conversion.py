@@ -23,7 +23,7 @@ from pipeline.conversion.from_hf import ImportOptions, from_hf
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.run_settings import one_process
 from pipeline.conversion.to_hf import ExportOptions, to_hf
-from pipeline.run.initial_weights import start_from_weights
+from pipeline.run.initial_weights import load_initial_weights
 from pipeline.shared.errors import ConversionError
 from pipeline.step.build import build_module, build_training
 from tests.support.golden.case import read_cases
@@ -181,7 +181,7 @@ def _start(source: Path, method: str) -> dict[str, Tensor]:
     groups = initialize_groups()
     try:
         parts = build_training(config, VOCAB_SIZE, groups)
-        start_from_weights(config, parts, vocab_size=VOCAB_SIZE)
+        load_initial_weights(config, parts, vocab_size=VOCAB_SIZE)
         return {name: value.detach().clone() for name, value in parts.module.named_parameters()}
     finally:
         destroy_groups()

@@ -16,7 +16,7 @@ from pipeline.checkpoint.saver import save_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.load import dump_config
 from pipeline.config.schema import RunConfig
-from pipeline.run.initial_weights import start_from_weights
+from pipeline.run.initial_weights import load_initial_weights
 from pipeline.shared.errors import CheckpointError
 from pipeline.step.build import TrainingParts, build_training
 from tests.support.layouts import LLAMA, VOCAB_SIZE, Layout, Model
@@ -82,7 +82,7 @@ def _start(
         config = _config(target, 9, layout, **{**changes, "init_from": start})
         parts = build_training(config, vocab_size, groups)
         before = _weights(parts)
-        start_from_weights(config, parts, vocab_size=vocab_size)
+        load_initial_weights(config, parts, vocab_size=vocab_size)
         after = _weights(parts)
         # An optimizer that kept masters of its own would put the drawn weights back.
         parts.optimizer.step()

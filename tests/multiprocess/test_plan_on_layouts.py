@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.cost.rank_memory import rank_memories
+from pipeline.cost.memory import rank_memories
 from pipeline.cost.rank_sizes import rank_sizes
 from tests.bench.memory import measure_steps
 from tests.support.ranks import SharedRanks

@@ -1,4 +1,4 @@
-"""Whole commands of megaponder as processes of their own, and what they leave behind."""
+"""Whole commands of megaponder, each in a process of its own, and what they leave behind."""
 
 import os
 import subprocess
@@ -6,12 +6,14 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from tests.support.forks import fork_context
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = ("-m", "pipeline.cli")
@@ -57,9 +59,38 @@ class Running:
 
 
 def megaponder(*arguments: str) -> Finished:
-    """Run `megaponder <arguments>`."""
-    with started([*COMMAND, *arguments]) as command:
-        return command.finish()
+    """Run `megaponder <arguments>` in a forked process, which need not import torch and Megatron again.
+
+    Ranks that the command launches are new processes.
+    """
+    mark = uuid.uuid4().hex
+    environment = {**os.environ, MARK: mark, "COLUMNS": "200"}
+    with tempfile.TemporaryDirectory() as folder:
+        stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
+        process = fork_context().Process(target=_main, args=(arguments, environment, stdout, stderr))
+        process.start()
+        try:
+            process.join(TIMEOUT_SECONDS)
+            assert process.exitcode is not None, f"{arguments} did not finish in time\n{stderr.read_text()}"
+            wait_until(lambda: not processes_with(mark), seconds=20.0, otherwise=stderr.read_text())
+            return Finished(exit_code=process.exitcode, stdout=stdout.read_text(), stderr=stderr.read_text())
+        finally:
+            process.kill()
+            _kill_all(mark)
+
+
+def _main(arguments: Sequence[str], environment: Mapping[str, str], stdout: Path, stderr: Path) -> None:
+    """Become the command: its arguments, environment, folder and output."""
+    for number, path, mode in ((0, Path(os.devnull), "rb"), (1, stdout, "wb"), (2, stderr, "wb")):
+        with path.open(mode) as file:
+            os.dup2(file.fileno(), number)
+    sys.argv = ["megaponder", *arguments]
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(REPOSITORY)
+    from pipeline.cli import main
+
+    main()
 
 
 def megaponder_under_torchrun(num_ranks: int, *arguments: str) -> Finished:
@@ -70,7 +101,7 @@ def megaponder_under_torchrun(num_ranks: int, *arguments: str) -> Finished:
 
 @contextmanager
 def started(arguments: Sequence[str]) -> Iterator[Running]:
-    """Start `python <arguments>`; whatever of it still runs at the end is killed."""
+    """Start `python <arguments>`; kill whatever of it still runs at the end."""
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
@@ -85,9 +116,13 @@ def started(arguments: Sequence[str]) -> Iterator[Running]:
         try:
             yield Running(process=process, mark=mark, stdout=stdout, stderr=stderr)
         finally:
-            for leftover in processes_with(mark):
-                leftover.kill()
+            _kill_all(mark)
             process.wait()
+
+
+def _kill_all(mark: str) -> None:
+    for leftover in processes_with(mark):
+        leftover.kill()
 
 
 def processes_with(mark: str) -> list[psutil.Process]:

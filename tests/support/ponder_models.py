@@ -23,7 +23,9 @@ from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from megatron_ext.ponder.config import Method, Mixture, PonderConfig
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
-from megatron_ext.ponder.reference import Backbone, SequentialOracle, TokenResult
+from megatron_ext.ponder.reference.backbone import Backbone
+from megatron_ext.ponder.reference.method import TokenResult
+from megatron_ext.ponder.reference.sequential import SequentialOracle
 from megatron_ext.weights import load_weights, whole_tensors
 
 VOCAB_SIZE = 43

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder
-from megatron_ext.methods.base import Sweeps
 from megatron_ext.model.config import Architecture
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.decode.sweeps import Sweeps
 from megatron_ext.weights import load_weights, whole_tensors
 from pipeline.checkpoint.folder import publish, start_partial_checkpoint
 from pipeline.config.load import build_config

@@ -5,9 +5,9 @@ take one call after another, and tests share them.
 """
 
 import gc
+import multiprocessing
 import os
 import queue
-import socket
 import sys
 import time
 import traceback
@@ -16,7 +16,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-import torch.multiprocessing as multiprocessing
+
+from pipeline.shared.ports import free_port
+from tests.support.forks import fork_context
 
 __all__ = ["RankPool", "SharedRanks", "run_alone", "run_on_ranks"]
 
@@ -55,8 +57,8 @@ class RankPool:
         Args:
             world_size: number of ranks; 1 is a plain case.
         """
-        context = multiprocessing.get_context("spawn")
-        port = _free_port()
+        context = fork_context()
+        port = free_port()
         self._results: Any = context.Queue()
         self._calls: list[Any] = [context.Queue() for _ in range(world_size)]
         self._processes = [
@@ -146,12 +148,6 @@ class SharedRanks:
         """End all ranks."""
         for pool in self._pools.values():
             pool.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _serve(rank: int, world_size: int, port: int, calls: Any, results: Any) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.shared.ports import free_port, free_ports
+
 START_SECONDS = 60.0
 # A lost node shows after 1.6 s instead of 15.
 _FAST_HEALTH_CHECKS = {
@@ -48,7 +50,7 @@ def ray_head(folder: Path, *, num_cpus: int = 2, variables: Mapping[str, str] | 
         num_cpus: CPUs the node says it has.
         variables: added to the environment of all its processes.
     """
-    address = f"{_own_address()}:{_free_port()}"
+    address = f"{_own_address()}:{free_port()}"
     host, _, port = address.partition(":")
     options = ["--head", f"--port={port}", f"--node-ip-address={host}", f"--num-cpus={num_cpus}"]
     more = ["--include-dashboard=false", f"--temp-dir={folder}/t"]
@@ -96,7 +98,7 @@ def ray_cluster(folder: Path, *, variables: Mapping[str, str] | None = None) -> 
         folder: for Ray's files; its path must be short.
         variables: added to the environment of all its processes.
     """
-    host, port, dashboard, agent, client = _own_address(), *(_free_port() for _ in range(4))
+    host, port, dashboard, agent, client = _own_address(), *free_ports(4)
     options = ["--head", f"--port={port}", f"--node-ip-address={host}", "--num-cpus=1"]
     options += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     options += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
@@ -152,10 +154,3 @@ def _own_address() -> str:
             return "127.0.0.1"
         address: str = probe.getsockname()[0]
         return address
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

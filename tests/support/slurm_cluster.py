@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.shared.ports import free_ports
+
 NODES = ("127.0.0.11", "127.0.0.12")
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "setpriv")
 START_SECONDS = 60.0
@@ -217,7 +219,7 @@ class SlurmCluster:
 
     def _write_configuration(self) -> None:
         (self.root / "state").mkdir()
-        controller_port, *ports = _free_ports(len(NODES) + 1)
+        controller_port, *ports = free_ports(len(NODES) + 1)
         nodes = [_NODE.format(name=name, port=port) for name, port in zip(NODES, ports, strict=True)]
         text = _CONFIGURATION.format(
             host=socket.gethostname(),
@@ -269,11 +271,3 @@ def slurm_cluster(root: Path) -> Iterator[SlurmCluster]:
 
 def _program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=_DAEMONS)
-
-
-def _free_ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for probe in probes:
-            probe.bind(("0.0.0.0", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.config import (
     Architecture,
@@ -22,7 +22,7 @@ from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from megatron_ext.ponder.config import Method, Mixture, Penalty, PonderConfig, Residual
-from megatron_ext.ponder.gates import active_iterations, still_active
+from megatron_ext.ponder.halting import active_iterations, still_active
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
 from megatron_ext.ponder.penalties import bottom_k, halting_penalty
 from megatron_ext.ponder.residual import residual

@@ -3,10 +3,14 @@ import pytest
 from data_prep.inputs.documents import InputFile
 from data_prep.manifest import PrepareSettings, ReadSettings
 from data_prep.plan import (
+    HELDOUT,
     LARGEST_SHARD_BYTES,
     SMALLEST_SHARD_BYTES,
+    TRAIN,
     default_shard_bytes,
+    name_fraction,
     plan_shards,
+    split_of,
 )
 
 READING = ReadSettings()
@@ -82,3 +86,30 @@ def test_the_default_shard_size_has_limits() -> None:
     assert default_shard_bytes(1000) == SMALLEST_SHARD_BYTES
     assert default_shard_bytes(64 << 20) == 2 << 20
     assert default_shard_bytes(1 << 50) == LARGEST_SHARD_BYTES
+
+
+NAMES = [f"folder/document_{number}.txt" for number in range(4000)]
+
+
+def test_the_split_follows_from_the_name_alone() -> None:
+    # fixed values: a change of the rule would move text from one split to the other
+    fractions = {"abc.py": 0.7691947, "json/__init__.py": 0.5416964, "os.py": 0.8509487}
+    for name, fraction in fractions.items():
+        assert abs(name_fraction(name) - fraction) < 1e-6
+        assert split_of(name, fraction + 1e-6) == HELDOUT
+        assert split_of(name, fraction - 1e-6) == TRAIN
+
+
+def test_about_the_asked_share_is_held_out() -> None:
+    share = sum(split_of(name, 0.05) == HELDOUT for name in NAMES) / len(NAMES)
+    assert 0.035 < share < 0.065
+
+
+def test_a_larger_fraction_only_adds_held_out_documents() -> None:
+    small = {name for name in NAMES if split_of(name, 0.05) == HELDOUT}
+    large = {name for name in NAMES if split_of(name, 0.2) == HELDOUT}
+    assert small < large
+
+
+def test_no_document_is_held_out_at_fraction_zero() -> None:
+    assert {split_of(name, 0.0) for name in NAMES} == {TRAIN}

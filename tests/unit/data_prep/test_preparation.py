@@ -8,13 +8,13 @@ from data_prep.inputs.finding import find_files
 from data_prep.inputs.rejections import REJECTED_NAME
 from data_prep.journal import JOURNAL_NAME, load_journal
 from data_prep.manifest import MANIFEST_NAME, PrepareSettings, RejectedRecord, ShardManifest, load_manifest
+from data_prep.plan import split_of
 from data_prep.preparation import execute_here, prepare_shards
-from data_prep.progress import SilentProgress
+from data_prep.progress import PrepareProgress
 from data_prep.run import prepare
-from data_prep.splits import split_of
 from data_prep.storage.shard_reader import iterate_documents
 from data_prep.tasks import ShardTask, TaskReport
-from data_prep.tokenizers.tokenizer import Tokenizer
+from data_prep.tokenizers.reading import read_tokenizer
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import folder_lock
 from tests.support.corpus import (
@@ -52,11 +52,11 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 def run(prepared: Prepared, output: Path, executor: CountingExecutor, **changes: object) -> ShardManifest:
     request = build_request(prepared.source, prepared.tokenizer, output).model_copy(update=changes)
-    return prepare_shards(request, executor, SilentProgress())
+    return prepare_shards(request, executor, PrepareProgress())
 
 
 def test_shards_hold_every_document_once_in_order(prepared: Prepared) -> None:
-    tokenizer = Tokenizer.load(prepared.tokenizer)
+    tokenizer = read_tokenizer(prepared.tokenizer)
     for split in prepared.manifest.splits:
         paths = [
             file.path
@@ -176,7 +176,7 @@ def test_overwrite_keeps_shards_whose_own_text_did_not_change(tmp_path: Path) ->
         prepare_here(source, tokenizer, tmp_path / "shards")
     executor = CountingExecutor()
     request = build_request(source, tokenizer, tmp_path / "shards", overwrite=True)
-    prepare_shards(request, executor, SilentProgress())
+    prepare_shards(request, executor, PrepareProgress())
     assert executor.made == [before.split_shards("train")[-1].name]
     prepare_here(source, tokenizer, tmp_path / "fresh")
     assert folder_bytes(tmp_path / "shards") == folder_bytes(tmp_path / "fresh")

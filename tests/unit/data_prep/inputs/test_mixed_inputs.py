@@ -12,13 +12,13 @@ import pytest
 from data_prep.inputs.documents import TextFiles
 from data_prep.inputs.rejections import REJECTED_NAME
 from data_prep.manifest import ReadSettings, ShardManifest
+from data_prep.plan import split_of
 from data_prep.preparation import Executor, PrepareRequest, execute_here, prepare_shards
-from data_prep.progress import SilentProgress
+from data_prep.progress import PrepareProgress
 from data_prep.run import prepare
-from data_prep.splits import split_of
 from data_prep.storage.shard_reader import iterate_documents
 from data_prep.tasks import ShardTask, StoppedTask, TaskReport
-from data_prep.tokenizers.tokenizer import Tokenizer
+from data_prep.tokenizers.reading import read_tokenizer
 from pipeline.shared.errors import DataError
 from tests.support.corpus import build_request
 from tests.unit.data_prep.conftest import Prepared
@@ -48,7 +48,7 @@ def prepare_content(prepared: Prepared, inputs: str, output: Path, **fields: obj
 
 
 def texts(prepared: Prepared, folder: Path, manifest: ShardManifest, split: str) -> list[str]:
-    tokenizer = Tokenizer.load(prepared.tokenizer)
+    tokenizer = read_tokenizer(prepared.tokenizer)
     return [
         tokenizer.decode(document)
         for shard in manifest.split_shards(split)
@@ -128,7 +128,7 @@ def test_one_bad_record_too_many_stops_the_run_and_a_higher_limit_goes_on(
 ) -> None:
     request = request_of(prepared, bad_inputs, tmp_path / "shards", max_bad_records=11)
     with pytest.raises(DataError, match=r"at most 11 records may be bad, but 12 are.*--max-bad-records"):
-        prepare_shards(request, execute, SilentProgress())
+        prepare_shards(request, execute, PrepareProgress())
     assert len((tmp_path / "shards" / REJECTED_NAME).read_text().splitlines()) == 12
     manifest = prepare(request.model_copy(update={"max_bad_records": 12}))
     assert len(manifest.rejected) == 12

@@ -5,9 +5,8 @@ import random
 
 import pytest
 
-from data_prep.inputs.bad_records import BadRecordError
 from data_prep.inputs.json_records import json_text
-from data_prep.inputs.texts import PART_BYTES, utf8_text
+from data_prep.inputs.texts import PART_BYTES, BadRecordError, utf8_text
 
 UNITS = ["plain words ", "\n", '"', "\\", "\u00e9\u6f22", "\U0001f600", "\\u1234", "\t", "}{", "\x7f"]
 

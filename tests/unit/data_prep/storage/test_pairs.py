@@ -10,11 +10,10 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatase
 from data_prep.conversion import convert
 from data_prep.inputs.documents import TextFolder
 from data_prep.inspection import inspect_shards
-from data_prep.leftovers import PARTS_FOLDER
 from data_prep.manifest import MANIFEST_NAME, ShardManifest, TokenType, load_manifest
 from data_prep.pair_preparation import prepare_pairs
-from data_prep.preparation import execute_here
-from data_prep.progress import SilentProgress
+from data_prep.preparation import PARTS_FOLDER, execute_here
+from data_prep.progress import PrepareProgress
 from data_prep.run import prepare
 from data_prep.storage.shard_reader import iterate_documents
 from pipeline.data.megatron_stream import open_pair
@@ -152,10 +151,10 @@ def test_an_interrupted_preparation_of_pairs_goes_on_where_it_was(
 ) -> None:
     request = build_request(prepared.source, prepared.tokenizer, tmp_path, stored_as="megatron")
     with pytest.raises(KeyboardInterrupt):
-        prepare_pairs(request, CountingExecutor(die_after=die_after), SilentProgress())
+        prepare_pairs(request, CountingExecutor(die_after=die_after), PrepareProgress())
     assert (tmp_path / PARTS_FOLDER).exists()
     again = CountingExecutor()
-    prepare_pairs(request, again, SilentProgress())
+    prepare_pairs(request, again, PrepareProgress())
     assert len(again.made) == len(prepared.manifest.shards) - die_after
     assert folder_bytes(tmp_path) == folder_bytes(pairs)
 
@@ -166,11 +165,11 @@ def test_pairs_that_are_there_are_kept_and_those_cut_short_are_made_again(
     copy = shutil.copytree(pairs, tmp_path / "copy")
     request = build_request(prepared.source, prepared.tokenizer, copy, stored_as="megatron")
     executor = CountingExecutor()
-    assert prepare_pairs(request, executor, SilentProgress()) == load_manifest(pairs)
+    assert prepare_pairs(request, executor, PrepareProgress()) == load_manifest(pairs)
     assert executor.made == []
     (copy / "train.bin").write_bytes(b"cut")
     (copy / ".train.bin.tmp-123abc").write_bytes(b"of a killed run")
-    prepare_pairs(request, execute_here, SilentProgress())
+    prepare_pairs(request, execute_here, PrepareProgress())
     assert folder_bytes(copy) == folder_bytes(pairs)
 
 

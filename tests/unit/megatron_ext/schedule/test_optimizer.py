@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_ext.adamw import AdamW, exact_norm
 from megatron_ext.host import prepare_host
 from megatron_ext.schedule.learning_rate import ScheduleSettings, build_scheduler
-from megatron_ext.schedule.optimizer import AdamW, exact_norm
 
 SETTINGS: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8}
 

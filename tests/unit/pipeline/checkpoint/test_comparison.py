@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint.comparison import TensorComparison, compare_checkpoints
-from pipeline.checkpoint.offline import OfflineWriter, whole_chunk
+from pipeline.checkpoint.offline import OfflineWriter, full_chunk
 
 
 def _write(folder: Path, **tensors: Tensor) -> Path:
     folder.mkdir()
     with OfflineWriter(folder) as writer:
         for name, values in tensors.items():
-            writer.write_chunk(name, values, chunk=whole_chunk(values.size()), size=values.size())
+            writer.write_chunk(name, values, chunk=full_chunk(values.size()), size=values.size())
     return folder
 
 

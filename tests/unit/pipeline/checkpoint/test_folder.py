@@ -1,7 +1,14 @@
 from pathlib import Path
 
 from pipeline.checkpoint.checksums import find_damage, write_checksums
-from pipeline.checkpoint.folder import checkpoint_folder, clear_up, finished_iterations, iterations_in
+from pipeline.checkpoint.folder import (
+    checkpoint_folder,
+    clean_up,
+    finished_iterations,
+    iterations_in,
+    remove_old_checkpoints,
+)
+from pipeline.checkpoint.tracker import latest_iteration
 from tests.unit.pipeline.checkpoint.saved import folders, save, write_partial
 
 
@@ -31,7 +38,7 @@ def test_a_replacement_interrupted_between_its_renames_is_finished(tmp_path: Pat
     (partial / "new").write_text("")
     write_checksums(partial)
     old.rename(tmp_path / "iter_0000100.replaced.partial")
-    clear_up(tmp_path)
+    clean_up(tmp_path)
     assert folders(tmp_path) == ["iter_0000100"]
     assert (old / "new").exists()
     assert find_damage(old) == []
@@ -40,7 +47,7 @@ def test_a_replacement_interrupted_between_its_renames_is_finished(tmp_path: Pat
 def test_a_replaced_checkpoint_comes_back_where_the_new_one_is_gone(tmp_path: Path) -> None:
     old = save(tmp_path, 100)
     old.rename(tmp_path / "iter_0000100.replaced.partial")
-    clear_up(tmp_path)
+    clean_up(tmp_path)
     assert folders(tmp_path) == ["iter_0000100"]
     assert find_damage(old) == []
 
@@ -50,7 +57,7 @@ def test_a_replaced_checkpoint_goes_where_the_new_one_is_in_place(tmp_path: Path
     partial = tmp_path / "iter_0000200.partial"
     partial.mkdir()
     (tmp_path / "iter_0000100").mkdir()
-    clear_up(tmp_path)
+    clean_up(tmp_path)
     assert folders(tmp_path) == ["iter_0000100"]
 
 
@@ -59,3 +66,32 @@ def test_a_folder_without_its_state_is_there_but_not_finished(tmp_path: Path) ->
     write_partial(tmp_path, 200)
     assert iterations_in(tmp_path) == [100]
     assert finished_iterations(tmp_path) == []
+
+
+def _saved(directory: Path, *iterations: int) -> Path:
+    for iteration in iterations:
+        save(directory, iteration)
+    return directory
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    remove_old_checkpoints(_saved(tmp_path, 1, 2, 3, 4), newest=4, keep_last=2)
+    assert folders(tmp_path) == ["iter_0000003", "iter_0000004"]
+
+
+def test_those_of_every_multiple_are_kept_too(tmp_path: Path) -> None:
+    remove_old_checkpoints(_saved(tmp_path, 10, 15, 20, 25, 30, 35), newest=35, keep_last=1, keep_every=20)
+    assert folders(tmp_path) == ["iter_0000020", "iter_0000035"]
+
+
+def test_after_going_back_what_lies_ahead_neither_goes_nor_counts(tmp_path: Path) -> None:
+    remove_old_checkpoints(_saved(tmp_path, 5, 6, 1, 2), newest=2, keep_last=2)
+    assert folders(tmp_path) == ["iter_0000001", "iter_0000002", "iter_0000005", "iter_0000006"]
+    assert latest_iteration(tmp_path) == 2
+
+
+def test_a_truncated_checkpoint_does_not_count_as_one_that_is_kept(tmp_path: Path) -> None:
+    _saved(tmp_path, 1, 2, 3, 4)
+    (tmp_path / "iter_0000003" / "__0_0.distcp").write_bytes(b"")
+    remove_old_checkpoints(tmp_path, newest=4, keep_last=2)
+    assert folders(tmp_path) == ["iter_0000002", "iter_0000003", "iter_0000004"]

@@ -5,7 +5,7 @@ import pytest
 from megatron_ext.ponder.config import Method
 from pipeline.config.load import build_config
 from pipeline.config.ponder_section import PonderSection
-from pipeline.config.rules_ponder import METHODS_WITH
+from pipeline.config.rules_ponder import methods_with
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
 
@@ -103,21 +103,22 @@ def unusual(name: str, method: Method) -> Any:
     return value.get(method, "bottom_k" if name == "penalty" else False)
 
 
-def test_every_setting_says_which_methods_have_it() -> None:
-    assert METHODS_WITH.keys() == UNUSUAL.keys() == PonderSection.model_fields.keys() - {"method"}
+def test_every_setting_belongs_to_a_method_and_every_setting_of_a_method_exists() -> None:
+    used = {name for method in Method for name in method.facts.settings}
+    assert used == UNUSUAL.keys() == PonderSection.model_fields.keys() - {"method"}
 
 
 @pytest.mark.parametrize("method", Method)
-@pytest.mark.parametrize("name", METHODS_WITH)
+@pytest.mark.parametrize("name", UNUSUAL)
 def test_a_setting_is_taken_by_the_methods_that_have_it_and_by_no_other(name: str, method: Method) -> None:
     changes = with_method(method, **{name: unusual(name, method)})
-    if method in METHODS_WITH[name]:
+    if name in method.facts.settings:
         build_config(changed_settings(**changes))
         return
     (problem,) = problems_of(**changes)
     assert problem.path == f"ponder.{name}"
-    assert f"ponder.method {method}" in problem.rule
-    assert METHODS_WITH[name][0] in problem.cure
+    assert method in problem.rule
+    assert methods_with(name)[0] in problem.cure
 
 
 @pytest.mark.parametrize("method", Method)

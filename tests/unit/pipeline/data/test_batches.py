@@ -19,8 +19,8 @@ from pipeline.data.batches import (
     pack_rows,
 )
 from pipeline.data.dataset import TokenDataset, TokenRows, open_dataset
-from pipeline.data.fingerprint import combine_digests, row_digests
 from pipeline.data.order import SampleOrder
+from pipeline.metrics.data_hash import combine_digests, row_digests
 from tests.support.shards import EOD_ID, stream_of, write_split
 from tests.unit.pipeline.data.conftest import DOCUMENTS, SEQ_LENGTH
 

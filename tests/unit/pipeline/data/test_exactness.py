@@ -9,10 +9,10 @@ from data_prep.manifest import TokenType
 from pipeline.config.schema import DataConfig
 from pipeline.data.batches import BatchLayout, PackingOptions, TrainingBatches
 from pipeline.data.dataset import TokenRows
-from pipeline.data.fingerprint import combine_digests, row_digests
 from pipeline.data.opening import Reading, open_training, training_order
+from pipeline.metrics.data_hash import combine_digests, row_digests
 from tests.support.shards import EOD_ID, VOCAB_SIZE, random_documents, write_split
-from tests.unit.pipeline.data.test_formats import write_pair, write_rows
+from tests.unit.pipeline.data.test_opening import write_pair, write_rows
 
 GLOBAL_BATCH = 8
 READING = Reading(seq_length=16, vocab_size=VOCAB_SIZE)

@@ -9,13 +9,12 @@ from typer.testing import CliRunner
 from data_prep.manifest import ShardEntry, load_manifest
 from pipeline.cli import app
 from pipeline.data.dataset import open_dataset
-from pipeline.data.index import SplitIndex, build_index, index_place, load_or_build_index
+from pipeline.data.index import SplitIndex, build_index, index_place, load_or_build_index, splits_to_index
 from pipeline.data.index_cache import Arrays, cached_arrays
-from pipeline.data.indexing import splits_to_index
 from pipeline.shared.errors import DataError
 from tests.support.shards import random_documents, stream_of, write_split
 from tests.unit.pipeline.data.conftest import DOCUMENTS
-from tests.unit.pipeline.data.test_formats import write_pair, write_rows
+from tests.unit.pipeline.data.test_opening import write_pair, write_rows
 
 DTYPES = {"numbers": np.dtype("<i8")}
 

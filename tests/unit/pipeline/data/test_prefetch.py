@@ -10,8 +10,8 @@ import torch
 
 from pipeline.data.batches import BatchShare, TrainingBatches
 from pipeline.data.dataset import TokenDataset
-from pipeline.data.fingerprint import combine_digests, row_digests
 from pipeline.data.prefetch import CLOSE_SECONDS, Ahead, PrefetchedBatches
+from pipeline.metrics.data_hash import combine_digests, row_digests
 from pipeline.ranks.signals import StopFlag, StopRequest
 from pipeline.shared.errors import DataError
 from tests.unit.pipeline.data.test_batches import build_training

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.splits import HELDOUT, split_of
+from data_prep.plan import HELDOUT, split_of
 from pipeline.data.dataset import TokenDataset, open_dataset
 from pipeline.data.prompts import load_tokenizer, read_prompts
 from pipeline.shared.errors import DataError
