@@ -31,7 +31,7 @@ def _query_groups(config: RunConfig) -> Iterator[ConfigProblem]:
             path="model.num_query_groups",
             rule=f"must equal model.num_attention_heads ({model.num_attention_heads}) for gpt_neox",
             value=str(model.num_query_groups),
-            cure="leave it out, or use architecture: llama, which has grouped queries",
+            cure="remove it, or use architecture: llama, which supports grouped queries",
         )
     elif model.num_attention_heads % model.num_query_groups:
         fitting = largest_common_divisor_up_to(model.num_query_groups, [model.num_attention_heads])

@@ -10,7 +10,7 @@ VANILLA = {"ponder": {"method": "vanilla"}}
 OVERLAP = {"parallel__overlap_grad_reduce": True}
 IN_STAGES = {"parallel__pipeline": 2}
 
-# Changes that break one rule, the setting it is reported at, and a piece of the cure.
+# Changes that break one rule, the setting it is reported at, and the setting or value that the cure gives.
 BROKEN = [
     ({"parallel__tensor": 3}, "parallel.tensor", "try 2"),
     ({"parallel__pipeline": 3, "training__global_batch_size": 12}, "parallel.pipeline", "try 2"),
@@ -52,6 +52,7 @@ def test_a_broken_rule_is_reported_at_its_setting_with_a_cure(
     problems = problems_of(**changes)
 
     assert [problem.path for problem in problems] == [path]
+    assert problems[0].cure
     assert cure in problems[0].cure
 
 
@@ -90,7 +91,7 @@ ALLOWED = [
 
 
 @pytest.mark.parametrize("changes", ALLOWED)
-def test_what_fits_together_is_accepted(changes: dict[str, Any]) -> None:
+def test_consistent_settings_are_accepted(changes: dict[str, Any]) -> None:
     build_config(changed_settings(**changes))
 
 
