@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.shared.ports import free_port
+
 __all__ = ["START_TIMEOUT_VARIABLE", "Ranks"]
 
 START_TIMEOUT_VARIABLE = "MEGAPONDER_START_TIMEOUT_SECONDS"
@@ -44,7 +46,7 @@ class Ranks:
                 world_size=1,
                 local_rank=0,
                 master_address="127.0.0.1",
-                master_port=_free_port(),
+                master_port=free_port(),
                 is_launched=False,
             )
         if missing:
