@@ -9,12 +9,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.ponder_section import PonderSection as PonderSection
 from pipeline.config.rules import broken_rules
 from pipeline.config.rules_parallel import even_stages
 from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
-from pipeline.config.start_section import InitFromSection as InitFromSection
 from pipeline.config.submit_section import SubmitSection
 from pipeline.config.workflow_section import WorkflowStep
 
@@ -216,6 +216,34 @@ class DataConfig(Section):
                 )
             ]
         )
+
+
+class InitFromSection(Section):
+    """The model whose weights a run starts from, as long as it has no checkpoint of its own."""
+
+    path: Path | None = Field(
+        None,
+        description="checkpoint folder of another run, or one iter_ folder; only the weights are loaded, "
+        "optimizer, schedule and order of the data start from scratch; default: random initial weights",
+    )
+    format: Literal["native", "hf"] = Field(
+        "native",
+        description="native: checkpoints of this program; hf: a Hugging Face folder, which the first start "
+        "of the run converts to output_dir/init_from",
+    )
+    iteration: CountOrZero | None = Field(
+        None, description="iteration of the checkpoint; default: the newest"
+    )
+    method: Method | None = Field(
+        None, description="method of that model: the run's own or one that it can start from"
+    )
+    allow_unused: Switch = Field(False, description="ignore weights that this run's model does not have")
+    ignore: tuple[str, ...] = Field(
+        (), description="format hf: unknown keys of its config.json that do not affect the weights"
+    )
+    convert_timeout_seconds: Count = Field(
+        7200, description="format hf: limit of the conversion, during which all other ranks wait"
+    )
 
 
 class CheckpointConfig(Section):
