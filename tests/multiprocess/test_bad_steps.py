@@ -1,6 +1,7 @@
 """A rank whose gradients are not finite, and a stop in the middle of an evaluation: whole trainings."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -52,7 +53,7 @@ def undisturbed(folder: Path, recipe: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path, recipe: Path) -> Iterator[dict[str, Finished]]:
-    """All under way at the same time, because the start is most of it."""
+    """Run all at the same time, because starting takes most of it."""
     with ExitStack() as stack:
         jobs = {
             name: stack.enter_context(
@@ -68,18 +69,19 @@ def finished(folder: Path, recipe: Path) -> Iterator[dict[str, Finished]]:
         yield {name: job.finish() for name, job in jobs.items()}
 
 
-def test_a_step_that_is_left_out_is_counted_and_the_run_goes_on(
-    finished: dict[str, Finished], folder: Path
-) -> None:
+def test_a_skipped_step_is_counted_and_the_run_continues(finished: dict[str, Finished], folder: Path) -> None:
     assert finished["skip"].exit_code == 0, finished["skip"].stderr
     state = read_train_state(resolve_checkpoint(folder / "skip" / "checkpoints"))
     assert (state.iteration, state.skipped_iterations, state.nan_iterations) == (NUM_ITERATIONS, 1, 1)
     assert state.skipped_in_a_row == 0
-    assert f"iteration {BAD_ITERATION} is left out" in finished["skip"].stderr
-    assert "gradients of ranks [1] not finite" in finished["skip"].stderr
+    # One line names the iteration and the ranks whose losses and gradients are non-finite.
+    (line,) = [
+        line for line in finished["skip"].stderr.splitlines() if f"iteration {BAD_ITERATION} is" in line
+    ]
+    assert re.findall(r"ranks (\[.*?\])", line) == ["[]", "[1]"]
 
 
-def test_the_weights_stay_as_they_were_before_a_step_that_is_left_out(
+def test_the_weights_stay_as_they_were_before_a_skipped_step(
     finished: dict[str, Finished], folder: Path, undisturbed: Path
 ) -> None:
     assert finished["skip"].exit_code == 0
@@ -90,15 +92,13 @@ def test_the_weights_stay_as_they_were_before_a_step_that_is_left_out(
     assert data_hashes(folder / "skip") == data_hashes(undisturbed)
 
 
-def test_no_checkpoint_is_made_of_an_iteration_that_is_left_out(
-    finished: dict[str, Finished], folder: Path
-) -> None:
+def test_no_checkpoint_is_made_of_a_skipped_iteration(finished: dict[str, Finished], folder: Path) -> None:
     assert finished["skip"].exit_code == 0
     saved = {path.name for path in (folder / "skip" / "checkpoints").glob("iter_*")}
     assert saved == {f"iter_{iteration:07d}" for iteration in (1, 3, 4, 5)}
 
 
-def test_a_run_that_is_to_stop_says_in_a_file_what_happened(
+def test_a_run_that_stops_writes_what_happened_into_a_file(
     finished: dict[str, Finished], folder: Path, undisturbed: Path
 ) -> None:
     assert finished["stop"].exit_code == 93
