@@ -24,7 +24,7 @@ class AdamW(torch.optim.Optimizer):
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay.
-        adam_w_mode: Megatron's request for decoupled weight decay; nothing else is offered.
+        adam_w_mode: Megatron's request for decoupled weight decay; must be True.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class AdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient. Closures are refused: Megatron calls none."""
+        """Update every parameter that has a gradient; `closure` must be None: Megatron passes none."""
         if closure is not None:
             raise ValueError("closure must be None: the loss is computed before the step")
         for group in self.param_groups:
@@ -59,7 +59,7 @@ class AdamW(torch.optim.Optimizer):
         if not params:
             return
         states = [self._state_of(param) for param in params]
-        # The kernel raises each parameter's own count by one, so they start one below.
+        # The kernel increments each parameter's own count, so they start one below.
         steps = torch.full((len(params),), float(group["step"] - 1), device=params[0].device)
         beta1, beta2 = group["betas"]
         adamw(
@@ -92,8 +92,8 @@ def exact_norm(
 ) -> tuple[Tensor, None]:
     """Norm of many tensors together, in the signature of apex's ``multi_tensor_l2norm``.
 
-    A float32 sum over a large tensor is off by some 1e-5 on a CPU, by how much depends on how the tensor is
-    split, and so would the clipping of gradients. The sum runs in float64.
+    On a CPU, a float32 sum over a large tensor is off by some 1e-5, by an amount that depends on how the
+    tensor is split over ranks; the clipping of gradients would depend on it too. So the sum runs in float64.
 
     Args:
         chunk_size, noop_flag, per_tensor: apex's, without meaning here.

@@ -1,17 +1,17 @@
-"""Let Megatron-Core run on the device that is there: CUDA, or the CPU where there is none.
+"""Let Megatron-Core run on the device of this machine: CUDA, or the CPU where there is none.
 
-Nothing else in the project branches on the device. Where CUDA is absent, :func:`prepare_host` gives the few
-names through which Megatron reaches CUDA their CPU meaning:
+Where CUDA is absent, :func:`prepare_host` gives the few names through which Megatron reaches CUDA their CPU
+meaning:
 
-* ``torch.cuda`` functions that can only raise without CUDA answer for the CPU;
+* ``torch.cuda`` functions that could only raise without CUDA work on the CPU;
 * ``Tensor.cuda()`` returns the tensor itself;
-* the Megatron modules that write ``device="cuda"`` get a ``torch`` whose factories read it as the CPU.
-  (A global ``TorchFunctionMode`` would do the same at a cost for each operation of a run.)
-* inside ``megatron.core.optimizer``, which checks precisions by name, ``Tensor.type()`` names CPU tensors as
-  CUDA ones.
+* the Megatron modules that write ``device="cuda"`` get a ``torch`` whose factories read it as the CPU (a
+  global ``TorchFunctionMode`` would do the same, but slow down every operation of a run);
+* inside ``megatron.core.optimizer``, which checks precisions by name, ``Tensor.type()`` returns the names of
+  CUDA tensors.
 
-On every device without apex and Transformer Engine, Megatron's optimizer slot receives our AdamW, and its
-slot for the norm of all gradients one that sums in float64.
+On every device, where apex and Transformer Engine are missing, Megatron's optimizer is our AdamW, and its
+norm of all gradients is summed in float64.
 """
 
 import functools
@@ -47,8 +47,8 @@ _MODULES_NAMING_CUDA = (
     "megatron.core.utils",
 )
 _FACTORIES = ("empty", "empty_like", "ones", "tensor", "zeros")
-# Said by Megatron and torch at import and at the first step, of things that this project replaces or pins.
-_ANSWERED_WARNINGS = (
+# Warnings at import and at the first step about things that this project replaces or pins.
+_EXPECTED_WARNINGS = (
     "Transformer Engine and Apex are not installed",
     "Apex is not installed",
     "full scope is deprecated",
@@ -63,13 +63,14 @@ _RNG_MODULE = "megatron.core.tensor_parallel.random"
 def prepare_host() -> None:
     """Make Megatron-Core usable on this machine.
 
-    Call it before the first Megatron module is imported or built; repeating it is free.
+    Call it before the first Megatron module is built; further calls do nothing.
     """
-    _silence_warnings_about_what_is_replaced()
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     if not has_cuda():
         # First, because fusers decorate at import: torch.compile needs a compiler that a CPU host may lack.
         importlib.import_module("megatron.core.jit").disable_jit_fuser()
-        _answer_cuda_calls_for_cpu()
+        _replace_cuda_calls()
         _name_cpu_tensors_as_cuda_for_the_optimizer()
         for name in _MODULES_NAMING_CUDA:
             vars(importlib.import_module(name))["torch"] = _torch_with_cuda_read_as_cpu()
@@ -79,17 +80,12 @@ def prepare_host() -> None:
         _fill_optimizer_slot()
 
 
-def _silence_warnings_about_what_is_replaced() -> None:
-    for message in _ANSWERED_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-
-
 def _is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def _answer_cuda_calls_for_cpu() -> None:
-    answers: dict[str, Callable[..., Any]] = {
+def _replace_cuda_calls() -> None:
+    replacements: dict[str, Callable[..., Any]] = {
         "current_device": lambda: torch.device("cpu"),
         "set_device": _do_nothing,
         "synchronize": _do_nothing,
@@ -97,8 +93,8 @@ def _answer_cuda_calls_for_cpu() -> None:
         "get_rng_state": _get_rng_state,
         "set_rng_state": _set_rng_state,
     }
-    for name, answer in answers.items():
-        setattr(torch.cuda, name, answer)
+    for name, replacement in replacements.items():
+        setattr(torch.cuda, name, replacement)
     torch.cuda.random.get_rng_state = _get_rng_state
     torch.cuda.random.set_rng_state = _set_rng_state
     torch.Tensor.cuda = _stay  # type: ignore[method-assign, assignment]  # the CPU meaning of .cuda()
@@ -125,11 +121,11 @@ def _name_cpu_tensors_as_cuda_for_the_optimizer() -> None:
 
     @functools.wraps(plain_type)
     def type_seen_by_megatron(tensor: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
-        answer = plain_type(tensor, *arguments, **keywords)
-        asked_by = sys._getframe(1).f_globals.get("__name__", "")
-        if isinstance(answer, str) and asked_by.startswith("megatron.core.optimizer"):
-            return answer.replace("torch.", "torch.cuda.", 1)
-        return answer
+        result = plain_type(tensor, *arguments, **keywords)
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if isinstance(result, str) and caller.startswith("megatron.core.optimizer"):
+            return result.replace("torch.", "torch.cuda.", 1)
+        return result
 
     torch.Tensor.type = type_seen_by_megatron  # type: ignore[method-assign, assignment]  # same signature
 
@@ -157,7 +153,7 @@ def _use_the_cpu_generator() -> None:
     module = importlib.import_module(_RNG_MODULE)
     vars(module)["_get_cuda_rng_state"] = _get_rng_state
     vars(module)["_set_cuda_rng_state"] = _set_rng_state
-    # The tracker warns when the CPU generator moves inside its context; here it is the generator it tracks.
+    # The tracker warns when the CPU generator changes inside its context; here that is the one it tracks.
     logging.getLogger(_RNG_MODULE).addFilter(
         lambda record: "CPU RNG state changed" not in record.getMessage()
     )
@@ -170,6 +166,6 @@ def _fill_optimizer_slot() -> None:
     optimizer_module.Adam = AdamW
     optimizer_module.USING_PYTORCH_OPTIMIZER = False
     distributed_module.Adam = AdamW
-    # "As apex has it": the step is one number of the parameter group, not a tensor of each parameter.
+    # As with apex, the step is one number of the parameter group, not a tensor of each parameter.
     distributed_module.HAVE_APEX_OR_TE = True
     distributed_module.USING_APEX_OPTIMIZER = True

@@ -1,8 +1,8 @@
-"""Weights under Hugging Face names, whole, into and out of a model on any tensor-parallel layout.
+"""Load and gather a model's weights as complete tensors under Hugging Face names, on any parallel layout.
 
 A backbone parameter of the model is made of one or several Hugging Face tensors. Each :class:`Entry` says
-which, and how they are put together and taken apart; splitting over ranks follows from what Megatron notes on
-each parameter.
+which, and how they are joined and split; how a parameter is sharded over ranks follows from the attributes
+that Megatron sets on it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,9 +23,9 @@ class Entry:
     Attributes:
         native: name in the model.
         sources: Hugging Face names.
-        join: Hugging Face tensors -> whole native tensor.
-        split: whole native tensor -> Hugging Face tensors.
-        vocabulary_rows: how much of dim 0 is used, where it is the padded vocabulary; else None.
+        join: Hugging Face tensors -> complete native tensor.
+        split: complete native tensor -> Hugging Face tensors.
+        vocabulary_rows: rows of dim 0 in use, where it is the padded vocabulary; else None.
     """
 
     native: str
@@ -36,7 +36,7 @@ class Entry:
 
 
 def entries(config: PonderTransformerConfig) -> Iterator[Entry]:
-    """All parameters of a model, in order."""
+    """Yield an entry for every parameter of a model, in order."""
     if config.architecture is Architecture.GPT_NEOX:
         yield from _neox_entries(config)
     else:
@@ -44,24 +44,33 @@ def entries(config: PonderTransformerConfig) -> Iterator[Entry]:
     yield from _method_entries(config)
 
 
+class TensorNamesError(ValueError):
+    """Tensors are not exactly those of the model."""
+
+    def __init__(self, missing: list[str], unexpected: list[str]) -> None:
+        super().__init__(
+            f"the tensors must be exactly those of the model: missing {missing or 'none'}, "
+            f"unexpected {unexpected or 'none'}"
+        )
+        self.missing = missing
+        self.unexpected = unexpected
+
+
 @torch.no_grad()
 def load_weights(model: PonderModel, tensors: Mapping[str, Tensor]) -> None:
-    """Fill the model from whole tensors.
+    """Copy complete tensors into the model.
 
     Args:
-        model: on any tensor-parallel layout.
-        tensors: every tensor the model needs, by Hugging Face name; more are refused.
+        model: on any parallel layout.
+        tensors: exactly the tensors of the model, by Hugging Face name.
     Raises:
-        ValueError: naming all missing and unexpected tensors.
+        TensorNamesError: some are missing or unexpected; the model is unchanged.
     """
     table = list(entries(model.config))
     wanted = {source for entry in table for source in entry.sources}
     missing, unexpected = sorted(wanted - tensors.keys()), sorted(tensors.keys() - wanted)
     if missing or unexpected:
-        raise ValueError(
-            f"the tensors must be exactly those of the model: missing {missing or 'none'}, "
-            f"unexpected {unexpected or 'none'}"
-        )
+        raise TensorNamesError(missing, unexpected)
     parameters = _parameters_by_name(model)
     for entry in table:
         for parameter in parameters.get(entry.native, ()):
@@ -72,10 +81,10 @@ def load_weights(model: PonderModel, tensors: Mapping[str, Tensor]) -> None:
 
 
 def whole_tensors(model: PonderModel, value_of: Callable[[torch.nn.Parameter], Tensor]) -> dict[str, Tensor]:
-    """Gather one value per parameter under Hugging Face names, on every rank.
+    """Gather one value per parameter under Hugging Face names, complete on every rank.
 
     Args:
-        model: on any tensor-parallel layout.
+        model: on any parallel layout.
         value_of: parameter -> tensor of its shape, such as the parameter itself or its gradient.
     """
     parameters = _parameters_by_name(model)
@@ -88,7 +97,7 @@ def whole_tensors(model: PonderModel, value_of: Callable[[torch.nn.Parameter], T
 
 
 def _parameters_by_name(model: PonderModel) -> dict[str, list[torch.nn.Parameter]]:
-    """Parameters of this stage by their name in a model of one stage; a copy joins what it is a copy of."""
+    """Return parameters by their name in a model of one stage; a copy is listed with its original."""
     parameters: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         parameters.setdefault(_name_on_one_stage(name, model), []).append(parameter)

@@ -1,9 +1,9 @@
 """Megatron's core attention with one weight per key column (definitions 2.6).
 
-Megatron hands three things through its layers to the core attention unchanged, and this module uses them so
-that no layer of Megatron's needs to be rewritten:
+Megatron passes three arguments through its layers to the core attention unchanged. They carry what pondering
+needs, so that none of Megatron's layers has to be rewritten:
 
-* ``attention_mask`` carries ``log w`` of the key columns, [B, R], or None. It is the argument through which
+* ``attention_mask`` carries ``log w`` of the key columns, [B, R], or None. It is the one through which
   gradients also flow under activation recompute;
 * ``packed_seq_params`` carries a :class:`RowContext`;
 * ``rotary_pos_emb`` carries the angles of the pass.
@@ -24,14 +24,14 @@ from megatron_ext.ponder.attention import Segments, key_weighted_attention, stor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredKeys:
-    """What some rows of a call attend to: one row of each of b sequences, or q rows of a single one.
+    """Keys and values that some rows of a call attend to: one row of each of b sequences, or q rows of one.
 
     Attributes:
-        rows: which rows of the call.
+        rows: the rows of the call.
         keys, values: [b, G, R, w], see :func:`megatron_ext.ponder.attention.stored_attention`.
-        causal: the rows are all R rows that are stored, in order.
-        visible: bool, [q, R], or [b, R] for one row of each sequence; None where every row sees all or
-            `causal` says what it sees.
+        causal: whether the rows are all R stored rows, in order.
+        visible: bool, [q, R], or [b, R] for one row of each sequence; None where every row sees all, or
+            those before it by `causal`.
     """
 
     rows: slice
@@ -42,12 +42,12 @@ class StoredKeys:
 
 
 class KeyValueStore(Protocol):
-    """Where decoding keeps the keys and values of rows."""
+    """Cache of the keys and values of earlier rows in decoding."""
 
     def extend(
         self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
     ) -> Sequence[StoredKeys]:
-        """Store rows of one layer, and return what they attend to.
+        """Store rows of one layer, and return the keys and values they attend to.
 
         Args:
             layer_number: 1-based, over the whole model.
@@ -76,7 +76,7 @@ class IterationKeys:
     memory: PassMemory
 
     def align(self, layer_number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the kept keys and values in place of the computed ones of halted tokens.
+        """Replace the computed keys and values of halted tokens by the kept ones.
 
         Args:
             layer_number: 1-based, over the whole model.
@@ -101,13 +101,13 @@ class IterationKeys:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowContext:
-    """What attention must know about the rows of a pass besides their content.
+    """What attention needs to know about the rows of a pass besides their content.
 
     Attributes:
         segments: runs of rows that see each other, or None where every sequence is one document.
         iteration_keys: where tokens halt and keep their keys and values, else None.
-        store: where cached decoding keeps rows; the call is then one batch of rows of many sequences.
-        qkv_format: read by Megatron; says that the rows are a plain [rows, B, ...] layout.
+        store: the cache of decoding; the call is then one batch of rows of many sequences.
+        qkv_format: read by Megatron: the rows are laid out as [rows, B, ...].
     """
 
     segments: Segments | None = None
@@ -117,10 +117,10 @@ class RowContext:
 
 
 class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is untyped
-    """Causal attention over rows, keys weighted by their tail mass, documents apart."""
+    """Causal attention within documents, with keys weighted by their tail mass."""
 
     def __init__(self, config: TransformerConfig, layer_number: int, **_: Any) -> None:
-        """Keep the layer number; Megatron's other arguments are fixed here, and there are no weights."""
+        """Keep the layer number; Megatron's other arguments have no effect, and there are no weights."""
         super().__init__(config=config)
         self.layer_number = layer_number
 
@@ -141,7 +141,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
             query: [R, B, A, d]; key, value: [R, B, G, d], after rotary; B is 1 with a store.
             attention_mask: log w of the key columns, [B, R], or None.
             packed_seq_params: the row context.
-            attn_mask_type, attention_bias: Megatron's, without meaning here.
+            attn_mask_type, attention_bias: Megatron's, unused.
         Returns:
             [R, B, A * d].
         """

@@ -24,7 +24,7 @@ class Architecture(StrEnum):
 
 
 class Initialization(StrEnum):
-    """How weights start: Megatron's scheme, or that of the published PonderLM-2 code (definitions 2.7)."""
+    """Initialization scheme: Megatron's, or that of the published PonderLM-2 code (definitions 2.7)."""
 
     MEGATRON = "megatron"
     PONDERLM2 = "ponderlm2"
@@ -32,7 +32,7 @@ class Initialization(StrEnum):
 
 @dataclass
 class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megatron is untyped
-    """Megatron's TransformerConfig, the backbone's remaining facts, and the pondering method.
+    """Megatron's TransformerConfig with the remaining facts of the backbone, and the pondering method.
 
     Attributes:
         architecture: which backbone.
@@ -43,9 +43,9 @@ class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megat
         rotary_base: rotary base.
         tie_embeddings: the head uses the embedding's weight.
         padding_token_id: token whose embedding row receives no gradient from look-ups, or None.
-        initialization_seed: decides the start values, together with each weight's name.
+        initialization_seed: decides the initial weights, together with each weight's name.
         stage_layers: layers of each pipeline stage.
-        recompute_passes: keep only the input of every pass and compute its layers again in backward.
+        recompute_passes: keep only the input of every pass, and run its layers again in backward.
     """
 
     architecture: Architecture = Architecture.LLAMA
@@ -61,7 +61,7 @@ class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megat
     recompute_passes: bool = False
 
     def __post_init__(self) -> None:
-        """Tell Megatron which layers are where.
+        """Tell Megatron which stage holds which layers.
 
         Raises:
             ValueError: the stages do not hold all layers.
@@ -88,7 +88,7 @@ class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megat
 
     @property
     def embedding_rows(self) -> int:
-        """Rows of the embedding that are looked up: the vocabulary, and a pause token beyond it."""
+        """Rows of the embedding that are looked up: the vocabulary, and a pause token after it."""
         pause = self.ponder.pause_token_id
         return self.vocab_size if pause is None else max(self.vocab_size, pause + 1)
 
@@ -99,7 +99,7 @@ class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megat
 
 
 def architecture_settings(architecture: Architecture) -> dict[str, Any]:
-    """TransformerConfig fields that the backbone fixes."""
+    """Return the TransformerConfig fields that the backbone fixes."""
     if architecture is Architecture.GPT_NEOX:
         return {"normalization": "LayerNorm", "add_bias_linear": True, "activation_func": functional.gelu}
     return {
@@ -120,13 +120,13 @@ def initialization_settings(
     num_layers: int,
     num_slots: int,
 ) -> dict[str, Any]:
-    """TransformerConfig fields that say how weights start.
+    """Return the TransformerConfig fields of the initialization.
 
     Args:
         kind: the scheme.
-        vocab_size: rows of embedding and head that are used; the others start at 0.
+        vocab_size: rows of embedding and head in use; the others are 0.
         architecture: the published PonderLM-2 scheme differs between backbones.
-        std: standard deviation of Megatron's scheme; the other computes its own.
+        std: standard deviation of Megatron's scheme; the other scheme computes its own.
         hidden_size, num_layers: of the backbone.
         num_slots: K + 1.
     """
@@ -145,13 +145,13 @@ def initialization_settings(
 
 
 def host_settings() -> dict[str, Any]:
-    """TransformerConfig fields that are the same for every model of ours."""
+    """Return the TransformerConfig fields that all our models share."""
     return {
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
-        # Weights are drawn whole and then split, so that every layout starts from the same numbers.
+        # Complete weights are drawn and then split, so that initial weights do not depend on the layout.
         "use_cpu_initialization": True,
-        # These fusions need CUDA extensions; torch's own kernels serve every device.
+        # These fusions need CUDA extensions; torch's own kernels run on every device.
         "bias_activation_fusion": False,
         "bias_dropout_fusion": False,
         "masked_softmax_fusion": False,
@@ -162,17 +162,19 @@ def host_settings() -> dict[str, Any]:
 
 
 def pipeline_settings(dtype: torch.dtype) -> dict[str, Any]:
-    """TransformerConfig fields that let Megatron's pipeline carry the passes of a pondering model.
+    """Return the TransformerConfig fields that let Megatron's pipeline run the passes of a pondering model.
 
     Args:
         dtype: of the hidden states.
     """
     return {
         "pipeline_dtype": dtype,
-        # Passes differ in rows. Megatron checks this setting against one that a dense model does not use.
+        # Passes differ in their number of rows. Megatron allows this only with a dispatcher that a dense
+        # model does not use.
         "variable_seq_lengths": True,
         "moe_token_dispatcher_type": "alltoall",
-        # With two stages both neighbours of a rank are the same one, where batched sends pair up wrongly.
+        # With two stages both neighbours of a rank are the same rank, and batched sends would be matched
+        # with the wrong receives.
         "batch_p2p_comm": False,
     }
 
@@ -187,7 +189,7 @@ def _megatron_layout(stage_layers: tuple[int, ...]) -> list[list[str]]:
 
 
 def _real_rows_only(initialize: Callable[[Tensor], Tensor], vocab_size: int) -> Callable[[Tensor], Tensor]:
-    """Draw for the vocabulary alone: how far it is padded depends on the layout, the start must not."""
+    """Initialize only the vocabulary: its padding depends on the layout, initial weights must not."""
 
     def initialize_vocabulary(weight: Tensor) -> Tensor:
         torch.nn.init.zeros_(weight[vocab_size:])

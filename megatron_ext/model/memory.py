@@ -1,9 +1,12 @@
-"""What stays on a rank from one pass of a micro-batch to its later ones, gradients included.
+"""Tensors that later passes of a micro-batch use on the same rank, with their gradients.
 
-In one graph that is ordinary autograd. But passes may be backward steps of their own (on pipeline stages) and
-may be computed twice (activation recompute), so that a tensor of one pass cannot be part of another's graph.
-Then it is kept as a leaf: later passes use the leaf, whose gradient is complete when the backward of the pass
-that made it begins, because that backward needs the gradient of what the pass handed to its successors.
+With all passes in one graph that is ordinary autograd. But on pipeline stages each pass has a backward of
+its own, and under activation recompute its forward runs twice, so a tensor of one pass cannot be part of the
+graph of another. It is then kept as a leaf: later passes use the leaf, and their gradients accumulate on it.
+
+An identity in the graph of the pass that made the tensor adds the leaf's gradient in backward. By then it is
+complete: that backward starts from the gradient of what the pass handed to the next one, so the backward of
+all later passes has finished.
 """
 
 from typing import Any
@@ -19,46 +22,46 @@ class PassMemory:
         """Start empty.
 
         Args:
-            by_leaves: cut the graph at what is kept. Gradients are then right after ``backward()``, not with
-                ``torch.autograd.grad``, which does not reach leaves.
+            by_leaves: cut the graph at the kept tensors. Gradients are then right with ``backward()``, not
+                with ``torch.autograd.grad``, which does not accumulate on leaves.
         """
         self._by_leaves = by_leaves
         self._kept: dict[str, Tensor] = {}
 
     def keep(self, name: str, value: Tensor) -> Tensor:
-        """Remember a tensor of this pass for later ones.
+        """Keep a tensor of this pass for later ones.
 
-        A second call under the same name is the same pass computed again, and keeps the first leaf.
+        A second call with the same name comes from recompute, and the first leaf stays.
 
         Args:
             name: to recall it by.
             value: floating point.
         Returns:
-            The value, to be used by this pass from here on: its gradient takes in that of the later uses.
+            The value, for further use in this pass: its gradient includes that of the later uses.
         """
         if not self._by_leaves:
             self._kept[name] = value
             return value
-        # Not by the grad mode of this call, which recompute turns off the first time.
+        # Whatever the grad mode of this call: recompute turns it off in the first forward.
         leaf = self._kept.setdefault(name, value.detach().requires_grad_())
-        taken_in: Tensor = _TakeInLaterGradient.apply(value, _Hidden(leaf))  # type: ignore[no-untyped-call]
-        return taken_in
+        kept: Tensor = _AddLaterGradient.apply(value, _Hidden(leaf))  # type: ignore[no-untyped-call]
+        return kept
 
     def note(self, name: str, value: Tensor) -> None:
-        """Remember the numbers of a tensor alone, without gradient."""
+        """Keep the values of a tensor without gradient."""
         self._kept[name] = value.detach()
 
     def recall(self, name: str) -> Tensor:
-        """The tensor that an earlier pass has kept.
+        """Return the tensor that an earlier pass has kept.
 
         Raises:
-            KeyError: none has.
+            KeyError: no pass has kept one with this name.
         """
         return self._kept[name]
 
 
 class _Hidden:
-    """Hides a leaf from autograd, which would follow it into the graph."""
+    """Hides a leaf from autograd, which would otherwise make it an input of the graph."""
 
     __slots__ = ("leaf",)
 
@@ -66,8 +69,8 @@ class _Hidden:
         self.leaf = leaf
 
 
-class _TakeInLaterGradient(torch.autograd.Function):
-    """Identity whose backward adds what later passes have accumulated on the leaf, once."""
+class _AddLaterGradient(torch.autograd.Function):
+    """Identity whose backward adds the gradient that later passes have accumulated on the leaf, once."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, hidden: _Hidden) -> Tensor:

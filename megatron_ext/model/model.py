@@ -2,7 +2,7 @@
 
 A rank holds one pipeline stage and runs one pass at a time; with a single stage, forward runs them all.
 S = tokens, n = slots in a pass, R = S * n rows, B = micro-batch, H = hidden size. With sequence parallelism a
-rank holds R / tp of the rows wherever hidden states are whole.
+rank holds R / tp of the rows outside of attention and MLP.
 """
 
 from functools import partial
@@ -52,19 +52,19 @@ class PonderModel(ModelStage):
         micro_batch = self.begin(batch, settings, observe)
         moving: PassRows | ModelOutput | None = None
         for index in range(micro_batch.context.plan.num_passes):
-            assert not isinstance(moving, ModelOutput), "only the final pass gives an output"
+            assert not isinstance(moving, ModelOutput), "only the final pass returns an output"
             moving = self.run_pass(micro_batch, index, moving)
-        assert isinstance(moving, ModelOutput), "the final pass gives an output"
+        assert isinstance(moving, ModelOutput), "the final pass returns an output"
         return moving
 
     def begin(
         self, batch: TokenBatch, settings: ForwardSettings, observe: Observer | None = None
     ) -> MicroBatch:
-        """Make what all passes of a micro-batch need on this stage.
+        """Return what all passes of a micro-batch share on this stage.
 
         Args:
             batch: B rows of S tokens.
-            settings: how the forward is to be done.
+            settings: of the forward.
             observe: called with the name and value of intermediate results.
         """
         method = self.ponder.under(settings.limits)
@@ -90,10 +90,10 @@ class PonderModel(ModelStage):
         Args:
             micro_batch: from :meth:`begin`.
             index: 0-based.
-            received: from the stage before, or on the first stage from the end of the pass before; None for
-                the first pass on the first stage.
+            received: from the previous stage, or on the first stage from the end of the previous pass; None
+                for the first pass on the first stage.
         Returns:
-            What goes to the next stage, or to the first stage for the next pass; on the last stage the
+            Rows for the next stage, or from the last stage for the next pass; the last stage returns the
             output of the final pass.
         """
         context, method = micro_batch.context, micro_batch.method
@@ -121,7 +121,7 @@ class PonderModel(ModelStage):
 
     @property
     def _cuts_graph(self) -> bool:
-        """Whether passes have graphs of their own: on several stages, or where they are computed again."""
+        """Whether passes have graphs of their own: on several stages, or under recompute."""
         recomputes = self.config.recompute_passes or self.config.recompute_granularity is not None
         return recomputes or self.pp_group.size() > 1
 
@@ -187,8 +187,7 @@ class PonderModel(ModelStage):
                     0, index, has_label.flatten().to(losses.dtype)
                 ),
             }
-        # A forward without sweeps has no residuals; its sums are zero, so that every forward has the same
-        # names.
+        # A forward without sweeps has no residuals; they are zero, so that every forward has the same names.
         for name, size in _statistics_layout(micro_batch.method).items():
             context.statistics.setdefault(name, losses.new_zeros(size))
 

@@ -53,7 +53,7 @@ class ParallelGroups:
 def initialize_groups(*, tensor: int = 1, pipeline: int = 1, seed: int = 1234) -> ParallelGroups:
     """Split the started process group into Megatron's axes and seed the model-parallel generators.
 
-    What tensor and pipeline leave over is data parallel. The started group's timeout holds on all axes.
+    The remaining factor of the world size is data parallel. The started group's timeout holds on all axes.
 
     Args:
         tensor: size of the tensor axis.
@@ -75,7 +75,7 @@ def initialize_groups(*, tensor: int = 1, pipeline: int = 1, seed: int = 1234) -
         pipeline_model_parallel_size=pipeline,
         # Otherwise a collective within the layout waits for half an hour.
         distributed_timeout_minutes=_time_limit() / timedelta(minutes=1),
-        # Gloo groups beside the NCCL ones serve the optimizer's gathers in host memory.
+        # The optimizer also gathers in host memory, which NCCL cannot.
         create_gloo_process_groups=True,
     )
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
@@ -98,7 +98,7 @@ def initialize_groups(*, tensor: int = 1, pipeline: int = 1, seed: int = 1234) -
 
 
 def _time_limit() -> timedelta:
-    """How long a collective of the started process group waits."""
+    """Return how long a collective of the started process group waits."""
     everyone = torch.distributed.group.WORLD
     assert everyone is not None, "a process group must be started first"
     limit: timedelta = everyone._get_backend(torch.device("cpu")).options._timeout
@@ -106,10 +106,10 @@ def _time_limit() -> timedelta:
 
 
 def destroy_groups() -> None:
-    """Take the layout down, so that another can be built on the same process group."""
+    """Destroy the groups of the layout, so that another can be built on the same process group."""
     if not parallel_state.model_parallel_is_initialized():
         return
-    # Megatron forgets its groups but leaves them standing, each with its connections and threads.
+    # Megatron only forgets its groups; each would keep its connections and threads.
     for group in parallel_state._global_process_group_list:
         if group is not None:
             torch.distributed.destroy_process_group(group)

@@ -1,9 +1,9 @@
-"""The few movements between tensor-parallel ranks that pondering needs beside Megatron's layers.
+"""Communication between tensor-parallel ranks that pondering needs beside that of Megatron's layers.
 
-With sequence parallelism every rank holds a contiguous share of the tokens wherever hidden states are whole.
-Since all slots of a token are neighbours, slot arithmetic stays local; only what attention and the vocabulary
-need crosses ranks, and that is decided here. Without it these are Megatron's copy and reduce; with one rank
-they do nothing.
+With sequence parallelism, outside of attention and MLP every rank holds complete hidden states of a
+contiguous share of the tokens. All slots of a token are neighbours, so slot arithmetic stays local; only
+attention and the vocabulary need rows of other ranks, which the functions here move. Without sequence
+parallelism these are Megatron's copy and reduce; with one rank they do nothing.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class TensorAxis:
 
     @property
     def size(self) -> int:
-        """Ranks on the axis."""
+        """Number of ranks on the axis."""
         return self.group.size()
 
     @property
@@ -38,9 +38,9 @@ class TensorAxis:
         return self.group.rank()
 
     def to_partial_use(self, rows: Tensor) -> Tensor:
-        """Give every rank all rows, for a use of which each rank computes a part (its heads, its vocabulary).
+        """Give every rank all rows, to compute its part of a result from them (its heads, its vocabulary).
 
-        Each rank then holds a partial gradient: backward sums them over ranks.
+        Each rank then has a partial gradient; backward sums them over ranks.
 
         Args:
             rows: [R or R / tp, ...].
@@ -56,7 +56,7 @@ class TensorAxis:
         return contiguous_gradient(copied)
 
     def to_full_use(self, rows: Tensor) -> Tensor:
-        """Give every rank all rows, for a use that all repeat in full; backward takes its own share."""
+        """Give every rank all rows, for the same computation on all; backward keeps this rank's share."""
         if self.shards_tokens:
             gathered: Tensor = tensor_parallel.gather_from_sequence_parallel_region(
                 rows, False, group=self.group
@@ -65,7 +65,7 @@ class TensorAxis:
         return rows
 
     def from_partial_sums(self, rows: Tensor) -> Tensor:
-        """Add up partial rows over ranks and keep what this rank holds: [R, ...] -> [R or R / tp, ...]."""
+        """Add up partial rows over ranks and keep this rank's share: [R, ...] -> [R or R / tp, ...]."""
         if self.shards_tokens:
             scattered: Tensor = tensor_parallel.reduce_scatter_to_sequence_parallel_region(
                 rows, group=self.group
@@ -74,7 +74,7 @@ class TensorAxis:
         return self.sum_over_ranks(rows)
 
     def sum_over_ranks(self, partial: Tensor) -> Tensor:
-        """Add up partial values over ranks, all ranks keeping the whole; backward passes through."""
+        """Add up partial values over ranks; every rank gets the sum, and backward is the identity."""
         # Megatron reduces a contiguous copy of its argument and returns the argument.
         total: Tensor = tensor_parallel.reduce_from_tensor_model_parallel_region(
             partial.contiguous(), group=self.group
@@ -82,7 +82,7 @@ class TensorAxis:
         return total
 
     def max_over_ranks(self, values: Tensor) -> Tensor:
-        """Element-wise maximum over ranks, without gradient."""
+        """Return the element-wise maximum over ranks, without gradient."""
         values = values.detach().clone()
         if self.size > 1:
             torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=self.group)
@@ -98,13 +98,13 @@ class TensorAxis:
         return torch.cat(parts, dim=-1)
 
     def own_tokens(self, per_token: Tensor) -> Tensor:
-        """The share of [S, ...] that belongs to the hidden states this rank holds."""
+        """Return the share of [S, ...] that belongs to the hidden states on this rank."""
         if not self.shards_tokens:
             return per_token
         return per_token.chunk(self.size, dim=0)[self.rank]
 
     def total_of_own_tokens(self, sums: Tensor) -> Tensor:
-        """Turn sums over the tokens this rank holds into sums over all tokens, without gradient."""
+        """Turn sums over the tokens of this rank into sums over all tokens, without gradient."""
         if self.shards_tokens and self.size > 1:
             sums = sums.detach().clone()
             torch.distributed.all_reduce(sums, group=self.group)
@@ -112,9 +112,9 @@ class TensorAxis:
 
 
 def contiguous_gradient(values: Tensor) -> Tensor:
-    """Identity with a contiguous gradient.
+    """Return the values unchanged; their gradient is made contiguous.
 
-    Of any other, Megatron's reduction is lost without a word, and gloo refuses to send it.
+    Megatron reduces a contiguous copy of any other gradient and drops the result, and gloo raises on it.
     """
     same: Tensor = _ContiguousGradient.apply(values)  # type: ignore[no-untyped-call]
     return same

@@ -1,7 +1,7 @@
 """Embedding, head, cross-entropy and mixtures over a vocabulary that is split between tensor-parallel ranks.
 
 V = padded vocabulary, of which each rank holds V / tp rows; R = rows; H = hidden size. No [R, V] tensor is
-ever gathered. Padding rows beyond the tokenizer's vocabulary take no probability.
+ever gathered. Padding rows beyond the tokenizer's vocabulary get no probability.
 """
 
 import torch
@@ -15,7 +15,7 @@ IGNORED_LABEL = -100
 
 
 def mask_padding_rows(logits: Tensor, vocab_size: int, axis: TensorAxis) -> Tensor:
-    """Take all probability from the rows that pad the vocabulary.
+    """Give the rows that pad the vocabulary no probability.
 
     Args:
         logits: [..., V / tp].
@@ -32,7 +32,7 @@ def mask_padding_rows(logits: Tensor, vocab_size: int, axis: TensorAxis) -> Tens
 
 
 def token_losses(logits: Tensor, labels: Tensor, axis: TensorAxis) -> Tensor:
-    """Cross-entropy of each position in nats; 0 where the label is -100.
+    """Return the cross-entropy of each position in nats; 0 where the label is -100.
 
     The logits may be overwritten: Megatron's cross-entropy works in place.
 
@@ -62,9 +62,9 @@ def mix_embeddings(
     axis: TensorAxis,
     temperature: float = 1.0,
 ) -> Tensor:
-    """``softmax(head h / temperature) . embedding`` for every row (definitions 3.1).
+    """Return ``softmax(head h / temperature) . embedding`` for every row (definitions 3.1).
 
-    Each rank exponentiates the logits of its own vocabulary; a maximum, a sum and a product cross the ranks.
+    Each rank exponentiates the logits of its own vocabulary; only a maximum, a sum and a product are reduced.
 
     Args:
         rows: h, [R or R / tp, B, H].
@@ -95,7 +95,7 @@ def _kth_largest(logits: Tensor, k: int, axis: TensorAxis) -> Tensor:
 
 
 def _exact_cross_entropy(logits: Tensor, targets: Tensor, axis: TensorAxis) -> Tensor:
-    """Cross-entropy in the logits' own dtype: Megatron's rounds to float32, too coarse for float64 proofs."""
+    """Cross-entropy in the logits' own dtype; Megatron's is float32, too coarse for float64 tests."""
     partition = logits.shape[-1]
     local = targets - axis.rank * partition
     is_own = (local >= 0) & (local < partition)

@@ -31,7 +31,7 @@ from pipeline.step.divergence import (
     describe_bad_step,
     judge,
     losses_to_remember,
-    tell_of_bad_step,
+    report_bad_step,
 )
 from pipeline.step.evaluate import Evaluation, evaluate
 from pipeline.step.settings import step_settings
@@ -197,10 +197,10 @@ class TrainingLoop:
             groups=self.groups,
         )
         settings = self.config.divergence
-        goes_on = finding.is_skipped(settings) and step.num_in_a_row < settings.max_in_a_row
+        continues = finding.is_skipped(settings) and step.num_in_a_row < settings.max_in_a_row
         if self.groups.rank == 0:
-            tell_of_bad_step(step, goes_on=goes_on, folder=self.config.output_dir)
-        return goes_on
+            report_bad_step(step, continues=continues, folder=self.config.output_dir)
+        return continues
 
     def _log(self) -> None:
         """Write the measurements of the interval."""

@@ -88,13 +88,13 @@ def _fitting(config: RunConfig, source: SampleSource) -> SampleSource:
 
 
 def vocab_size_of(config: RunConfig, source: SampleSource) -> int:
-    """Ids the model knows: the configured number, else the tokenizer's."""
+    """Return the vocabulary size of the model: the configured one, else the tokenizer's."""
     return config.model.vocab_size or source.vocabulary.size
 
 
 def build_module(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> PonderModel:
     """Build the model from the run's seed; every layout starts from the same weights."""
-    # Weights are drawn on the host, so that every device starts from the same numbers.
+    # Initialized on the host, so that the weights do not depend on the device.
     module = PonderModel(transformer_config(config, vocab_size), groups.pg_collection)
     module.to(device())
     return module
@@ -129,7 +129,7 @@ def build_training(config: RunConfig, vocab_size: int, groups: ParallelGroups) -
 
 
 def training_batches(config: RunConfig, dataset: SampleSource, groups: ParallelGroups) -> TrainingBatches:
-    """This rank's share of every global batch.
+    """Return this rank's share of every global batch.
 
     Raises:
         ConfigError: a blend has fewer samples than the run takes.
@@ -151,7 +151,7 @@ def training_batches(config: RunConfig, dataset: SampleSource, groups: ParallelG
 
 
 def prefetched_batches(config: RunConfig, dataset: SampleSource, groups: ParallelGroups) -> PrefetchedBatches:
-    """The same, read ahead in the background.
+    """Return the batches of :func:`training_batches`, read ahead in the background.
 
     Raises:
         ConfigError: a blend has fewer samples than the run takes.
@@ -167,7 +167,7 @@ def prefetched_batches(config: RunConfig, dataset: SampleSource, groups: Paralle
 def heldout_batches(
     config: RunConfig, dataset: SampleSource, groups: ParallelGroups, *, max_global_batches: int
 ) -> HeldoutBatches:
-    """The same held-out samples at every evaluation, spread over the split."""
+    """Return the batches of an evaluation: always the same samples, spread over the held-out split."""
     order = SampleOrder(num_samples=len(dataset), seed=config.seed, shuffled=True)
     return HeldoutBatches(
         dataset,

@@ -1,7 +1,7 @@
-"""Losses and gradients that have left the finite numbers, and losses that jump: found in every step.
+"""Detection of non-finite losses and gradients, and of loss spikes, in every step.
 
-The judgement is a pure function of numbers that all ranks have in common, so all ranks come to the same one
-in the same step, before the weights are touched.
+The decision is a pure function of numbers that are equal on all ranks, so all ranks decide alike in the same
+step, before any weight changes.
 """
 
 import json
@@ -26,7 +26,7 @@ __all__ = [
     "describe_bad_step",
     "judge",
     "losses_to_remember",
-    "tell_of_bad_step",
+    "report_bad_step",
 ]
 
 logger = logging.getLogger(__name__)
@@ -43,30 +43,30 @@ class FindingKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A step whose update must not be made, and why in words."""
+    """A step whose update must not be made, and the reason in words."""
 
     kind: FindingKind
     text: str
 
     def is_skipped(self, settings: DivergenceConfig) -> bool:
-        """Whether the run goes on without this step's update."""
+        """Return whether the run continues without this step's update."""
         action = settings.on_nonfinite if self.kind is FindingKind.NONFINITE else settings.on_spike
         return action == "skip"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadStep:
-    """What is known of a step that was not made.
+    """What is known about a step that was not made.
 
     Attributes:
         iteration: of the step, counted from 1.
         reason: in words.
         loss, grad_norm: of the global batch, as text where they are not finite.
-        ranks_with_bad_loss: ranks of which a micro-batch's loss is not finite.
-        ranks_with_bad_gradients: ranks that have computed gradients which are not finite.
+        ranks_with_bad_loss: ranks with a micro-batch whose loss is non-finite.
+        ranks_with_bad_gradients: ranks that have computed non-finite gradients.
         data_hash: of the tokens of the global batch, as in metrics.jsonl.
-        num_in_a_row: steps that were not made, this one included.
-        last_checkpoint: iteration of the newest checkpoint, to go on from.
+        num_in_a_row: consecutive steps that were not made, including this one.
+        last_checkpoint: iteration of the newest checkpoint, to resume from.
     """
 
     iteration: int
@@ -83,13 +83,13 @@ class BadStep:
 def judge(
     loss: float, grad_norm: float | None, recent: Sequence[float], settings: DivergenceConfig
 ) -> Finding | None:
-    """Decide whether a step may be made.
+    """Return what is wrong with a step, or None where it may be made.
 
     Args:
         loss: mean of the global batch.
         grad_norm: norm of all gradients; None where it is not known to be finite.
         recent: losses of the last steps that were made, newest last.
-        settings: when a loss is a spike.
+        settings: when a loss counts as a spike.
     """
     if not math.isfinite(loss):
         return Finding(kind=FindingKind.NONFINITE, text=f"the loss is {loss}")
@@ -107,7 +107,7 @@ def judge(
 def losses_to_remember(
     recent: tuple[float, ...], loss: float, settings: DivergenceConfig
 ) -> tuple[float, ...]:
-    """Return the losses a later step is judged by; none where spikes are not looked for."""
+    """Return the losses that later steps are compared with; none where spikes are not detected."""
     return () if settings.spike_factor is None else (*recent, loss)[-settings.spike_window :]
 
 
@@ -124,10 +124,10 @@ def describe_bad_step(
     last_checkpoint: int | None,
     groups: ParallelGroups,
 ) -> BadStep:
-    """Ask all ranks who has the trouble; they call it together.
+    """Gather which ranks have non-finite numbers; all ranks call it together.
 
     Args:
-        finding: what all ranks found.
+        finding: the same on all ranks.
         has_finite_loss, has_finite_gradients: of this rank.
         iteration, loss, grad_norm, data_hash, num_in_a_row, last_checkpoint: see :class:`BadStep`.
         groups: the layout.
@@ -147,15 +147,15 @@ def describe_bad_step(
     )
 
 
-def tell_of_bad_step(step: BadStep, *, goes_on: bool, folder: Path) -> None:
+def report_bad_step(step: BadStep, *, continues: bool, folder: Path) -> None:
     """Log a step that was not made and, where it ends the run, write it into the run's folder."""
     who = (
-        f"loss of ranks {list(step.ranks_with_bad_loss)}, gradients of ranks "
-        f"{list(step.ranks_with_bad_gradients)} not finite"
+        f"non-finite loss on ranks {list(step.ranks_with_bad_loss)}, gradients on ranks "
+        f"{list(step.ranks_with_bad_gradients)}"
     )
-    if goes_on:
+    if continues:
         logger.warning(
-            "iteration %d is left out, the %d. in a row: %s (%s; data-hash %s)",
+            "iteration %d is skipped, number %d in a row: %s (%s; data-hash %s)",
             step.iteration,
             step.num_in_a_row,
             step.reason,
@@ -166,9 +166,9 @@ def tell_of_bad_step(step: BadStep, *, goes_on: bool, folder: Path) -> None:
     path = folder / REPORT_NAME
     write_atomically(path, (json.dumps(asdict(step), indent=1) + "\n").encode())
     logger.error(
-        "loss and gradient norm must be finite and without jumps, but at iteration %d %s (%s; data-hash %s); "
-        "the run stops without saving, its last checkpoint is of iteration %s. Look into %s, lower "
-        "optimizer.lr or ponder.penalty_weight, and start again: it goes on from there",
+        "loss and gradient norm must be finite and without spikes, but at iteration %d %s (%s; data-hash "
+        "%s); the run stops without saving, its last checkpoint is of iteration %s. See %s, lower "
+        "optimizer.lr or ponder.penalty_weight, and start again: it resumes from that checkpoint",
         step.iteration,
         step.reason,
         who,

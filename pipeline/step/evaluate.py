@@ -1,4 +1,4 @@
-"""The loss and the halting on held-out text, by the training forward without gradients."""
+"""Measure loss and halting on held-out text, with the training forward without gradients."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -19,11 +19,11 @@ from pipeline.step.train import run_schedule
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What an evaluation measured.
+    """Result of an evaluation.
 
     Attributes:
         sums: statistics over all held-out tokens, on every rank.
-        seconds: how long it took.
+        seconds: duration.
     """
 
     sums: Sums
@@ -59,13 +59,13 @@ def evaluate(
         batches: this rank's micro-batches of each global batch, equally many on every rank.
         num_jacobi_iterations: J.
         groups: the layout.
-        prune: leave pruned slots out for good instead of weighing them.
+        prune: mask pruned slots out instead of weighing them.
         limits: on the steps that tokens take.
-        observe: called with every micro-batch of this rank and what the model made of it.
-        is_cut_short: asked before every global batch, on all ranks; they agree on the answer.
+        observe: called with every micro-batch of this rank and its output.
+        is_cut_short: called before every global batch; returns the same on all ranks.
 
     Returns:
-        What was measured, or None where it was cut short.
+        The result, or None where it was cut short.
     """
     started = time.monotonic()
     statistics = StatisticsAccumulator(module.statistics_layout(limits), device=device())

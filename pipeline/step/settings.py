@@ -1,4 +1,4 @@
-"""What changes from step to step: a pure function of the configuration and of how far the run is."""
+"""Settings that change from step to step, a pure function of the configuration and the run's progress."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,8 @@ class StepSettings:
         num_jacobi_iterations: J.
         penalty_weight: lambda.
         bottom_k_fraction: q of a bottom-k penalty; None takes the configured one.
-        freezes_backbone: train the method's own weights alone.
-        prune: leave pruned slots out for good, as inference does.
+        freezes_backbone: train only the method's own weights.
+        prune: mask pruned slots out, as inference does.
         limits: on the steps that tokens take.
     """
 
@@ -31,7 +31,7 @@ class StepSettings:
 
     @property
     def forward(self) -> ForwardSettings:
-        """What the model needs to know."""
+        """The part that the model needs."""
         return ForwardSettings(
             num_jacobi_iterations=self.num_jacobi_iterations,
             prune=self.prune,
@@ -52,7 +52,7 @@ def step_settings(config: RunConfig, *, iteration: int, consumed_tokens: int) ->
     risen = ramp(iteration, *ponder.penalty_ramp)
     weight, fraction = ponder.penalty_weight * risen, ponder.bottom_k_fraction
     if ponder.method.facts.ramps_fraction:
-        # Here the fraction rises instead, under the whole weight (definitions 3.2).
+        # Here the fraction rises instead, with the full weight (definitions 3.2).
         has_begun = iteration >= ponder.penalty_ramp[0]
         weight, fraction = ponder.penalty_weight * has_begun, ponder.bottom_k_fraction * risen
     return StepSettings(

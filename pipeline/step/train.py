@@ -21,24 +21,24 @@ from pipeline.step.build import TrainingParts
 from pipeline.step.divergence import Finding
 from pipeline.step.settings import StepSettings
 
-# Given the loss and the gradient norm of a step, says what speaks against making it.
+# Given the loss and the gradient norm of a step, returns the reason not to make it, if any.
 Judge = Callable[[float, float | None], Finding | None]
 
 
 def no_objection(_loss: float, _grad_norm: float | None) -> None:
-    """Let every step be made."""
+    """Accept every step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What a step reports beside the statistics.
+    """Result of a step, beside the statistics.
 
     Attributes:
         loss: mean cross-entropy of the global batch, nats per labelled token, the same on all ranks.
         grad_norm: norm of all gradients before clipping, or None where it is not known to be finite.
         finding: why the weights were not updated; None where they were.
         has_finite_loss, has_finite_gradients: whether the losses of this rank's own micro-batches, and the
-            gradients it has computed, are finite; looked at where there is a finding.
+            gradients it has computed, are finite; determined only where there is a finding.
     """
 
     loss: float
@@ -62,7 +62,7 @@ def train_step(
     statistics: StatisticsAccumulator,
     judge: Judge = no_objection,
 ) -> StepResult:
-    """Accumulate the gradient of the global batch and, if nothing speaks against it, update the weights.
+    """Accumulate the gradient of the global batch and, unless the judge objects, update the weights.
 
     The loss is the mean over all labelled tokens of the global batch, plus lambda times the penalty, which is
     the mean of the micro-batches' penalties weighted by their real tokens (definitions 2.5). Both means are
@@ -71,10 +71,10 @@ def train_step(
     Args:
         parts: model and optimizer.
         batches: this rank's micro-batches, on the host.
-        settings: J, lambda and the like.
+        settings: J, lambda and the others of this step.
         groups: the layout.
-        statistics: receives the sums of every micro-batch, unless the step is not made.
-        judge: looks at loss and gradient norm before the weights are touched; equal numbers on all ranks.
+        statistics: receives the sums of every micro-batch; unchanged where the step is not made.
+        judge: decides on loss and gradient norm, equal on all ranks, before any weight changes.
     """
     parts.ddp.zero_grad_buffer()
     parts.optimizer.zero_grad()
@@ -94,7 +94,7 @@ def train_step(
         loss=loss,
         grad_norm=grad_norm,
         finding=finding,
-        # Looked at only where something is wrong: each look waits for the device.
+        # Only where something is wrong: reading a value waits for the device.
         has_finite_loss=finding is None or bool(torch.isfinite(sums).all()),
         has_finite_gradients=finding is None or has_finite_own_gradients(parts.ddp),
     )
@@ -116,7 +116,7 @@ def run_schedule(
         model: the wrapped model, or the bare one with `forward_only`.
         batches, settings, groups, statistics: see :func:`train_step`.
         forward_only: no gradients.
-        observe: called on the last stage with every micro-batch and what the model made of it.
+        observe: called on the last stage with every micro-batch and its output.
 
     Returns:
         [2] float64: sum of the cross-entropies and labelled tokens of this rank's micro-batches; zero on all
@@ -126,7 +126,7 @@ def run_schedule(
     totals = _token_totals(batches, groups)
     scale = len(batches) * groups.dp_size
 
-    def take_in(batch: TokenBatch, output: ModelOutput) -> None:
+    def record(batch: TokenBatch, output: ModelOutput) -> None:
         statistics.add(output.statistics)
         sums.add_(torch.cat([output.statistics["nll"], output.statistics["labelled_tokens"]]).detach())
         if observe is not None:
@@ -138,16 +138,16 @@ def run_schedule(
         settings.forward,
         loss=lambda output: _loss(output, totals, settings.penalty_weight, scale),
         forward_only=forward_only,
-        observe_output=take_in,
+        observe_output=record,
     )
     return sums
 
 
 def _global_loss(sums: Tensor, groups: ParallelGroups) -> float:
-    """Mean over the global batch, from what :func:`run_schedule` returned on each rank.
+    """Return the mean over the global batch, from what :func:`run_schedule` returned on each rank.
 
-    One collective over all ranks gives all of them the same bits, which a common judgement needs. Tensor-
-    parallel ranks hold the same sums, so that both are too large by the same factor.
+    One collective over all ranks gives all of them the same bits, which deciding alike needs. Tensor-parallel
+    ranks hold the same sums, so numerator and denominator are too large by the same factor.
     """
     total = sums.clone()
     if groups.world_size > 1:
@@ -157,7 +157,7 @@ def _global_loss(sums: Tensor, groups: ParallelGroups) -> float:
 
 
 def _token_totals(batches: Sequence[TokenBatch], groups: ParallelGroups) -> Tensor:
-    """[2]: labelled and real tokens of the global batch, on the device; nothing waits for it."""
+    """Return [2]: labelled and real tokens of the global batch, on the device, without a synchronization."""
     labelled = sum(int((batch.labels != IGNORED_LABEL).sum()) for batch in batches)
     real = sum(int(batch.is_real.sum()) for batch in batches)
     totals = torch.tensor([labelled, real], dtype=torch.float32, device=device())
@@ -167,7 +167,7 @@ def _token_totals(batches: Sequence[TokenBatch], groups: ParallelGroups) -> Tens
 
 
 def _loss(output: ModelOutput, totals: Tensor, penalty_weight: float, scale: int) -> Tensor:
-    """This micro-batch's share of the global mean.
+    """Return this micro-batch's share of the global mean.
 
     Megatron divides by the number of micro-batches and averages gradients over data-parallel ranks; `scale`
     undoes both, so that the shares add up.

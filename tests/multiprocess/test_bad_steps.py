@@ -1,6 +1,7 @@
 """Trainings in which a rank has non-finite gradients, or a stop signal comes in an evaluation."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,7 +46,7 @@ def uninterrupted(folder: Path, recipe: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path, recipe: Path) -> Iterator[dict[str, Finished]]:
-    """All run at the same time."""
+    """Run all at the same time, because starting takes most of it."""
     with ExitStack() as stack:
         jobs = {
             name: stack.enter_context(
@@ -66,6 +67,11 @@ def test_a_skipped_step_is_counted_and_the_run_continues(finished: dict[str, Fin
     state = read_train_state(resolve_checkpoint(folder / "skip" / "checkpoints"))
     assert (state.iteration, state.skipped_iterations, state.nan_iterations) == (NUM_ITERATIONS, 1, 1)
     assert state.skipped_in_a_row == 0
+    # One line names the iteration and the ranks whose losses and gradients are non-finite.
+    (line,) = [
+        line for line in finished["skip"].stderr.splitlines() if f"iteration {BAD_ITERATION} is" in line
+    ]
+    assert re.findall(r"ranks (\[.*?\])", line) == ["[]", "[1]"]
 
 
 def test_a_skipped_step_does_not_change_the_weights(

@@ -79,7 +79,7 @@ def test_a_saved_state_continues_as_if_never_interrupted() -> None:
     assert all(torch.equal(mine, other) for mine, other in zip(straight, resumed, strict=True))
 
 
-def test_a_parameter_without_gradient_stays() -> None:
+def test_a_parameter_without_gradient_does_not_change() -> None:
     parameters = _parameters()
     optimizer = AdamW(_groups(parameters), **SETTINGS)
     _set_gradients(parameters, seed=0)
@@ -90,7 +90,7 @@ def test_a_parameter_without_gradient_stays() -> None:
     assert parameters[0] not in optimizer.state
 
 
-def test_what_it_is_not_is_refused() -> None:
+def test_plain_adam_and_closures_raise() -> None:
     with pytest.raises(ValueError, match="decoupled_weight_decay"):
         AdamW(_parameters(), adam_w_mode=False)
     with pytest.raises(ValueError, match="closure"):

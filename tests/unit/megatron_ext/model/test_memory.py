@@ -1,4 +1,4 @@
-"""What is kept from pass to pass, in one graph and by leaves."""
+"""Tensors kept from pass to pass, in one graph and by leaves."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ both_ways = pytest.mark.parametrize("by_leaves", [False, True], ids=["one graph"
 
 
 def gradient_of_a_chain(memory: PassMemory, weight: Tensor) -> Tensor:
-    """Two later passes use what the first has kept, and the first goes on with it too."""
+    """Use what the first pass has kept in two later passes, and further in the first."""
     kept = memory.keep("first", weight * 3.0)
     handed = kept * kept
     second = memory.keep("second", handed * memory.recall("first"))
@@ -46,8 +46,8 @@ def test_a_leaf_cuts_the_graph() -> None:
     assert torch.equal(recalled, weight * 2.0)
 
 
-def test_a_pass_computed_again_keeps_the_first_leaf() -> None:
-    # Activation recompute: first without a graph, then, in backward, once more with one.
+def test_a_recomputed_pass_keeps_the_first_leaf() -> None:
+    # Activation recompute runs a pass first without a graph, then, in backward, with one.
     weight = torch.ones(2, requires_grad=True)
     memory = PassMemory(by_leaves=True)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_a_pass_computed_again_keeps_the_first_leaf() -> None:
     assert weight.grad.tolist() == [2.0 * (1.0 + 5.0)] * 2
 
 
-def test_a_gradient_is_taken_in_once() -> None:
+def test_a_gradient_is_added_once() -> None:
     weight = torch.ones(1, requires_grad=True)
     memory = PassMemory(by_leaves=True)
     kept = memory.keep("hidden", weight * 1.0)
@@ -87,6 +87,6 @@ def test_what_is_noted_carries_no_gradient(by_leaves: bool) -> None:
 
 
 @both_ways
-def test_what_nobody_kept_cannot_be_recalled(by_leaves: bool) -> None:
+def test_recalling_what_no_pass_kept_raises(by_leaves: bool) -> None:
     with pytest.raises(KeyError, match="hidden"):
         PassMemory(by_leaves=by_leaves).recall("hidden")

@@ -21,7 +21,7 @@ TOKENS = random_tokens(length=9)
 
 
 @each_model
-def test_earlier_tokens_do_not_move_with_later_ones(
+def test_later_tokens_do_not_change_earlier_ones(
     groups: ParallelGroups, method: Method, architecture: Architecture
 ) -> None:
     model = tiny_model(groups, method, architecture, dtype=torch.float32)
@@ -32,7 +32,7 @@ def test_earlier_tokens_do_not_move_with_later_ones(
 
         for name, results in before.items():
             assert torch.equal(after[name][:start], results[:start]), name
-            # Every slot of the changed token moves, in both sequences.
+            # Every slot of the changed token changes, in both sequences.
             moved = (after[name][start] != results[start])[..., :VOCAB_SIZE].any(dim=-1)
             assert moved.all(), name
 

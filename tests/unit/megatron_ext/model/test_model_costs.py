@@ -1,4 +1,4 @@
-"""Rows that go through the layers, per token: definitions 5."""
+"""Rows that run through the layers, per token (definitions 5)."""
 
 from collections.abc import Callable
 
@@ -33,7 +33,7 @@ TRAINING_ROWS: dict[Method, Callable[[int, int], int]] = {
 
 
 def count_rows(model: PonderModel) -> list[list[int]]:
-    """Fill, for each layer, a list with the rows of every call."""
+    """Collect, for each layer, the rows of every call."""
     rows: list[list[int]] = [[] for _ in model.decoder.layers]
     for layer, calls in zip(model.decoder.layers, rows, strict=True):
         layer.register_forward_hook(
@@ -44,7 +44,7 @@ def count_rows(model: PonderModel) -> list[list[int]]:
 
 @each_model
 @pytest.mark.parametrize(("num_thoughts", "sweeps"), [(1, 0), (2, 3), (3, 1)])
-def test_training_runs_the_rows_that_it_should(
+def test_training_runs_the_expected_rows(
     groups: ParallelGroups, method: Method, architecture: Architecture, num_thoughts: int, sweeps: int
 ) -> None:
     model = tiny_model(groups, method, architecture, num_latent_thoughts=num_thoughts)

@@ -25,7 +25,7 @@ BORDERS = (4, 2)
 @each_model
 @pytest.mark.parametrize("restart", [True, False], ids=["positions restart", "positions run on"])
 @pytest.mark.parametrize("disturbed", ["first", "rest"])
-def test_a_document_does_not_move_with_another(
+def test_a_document_does_not_change_with_another(
     groups: ParallelGroups, method: Method, architecture: Architecture, restart: bool, disturbed: str
 ) -> None:
     model = tiny_model(groups, method, architecture)
@@ -49,10 +49,10 @@ def test_a_document_does_not_move_with_another(
 
 @each_model
 @pytest.mark.parametrize("restart", [True, False], ids=["positions restart", "positions run on"])
-def test_a_packed_document_is_as_good_as_alone(
+def test_a_packed_document_gives_the_same_as_alone(
     groups: ParallelGroups, method: Method, architecture: Architecture, restart: bool
 ) -> None:
-    # Rotary attention is relative: where a document starts counting changes nothing within it.
+    # Rotary attention is relative: the first position of a document changes nothing within it.
     model = tiny_model(groups, method, architecture)
     batch = batch_of(TOKENS, DOCUMENTS, restart_positions=restart)
     assert bool((batch.position_ids[0, 4] == 0) == restart)

@@ -33,7 +33,7 @@ def mild_model(
     architecture: Architecture | str = Architecture.LLAMA,
     **ponder: Any,
 ) -> PonderModel:
-    """A model whose router or gates decide softly: saturated they would have no gradient to look at.
+    """Return a model whose router or gates are not saturated, where they would have no gradient.
 
     The threshold lies where gates of both kinds are seen.
     """
@@ -51,7 +51,7 @@ def loss_of(model: PonderModel) -> Tensor:
 
 
 @each_model
-def test_the_loss_has_the_right_slope_in_all_weights(
+def test_the_gradient_of_the_loss_is_right_in_all_weights(
     groups: ParallelGroups, method: Method, architecture: Architecture
 ) -> None:
     model = mild_model(groups, method, architecture)
@@ -70,7 +70,7 @@ def test_the_loss_has_the_right_slope_in_all_weights(
         (Method.PONDERLM, {"multiply_embedding": True}),
     ],
 )
-def test_every_variant_has_the_right_slope(
+def test_the_gradient_of_every_variant_is_right(
     groups: ParallelGroups, method: Method, ponder: dict[str, Any]
 ) -> None:
     model = mild_model(groups, method, mixture_top_k=7, **ponder)
@@ -94,7 +94,7 @@ def test_no_weight_is_left_without_gradient(
 def test_no_pass_is_cut_off_from_the_gradient(
     groups: ParallelGroups, method: Method, architecture: Architecture
 ) -> None:
-    # What is made in a pass reaches the loss only through the passes after it.
+    # What a pass computes reaches the loss only through the passes after it.
     model = mild_model(groups, method, architecture)
     output, seen = observed(model, BATCH, num_jacobi_iterations=2)
     made = {
@@ -112,7 +112,7 @@ def test_no_pass_is_cut_off_from_the_gradient(
 
 @each_backbone
 def test_the_router_learns_through_the_mask(groups: ParallelGroups, architecture: Architecture) -> None:
-    # The hidden states of the final pass lie before readout and penalty: the mask alone reaches them.
+    # The hidden states of the final pass come before readout and penalty: only the mask reaches them.
     model = mild_model(groups, "ponderlm3", architecture)
     weights = torch.randn(observed(model, BATCH)[1]["last_hidden"].shape, dtype=torch.float64)
 
@@ -138,9 +138,7 @@ def test_every_gate_learns_through_what_it_lets_in(
     ("method", "kind"),
     [*((Method.PONDERLM3, kind) for kind in Penalty), (Method.ADAPONDERLM, Penalty.BOTTOM_K)],
 )
-def test_the_penalty_of_the_whole_model_has_the_right_slope(
-    groups: ParallelGroups, method: Method, kind: Penalty
-) -> None:
+def test_the_gradient_of_the_penalty_is_right(groups: ParallelGroups, method: Method, kind: Penalty) -> None:
     model = mild_model(groups, method, penalty=kind)
 
     def penalty() -> Tensor:

@@ -1,4 +1,4 @@
-"""Which tensors a training step makes, watched operation by operation, forward and backward."""
+"""The tensors that a training step creates, recorded operation by operation, forward and backward."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -32,7 +32,7 @@ MIXING = (Method.PONDERLM, Method.ADAPONDERLM)
 
 
 class ShapeRecorder(TorchDispatchMode):
-    """Records operation and shape of every tensor that is made."""
+    """Records operation and shape of every tensor that is created."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def training_step(model: PonderModel, batch: TokenBatch) -> list[tuple[str, tupl
 
 
 def vocabulary_sized(made: list[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Tensors with a vocabulary for each of at least S rows."""
+    """Yield the tensors with a vocabulary for each of at least S rows."""
     for operation, shape in made:
         rows = torch.Size(shape).numel() // PADDED_VOCAB_SIZE
         if PADDED_VOCAB_SIZE in shape and rows >= LENGTH * BATCH_SIZE:
@@ -68,7 +68,7 @@ def vocabulary_sized(made: list[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[
 
 
 def square(made: list[tuple[str, tuple[int, ...]]], *, smallest: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Tensors with two dims of rows."""
+    """Return the tensors with two dims of rows."""
     rows = {LENGTH * slots for slots in range(1, NUM_THOUGHTS + 2)} | {30, 33, 60, 66, 90, 99}
     return [
         (operation, shape)
@@ -86,7 +86,7 @@ def test_only_the_final_readout_makes_logits(
 
     found = list(vocabulary_sized(training_step(tiny_model(groups, method, architecture), ONE_DOCUMENT)))
 
-    # All passes make what one pass makes: no more of them and none larger.
+    # All passes together create what one pass creates: no more tensors and none larger.
     assert vanilla
     assert sorted(found) == sorted(vanilla)
     products = [operation for operation, _ in found if "mm" in operation]
@@ -94,7 +94,7 @@ def test_only_the_final_readout_makes_logits(
 
 
 @pytest.mark.parametrize("method", [Method.PONDERLM2, *MIXING])
-def test_mixtures_of_embeddings_show(groups: ParallelGroups, method: Method) -> None:
+def test_mixtures_of_embeddings_are_recorded(groups: ParallelGroups, method: Method) -> None:
     plain, mixing = (
         list(vocabulary_sized(training_step(tiny_model(groups, method, ponder=ponder), ONE_DOCUMENT)))
         for ponder in ({"mixture": Mixture.HIDDEN}, {"mixture": Mixture.SOFTMAX})
@@ -114,7 +114,7 @@ def test_no_tensor_has_rows_times_rows(
     assert square(made, smallest=30) == []
 
 
-def test_a_dense_mask_would_show() -> None:
+def test_a_dense_mask_would_be_recorded() -> None:
     with ShapeRecorder() as recorder:
         visible_rows(PACKED.document_ids, 2)
 

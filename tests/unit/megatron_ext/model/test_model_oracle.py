@@ -1,4 +1,4 @@
-"""The passes of the model against the left-to-right computation that they are, or approximate."""
+"""The passes of the model against the left-to-right computation that they equal or approximate."""
 
 from itertools import pairwise
 from typing import Any
@@ -31,21 +31,21 @@ each_sweeping_method = pytest.mark.parametrize("method", [Method.PONDERLM2, Meth
 
 
 def parallel_logits(model: PonderModel, tokens: Tensor, sweeps: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-    """[S, V] of one sequence, and what was observed. PonderLM-3 prunes, as the oracle does."""
+    """Return logits [S, V] of one sequence, and what was observed. PonderLM-3 prunes, as the oracle does."""
     with torch.no_grad():
         _, seen = observed(model, batch_of(tokens), num_jacobi_iterations=sweeps, prune=True)
     return seen["logits"][:, 0, :VOCAB_SIZE], seen
 
 
 def sequential(model: PonderModel, tokens: Tensor) -> tuple[Tensor, list[TokenResult]]:
-    """[S, V] of one sequence, and all that the oracle gave."""
+    """Return logits [S, V] of one sequence, and the whole result of the oracle."""
     with torch.no_grad():
         results = oracle_results(model, tokens[0].tolist())
     return torch.stack([result.logits for result in results]), results
 
 
 def errors(found: Tensor, expected: Tensor) -> list[float]:
-    """Largest error of each token."""
+    """Return the largest error of each token."""
     return (found - expected).abs().amax(dim=-1).tolist()
 
 
@@ -105,7 +105,7 @@ def test_enough_sweeps_reach_the_sequential_solution(
     found, seen = parallel_logits(model, tokens, sweeps)
 
     assert max(errors(found, expected)) < EXACT
-    # [S, K, B, H] -> [S, K, H]; pruned thoughts exist in the sweeps and are nobody's.
+    # [S, K, B, H] -> [S, K, H]; pruned thoughts are computed in the sweeps but not used.
     thoughts = seen[f"thoughts/after_pass_{2 + sweeps - 1:02d}"][:, :, 0]
     for token, result in enumerate(results):
         kept = thoughts[token, : len(result.thoughts)]
@@ -154,7 +154,7 @@ def test_each_sweep_makes_further_tokens_exact(
 
     num_exact = 1 + sweeps // num_thoughts
     assert max(by_token[:num_exact]) < EXACT
-    # Halting stops the error where a token runs no thoughts, so that only the whole rest is sure to have one.
+    # Halting stops an error where a token runs no thoughts, so only the rest as a whole is sure to have one.
     inexact = by_token[num_exact:] if method is Method.PONDERLM3 else by_token[num_exact : num_exact + 1]
     assert max(inexact) > 1e-8
 
@@ -175,6 +175,6 @@ def test_residuals_fall_to_zero(
     values = residual(statistics["residual_change"], statistics["residual_norm"])[:sweeps].tolist()
     assert values[0] > 1e-4
     if mixture is not Mixture.TOP_K:
-        # A sweep that changes which tokens are the most likely ones makes a jump.
+        # The residual jumps in a sweep that changes which tokens are the most likely.
         assert all(later < 0.9 * earlier for earlier, later in pairwise(values[:6]))
     assert values[-1] < 1e-14, "the last sweep starts at the fixed point"

@@ -1,4 +1,4 @@
-"""Padding behind a sequence and padding of the vocabulary count nowhere."""
+"""Padding after a sequence and padding of the vocabulary change nothing."""
 
 from collections.abc import Mapping
 
@@ -32,7 +32,7 @@ PADDED = batch_of(TOKENS, DOCUMENTS)
 
 
 def penalised_model(groups: ParallelGroups, method: Method, architecture: Architecture) -> PonderModel:
-    """A model with a penalty where the method has one: one kind per backbone."""
+    """Return a model with a penalty where the method has one: one kind per backbone."""
     penalty = Penalty.BOTTOM_K if architecture is Architecture.LLAMA else Penalty.EXPECTED_STEPS
     return tiny_model(groups, method, architecture, ponder={"penalty": penalty, "bottom_k_fraction": 0.4})
 
@@ -44,7 +44,7 @@ def assert_all_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 
 @each_model
-def test_what_stands_in_the_padding_changes_nothing(
+def test_the_content_of_padding_changes_nothing(
     groups: ParallelGroups, method: Method, architecture: Architecture
 ) -> None:
     model = penalised_model(groups, method, architecture)
@@ -56,7 +56,7 @@ def test_what_stands_in_the_padding_changes_nothing(
         assert torch.equal(after[name][:5, :, 1], results[:5, :, 1]), name
         assert not torch.equal(after[name][5:, :, 1], results[5:, :, 1]), name
 
-    # The padded tokens themselves moved, and nothing that is summed or trained did.
+    # The padded tokens themselves changed, and nothing that is summed or trained did.
     (first, _), (second, _) = observed(model, PADDED), observed(model, other)
     losses = [mean_loss(first, PADDED, penalty_weight=0.3), mean_loss(second, other, penalty_weight=0.3)]
     assert torch.equal(*losses)
@@ -65,7 +65,7 @@ def test_what_stands_in_the_padding_changes_nothing(
 
 
 @each_model
-def test_a_padded_sequence_is_as_good_as_a_shorter_one(
+def test_a_padded_sequence_gives_the_same_as_a_shorter_one(
     groups: ParallelGroups, method: Method, architecture: Architecture
 ) -> None:
     model = penalised_model(groups, method, architecture)
@@ -92,7 +92,7 @@ def test_only_real_tokens_are_counted(
 
 
 @each_model
-def test_padding_rows_of_the_vocabulary_take_no_probability(
+def test_padding_rows_of_the_vocabulary_get_no_probability(
     groups: ParallelGroups, method: Method, architecture: Architecture
 ) -> None:
     logits = observed(tiny_model(groups, method, architecture), batch_of(TOKENS))[1]["logits"]

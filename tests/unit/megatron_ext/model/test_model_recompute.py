@@ -1,4 +1,4 @@
-"""Activation recompute changes no gradient: leaves between passes stand for one graph over all of them."""
+"""Activation recompute changes no gradient: leaves between passes give that of one graph over all passes."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ SEED, STEPS = 4, (0, 1)
 
 
 def assert_same_gradients(groups: ParallelGroups, method: Method, *arguments: Any, **settings: Any) -> None:
-    """Hold each kind against one graph in several steps, which differ in their numbers of sweeps."""
+    """Compare each kind with one graph, in several steps that differ in their numbers of sweeps."""
     plain = tiny_model(groups, method, *arguments, **settings)
     recomputing = {
         kind: tiny_model(groups, method, *arguments, **settings, **own) for kind, own in RECOMPUTE.items()
@@ -66,11 +66,13 @@ def test_recompute_gives_the_gradients_of_one_graph(
         (Method.PONDERLM, {"residual": Residual.FROM_EMBEDDING}),
     ],
 )
-def test_it_does_so_in_every_variant(groups: ParallelGroups, method: Method, ponder: dict[str, Any]) -> None:
+def test_recompute_is_right_in_every_variant(
+    groups: ParallelGroups, method: Method, ponder: dict[str, Any]
+) -> None:
     assert_same_gradients(groups, method, num_latent_thoughts=3, ponder={"mixture_top_k": 7, **ponder})
 
 
-def test_tied_embeddings_are_no_exception(groups: ParallelGroups) -> None:
+def test_recompute_is_right_with_tied_embeddings(groups: ParallelGroups) -> None:
     assert_same_gradients(groups, Method.ADAPONDERLM, tie_embeddings=True)
 
 

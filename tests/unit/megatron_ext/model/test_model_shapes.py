@@ -1,4 +1,4 @@
-"""The model against the oracle at sizes that nobody chose."""
+"""The model against the oracle at random sizes."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ EXACT = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """A model and what it reads; `num_groups` counts for Llama alone."""
+    """A model and its input; `num_groups` is used for Llama only."""
 
     method: Method
     architecture: Architecture
@@ -40,7 +40,7 @@ class Sizes:
     num_tokens: int
 
     def build(self, groups: ParallelGroups) -> PonderModel:
-        """Make the model."""
+        """Build the model."""
         return tiny_model(
             groups,
             self.method,

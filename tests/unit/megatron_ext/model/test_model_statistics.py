@@ -1,4 +1,4 @@
-"""The sums that a forward reports, against a plain recomputation from what it showed on the way."""
+"""The sums that a forward reports, against a plain computation from observed intermediate results."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a method is when nothing extra happens: vanilla without steps, its simpler sibling without halting."""
+"""Special cases of a method: vanilla without steps, and its simpler relative without halting."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Training router or gates alone: the backbone stands still bit by bit, and moves again afterwards."""
+"""Training router or gates alone: the backbone stays bit-equal, and trains again afterwards."""
 
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 
 @each_halting_method
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_backbone_stands_still_while_frozen_and_moves_afterwards(
+def test_a_frozen_backbone_stays_bit_equal_and_trains_afterwards(
     repository: Path, groups: ParallelGroups, method: Method, precision: str
 ) -> None:
     parts = build(repository, groups, method, precision)
@@ -82,9 +82,7 @@ def test_the_backbone_stands_still_while_frozen_and_moves_afterwards(
 
 
 @each_halting_method
-def test_standing_still_leaves_no_momentum_behind(
-    repository: Path, groups: ParallelGroups, method: Method
-) -> None:
+def test_freezing_leaves_no_momentum(repository: Path, groups: ParallelGroups, method: Method) -> None:
     parts = build(repository, groups, method, "fp32", "parallel.use_distributed_optimizer=false")
 
     train(parts, groups, freezes_backbone=True)

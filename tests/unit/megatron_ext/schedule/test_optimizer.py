@@ -1,4 +1,4 @@
-"""The router and the gates learn at a rate of their own; everything else as ever."""
+"""The router and the gates learn at a rate of their own, and nothing else changes."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def moves(parts: TrainingParts, groups: ParallelGroups, *, num_steps: int = 1) -
 
 @pytest.mark.parametrize("is_distributed", ["true", "false"])
 @pytest.mark.parametrize("method", [Method.PONDERLM3, Method.ADAPONDERLM])
-def test_new_weights_move_so_many_times_as_far_and_the_backbone_bit_for_bit_as_ever(
+def test_new_weights_move_a_multiple_as_far_and_the_backbone_stays_bit_equal(
     repository: Path, groups: ParallelGroups, method: Method, is_distributed: str
 ) -> None:
     changes = ["optimizer.lr_warmup_iters=0", f"parallel.use_distributed_optimizer={is_distributed}"]
@@ -87,7 +87,7 @@ def test_both_rates_are_warmed_up_from_the_same_start_and_decay_to_minima_of_the
     assert new == pytest.approx([1e-3, 3.5e-3, 6e-3, 5e-3, 4e-3, 3e-3, 2e-3])
 
 
-def test_a_frozen_backbone_stands_still_while_new_weights_move_at_their_own_rate(
+def test_a_frozen_backbone_does_not_change_while_new_weights_move_at_their_own_rate(
     repository: Path, groups: ParallelGroups
 ) -> None:
     parts = build(

@@ -1,4 +1,4 @@
-"""Rows on their way between pipeline stages: bit by bit, forward and backward."""
+"""Rows sent between pipeline stages are bit-equal, forward and backward."""
 
 import pytest
 import torch
@@ -70,15 +70,15 @@ def test_any_bits_of_gradients_return(patterns: list[int]) -> None:
     column = torch.zeros_like(gradient, requires_grad=True)
     rows = torch.zeros(*column.shape, HIDDEN_SIZE, dtype=torch.bfloat16, requires_grad=True)
 
-    arrived = decode(over_the_wire(encode(PassRows(rows=rows, column=column))), HIDDEN_SIZE)
+    arrived = decode(transferred(encode(PassRows(rows=rows, column=column))), HIDDEN_SIZE)
 
     assert arrived.column is not None
     (returned,) = torch.autograd.grad(arrived.column, column, gradient)
     assert torch.equal(bits(returned), bits(gradient))
 
 
-def over_the_wire(sent: Tensor) -> Tensor:
-    """What a stage receives is a copy, and so is the gradient that comes back."""
+def transferred(sent: Tensor) -> Tensor:
+    """Return what the other stage receives: a copy, and so is the gradient that comes back."""
     return _Copies.apply(sent)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -91,30 +91,28 @@ class _Copies(torch.autograd.Function):
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:
         del ctx
-        assert gradient.is_contiguous(), "gloo refuses to send any other"
+        assert gradient.is_contiguous(), "gloo sends no other"
         return gradient.clone()
 
 
 @each_dtype
 @pytest.mark.parametrize("has_column", [True, False])
-def test_gradients_are_those_of_the_twin_without_wire(
-    dtype: torch.dtype, columns: int, has_column: bool
-) -> None:
+def test_gradients_are_those_without_a_transfer(dtype: torch.dtype, columns: int, has_column: bool) -> None:
     del columns
     start = random_rows(dtype)
     assert start.column is not None
     leaves = [start.rows.requires_grad_(), start.column.requires_grad_()][: 1 + has_column]
 
     def loss(moving: PassRows) -> Tensor:
-        # Transposed on purpose: the gradient that enters the wire is not contiguous.
+        # Transposed on purpose: the gradient that is sent back is not contiguous.
         total = moving.rows.transpose(0, 1).float().sin().square().sum()
         return total if moving.column is None else total + (moving.column.exp() * moving.rows.sum(-1)).sum()
 
     plain = PassRows(rows=leaves[0], column=leaves[1] if has_column else None)
-    wired = decode(over_the_wire(encode(plain)), HIDDEN_SIZE)
+    sent = decode(transferred(encode(plain)), HIDDEN_SIZE)
 
     expected = torch.autograd.grad(loss(plain), leaves)
-    for found, wanted in zip(torch.autograd.grad(loss(wired), leaves), expected, strict=True):
+    for found, wanted in zip(torch.autograd.grad(loss(sent), leaves), expected, strict=True):
         assert torch.equal(bits(found), bits(wanted))
 
 

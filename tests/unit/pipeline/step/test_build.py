@@ -13,14 +13,17 @@ from tests.unit.pipeline.config.settings import changed_settings
 ALONE: Any = SimpleNamespace(dp_rank=0, dp_size=1)
 
 
-def test_a_blend_that_ends_before_the_run_is_refused(tmp_path: Path) -> None:
+def test_a_blend_that_ends_before_the_run_raises(tmp_path: Path) -> None:
     folder = write_split(tmp_path, random_documents(40))
     for max_epochs in (1, 1000):
         sources = [{"path": str(folder), "max_epochs": max_epochs}]
         config = build_config(changed_settings(data__path=None, data__sources=sources))
         source = open_training_split(config)
         if max_epochs == 1:
-            with pytest.raises(ConfigError, match=r"data\.sources: must give the 800 samples of the run"):
+            with pytest.raises(ConfigError) as caught:
                 training_batches(config, source, ALONE)
+            (problem,) = caught.value.problems
+            assert problem.path == "data.sources"
+            assert "800" in problem.rule
         else:
             assert training_batches(config, source, ALONE).order.samples_by_source(8) == {folder.name: 8}

@@ -14,7 +14,7 @@ RECENT = (2.0, 9.0, 3.0)
     ("loss", "grad_norm"),
     [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf), (2.0, None), (math.nan, None)],
 )
-def test_what_is_not_finite_is_found(loss: float, grad_norm: float | None) -> None:
+def test_non_finite_numbers_are_found(loss: float, grad_norm: float | None) -> None:
     finding = judge(loss, grad_norm, (), WITHOUT_SPIKES)
     assert finding is not None
     assert finding.kind is FindingKind.NONFINITE
@@ -37,6 +37,6 @@ def test_each_kind_has_its_own_action() -> None:
     assert (nonfinite.is_skipped(SPIKES), spike.is_skipped(SPIKES)) == (True, False)
 
 
-def test_as_many_losses_are_remembered_as_a_judgement_needs() -> None:
+def test_as_many_losses_are_remembered_as_a_decision_needs() -> None:
     assert losses_to_remember(RECENT, 4.0, SPIKES) == (9.0, 3.0, 4.0)
     assert losses_to_remember(RECENT, 4.0, WITHOUT_SPIKES) == ()

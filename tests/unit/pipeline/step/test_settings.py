@@ -1,4 +1,4 @@
-"""What changes from step to step: a pure function of the configuration and of how far the run is."""
+"""Settings that change from step to step."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ NOT_RANDOM = "ponder.random_jacobi_iterations=null"
 def settings_at(
     repository: Path, method: str, iteration: int, *overrides: str, consumed_tokens: int = 0
 ) -> StepSettings:
-    """The settings of one step of the method's tiny recipe."""
+    """Return the settings of one step of the method's tiny recipe."""
     recipe = repository / "pipeline" / "recipes" / f"tiny_{method}.yaml"
     config = load_config(recipe, ("ponder.penalty_ramp=[0,0]", *overrides))
     return step_settings(config, iteration=iteration, consumed_tokens=consumed_tokens)
@@ -80,7 +80,7 @@ def test_ponderlm3_raises_lambda_and_keeps_q(
         (99, 0.1, 1.0),
     ],
 )
-def test_adaponderlm_has_the_whole_lambda_from_the_start_of_stage_two_and_raises_q(
+def test_adaponderlm_has_the_full_lambda_from_the_start_of_the_ramp_and_raises_q(
     repository: Path, iteration: int, weight: float, share: float
 ) -> None:
     found = settings_at(repository, "adaponderlm", iteration, RAMP, "ponder.bottom_k_fraction=0.2")
@@ -90,7 +90,7 @@ def test_adaponderlm_has_the_whole_lambda_from_the_start_of_stage_two_and_raises
 
 
 @pytest.mark.parametrize("method", ["ponderlm3", "adaponderlm"])
-def test_without_a_ramp_everything_is_there_from_the_start(repository: Path, method: str) -> None:
+def test_without_a_ramp_the_penalty_is_full_from_the_start(repository: Path, method: str) -> None:
     found = settings_at(repository, method, 0, "ponder.penalty_weight=0.7", "ponder.bottom_k_fraction=0.2")
 
     assert (found.penalty_weight, found.bottom_k_fraction) == (0.7, 0.2)
@@ -108,11 +108,11 @@ def test_the_backbone_is_frozen_until_so_many_tokens_are_consumed(repository: Pa
     assert frozen == [True, True, False, False]
 
 
-def test_nothing_is_frozen_unless_asked_for(repository: Path) -> None:
+def test_nothing_is_frozen_by_default(repository: Path) -> None:
     assert not settings_at(repository, "ponderlm3", 0).freezes_backbone
 
 
-def test_the_model_is_told_what_concerns_it(repository: Path) -> None:
+def test_the_forward_gets_its_part_of_the_settings(repository: Path) -> None:
     settings = settings_at(repository, "adaponderlm", 6, RAMP, "ponder.bottom_k_fraction=0.2")
 
     assert settings.forward == ForwardSettings(num_jacobi_iterations=0, bottom_k_fraction=0.1)
