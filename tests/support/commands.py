@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 COMMAND = ("-m", "pipeline.cli")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 # Long, because the machine may be busy; no test that passes waits for it.
-TIMEOUT_SECONDS = 300.0
+TIMEOUT_SECONDS = 900.0
 # In the environment of a command and of every process that it starts.
 MARK = "MEGAPONDER_COMMAND_MARK"
 
