@@ -72,15 +72,11 @@ RULES = (
     # Runs where nothing of ours is.
     Rule(package="pipeline.conversion.hf_model", allowed=("torch", "transformers")),
     Rule(
-        package="pipeline.conversion.exported_logits",
-        allowed=("torch", "transformers", "pipeline.conversion"),
-    ),
-    Rule(
         package="pipeline.evaluation.harness",
         allowed=("data_prep", "lm_eval", "megatron_ext", "numpy", "pipeline"),
     ),
     Rule(
-        package="pipeline.conversion.reference_logits",
+        package="pipeline.conversion.transformers_logits",
         allowed=("torch", "transformers", "pipeline.conversion"),
     ),
     # The command line puts the parts together.

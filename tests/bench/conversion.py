@@ -17,8 +17,8 @@ from megatron_ext.weights import entries
 from pipeline.conversion.certificate import CERTIFICATE_NAME
 from pipeline.conversion.hf_config import CONFIG_JSON, parse_source
 from pipeline.conversion.hf_weights import INDEX_SUFFIX, SAFETENSORS_NAME
+from pipeline.conversion.hf_weights_writing import SafetensorsWriter
 from pipeline.conversion.run_settings import converted_model, run_settings
-from pipeline.conversion.safetensors_file import SafetensorsWriter
 from pipeline.conversion.shapes import Shape, expected_shape
 
 # Standard deviation of the weights.
