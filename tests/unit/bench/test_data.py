@@ -9,8 +9,8 @@ from rich.console import Console
 
 from data_prep.manifest import InputRange, ShardEntry
 from pipeline.data.dataset import open_dataset
-from tests.bench.data import DataMeasurements, relative_reading
-from tests.bench.data_corpus import write_corpus
+from tests.bench.data import DataMeasurements, ScalingModel, compute_scaling, relative_reading
+from tests.bench.data_corpus import train_tokenizer_json, write_corpus
 from tests.bench.data_preparation import (
     EOD_TOKEN,
     PreparationTime,
@@ -20,11 +20,8 @@ from tests.bench.data_preparation import (
     time_datatrove,
     time_plain_process,
 )
-from tests.bench.data_reading import MEMMAP, READER, WEBDATASET, ReadingSizes, time_reading
-from tests.bench.data_scaling import ScalingModel, compute_scaling
+from tests.bench.data_reading import MEMMAP, READER, WEBDATASET, ReadingSizes, read_webdataset, time_reading
 from tests.bench.data_tables import render_measurements
-from tests.bench.data_tokenizers import train_tokenizer_json
-from tests.bench.webdataset_reading import read_webdataset
 
 SIZES = ReadingSizes(num_rows=40, seq_length=32, rows_per_step=8)
 
