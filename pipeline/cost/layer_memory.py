@@ -1,7 +1,7 @@
 """What one transformer layer leaves behind for its backward, and what that backward needs beside it.
 
 The tensors are those that autograd keeps of :mod:`megatron_ext.model.layers`, in the order in which they are
-made. `python -m tests.bench memory` compares the sums with what is really alive.
+made. `python -m tests.bench memory` compares the sums with the tensors that are really alive.
 """
 
 from pipeline.cost.rank_sizes import FLOAT32, RankSizes
