@@ -50,8 +50,8 @@ class CaseResult:
         name: of the case.
         status: passed, failed, or why it did not run.
         reason: why a case did not run, or failed other than by an error above its tolerance.
-        worst: largest ratio of error to tolerance, by quantity (``logits``, ``loss``, ``thoughts``, ``hidden``,
-            ``halting``, ``gradients``, ``tokens``, ``rows``); at most 1 passes.
+        worst: largest ratio of error to tolerance, by quantity (``logits``, ``loss``, ``thoughts``,
+            ``hidden``, ``halting``, ``gradients``, ``tokens``, ``rows``); at most 1 passes.
     """
 
     name: str

@@ -94,14 +94,14 @@ def test_all_misfits_are_reported_together(source: Path, tmp_path: Path) -> None
     assert all(part in text for part in ("1 missing", "1 unexpected: x", "(3, 3)"))
 
 
-def test_a_folder_without_tokenizer_is_rejected_unless_none_is_wanted(source: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_needs_an_option(source: Path, tmp_path: Path) -> None:
     (source / "tokenizer.json").unlink()
     assert "--no-tokenizer" in refusal(source, tmp_path / "out")
     folder, _ = from_hf(source, tmp_path / "out", ImportOptions(needs_tokenizer=False))
     assert folder.is_dir()
 
 
-def test_a_head_beside_a_tied_embedding_must_equal_it(source: Path, tmp_path: Path) -> None:
+def test_a_head_stored_with_a_tied_embedding_must_equal_it(source: Path, tmp_path: Path) -> None:
     change_config(source, tie_word_embeddings=True)
     text = refusal(source, tmp_path / "out")
     assert HEAD in text
@@ -142,7 +142,7 @@ def test_a_method_that_cannot_start_from_the_source_is_rejected(source: Path, tm
     assert "adaponderlm" in text
 
 
-def test_a_folder_with_content_is_left_alone(source: Path, tmp_path: Path) -> None:
+def test_a_folder_with_content_is_not_touched(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
     with pytest.raises(ConversionError, match=re.escape(str(tmp_path / "out"))):
@@ -150,7 +150,7 @@ def test_a_folder_with_content_is_left_alone(source: Path, tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_an_empty_folder_stays_empty_after_a_refusal(source: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_stays_empty_after_an_error(source: Path, tmp_path: Path) -> None:
     change_weights(source, lambda values: values[QKV].fill_(torch.nan))
     (tmp_path / "out").mkdir()
     with pytest.raises(ConversionError):
@@ -164,9 +164,7 @@ def test_pause_tokens_take_a_row_of_the_source(source: Path, tmp_path: Path) -> 
     assert not certificate.tensors.new
 
 
-def test_the_command_writes_a_checkpoint_that_verifies_and_its_errors_are_no_crash(
-    source: Path, tmp_path: Path
-) -> None:
+def test_the_command_writes_a_checkpoint_that_verifies(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     result = CliRunner().invoke(app, ["convert", "from-hf", str(source), "--output", str(output)])
     assert result.exit_code == 0, result.output
@@ -186,9 +184,7 @@ def test_the_command_writes_a_checkpoint_that_verifies_and_its_errors_are_no_cra
     assert isinstance(result.exception, ConversionError)
 
 
-def test_a_parameter_is_written_in_pieces_and_read_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_parameter_written_in_pieces_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.conversion.native._PIECE_BYTES", 40)
     values = torch.arange(35.0).reshape(7, 5)
     folder = start_partial_checkpoint(tmp_path, 0)

@@ -72,7 +72,7 @@ def complaint(values: dict[str, Any], **changes: Any) -> str:
     return str(raised.value)
 
 
-def test_a_published_pythia_is_understood() -> None:
+def test_a_published_pythia_is_parsed() -> None:
     source = parse(PYTHIA)
     assert source.method == "vanilla"
     assert source.model == {
@@ -91,7 +91,7 @@ def test_a_published_pythia_is_understood() -> None:
     assert source.token_ids == {"bos_token_id": 0, "eos_token_id": 0}
 
 
-def test_a_grouped_llama_is_understood() -> None:
+def test_a_grouped_llama_is_parsed() -> None:
     model = parse(LLAMA).model
     assert (model["num_query_groups"], model["kv_channels"], model["rotary_base"]) == (4, 64, 500000)
     assert model["untie_embeddings_and_output_weights"] is False
@@ -99,7 +99,7 @@ def test_a_grouped_llama_is_understood() -> None:
     assert parse(LLAMA, num_key_value_heads="absent").model["num_query_groups"] == 32
 
 
-def test_old_and_new_names_of_the_rotation_say_the_same() -> None:
+def test_old_and_new_names_of_the_rotation_are_equivalent() -> None:
     new = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
     bare = {**PYTHIA, "rotary_emb_base": "absent", "rotary_pct": "absent"}
     assert parse(bare, rope_parameters=new).model == parse(PYTHIA, rotary_emb_base=500, rotary_pct=0.5).model
@@ -158,7 +158,7 @@ LLAMA_OF_2024: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("old", [PYTHIA, NEOX_OF_2024, LLAMA, LLAMA_2, LLAMA_OF_2024])
-def test_what_transformers_makes_of_an_older_configuration_says_the_same(
+def test_an_older_configuration_resaved_by_transformers_is_equivalent(
     old: dict[str, Any], tmp_path: Path
 ) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -257,7 +257,7 @@ def test_the_flags_of_published_ponderlm2_models_become_settings() -> None:
     assert llama.ponder["mixture"] == "top_k"
 
 
-def test_a_key_is_ignored_only_when_the_user_says_so(tmp_path: Path) -> None:
+def test_a_key_is_ignored_only_on_request(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**PYTHIA, "house_style": 3}))
     with pytest.raises(ConversionError, match="--ignore house_style"):
         read_source(tmp_path)
@@ -274,7 +274,7 @@ def test_a_damaged_configuration_is_rejected(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("values", [PYTHIA, LLAMA, {**LLAMA, "pad_token_id": 3}])
-def test_what_is_written_is_read_back_the_same(values: dict[str, Any]) -> None:
+def test_a_written_configuration_is_read_back_unchanged(values: dict[str, Any]) -> None:
     source = parse(values)
     model = ModelConfig.model_validate(
         {key: value for key, value in source.model.items() if value is not None}

@@ -99,7 +99,7 @@ def test_a_pickle_of_something_else_is_rejected(tmp_path: Path, content: object)
         ({"x": "model-2.safetensors"}, r" x;"),
     ],
 )
-def test_an_index_that_does_not_fit_is_rejected(
+def test_an_index_that_does_not_match_is_rejected(
     tmp_path: Path, changes: dict[str, str | None], complaint: str
 ) -> None:
     folder = tmp_path / "model"
