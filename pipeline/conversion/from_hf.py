@@ -140,7 +140,7 @@ def _write_tensors(
                 padding[entry.native] = model.padded_vocab_size - values.shape[0]
                 values = functional.pad(values, (0, 0, 0, padding[entry.native]))
             writer.write(entry.native, values)
-        for name, values in _drawn(model, findings.absent, seed=seed):
+        for name, values in _initialized(model, findings.absent, seed=seed):
             writer.write(name, values)
     method = model.ponder.method
     return TensorAccount(
@@ -165,7 +165,7 @@ def _finite(weights: HuggingFaceWeights, name: str) -> Tensor:
     return values
 
 
-def _drawn(
+def _initialized(
     model: PonderTransformerConfig, absent: Sequence[Entry], *, seed: int
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the method's own weights as a run with this seed initializes them (definitions 2.7)."""

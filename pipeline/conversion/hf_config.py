@@ -56,8 +56,8 @@ def read_source(folder: Path, *, ignored: Sequence[str] = ()) -> SourceModel:
     absent = sorted(set(ignored) - values.keys())
     if absent:
         raise ConversionError(
-            f"--ignore must name keys of {folder / CONFIG_JSON}, but it has no {', '.join(absent)}; leave "
-            "it out"
+            f"--ignore must name keys of {folder / CONFIG_JSON}, but it has no {', '.join(absent)}; "
+            "remove them"
         )
     values = {key: value for key, value in values.items() if key not in ignored}
     return parse_source(values, origin=str(folder / CONFIG_JSON))
@@ -86,7 +86,7 @@ def parse_source(values: Mapping[str, Any], *, origin: str) -> SourceModel:
         model, ponder = parse_ponder_config(keys, token_ids)
     else:
         model, ponder = _backbone(keys, kind, token_ids), method_settings(keys, kind)
-    keys.refuse_others()
+    keys.report_others()
     if keys.problems:
         raise ConversionError(
             "\n".join(
@@ -213,8 +213,7 @@ def read_config_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConversionError(
             f"{path} must be the JSON configuration of a model, but cannot be read ({error}); give the "
-            "folder of "
-            "a whole model"
+            "folder of a complete model"
         ) from error
     if not isinstance(values, dict):
         raise ConversionError(f"{path} must hold settings by name, but holds {type(values).__name__}")

@@ -71,7 +71,7 @@ class ConfigKeys:
         if value != expected:
             self.problems.append(f"{key}: must be {as_written(expected)}, but is {as_written(value)}; {why}")
 
-    def refuse_others(self) -> None:
+    def report_others(self) -> None:
         """Report every key that was not read."""
         self.problems += [
             f"{key}: is unknown (value {as_written(value)}); if it does not affect what the weights compute, "

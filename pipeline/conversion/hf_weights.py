@@ -55,8 +55,7 @@ class HuggingFaceWeights:
                 if name in self.tensors:
                     raise ConversionError(
                         f"{folder} must hold every tensor once, but {name} is in {self.tensors[name].file} "
-                        "and "
-                        f"in {file}; download the folder again"
+                        f"and in {file}; download the folder again"
                     )
                 self.tensors[name] = stored
         if named is not None:
@@ -158,9 +157,8 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ConversionError(
-            f"{path} must hold nothing but tensors, but would construct or run other things when read, "
-            "or "
-            f"is damaged ({str(error).splitlines()[0]}); use the safetensors files of the model"
+            f"{path} must hold nothing but tensors, but would construct or run other things when read, or is "
+            f"damaged ({str(error).splitlines()[0]}); use the safetensors files of the model"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError) as error:
         raise ConversionError(

@@ -45,7 +45,7 @@ def write_tensors(
     table = list(entries(model))
     names = [name for entry in table for name in entry.sources]
     shapes = {name: expected_shape(name, model) for name in names}
-    files = _plan_files(shapes, itemsize=dtype.itemsize, shard_bytes=shard_bytes)
+    files = plan_shards(shapes, itemsize=dtype.itemsize, shard_bytes=shard_bytes)
     file_of = {name: file for file, inside in files.items() for name in inside}
     writers = {
         file: SafetensorsWriter(partial / file, {name: shapes[name] for name in inside}, dtype)
@@ -80,8 +80,8 @@ def write_tensors(
     )
 
 
-def _plan_files(shapes: dict[str, Shape], *, itemsize: int, shard_bytes: int) -> dict[str, list[str]]:
-    """Return the tensors of each file, in order."""
+def plan_shards(shapes: Mapping[str, Shape], *, itemsize: int, shard_bytes: int) -> dict[str, list[str]]:
+    """Return the tensors of each file, which they fill in order up to ``shard_bytes``."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, shape in shapes.items():

@@ -152,10 +152,10 @@ def _open(checkpoint: Path) -> _Source:
 
 
 def _tokenizer_folder(checkpoint: Path, config: RunConfig, given: Path | None) -> Path:
-    beside = checkpoint.parent / TOKENIZER_FOLDER
-    if given is not None or beside.is_dir() or config.data.format != "webdataset":
-        return given or beside
-    return config.data.manifest_folder if main_file(config.data.manifest_folder) else beside
+    sibling = checkpoint.parent / TOKENIZER_FOLDER
+    if given is not None or sibling.is_dir() or config.data.format != "webdataset":
+        return given or sibling
+    return config.data.manifest_folder if main_file(config.data.manifest_folder) else sibling
 
 
 def _write_settings(

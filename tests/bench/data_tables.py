@@ -14,7 +14,7 @@ def render_measurements(measured: DataMeasurements) -> RenderableType:
     """Return all measurements as tables."""
     return Group(
         _preparation(measured),
-        _beside_datatrove(measured),
+        _against_datatrove(measured),
         _computed(measured),
         _reading(measured),
     )
@@ -30,8 +30,8 @@ def _preparation(measured: DataMeasurements) -> Table:
     return table
 
 
-def _beside_datatrove(measured: DataMeasurements) -> RenderableType:
-    theirs, ours = measured.datatrove, measured.ours_beside_datatrove
+def _against_datatrove(measured: DataMeasurements) -> RenderableType:
+    theirs, ours = measured.datatrove, measured.ours_against_datatrove
     if theirs is None:
         return f"datatrove is not installed, so there is no comparison with it; install it: {INSTALL}"
     table = _table("the same text with one tokenizer.json")

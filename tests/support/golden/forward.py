@@ -187,8 +187,8 @@ def _outputs(model: PonderModel, seen: Mapping[str, Tensor]) -> dict[str, Tensor
     for name, value in seen.items():
         if name == "logits":
             # [L, B, V / tp] -> [B, L, V]
-            whole = model.axis.gather_last_dim(value)[..., : model.config.vocab_size]
-            outputs["outputs/logits"] = whole.transpose(0, 1)
+            logits = model.axis.gather_last_dim(value)[..., : model.config.vocab_size]
+            outputs["outputs/logits"] = logits.transpose(0, 1)
         elif name.startswith(_PER_TOKEN):
             outputs[f"outputs/{name}"] = value.transpose(0, 1)
         elif name.startswith("thoughts/"):
