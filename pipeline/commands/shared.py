@@ -61,6 +61,8 @@ def set_up_logging(*, speaks: bool = True) -> None:
         datefmt="%H:%M:%S",
     )
     logging.getLogger("megatron").setLevel(logging.WARNING)
+    # Its first import on a machine logs that it searches for fonts.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     # That apex and Transformer Engine are absent is said once by our own log; the rest is Megatron's to mend.
     for module in (r"megatron\.core", r"torch\.distributed\.checkpoint"):
         warnings.filterwarnings("ignore", module=module)
