@@ -1,7 +1,6 @@
 """`megaponder compare`."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -64,8 +63,6 @@ def compare(
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
-    # It tells of the fonts that it finds.
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
     from pipeline.evaluation.compare.measure import Wanted, curve_of, find_run
     from pipeline.evaluation.compare.table import comparison_values, labels_of, render_comparison, same_text

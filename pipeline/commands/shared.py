@@ -83,6 +83,8 @@ def set_up_logging(*, speaks: bool = True) -> None:
         datefmt="%H:%M:%S",
     )
     logging.getLogger("megatron").setLevel(logging.WARNING)
+    # Its first import on a machine logs that it searches for fonts.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     # Our own log reports once that apex and Transformer Engine are absent; other warnings are for Megatron's
     # developers.
     for module in (r"megatron\.core", r"torch\.distributed\.checkpoint"):

@@ -1,4 +1,4 @@
-"""``conversion.json``: what a conversion read and wrote, and how far the two models are apart."""
+"""``conversion.json``: what a conversion read and wrote, and how much the logits of the two models differ."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,18 @@ CERTIFICATE_NAME = "conversion.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorAccount:
-    """Where every tensor went.
+    """The destination of every tensor.
 
     Attributes:
-        made_of: tensors written, each with those it is made of.
-        num_read: tensors of the source that went into them, each once.
-        num_values: numbers in these.
-        dtypes: how many of them have each type.
-        new: written, though the source has none, and how they start.
-        padding_rows: rows of zeros behind each vocabulary, by tensor.
-        tied_copies: tensors of the source that repeat the embedding, bit for bit.
-        computed: tensors of the source that its settings determine, such as masks; left behind.
-        num_rounded: values that the type written does not hold exactly.
+        made_of: the tensors written, each with the source tensors it is made of.
+        num_read: number of source tensors read, each counted once.
+        num_values: number of values in them.
+        dtypes: number of source tensors by type.
+        new: tensors written that the source does not have, and how they are initialized.
+        padding_rows: rows of zeros after each vocabulary, by tensor.
+        tied_copies: source tensors that repeat the embedding, bit for bit.
+        computed: source tensors that the settings determine, such as masks; skipped.
+        num_rounded: values that the type written does not represent exactly.
     """
 
     made_of: Mapping[str, Sequence[str]]
@@ -44,18 +44,18 @@ class TensorAccount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """One conversion.
+    """The record of one conversion.
 
     Attributes:
         direction: ``from-hf`` or ``to-hf``.
         source: what was converted.
-        source_files: size and SHA-256 of each of its files that was read.
-        source_settings: its configuration, as read.
-        ignored_settings: keys of it that the user said mean nothing.
+        source_files: size and SHA-256 of each source file that was read.
+        source_settings: configuration of the source, as read.
+        ignored_settings: its keys that the user chose to ignore.
         method: the pondering method of the native side.
-        tensors: where every tensor went.
-        logits: how far the models are apart, or why nobody looked.
-        written_files: size and SHA-256 of the files written, where nothing else lists them.
+        tensors: the destination of every tensor.
+        logits: the difference between the models, or why it was not measured.
+        written_files: size and SHA-256 of the files written, unless the checkpoint lists them itself.
     """
 
     direction: str
@@ -87,7 +87,7 @@ def read_certificate(folder: Path) -> dict[str, Any]:
 
 
 def write_certificate(folder: Path, certificate: Certificate) -> None:
-    """Write a certificate beside what it certifies."""
+    """Write a certificate to the folder that it certifies."""
     versions = {name: version(name) for name in ("megaponder", "torch", "safetensors")}
     content = {**asdict(certificate), "versions": versions}
     write_atomically(folder / CERTIFICATE_NAME, json.dumps(content, indent=2) + "\n")

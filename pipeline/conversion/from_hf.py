@@ -1,4 +1,4 @@
-"""A Hugging Face folder to a checkpoint of this program, one tensor at a time."""
+"""Conversion of a Hugging Face folder to a native checkpoint, one tensor at a time."""
 
 import shutil
 from collections import Counter
@@ -19,7 +19,7 @@ from megatron_ext.weights import Entry
 from pipeline.checkpoint.checksums import FileDigest, digest_file
 from pipeline.checkpoint.folder import publish, start_partial_checkpoint
 from pipeline.conversion.certificate import Certificate, TensorAccount, write_certificate
-from pipeline.conversion.comparison import TOLERANCE, compare_logits, ponders
+from pipeline.conversion.comparison import TOLERANCE, compare_logits, is_pondering
 from pipeline.conversion.hf_config import CONFIG_JSON, read_source
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.inspection import Findings, check_tied_copies, inspect, is_computed
@@ -31,15 +31,15 @@ from pipeline.shared.errors import ConversionError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOptions:
-    """How a folder is to be taken in.
+    """Options of an import.
 
     Attributes:
         method: of the checkpoint; None is the source's own.
         overrides: ``group.key=value`` for the checkpoint's run_config.yaml.
-        ignored: keys of config.json that mean nothing.
-        needs_tokenizer: whether a folder without tokenizer is refused.
+        ignored: keys of config.json to ignore.
+        needs_tokenizer: whether a folder without a tokenizer is an error.
         tolerance: see :class:`pipeline.conversion.comparison.LogitComparison`.
-        allow_mismatch: whether a difference above it is accepted.
+        allow_mismatch: whether a difference above the tolerance is accepted.
     """
 
     method: Method | None = None
@@ -51,18 +51,18 @@ class ImportOptions:
 
 
 def from_hf(source_folder: Path, directory: Path, options: ImportOptions) -> tuple[Path, Certificate]:
-    """Write a checkpoint of weights, for eval, generate and init_from on any layout.
+    """Write a checkpoint of weights that eval, generate and init_from load on any parallel layout.
 
     Args:
         source_folder: config.json, weights, tokenizer.
-        directory: an empty or absent folder, which gets the checkpoint, a tracker and the tokenizer's files.
+        directory: an empty or absent folder for the checkpoint, its tracker and the tokenizer files.
         options: see :class:`ImportOptions`.
     Returns:
-        The ``iter_`` folder and what is certified there.
+        The ``iter_`` folder and its certificate.
     Raises:
-        ConversionError: the source is damaged, or no model that this program has, or the result computes
-            something else. Then nothing is left in the directory.
-        ConfigError: the overrides are no settings.
+        ConversionError: the source is damaged or unsupported, or the result computes different logits.
+            Nothing is left in the directory then.
+        ConfigError: the overrides are invalid.
     """
     source = read_source(source_folder, ignored=options.ignored)
     files = find_tokenizer(source_folder) if options.needs_tokenizer else []
@@ -70,7 +70,7 @@ def from_hf(source_folder: Path, directory: Path, options: ImportOptions) -> tup
     config = run_settings(
         source, method=options.method, overrides=options.overrides, precision=_precision(weights)
     )
-    assert config.model.vocab_size is not None, "a config.json says its vocabulary"
+    assert config.model.vocab_size is not None, "a config.json states its vocabulary"
     model = converted_model(config, config.model.vocab_size)
     findings = inspect(weights, model)
     check_tied_copies(weights, findings.tied_copies)
@@ -81,8 +81,8 @@ def from_hf(source_folder: Path, directory: Path, options: ImportOptions) -> tup
         logits = compare_logits(
             weights,
             partial,
-            # Whatever its method is to become, what came must ponder as it did.
-            one_process(config, ponder=dict(source.ponder)) if ponders(source_folder) else config,
+            # The imported weights must ponder as before, whatever method the checkpoint is for.
+            one_process(config, ponder=dict(source.ponder)) if is_pondering(source_folder) else config,
             tolerance=options.tolerance,
             allow_mismatch=options.allow_mismatch,
         )
@@ -105,7 +105,7 @@ def from_hf(source_folder: Path, directory: Path, options: ImportOptions) -> tup
 
 @contextmanager
 def _all_or_nothing(directory: Path) -> Iterator[Path]:
-    """Yield the folder of a checkpoint that is being made; an error leaves the directory as it was."""
+    """Provide the folder of a partial checkpoint; an error leaves the directory as it was."""
     existed = directory.exists()
     if existed and (not directory.is_dir() or any(directory.iterdir())):
         raise ConversionError(
@@ -139,7 +139,7 @@ def _write_tensors(
                 padding[entry.native] = model.padded_vocab_size - values.shape[0]
                 values = functional.pad(values, (0, 0, 0, padding[entry.native]))
             writer.write(entry.native, values)
-        for name, values in _drawn(model, findings.absent, seed=seed):
+        for name, values in _initialized(model, findings.absent, seed=seed):
             writer.write(name, values)
     decider = model.ponder.method.facts.decider
     return TensorAccount(
@@ -158,16 +158,16 @@ def _finite(weights: HuggingFaceWeights, name: str) -> Tensor:
     values = weights.read(name)
     if not torch.isfinite(values).all():
         raise ConversionError(
-            f"{name} must hold finite numbers, but has {int((~torch.isfinite(values)).sum())} that are not; "
-            "take another copy of the model"
+            f"{name} must be finite, but has {int((~torch.isfinite(values)).sum())} non-finite values; "
+            "use another copy of the model"
         )
     return values
 
 
-def _drawn(
+def _initialized(
     model: PonderTransformerConfig, absent: Sequence[Entry], *, seed: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the method's own weights as a run with this seed starts them (definitions 2.7)."""
+    """Yield the method's own weights as a run with this seed initializes them (definitions 2.7)."""
     if not absent:
         return
     with seeded_initialization(seed, "method"):
@@ -178,7 +178,7 @@ def _drawn(
 
 
 def _precision(weights: HuggingFaceWeights) -> str:
-    """The precision that holds every weight exactly."""
+    """Return the precision that represents every weight exactly."""
     dtypes = {tensor.dtype for name, tensor in weights.tensors.items() if not is_computed(name)}
     return "bf16" if dtypes == {torch.bfloat16} else "fp32"
 

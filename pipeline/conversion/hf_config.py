@@ -1,7 +1,7 @@
 """Settings of a model in a Hugging Face ``config.json``, read key by key.
 
-Nothing is guessed: a key that is not known here is an error, and so is a value that the model of this program
-does not have. What an absent key stands for is what the configuration classes of transformers document.
+Nothing is guessed: an unknown key is an error, and so is a value that this program's model does not support.
+Absent keys have the defaults that the configuration classes of transformers document.
 """
 
 import json
@@ -15,20 +15,20 @@ from pipeline.config.errors import as_written
 from pipeline.conversion.hf_keys import CLASSES, TOKEN_IDS, ConfigKeys
 from pipeline.conversion.hf_method import method_settings
 from pipeline.conversion.hf_ponder_config import MODEL_TYPE, parse_ponder_config
-from pipeline.conversion.hf_rotary import rotary_settings
 from pipeline.shared.errors import ConversionError
 
 CONFIG_JSON = "config.json"
+_DEFAULT_ROTARY_BASE = 10000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceModel:
-    """What a config.json says.
+    """The content of a config.json.
 
     Attributes:
-        values: as read, less what was to be ignored.
+        values: as read, without the ignored keys.
         model: settings of the group `model`.
-        ponder: settings of the group `ponder`, among them the method.
+        ponder: settings of the group `ponder`, including the method.
         token_ids: bos_token_id and the like, as far as given.
     """
 
@@ -39,7 +39,7 @@ class SourceModel:
 
     @property
     def method(self) -> Method:
-        """Whose weights these are."""
+        """The pondering method of the weights."""
         return Method(self.ponder["method"])
 
 
@@ -48,29 +48,29 @@ def read_source(folder: Path, *, ignored: Sequence[str] = ()) -> SourceModel:
 
     Args:
         folder: of the model.
-        ignored: keys that the user says mean nothing here.
+        ignored: keys to ignore.
     Raises:
-        ConversionError: with everything that is unknown or unsupported.
+        ConversionError: lists everything that is unknown or unsupported.
     """
     values = read_config_json(folder / CONFIG_JSON)
     absent = sorted(set(ignored) - values.keys())
     if absent:
         raise ConversionError(
-            f"--ignore must name keys of {folder / CONFIG_JSON}, but it has no {', '.join(absent)}; leave "
-            "it out"
+            f"--ignore must name keys of {folder / CONFIG_JSON}, but it has no {', '.join(absent)}; "
+            "remove them"
         )
     values = {key: value for key, value in values.items() if key not in ignored}
     return parse_source(values, origin=str(folder / CONFIG_JSON))
 
 
 def parse_source(values: Mapping[str, Any], *, origin: str) -> SourceModel:
-    """Understand a configuration.
+    """Parse a configuration.
 
     Args:
         values: of a config.json.
-        origin: named in errors.
+        origin: the name of the source in errors.
     Raises:
-        ConversionError: with everything that is unknown or unsupported.
+        ConversionError: lists everything that is unknown or unsupported.
     """
     known = (*CLASSES, MODEL_TYPE)
     kind = values.get("model_type")
@@ -86,7 +86,7 @@ def parse_source(values: Mapping[str, Any], *, origin: str) -> SourceModel:
         model, ponder = parse_ponder_config(keys, token_ids)
     else:
         model, ponder = _backbone(keys, kind, token_ids), method_settings(keys, kind)
-    keys.refuse_others()
+    keys.report_others()
     if keys.problems:
         raise ConversionError(
             "\n".join(
@@ -97,7 +97,7 @@ def parse_source(values: Mapping[str, Any], *, origin: str) -> SourceModel:
 
 
 def _backbone(keys: ConfigKeys, architecture: str, token_ids: Mapping[str, Any]) -> dict[str, Any]:
-    model = _sizes(keys) | rotary_settings(keys, architecture)
+    model = _sizes(keys) | _rotary_settings(keys, architecture)
     model |= _neox(keys, model) if architecture == "gpt_neox" else _llama(keys, model, token_ids)
     return model | {
         "architecture": architecture,
@@ -107,8 +107,8 @@ def _backbone(keys: ConfigKeys, architecture: str, token_ids: Mapping[str, Any])
 
 def _sizes(keys: ConfigKeys) -> dict[str, Any]:
     for key in ("attention_dropout", "hidden_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"):
-        keys.expect(key, 0.0, why="there is no dropout here")
-    keys.expect("is_encoder_decoder", False, why="there are no encoders here")
+        keys.expect(key, 0.0, why="dropout is not supported")
+    keys.expect("is_encoder_decoder", False, why="encoders are not supported")
     return {
         "vocab_size": keys.count("vocab_size"),
         "hidden_size": keys.count("hidden_size"),
@@ -120,9 +120,9 @@ def _sizes(keys: ConfigKeys) -> dict[str, Any]:
 
 
 def _neox(keys: ConfigKeys, model: Mapping[str, Any]) -> dict[str, Any]:
-    keys.expect("hidden_act", "gelu", why="only the exact GELU is there for gpt_neox")
-    keys.expect("use_parallel_residual", True, why="attention and MLP work side by side here")
-    keys.expect("attention_bias", True, why="every linear layer of gpt_neox has a bias here")
+    keys.expect("hidden_act", "gelu", why="only the exact GELU is supported for gpt_neox")
+    keys.expect("use_parallel_residual", True, why="only the parallel residual is supported")
+    keys.expect("attention_bias", True, why="linear layers of gpt_neox always have a bias")
     heads = model["num_attention_heads"]
     if model["hidden_size"] % heads:
         keys.problems.append(
@@ -132,10 +132,10 @@ def _neox(keys: ConfigKeys, model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _llama(keys: ConfigKeys, model: Mapping[str, Any], token_ids: Mapping[str, Any]) -> dict[str, Any]:
-    keys.expect("hidden_act", "silu", why="only SwiGLU is there for llama")
+    keys.expect("hidden_act", "silu", why="only SwiGLU is supported for llama")
     for key in ("attention_bias", "mlp_bias"):
-        keys.expect(key, False, why="linear layers of llama have no biases here")
-    keys.expect("pretraining_tp", 1, why="sums in slices are not made here")
+        keys.expect(key, False, why="linear layers of llama never have a bias")
+    keys.expect("pretraining_tp", 1, why="sliced sums are not supported")
     heads = model["num_attention_heads"]
     padding = token_ids.get("pad_token_id")
     # Older transformers wrote -1 for "none".
@@ -149,6 +149,59 @@ def _llama(keys: ConfigKeys, model: Mapping[str, Any], token_ids: Mapping[str, A
     }
 
 
+def _rotary_settings(keys: ConfigKeys, architecture: str) -> dict[str, Any]:
+    """Return base and share of the rotation, under any of their names; scaling is rejected."""
+    is_neox = architecture == "gpt_neox"
+    new = _unscaled(keys, "rope_parameters")
+    scaled = _unscaled(keys, "rope_scaling")
+    names = ("rope_theta", "rotary_emb_base") if is_neox else ("rope_theta",)
+    bases = {name: keys.take(name) for name in names} | {
+        "rope_parameters.rope_theta": new.get("rope_theta"),
+        "rope_scaling.rope_theta": scaled.get("rope_theta"),
+    }
+    names = ("rotary_pct", "partial_rotary_factor") if is_neox else ("partial_rotary_factor",)
+    shares = {name: keys.take(name) for name in names} | {
+        "rope_parameters.partial_rotary_factor": new.get("partial_rotary_factor")
+    }
+    base = _agreed(keys, bases, _DEFAULT_ROTARY_BASE)
+    if not isinstance(base, int | float) or base != int(base) or base < 1:
+        keys.problems.append(f"rope_theta: must be a whole number of at least 1, but is {as_written(base)}")
+        base = _DEFAULT_ROTARY_BASE
+    share = _agreed(keys, shares, 0.25 if is_neox else 1.0)
+    if not is_neox and share != 1:
+        keys.problems.append(f"partial_rotary_factor: must be 1 for llama, but is {as_written(share)}")
+    return {"rotary_base": int(base), "rotary_percent": float(share)}
+
+
+def _unscaled(keys: ConfigKeys, key: str) -> Mapping[str, Any]:
+    """Return a description of the rotation, which must not scale positions."""
+    given = keys.take(key)
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        keys.problems.append(f"{key}: must be null or a group, but is {as_written(given)}")
+        return {}
+    kind = given.get("rope_type", given.get("type", "default"))
+    others = sorted(given.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+    if kind != "default" or others:
+        keys.problems.append(
+            f"{key}: must not scale rotary positions, but is {json.dumps(given)}; such a model cannot be "
+            "converted"
+        )
+    return given
+
+
+def _agreed(keys: ConfigKeys, given: Mapping[str, Any], default: float) -> Any:
+    """Return the value of a setting with several names, which must agree."""
+    values = {name: value for name, value in given.items() if value is not None}
+    if len(set(values.values())) > 1:
+        listed = ", ".join(f"{name} {as_written(value)}" for name, value in values.items())
+        keys.problems.append(
+            f"{next(iter(values))}: must have one value under all its names, but has {listed}"
+        )
+    return next(iter(values.values()), default)
+
+
 def read_config_json(path: Path) -> dict[str, Any]:
     """Return the settings in a config.json.
 
@@ -160,8 +213,7 @@ def read_config_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConversionError(
             f"{path} must be the JSON configuration of a model, but cannot be read ({error}); give the "
-            "folder of "
-            "a whole model"
+            "folder of a complete model"
         ) from error
     if not isinstance(values, dict):
         raise ConversionError(f"{path} must hold settings by name, but holds {type(values).__name__}")

@@ -1,4 +1,4 @@
-"""The ``config.json`` of a model that is exported."""
+"""The ``config.json`` of an exported backbone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +10,12 @@ from pipeline.conversion.hf_keys import CLASSES, TOKEN_IDS
 def render_hf_config(
     model: ModelConfig, *, vocab_size: int, dtype: str, token_ids: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the config.json of a vanilla model, in the keys that old and new transformers read.
+    """Return the config.json of a vanilla model, with keys that old and new versions of transformers read.
 
     Args:
         model: the backbone.
         vocab_size: rows of embedding and head.
-        dtype: name of the weights' type, such as ``bfloat16``.
+        dtype: name of the type of the weights, such as ``bfloat16``.
         token_ids: bos_token_id and the like; absent ones are written as null.
     """
     common = {

@@ -1,4 +1,4 @@
-"""The keys of a ``config.json``: each is asked for once, and what nobody asked for is unknown."""
+"""The keys of a ``config.json``, each read once; keys that nobody reads are reported as unknown."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from pipeline.config.errors import as_written
 
 CLASSES = {"gpt_neox": "GPTNeoXForCausalLM", "llama": "LlamaForCausalLM"}
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Say nothing about what the weights compute: names, generation, the training that is over.
+# Without influence on what the weights compute: names, generation, past training.
 _BOOKKEEPING = frozenset(
     {
         "_attn_implementation",
@@ -19,7 +19,7 @@ _BOOKKEEPING = frozenset(
         "id2label",
         "label2id",
         "problem_type",
-        # In pieces or at once, an MLP computes the same.
+        # Chunking does not change what an MLP computes.
         "chunk_size_feed_forward",
         "dtype",
         "initializer_range",
@@ -39,7 +39,7 @@ class ConfigKeys:
     """The keys of one config.json.
 
     Attributes:
-        problems: what is wrong with those asked for so far.
+        problems: what is wrong with the keys read so far.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -47,15 +47,15 @@ class ConfigKeys:
         self.problems: list[str] = []
 
     def take(self, key: str, default: Any = None) -> Any:
-        """Return a value, whatever it is."""
+        """Return a value of any type."""
         return self._left.pop(key, default)
 
     def count(self, key: str, default: int | None = None) -> int:
-        """Return a whole number of at least 1; without a default it must be there."""
+        """Return a whole number of at least 1; the key is required if there is no default."""
         return int(self._number(key, default, kinds=(int,), what="a whole number of at least 1"))
 
     def positive(self, key: str, default: float | None = None) -> float:
-        """Return a number above 0; without a default it must be there."""
+        """Return a number above 0; the key is required if there is no default."""
         return float(self._number(key, default, kinds=(int, float), what="a number above 0"))
 
     def switch(self, key: str, default: bool = False) -> bool:
@@ -66,16 +66,16 @@ class ConfigKeys:
         return bool(value)
 
     def expect(self, key: str, expected: Any, *, why: str) -> None:
-        """Note a problem unless a key has the one value that is supported, or is absent."""
+        """Report a problem unless the key is absent or has the only supported value."""
         value = self.take(key, expected)
         if value != expected:
             self.problems.append(f"{key}: must be {as_written(expected)}, but is {as_written(value)}; {why}")
 
-    def refuse_others(self) -> None:
-        """Note every key that nobody asked for."""
+    def report_others(self) -> None:
+        """Report every key that was not read."""
         self.problems += [
-            f"{key}: is unknown (value {as_written(value)}); if it means nothing for the weights, say "
-            f"--ignore {key} (in a run, init_from.ignore)"
+            f"{key}: is unknown (value {as_written(value)}); if it does not affect what the weights compute, "
+            f"pass --ignore {key} (in a run, init_from.ignore)"
             for key, value in sorted(self._left.items())
         ]
 

@@ -1,6 +1,6 @@
 """The weights in a Hugging Face folder, read one tensor at a time.
 
-One file or several with an index, as safetensors or as PyTorch's ``.bin``; where both are there, safetensors.
+One file or several with an index, as safetensors or as PyTorch's ``.bin``; safetensors take precedence.
 A ``.bin`` is unpickled with ``weights_only=True``, which builds tensors and nothing else.
 """
 
@@ -26,7 +26,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """Where a tensor lies and what it is; the dtype is None where it is none that weights have."""
+    """File, shape and dtype of a tensor; the dtype is None if it is not one of ``DTYPES``."""
 
     file: str
     shape: torch.Size
@@ -39,7 +39,7 @@ class HuggingFaceWeights:
     Args:
         folder: with the weights.
     Raises:
-        ConversionError: there are none, a file is damaged, or the index does not fit the files.
+        ConversionError: there are no weights, a file is damaged, or the index does not match the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,15 +55,14 @@ class HuggingFaceWeights:
                 if name in self.tensors:
                     raise ConversionError(
                         f"{folder} must hold every tensor once, but {name} is in {self.tensors[name].file} "
-                        "and "
-                        f"in {file}; get the folder again"
+                        f"and in {file}; download the folder again"
                     )
                 self.tensors[name] = stored
         if named is not None:
             _check_index(folder, named, {name: stored.file for name, stored in self.tensors.items()})
 
     def read(self, name: str) -> Tensor:
-        """Return a tensor; nothing of its file stays in memory beside it where the format allows that.
+        """Return a tensor without keeping its file in memory, as far as the format allows.
 
         Raises:
             ConversionError: the file cannot be read.
@@ -71,7 +70,7 @@ class HuggingFaceWeights:
         file = self.tensors[name].file
         if file.endswith(".bin"):
             return self._pickled(file)[name].clone()
-        # Opened anew for each tensor: pages of the file stay resident as long as it is mapped.
+        # Opened again for each tensor: pages of the file stay resident as long as it is mapped.
         with _opened(self.folder / file) as stored:
             tensor: Tensor = stored.get_tensor(name)
             return tensor.clone()
@@ -88,7 +87,7 @@ class HuggingFaceWeights:
                 yield name, StoredTensor(file=file, shape=shape, dtype=DTYPES.get(piece.get_dtype()))
 
     def _pickled(self, file: str) -> dict[str, Tensor]:
-        """Return the tensors of a file, mapped into memory; those of the last file are kept."""
+        """Return the memory-mapped tensors of a file; those of the last file are cached."""
         if self._loaded is None or self._loaded[0] != file:
             self._loaded = None
             self._loaded = (file, _unpickle(self.folder / file))
@@ -111,7 +110,7 @@ def _find_single(folder: Path) -> str:
     raise ConversionError(
         f"{folder} must hold {SAFETENSORS_NAME} or {BIN_NAME}, or one of them in parts with its "
         f"{INDEX_SUFFIX}, "
-        "but holds none; give the folder of a whole model"
+        "but holds none; give the folder of a complete model"
     )
 
 
@@ -122,12 +121,13 @@ def _read_index(path: Path) -> dict[str, str]:
         files = {str(name): str(file) for name, file in named.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(
-            f"{path} must be JSON with a weight_map, but cannot be read ({error}); get the folder again"
+            f"{path} must be JSON with a weight_map, but cannot be read ({error}); download the folder again"
         ) from error
     for file in sorted(set(files.values())):
         if Path(file).name != file or not (path.parent / file).is_file():
             raise ConversionError(
-                f"{path} must name files beside it, but {file!r} is none; get the folder again, all of it"
+                f"{path} must list files in the same folder, but {file!r} is not one; download the "
+                "complete folder again"
             )
     return files
 
@@ -136,8 +136,8 @@ def _check_index(folder: Path, named: dict[str, str], found: dict[str, str]) -> 
     differing = sorted(name for name in named.keys() | found.keys() if named.get(name) != found.get(name))
     if differing:
         raise ConversionError(
-            f"the index of {folder} must say where every tensor is, but differs from the files in "
-            f"{', '.join(differing[:10])}{' ...' if len(differing) > 10 else ''}; get the folder again"
+            f"the index of {folder} must list the file of every tensor, but differs from the files for "
+            f"{', '.join(differing[:10])}{' ...' if len(differing) > 10 else ''}; download the folder again"
         )
 
 
@@ -148,7 +148,7 @@ def _opened(path: Path) -> Iterator[Any]:
             yield stored
     except (SafetensorError, OSError) as error:
         raise ConversionError(
-            f"{path} must be a whole safetensors file, but cannot be read ({error}); get it again"
+            f"{path} must be an intact safetensors file, but cannot be read ({error}); download it again"
         ) from error
 
 
@@ -157,13 +157,12 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ConversionError(
-            f"{path} must hold tensors alone, but asks for other things to be built or run when it is read, "
-            "or "
-            f"is damaged ({str(error).splitlines()[0]}); use safetensors of the model"
+            f"{path} must hold nothing but tensors, but would construct or run other things when read, or is "
+            f"damaged ({str(error).splitlines()[0]}); use the safetensors files of the model"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError) as error:
         raise ConversionError(
-            f"{path} must be a file of torch.save, but cannot be read ({error}); get it again"
+            f"{path} must be a file of torch.save, but cannot be read ({error}); download it again"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConversionError(f"{path} must hold tensors by name, but holds something else; use safetensors")

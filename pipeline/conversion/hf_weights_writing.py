@@ -1,8 +1,11 @@
-"""Write the weights of a checkpoint as Hugging Face names and stores them, one tensor at a time."""
+"""Write the weights of a checkpoint as safetensors under their Hugging Face names, one tensor at a time."""
 
 import json
+import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -10,11 +13,13 @@ from torch import Tensor
 from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.weights import entries
 from pipeline.conversion.certificate import TensorAccount
-from pipeline.conversion.hf_weights import INDEX_SUFFIX, SAFETENSORS_NAME
+from pipeline.conversion.hf_weights import DTYPES, INDEX_SUFFIX, SAFETENSORS_NAME
 from pipeline.conversion.native import NativeReader
-from pipeline.conversion.safetensors_file import SafetensorsWriter
 from pipeline.conversion.shapes import Shape, expected_shape
 from pipeline.shared.errors import ConversionError
+
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_ALIGNMENT = 8
 
 
 def write_tensors(
@@ -25,21 +30,22 @@ def write_tensors(
     dtype: torch.dtype,
     shard_bytes: int,
 ) -> TensorAccount:
-    """Write all parameters of a checkpoint as safetensors, in parts with an index where they are large.
+    """Write all parameters of a checkpoint as safetensors, sharded with an index where they are large.
 
     Args:
-        partial: the folder.
+        partial: the folder to write to.
         reader: of the checkpoint, which has the tensors of the model.
-        model: that it holds.
-        dtype: of what is written.
-        shard_bytes: of a file, at most, unless one tensor is larger.
+        model: the model in the checkpoint.
+        dtype: type of the weights in the files.
+        shard_bytes: maximum size of a file, unless one tensor is larger.
     Raises:
-        ConversionError: a tensor has another shape, or numbers that are not finite or do not fit the type.
+        ConversionError: a tensor has an unexpected shape, or values that are non-finite or overflow
+            ``dtype``.
     """
     table = list(entries(model))
     names = [name for entry in table for name in entry.sources]
     shapes = {name: expected_shape(name, model) for name in names}
-    files = _plan_files(shapes, itemsize=dtype.itemsize, shard_bytes=shard_bytes)
+    files = plan_shards(shapes, itemsize=dtype.itemsize, shard_bytes=shard_bytes)
     file_of = {name: file for file, inside in files.items() for name in inside}
     writers = {
         file: SafetensorsWriter(partial / file, {name: shapes[name] for name in inside}, dtype)
@@ -58,7 +64,9 @@ def write_tensors(
     finally:
         for writer in writers.values():
             writer.close()
-    assert not [name for writer in writers.values() for name in writer.unwritten], "each is in the table"
+    assert not [name for writer in writers.values() for name in writer.unwritten], (
+        "the table has every tensor"
+    )
     if len(files) > 1:
         _write_index(partial, file_of, shapes, itemsize=dtype.itemsize)
     return TensorAccount(
@@ -72,8 +80,8 @@ def write_tensors(
     )
 
 
-def _plan_files(shapes: dict[str, Shape], *, itemsize: int, shard_bytes: int) -> dict[str, list[str]]:
-    """Return the tensors of each file, in order."""
+def plan_shards(shapes: Mapping[str, Shape], *, itemsize: int, shard_bytes: int) -> dict[str, list[str]]:
+    """Return the tensors of each file, which they fill in order up to ``shard_bytes``."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, shape in shapes.items():
@@ -89,20 +97,20 @@ def _plan_files(shapes: dict[str, Shape], *, itemsize: int, shard_bytes: int) ->
 
 
 def _num_rounded(name: str, values: Tensor, shape: Shape, dtype: torch.dtype) -> int:
-    """Return how many values a type does not hold exactly.
+    """Return how many values ``dtype`` does not represent exactly.
 
     Raises:
-        ConversionError: a value is not finite, there or here, or the shape is not the model's.
+        ConversionError: the shape is not the model's, or a value is non-finite before or after rounding.
     """
     if tuple(values.shape) != shape:
         raise ConversionError(f"{name} must have the shape {shape}, but has {tuple(values.shape)}")
     if not torch.isfinite(values).all():
-        raise ConversionError(f"{name} must hold finite numbers, but has others; use another checkpoint")
+        raise ConversionError(f"{name} must be finite, but has non-finite values; use another checkpoint")
     if dtype == values.dtype:
         return 0
     written = values.to(dtype)
     if not torch.isfinite(written).all():
-        raise ConversionError(f"{name} must fit into {dtype}, but has larger numbers; choose another --dtype")
+        raise ConversionError(f"{name} must fit into {dtype}, but has larger values; choose another --dtype")
     return int((written.to(values.dtype) != values).sum())
 
 
@@ -111,3 +119,51 @@ def _write_index(partial: Path, file_of: dict[str, str], shapes: dict[str, Shape
     content = {"metadata": {"total_size": total}, "weight_map": file_of}
     path = partial / f"{SAFETENSORS_NAME}{INDEX_SUFFIX}"
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+class SafetensorsWriter:
+    """Writes one safetensors file, its tensors one by one in any order.
+
+    The library's own writer needs all tensors in memory at once. Format: 8 bytes length of the header,
+    little-endian; the header, JSON with type, shape and offsets of each tensor; the values
+    (https://huggingface.co/docs/safetensors, "Format").
+
+    Args:
+        path: a file that does not exist.
+        shapes: of all tensors, by name.
+        dtype: of all tensors.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._offsets: dict[str, tuple[int, int]] = {}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name, shape in shapes.items():
+            begin, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+            self._offsets[name] = (begin, end)
+            header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % _ALIGNMENT)
+        self._start = 8 + len(text)
+        self._stream: IO[bytes] = path.open("xb")
+        self._stream.write(len(text).to_bytes(8, "little") + text)
+
+    def write(self, name: str, values: Tensor) -> None:
+        """Write the values of a tensor at its offset."""
+        begin, end = self._offsets.pop(name)
+        content = values.to(self._dtype).contiguous()
+        assert content.nbytes == end - begin, f"{name} has another size than its shape"
+        self._stream.seek(self._start + begin)
+        self._stream.write(content.view(torch.uint8).numpy().data)
+
+    def close(self) -> None:
+        """Flush the file to disk and close it."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    @property
+    def unwritten(self) -> list[str]:
+        """Tensors that have not been written yet."""
+        return sorted(self._offsets)

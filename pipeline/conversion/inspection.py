@@ -1,4 +1,4 @@
-"""Hold the tensors of a Hugging Face folder against what the model needs, before anything is written."""
+"""Check the tensors of a Hugging Face folder against those of the model, before anything is written."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from pipeline.conversion.shapes import expected_shape
 from pipeline.shared.errors import ConversionError
 
 _SHOWN = 20
-# Masks and rotary frequencies that older transformers stored: the settings determine them.
+# Masks and rotary frequencies, which older versions of transformers stored: the settings determine them.
 _COMPUTED = re.compile(
     r"(gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"
     r"|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
@@ -24,11 +24,11 @@ _HEADS = {"embed_out.weight": "gpt_neox.embed_in.weight", "lm_head.weight": "mod
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """Which tensors of a folder go where.
+    """The tensors of a folder, sorted by their use.
 
     Attributes:
-        present: parameters that the folder has all tensors of.
-        absent: parameters of the method's own networks that it has none of.
+        present: parameters whose tensors are in the folder.
+        absent: parameters of the method's own networks, if the folder has none of them.
         tied_copies: tensors that must repeat the embedding.
         computed: tensors that the settings determine.
     """
@@ -40,7 +40,7 @@ class Findings:
 
 
 def is_computed(name: str) -> bool:
-    """Whether a tensor is one that the settings determine."""
+    """Return whether the settings determine a tensor."""
     return _COMPUTED.fullmatch(name) is not None
 
 
@@ -48,7 +48,7 @@ def inspect(weights: HuggingFaceWeights, config: PonderTransformerConfig) -> Fin
     """Sort the tensors of a folder.
 
     Raises:
-        ConversionError: with everything that is missing, unexpected, or of another shape or type.
+        ConversionError: lists everything that is missing, unexpected, or of an unexpected shape or type.
     """
     table = list(entries(config))
     found = weights.tensors
@@ -78,16 +78,16 @@ def inspect(weights: HuggingFaceWeights, config: PonderTransformerConfig) -> Fin
 
 
 def check_tied_copies(weights: HuggingFaceWeights, names: Sequence[str]) -> None:
-    """Make sure that a head stored beside a tied embedding is the embedding.
+    """Check that a head stored in addition to a tied embedding equals the embedding.
 
     Raises:
-        ConversionError: it is not.
+        ConversionError: it does not.
     """
     for name in names:
         if not torch.equal(weights.read(name), weights.read(_HEADS[name])):
             raise ConversionError(
                 f"{name} must equal {_HEADS[name]}, as config.json ties them, but differs; set "
-                "tie_word_embeddings: false there if the head is one of its own"
+                "tie_word_embeddings: false there if the head is separate"
             )
 
 
@@ -104,9 +104,9 @@ def _misfits(weights: HuggingFaceWeights, config: PonderTransformerConfig, names
         # A tied copy has the shape of a head.
         expected = expected_shape(name, config)
         if tuple(stored.shape) != expected:
-            yield f"{name} has the shape {tuple(stored.shape)} and not {expected}"
+            yield f"{name} has the shape {tuple(stored.shape)}, not {expected}"
         if stored.dtype is None:
-            yield f"{name} is of another type than float32, float16 and bfloat16"
+            yield f"{name} must be float32, float16 or bfloat16"
 
 
 def _mixed(weights: HuggingFaceWeights, present: Sequence[Entry]) -> Iterator[str]:
@@ -114,6 +114,5 @@ def _mixed(weights: HuggingFaceWeights, present: Sequence[Entry]) -> Iterator[st
         types = {str(weights.tensors[name].dtype) for name in entry.sources if name in weights.tensors}
         if len(types) > 1:
             yield (
-                f"{', '.join(entry.sources)} are put together, but are of the types "
-                f"{', '.join(sorted(types))}"
+                f"{', '.join(entry.sources)} are merged, but have different types: {', '.join(sorted(types))}"
             )

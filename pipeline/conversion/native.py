@@ -1,7 +1,7 @@
 """The native checkpoint of a model, tensor by tensor, without the model.
 
-Megatron stores the layers of a stack as one tensor each, with the layer's number as first axis, and beside
-the weights what its linear layers keep of low-precision training: nothing, in models of this program.
+Megatron stacks each parameter of the layers into one tensor, with the layer as first axis, and stores extra
+states of low-precision training with its linear layers, which are empty in models of this program.
 """
 
 import io
@@ -33,11 +33,11 @@ _LINEAR_LAYERS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a parameter lies.
+    """Location of a parameter in a checkpoint.
 
     Attributes:
         key: name of the tensor in the checkpoint.
-        layer: its index on the first axis; None where the tensor is the parameter.
+        layer: its index on the first axis; None if the tensor is the parameter itself.
     """
 
     key: str
@@ -45,7 +45,7 @@ class Place:
 
 
 def place_of(native: str) -> Place:
-    """Return where a parameter lies; `native` is its name in a model of one stage."""
+    """Return the location of a parameter; `native` is its name in a model of one pipeline stage."""
     if not native.startswith(_LAYERS):
         return Place(key=native, layer=None)
     index, _, inner = native.removeprefix(_LAYERS).partition(".")
@@ -53,10 +53,10 @@ def place_of(native: str) -> Place:
 
 
 class NativeReader:
-    """Reads parameters of a checkpoint, whatever layout it was saved on.
+    """Reads parameters of a checkpoint, saved on any parallel layout.
 
     Args:
-        folder: an ``iter_`` folder, finished or being written.
+        folder: an ``iter_`` folder, complete or being written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,8 +67,8 @@ class NativeReader:
         """Return a parameter.
 
         Args:
-            native: its name in a model of one stage.
-            rows: how much of its first axis; None is all.
+            native: its name in a model of one pipeline stage.
+            rows: how many rows of its first axis to read; None is all.
         Raises:
             ConversionError: there is no such parameter.
         """
@@ -88,12 +88,12 @@ class NativeReader:
 
 
 class NativeWriter:
-    """Writes parameters into the folder of a checkpoint that is being made.
+    """Writes parameters to a partial checkpoint.
 
     Args:
         folder: from ``start_partial_checkpoint``.
         num_layers: of the model.
-        total_bytes: of all values, which files share.
+        total_bytes: size of all values, which determines the number of files.
     """
 
     def __init__(self, folder: Path, *, num_layers: int, total_bytes: int) -> None:
@@ -135,7 +135,7 @@ class NativeWriter:
 
 
 def write_small_files(folder: Path, config: RunConfig) -> None:
-    """Write what a checkpoint has beside tensors: nothing was trained yet, and there is no optimizer."""
+    """Write the files of a checkpoint other than tensors, for a run of zero iterations without optimizer."""
     from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 
     (folder / COMMON_NAME).write_bytes(_serialized({"content_metadata": dict(CONTENT)}))

@@ -1,4 +1,4 @@
-"""A checkpoint of this program to a Hugging Face folder, one tensor at a time."""
+"""Conversion of a native checkpoint to a Hugging Face folder, one tensor at a time."""
 
 import json
 import shutil
@@ -47,16 +47,17 @@ SHARD_BYTES = 5 * 10**9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """How a checkpoint is to be written out.
+    """Options of an export.
 
     Attributes:
-        dtype: of the weights; None is the one they are stored in.
-        tokenizer: folder with its files; None is the one beside the checkpoint, else that of the run's data.
-        needs_tokenizer: whether it is an error that there is none.
-        shard_bytes: of a file, at most, unless one tensor is larger.
+        dtype: of the weights; None keeps the stored type.
+        tokenizer: folder with its files; None is the one next to the checkpoint, or else that of the run's
+            data.
+        needs_tokenizer: whether a missing tokenizer is an error.
+        shard_bytes: maximum size of a file, unless one tensor is larger.
         tolerance: see :class:`pipeline.conversion.comparison.LogitComparison`.
-        allow_mismatch: whether a difference above it is accepted.
-        evaluation: file of one, for the card of a pondering model; None is the run's, if there is one.
+        allow_mismatch: whether a difference above the tolerance is accepted.
+        evaluation: file of an evaluation for the card of a pondering model; None is the run's, if any.
     """
 
     dtype: torch.dtype | None = None
@@ -72,12 +73,12 @@ def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate
     """Write a folder that transformers loads.
 
     Args:
-        checkpoint: an ``iter_`` folder, saved on any layout.
+        checkpoint: an ``iter_`` folder, saved on any parallel layout.
         folder: empty or absent.
         options: see :class:`ExportOptions`.
     Raises:
-        ConversionError: the checkpoint is damaged, or has other tensors than its model, or the result
-            computes something else. Then nothing is left in the folder.
+        ConversionError: the checkpoint is damaged, or its tensors are not those of its model, or the result
+            computes different logits. Nothing is left in the folder then.
     """
     source = _open(checkpoint)
     evaluation = find_evaluation(checkpoint, options.evaluation, source.state.iteration)
@@ -121,10 +122,10 @@ class _Source:
     """A checkpoint that can be exported.
 
     Attributes:
-        config: its run on one rank, with the vocabulary.
-        model: that it holds.
+        config: its run on one rank, with the vocabulary size.
+        model: the model in it.
         reader: of its tensors.
-        state: how far the run was.
+        state: progress of the run.
     """
 
     config: RunConfig
@@ -134,7 +135,7 @@ class _Source:
 
 
 def _open(checkpoint: Path) -> _Source:
-    """Make sure that a checkpoint can be exported."""
+    """Open a checkpoint and check that it can be exported."""
     damage = find_damage(checkpoint)
     if damage:
         raise ConversionError(
@@ -150,10 +151,10 @@ def _open(checkpoint: Path) -> _Source:
 
 
 def _tokenizer_folder(checkpoint: Path, config: RunConfig, given: Path | None) -> Path:
-    beside = checkpoint.parent / TOKENIZER_FOLDER
-    if given is not None or beside.is_dir() or config.data.format != "webdataset":
-        return given or beside
-    return config.data.manifest_folder if main_file(config.data.manifest_folder) else beside
+    sibling = checkpoint.parent / TOKENIZER_FOLDER
+    if given is not None or sibling.is_dir() or config.data.format != "webdataset":
+        return given or sibling
+    return config.data.manifest_folder if main_file(config.data.manifest_folder) else sibling
 
 
 def _write_settings(
@@ -192,7 +193,7 @@ def _write_code_and_card(
 
 
 def _with_vocabulary(config: RunConfig) -> RunConfig:
-    """Return the run on one rank, with the tokenizer's vocabulary where it names none."""
+    """Return the run on one rank, with the vocabulary of its tokenizer if it states none."""
     if config.model.vocab_size is not None:
         return one_process(config)
     vocab_size = vocab_size_of(config, open_heldout_split(config))
@@ -200,7 +201,7 @@ def _with_vocabulary(config: RunConfig) -> RunConfig:
 
 
 def _check_tensors(reader: NativeReader, model: PonderTransformerConfig) -> None:
-    """Make sure that the checkpoint has the model's tensors and no others."""
+    """Check that the checkpoint has the tensors of the model and no others."""
     wanted = {place_of(entry.native).key for entry in entries(model)}
     found = {name for name in reader.reader.tensors if not name.startswith(OPTIMIZER_PREFIXES)}
     stacks = {name: entry.size for name, entry in reader.reader.tensors.items() if name in wanted}
@@ -209,14 +210,14 @@ def _check_tensors(reader: NativeReader, model: PonderTransformerConfig) -> None
     }
     if wanted != found or other_depth:
         raise ConversionError(
-            f"{reader.folder} must hold exactly the tensors of the model in {CONFIG_NAME}, but lacks "
-            f"{sorted(wanted - found) or 'none'}, has {sorted(found - wanted) or 'none'} beside them, and "
-            f"another number of layers in {sorted(other_depth) or 'none'}; use another checkpoint"
+            f"{reader.folder} must hold exactly the tensors of the model in {CONFIG_NAME}, but misses "
+            f"{sorted(wanted - found) or 'none'}, has unexpected {sorted(found - wanted) or 'none'}, "
+            f"and another number of layers in {sorted(other_depth) or 'none'}; use another checkpoint"
         )
 
 
 def _stored_dtype(reader: NativeReader) -> torch.dtype:
-    """The type that holds all weights exactly."""
+    """Return the type that represents all weights exactly."""
     found = [
         entry.properties.dtype
         for name, entry in reader.reader.tensors.items()
@@ -230,14 +231,14 @@ def _stored_dtype(reader: NativeReader) -> torch.dtype:
 
 @contextmanager
 def _all_or_nothing(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside the one that is asked for, which gets its name when all is well."""
+    """Provide a temporary folder next to the requested one; it is renamed on success and removed on error."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConversionError(
             f"{folder} must be an empty or absent folder, but has content; give another one with --output"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
-    # A temporary folder is its owner's alone.
+    # mkdtemp creates folders that only their owner can read.
     partial.chmod(0o755)
     try:
         yield partial

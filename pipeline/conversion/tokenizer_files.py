@@ -1,4 +1,4 @@
-"""What belongs to a model beside its weights: the files of its tokenizer, and the ids that end a text."""
+"""The tokenizer files of a model, and the token ids that end a text."""
 
 import json
 import logging
@@ -29,20 +29,20 @@ _FILES = (
 
 
 def main_file(folder: Path) -> str | None:
-    """Return the name of the tokenizer in a folder; None where there is none."""
+    """Return the name of the tokenizer file in a folder, or None."""
     return next((name for name in _MAIN_FILES if (folder / name).is_file()), None)
 
 
 def find_tokenizer(folder: Path) -> list[Path]:
-    """Return the files of a tokenizer and of generation that are in a folder.
+    """Return the tokenizer and generation files in a folder.
 
     Raises:
         ConversionError: there is no tokenizer.
     """
     if main_file(folder) is None:
         raise ConversionError(
-            f"{folder} must hold a tokenizer ({' or '.join(_MAIN_FILES)}), but holds none; put it there, or "
-            "say --no-tokenizer to convert the weights alone"
+            f"{folder} must hold a tokenizer ({' or '.join(_MAIN_FILES)}), but holds none; put one there, or "
+            "convert only the weights with --no-tokenizer"
         )
     return [folder / name for name in _FILES if (folder / name).is_file()]
 
@@ -55,7 +55,7 @@ def copy_files(files: list[Path], folder: Path) -> None:
 
 
 def note_token_ids(folder: Path, token_ids: Mapping[str, Any]) -> None:
-    """Write the ids that end a text and the like where the source has no file for them."""
+    """Write token ids such as the end of texts, unless the source came with a file for them."""
     if not (folder / GENERATION_NAME).exists():
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"_from_model_config": True, **token_ids}, indent=2)
@@ -63,7 +63,7 @@ def note_token_ids(folder: Path, token_ids: Mapping[str, Any]) -> None:
 
 
 def read_token_ids(folder: Path) -> dict[str, Any]:
-    """Return ``bos_token_id`` and the like: those written down, else the tokenizer's end of documents."""
+    """Return ``bos_token_id`` and the like from the generation file, else from the tokenizer."""
     path = folder / GENERATION_NAME
     if not path.is_file():
         return _end_of_documents(folder)
@@ -82,6 +82,8 @@ def _end_of_documents(folder: Path) -> dict[str, Any]:
             try:
                 return {"eos_token_id": read_tokenizer(folder / name).eod_id}
             except DataError as error:
-                logger.warning("no token is known to end a text, so generate goes on behind it: %s", error)
+                logger.warning(
+                    "the token that ends a text is unknown, so generate does not stop there: %s", error
+                )
                 return {}
     return {}

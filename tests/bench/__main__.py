@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: measure two things in one run, and their ratio."""
+"""Run `python -m tests.bench`."""
 
 from pipeline.commands.shared import exit_on_user_error
 from tests.bench.commands import app

@@ -1,4 +1,4 @@
-"""The weighted-key attention against its twin with a dense bias: same numbers, which is faster?"""
+"""Speed of the weighted-key attention relative to the equivalent attention with a dense bias."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSizes:
-    """What is computed: B sequences of R rows, A query heads over G key heads of d channels."""
+    """Sizes of the inputs: B sequences of R rows, A query heads over G key heads of d channels."""
 
     batch_size: int
     num_rows: int
@@ -26,7 +26,7 @@ class AttentionSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionTimes:
-    """Median seconds of forward and backward, and how far the two computations are apart.
+    """Median seconds of forward and backward, and the difference between the two computations.
 
     Attributes:
         weighted_seconds: keys augmented by a column for the weights.
@@ -47,7 +47,7 @@ class AttentionTimes:
 def time_attention(
     sizes: AttentionSizes, *, repeats: int, device: torch.device, seed: int = 1234
 ) -> AttentionTimes:
-    """Run both attentions forward and backward on the same inputs."""
+    """Time both attentions, forward and backward, on the same inputs."""
     inputs = random_inputs(sizes, device=device, seed=seed)
     weighted = forward_and_backward(key_weighted_attention, inputs)
     dense = forward_and_backward(dense_bias_attention, inputs)

@@ -1,23 +1,32 @@
-"""`python -m tests.bench`."""
+"""The commands of `python -m tests.bench`: options, tables and exit codes of every benchmark."""
 
+import json
+import shutil
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from cluster.targets import target_named
 from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
+from pipeline.config.load import load_config
+from pipeline.config.submit_section import Target
 from pipeline.shared.console import table_console
 from pipeline.shared.exit_codes import ExitCode
-from tests.bench import convert_command, data_command, decode_command, submit
+from pipeline.shared.progress import open_bar
+from tests.bench.submission import Measured, measure_local, measure_submitted
 
-app = typer.Typer(no_args_is_help=True, help="Measure two things in one run, and their ratio.")
-app.command(epilog=data_command.EPILOG)(data_command.data)
-app.command(epilog=convert_command.EPILOG)(convert_command.convert)
-app.command(epilog=decode_command.EPILOG)(decode_command.decode)
-app.command(epilog=submit.EPILOG)(submit.submit)
+_MEGA = 1_000_000
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Measure this program and a baseline in one run, and print their ratio.",
+)
 
 
 @app.command(
@@ -31,7 +40,10 @@ def attention(
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences.")] = 1,
     heads: Annotated[int, typer.Option(min=1, metavar="N", help="Query heads.")] = 8,
     query_groups: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Key heads; default: as many.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Key heads; default: as many as query heads.", show_default=False
+        ),
     ] = None,
     head_size: Annotated[int, typer.Option(min=1, metavar="N", help="Channels of a head.")] = 64,
     precision: Annotated[
@@ -43,7 +55,7 @@ def attention(
         typer.Option(min=0.0, metavar="RATIO", help="Exit with 1 below this ratio.", show_default=False),
     ] = None,
 ) -> None:
-    """Time attention with weighted keys against a dense bias, forward and backward, on the same inputs."""
+    """Time attention with weighted keys and with a dense bias, forward and backward, on the same inputs."""
     import torch
 
     from megatron_ext.device import device
@@ -80,49 +92,242 @@ def attention(
 
 @app.command(
     epilog=examples(
-        "python -m tests.bench metrics --config pipeline/recipes/demo.yaml",
-        "python -m tests.bench metrics --config run.yaml metrics.interval=10 --maximum-share 0.01",
+        "python -m tests.bench convert",
+        "python -m tests.bench convert --layers 24 --hidden-size 1024 --heads 16 --ffn-size 4096",
     )
 )
-def metrics(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    intervals: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Timed logging intervals; medians are shown.")
-    ] = 3,
-    maximum_share: Annotated[
+def convert(
+    layers: Annotated[int, typer.Option(min=1, metavar="N")] = 32,
+    hidden_size: Annotated[int, typer.Option(min=1, metavar="N")] = 2560,
+    heads: Annotated[int, typer.Option(min=1, metavar="N")] = 32,
+    ffn_size: Annotated[int, typer.Option(min=1, metavar="N")] = 10240,
+    vocab_size: Annotated[int, typer.Option(min=1, metavar="N")] = 50304,
+    dtype: Annotated[Literal["fp32", "fp16", "bf16"], typer.Option(help="Type of the weights.")] = "fp16",
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where three times the model fits; default: a temporary folder."),
+    ] = None,
+    maximum_gib: Annotated[
         float | None,
-        typer.Option(min=0.0, metavar="SHARE", help="Exit with 1 above this share.", show_default=False),
+        typer.Option(min=0.0, metavar="GIB", help="Exit with 1 above this peak.", show_default=False),
     ] = None,
 ) -> None:
-    """Time the statistics and logs of a run beside its training steps, on one rank and random tokens.
+    """Convert a Pythia-shaped model with random weights there and back, and measure time and peak memory.
 
-    Reads no data and writes nothing that stays.
+    The default sizes are those of Pythia-2.8B. Leaves no files.
+    """
+    import torch
+
+    from tests.bench.conversion import NeoxSizes, measure_conversion
+
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    sizes = NeoxSizes(
+        num_layers=layers, hidden_size=hidden_size, num_heads=heads, ffn_size=ffn_size, vocab_size=vocab_size
+    )
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        costs = measure_conversion(sizes, Path(scratch), dtype=dtypes[dtype])
+    table = Table(title=f"{costs[0].num_values:,} parameters in {dtype}")
+    for column in ("convert", "time", "of the CPU", "peak memory", "largest difference of logits"):
+        table.add_column(column, justify="left" if column == "convert" else "right")
+    for cost in costs:
+        error = "not compared" if cost.max_error is None else f"{cost.max_error:.1e}"
+        table.add_row(
+            cost.direction,
+            f"{cost.seconds:.1f} s",
+            f"{cost.cpu_seconds:.1f} s",
+            f"{cost.peak_bytes / 2**30:.2f} GiB",
+            error,
+        )
+    Console().print(table)
+    peak = max(cost.peak_bytes for cost in costs)
+    is_too_much = maximum_gib is not None and peak > maximum_gib * 2**30
+    raise typer.Exit(ExitCode.CRASH if is_too_much else ExitCode.DONE)
+
+
+@app.command(
+    epilog=examples(
+        "python -m tests.bench data",
+        "python -m tests.bench data --corpus-mb 1000 --workers 1 --workers 2 --json bench.json",
+        "python -m tests.bench data --minimum-speedup 1.8 --minimum-lead 1.5 --minimum-reader-mtokens 50",
+    )
+)
+def data(
+    corpus_mb: Annotated[
+        int,
+        typer.Option(min=1, metavar="MB", help="Text to generate, prepare and remove again."),
+    ] = 16,
+    workers: Annotated[
+        list[int] | None,
+        typer.Option(min=1, metavar="N", help="Ray workers; can be repeated. Default: 1 and 2."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            metavar="FILE",
+            help="Default: one trained on the text.",
+            show_default=False,
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=64, metavar="N", help="Rows for the reader.")] = 16_384,
+    seq_length: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of a row.")] = 2048,
+    rows_per_step: Annotated[int, typer.Option(min=1, metavar="N", help="Rows read at a time.")] = 64,
+    repeats: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Timed rounds of the reader; medians are shown.")
+    ] = 3,
+    minimum_speedup: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="RATIO",
+            show_default=False,
+            help="Exit with 1 if the most workers are not this many times as fast as a plain process.",
+        ),
+    ] = None,
+    minimum_lead: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="RATIO",
+            show_default=False,
+            help="Exit with 1 if the complete command is not this many times as fast as datatrove.",
+        ),
+    ] = None,
+    minimum_reader_mtokens: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="MILLION",
+            show_default=False,
+            help="Exit with 1 if the reader delivers fewer million tokens per second and core.",
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers.", show_default=False)
+    ] = None,
+) -> None:
+    """Time the preparation and the reading of data, and alternatives to both, on the same files.
+
+    The text is that of the Python sources on this machine, repeated with changes up to the requested size.
+    datatrove is included if it is installed: pip install -e '.[bench]'.
+    """
+    from tests.bench.data import DataBenchSettings, measure_data
+    from tests.bench.data_reading import ReadingSizes
+    from tests.bench.data_tables import render_measurements
+
+    if rows_per_step > rows:
+        raise typer.BadParameter(f"must be at most --rows ({rows}), but is {rows_per_step}")
+    set_up_logging()
+    measured = measure_data(
+        DataBenchSettings(
+            corpus_bytes=corpus_mb * _MEGA,
+            worker_counts=tuple(sorted(set(workers or (1, 2)))),
+            tokenizer=tokenizer,
+            reading=ReadingSizes(num_rows=rows, seq_length=seq_length, rows_per_step=rows_per_step),
+            repeats=repeats,
+        )
+    )
+    table_console().print(render_measurements(measured))
+    if json_file is not None:
+        json_file.write_text(json.dumps(measured.facts(), indent=1) + "\n", encoding="utf-8")
+    falls_short = measured.falls_short(
+        minimum_speedup=minimum_speedup,
+        minimum_lead=minimum_lead,
+        minimum_reader_tokens_per_second=(
+            None if minimum_reader_mtokens is None else minimum_reader_mtokens * _MEGA
+        ),
+    )
+    raise typer.Exit(ExitCode.CRASH if falls_short else ExitCode.DONE)
+
+
+@app.command(
+    epilog=examples(
+        "python -m tests.bench decode --config pipeline/recipes/ponderlm3_70m.yaml model.vocab_size=2048 "
+        "training.precision=fp32 --json decode.json",
+        "python -m tests.bench decode --config run.yaml --batch-size 32 training.precision=bf16",
+    )
+)
+def decode(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences.")] = 8,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens before the timed ones.")
+    ] = 32,
+    new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Timed tokens of each sequence.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Timed rounds; medians are shown.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the CPU.")] = 1,
+    minimum_speedup: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="RATIO",
+            help="Exit with 1 if one step per token is not this many times faster than no pruning.",
+            show_default=False,
+        ),
+    ] = None,
+    maximum_ratio: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="RATIO",
+            help="Exit with 1 if vanilla takes more than this many times the time of transformers.",
+            show_default=False,
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write the figures here.", show_default=False),
+    ] = None,
+) -> None:
+    """Time cached decoding of a PonderLM-3 by the steps its tokens take, on one rank and random tokens.
+
+    The router is biased so that every token takes 0, 1, .. K steps. Baselines are the same model without
+    pruning, the same sizes without thoughts, and for GPT-NeoX, if transformers is installed, its decoding.
+    All take turns, after one untimed round; the table shows medians over the rounds, and the shares of FLOPs
+    and of time saved. Prompts are read before the clock starts. Reads no data.
     """
     set_up_logging()
 
-    from megatron_ext.device import device
-    from pipeline.config.load import load_config
-    from tests.bench.metrics import measure_metrics
+    import torch
 
-    layout = ("parallel.tensor=1", "parallel.data=1", "parallel.sequence_parallel=false")
+    from megatron_ext.ponder.config import Method
+    from pipeline.shared.files import write_atomically
+    from tests.bench.decode import DecodeSizes, time_decoding
+    from tests.bench.decode_figures import decode_figures, figures_json, render_figures
+    from tests.bench.decode_transformers import transformers_ways
+    from tests.bench.machine import machine_name
+
+    layout = ("parallel.tensor=1", "parallel.pipeline=1", "parallel.data=1")
     run = load_config(config, [*(overrides or []), *layout])
-    with tempfile.TemporaryDirectory() as folder:
-        cost = measure_metrics(run, Path(folder), num_intervals=intervals)
-    table = Table(title=f"{run.name}, {device()}, logging every {cost.interval} steps")
-    for column in ("what", "per step", "share of the step"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    rows = {
-        "training step": cost.step_seconds,
-        "sums over tokens": cost.statistics_seconds,
-        "logging": cost.logging_seconds / cost.interval,
-        "all metrics": cost.metrics_seconds,
-    }
-    for name, seconds in rows.items():
-        table.add_row(name, f"{1e3 * seconds:.3f} ms", f"{seconds / cost.step_seconds:.2%}")
-    Console().print(table)
-    is_too_much = maximum_share is not None and cost.share > maximum_share
-    raise typer.Exit(ExitCode.CRASH if is_too_much else ExitCode.DONE)
+    if run.ponder.method is not Method.PONDERLM3:
+        raise typer.BadParameter(
+            f"must be a run of ponderlm3, but is a run of {run.ponder.method}", param_hint="--config"
+        )
+    torch.set_num_threads(threads)
+    sizes = DecodeSizes(batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    with open_bar("rounds", total=repeats + 1) as bar:
+        times = time_decoding(
+            run,
+            sizes,
+            repeats=repeats,
+            further=lambda: transformers_ways(run, sizes),
+            advance=bar.advance,
+        )
+    figures = decode_figures(times)
+    what = f"{batch_size} sequences, {prompt_tokens} + {new_tokens} tokens, {run.training.precision}"
+    machine = f"{machine_name()}, {threads} thread(s)"
+    console = table_console()
+    for table in render_figures(figures, title=f"{run.name}: {what}; {machine}"):
+        console.print(table)
+    if json_file is not None:
+        settings = {"run": run.name, "what": what, "machine": machine, "repeats": repeats}
+        write_atomically(json_file, figures_json(figures, settings))
+        typer.echo(f"written to {json_file}")
+    too_slow = minimum_speedup is not None and (figures.speedup_at_one_step or 0.0) < minimum_speedup
+    over = maximum_ratio is not None and (figures.ratio_to_transformers or 0.0) > maximum_ratio
+    raise typer.Exit(ExitCode.CRASH if too_slow or over else ExitCode.DONE)
 
 
 @app.command(
@@ -149,13 +354,12 @@ def memory(
         typer.Option(min=0.0, metavar="SHARE", help="Exit with 1 above this error.", show_default=False),
     ] = None,
 ) -> None:
-    """Hold the memory that `megaponder plan` says against the tensors that training steps have alive.
+    """Compare the memory that `megaponder plan` predicts with the live tensors of real training steps.
 
-    On one rank and random tokens; reads no data. Counted are tensors, not what an allocator keeps.
+    Runs on one rank and random tokens; reads no data. Counts tensors, not what an allocator reserves.
     """
     set_up_logging()
 
-    from pipeline.config.load import load_config
     from tests.bench.memory import bench_configs, compare_memory
 
     runs = list(bench_configs())
@@ -185,6 +389,52 @@ def memory(
 
 @app.command(
     epilog=examples(
+        "python -m tests.bench metrics --config pipeline/recipes/demo.yaml",
+        "python -m tests.bench metrics --config run.yaml metrics.interval=10 --maximum-share 0.01",
+    )
+)
+def metrics(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    intervals: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Timed logging intervals; medians are shown.")
+    ] = 3,
+    maximum_share: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="SHARE", help="Exit with 1 above this share.", show_default=False),
+    ] = None,
+) -> None:
+    """Time the statistics and logs of a run as a share of its training steps, on one rank and random tokens.
+
+    Reads no data and leaves no files.
+    """
+    set_up_logging()
+
+    from megatron_ext.device import device
+    from tests.bench.metrics import measure_metrics
+
+    layout = ("parallel.tensor=1", "parallel.data=1", "parallel.sequence_parallel=false")
+    run = load_config(config, [*(overrides or []), *layout])
+    with tempfile.TemporaryDirectory() as folder:
+        cost = measure_metrics(run, Path(folder), num_intervals=intervals)
+    table = Table(title=f"{run.name}, {device()}, logging every {cost.interval} steps")
+    for column in ("what", "per step", "share of the step"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    rows = {
+        "training step": cost.step_seconds,
+        "sums over tokens": cost.statistics_seconds,
+        "logging": cost.logging_seconds / cost.interval,
+        "all metrics": cost.metrics_seconds,
+    }
+    for name, seconds in rows.items():
+        table.add_row(name, f"{1e3 * seconds:.3f} ms", f"{seconds / cost.step_seconds:.2%}")
+    Console().print(table)
+    is_too_much = maximum_share is not None and cost.share > maximum_share
+    raise typer.Exit(ExitCode.CRASH if is_too_much else ExitCode.DONE)
+
+
+@app.command(
+    epilog=examples(
         "python -m tests.bench pipeline",
         "python -m tests.bench pipeline --stages 2 --micro-batches 8 ponder.num_jacobi_iterations=3",
         "python -m tests.bench pipeline --config run.yaml --stages 4 --micro-batches 16",
@@ -198,7 +448,7 @@ def pipeline(
             "--config",
             "-c",
             metavar="FILE",
-            help="YAML file of a run; default: a small PonderLM-2 that is made for this.",
+            help="YAML file of a run; default: a small PonderLM-2 made for this benchmark.",
             show_default=False,
         ),
     ] = None,
@@ -212,38 +462,105 @@ def pipeline(
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Timed rounds; medians are shown.")] = 5,
 ) -> None:
-    """Time passes as virtual pipeline stages against flushing the pipeline between passes.
+    """Time passes as virtual pipeline stages and with a pipeline flush between passes.
 
-    Both run the same stages on the same random tokens, one rank per stage on this machine, in turns; timed is
-    forward, backward and the reduction of gradients. Beside it stands what the order of the work alone lets
-    expect. Reads no data.
+    Both run the same pipeline stages on the same random tokens, one rank per stage on this machine, in turns.
+    Timed are forward, backward and the reduction of gradients. The table also shows the speedup expected from
+    the order of the work alone. Reads no data.
 
-    Exit code 1: the gradients of both differ by more than rounding.
+    Exit code 1: the gradients of the two differ by more than rounding.
     """
     set_up_logging()
 
     import torch
 
     from tests.bench.machine import num_processors
-    from tests.bench.pass_times import render_pass_times
-    from tests.bench.pipeline import ROUNDING, load_bench_config, time_passes
+    from tests.bench.pipeline import ROUNDING, load_bench_config, render_pass_times, time_passes
 
     stages, micro_batches = stages or [2, 4], micro_batches or [4, 8]
     unequal = [f"{number} on {size}" for size in stages for number in micro_batches if number % size]
     if unequal:
         raise typer.BadParameter(
-            f"must be multiples of every --stages, but there are {', '.join(unequal)}",
+            f"must be multiples of every --stages, but are {', '.join(unequal)}",
             param_hint="--micro-batches",
         )
     if torch.cuda.is_available() and max(stages) > num_processors():
         raise typer.BadParameter(
             f"must be at most {num_processors()}, the GPUs of this machine, but is {max(stages)}; "
-            "CUDA_VISIBLE_DEVICES= times the CPU",
+            "set CUDA_VISIBLE_DEVICES= to time the CPU",
             param_hint="--stages",
         )
-    # All settings are checked before anything is timed.
+    # Check all settings before timing anything.
     runs = [load_bench_config(config, overrides or [], num_stages=number) for number in stages]
     times = [row for run in runs for row in time_passes(run, micro_batches, repeats=repeats)]
     table_console().print(render_pass_times(runs[0], times))
     largest = max(row.largest_difference for row in times)
     raise typer.Exit(ExitCode.DONE if largest <= ROUNDING[runs[0].training.precision] else ExitCode.CRASH)
+
+
+@app.command(
+    epilog=examples(
+        "python -m tests.bench submit --config run.yaml --target slurm submit.nodes=2 train-iters=200",
+        "python -m tests.bench submit --config run.yaml --target ray --rounds 5 --maximum-overhead 0.03",
+    )
+)
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    target: Annotated[Target, typer.Option("--target", "-t", help="Cluster to submit to.")] = "slurm",
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each; medians are shown.")] = 3,
+    maximum_overhead: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="SHARE",
+            help="Exit with 1 if steps take longer by more than this share.",
+            show_default=False,
+        ),
+    ] = None,
+    maximum_seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, metavar="S", help="Exit with 1 if submitting takes longer.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Time the submission of a run, and its steps on a cluster and in the same run started here.
+
+    The runs take turns and write to folders of their own inside output_dir, which are removed when all have
+    succeeded. Needs as many processors here as on the cluster.
+    """
+    settings = [*(overrides or []), f"submit.target={target}", "metrics.interval=1"]
+    run = load_config(config, settings)
+    where = target_named(run.submit.target, ray_address=run.submit.ray_address)
+    folder = run.output_dir.resolve() / "bench"
+    here: list[Measured] = []
+    there: list[Measured] = []
+    for number in range(rounds):
+        here.append(measure_local(config, settings, folder / f"here-{number}"))
+        there.append(measure_submitted(where, config, settings, folder / f"{target}-{number}"))
+    shutil.rmtree(folder)
+    _print_submissions(target, here, there)
+    overhead = _median_step(there) / _median_step(here) - 1
+    is_too_much = maximum_overhead is not None and overhead > maximum_overhead
+    is_too_slow = maximum_seconds is not None and _median_start(there) > maximum_seconds
+    raise typer.Exit(ExitCode.CRASH if is_too_much or is_too_slow else ExitCode.DONE)
+
+
+def _print_submissions(target: Target, here: list[Measured], there: list[Measured]) -> None:
+    table = Table(title=f"{len(here)} runs of {here[0].num_steps} steps each")
+    for column in ("where", "`submit` returns after", "step", "step, ratio"):
+        table.add_column(column, justify="left" if column == "where" else "right")
+    own = _median_step(here)
+    table.add_row("started here", "-", f"{1e3 * own:.1f} ms", "1.000")
+    step = _median_step(there)
+    table.add_row(target, f"{_median_start(there):.2f} s", f"{1e3 * step:.1f} ms", f"{step / own:.3f}")
+    table_console().print(table)
+
+
+def _median_step(runs: list[Measured]) -> float:
+    return median(run.step_seconds for run in runs)
+
+
+def _median_start(runs: list[Measured]) -> float:
+    return median(run.submit_seconds for run in runs)

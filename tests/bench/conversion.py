@@ -6,7 +6,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from megatron_ext.weights import entries
 from pipeline.conversion.certificate import CERTIFICATE_NAME
 from pipeline.conversion.hf_config import CONFIG_JSON, parse_source
 from pipeline.conversion.hf_weights import INDEX_SUFFIX, SAFETENSORS_NAME
+from pipeline.conversion.hf_weights_writing import SafetensorsWriter, plan_shards
 from pipeline.conversion.run_settings import converted_model, run_settings
-from pipeline.conversion.safetensors_file import SafetensorsWriter
-from pipeline.conversion.shapes import Shape, expected_shape
+from pipeline.conversion.shapes import expected_shape
 
 # Standard deviation of the weights.
 _STD = 0.02
-# Of a file of weights; the folders of large models have several.
+# Maximum size of a file of weights.
 SHARD_BYTES = 2 * 10**9
 
 
@@ -40,15 +40,15 @@ class NeoxSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionCost:
-    """What one command took.
+    """Cost of one conversion.
 
     Attributes:
         direction: ``from-hf`` or ``to-hf``.
-        seconds: of the whole process.
-        cpu_seconds: that its threads computed, which other work on the machine changes less.
+        seconds: of the process.
+        cpu_seconds: of all its threads; less affected by other work on the machine.
         peak_bytes: largest resident memory, mapped pages of files included.
-        num_values: numbers converted.
-        max_error: largest difference of logits; None where nobody compared.
+        num_values: number of values converted.
+        max_error: largest difference of logits; None if they were not compared.
     """
 
     direction: str
@@ -60,14 +60,14 @@ class ConversionCost:
 
 
 def measure_conversion(sizes: NeoxSizes, folder: Path, *, dtype: torch.dtype) -> list[ConversionCost]:
-    """Make a model, convert it there and back, each in a process of its own.
+    """Make a model and convert it there and back, each in a separate process.
 
     Args:
         sizes: of the model.
-        folder: empty; gets three times the model.
+        folder: empty; needs room for three times the model.
         dtype: of the weights.
     Raises:
-        subprocess.CalledProcessError: a conversion failed; what it said is on standard error.
+        subprocess.CalledProcessError: a conversion failed; its message is on standard error.
     """
     make_model(sizes, folder / "hf", dtype=dtype)
     native, back = folder / "native", folder / "back"
@@ -82,9 +82,9 @@ def make_model(sizes: NeoxSizes, folder: Path, *, dtype: torch.dtype, shard_byte
 
     Args:
         sizes: of the model.
-        folder: does not exist.
+        folder: must not exist.
         dtype: of the weights.
-        shard_bytes: of a file of weights; where one is not enough, there is an index.
+        shard_bytes: maximum size of a file; several files have an index.
     """
     values = hf_settings(sizes, dtype=dtype)
     folder.mkdir(parents=True)
@@ -94,14 +94,14 @@ def make_model(sizes: NeoxSizes, folder: Path, *, dtype: torch.dtype, shard_byte
     )
     model = converted_model(config, sizes.vocab_size)
     shapes = {name: expected_shape(name, model) for entry in entries(model) for name in entry.sources}
-    shards = _shards(shapes, itemsize=dtype.itemsize, shard_bytes=shard_bytes)
+    shards = plan_shards(shapes, itemsize=dtype.itemsize, shard_bytes=shard_bytes)
     generator = torch.Generator().manual_seed(1)
     for file, names in shards.items():
         writer = SafetensorsWriter(folder / file, {name: shapes[name] for name in names}, dtype)
         for name in names:
-            drawn = torch.randn(shapes[name], generator=generator).mul_(_STD)
+            tensor = torch.randn(shapes[name], generator=generator).mul_(_STD)
             is_norm = "norm" in name and name.endswith("weight")
-            writer.write(name, drawn.add_(1) if is_norm else drawn)
+            writer.write(name, tensor.add_(1) if is_norm else tensor)
         writer.close()
     if len(shards) > 1:
         index = {
@@ -112,7 +112,7 @@ def make_model(sizes: NeoxSizes, folder: Path, *, dtype: torch.dtype, shard_byte
 
 
 def hf_settings(sizes: NeoxSizes, *, dtype: torch.dtype) -> dict[str, Any]:
-    """Return a config.json as the folders of Pythia have it (EleutherAI/pythia-2.8b)."""
+    """Return a config.json like that of published Pythia models (EleutherAI/pythia-2.8b)."""
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "bos_token_id": 0,
@@ -137,22 +137,6 @@ def hf_settings(sizes: NeoxSizes, *, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _shards(shapes: Mapping[str, Shape], *, itemsize: int, shard_bytes: int) -> dict[str, list[str]]:
-    """Return the tensors of each file, which they fill in order."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, shape in shapes.items():
-        size = torch.Size(shape).numel() * itemsize
-        if shards[-1] and filled + size > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    if len(shards) == 1:
-        return {SAFETENSORS_NAME: shards[0]}
-    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
-
-
 def _run(direction: str, source: Path, output: Path, certificate: Path) -> ConversionCost:
     command = [sys.executable, "-m", "pipeline.cli", "convert", direction, str(source)]
     started = time.monotonic()
@@ -171,7 +155,7 @@ def _run(direction: str, source: Path, output: Path, certificate: Path) -> Conve
 
 
 def _resources_of(command: Sequence[str]) -> resource.struct_rusage:
-    """Run a command and return what it used."""
+    """Run a command and return its resource usage."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -1,4 +1,4 @@
-"""What preparing text costs: with Ray workers, in one plain process, with datatrove; on the same files."""
+"""Time of preparing the same text with Ray workers, in one plain process, and with datatrove."""
 
 import json
 import subprocess
@@ -17,16 +17,16 @@ from data_prep.progress import PrepareProgress
 from data_prep.run import prepare
 from data_prep.tokenizers.reading import read_tokenizer
 
-# Ends documents in the tokenizer.json that is made for this.
+# End of documents in the tokenizer.json trained here.
 EOD_TOKEN = "<|endoftext|>"
 DATATROVE_SECONDS = 3600
-# Tasks of next to no text, to see what a task costs beside its text.
+# Tasks with almost no text, which show the overhead of a task.
 _NUM_SMALL_TASKS = 48
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """JSONL files and how much they hold."""
+    """JSONL files and the size of their text."""
 
     paths: tuple[Path, ...]
     text_bytes: int
@@ -34,16 +34,16 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparationTime:
-    """One way to tokenize a corpus.
+    """Time of one way to tokenize a corpus.
 
     Attributes:
         name: of the way.
         num_workers: 0 is a plain process.
-        seconds: of the whole command.
-        working_seconds: what the text takes at the rate of workers that are all at work; the rest of
-            ``seconds`` is their start and end.
-        num_tokens: that came of it.
-        text_bytes: that went in.
+        seconds: of the complete command.
+        working_seconds: time of the text at the rate while all workers are busy; the rest of ``seconds`` is
+            start-up and shutdown.
+        num_tokens: tokens produced.
+        text_bytes: text read.
     """
 
     name: str
@@ -55,7 +55,7 @@ class PreparationTime:
 
 
 def mean_time(first: PreparationTime, second: PreparationTime) -> PreparationTime:
-    """The mean of two measurements of the same way."""
+    """Return the mean of two measurements of the same way."""
     return replace(
         first,
         seconds=(first.seconds + second.seconds) / 2,
@@ -64,18 +64,18 @@ def mean_time(first: PreparationTime, second: PreparationTime) -> PreparationTim
 
 
 class ShardTimes(PrepareProgress):
-    """Notes when each shard was finished."""
+    """Records the time at which each shard was finished."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         super().__init__(clock=clock)
         self._finished: list[tuple[float, int]] = []
 
     def advance(self, entry: ShardEntry) -> None:
-        """Take one finished shard."""
+        """Record one finished shard."""
         self._finished.append((self._clock(), entry.num_tokens))
 
     def tokens_per_second(self, num_workers: int) -> float | None:
-        """Rate from when as many shards were finished as there are workers; None if no more were."""
+        """Return the rate after the first ``num_workers`` shards; None if there were no more."""
         after = self._finished[num_workers:]
         if not after:
             return None
@@ -83,12 +83,12 @@ class ShardTimes(PrepareProgress):
 
     @property
     def seconds_per_shard(self) -> float:
-        """From the first finished shard on, of at least two."""
+        """Mean time of a shard after the first one; needs at least two."""
         return (self._finished[-1][0] - self._finished[0][0]) / (len(self._finished) - 1)
 
 
 def describe_corpus(paths: Sequence[Path]) -> Corpus:
-    """Count the text of JSONL files."""
+    """Return JSONL files with the size of their text."""
     num_bytes = sum(len(json.loads(line)["text"].encode()) for path in paths for line in path.open("rb"))
     return Corpus(paths=tuple(paths), text_bytes=num_bytes)
 
@@ -113,7 +113,7 @@ def time_plain_process(corpus: Corpus, tokenizer: Path) -> PreparationTime:
 
 
 def time_preparation(corpus: Corpus, tokenizer: Path, *, num_workers: int) -> PreparationTime:
-    """Run what `megaponder data prepare` runs, with Ray."""
+    """Run the preparation of `megaponder data prepare`, with Ray."""
     times = ShardTimes()
     with tempfile.TemporaryDirectory() as scratch:
         request = _request(corpus.paths, tokenizer, Path(scratch), num_workers)
@@ -133,9 +133,9 @@ def time_preparation(corpus: Corpus, tokenizer: Path, *, num_workers: int) -> Pr
 
 
 def time_datatrove(corpus: Corpus, tokenizer: Path, *, num_workers: int) -> PreparationTime | None:
-    """Run datatrove's tokenization with as many local workers; None where it is not installed.
+    """Run the tokenization of datatrove with local workers; return None if it is not installed.
 
-    Its documents stay in their order, as ours do, which spares it a second pass over its output.
+    It keeps the order of the documents, as our preparation does, which saves it a second pass.
     """
     if find_spec("datatrove") is None:
         return None
@@ -152,7 +152,7 @@ def time_datatrove(corpus: Corpus, tokenizer: Path, *, num_workers: int) -> Prep
 
 
 def time_task_overhead(tokenizer: Path) -> float:
-    """Seconds that a task of one worker takes beside its text: dispatch, opening, writing, syncing."""
+    """Return the seconds of a task without its text: dispatch, opening, writing, syncing."""
     times = ShardTimes()
     with tempfile.TemporaryDirectory() as scratch:
         small = [Path(scratch) / f"part-{number:05d}.jsonl" for number in range(_NUM_SMALL_TASKS)]
@@ -183,7 +183,7 @@ def _request(
 def _run_datatrove(
     paths: Sequence[Path], tokenizer: Path, output: Path, num_workers: int
 ) -> tuple[float, int]:
-    """Seconds and tokens; in a process of its own, whose start is not counted."""
+    """Return seconds and tokens; runs in a separate process, whose start-up is not counted."""
     arguments = [paths[0].parent, tokenizer, output, num_workers, len(paths), EOD_TOKEN]
     finished = subprocess.run(
         [sys.executable, "-m", "tests.bench.datatrove_run", *map(str, arguments)],

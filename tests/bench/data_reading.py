@@ -1,4 +1,4 @@
-"""How fast training's reader is, beside the least that any reader does, on the same tokens."""
+"""Speed of the training reader relative to a minimal reader and webdataset, on the same tokens."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,6 +8,7 @@ from statistics import median
 
 import numpy as np
 import torch
+import webdataset
 from numpy.typing import NDArray
 
 from data_prep.manifest import (
@@ -20,11 +21,11 @@ from data_prep.manifest import (
     TokenizerEntry,
     save_manifest,
 )
+from data_prep.storage.shard_format import TOKENS_FIELD
 from data_prep.storage.shard_writer import ShardWriter
 from pipeline.data.batches import BatchLayout, PackingOptions, TrainingBatches
 from pipeline.data.dataset import TokenDataset, open_dataset
 from pipeline.data.order import SampleOrder
-from tests.bench.webdataset_reading import read_webdataset
 
 READER = "megaponder, packed"
 ROWS_READER = "megaponder, rows alone"
@@ -41,11 +42,11 @@ _RAW_NAME = "tokens.bin"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadingSizes:
-    """What is read.
+    """Sizes of the data.
 
     Attributes:
-        num_rows: rows in all.
-        seq_length: tokens of a row, without the one that is only predicted.
+        num_rows: total number of rows.
+        seq_length: tokens of a row, without the last one, which is only a label.
         rows_per_step: rows that a rank reads for one step.
     """
 
@@ -55,24 +56,24 @@ class ReadingSizes:
 
     @property
     def num_steps(self) -> int:
-        """Whole steps within the rows."""
+        """Number of complete steps."""
         return self.num_rows // self.rows_per_step
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all steps."""
+        """Number of tokens of all steps."""
         return self.num_steps * self.rows_per_step * self.seq_length
 
 
 def time_reading(sizes: ReadingSizes, folder: Path, *, repeats: int) -> dict[str, float]:
-    """Read the same tokens in several ways, in turns.
+    """Time several readers of the same tokens, in turns.
 
     Args:
         sizes: at least one step.
-        folder: receives the files.
-        repeats: timed rounds, after one that is not timed.
+        folder: where the files are written.
+        repeats: timed rounds, after one untimed round.
     Returns:
-        by way, median tokens per second of a core: processor time counts, of all threads.
+        median tokens per second of processor time of all threads, by reader.
     """
     write_random_tokens(sizes, folder)
     dataset = open_dataset(folder, "train", seq_length=sizes.seq_length)
@@ -141,7 +142,7 @@ def _header() -> PreparationHeader:
 
 
 def _read_memmap(raw: NDArray[np.uint16], order: SampleOrder, sizes: ReadingSizes) -> None:
-    """Copy each row into a tensor of the model's type, in training's order."""
+    """Copy each row into an int64 tensor, in the order of training."""
     for step in range(sizes.num_steps):
         for index in order.indices(step * sizes.rows_per_step, sizes.rows_per_step).tolist():
             start = index * sizes.seq_length
@@ -155,7 +156,7 @@ def _read_rows(dataset: TokenDataset, order: SampleOrder, sizes: ReadingSizes) -
 
 
 def _read_packed(dataset: TokenDataset, order: SampleOrder, sizes: ReadingSizes) -> None:
-    """Tokens, labels, positions and documents, as a training step takes them."""
+    """Read tokens, labels, positions and documents as a training step does."""
     layout = BatchLayout(
         global_batch_size=sizes.rows_per_step, micro_batch_size=sizes.rows_per_step, dp_rank=0, dp_size=1
     )
@@ -164,8 +165,29 @@ def _read_packed(dataset: TokenDataset, order: SampleOrder, sizes: ReadingSizes)
         batches.read(step * sizes.rows_per_step)
 
 
+def read_webdataset(folder: Path, seq_length: int, num_tokens: int) -> int:
+    """Read rows through webdataset's own pipeline, as a training without an index of its own would.
+
+    Rows come in the order of the shards; the remainder of each sample is dropped.
+
+    Returns:
+        tokens of the rows, at most ``num_tokens``.
+    """
+    shards = sorted(str(path) for path in folder.glob("*.tar"))
+    samples = webdataset.WebDataset(shards, shardshuffle=False, empty_check=False).decode()
+    num_read = 0
+    for sample in samples:
+        tokens: NDArray[np.integer] = sample[TOKENS_FIELD]
+        for start in range(0, len(tokens) - seq_length, seq_length):
+            if num_read >= num_tokens:
+                return num_read
+            torch.from_numpy(tokens[start : start + seq_length + 1].astype(np.int64))
+            num_read += seq_length
+    return num_read
+
+
 def _processor_seconds(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median processor seconds of each way, taken in turns: waiting for the core is not the reader's."""
+    """Return the median processor seconds of each reader, in which waiting for a core does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, read in ways.items():

@@ -11,10 +11,10 @@ INSTALL = "pip install -e '.[bench]'"
 
 
 def render_measurements(measured: DataMeasurements) -> RenderableType:
-    """Lay all measurements out."""
+    """Return all measurements as tables."""
     return Group(
         _preparation(measured),
-        _beside_datatrove(measured),
+        _against_datatrove(measured),
         _computed(measured),
         _reading(measured),
     )
@@ -26,35 +26,33 @@ def _preparation(measured: DataMeasurements) -> Table:
     for way in (measured.plain, *measured.prepared):
         speed = measured.plain.seconds / way.working_seconds
         table.add_row(_name(way), *_times(way), *_rates(way, way.working_seconds), f"{speed:.2f} x")
-    table.caption = "rates and speed at work"
+    table.caption = "rates and speed without start-up"
     return table
 
 
-def _beside_datatrove(measured: DataMeasurements) -> RenderableType:
-    theirs, ours = measured.datatrove, measured.ours_beside_datatrove
+def _against_datatrove(measured: DataMeasurements) -> RenderableType:
+    theirs, ours = measured.datatrove, measured.ours_against_datatrove
     if theirs is None:
-        return f"datatrove is not installed, so nothing is compared with it; install it: {INSTALL}"
+        return f"datatrove is not installed, so there is no comparison with it; install it: {INSTALL}"
     table = _table("the same text with one tokenizer.json")
     for way in (theirs, ours):
         speed = theirs.seconds / way.seconds
         table.add_row(_name(way), *_times(way), *_rates(way, way.seconds), f"{speed:.2f} x")
     at_work = theirs.seconds / ours.working_seconds
-    table.caption = f"rates and speed of the whole; at work, without the start of Ray: {at_work:.2f} x"
+    table.caption = f"rates and speed of the complete command; without the start-up of Ray: {at_work:.2f} x"
     return table
 
 
 def _computed(measured: DataMeasurements) -> Table:
     title = f"computed, not measured: {MUCH_TEXT_BYTES / 1e12:.0f} TB of text with many such workers"
     table = Table(title=title)
-    for column in ("workers", "tasks", "time", "of the workers busy"):
+    for column in ("workers", "tasks", "time", "workers busy"):
         table.add_column(column, justify="right")
     for row in measured.computed:
         hours = f"{row.seconds / 3600:.1f} h"
         table.add_row(f"{row.num_workers:,}", f"{row.num_tasks:,}", hours, f"{row.efficiency:.0%}")
     milliseconds = 1e3 * measured.task_overhead_seconds
-    table.caption = (
-        f"from {milliseconds:.0f} ms of a task beside its text, taken as if one process did all of it"
-    )
+    table.caption = f"assumes {milliseconds:.0f} ms of overhead per task, all of it in one process"
     return table
 
 
@@ -70,7 +68,7 @@ def _reading(measured: DataMeasurements) -> Table:
 
 def _table(title: str) -> Table:
     table = Table(title=title)
-    for column in ("way", "whole", "at work", "MB/s", "M tokens/s", "speed"):
+    for column in ("way", "total", "without start-up", "MB/s", "M tokens/s", "speed"):
         table.add_column(column, justify="left" if column == "way" else "right")
     return table
 

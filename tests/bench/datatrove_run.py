@@ -1,6 +1,6 @@
 """Tokenize JSONL files with datatrove and print the seconds and tokens, for `python -m tests.bench data`.
 
-It runs as a script of its own, since datatrove's workers import the program they belong to.
+It is a separate script because the workers of datatrove import the main program.
 """
 
 import json
@@ -15,7 +15,7 @@ from datatrove.pipeline.tokens import DocumentTokenizer
 
 
 def main() -> None:
-    """Take folder, tokenizer, output, workers, tasks and the end-of-document token from the command line."""
+    """Run with folder, tokenizer, output, workers, tasks and end-of-document token from the command line."""
     folder, tokenizer, output, num_workers, num_tasks, eod_token = sys.argv[1:]
     executor = LocalPipelineExecutor(
         pipeline=[

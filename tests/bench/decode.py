@@ -1,8 +1,8 @@
-"""Time of a decoded token by the steps it takes, beside vanilla decoding and the operations of each.
+"""Time of a decoded token by the steps it takes, relative to vanilla decoding, with the FLOPs of each.
 
 The router of a PonderLM-3 with random weights is biased, so that every token takes exactly 0, 1, .. K steps,
-or as many as random router weights say. Prompts are read before the clock starts. All ways take turns, so
-that a change of the machine's speed hits them alike.
+or as many as random router weights decide. Prompts are read before the clock starts. All ways take turns, so
+that a drift of the machine's speed affects them equally.
 """
 
 import time
@@ -31,7 +31,7 @@ from tests.bench.random_batches import DEFAULT_VOCAB_SIZE
 
 # Odds of exp(50): every other step has a tail mass far below any threshold.
 CERTAIN = 50.0
-# Router logits of several units: most tokens are sure of their steps, and tokens differ.
+# Router logits of several units: the decision is clear for most tokens, and differs between tokens.
 DIVERSE = 6.0
 VANILLA, UNPRUNED, MIXED = "vanilla", "without pruning", "steps differ by token"
 ONE_STEP = "1 steps"
@@ -40,7 +40,7 @@ TIMEOUT_SECONDS = 600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeSizes:
-    """What is decoded: B sequences, a prompt of so many tokens each, and so many timed tokens behind it."""
+    """Number of sequences, tokens of each prompt, and timed tokens after it."""
 
     batch_size: int
     prompt_tokens: int
@@ -49,15 +49,15 @@ class DecodeSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeTime:
-    """What decoding one way costs.
+    """Cost of one way to decode.
 
     Attributes:
-        name: the way.
+        name: of the way.
         mean_steps: extra steps of the timed tokens.
         seconds_per_token: for one token of each sequence, median over the rounds.
         seconds_of_rounds: the same of every round.
-        flops_per_token: for one token of one sequence, in the middle of the timed ones, from the account of
-            the model's shape.
+        flops_per_token: for one token of one sequence in the middle of the timed ones, computed from the
+            shape of the model.
     """
 
     name: str
@@ -68,7 +68,7 @@ class DecodeTime:
 
 
 class Way(Protocol):
-    """Something that decodes, and keeps its times."""
+    """A way to decode, with the times of its rounds."""
 
     name: str
     seconds: list[float]
@@ -91,11 +91,11 @@ def time_decoding(
     Args:
         config: a PonderLM-3.
         sizes: what is decoded.
-        repeats: timed rounds, after one that is not.
-        further: makes other ways to decode without thoughts, which take their turns too.
+        repeats: timed rounds, after one untimed round.
+        further: builds other ways to decode without thoughts, which take their turns too.
         advance: called after every round.
     Returns:
-        Without pruning first, then 0..K steps, steps that differ, vanilla, and the further ones.
+        Times without pruning, with 0..K steps, with steps that differ by token, of vanilla, of ``further``.
     """
     assert config.ponder.method is Method.PONDERLM3, "steps are controlled by the router of PonderLM-3"
     prepare_host()
@@ -103,7 +103,7 @@ def time_decoding(
     try:
         ways = [*_ways(config, sizes, initialize_groups(seed=config.seed)), *further()]
         for turn in range(repeats + 1):
-            # Another one is first in every round: whatever comes first may find the machine otherwise.
+            # Rotate the order: whatever comes first in a round may find caches in another state.
             first = turn % len(ways)
             for way in (*ways[first:], *ways[:first]):
                 way.run(is_timed=turn > 0)
@@ -116,7 +116,7 @@ def time_decoding(
 
 @dataclass(slots=True)
 class _Way:
-    """A model, and the times and steps of its rounds."""
+    """A native model, and the times and steps of its rounds."""
 
     name: str
     model: PonderModel
@@ -126,7 +126,7 @@ class _Way:
     steps: list[float] = field(default_factory=list)
 
     def run(self, *, is_timed: bool) -> None:
-        """Read prompts, then time tokens behind them."""
+        """Read prompts, then time the tokens after them."""
         sizes = self.sizes
         sequences = range(sizes.batch_size)
         decoder = BatchDecoder(
@@ -148,7 +148,7 @@ class _Way:
 
 
 def random_tokens(sizes: DecodeSizes, vocab_size: int) -> torch.Tensor:
-    """Draw prompts and what follows them, [B, prompt + new]."""
+    """Draw prompts and the tokens after them, [B, prompt + new]."""
     generator = torch.Generator().manual_seed(1)
     shape = (sizes.batch_size, sizes.prompt_tokens + sizes.new_tokens)
     return torch.randint(vocab_size, shape, generator=generator)
@@ -209,6 +209,6 @@ def _time_of(way: Way, config: RunConfig, sizes: DecodeSizes) -> DecodeTime:
 
 
 def wait_for_device() -> None:
-    """Let the device finish, before the clock is read."""
+    """Synchronize with the device before the clock is read."""
     if device().type == "cuda":
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""What times of decoding say: time saved beside operations saved, as a table and as JSON."""
+"""Time and FLOPs saved in decoding, as a table and as JSON."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +15,12 @@ from tests.bench.decode_transformers import THEIRS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeFigures:
-    """Times of all ways, and what follows from them.
+    """Times of all ways, and the ratios between them.
 
     Attributes:
-        times: the first is what the others are compared with.
-        speedup_at_one_step: how many times faster one step per token is than no pruning; None with K = 0.
-        ratio_to_transformers: time of our vanilla decoding over theirs; None where theirs was not measured.
+        times: the first is the baseline of the others.
+        speedup_at_one_step: speed of one step per token relative to no pruning; None with K = 0.
+        ratio_to_transformers: time of our vanilla decoding over that of transformers; None if not measured.
     """
 
     times: tuple[DecodeTime, ...]
@@ -28,16 +28,16 @@ class DecodeFigures:
     ratio_to_transformers: float | None
 
     def time_saved(self, row: DecodeTime) -> float:
-        """Share of the time of decoding without pruning that a way saves."""
+        """Return the share of time that a way saves relative to no pruning."""
         return 1 - row.seconds_per_token / self.times[0].seconds_per_token
 
     def flops_saved(self, row: DecodeTime) -> float:
-        """The same of the operations."""
+        """Return the share of FLOPs that a way saves relative to no pruning."""
         return 1 - row.flops_per_token / self.times[0].flops_per_token
 
 
 def decode_figures(times: Sequence[DecodeTime]) -> DecodeFigures:
-    """Compare times."""
+    """Return the times with their ratios."""
     seconds = {row.name: row.seconds_per_token for row in times}
 
     def ratio(first: str, second: str) -> float | None:
@@ -51,7 +51,7 @@ def decode_figures(times: Sequence[DecodeTime]) -> DecodeFigures:
 
 
 def render_figures(figures: DecodeFigures, *, title: str) -> Iterator[Table]:
-    """Lay the times out, and then the two ratios."""
+    """Yield a table of the times and one of the two ratios."""
     table = Table(title=title, box=SIMPLE_HEAD)
     for column in (
         "decoding",
@@ -88,7 +88,7 @@ def render_figures(figures: DecodeFigures, *, title: str) -> Iterator[Table]:
 
 
 def figures_json(figures: DecodeFigures, settings: Mapping[str, Any]) -> bytes:
-    """Bring figures, and what they were measured with, into JSON."""
+    """Return the figures and their settings as JSON."""
     rows = [
         asdict(row) | {"time_saved": figures.time_saved(row), "flops_saved": figures.flops_saved(row)}
         for row in figures.times

@@ -1,4 +1,4 @@
-"""Vanilla GPT-NeoX decoding by the library transformers, at the sizes of a run."""
+"""Vanilla GPT-NeoX decoding with transformers, at the sizes of a run."""
 
 import time
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class TransformersWay:
     steps: list[float] = field(default_factory=list)
 
     def run(self, *, is_timed: bool) -> None:
-        """Generate, and take the time from the first new token, which ends the reading of prompts."""
+        """Generate, and time from the first new token on, at which the prompts have been read."""
         sizes = self.sizes
         tokens = random_tokens(sizes, self.model.config.vocab_size)
         times = _token_times(self.model, tokens[:, : sizes.prompt_tokens].to(device()), sizes.new_tokens + 1)
@@ -38,7 +38,7 @@ def transformers_ways(config: RunConfig, sizes: DecodeSizes) -> list[Transformer
     """Build GPT-NeoX of transformers at the sizes of a run.
 
     Returns:
-        Nothing for another architecture, and where transformers is not installed.
+        An empty list for another architecture, or if transformers is not installed.
     """
     if config.model.architecture != "gpt_neox":
         return []
@@ -68,7 +68,7 @@ def _gpt_neox(transformers: Any, config: RunConfig) -> Any:
 
 @torch.no_grad()
 def _token_times(model: Any, prompts: torch.Tensor, num_tokens: int) -> list[float]:
-    """When the logits of each token were there, by the clock."""
+    """Return the time at which the logits of each token were computed."""
     times: list[float] = []
 
     def note(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""The baseline of the pass pipeline: every pass goes through an empty pipeline.
+"""The baseline of the pass pipeline, which flushes the pipeline between passes.
 
-All micro-batches go through pass r on all stages before pass r + 1 begins, and backward likewise: what one
-gets who calls a pipelined model once per pass. The stage, what it sends, and the gradients are those of
-`megatron_ext.schedule.pass_pipeline`; sends wait for nobody.
+All micro-batches run pass r on all pipeline stages before pass r + 1 begins, and backward likewise, as if a
+pipelined model were called once per pass. The stage, its messages and the gradients are those of
+`megatron_ext.schedule.pass_pipeline`; sends are asynchronous.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def run_passes_flushing(
     Args:
         ddp: Megatron's data-parallel wrapper around the stage.
         batches: micro-batches on the host, the same on all stages.
-        settings: J and the like.
+        settings: J and other settings of the forward.
         loss: of a micro-batch's output; the mean over the micro-batches is differentiated.
     """
     stage: PonderModel = ddp.module
@@ -58,7 +58,7 @@ def _forward(
     neighbours: "_Neighbours",
     loss: Callable[[ModelOutput], Tensor],
 ) -> tuple[Tensor | None, Tensor]:
-    """Return what came in and what went out, which for the output of the final pass is its loss."""
+    """Return the input and the output of a pass; the output of the final pass is its loss."""
     received = None
     if not (stage.pre_process and index == 0):
         received = neighbours.receive(from_next=False).requires_grad_()
@@ -80,12 +80,12 @@ def _backward(
     else:
         result.backward(neighbours.receive(from_next=True))
     if received is not None:
-        assert received.grad is not None, "what a pass receives has a gradient"
+        assert received.grad is not None, "the input of a pass has a gradient"
         neighbours.send(received.grad, to_next=False)
 
 
 class _Neighbours:
-    """Sends and receives along the ring of pipeline stages; sizes travel ahead of the numbers."""
+    """Sends and receives along the ring of pipeline stages; sizes are sent ahead of the values."""
 
     def __init__(self, group: dist.ProcessGroup, dtype: torch.dtype) -> None:
         rank, size = group.rank(), group.size()
@@ -96,14 +96,14 @@ class _Neighbours:
         self._under_way: list[tuple[Any, Tensor]] = []
 
     def send(self, tensor: Tensor, *, to_next: bool) -> None:
-        """Hand over, without waiting for the other to take it."""
+        """Send asynchronously."""
         target = self._next if to_next else self._previous
         tensor = tensor.contiguous()
         for part in (torch.tensor(tensor.shape, device=tensor.device), tensor):
             self._under_way.append((dist.isend(part, target, group=self._group), part))
 
     def receive(self, *, from_next: bool) -> Tensor:
-        """Wait for what the neighbour sends."""
+        """Wait for the next tensor of a neighbour."""
         source = self._next if from_next else self._previous
         sizes = torch.empty(NUM_SIZES, dtype=torch.int64, device=device())
         dist.recv(sizes, source, group=self._group)
@@ -112,7 +112,7 @@ class _Neighbours:
         return tensor
 
     def wait(self) -> None:
-        """Wait until everything that was sent has arrived."""
+        """Wait until all sends are complete."""
         for request, _ in self._under_way:
             request.wait()
         self._under_way.clear()

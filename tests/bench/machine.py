@@ -1,4 +1,4 @@
-"""What a measurement was taken on."""
+"""Name and size of the machine that a measurement ran on."""
 
 import os
 import platform
@@ -10,14 +10,14 @@ CPU_FACTS = Path("/proc/cpuinfo")
 
 
 def machine_name() -> str:
-    """Name the accelerators, or without any the processor, and how many there are."""
+    """Return number and name of the accelerators, or of the processor if there are none."""
     if torch.cuda.is_available():
         return f"{num_processors()} x {torch.cuda.get_device_name()}"
     return f"{_processor()}, {num_processors()} cores"
 
 
 def num_processors() -> int:
-    """Count the accelerators, or without any the cores, that this process may use."""
+    """Return the number of accelerators, or else of cores, that this process may use."""
     return torch.cuda.device_count() if torch.cuda.is_available() else len(os.sched_getaffinity(0))
 
 

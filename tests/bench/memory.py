@@ -1,4 +1,4 @@
-"""The memory that a plan says against what a training step really has alive, on random tokens."""
+"""Planned memory compared with the live tensors of training steps on random tokens."""
 
 import gc
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from pipeline.step.train import train_step
 from tests.bench.live_memory import LiveMemory
 from tests.bench.random_batches import DEFAULT_VOCAB_SIZE, random_batches
 
-# Optimizer state appears in the first step; the second is like all others.
+# The first step creates the optimizer state; the second is like all others.
 NUM_STEPS = 2
 
 
@@ -35,7 +35,7 @@ class MemoryComparison:
     Attributes:
         name: of the run.
         planned_state, measured_state: between two steps.
-        planned_peak, measured_peak: at the fullest moment of a step, state included.
+        planned_peak, measured_peak: maximum within a step, state included.
     """
 
     name: str
@@ -46,22 +46,22 @@ class MemoryComparison:
 
     @property
     def error(self) -> float:
-        """Of the planned peak, relative to the measured one."""
+        """Relative error of the planned peak."""
         return self.planned_peak / self.measured_peak - 1
 
     @property
     def activation_error(self) -> float:
-        """Of what a step adds to the state: planned over measured, less 1."""
+        """Relative error of what a step adds to the state."""
         planned = self.planned_peak - self.planned_state
         return planned / (self.measured_peak - self.measured_state) - 1
 
 
 def bench_configs() -> Iterator[RunConfig]:
-    """Make small runs of every method with every kind of recomputation, on both backbones in turn."""
+    """Yield small runs of every method with every kind of recomputation, alternating the two backbones."""
     settings = product(Method, get_args(ParallelConfig.model_fields["recompute"].annotation))
-    for place, (method, recompute) in enumerate(settings):
+    for index, (method, recompute) in enumerate(settings):
         # Shifted from method to method, so that each kind of recomputation meets both.
-        architecture = ("gpt_neox", "llama")[(place + place // 4) % 2]
+        architecture = ("gpt_neox", "llama")[(index + index // 4) % 2]
         yield build_config(_settings(method, architecture, recompute))
 
 
@@ -92,10 +92,10 @@ def _settings(method: Method, architecture: str, recompute: str) -> dict[str, An
 
 
 def compare_memory(config: RunConfig) -> MemoryComparison:
-    """Train two steps of random tokens on this process alone, and hold the plan against what was alive.
+    """Train two steps of random tokens in this process and compare live tensors with the plan.
 
     Args:
-        config: a layout of one rank. No data are read. J is the largest that may occur.
+        config: a run on one rank; its data are not read. J is the largest that can occur.
     """
     vocab_size = config.model.vocab_size or DEFAULT_VOCAB_SIZE
     state, peak = measure_memory(config, vocab_size)
@@ -112,7 +112,7 @@ def compare_memory(config: RunConfig) -> MemoryComparison:
 
 
 def measure_memory(config: RunConfig, vocab_size: int) -> tuple[int, int]:
-    """Measure on this process alone; see :func:`measure_steps`."""
+    """Measure in this process; see :func:`measure_steps`."""
     start_process_group(Ranks.from_environment({}), timeout_seconds=config.parallel.timeout_seconds)
     try:
         return measure_steps(config, vocab_size)
@@ -125,10 +125,10 @@ def measure_steps(config: RunConfig, vocab_size: int) -> tuple[int, int]:
 
     Args:
         config: the run; its layout must have as many ranks as the group.
-        vocab_size: the tokenizer's, without padding.
+        vocab_size: of the tokenizer, without padding.
 
     Returns:
-        bytes of tensors alive on this rank between two steps, and at the fullest moment of the second.
+        bytes of live tensors on this rank between two steps, and their maximum within the second.
     """
     prepare_host()
     parallel = config.parallel

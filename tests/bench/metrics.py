@@ -1,4 +1,4 @@
-"""What the metrics cost: their share of a training step, both timed in one run on random tokens."""
+"""Cost of the metrics as a share of a training step, both timed in one run on random tokens."""
 
 import functools
 import time
@@ -29,7 +29,7 @@ from pipeline.step.settings import StepSettings
 from pipeline.step.train import train_step
 from tests.bench.random_batches import DEFAULT_VOCAB_SIZE, random_batches
 
-# Where the model and its method compute sums for the curves alone.
+# Methods of the model and of its pondering method that only compute sums for curves.
 _OF_MODEL = ("_record_losses",)
 _OF_METHOD = ("_record", "_record_residual")
 
@@ -39,9 +39,9 @@ class MetricsCost:
     """Median times of a run.
 
     Attributes:
-        step_seconds: one training step, without what follows.
-        statistics_seconds: the sums of one step: in the model, and adding them up.
-        logging_seconds: reading one interval: collective, values of the curves, all sinks.
+        step_seconds: one training step without metrics.
+        statistics_seconds: the sums of one step, in the model and over micro-batches.
+        logging_seconds: logging of one interval: collectives, values of the curves, all sinks.
         interval: steps in an interval.
     """
 
@@ -52,18 +52,18 @@ class MetricsCost:
 
     @property
     def metrics_seconds(self) -> float:
-        """All metrics, per step."""
+        """Seconds of all metrics per step."""
         return self.statistics_seconds + self.logging_seconds / self.interval
 
     @property
     def share(self) -> float:
-        """All metrics over the step itself."""
+        """Time of all metrics over that of the step without them."""
         return self.metrics_seconds / self.step_seconds
 
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Adds up the time spent in the functions that it watches."""
+    """Accumulates the time spent in the functions that it watches."""
 
     seconds: float = 0.0
 
@@ -80,7 +80,7 @@ class Stopwatch:
         return timed
 
     def take(self) -> float:
-        """Return what has come together, and start again."""
+        """Return the accumulated seconds and reset them."""
         taken, self.seconds = self.seconds, 0.0
         return taken
 
@@ -129,12 +129,12 @@ class MetricsBench:
 
 
 def measure_metrics(config: RunConfig, folder: Path, *, num_intervals: int) -> MetricsCost:
-    """Train on random tokens on this process alone and time the metrics beside the rest of the step.
+    """Train on random tokens in this process, and time the metrics and the rest of the step.
 
     Args:
-        config: a layout of one rank; its ``metrics.interval`` is the interval. No data are read.
-        folder: receives the files of the sinks.
-        num_intervals: timed intervals, after one that is not timed.
+        config: a run on one rank, logged every ``metrics.interval`` steps; its data are not read.
+        folder: for the files of the sinks.
+        num_intervals: timed intervals, after one untimed interval.
     """
     prepare_host()
     start_process_group(Ranks.from_environment({}), timeout_seconds=config.parallel.timeout_seconds)
@@ -177,7 +177,7 @@ def _build(config: RunConfig) -> MetricsBench:
 
 
 def _now() -> float:
-    """Read the clock when the device has done all that it was given."""
+    """Synchronize with the device and return the time."""
     if device().type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

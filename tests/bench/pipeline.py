@@ -1,4 +1,4 @@
-"""Looping passes through the pipeline as virtual stages against flushing it between them: which is faster?"""
+"""Speed of passes as virtual pipeline stages (looping) relative to flushing the pipeline between passes."""
 
 import json
 import tempfile
@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Group, RenderableType
+from rich.table import Table
+
 from pipeline.config.load import dump_config, load_config
 from pipeline.config.schema import RunConfig
+from pipeline.cost.schedule import backward_time, flushing_timeline, looping_timeline
 from pipeline.ranks.launch import run_ranks
+from tests.bench.machine import machine_name, num_processors
 
-# A model whose stages take long enough to be timed, with a vocabulary so small that no stage has more to do.
+# A model whose stages are slow enough to time, with a vocabulary small enough that all have equal work.
 RECIPE = Path(__file__).parents[2] / "pipeline" / "recipes" / "tiny_ponderlm2.yaml"
 SIZES = (
     "name=bench_pipeline",
@@ -31,17 +36,18 @@ ONE_PROCESS = (
 )
 # Relative differences of gradients that are rounding, by precision of the weights.
 ROUNDING = {"fp32": 2e-5, "bf16": 2e-2}
+COLUMNS = ("stages", "micro-batches", "looping", "flushing", "gain", "expected", "expected bubbles")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassTimes:
-    """Median seconds of forward and backward of one step, both ways.
+    """Median seconds of forward and backward of one step, in both ways.
 
     Attributes:
         num_stages, num_micro_batches: p and m.
         slots: rows per token of each pass.
         looping_seconds: passes as virtual stages.
-        flushing_seconds: the pipeline runs empty between passes.
+        flushing_seconds: with a pipeline flush between passes.
         largest_difference: of the two ways' gradients, relative to the largest element of each weight.
     """
 
@@ -54,24 +60,24 @@ class PassTimes:
 
     @property
     def speedup(self) -> float:
-        """How many times faster looping is."""
+        """Speed of looping relative to flushing."""
         return self.flushing_seconds / self.looping_seconds
 
 
 def load_bench_config(file: Path | None, overrides: Sequence[str], *, num_stages: int) -> RunConfig:
-    """Load a run for a pipeline alone.
+    """Load a run with pipeline parallelism only.
 
     Args:
-        file: the run; None takes a small PonderLM-2 that is made for this.
+        file: of the run; None is a small PonderLM-2 made for this benchmark.
         overrides: further settings.
         num_stages: of the pipeline.
 
     Raises:
-        ConfigError: the settings are wrong, or the model does not fit on so many stages.
+        ConfigError: the settings are invalid, or the model has fewer layers than stages.
     """
     settings = [*(SIZES if file is None else ()), *overrides, *ONE_PROCESS]
     micro_batch_size = load_config(file or RECIPE, settings).training.micro_batch_size
-    # The numbers of micro-batches are the bench's own; the rules of the layout hold for this one too.
+    # The benchmark chooses its own numbers of micro-batches; this one satisfies the rules of the layout.
     smallest = f"training.global_batch_size={micro_batch_size * num_stages}"
     return load_config(file or RECIPE, [*settings, f"parallel.pipeline={num_stages}", smallest])
 
@@ -80,7 +86,7 @@ def time_passes(config: RunConfig, micro_batches: Sequence[int], *, repeats: int
     """Time both ways on local ranks, in turns.
 
     Args:
-        config: the model on a pipeline of some stages.
+        config: the run, with pipeline parallelism only.
         micro_batches: numbers of micro-batches.
         repeats: timed rounds; medians are returned.
 
@@ -97,6 +103,50 @@ def time_passes(config: RunConfig, micro_batches: Sequence[int], *, repeats: int
             num_ranks=config.parallel.pipeline,
         )
         if code != 0:
-            raise RuntimeError(f"the ranks that time the passes left with code {code}")
+            raise RuntimeError(f"the ranks that time the passes exited with code {code}")
         rows = json.loads(output.read_text(encoding="utf-8"))
     return [PassTimes(**{**row, "slots": tuple(row["slots"])}) for row in rows]
+
+
+def render_pass_times(config: RunConfig, times: Sequence[PassTimes]) -> RenderableType:
+    """Return the measurements as a table, with the speedup expected from the order of the work.
+
+    Args:
+        config: the run.
+        times: at least one.
+    """
+    title = f"{config.name}: {config.ponder.method}, {config.training.precision}, {machine_name()}"
+    table = Table(title=title)
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    for row in times:
+        table.add_row(*_cells(row, backward_time(config.parallel.recompute)))
+    largest = max(row.largest_difference for row in times)
+    lines = [
+        "gain: speed of looping relative to flushing; expected: from the order of the work and the rows of "
+        "each pass alone, on stages of equal speed",
+        f"largest relative difference of gradients: {largest:.1e}",
+    ]
+    most = max(row.num_stages for row in times)
+    if most > num_processors():
+        lines.append(
+            f"{most} stages share {num_processors()} cores: a waiting stage leaves its core to the others, "
+            "which hides the bubbles"
+        )
+    return Group(table, *lines)
+
+
+def _cells(row: PassTimes, backward_per_forward: int) -> list[str]:
+    looping, flushing = (
+        timeline(row.num_stages, row.num_micro_batches, row.slots, backward_per_forward=backward_per_forward)
+        for timeline in (looping_timeline, flushing_timeline)
+    )
+    return [
+        str(row.num_stages),
+        str(row.num_micro_batches),
+        f"{1e3 * row.looping_seconds:.0f} ms",
+        f"{1e3 * row.flushing_seconds:.0f} ms",
+        f"{row.speedup:.2f} x",
+        f"{flushing.duration / looping.duration:.2f} x",
+        f"{looping.bubble_share:.1%} and {flushing.bubble_share:.1%}",
+    ]

@@ -1,4 +1,4 @@
-"""One rank of `python -m tests.bench pipeline`: time both ways to run the passes, in turns, on one layout."""
+"""One rank of `python -m tests.bench pipeline`, which times both ways to run the passes in turns."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ WAYS: dict[str, Callable[..., None]] = {"looping": run_passes, "flushing": run_p
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassBench:
-    """A model on a pipeline, and how its steps are done."""
+    """A model on a pipeline, and the settings of its steps."""
 
     config: RunConfig
     groups: ParallelGroups
@@ -42,7 +42,7 @@ class PassBench:
     vocab_size: int
 
     def step(self, run: Callable[..., None], batches: Sequence[TokenBatch]) -> None:
-        """Do one step from a common start to a common end, so that every rank times the slowest."""
+        """Run one step between two barriers, so that every rank measures the slowest."""
         self.parts.ddp.zero_grad_buffer()
         dist.barrier()
         run(self.parts.ddp, batches, self.settings, loss=_mean_loss)
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, required=True)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    # However many cores there are, every stage has one.
+    # One core per stage, no matter how many there are.
     torch.set_num_threads(1)
     prepare_host()
     config = load_config(arguments.config)
@@ -86,7 +86,7 @@ def build_bench(config: RunConfig, groups: ParallelGroups) -> PassBench:
 
 
 def time_both(bench: PassBench, num_micro_batches: int, *, repeats: int) -> PassTimes:
-    """Time forward, backward and gradient reduction of one step both ways; all ranks call it together.
+    """Time forward, backward and gradient reduction of one step in both ways; all ranks call it together.
 
     Args:
         bench: the model.
@@ -113,13 +113,13 @@ def time_both(bench: PassBench, num_micro_batches: int, *, repeats: int) -> Pass
 
 
 def gradients_of(bench: PassBench) -> list[Tensor]:
-    """Return the reduced gradient of every weight of this rank, as it lies in Megatron's buffer."""
+    """Return the reduced gradient of every weight of this rank, from Megatron's buffer."""
     parameters: Sequence[Any] = list(bench.parts.module.parameters())
     return [parameter.main_grad for parameter in parameters]
 
 
 def _mean_loss(output: ModelOutput) -> Tensor:
-    """Train towards the tokens and, where a method has decisions, their penalty."""
+    """Return the mean token loss plus the penalty of a method's decisions, if any."""
     loss = output.token_losses.mean()
     return loss if output.penalty is None else loss + output.penalty
 
@@ -127,7 +127,7 @@ def _mean_loss(output: ModelOutput) -> Tensor:
 def _largest_difference(found: list[Tensor], expected: list[Tensor], groups: ParallelGroups) -> float:
     """Compare gradients weight by weight, relative to the largest element of each, over all stages."""
     differences = [_relative_difference(one, other) for one, other in zip(found, expected, strict=True)]
-    # What is not a number counts as infinite: a maximum over ranks may lose it.
+    # NaN counts as infinite: a maximum over ranks might lose it.
     largest = torch.stack(differences).nan_to_num(nan=math.inf).max()
     dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=groups.pp)
     return float(largest)
@@ -135,7 +135,7 @@ def _largest_difference(found: list[Tensor], expected: list[Tensor], groups: Par
 
 def _relative_difference(found: Tensor, expected: Tensor) -> Tensor:
     difference = (found - expected).abs().max()
-    # Two gradients that are both zero agree: the router's first layer has none at the start.
+    # Two zero gradients agree: the first layer of the router has a zero gradient at initialization.
     return difference / torch.where(difference > 0, expected.abs().max(), 1)
 
 

@@ -1,16 +1,16 @@
-"""Random tokens to train on where only the time counts."""
+"""Random tokens for benchmarks, where only time matters."""
 
 import torch
 
 from megatron_ext.model.micro_batch import TokenBatch
 from pipeline.config.schema import RunConfig
 
-# For settings that leave the vocabulary to the tokenizer of the data.
+# For runs that take their vocabulary from the tokenizer of the data.
 DEFAULT_VOCAB_SIZE = 32_768
 
 
 def random_batches(config: RunConfig, vocab_size: int, num_micro_batches: int) -> list[TokenBatch]:
-    """Draw micro-batches of a run's sizes; every row is one document."""
+    """Draw micro-batches with the sizes of a run; every row is one document."""
     training = config.training
     generator = torch.Generator().manual_seed(config.seed)
     shape = (training.micro_batch_size, training.seq_length)

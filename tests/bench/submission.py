@@ -1,4 +1,4 @@
-"""One run on this machine and on a cluster: how long it takes to submit, and how long its steps take."""
+"""Time of submitting a run, and of its steps on a cluster and on this machine."""
 
 import subprocess
 import sys
@@ -15,19 +15,19 @@ from pipeline.metrics import names
 from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, curve, read_events
 from pipeline.shared.errors import ClusterError
 
-# Of a run's steps, the first ones that fill caches and are not counted.
+# Share of the steps at the start of a run that fill caches and are not counted.
 _WARM_UP_SHARE = 0.2
 _MEGAPONDER = (sys.executable, "-m", "pipeline.cli")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A run that has ended.
+    """Times of a finished run.
 
     Attributes:
-        submit_seconds: until `submit` returned; 0 where nothing was submitted.
-        step_seconds: median of its steps without the first ones.
-        num_steps: that were counted.
+        submit_seconds: until `submit` returned; 0 for a local run.
+        step_seconds: median of the steps, without the first ones.
+        num_steps: number of steps counted.
     """
 
     submit_seconds: float
@@ -46,10 +46,10 @@ def measure_local(config: Path, settings: Sequence[str], folder: Path) -> Measur
 
 
 def measure_submitted(target: JobTarget, config: Path, settings: Sequence[str], folder: Path) -> Measured:
-    """Submit, and wait for the end.
+    """Submit a run and wait for its end.
 
     Raises:
-        ClusterError: the run was refused or has failed.
+        ClusterError: the run was rejected or has failed.
     """
     started = time.monotonic()
     _run("submit", config, settings, folder)

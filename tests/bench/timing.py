@@ -1,4 +1,4 @@
-"""Times of several ways to do the same thing, taken in turns."""
+"""Timing of several ways to do the same thing, in turns."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,12 +12,12 @@ def median_seconds(
 ) -> dict[str, float]:
     """Time each way `repeats` times, in turns, after one untimed round.
 
-    Taking turns lets a change of the machine's speed hit all ways alike, so that their ratio holds.
+    Because the ways take turns, a drift of the machine's speed affects all equally and leaves their ratio.
 
     Args:
-        ways: what to run, by name.
+        ways: functions to run, by name.
         repeats: timed rounds, at least 1.
-        device: waited for before the clock is read.
+        device: synchronized before the clock is read.
 
     Returns:
         median seconds by name.

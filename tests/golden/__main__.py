@@ -1,4 +1,4 @@
-"""`python -m tests.golden`."""
+"""Run `python -m tests.golden`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,20 +23,20 @@ def golden(
     pipeline_parallel: Annotated[int, typer.Option(min=1, metavar="N", help="Pipeline-parallel ranks.")] = 1,
     method: Annotated[
         Method | None,
-        typer.Option(help="Only the cases of this method; default: of all.", show_default=False),
+        typer.Option(help="Run only the cases of this method; default: all.", show_default=False),
     ] = None,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write the results there too.", show_default=False),
+        typer.Option("--json", metavar="FILE", help="Also write the results here.", show_default=False),
     ] = None,
 ) -> None:
-    """Hold the production model against golden vectors.
+    """Compare the production model with golden vectors.
 
-    Prints per case the worst error over its tolerance for logits, loss, thoughts and gradients; of decoding
-    for tokens, logits, steps, and the rows that were computed and kept.
+    Prints the largest ratio of error to tolerance of each case: for logits, loss, thoughts and gradients, and
+    in decoding for tokens, logits, steps, and the rows computed and stored.
 
-    Exit code 0: all cases that apply passed; 1: one exceeded its tolerance, or none ran; 3: some cannot be
-    computed, such as decoding on several pipeline stages, and --kind or --method does not leave them out.
+    Exit code 0: all applicable cases passed; 1: one exceeded its tolerance, or none ran; 3: some cannot be
+    computed, such as decoding on several pipeline stages, and --kind or --method does not exclude them.
     """
     from megatron_ext.ponder.config import Method as ModelMethod
     from tests.support.golden.command import run_golden

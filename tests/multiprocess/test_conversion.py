@@ -18,9 +18,10 @@ from pipeline.checkpoint.offline import OfflineReader
 from pipeline.checkpoint.saver import save_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.load import dump_config, load_config
-from pipeline.conversion.comparison import compare_logits, prompts
+from pipeline.conversion.comparison import LogitMismatchError, compare_logits
 from pipeline.conversion.from_hf import ImportOptions, from_hf
 from pipeline.conversion.hf_weights import HuggingFaceWeights
+from pipeline.conversion.prompts import draw_prompts
 from pipeline.conversion.run_settings import one_process
 from pipeline.conversion.to_hf import ExportOptions, to_hf
 from pipeline.run.initial_weights import load_initial_weights
@@ -94,7 +95,7 @@ def test_transformers_computes_the_same_with_the_exported_model(
     to_hf(folder, tmp_path / "back", ExportOptions())
     load = transformers.AutoModelForCausalLM.from_pretrained
     first, second = load(original), load(tmp_path / "back")
-    tokens = prompts(VOCAB_SIZE, 64)
+    tokens = draw_prompts(VOCAB_SIZE, 64)
     assert torch.equal(first(tokens).logits, second(tokens).logits)
     for name in (
         "rope_parameters",
@@ -266,7 +267,7 @@ def test_published_ponderlm2_folders_and_routers_compute_the_recorded_logits(
 
 def test_different_logits_are_refused_and_leave_no_files(tmp_path: Path) -> None:
     original, _ = _original(tmp_path, "gpt_neox")
-    with pytest.raises(ConversionError):
+    with pytest.raises(LogitMismatchError):
         from_hf(original, tmp_path / "native", ImportOptions(tolerance=0.0))
     assert not (tmp_path / "native").exists()
     options = ImportOptions(tolerance=0.0, allow_mismatch=True)
@@ -274,7 +275,7 @@ def test_different_logits_are_refused_and_leave_no_files(tmp_path: Path) -> None
     logits = json.loads((folder / "conversion.json").read_text())["logits"]
     assert logits["is_within_tolerance"] is False
     assert 0 < logits["max_error"] < 1e-4
-    with pytest.raises(ConversionError):
+    with pytest.raises(LogitMismatchError):
         to_hf(folder, tmp_path / "back", ExportOptions(tolerance=0.0))
     assert not (tmp_path / "back").exists()
     assert not list(tmp_path.glob("back*"))
@@ -300,8 +301,9 @@ def test_the_comparison_detects_a_wrong_setting(
     wrong = one_process(config, model=config.model.model_dump(mode="json") | change)
     weights = HuggingFaceWeights(original)
     compare_logits(weights, folder, config, tolerance=1e-5, allow_mismatch=False)
-    with pytest.raises(ConversionError):
+    with pytest.raises(LogitMismatchError) as error:
         compare_logits(weights, folder, wrong, tolerance=1e-5, allow_mismatch=False)
+    assert error.value.comparison.is_within_tolerance is False
 
 
 def test_rounding_is_counted_and_overflow_refused(tmp_path: Path) -> None:
@@ -319,24 +321,26 @@ def test_rounding_is_counted_and_overflow_refused(tmp_path: Path) -> None:
 
 
 def test_without_transformers_the_certificate_records_that_logits_were_not_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     original, _ = _original(tmp_path, "llama")
     monkeypatch.setattr("pipeline.conversion.comparison.find_spec", lambda name: None)
     folder, _ = from_hf(original, tmp_path / "native", ImportOptions())
     logits = json.loads((folder / "conversion.json").read_text())["logits"]
-    assert logits["compared"] is False
-    assert logits["note"]
+    assert (logits["compared"], logits["note"]) == (False, "transformers is not installed")
+    assert [record.levelname for record in caplog.records if record.name.endswith("comparison")] == [
+        "WARNING"
+    ]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_reference_logits_layer_by_layer_equal_those_of_the_full_model(
     tmp_path: Path, architecture: str
 ) -> None:
-    from pipeline.conversion.reference_logits import reference_logits
+    from pipeline.conversion.transformers_logits import backbone_logits
 
     original, _ = _original(tmp_path, architecture)
     model = transformers.AutoModelForCausalLM.from_pretrained(original)
-    tokens = prompts(VOCAB_SIZE, 64)
+    tokens = draw_prompts(VOCAB_SIZE, 64)
     assert model.config.num_hidden_layers == NUM_LAYERS
-    assert torch.equal(reference_logits(HuggingFaceWeights(original), tokens), model(tokens).logits)
+    assert torch.equal(backbone_logits(HuggingFaceWeights(original), tokens), model(tokens).logits)

@@ -1,4 +1,4 @@
-"""Golden test vectors on disk: one case is a JSON file and a safetensors file beside it."""
+"""Golden test vectors on disk: each case is a JSON file and a safetensors file of the same name."""
 
 import json
 from collections.abc import Mapping
@@ -29,11 +29,11 @@ WEIGHT_PREFIX = "weights/"
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One case.
+    """One golden case.
 
     Attributes:
-        folder: where it lies.
-        facts: its JSON file.
+        folder: that holds its files.
+        facts: content of its JSON file.
     """
 
     folder: Path
@@ -70,7 +70,7 @@ class GoldenCase:
         return load_file(self.folder / f"{self.name}.safetensors")
 
     def weights(self) -> dict[str, Tensor]:
-        """All parameters by Hugging Face name, float32."""
+        """Return all parameters by Hugging Face name, in float32."""
         files = [self.facts[key] for key in ("weights_file", "extra_weights_file") if key in self.facts]
         return {
             name.removeprefix(WEIGHT_PREFIX): tensor
@@ -79,10 +79,10 @@ class GoldenCase:
         }
 
     def tolerance(self, name: str, *, double: bool) -> float:
-        """Largest allowed absolute error of a recorded tensor.
+        """Return the maximum absolute error of a recorded tensor.
 
         Raises:
-            KeyError: if the case records none.
+            KeyError: the case records no tolerance for it.
         """
         if double:
             return float(self.facts["tolerance_float64_atol"] or 1e-9)
@@ -96,20 +96,20 @@ def read_cases(folder: Path) -> list[GoldenCase]:
     """Read every case of a folder, in the order of names.
 
     Raises:
-        ValueError: if the folder is missing or a file in it is no case.
+        ValueError: the folder is missing, or a file in it is not a golden case.
     """
     if not folder.is_dir():
         raise ValueError(
-            f"the golden vectors must lie in a folder, but {folder} is none; pass the folder itself"
+            f"the golden vectors must be in a folder, but {folder} is not a folder; pass the folder itself"
         )
     cases = []
     for path in sorted(folder.glob("*.json")):
         facts = json.loads(path.read_text(encoding="utf-8"))
-        lacking = {"name", "kind", "method", "arch", "config", "flags"} - facts.keys()
-        if lacking or facts["method"] not in METHOD_NAMES:
+        missing = {"name", "kind", "method", "arch", "config", "flags"} - facts.keys()
+        if missing or facts["method"] not in METHOD_NAMES:
             raise ValueError(
-                f"{path} must be a golden case of a known method, but lacks {sorted(lacking) or 'nothing'} "
-                f"and names the method {facts.get('method')!r}"
+                f"{path} must be a golden case of a known method, but misses {sorted(missing) or 'nothing'} "
+                f"and has the method {facts.get('method')!r}"
             )
         cases.append(GoldenCase(folder=folder, facts=facts))
     return cases

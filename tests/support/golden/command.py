@@ -1,4 +1,4 @@
-"""Hold the production model against a folder of golden vectors (`python -m tests.golden`)."""
+"""Compare the production model with a folder of golden vectors (`python -m tests.golden`)."""
 
 import json
 import tempfile
@@ -45,15 +45,15 @@ def run_golden(
         folder: cases as JSON and safetensors files.
         kind: which cases.
         method: only cases of this method; None takes all.
-        tensor_parallel: ranks the layers are split over.
-        pipeline_parallel: pipeline stages the layers are spread over.
-        json_file: also write the results there.
-        console: where the table goes.
+        tensor_parallel: number of tensor-parallel ranks.
+        pipeline_parallel: number of pipeline stages.
+        json_file: also write the results to this file.
+        console: for the table.
     Returns:
-        DONE if every case that ran passed; CRASH if one failed or none ran; NOT_SUPPORTED if cases were left
-        out because this version cannot compute them.
+        DONE if every case that ran passed; CRASH if one failed or none ran; NOT_SUPPORTED if cases were
+        skipped because this version cannot compute them.
     Raises:
-        ConfigError: a layout or a folder that cannot be used.
+        ConfigError: the layout or the folder is invalid.
     """
     cases = _chosen(folder, kind, method, tensor_parallel, pipeline_parallel)
     results = _compute(folder, cases, tensor_parallel, pipeline_parallel) if cases else []
@@ -107,13 +107,13 @@ def _compute(
             num_ranks=tensor_parallel * pipeline_parallel,
         )
         if code != 0:
-            raise RuntimeError(f"the ranks that compute the golden cases left with code {code}")
+            raise RuntimeError(f"the ranks that compute the golden cases exited with code {code}")
         rows = json.loads(output.read_text())
     return [CaseResult(**{**row, "status": Status(row["status"])}) for row in rows]
 
 
 def _wide_console() -> Console:
-    """A file or a pipe has no width of its own; the table needs this much."""
+    """Return a console that is wide enough for the table, even in a file or a pipe."""
     console = Console()
     return console if console.is_terminal else Console(width=TABLE_WIDTH)
 

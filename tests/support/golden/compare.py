@@ -1,4 +1,4 @@
-"""Hold computed tensors against recorded ones, in units of each tensor's tolerance."""
+"""Comparison of computed tensors with recorded ones, in units of the tolerance of each tensor."""
 
 import math
 from collections.abc import Mapping
@@ -29,12 +29,12 @@ WHOLE_NUMBERS = frozenset(
         "decode_position_ids",
     )
 )
-# Recorded, but made by the caller of the model rather than by the model: nothing to compare.
+# Recorded, but an input that the caller of the model makes: nothing to compare.
 NOT_COMPARED = frozenset({"outputs/position_ids"})
 
 
 class Status(StrEnum):
-    """What became of a case."""
+    """Outcome of a case."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -44,14 +44,14 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
-    """What became of a case.
+    """Result of a case.
 
     Attributes:
         name: of the case.
         status: passed, failed, or why it did not run.
-        reason: a sentence for cases that did not run or failed otherwise than by a number.
-        worst: largest error over its tolerance, by quantity (``logits``, ``loss``, ``thoughts``, ``hidden``,
-            ``halting``, ``gradients``, ``tokens``, ``rows``); at most 1 passes.
+        reason: why a case did not run, or failed other than by an error above its tolerance.
+        worst: largest ratio of error to tolerance, by quantity (``logits``, ``loss``, ``thoughts``,
+            ``hidden``, ``halting``, ``gradients``, ``tokens``, ``rows``); at most 1 passes.
     """
 
     name: str
@@ -68,7 +68,7 @@ def compare(case: GoldenCase, computed: Mapping[str, Tensor], *, double: bool) -
         computed: values under the same names (``outputs/...``, ``grads/...``).
         double: compare the float64 records instead of the float32 ones.
     Returns:
-        The result; failed where an error exceeds its tolerance or a recorded tensor was not computed.
+        The result; failed if an error exceeds its tolerance or a recorded tensor was not computed.
     """
     wanted = {name: value for name, value in case.tensors.items() if _is_wanted(name, double)}
     plain_names = {name: name.replace(DOUBLE_PREFIX, "outputs/") for name in wanted}
@@ -86,7 +86,7 @@ def compare(case: GoldenCase, computed: Mapping[str, Tensor], *, double: bool) -
 
 
 def is_real(case: GoldenCase) -> Tensor:
-    """[B, L] bool, False at padding; decode cases have none."""
+    """Return a mask, [B, L], that is False at padding; decode cases have none."""
     if case.kind == "decode":
         return torch.ones(1, 1, dtype=torch.bool)
     tokens = case.tensors["inputs/input_ids"]
@@ -94,7 +94,7 @@ def is_real(case: GoldenCase) -> Tensor:
 
 
 def zero_padding(name: str, value: Tensor, real: Tensor) -> Tensor:
-    """Clear what belongs to padding: no value is defined there.
+    """Set values at padding, which are undefined, to zero.
 
     Args:
         name: decides the layout: thoughts are [m, B, L, H], masks [K + 1, B, L], everything else per token
@@ -127,7 +127,7 @@ def _largest_error(computed: Tensor, recorded: Tensor) -> float:
     if computed.shape != recorded.shape:
         return float("inf")
     error = float((computed.double() - recorded.double()).abs().max())
-    # NaN is lost in a maximum with a number.
+    # A maximum with a number might lose a NaN.
     return float("inf") if math.isnan(error) else error
 
 

@@ -1,4 +1,4 @@
-"""Compute what a decode case records, through the production decoder.
+"""Outputs of a decode case, computed by the production decoder.
 
 Every recorded tensor is computed and compared. Float64 records exist of the step logits alone.
 
@@ -26,7 +26,7 @@ from tests.support.golden.trace import TokenTrace, halting_outputs, thought_outp
 
 
 def compute_decode(case: GoldenCase, groups: ParallelGroups, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Decode the prompts of a case greedily, and read the result again in one forward.
+    """Decode the prompts of a case greedily, and run a forward over the result.
 
     Args:
         case: of kind ``decode``.
@@ -49,7 +49,7 @@ def compute_decode(case: GoldenCase, groups: ParallelGroups, dtype: torch.dtype)
 
 
 def _decode_without_cache(case: GoldenCase, model: PonderModel) -> dict[str, Tensor]:
-    """Every token from a forward over all before it, as published for GPT-NeoX."""
+    """Compute every token by a forward over all previous ones, as the published code for GPT-NeoX does."""
     tokens, step_logits = _prompts(case), []
     for _ in range(case.facts["new_tokens"]):
         step_logits.append(_forward_logits(model, tokens, num_jacobi_iterations=case.facts["J"])[:, -1])
@@ -58,7 +58,7 @@ def _decode_without_cache(case: GoldenCase, model: PonderModel) -> dict[str, Ten
 
 
 def _decode_after_sweeps(case: GoldenCase, model: PonderModel) -> dict[str, Tensor]:
-    """A prompt read by J sweeps, of which the last pass stays stored; then token by token, as published."""
+    """Read a prompt by J sweeps, store the last pass, then decode token by token, as published."""
     prompts, num_new = _prompts(case).tolist(), case.facts["new_tokens"]
     decoder = _decoder(case, model)
     prompt_slots: dict[str, Tensor] = {}
@@ -85,7 +85,7 @@ def _decode_after_sweeps(case: GoldenCase, model: PonderModel) -> dict[str, Tens
 
 
 def _decode_token_by_token(case: GoldenCase, model: PonderModel) -> dict[str, Tensor]:
-    """The prompt too; a token takes only the steps it needs."""
+    """Decode prompt and new tokens one by one; each takes only the steps it needs."""
     prompts, num_new = _prompts(case), case.facts["new_tokens"]
     decoder = _decoder(case, model)
     traces, logits = [], []
@@ -120,13 +120,13 @@ def _prompts(case: GoldenCase) -> Tensor:
 
 
 def _steps(step_logits: list[Tensor]) -> dict[str, Tensor]:
-    """T times [B, V] -> what every case records."""
+    """Return the outputs that every case records from T logits of [B, V]."""
     logits = torch.stack(step_logits, dim=1)
     return {"step_logits": logits, "generated_ids": logits.argmax(dim=-1)}
 
 
 def _parallel_logits(case: GoldenCase, model: PonderModel, generated: Tensor) -> dict[str, Tensor]:
-    """Ordinary forwards over prompt and generated tokens, those that the case records."""
+    """Run the forwards over prompt and generated tokens that the case records."""
     tokens = torch.cat([_prompts(case), generated], dim=1)
     sweeps, converged = int(case.facts["J"] or 0), case.facts.get("converged_jacobi_iterations", 0)
     ways: dict[str, Callable[[], Tensor]] = {

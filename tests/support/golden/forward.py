@@ -1,4 +1,4 @@
-"""Compute what a forward case records, through the production model."""
+"""Outputs of a forward case, computed by the production model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +60,7 @@ def compute_forward(case: GoldenCase, groups: ParallelGroups, dtype: torch.dtype
 
 
 def _run(case: GoldenCase, model: PonderModel, groups: ParallelGroups) -> dict[str, Tensor]:
-    """Forward and backward through the training schedule; the values that this stage has."""
+    """Run forward and backward through the training schedule; return the values of this pipeline stage."""
     ddp = wrap_model(model, ParallelConfig(use_distributed_optimizer=False))
     ddp.config.finalize_model_grads_func = finalize_gradients
     batch = _batch(case)
@@ -75,7 +75,7 @@ def _run(case: GoldenCase, model: PonderModel, groups: ParallelGroups) -> dict[s
 
     run_passes(
         ddp,
-        # A pipeline needs as many micro-batches as stages; the mean over copies is the case itself.
+        # A pipeline needs as many micro-batches as stages; the mean over copies of the case equals the case.
         [batch] * groups.pp_size,
         ForwardSettings(num_jacobi_iterations=int(case.facts["J"] or 0)),
         loss=loss_of,
@@ -87,7 +87,7 @@ def _run(case: GoldenCase, model: PonderModel, groups: ParallelGroups) -> dict[s
 
 
 def model_config(case: GoldenCase, groups: ParallelGroups, dtype: torch.dtype) -> PonderTransformerConfig:
-    """The model of a case, on a layout and in a precision."""
+    """Build the model of a case on a parallel layout and in a precision."""
     backbone, architecture = case.backbone, ARCHITECTURES[case.facts["arch"]]
     is_neox = architecture is Architecture.GPT_NEOX
     heads = backbone["num_attention_heads"]
@@ -127,7 +127,7 @@ def model_config(case: GoldenCase, groups: ParallelGroups, dtype: torch.dtype) -
 
 
 def ponder_config(case: GoldenCase) -> PonderConfig:
-    """The method of a case."""
+    """Return the ponder configuration of a case."""
     flags, method = case.flags, case.method
     return PonderConfig(
         method=method,
@@ -146,7 +146,7 @@ def ponder_config(case: GoldenCase) -> PonderConfig:
 
 
 def _variant(case: GoldenCase) -> dict[str, Any]:
-    """Settings in which the recorded files depart from each other (definitions 2.2, 3.1, 4)."""
+    """Return the settings in which the recorded files differ from each other (definitions 2.2, 3.1, 4)."""
     name, is_neox = case.facts["method"], case.facts["arch"] == "neox"
     scales = {"scale_embeds": case.flags.get("scale_embeds", True)}
     if name == "ponderlm" and is_neox:
@@ -165,7 +165,7 @@ def _variant(case: GoldenCase) -> dict[str, Any]:
 
 def _batch(case: GoldenCase) -> TokenBatch:
     tokens = case.tensors["inputs/input_ids"]
-    # Recorded labels stand at the position of the token itself; ours at the one before.
+    # Recorded labels are at the position of the token itself, ours at the previous one.
     labels = torch.full_like(tokens, IGNORED_LABEL)
     labels[:, :-1] = case.tensors["inputs/labels"][:, 1:]
     documents = case.tensors.get("inputs/document_ids", torch.zeros_like(tokens))
@@ -186,8 +186,8 @@ def _outputs(model: PonderModel, seen: Mapping[str, Tensor]) -> dict[str, Tensor
     for name, value in seen.items():
         if name == "logits":
             # [L, B, V / tp] -> [B, L, V]
-            whole = model.axis.gather_last_dim(value)[..., : model.config.vocab_size]
-            outputs["outputs/logits"] = whole.transpose(0, 1)
+            logits = model.axis.gather_last_dim(value)[..., : model.config.vocab_size]
+            outputs["outputs/logits"] = logits.transpose(0, 1)
         elif name.startswith(_PER_TOKEN):
             outputs[f"outputs/{name}"] = value.transpose(0, 1)
         elif name.startswith("thoughts/"):
@@ -235,7 +235,7 @@ def _halting(
 
 
 def _gating(logits: Tensor, real: Tensor, threshold: float) -> dict[str, Tensor]:
-    """What AdaPonderLM's gate logits, [L, B, K], come to."""
+    """Return the halting values that follow from the gate logits of AdaPonderLM, [L, B, K]."""
     masks = [torch.ones_like(logits[..., 0], dtype=torch.bool)]
     for index in range(logits.shape[-1]):
         masks.append(still_active(masks[-1], logits[..., index], threshold))

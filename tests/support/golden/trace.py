@@ -1,4 +1,4 @@
-"""What the decoder did with one token of each of B sequences, in the layouts of the golden files.
+"""Observations of the decoder for one token of each of B sequences, in the layouts of the golden files.
 
 M = tokens consumed, K = extra steps, H = hidden size, R = rows a sequence keeps.
 """
@@ -21,9 +21,9 @@ class TokenTrace:
 
     Attributes:
         last: the latest value by name.
-        of_rows: all values of the names under ``rows/``, call by call.
+        of_rows: all values of the names under ``rows/``, in the order of the calls.
         steps: extra steps of the tokens, [B].
-        rows_kept: rows that the store holds afterwards, [B].
+        rows_kept: number of rows in the store afterwards, [B].
     """
 
     last: dict[str, Tensor] = field(default_factory=dict)
@@ -39,29 +39,29 @@ class TokenTrace:
 
     @property
     def num_rows(self) -> Tensor:
-        """Rows that ran through the layers, [B]."""
+        """Number of rows that ran through the layers, [B]."""
         return torch.cat(self.of_rows["rows/sequences"]).bincount(minlength=len(self.steps)).cpu()
 
 
 def thought_outputs(traces: Sequence[TokenTrace]) -> dict[str, Tensor]:
-    """Of tokens that all take K thoughts."""
+    """Return the outputs of tokens that all take K thoughts."""
     entered = [torch.cat(trace.of_rows["rows/entered"][1:]) for trace in traces]
     positions = [torch.stack(trace.of_rows["rows/positions"]) for trace in traces]
     return {
         "decode_thoughts": torch.stack(entered),
         "decode_last_hidden": torch.cat([trace.last["hidden"] for trace in traces]),
-        # Each is [K + 1, B], and the same for all sequences.
+        # Each is [K + 1, B] and equal for all sequences.
         "decode_position_ids": torch.stack([of_token[:, 0] for of_token in positions]),
     }
 
 
 def halting_outputs(method: Method, traces: Sequence[TokenTrace]) -> dict[str, Tensor]:
-    """Of tokens that take the steps they need."""
+    """Return the outputs of tokens that halt."""
     rows = torch.stack([trace.num_rows for trace in traces], dim=1)
     steps = torch.stack([trace.steps for trace in traces], dim=1)
     hidden = torch.cat([trace.last["hidden"] for trace in traces]).transpose(0, 1)
     if method is Method.ADAPONDERLM:
-        # A version that is repeated is kept once.
+        # Repeated versions are stored once.
         kept = {"token_active_iterations": steps, "token_hidden": hidden, "cache_rows": rows.cumsum(dim=1)}
         return kept | _gates(traces) | {"token_rows": rows}
     first = torch.cat([trace.of_rows["rows/left"][0] for trace in traces]).transpose(0, 1)
@@ -77,7 +77,7 @@ def halting_outputs(method: Method, traces: Sequence[TokenTrace]) -> dict[str, T
 
 
 def _gates(traces: Sequence[TokenTrace]) -> dict[str, Tensor]:
-    """Gate logits where a gate was asked, else 0: [B, M, K]."""
+    """Return gate logits where a gate was computed, else 0: [B, M, K]."""
     num_gates = max(len([name for name in trace.last if name.startswith(GATE)]) for trace in traces)
     shape = (len(traces[0].steps), len(traces), num_gates)
     logits = torch.zeros(shape, dtype=traces[0].last[f"{GATE}0"].dtype)
@@ -92,7 +92,7 @@ def _gates(traces: Sequence[TokenTrace]) -> dict[str, Tensor]:
 
 
 def _cache(traces: Sequence[TokenTrace]) -> dict[str, Tensor]:
-    """The rows of the store, [B, R]: token, slot and log weight of each."""
+    """Return token, slot and log weight of each row of the store, [B, R]."""
     num_sequences = len(traces[0].steps)
     kept: list[list[tuple[float, float, float]]] = [[] for _ in range(num_sequences)]
     for token, trace in enumerate(traces):

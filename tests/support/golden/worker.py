@@ -1,4 +1,4 @@
-"""One rank of a golden run: compute every case on the layout, write the results as JSON from rank 0."""
+"""One rank of a golden run, which computes every case on a parallel layout; rank 0 writes the results."""
 
 import argparse
 import dataclasses

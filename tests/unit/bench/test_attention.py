@@ -22,7 +22,7 @@ def test_both_attentions_compute_the_same(dtype: torch.dtype, tolerance: float) 
     assert times.speedup == times.dense_seconds / times.weighted_seconds
 
 
-def test_the_difference_would_show_a_forgotten_weight() -> None:
+def test_the_difference_detects_a_missing_weight() -> None:
     inputs = random_inputs(small(), device=CPU, seed=1)
     weighted = forward_and_backward(key_weighted_attention, inputs)
     unweighted = forward_and_backward(dense_bias_attention, (*inputs[:3], torch.zeros_like(inputs[3])))

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from data_prep.manifest import InputRange, ShardEntry
 from pipeline.data.dataset import open_dataset
-from tests.bench.data import DataMeasurements, relative_reading
-from tests.bench.data_corpus import write_corpus
+from tests.bench.data import DataMeasurements, ScalingModel, compute_scaling, relative_reading
+from tests.bench.data_corpus import train_tokenizer_json, write_corpus
 from tests.bench.data_preparation import (
     EOD_TOKEN,
     PreparationTime,
@@ -20,11 +20,8 @@ from tests.bench.data_preparation import (
     time_datatrove,
     time_plain_process,
 )
-from tests.bench.data_reading import MEMMAP, READER, WEBDATASET, ReadingSizes, time_reading
-from tests.bench.data_scaling import ScalingModel, compute_scaling
+from tests.bench.data_reading import MEMMAP, READER, WEBDATASET, ReadingSizes, read_webdataset, time_reading
 from tests.bench.data_tables import render_measurements
-from tests.bench.data_tokenizers import train_tokenizer_json
-from tests.bench.webdataset_reading import read_webdataset
 
 SIZES = ReadingSizes(num_rows=40, seq_length=32, rows_per_step=8)
 
@@ -86,7 +83,7 @@ def test_a_corpus_has_the_size_asked_for_and_is_the_same_every_time(tmp_path: Pa
     assert len(set(texts)) > 0.9 * len(texts)
 
 
-def test_a_repeated_source_is_another_document(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_repeated_source_is_a_different_document(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = tmp_path / "source.py"
     source.write_text("".join(f"line {number}\n" for number in range(2000)))
     monkeypatch.setattr("tests.bench.data_corpus._sources", lambda: iter([source]))
@@ -107,15 +104,13 @@ def test_a_plain_process_tokenizes_every_document(tmp_path: Path) -> None:
     assert 200_000 / 6 < time.num_tokens < 200_000 / 2
 
 
-def test_without_datatrove_there_is_nothing_to_compare_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_datatrove_there_is_no_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.bench.data_preparation.find_spec", lambda name: None)
     corpus = describe_corpus([])
     assert time_datatrove(corpus, tmp_path / "tokenizer.json", num_workers=2) is None
 
 
-def test_all_ways_to_read_are_timed_and_read_the_same_tokens(tmp_path: Path) -> None:
+def test_all_readers_are_timed_and_read_the_same_tokens(tmp_path: Path) -> None:
     rates = time_reading(SIZES, tmp_path, repeats=1)
     assert rates.keys() >= {MEMMAP, READER, WEBDATASET}
     assert all(rate > 0 for rate in rates.values())
@@ -132,7 +127,7 @@ def test_the_mean_of_two_measurements_is_of_their_times_alone() -> None:
     assert mean == way("plain process", 0, 12.0, 9.0)
 
 
-def test_ratios_are_those_of_what_they_name() -> None:
+def test_ratios_and_limits_follow_from_the_times() -> None:
     assert MEASURED.speedup == pytest.approx(10 / 5)
     assert MEASURED.lead == pytest.approx(12 / 8)
     assert relative_reading(MEASURED) == {MEMMAP: 1.0, READER: 0.5}
@@ -147,7 +142,7 @@ def test_ratios_are_those_of_what_they_name() -> None:
     assert json.loads(json.dumps(MEASURED.facts()))["lead"] == pytest.approx(1.5)
 
 
-def test_the_rate_at_work_begins_when_every_worker_has_finished_a_shard() -> None:
+def test_the_rate_counts_from_when_every_worker_has_finished_a_shard() -> None:
     clock = iter([10.0, 11.0, 13.0, 16.0])
     times = ShardTimes(lambda: next(clock))
     assert times.tokens_per_second(2) is None
@@ -159,20 +154,20 @@ def test_the_rate_at_work_begins_when_every_worker_has_finished_a_shard() -> Non
     assert times.seconds_per_shard == pytest.approx(2.0)
 
 
-def test_the_tables_name_the_machine_and_what_is_only_computed() -> None:
+def test_the_tables_show_the_machine_the_ways_and_their_speed() -> None:
     text = rendered(MEASURED)
-    for part in ("a machine, 2 cores", "megaponder, 2 workers", "2.00 x", "1.50 x", "computed, not measured"):
+    for part in ("a machine, 2 cores", "megaponder, 2 workers", "2.00 x", "1.50 x", "1 TB"):
         assert part in text
-    assert "datatrove is not installed" in rendered(replace(MEASURED, datatrove=None))
+    assert "pip install" in rendered(replace(MEASURED, datatrove=None))
 
 
-def test_computed_times_are_rounds_of_tasks_or_their_handing_out() -> None:
+def test_computed_times_are_rounds_of_tasks_or_their_assignment() -> None:
     model = ScalingModel(worker_bytes_per_second=1_000_000, task_overhead_seconds=1.0, start_seconds=10.0)
-    # 32 shards of 10 MB: 10 s of text and 1 s beside it each
+    # 32 shards of 10 MB, each 10 s of text and 1 s of overhead
     few = compute_scaling(model, text_bytes=320_000_000, num_workers=10)
     assert few.num_tasks == 32
     assert few.seconds == pytest.approx(10 + 4 * 11)
     assert few.efficiency == pytest.approx(320 / 10 / 54)
-    # with as many workers as tasks, they are handed out more slowly than done
+    # with as many workers as tasks, assignment takes longer than the tasks
     many = compute_scaling(model, text_bytes=320_000_000, num_workers=32)
     assert many.seconds == pytest.approx(10 + 32 * 1.0)

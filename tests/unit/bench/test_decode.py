@@ -1,4 +1,4 @@
-"""`bench decode` on a tiny model: what it counts; its times are only times."""
+"""`python -m tests.bench decode` on a tiny model: what it counts; times are not checked."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_operations_follow_the_steps(times: dict[str, DecodeTime]) -> None:
     assert all(row.seconds_per_token > 0 for row in times.values())
 
 
-def test_time_saved_stands_beside_operations_saved() -> None:
+def test_shares_of_time_and_operations_saved() -> None:
     def row(name: str, seconds: float, flops: float) -> DecodeTime:
         return DecodeTime(
             name=name,

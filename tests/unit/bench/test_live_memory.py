@@ -3,7 +3,7 @@ import torch
 from tests.bench.live_memory import LiveMemory
 
 
-def test_a_storage_counts_once_from_its_making_to_its_end() -> None:
+def test_a_storage_counts_once_from_creation_until_it_is_freed() -> None:
     with LiveMemory() as memory:
         values = torch.zeros(100)
         view = values.view(10, 10)[2:]
@@ -15,7 +15,7 @@ def test_a_storage_counts_once_from_its_making_to_its_end() -> None:
         assert memory.peak_bytes == 400
 
 
-def test_in_place_operations_make_nothing() -> None:
+def test_in_place_operations_create_no_storage() -> None:
     with LiveMemory() as memory:
         values = torch.zeros(100)
         values.add_(1).mul_(2)
@@ -24,7 +24,7 @@ def test_in_place_operations_make_nothing() -> None:
         assert memory.peak_bytes == 400
 
 
-def test_what_backward_holds_is_counted() -> None:
+def test_tensors_saved_for_backward_are_counted() -> None:
     with LiveMemory() as memory:
         weight = torch.zeros(100, requires_grad=True)
         result = weight.exp().exp()

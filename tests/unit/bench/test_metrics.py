@@ -41,7 +41,7 @@ def test_logging_is_shared_by_the_steps_of_its_interval() -> None:
     assert cost.share == pytest.approx(0.01)
 
 
-def test_a_stopwatch_changes_nothing_but_the_time_it_shows() -> None:
+def test_a_stopwatch_returns_the_results_of_the_watched_function() -> None:
     stopwatch = Stopwatch()
 
     assert stopwatch.watch(divmod)(7, 2) == (3, 1)

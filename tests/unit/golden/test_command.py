@@ -1,4 +1,4 @@
-"""What the exit code of `python -m tests.golden` says."""
+"""The exit code of `python -m tests.golden`."""
 
 from collections.abc import Sequence
 

@@ -44,7 +44,7 @@ def worst(result: CaseResult) -> dict[str, float]:
     return {name: round(ratio, 2) for name, ratio in result.worst.items() if ratio > 0}
 
 
-def test_what_was_recorded_passes(tmp_path: Path) -> None:
+def test_recorded_values_pass(tmp_path: Path) -> None:
     result = compare(case_of(tmp_path), computed(), double=False)
 
     assert result.status is Status.PASSED
@@ -71,7 +71,7 @@ def test_one_wrong_step_fails(tmp_path: Path) -> None:
     assert (result.status, worst(result)) == (Status.FAILED, {"halting": 2.0})
 
 
-def test_nan_does_not_pass(tmp_path: Path) -> None:
+def test_nan_fails(tmp_path: Path) -> None:
     broken = LOGITS.clone()
     broken[0, 0, 0] = float("nan")
 
@@ -81,13 +81,13 @@ def test_nan_does_not_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [LOGITS[:, :2], LOGITS.transpose(0, 1)])
-def test_another_shape_does_not_pass(tmp_path: Path, wrong: Tensor) -> None:
+def test_a_different_shape_fails(tmp_path: Path, wrong: Tensor) -> None:
     result = compare(case_of(tmp_path), computed(outputs__logits=wrong), double=False)
 
     assert result.status is Status.FAILED
 
 
-def test_what_was_not_computed_is_named(tmp_path: Path) -> None:
+def test_missing_values_fail_by_name(tmp_path: Path) -> None:
     values = computed()
     del values["grads/lm_head.weight"]
 

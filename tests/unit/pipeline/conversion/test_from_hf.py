@@ -1,6 +1,7 @@
 """What is refused before or while a folder is taken in, and that nothing stays then."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,57 +52,60 @@ def refusal(source: Path, output: Path, **options: Any) -> str:
     return str(raised.value)
 
 
-DAMAGES: list[tuple[Callable[[dict[str, Tensor]], Any], str]] = [
-    (lambda values: values.pop(QKV), f"1 missing: {QKV}"),
-    (lambda values: values.update(adapter=torch.ones(2)), "1 unexpected: adapter"),
+DAMAGES: list[tuple[Callable[[dict[str, Tensor]], Any], tuple[str, ...]]] = [
+    (lambda values: values.pop(QKV), ("1 missing", QKV)),
+    (lambda values: values.update(adapter=torch.ones(2)), ("1 unexpected", "adapter")),
     (
         lambda values: values.update({QKV: torch.ones(16, 48)}),
-        f"{QKV} has the shape (16, 48) and not (48, 16)",
+        (QKV, "(16, 48)", "(48, 16)"),
     ),
     (
         lambda values: values.update({HEAD: torch.ones(25, 16)}),
-        f"{HEAD} has the shape (25, 16) and not (24, 16)",
+        (HEAD, "(25, 16)", "(24, 16)"),
     ),
     (
         lambda values: values.update({QKV: torch.ones(48, 16, dtype=torch.int8)}),
-        "of another type than float32",
+        (QKV, "float32", "float16"),
     ),
     (
         lambda values: values[QKV][3].fill_(torch.nan),
-        f"{QKV} must hold finite numbers, but has 16 that are not",
+        (QKV, "finite", "16"),
     ),
-    (lambda values: values[HEAD][3].fill_(torch.inf), f"{HEAD} must hold finite numbers, but has 16"),
+    (lambda values: values[HEAD][3].fill_(torch.inf), (HEAD, "finite", "16")),
 ]
 
 
-@pytest.mark.parametrize(("damage", "complaint"), DAMAGES)
-def test_damaged_weights_are_refused(
-    source: Path, tmp_path: Path, damage: Callable[[dict[str, Tensor]], Any], complaint: str
+@pytest.mark.parametrize(("damage", "parts"), DAMAGES)
+def test_damaged_weights_are_rejected(
+    source: Path, tmp_path: Path, damage: Callable[[dict[str, Tensor]], Any], parts: tuple[str, ...]
 ) -> None:
     change_weights(source, damage)
-    assert complaint in refusal(source, tmp_path / "out")
+    text = refusal(source, tmp_path / "out")
+    assert [part for part in parts if part not in text] == []
 
 
-def test_all_misfits_are_said_at_once(source: Path, tmp_path: Path) -> None:
+def test_all_misfits_are_reported_together(source: Path, tmp_path: Path) -> None:
     def damage(values: dict[str, Tensor]) -> None:
         del values[QKV]
         values |= {"x": torch.ones(1), HEAD: torch.ones(3, 3)}
 
     change_weights(source, damage)
     text = refusal(source, tmp_path / "out")
-    assert all(part in text for part in ("1 missing", "1 unexpected: x", "has the shape (3, 3)"))
+    assert all(part in text for part in ("1 missing", "1 unexpected: x", "(3, 3)"))
 
 
-def test_a_folder_without_tokenizer_is_refused_unless_none_is_wanted(source: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_needs_an_option(source: Path, tmp_path: Path) -> None:
     (source / "tokenizer.json").unlink()
-    assert "must hold a tokenizer" in refusal(source, tmp_path / "out")
+    assert "--no-tokenizer" in refusal(source, tmp_path / "out")
     folder, _ = from_hf(source, tmp_path / "out", ImportOptions(needs_tokenizer=False))
     assert folder.is_dir()
 
 
-def test_a_head_beside_a_tied_embedding_must_equal_it(source: Path, tmp_path: Path) -> None:
+def test_a_head_stored_with_a_tied_embedding_must_equal_it(source: Path, tmp_path: Path) -> None:
     change_config(source, tie_word_embeddings=True)
-    assert f"{HEAD} must equal {EMBEDDING}" in refusal(source, tmp_path / "out")
+    text = refusal(source, tmp_path / "out")
+    assert HEAD in text
+    assert EMBEDDING in text
     change_weights(source, lambda values: values.update({HEAD: values[EMBEDDING].clone()}))
     _, certificate = from_hf(source, tmp_path / "out", ImportOptions())
     assert certificate.tensors.tied_copies == [HEAD]
@@ -110,19 +114,19 @@ def test_a_head_beside_a_tied_embedding_must_equal_it(source: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"overrides": ["model.rotary_base=5"]}, "model.rotary_base is 10000 there and 5 in --set"),
-        ({"overrides": ["ponder.nonsense=5"]}, "must be a known setting"),
-        ({"method": Method.PAUSE}, "ponder.pause_token_id must name the row"),
-        ({"ignored": ["nothing"]}, "it has no nothing"),
+        ({"overrides": ["model.rotary_base=5"]}, "model.rotary_base is 10000"),
+        ({"overrides": ["ponder.nonsense=5"]}, "ponder.nonsense"),
+        ({"method": Method.PAUSE}, "ponder.pause_token_id"),
+        ({"ignored": ["nothing"]}, "nothing"),
     ],
 )
-def test_settings_that_contradict_the_source_are_refused(
+def test_settings_that_contradict_the_source_are_rejected(
     source: Path, tmp_path: Path, options: dict[str, Any], complaint: str
 ) -> None:
     assert complaint in refusal(source, tmp_path / "out", **options)
 
 
-def test_a_method_that_cannot_start_from_the_source_is_refused(source: Path, tmp_path: Path) -> None:
+def test_a_method_that_cannot_start_from_the_source_is_rejected(source: Path, tmp_path: Path) -> None:
     change_config(
         source,
         recurrent_model=True,
@@ -133,18 +137,20 @@ def test_a_method_that_cannot_start_from_the_source_is_refused(source: Path, tmp
         scale_embeds=True,
     )
     text = refusal(source, tmp_path / "out", method=Method.ADAPONDERLM)
-    assert "must be ponderlm2, as the source is, or a method that can start from it" in text
+    assert "--method" in text
+    assert "ponderlm2" in text
+    assert "adaponderlm" in text
 
 
-def test_a_folder_with_content_is_left_alone(source: Path, tmp_path: Path) -> None:
+def test_a_folder_with_content_is_not_touched(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
-    with pytest.raises(ConversionError, match="must be an empty or absent folder"):
+    with pytest.raises(ConversionError, match=re.escape(str(tmp_path / "out"))):
         from_hf(source, tmp_path / "out", ImportOptions())
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_an_empty_folder_stays_empty_after_a_refusal(source: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_stays_empty_after_an_error(source: Path, tmp_path: Path) -> None:
     change_weights(source, lambda values: values[QKV].fill_(torch.nan))
     (tmp_path / "out").mkdir()
     with pytest.raises(ConversionError):
@@ -158,9 +164,7 @@ def test_pause_tokens_take_a_row_of_the_source(source: Path, tmp_path: Path) -> 
     assert not certificate.tensors.new
 
 
-def test_the_command_writes_a_checkpoint_that_verifies_and_its_errors_are_no_crash(
-    source: Path, tmp_path: Path
-) -> None:
+def test_the_command_writes_a_checkpoint_that_verifies(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     result = CliRunner().invoke(app, ["convert", "from-hf", str(source), "--output", str(output)])
     assert result.exit_code == 0, result.output
@@ -180,9 +184,7 @@ def test_the_command_writes_a_checkpoint_that_verifies_and_its_errors_are_no_cra
     assert isinstance(result.exception, ConversionError)
 
 
-def test_a_parameter_is_written_in_pieces_and_read_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_parameter_written_in_pieces_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.conversion.native._PIECE_BYTES", 40)
     values = torch.arange(35.0).reshape(7, 5)
     folder = start_partial_checkpoint(tmp_path, 0)
@@ -195,5 +197,5 @@ def test_a_parameter_is_written_in_pieces_and_read_whole(
     assert torch.equal(reader.read("decoder.layers.1.x.weight"), values + 1)
     assert torch.equal(reader.read("decoder.layers.1.x.weight", rows=3), values[:3] + 1)
     assert torch.equal(reader.read("final_norm.weight"), values[0])
-    with pytest.raises(ConversionError, match=r"must hold decoder\.layers\.2\.x\.weight"):
+    with pytest.raises(ConversionError, match=r"decoder\.layers\.2\.x\.weight"):
         reader.read("decoder.layers.2.x.weight")

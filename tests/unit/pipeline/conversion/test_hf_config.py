@@ -72,7 +72,7 @@ def complaint(values: dict[str, Any], **changes: Any) -> str:
     return str(raised.value)
 
 
-def test_a_published_pythia_is_understood() -> None:
+def test_a_published_pythia_is_parsed() -> None:
     source = parse(PYTHIA)
     assert source.method == "vanilla"
     assert source.model == {
@@ -91,7 +91,7 @@ def test_a_published_pythia_is_understood() -> None:
     assert source.token_ids == {"bos_token_id": 0, "eos_token_id": 0}
 
 
-def test_a_grouped_llama_is_understood() -> None:
+def test_a_grouped_llama_is_parsed() -> None:
     model = parse(LLAMA).model
     assert (model["num_query_groups"], model["kv_channels"], model["rotary_base"]) == (4, 64, 500000)
     assert model["untie_embeddings_and_output_weights"] is False
@@ -99,11 +99,11 @@ def test_a_grouped_llama_is_understood() -> None:
     assert parse(LLAMA, num_key_value_heads="absent").model["num_query_groups"] == 32
 
 
-def test_old_and_new_names_of_the_rotation_say_the_same() -> None:
+def test_old_and_new_names_of_the_rotation_are_equivalent() -> None:
     new = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
     bare = {**PYTHIA, "rotary_emb_base": "absent", "rotary_pct": "absent"}
     assert parse(bare, rope_parameters=new).model == parse(PYTHIA, rotary_emb_base=500, rotary_pct=0.5).model
-    assert "there is rotary_emb_base 10000, rope_parameters.rope_theta 500.0" in complaint(
+    assert "rotary_emb_base 10000, rope_parameters.rope_theta 500.0" in complaint(
         PYTHIA, rope_parameters={"rope_theta": 500.0, "rope_type": "default"}
     )
 
@@ -158,7 +158,7 @@ LLAMA_OF_2024: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("old", [PYTHIA, NEOX_OF_2024, LLAMA, LLAMA_2, LLAMA_OF_2024])
-def test_what_transformers_makes_of_an_older_configuration_says_the_same(
+def test_an_older_configuration_resaved_by_transformers_is_equivalent(
     old: dict[str, Any], tmp_path: Path
 ) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -186,11 +186,11 @@ def test_what_transformers_makes_of_an_older_configuration_says_the_same(
         },
     ],
 )
-def test_scaled_rotations_are_refused(scaling: dict[str, Any]) -> None:
-    assert "must not scale rotary positions" in complaint(LLAMA, **scaling)
+def test_scaled_rotations_are_rejected(scaling: dict[str, Any]) -> None:
+    assert f"{list(scaling)[-1]}: " in complaint(LLAMA, **scaling)
 
 
-def test_everything_wrong_is_said_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     text = complaint(
         PYTHIA,
         hidden_act="gelu_new",
@@ -202,16 +202,17 @@ def test_everything_wrong_is_said_at_once() -> None:
         rotary_emb_base=10000.5,
         auto_map={"AutoModelForCausalLM": "code.Model"},
     )
-    assert text.startswith("8 problem(s) in config.json:")
+    assert text.startswith("8 problem(s)")
     for part in (
-        "hidden_act: must be 'gelu', but is 'gelu_new'",
-        "use_parallel_residual: must be true",
-        "num_hidden_layers: must be a whole number of at least 1, but is absent",
-        "attention_dropout: must be 0.0, but is 0.1",
-        "quantization_config: is unknown",
-        "vocab_size: must be a whole number",
-        "must be a whole number of at least 1, but is 10000.5",
-        "auto_map: must be absent",
+        "hidden_act: ",
+        "'gelu_new'",
+        "use_parallel_residual: ",
+        "num_hidden_layers: ",
+        "attention_dropout: ",
+        "quantization_config: ",
+        "vocab_size: ",
+        "10000.5",
+        "auto_map: ",
     ):
         assert part in text
 
@@ -219,24 +220,24 @@ def test_everything_wrong_is_said_at_once() -> None:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"attention_bias": True}, "attention_bias: must be false"),
-        ({"mlp_bias": True}, "mlp_bias: must be false"),
-        ({"pretraining_tp": 2}, "pretraining_tp: must be 1"),
-        ({"hidden_act": "gelu"}, "hidden_act: must be 'silu'"),
-        ({"sliding_window": 128}, "sliding_window: is unknown"),
-        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: must be true or false"),
-        ({"architectures": ["LlamaModel"]}, "architectures: must be [LlamaForCausalLM]"),
-        ({"recurrent_model": True}, "must say num_latent_thoughts, num_jacobi_iterations"),
-        ({"scale_embeds": True}, "scale_embeds: must be absent without recurrent_model"),
+        ({"attention_bias": True}, "attention_bias: "),
+        ({"mlp_bias": True}, "mlp_bias: "),
+        ({"pretraining_tp": 2}, "pretraining_tp: "),
+        ({"hidden_act": "gelu"}, "hidden_act: "),
+        ({"sliding_window": 128}, "sliding_window: "),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: "),
+        ({"architectures": ["LlamaModel"]}, "architectures: "),
+        ({"recurrent_model": True}, "num_latent_thoughts, num_jacobi_iterations"),
+        ({"scale_embeds": True}, "scale_embeds: "),
     ],
 )
-def test_what_llama_has_not_here_is_refused(changes: dict[str, Any], part: str) -> None:
+def test_unsupported_settings_of_llama_are_rejected(changes: dict[str, Any], part: str) -> None:
     assert part in complaint(LLAMA, **changes)
 
 
-def test_another_architecture_is_refused() -> None:
+def test_another_architecture_is_rejected() -> None:
     text = complaint(PYTHIA, model_type="gpt2")
-    assert "model_type must be one of gpt_neox, llama, megaponder, but is 'gpt2'" in text
+    assert all(kind in text for kind in ("model_type", "gpt_neox", "llama", "megaponder", "'gpt2'"))
 
 
 def test_the_flags_of_published_ponderlm2_models_become_settings() -> None:
@@ -256,24 +257,24 @@ def test_the_flags_of_published_ponderlm2_models_become_settings() -> None:
     assert llama.ponder["mixture"] == "top_k"
 
 
-def test_a_key_is_ignored_only_when_the_user_says_so(tmp_path: Path) -> None:
+def test_a_key_is_ignored_only_on_request(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**PYTHIA, "house_style": 3}))
-    with pytest.raises(ConversionError, match="say --ignore house_style"):
+    with pytest.raises(ConversionError, match="--ignore house_style"):
         read_source(tmp_path)
     assert "house_style" not in read_source(tmp_path, ignored=["house_style"]).values
-    with pytest.raises(ConversionError, match="it has no hidden_style"):
+    with pytest.raises(ConversionError, match="hidden_style"):
         read_source(tmp_path, ignored=["hidden_style"])
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{"])
-def test_a_damaged_configuration_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_damaged_configuration_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConversionError, match=r"config\.json must"):
+    with pytest.raises(ConversionError, match=r"config\.json"):
         read_source(tmp_path)
 
 
 @pytest.mark.parametrize("values", [PYTHIA, LLAMA, {**LLAMA, "pad_token_id": 3}])
-def test_what_is_written_is_read_back_the_same(values: dict[str, Any]) -> None:
+def test_a_written_configuration_is_read_back_unchanged(values: dict[str, Any]) -> None:
     source = parse(values)
     model = ModelConfig.model_validate(
         {key: value for key, value in source.model.items() if value is not None}

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.conversion.hf_weights import HuggingFaceWeights
-from pipeline.conversion.safetensors_file import SafetensorsWriter
+from pipeline.conversion.hf_weights_writing import SafetensorsWriter
 from pipeline.shared.errors import ConversionError
 
 VALUES = {
@@ -58,7 +59,7 @@ def test_safetensors_come_before_bin(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin", "old bin"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
-def test_a_truncated_file_is_refused(tmp_path: Path, kind: str, share: float) -> None:
+def test_a_truncated_file_is_rejected(tmp_path: Path, kind: str, share: float) -> None:
     write(tmp_path, kind)
     (path,) = tmp_path.iterdir()
     os.truncate(path, int(share * path.stat().st_size))
@@ -74,31 +75,31 @@ class Bomb:
         return os.mkdir, (str(self.mark),)
 
 
-def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_a_pickle_with_code_in_it_is_rejected_and_not_run(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1), "b": Bomb(tmp_path / "mark")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ConversionError, match="must hold tensors alone"):
+    with pytest.raises(ConversionError, match=r"pytorch_model\.bin"):
         HuggingFaceWeights(tmp_path)
     assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize("content", [[torch.ones(1)], {"a": 3}])
-def test_a_pickle_of_something_else_is_refused(tmp_path: Path, content: object) -> None:
+def test_a_pickle_of_something_else_is_rejected(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ConversionError, match="must hold tensors by name"):
+    with pytest.raises(ConversionError, match=r"pytorch_model\.bin"):
         HuggingFaceWeights(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"c": "model-3.safetensors"}, r"must name files beside it, but 'model-3\.safetensors' is none"),
-        ({"c": "../other.safetensors"}, r"must name files beside it, but '\.\./other\.safetensors' is none"),
-        ({"b": "model-2.safetensors"}, "differs from the files in b;"),
-        ({"b": None}, "differs from the files in b;"),
-        ({"x": "model-2.safetensors"}, "differs from the files in x;"),
+        ({"c": "model-3.safetensors"}, r"'model-3\.safetensors'"),
+        ({"c": "../other.safetensors"}, r"'\.\./other\.safetensors'"),
+        ({"b": "model-2.safetensors"}, r" b;"),
+        ({"b": None}, r" b;"),
+        ({"x": "model-2.safetensors"}, r" x;"),
     ],
 )
-def test_an_index_that_does_not_fit_is_refused(
+def test_an_index_that_does_not_match_is_rejected(
     tmp_path: Path, changes: dict[str, str | None], complaint: str
 ) -> None:
     folder = tmp_path / "model"
@@ -112,22 +113,22 @@ def test_an_index_that_does_not_fit_is_refused(
         HuggingFaceWeights(folder)
 
 
-def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_in_two_files_is_rejected(tmp_path: Path) -> None:
     write(tmp_path, "parts of safetensors")
     save_file({"c": VALUES["c"], "a": VALUES["a"]}, tmp_path / "model-2.safetensors")
-    with pytest.raises(ConversionError, match="must hold every tensor once, but a is in"):
+    with pytest.raises(ConversionError, match=r"\ba is in model-1\.safetensors and"):
         HuggingFaceWeights(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"weight_map": 3}'])
-def test_a_damaged_index_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_damaged_index_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(ConversionError, match="must be JSON with a weight_map"):
+    with pytest.raises(ConversionError, match=r"model\.safetensors\.index\.json"):
         HuggingFaceWeights(tmp_path)
 
 
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match="but holds none"):
+def test_a_folder_without_weights_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=re.escape(str(tmp_path))):
         HuggingFaceWeights(tmp_path)
 
 

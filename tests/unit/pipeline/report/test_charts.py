@@ -55,15 +55,15 @@ def test_bars_that_are_all_zero_can_be_drawn() -> None:
     assert heights_of_bars(draw_bars(0.0)) == [0.0]
 
 
-def test_bars_carry_their_names_and_values() -> None:
+def test_bars_have_their_names_and_values() -> None:
     assert {"name 0", "name 1", "<1>", "<2.5>", "x"} <= set(texts(draw_bars(1.0, 2.5)))
 
 
-def test_many_bars_carry_no_values_that_would_overlap() -> None:
+def test_many_bars_have_no_values_that_would_overlap() -> None:
     assert not [text for text in texts(draw_bars(*[1.0] * 17)) if text.startswith("<")]
 
 
-def test_the_axis_of_bars_reaches_the_asked_top() -> None:
+def test_the_axis_of_bars_reaches_the_requested_top() -> None:
     bars = [Bar(name="a", value=0.3, color="c1")]
     drawing = bar_chart(bars, description="d", axis="x", format_value="{:g}".format, top=1.0)
     assert {"0", "0.2", "1"} <= set(texts(drawing))

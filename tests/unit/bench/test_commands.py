@@ -1,0 +1,35 @@
+"""The command line of `python -m tests.bench`."""
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.bench.commands import app
+
+COMMANDS = {
+    "attention": {"--rows", "--batch-size", "--heads", "--query-groups", "--head-size", "--precision"},
+    "convert": {"--layers", "--hidden-size", "--vocab-size", "--dtype", "--folder", "--maximum-gib"},
+    "data": {"--corpus-mb", "--workers", "--tokenizer", "--rows-per-step", "--minimum-lead", "--json"},
+    "decode": {"--config", "--prompt-tokens", "--new-tokens", "--threads", "--minimum-speedup", "--json"},
+    "memory": {"--config", "--maximum-error"},
+    "metrics": {"--config", "--intervals", "--maximum-share"},
+    "pipeline": {"--config", "--stages", "--micro-batches", "--repeats"},
+    "submit": {"--config", "--target", "--rounds", "--maximum-overhead", "--maximum-seconds"},
+}
+
+
+def test_every_benchmark_is_a_command() -> None:
+    assert {command.callback.__name__ for command in app.registered_commands if command.callback} == set(
+        COMMANDS
+    )
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_lists_the_options(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+
+    assert result.exit_code == 0
+    assert {option for option in COMMANDS[command] if option not in result.output} == set()
+
+
+def test_query_groups_that_do_not_divide_the_heads_are_a_usage_error() -> None:
+    assert CliRunner().invoke(app, ["attention", "--heads", "4", "--query-groups", "3"]).exit_code == 2
