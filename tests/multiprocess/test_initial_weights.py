@@ -147,10 +147,15 @@ def test_a_run_on_another_layout_starts_from_the_same_weights(
 
 
 REFUSALS = [
-    ("vanilla", "vanilla", {"init_from": {"method": "vanilla", "path": "ponderlm"}}, "must be the method of"),
+    (
+        "vanilla",
+        "vanilla",
+        {"init_from": {"method": "vanilla", "path": "ponderlm"}},
+        "init_from.method",
+    ),
     ("vanilla", "vanilla", {"model": {"num_layers": 3}}, "model.num_layers is 3 here and 4 there"),
     ("vanilla", "vanilla", {"model": {"rotary_base": 500}}, "model.rotary_base is 500 here and 10000 there"),
-    ("vanilla", "vanilla", {"init_from": {"iteration": 8}}, "iter_0000008 must be a finished checkpoint"),
+    ("vanilla", "vanilla", {"init_from": {"iteration": 8}}, "iter_0000008"),
     ("ponderlm3", "ponderlm3", {"ponder": {"num_latent_thoughts": 3}}, "mismatch"),
 ]
 
@@ -172,7 +177,7 @@ def test_what_does_not_fit_is_refused(
 
 def test_another_vocabulary_is_refused(folder: Path, saved: dict[str, Values]) -> None:
     changes = {"model": {"vocab_size": 70}}
-    with pytest.raises(CheckpointError, match="the embedding of a vocabulary of 70 tokens"):
+    with pytest.raises(CheckpointError, match=r"embedding .*70"):
         run_alone(_start, folder, "vanilla", "vanilla", Layout(), changes, 70)
 
 
@@ -182,7 +187,7 @@ def test_a_damaged_source_is_refused(folder: Path, saved: dict[str, Values], tmp
     content = state.read_bytes()
     state.write_bytes(content[:-1])
     try:
-        with pytest.raises(CheckpointError, match=r"common\.pt must have"):
+        with pytest.raises(CheckpointError, match=r"common\.pt"):
             run_alone(_start, folder, "vanilla", "vanilla", Layout(), changes)
     finally:
         state.write_bytes(content)
