@@ -107,7 +107,7 @@ def test_urls_are_read_as_files_are(tmp_path: Path, url: str, name: str) -> None
     assert texts(read(place)) == TEXTS
 
 
-def test_records_are_numbered_and_only_the_wanted_ones_are_understood(tmp_path: Path) -> None:
+def test_records_are_numbered_and_only_the_wanted_ones_are_parsed(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "1"}\n\nbroken\n{"text": "4"}\n')
     (file,) = find_files(TextFiles(inputs=(str(tmp_path),)))
     records = list(read_records(whole(file), ReadSettings(), wanted=lambda position: position != 15))
@@ -141,7 +141,7 @@ def test_each_bad_json_record_is_named_with_its_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
-def test_an_archive_that_breaks_off_gives_what_is_before_the_break(tmp_path: Path, compression: str) -> None:
+def test_a_truncated_archive_has_the_records_before_its_end(tmp_path: Path, compression: str) -> None:
     many = [f"text {number} {number**7:x}" for number in range(12_000)]
     content = COMPRESSORS[compression](json_lines(many))
     path = tmp_path / f"a.jsonl{compression}"
@@ -156,7 +156,7 @@ def test_an_archive_that_breaks_off_gives_what_is_before_the_break(tmp_path: Pat
 
 
 @pytest.mark.parametrize("keep_bytes", [512, 700, 1024, 1024 + 100, 2048])
-def test_a_tar_that_breaks_off_is_noticed_wherever_it_does(tmp_path: Path, keep_bytes: int) -> None:
+def test_a_truncated_tar_is_detected_at_any_length(tmp_path: Path, keep_bytes: int) -> None:
     content = tar({"a.txt": b"first", "b.txt": b"second"})
     (tmp_path / "a.tar").write_bytes(content[:keep_bytes])
     *before, last = read(tmp_path / "a.tar")
