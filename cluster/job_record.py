@@ -61,7 +61,7 @@ class JobRecord(BaseModel):
         target: where it went.
         handle: by which the target knows it: a SLURM job id, a Ray submission id, a process id.
         address: of the Ray cluster; None for other targets.
-        name: of the run or stage.
+        name: of the run or step.
         run_folder, job_folder: see `cluster.job_spec.JobSpec`.
         submitted_at: in UTC.
         command: what every rank runs.
@@ -120,7 +120,7 @@ def find_records(runs: Path, job: str) -> list[JobRecord]:
 
     Args:
         runs: a folder of runs, or one run.
-        job: an id, the folder or name of a run, or the name of a stage's jobs, such as `run-train`.
+        job: an id, the folder or name of a run, or the name of a step's jobs, such as `run-train`.
 
     Raises:
         ClusterError: there is no such job, or several.

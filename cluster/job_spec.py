@@ -97,7 +97,7 @@ class JobSpec:
     """One job: a command that every rank runs, on so many machines.
 
     Attributes:
-        name: of the run or stage; what queues show.
+        name: of the run or step; what queues show.
         command: what every rank runs. It reads torchrun's variables and leaves with the codes of
             `pipeline.shared.exit_codes`.
         run_folder: of the run, shared by all nodes.

@@ -6,8 +6,8 @@ from pathlib import Path
 from data_prep.manifest import load_manifest
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
-from pipeline.cost.devices import DEVICES, GIB
-from pipeline.cost.run_plan import Assumptions, plan_run
+from pipeline.cost.peaks import DEVICES, GIB
+from pipeline.cost.plan import Assumptions, plan_run
 from pipeline.shared.errors import DataError
 
 # What the CUDA context, libraries and fragments take, as `megaponder plan` assumes.
@@ -21,7 +21,7 @@ def check_run(config: RunConfig, *, expects_data: bool = True) -> None:
 
     Args:
         config: of the run, valid in itself.
-        expects_data: False where an earlier stage of the same submission makes the data.
+        expects_data: False where an earlier step of the same submission makes the data.
 
     Raises:
         ConfigError: with every finding at once.

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from data_prep.manifest import ShardEntry, ShardManifest, StoredAs, load_manifest
 from data_prep.storage.stored_tokens import StoredTokens, open_stored
+from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = 200
@@ -73,7 +74,7 @@ def inspect_shards(folder: Path, *, num_samples: int = 2, verify: bool = False) 
     stored = open_stored(folder, manifest)
     problems = tuple(find_problems(stored, manifest)) if verify else None
     damaged = {problem.shard for problem in problems or ()}
-    tokenizer = Tokenizer.load(folder / manifest.header.tokenizer.file)
+    tokenizer = read_tokenizer(folder / manifest.header.tokenizer.file)
     samples = tuple(
         sample
         for split in manifest.splits

@@ -31,7 +31,8 @@ from data_prep.manifest import (
 from data_prep.plan import PlannedShard, plan_shards
 from data_prep.progress import PrepareProgress, WorkTotals
 from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
-from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME, TOKENIZER_NAMES, Tokenizer, special_tokens_map
+from data_prep.tokenizers.reading import read_tokenizer
+from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME, TOKENIZER_NAMES, special_tokens_map
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import folder_lock, write_atomically
 
@@ -129,7 +130,7 @@ def plan_header(request: PrepareRequest) -> PreparationHeader:
 
 
 def _header(request: PrepareRequest, files: Sequence[InputFile]) -> PreparationHeader:
-    tokenizer = Tokenizer.load(request.tokenizer, eod_token=request.eod_token)
+    tokenizer = read_tokenizer(request.tokenizer, eod_token=request.eod_token)
     return PreparationHeader(
         stored_as=request.stored_as,
         token_type=token_type_for(tokenizer.vocab_size),
@@ -218,7 +219,7 @@ def _begin(request: PrepareRequest, work: _Work) -> None:
 def _copy_tokenizer(request: PrepareRequest, entry: TokenizerEntry) -> None:
     """Copy the tokenizer into the folder, with the end-of-document token of a tokenizer.json."""
     if entry.kind == "huggingface":
-        tokenizer = Tokenizer.load(request.tokenizer, eod_token=request.eod_token)
+        tokenizer = read_tokenizer(request.tokenizer, eod_token=request.eod_token)
         names = special_tokens_map(tokenizer.token_name(entry.eod_id))
         write_atomically(request.output / SPECIAL_TOKENS_NAME, names)
     write_atomically(request.output / entry.file, request.tokenizer.read_bytes())

@@ -14,6 +14,7 @@ from data_prep.manifest import ReadSettings, RejectedRecord, ShardEntry, TokenTy
 from data_prep.plan import PlannedShard, split_of
 from data_prep.storage.shard_writer import ShardWriter, WrittenShard
 from data_prep.tokenizers.long_documents import encode_long
+from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import disk_full_as_data_error
@@ -134,7 +135,7 @@ def _entry(task: ShardTask, written: WrittenShard, omissions: _Omissions) -> Sha
 @functools.lru_cache(maxsize=1)
 def _load_tokenizer(path: Path, sha256: str) -> Tokenizer:
     # Cached, because a worker runs many tasks of the same preparation.
-    tokenizer = Tokenizer.load(path)
+    tokenizer = read_tokenizer(path)
     if tokenizer.sha256 != sha256:
         raise DataError(
             f"the tokenizer must not change while text is tokenized, but {path} did; run the command again"

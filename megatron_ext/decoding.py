@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from megatron_ext.decoding_store import RowStore
-from megatron_ext.host import device
-from megatron_ext.methods.base import Column, Observer, PromptTokens, Sweeps, Thought, ignore
+from megatron_ext.device import device
+from megatron_ext.methods.base import Column
 from megatron_ext.model.attention import RowContext
 from megatron_ext.model.model import PonderModel
+from megatron_ext.ponder.decode.sweeps import PromptTokens, Sweeps
+from megatron_ext.ponder.decode.think import Observer, Thought, ignore
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 
 # The head runs on this many tokens of a prompt at once: all of their logits at a time may not fit.
 TOKENS_PER_HEAD_CALL = 256
@@ -67,23 +70,32 @@ class BatchDecoder:
         observe: called with the name and value of intermediate results of the tokens that are consumed.
     """
 
-    def __init__(self, model: PonderModel, *, num_sequences: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        model: PonderModel,
+        *,
+        num_sequences: int,
+        max_tokens: int,
+        limits: StepLimits = UNLIMITED,
+    ) -> None:
         """Start with empty sequences.
 
         Args:
             model: in evaluation mode, without sequence parallelism and pipeline stages.
             num_sequences: B.
             max_tokens: how many tokens of a sequence may be consumed.
+            limits: on the steps that tokens take.
         """
         self._model = model
-        self.iterates = model.ponder.iterates
-        num_slots = model.config.ponder.num_slots
+        self._method = model.ponder.under(limits)
+        self.iterates = self._method.iterates
+        num_slots = self._method.config.num_slots
         self.store = RowStore(
             model,
             num_sequences=num_sequences,
             capacity=max_tokens if self.iterates else max_tokens * num_slots,
             num_versions=num_slots if self.iterates else 1,
-            has_weights=model.ponder.column is Column.LOG_WEIGHT,
+            has_weights=self._method.column is Column.LOG_WEIGHT,
         )
         self.num_tokens = [0] * num_sequences
         self.dtype = model.config.params_dtype
@@ -99,9 +111,9 @@ class BatchDecoder:
         """
         model = self._model
         # [N] -> [N, n] -> [n, N, H]
-        rows = model.embed(model.ponder.tokens_of_rows(_on_device(tokens).unsqueeze(1)))
+        rows = model.embed(self._method.tokens_of_rows(_on_device(tokens).unsqueeze(1)))
         run = _Runner(self, sequences, [self.num_tokens[sequence] for sequence in sequences])
-        thought = model.ponder.think(rows, run, model.mix_embeddings, self.observe)
+        thought = self._method.think(rows, run, model.mix_embeddings, self.observe)
         for sequence in sequences:
             self.num_tokens[sequence] += 1
         self.observe("hidden", thought.hidden)
@@ -171,7 +183,7 @@ class BatchDecoder:
         model = self._model
         tokens = _on_device([token for prompt in prompts for token in prompt])
         # [1, N] -> [1, N * n] -> [N * n, 1, H] -> [1, N * n, H]
-        rows = model.embed(model.ponder.tokens_of_rows(tokens.unsqueeze(0))).transpose(0, 1)
+        rows = model.embed(self._method.tokens_of_rows(tokens.unsqueeze(0))).transpose(0, 1)
         numbers = [number for number, prompt in enumerate(prompts) for _ in prompt]
         run = _Runner(
             self,
@@ -180,7 +192,7 @@ class BatchDecoder:
             starts_anew=True,
         )
         of_prompts = PromptTokens(sequences=_on_device(numbers), sweeps=sweeps)
-        return model.ponder.read_prompts(rows, run, model.mix_embeddings, of_prompts, self.observe)
+        return self._method.read_prompts(rows, run, model.mix_embeddings, of_prompts, self.observe)
 
     def _read_prompt(self, prompt: Sequence[int], hidden: Tensor, steps: Tensor) -> ReadPrompt:
         """Let the head read the hidden states of one prompt, [1, S, H]."""
@@ -203,7 +215,7 @@ class BatchDecoder:
     ) -> Tensor:
         """Run rows, [1, R, H], at rotary positions; without the final norm."""
         model, position_ids = self._model, _on_device(positions)
-        if model.ponder.column is Column.LOG_WEIGHT:
+        if self._method.column is Column.LOG_WEIGHT:
             log_weight = rows.new_zeros(rows.shape[1]) if log_weight is None else log_weight
             self.observe("rows/log_weight", log_weight)
             log_weight = log_weight.to(self.store.weight_dtype).unsqueeze(0)
@@ -221,7 +233,7 @@ class BatchDecoder:
 
 
 class _Runner:
-    """Runs rows of N tokens and stores them. Implements :class:`megatron_ext.methods.base.RowRunner`.
+    """Runs rows of N tokens and stores them. Implements :class:`megatron_ext.ponder.decode.think.RowRunner`.
 
     A token of an iterating method stays at its place in the sequence. Rows of other methods stand in the
     order of tokens and slots: behind what is stored, or, where a sequence starts anew, from its beginning in

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.model.attention import StoredKeys
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.attention import extended_keys, extended_size, extended_values

@@ -26,7 +26,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["device", "prepare_host"]
+from megatron_ext.adamw import AdamW, exact_norm
+from megatron_ext.device import has_cuda
+
+__all__ = ["prepare_host"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +59,6 @@ _ANSWERED_WARNINGS = (
 _RNG_MODULE = "megatron.core.tensor_parallel.random"
 
 
-def device() -> torch.device:
-    """Return the device of this rank's parameters and batches."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
-
-
 @functools.cache
 def prepare_host() -> None:
     """Make Megatron-Core usable on this machine.
@@ -70,7 +66,7 @@ def prepare_host() -> None:
     Call it before the first Megatron module is imported or built; repeating it is free.
     """
     _silence_warnings_about_what_is_replaced()
-    if not torch.cuda.is_available():
+    if not has_cuda():
         # First, because fusers decorate at import: torch.compile needs a compiler that a CPU host may lack.
         importlib.import_module("megatron.core.jit").disable_jit_fuser()
         _answer_cuda_calls_for_cpu()
@@ -168,8 +164,6 @@ def _use_the_cpu_generator() -> None:
 
 
 def _fill_optimizer_slot() -> None:
-    from megatron_ext.schedule.optimizer import AdamW, exact_norm
-
     vars(importlib.import_module("megatron.core.optimizer.clip_grads"))["l2_norm_impl"] = exact_norm
     optimizer_module: Any = importlib.import_module("megatron.core.optimizer")
     distributed_module: Any = importlib.import_module("megatron.core.optimizer.distrib_optimizer")

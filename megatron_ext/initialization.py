@@ -1,4 +1,4 @@
-"""Random start values that depend on the seed and the weight's name alone, not on the layout of the run."""
+"""Random initial weights that depend only on the seed and the weight's name, not on the parallel layout."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,16 +8,18 @@ import torch
 
 
 @contextmanager
-def drawing(seed: int, name: str) -> Iterator[None]:
-    """Draw from a generator of its own on the host; the one outside goes on as if nothing had been drawn.
+def seeded_initialization(seed: int, name: str) -> Iterator[None]:
+    """Draw random numbers on the host from a seed of their own; afterwards its generator is as before.
 
-    A pipeline stage builds only its own layers, so a common sequence of draws would differ between layouts.
+    A pipeline stage builds only its own layers, so one sequence of draws for the whole model would differ
+    between layouts.
 
     Args:
         seed: of the run.
-        name: of what is drawn, the same on every layout.
+        name: of what is initialized, the same on every layout.
     """
     state = torch.get_rng_state()
+    # This text decides the initial weights of every run.
     digest = hashlib.sha256(f"start values:{seed}:{name}".encode()).digest()
     torch.default_generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     try:

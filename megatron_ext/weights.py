@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from megatron_ext.model.config import Architecture, PonderTransformerConfig
 from megatron_ext.model.model import PonderModel
-from megatron_ext.ponder.config import Method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,11 +212,7 @@ def _grouped_qkv(config: PonderTransformerConfig, native: str, source: str) -> E
 
 
 def _method_entries(config: PonderTransformerConfig) -> Iterator[Entry]:
-    networks = []
-    if config.ponder.method is Method.PONDERLM3:
-        networks = ["ponder.router"]
-    elif config.ponder.method is Method.ADAPONDERLM:
-        networks = [f"ponder.gates.{index}" for index in range(config.ponder.num_latent_thoughts)]
-    for network in networks:
+    decider = config.ponder.method.facts.decider
+    for network in decider.prefixes(config.ponder.num_latent_thoughts) if decider else ():
         for layer in (0, 2):
             yield from _with_bias(f"{network}.{layer}", f"{network}.{layer}")

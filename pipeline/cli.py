@@ -1,14 +1,13 @@
-"""`megaponder`: the one entry of the program."""
+"""`megaponder`: the entry point, with all commands."""
 
 import typer
 
-from cluster.commands import jobs, submit
+from cluster.commands import demo, jobs, submit
 from pipeline.commands import (
     checkpoint,
     compare,
     convert,
     data,
-    demo,
     evaluate,
     generate,
     parity,
@@ -18,7 +17,7 @@ from pipeline.commands import (
     train,
     verify,
 )
-from pipeline.commands.shared import exit_on_user_error
+from pipeline.commands.shared import exit_on_user_error, report_notices_once
 
 app = typer.Typer(
     name="megaponder",
@@ -26,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=False,
-    # A crash keeps Python's own traceback, which logs and schedulers can read.
+    # Keep Python's own traceback for crashes: plain text in the logs of jobs.
     pretty_exceptions_enable=False,
 )
 
@@ -50,6 +49,7 @@ app.add_typer(tokenizer.app, name="tokenizer")
 def main() -> None:
     """Run the command line."""
     with exit_on_user_error():
+        report_notices_once()
         app()
 
 

@@ -1,1 +1,1 @@
-"""Tests: unit (mirrors the sources), multiprocess (gloo ranks), end_to_end (whole commands)."""
+"""Tests: unit (mirrors the sources), multiprocess (gloo ranks), end_to_end, clusters (SLURM, Ray)."""

@@ -1,4 +1,4 @@
-"""What all tests share: seeds, few threads, the folder of golden vectors."""
+"""What all tests share: seeds, one thread per process, the folder of golden vectors, what runs by default."""
 
 import os
 import random
@@ -13,14 +13,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray reports usage over the network unless told otherwise.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# The same examples in every run; how long one takes says how busy the machine is, not that the code is wrong.
+# The same examples in every run, without a deadline: how long one takes depends on the load of the machine.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
-    """Start every test from the same random state; torch only where the test's imports loaded it."""
+    """Start every test from the same random state, that of torch only if something has imported it."""
     random.seed(1234)
     numpy.random.seed(1234)
     if "torch" in sys.modules:
@@ -37,22 +37,22 @@ def repository() -> Path:
 def golden_folder(repository: Path) -> Path:
     """Return the folder of golden vectors: `MEGAPONDER_GOLDEN`, or tests/golden."""
     folder = Path(os.environ.get("MEGAPONDER_GOLDEN", repository / "tests" / "golden"))
-    assert folder.is_dir(), f"golden vectors must lie in {folder}; set MEGAPONDER_GOLDEN to their folder"
+    assert folder.is_dir(), f"{folder} must hold the golden vectors; set MEGAPONDER_GOLDEN to their folder"
     return folder
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes long unless its marker is named on the command line, and skip what needs a GPU."""
-    for marker in ("matrix", "soak"):
+    """Deselect what takes long or needs a cluster unless `-m` names its marker, and skip what needs a GPU."""
+    for marker in ("matrix", "soak", "cluster"):
         if marker not in config.option.markexpr:
-            _leave_out(config, items, marker)
+            _deselect(config, items, marker)
     _skip_without_gpu([item for item in items if item.get_closest_marker("gpu")])
 
 
-def _leave_out(config: pytest.Config, items: list[pytest.Item], marker: str) -> None:
-    left_out = [item for item in items if item.get_closest_marker(marker)]
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=left_out)
+def _deselect(config: pytest.Config, items: list[pytest.Item], marker: str) -> None:
+    deselected = [item for item in items if item.get_closest_marker(marker)]
+    items[:] = [item for item in items if not item.get_closest_marker(marker)]
+    config.hook.pytest_deselected(items=deselected)
 
 
 def _skip_without_gpu(marked: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
-"""Who may import whom, read from the sources; see the layout in README.md."""
+"""Who may import whom: the table in CONTRIBUTING.md, checked against the sources."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,100 +12,42 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 OUR_PACKAGES = ("pipeline", "megatron_ext", "cluster", "data_prep")
+SECTION = "## Who may import whom"
+# What every package may import, unless its row makes an exception.
+SHARED = "pipeline.shared"
+ROW = re.compile(r"\| `(?P<package>[\w.]+)` \| (?P<imports>.+) \|")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What the modules of one package may import beside the standard library and their own package."""
+    """A row of the table."""
 
     package: str
     allowed: tuple[str, ...]
-    forbidden: tuple[str, ...] = ()
+    forbidden: tuple[str, ...]
 
 
-# Loads no torch, and neither does what `cluster` uses of it.
-LAUNCHING = (
-    "cluster",
-    "data_prep",
-    "jinja2",
-    "pipeline.checkpoint",
-    "pipeline.commands.shared",
-    "pipeline.config",
-    "pipeline.cost",
-    "pipeline.metrics",
-    "pipeline.ranks",
-    "pipeline.shared",
-    "pydantic",
-    "rich",
-    "typer",
-)
+def rules_of(text: str) -> tuple[Rule, ...]:
+    """Read the table, longest package first."""
+    _, _, section = text.partition(f"{SECTION}\n")
+    section, _, _ = section.partition("\n## ")
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    rules = []
+    for row in rows:
+        found = ROW.fullmatch(row)
+        assert found is not None, f"not a row of the table: {row}"
+        names = re.findall(r"(not )?`([\w.]+)`", found["imports"])
+        rules.append(
+            Rule(
+                package=found["package"],
+                allowed=tuple(name for exception, name in names if not exception),
+                forbidden=tuple(name for exception, name in names if exception),
+            )
+        )
+    return tuple(sorted(rules, key=lambda rule: rule.package.count("."), reverse=True))
 
-# The first rule whose package holds a module applies to it.
-RULES = (
-    Rule(package="megatron_ext.ponder", allowed=("torch",), forbidden=("torch.distributed",)),
-    Rule(package="megatron_ext", allowed=("torch", "megatron.core")),
-    Rule(package="data_prep.manifest", allowed=("pydantic", "pipeline.shared")),
-    Rule(package="data_prep.on_ray", allowed=("ray", "data_prep", "pipeline.shared")),
-    Rule(
-        package="data_prep.inputs.opening",
-        allowed=("backports.zstd", "fsspec", "data_prep", "pipeline.shared"),
-    ),
-    Rule(package="data_prep.inputs.finding", allowed=("fsspec", "pydantic", "data_prep", "pipeline.shared")),
-    Rule(
-        package="data_prep.tokenizers.huggingface_tokenizer",
-        allowed=("numpy", "tokenizers", "data_prep", "pipeline.shared"),
-    ),
-    Rule(package="data_prep.inputs.parquet_records", allowed=("pyarrow", "data_prep", "pipeline.shared")),
-    Rule(
-        package="data_prep",
-        allowed=("numpy", "sentencepiece", "webdataset", "pydantic", "rich", "pipeline.shared"),
-    ),
-    Rule(package="pipeline.shared", allowed=("rich",)),
-    Rule(
-        package="pipeline.config",
-        # The method's names: a module of plain values, which loads nothing else.
-        allowed=("pydantic", "pydantic_core", "yaml", "megatron_ext.ponder.config", "pipeline.shared"),
-    ),
-    Rule(package="pipeline.evaluation.compare.plot", allowed=("matplotlib", "pipeline")),
-    # Runs where nothing of ours is.
-    Rule(package="pipeline.conversion.hf_model", allowed=("torch", "transformers")),
-    Rule(
-        package="pipeline.conversion.exported_logits",
-        allowed=("torch", "transformers", "pipeline.conversion"),
-    ),
-    Rule(
-        package="pipeline.evaluation.harness",
-        allowed=("data_prep", "lm_eval", "megatron_ext", "numpy", "pipeline"),
-    ),
-    Rule(
-        package="pipeline.conversion.reference_logits",
-        allowed=("torch", "transformers", "pipeline.conversion"),
-    ),
-    # The command line puts the parts together.
-    Rule(package="pipeline.cli", allowed=("cluster.commands", "pipeline", "typer")),
-    Rule(
-        package="pipeline",
-        allowed=(
-            "data_prep",
-            "jinja2",
-            "markupsafe",
-            "megatron.core",
-            "megatron_ext",
-            "numpy",
-            "psutil",
-            "pydantic",
-            "rich",
-            "safetensors",
-            "tensorboard",
-            "torch",
-            "typer",
-            "yaml",
-        ),
-    ),
-    Rule(package="cluster.on_ray", allowed=("ray", *LAUNCHING)),
-    Rule(package="cluster.local", allowed=("psutil", *LAUNCHING)),
-    Rule(package="cluster", allowed=LAUNCHING),
-)
+
+RULES = rules_of((REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"))
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -142,9 +85,32 @@ def rule_for(module: str) -> Rule:
 def is_allowed(name: str, rule: Rule) -> bool:
     if any(is_inside(name, forbidden) for forbidden in rule.forbidden):
         return False
-    if name.partition(".")[0] in sys.stdlib_module_names or is_inside(name, rule.package):
+    if name.partition(".")[0] in sys.stdlib_module_names:
         return True
-    return any(is_inside(name, allowed) for allowed in rule.allowed)
+    return any(is_inside(name, allowed) for allowed in (rule.package, SHARED, *rule.allowed))
+
+
+def test_every_row_is_about_a_package_of_ours_and_each_of_them_has_one() -> None:
+    known = {module for module, _ in modules()}
+    packages = [rule.package for rule in RULES]
+    assert set(packages) <= known
+    assert len(set(packages)) == len(packages)
+    assert set(OUR_PACKAGES) <= set(packages)
+
+
+def test_every_package_of_ours_in_the_table_exists() -> None:
+    known = {module for module, _ in modules()}
+    named = {name for rule in RULES for name in (*rule.allowed, *rule.forbidden)}
+    ours = {name for name in named if name.partition(".")[0] in OUR_PACKAGES}
+    assert ours - known == set()
+
+
+def test_the_longest_row_applies() -> None:
+    table = f"{SECTION}\n| `a` | `x` |\n| `a.b` | `y`, not `y.z` |\n\n## Tests\n| `a.b.c` | `z` |\n"
+    assert rules_of(table) == (
+        Rule(package="a.b", allowed=("y",), forbidden=("y.z",)),
+        Rule(package="a", allowed=("x",), forbidden=()),
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,6 +137,18 @@ def test_a_module_imports_only_what_its_package_may(module: str, file: Path) -> 
         ("megatron_ext.ponder.slots", "from torch import distributed", False),
         ("megatron_ext.ponder.slots", "from megatron.core import parallel_state", False),
         ("megatron_ext.ponder.slots", "from ..attention import attend", False),
+        ("megatron_ext.ponder.slots", "from pipeline.shared.errors import UserError", False),
+        ("megatron_ext.parallel.groups", "from megatron_ext.model.config import ModelConfig", False),
+        ("megatron_ext.parallel.groups", "from megatron_ext.host import device", True),
+        ("megatron_ext.model.model", "from megatron_ext.parallel.groups import ParallelGroups", True),
+        ("megatron_ext.model.model", "def late():\n    import megatron_ext.schedule.gradients", False),
+        ("megatron_ext.methods.base", "from megatron_ext.schedule.freezing import x", False),
+        ("megatron_ext.schedule.gradients", "from megatron_ext.model.model import x", True),
+        ("pipeline.conversion.hf_model.modeling_megaponder", "import pipeline.shared.errors", False),
+        ("pipeline.cli", "from cluster.commands import submit", True),
+        ("pipeline.commands.train", "from cluster.commands import submit", False),
+        ("data_prep.run", "from pipeline.shared.errors import DataError", True),
+        ("data_prep.run", "from pipeline.config.load import load_config", False),
         ("megatron_ext.model.model", "from megatron_ext.ponder.slots import interleave_stages", True),
         ("megatron_ext.model.model", "from megatron.core.transformer import TransformerConfig", True),
         ("megatron_ext.model.model", "from megatron.training import get_args", False),
@@ -183,9 +161,10 @@ def test_a_module_imports_only_what_its_package_may(module: str, file: Path) -> 
         ("pipeline.config.schema", "def late():\n    import torch", False),
         ("pipeline.run.start", "import cluster.slurm", False),
         ("pipeline.run.start", "import torch, megatron_ext.model.model, data_prep.manifest", True),
-        ("cluster.slurm", "from pipeline.config.load import load_config", True),
-        ("cluster.slurm", "from pipeline.run.start import train", False),
+        ("cluster.preflight", "from pipeline.config.load import load_config", True),
+        ("cluster.preflight", "from pipeline.run.start import train", False),
         ("cluster.slurm", "import torch", False),
+        ("cluster.slurm", "import ray", False),
     ],
 )
 def test_the_rules_tell_good_imports_from_bad(module: str, source: str, is_within_the_rules: bool) -> None:
@@ -210,6 +189,9 @@ def loaded_after(statement: str, *candidates: str) -> set[str]:
         "import cluster",
         "import data_prep.manifest",
         "import pipeline.cli",
+        "import cluster.commands.submit",
+        "import cluster.commands.jobs, cluster.slurm.target, cluster.local.target, cluster.on_ray.target",
+        "import cluster.workflow.local_run",
     ],
 )
 def test_light_parts_load_nothing_heavy(statement: str) -> None:

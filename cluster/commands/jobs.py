@@ -22,9 +22,7 @@ app = typer.Typer(
 
 Job = Annotated[
     str,
-    typer.Argument(
-        metavar="JOB", help="Id from `submit` (slurm:1234), a run's name or folder, or RUN-STAGE."
-    ),
+    typer.Argument(metavar="JOB", help="Id from `submit` (slurm:1234), a run's name or folder, or RUN-STEP."),
 ]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of runs, or one run.")]
 RUNS = Path("runs")

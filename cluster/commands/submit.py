@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cluster.commands.sending import send
-from cluster.commands.workflow import submit_stages
+from cluster.commands.workflow import submit_workflow
 from cluster.job_record import JobRecord
 from cluster.preflight import check_run
 from cluster.run_job import training_job
@@ -67,15 +67,15 @@ def submit(
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(metavar="STAGE", show_default=False, help="Of a file with stages, this one alone."),
+        typer.Option(metavar="STEP", show_default=False, help="Of a file with steps, this one alone."),
     ] = None,
     again_from: Annotated[
         str | None,
         typer.Option(
             "--from",
-            metavar="STAGE",
+            metavar="STEP",
             show_default=False,
-            help="Of a file with stages, run this one although it is done, and what its output then changes.",
+            help="Of a file with steps, run this one although it is done, and what its output then changes.",
         ),
     ] = None,
     waits: Annotated[
@@ -100,8 +100,8 @@ def submit(
     saves, and it starts again from there, as it does after a hang or a lost node, up to submit.max_requeues
     times. Its id is printed; watch it with `megaponder jobs`.
 
-    A file with `stages` (prepare, train, evaluate, export) becomes a job for each that is not done, after
-    those it needs. A changed setting or input makes that stage run again, and what reads its output.
+    A file with a `workflow` (prepare, train, evaluate, export) becomes a job for each that is not done, after
+    those it needs. A changed setting or input makes that step run again, and what reads its output.
     """
     settings = [*(overrides or [])]
     if target is not None:
@@ -111,14 +111,14 @@ def submit(
     run = load_config(config, settings)
     where = target_named(run.submit.target, ray_address=run.submit.ray_address)
     jobs = after or []
-    if run.stages or only is not None or again_from is not None:
-        _refuse_with_stages(run, sweep)
+    if run.workflow or only is not None or again_from is not None:
+        _refuse_with_workflow(run, sweep)
         choice = Choice(only=only, again_from=again_from)
-        records: Sequence[JobRecord] = submit_stages(where, run, choice, after=jobs, is_dry_run=dry_run)
+        records: Sequence[JobRecord] = submit_workflow(where, run, choice, after=jobs, is_dry_run=dry_run)
     else:
         records = _submit_training(where, run, config, settings, sweep or [], after=jobs, is_dry_run=dry_run)
     if waits and records:
-        last_counts = not run.stages and run.submit.chain > 1
+        last_counts = not run.workflow and run.submit.chain > 1
         raise typer.Exit(wait_for(where, records, start_limit_seconds=start_limit, last_counts=last_counts))
 
 
@@ -143,10 +143,10 @@ def _submit_training(
     return send(where, job, run)
 
 
-def _refuse_with_stages(run: RunConfig, sweep: Sequence[str] | None) -> None:
-    if not run.stages:
-        raise ClusterError("--only and --from need a file with stages, but it has none; leave them out")
+def _refuse_with_workflow(run: RunConfig, sweep: Sequence[str] | None) -> None:
+    if not run.workflow:
+        raise ClusterError("--only and --from need a file with steps, but it has none; leave them out")
     if sweep:
         raise ClusterError(
-            "--sweep must be of a file without stages, but it has some; write null for them: stages=null"
+            "--sweep must be of a file without steps, but it has some; write null for them: workflow=null"
         )

@@ -17,13 +17,11 @@ from pipeline.commands.shared import set_up_logging
 from pipeline.ranks.launch import run_ranks
 from pipeline.ranks.signals import StopFlag
 from pipeline.shared.errors import ClusterError
-from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.exit_codes import FINAL_CODES, ExitCode
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
-# Another start, though asked for, would end the same way.
-_FINAL_CODES = (ExitCode.DONE, ExitCode.USAGE, ExitCode.DO_NOT_REQUEUE)
 
 
 def main() -> None:
@@ -58,7 +56,7 @@ def _supervise(settings: argparse.Namespace, stop: StopFlag) -> JobEnd:
     while True:
         code = ExitCode.REQUEUE if stop.received is not None else _run_ranks(settings)
         request = take_request(settings.job_folder)
-        if request != Request.REQUEUE or code in _FINAL_CODES:
+        if request != Request.REQUEUE or code in FINAL_CODES:
             break
         logger.info("the ranks left with exit code %d and are started again, as asked", code)
         stop.received = None

@@ -18,7 +18,7 @@ def node_resources(resources: Resources) -> dict[str, float]:
     return asked
 
 
-def render_lack(
+def render_missing_capacity(
     asked: Mapping[str, float], num_nodes: int, there: Sequence[tuple[str, Mapping[str, float]]]
 ) -> str:
     """Say what is missing.

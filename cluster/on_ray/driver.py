@@ -21,12 +21,12 @@ from cluster.on_ray.heartbeat import Heartbeat, save_heartbeat
 from cluster.on_ray.job_file import load_job
 from cluster.on_ray.job_status import Overview, Verdict
 from cluster.on_ray.log_tail import LogTail
-from cluster.on_ray.single_process import Alone
+from cluster.on_ray.single_process import SingleProcessJob
 from pipeline.shared.errors import ClusterError
 from pipeline.shared.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from cluster.on_ray.worker_group import Gang
+    from cluster.on_ray.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
 
@@ -74,37 +74,37 @@ class Driver:
         self._beat("waiting for the jobs it depends on" if self._job.dependencies else "starting")
         if not wait_for_dependencies(self._job.dependencies, until=lambda: self._was_told):
             return _STOPPED
-        gang = self._gang()
+        group = self._processes()
         # Again: Ray has put a handler of its own in place, which ends the process at once.
         self._listen()
-        gang.start()
-        return self._watch(gang)
+        group.start()
+        return self._watch(group)
 
-    def _gang(self) -> "Gang | Alone":
+    def _processes(self) -> "WorkerGroup | SingleProcessJob":
         if self._job.kind == "driver":
-            return Alone(self._job)
+            return SingleProcessJob(self._job)
         # Only here: a job of one process needs neither.
         import ray
 
-        from cluster.on_ray.worker_group import Gang
+        from cluster.on_ray.worker_group import WorkerGroup
 
         ray.init(logging_level=logging.WARNING)
-        return Gang(self._job)
+        return WorkerGroup(self._job)
 
-    def _watch(self, gang: "Gang | Alone") -> Verdict:
+    def _watch(self, group: "WorkerGroup | SingleProcessJob") -> Verdict:
         is_told = False
-        while (ending := gang.ending) is None:
-            self._seen = gang.overview()
+        while (ending := group.ending) is None:
+            self._seen = group.overview()
             if self._was_told and self._seen.num_attempts == 0:
                 # Nothing runs; what Ray Train has asked for goes with this process.
                 return _STOPPED
             if self._was_told and not is_told:
-                gang.stop()
+                group.stop()
                 is_told = True
             self._tail.copy(newest_rank_logs(self._job.log_folder)[:1])
             self._beat(_activity(self._seen, self._job))
             time.sleep(_LOOK_SECONDS)
-        self._seen = gang.overview()
+        self._seen = group.overview()
         self._tail.copy(newest_rank_logs(self._job.log_folder)[:1])
         return ending
 

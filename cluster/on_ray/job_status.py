@@ -54,13 +54,13 @@ class Orders:
     """What a machine is to do.
 
     Attributes:
-        stops: tell the ranks to save and leave.
-        has_failure: some rank has failed; the others are not to wait for it for long.
+        stops: let the ranks save and leave.
+        failure: exit code of a rank that has failed, on any machine; None while there is none.
         verdict: when all is over.
     """
 
     stops: bool
-    has_failure: bool
+    failure: int | None
     verdict: Verdict | None
 
 
@@ -85,7 +85,7 @@ class Overview:
     verdict: Verdict | None
 
 
-class Board:
+class JobStatusTracker:
     """Reports of one start at a time.
 
     Args:
@@ -103,13 +103,14 @@ class Board:
         self._num_attempts = 0
         self._stops = False
         self._failed_at: float | None = None
+        self._failure: int | None = None
         self._reported_at = clock()
         self._verdict: Verdict | None = None
 
     def open_attempt(self) -> Path:
         """Begin another start; return the folder for its logs."""
         self._reports.clear()
-        self._failed_at = self._verdict = None
+        self._failed_at = self._failure = self._verdict = None
         self._reported_at = self._clock()
         self._attempt_folder = next_attempt(self._log_folder)
         self._num_attempts += 1
@@ -123,11 +124,12 @@ class Board:
         """Take a machine's report and answer it."""
         self._reported_at = self._clock()
         self._reports[report.node] = report
-        if self._failed_at is None and any(report.codes):
-            self._failed_at = self._clock()
+        failed = first_failed(report.codes)
+        if self._failed_at is None and failed is not None:
+            self._failed_at, self._failure = self._clock(), report.codes[failed]
         if self._verdict is None and self._is_over():
             self._verdict = self._judge()
-        return Orders(stops=self._stops, has_failure=self._failed_at is not None, verdict=self._verdict)
+        return Orders(stops=self._stops, failure=self._failure, verdict=self._verdict)
 
     def overview(self) -> Overview:
         """Return what the driver shows and writes down."""

@@ -11,9 +11,9 @@ import ray.train
 import ray.train.collective
 import ray.util
 
-from cluster.job_spec import JobSpec
 from cluster.on_ray.job_status import NodeReport, Orders, Verdict
-from cluster.on_ray.node_ranks import NodeRanks, Rendezvous
+from cluster.on_ray.node_ranks import Rendezvous, start_node_ranks
+from pipeline.ranks.process import RankProcesses
 from pipeline.shared.ports import free_port
 
 REPORT_SECONDS = 1.0
@@ -32,7 +32,7 @@ def run_node(settings: dict[str, Any]) -> int:
     """Run the ranks of this machine.
 
     Args:
-        settings: `job`, a `JobSpec`, and `board`, the handle of a `cluster.on_ray.job_status.Board`.
+        settings: `job`, a `JobSpec`, and `tracker`, the handle of a `JobStatusTracker`.
 
     Returns:
         the exit code of all ranks, with which the job is over.
@@ -40,12 +40,17 @@ def run_node(settings: dict[str, Any]) -> int:
     Raises:
         RestartError: another start can go on from the last checkpoint.
     """
-    job, board = settings["job"], settings["board"]
-    attempt_folder, rendezvous = _meet(board)
-    ranks = NodeRanks(job, attempt_folder, rendezvous)
+    job, tracker = settings["job"], settings["tracker"]
+    attempt_folder, rendezvous = _meet(tracker)
+    ranks = start_node_ranks(
+        job,
+        attempt_folder,
+        rendezvous,
+        stop_timeout_seconds=max(job.requeue.signal_lead_seconds - _MARGIN_SECONDS, 1.0),
+        failure_timeout_seconds=FAILURE_SECONDS,
+    )
     try:
-        ranks.start()
-        verdict, stops = _Node(job, board, ranks, rendezvous.node).watch()
+        verdict, stops = _watch(tracker, ranks, rendezvous.node)
     finally:
         ranks.kill()
     if verdict.restarts and not stops:
@@ -53,12 +58,12 @@ def run_node(settings: dict[str, Any]) -> int:
     return verdict.exit_code
 
 
-def _meet(board: Any) -> tuple[Path, Rendezvous]:
+def _meet(tracker: Any) -> tuple[Path, Rendezvous]:
     """Let the first machine choose where ranks meet, and tell the others."""
     node = ray.train.get_context().get_world_rank()
     chosen = None
     if node == 0:
-        folder = ray.get(board.open_attempt.remote())
+        folder = ray.get(tracker.open_attempt.remote())
         chosen = (str(folder), _own_address(), free_port())
     folder, address, port = ray.train.collective.broadcast_from_rank_zero(chosen)
     return Path(folder), Rendezvous(address=address, port=port, node=node)
@@ -69,59 +74,25 @@ def _own_address() -> str:
     return address
 
 
-class _Node:
-    """Between the ranks of a machine and the board."""
+def _watch(tracker: Any, ranks: RankProcesses, node: int) -> tuple[Verdict, bool]:
+    """Report the ranks of this machine until there is a verdict; return it, and whether the job is to stop.
 
-    def __init__(self, job: JobSpec, board: Any, ranks: NodeRanks, node: int) -> None:
-        self._job = job
-        self._board = board
-        self._ranks = ranks
-        self._node = node
-        self._deadline = float("inf")
-        self._was_told = False
-        self._staying: frozenset[int] = frozenset()
-
-    def watch(self) -> tuple[Verdict, bool]:
-        """Report until the verdict; return it, and whether the job is to stop.
-
-        The ranks of one machine may leave because those of another were told to, before this one hears it.
-        """
-        reported: tuple[int | None, ...] = ()
-        next_report = 0.0
-        while True:
-            codes = self._codes()
-            if codes != reported or time.monotonic() >= next_report:
-                orders = self._report(codes)
-                reported, next_report = codes, time.monotonic() + REPORT_SECONDS
-                if orders.verdict is not None and None not in codes:
-                    return orders.verdict, orders.stops
-                self._follow(orders)
-            if time.monotonic() > self._deadline:
-                self._kill_those_staying(codes)
-            time.sleep(_POLL_SECONDS)
-
-    def _codes(self) -> tuple[int | None, ...]:
-        """Exit codes, without those of ranks that only waited for one that has failed: they are no cause."""
-        return tuple(
-            0 if code is not None and index in self._staying else code
-            for index, code in enumerate(self._ranks.codes)
-        )
-
-    def _kill_those_staying(self, codes: tuple[int | None, ...]) -> None:
-        if not self._was_told:
-            self._staying |= {index for index, code in enumerate(codes) if code is None}
-        self._ranks.tell(signal.SIGKILL)
-
-    def _report(self, codes: tuple[int | None, ...]) -> Orders:
-        report = NodeReport(node=self._node, host=socket.gethostname(), codes=codes)
-        orders: Orders = ray.get(self._board.report.remote(report))
-        return orders
-
-    def _follow(self, orders: Orders) -> None:
-        if orders.stops and not self._was_told:
-            self._was_told = True
-            self._ranks.tell(signal.SIGTERM)
-            seconds = max(self._job.requeue.signal_lead_seconds - _MARGIN_SECONDS, 1.0)
-            self._deadline = min(self._deadline, time.monotonic() + seconds)
-        if orders.has_failure and not self._was_told:
-            self._deadline = min(self._deadline, time.monotonic() + FAILURE_SECONDS)
+    The ranks of one machine may leave because those of another have received a stop signal, before this one
+    knows of it.
+    """
+    reported: tuple[int | None, ...] = ()
+    next_report = 0.0
+    while True:
+        codes = ranks.codes
+        if codes != reported or time.monotonic() >= next_report:
+            report = NodeReport(node=node, host=socket.gethostname(), codes=codes)
+            orders: Orders = ray.get(tracker.report.remote(report))
+            reported, next_report = codes, time.monotonic() + REPORT_SECONDS
+            if orders.verdict is not None and None not in codes:
+                return orders.verdict, orders.stops
+            if orders.stops:
+                ranks.stop(signal.SIGTERM)
+            if orders.failure is not None:
+                ranks.note_failure(orders.failure)
+        ranks.kill_overdue()
+        time.sleep(_POLL_SECONDS)

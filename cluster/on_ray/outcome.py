@@ -28,11 +28,11 @@ def status_of(record: JobRecord, address: str) -> JobStatus:
     is gone, and when the job was last alive.
     """
     end = load_end(record.job_folder)
-    found = _lives_or_lost(record, address) if end is None else _ended(end)
+    found = _running_or_lost(record, address) if end is None else _ended(end)
     return found.model_copy(update={"requeues": num_requeues(record.log_folder)})
 
 
-def _lives_or_lost(record: JobRecord, address: str) -> JobStatus:
+def _running_or_lost(record: JobRecord, address: str) -> JobStatus:
     heartbeat = load_heartbeat(record.job_folder)
     try:
         known = ask(address, lambda client: [job for job in client.list_jobs() if _is(job, record)])

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from cluster.job_spec import JobSpec
 from cluster.on_ray.job_file import RAY_ADDRESS_WORD
-from cluster.on_ray.job_status import Board, NodeReport, Overview, Verdict
-from cluster.on_ray.node_ranks import NodeRanks
+from cluster.on_ray.job_status import JobStatusTracker, NodeReport, Overview, Verdict
+from cluster.on_ray.node_ranks import start_node_ranks
+from pipeline.ranks.process import RankProcesses
 
 
-class Alone:
-    """Like `cluster.on_ray.worker_group.Gang`, with one process on this machine.
+class SingleProcessJob:
+    """Like `cluster.on_ray.worker_group.WorkerGroup`, with one process on this machine.
 
     Ray's way to stop a job signals the driver's children too: the process is told by Ray itself.
 
@@ -23,20 +24,19 @@ class Alone:
         address = os.environ["RAY_ADDRESS"]
         command = tuple(word.replace(RAY_ADDRESS_WORD, address) for word in job.command)
         self._job = replace(job, command=command)
-        self._board = Board(job.log_folder, num_nodes=1)
+        self._tracker = JobStatusTracker(job.log_folder, num_nodes=1)
         self._was_told = False
-        self._process: NodeRanks | None = None
+        self._process: RankProcesses | None = None
 
     def start(self) -> None:
         """Start the process."""
-        self._process = NodeRanks(self._job, self._board.open_attempt(), None)
-        self._process.start()
+        self._process = start_node_ranks(self._job, self._tracker.open_attempt(), None)
 
     def overview(self) -> Overview:
         """Return how the process is."""
         codes = self._process.codes if self._process is not None else ()
-        self._board.report(NodeReport(node=0, host=socket.gethostname(), codes=codes))
-        return self._board.overview()
+        self._tracker.report(NodeReport(node=0, host=socket.gethostname(), codes=codes))
+        return self._tracker.overview()
 
     def stop(self) -> None:
         """Start it no more."""

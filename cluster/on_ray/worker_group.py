@@ -22,8 +22,8 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.job_spec import JobSpec
-from cluster.on_ray.capacity import node_resources, render_lack
-from cluster.on_ray.job_status import Board, Overview, Verdict
+from cluster.on_ray.capacity import node_resources, render_missing_capacity
+from cluster.on_ray.job_status import JobStatusTracker, Overview, Verdict
 from cluster.on_ray.node_worker import RestartError, run_node
 from pipeline.shared.exit_codes import ExitCode
 
@@ -33,7 +33,7 @@ _TRAIN_FOLDER = "ray_train"
 _TRAIN_VARIABLES = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0"}
 
 
-class Gang:
+class WorkerGroup:
     """The ranks of a job on the Ray that this process is connected to.
 
     Args:
@@ -42,7 +42,7 @@ class Gang:
 
     def __init__(self, job: JobSpec) -> None:
         self._job = job
-        self._board: Any = _board_here(job)
+        self._tracker: Any = _tracker_here(job)
         self._ending: Verdict | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -52,12 +52,12 @@ class Gang:
 
     def overview(self) -> Overview:
         """Return how the ranks are."""
-        seen: Overview = ray.get(self._board.overview.remote(), timeout=_ANSWER_SECONDS)
+        seen: Overview = ray.get(self._tracker.overview.remote(), timeout=_ANSWER_SECONDS)
         return seen
 
     def stop(self) -> None:
         """Tell all ranks to save and leave."""
-        ray.get(self._board.stop.remote(), timeout=_ANSWER_SECONDS)
+        ray.get(self._tracker.stop.remote(), timeout=_ANSWER_SECONDS)
 
     @property
     def ending(self) -> Verdict | None:
@@ -82,7 +82,7 @@ class Gang:
             num_restarts = max(self.overview().num_attempts - 1, 0) + num_lost_starts
             restarts_left = max(self._job.requeue.max_requeues - num_restarts, 0)
             try:
-                _trainer(self._job, self._board, restarts_left).fit()
+                _trainer(self._job, self._tracker, restarts_left).fit()
                 return _as_judged(self.overview().verdict)
             except ControllerError as error:
                 num_lost_starts += 1
@@ -97,7 +97,7 @@ class Gang:
         if not isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
             return Verdict(exit_code=ExitCode.CRASH, reason=str(error).strip())
         asked = node_resources(self._job.resources)
-        lack = render_lack(asked, self._job.resources.nodes, _machines())
+        lack = render_missing_capacity(asked, self._job.resources.nodes, _machines())
         when = "again, after a machine was lost," if seen.num_attempts else "all ranks"
         reason = f"the cluster had no room for {when} within {self._job.start_timeout_seconds} s\n{lack}"
         # What has trained goes on where it was; what has not started is to be asked for differently.
@@ -131,15 +131,15 @@ def _is_lost(failure: Exception) -> bool:
     return isinstance(cause, ray.exceptions.RayError) and not isinstance(cause, ray.exceptions.RayTaskError)
 
 
-def _board_here(job: JobSpec) -> Any:
-    """Start the board beside the driver: it must not be lost with a machine of the ranks."""
+def _tracker_here(job: JobSpec) -> Any:
+    """Start the tracker beside the driver: it must not be lost with a machine of the ranks."""
     here = ray.get_runtime_context().get_node_id()
     place = NodeAffinitySchedulingStrategy(here, soft=False)
-    remote: Any = ray.remote(num_cpus=0)(Board)
+    remote: Any = ray.remote(num_cpus=0)(JobStatusTracker)
     return remote.options(scheduling_strategy=place).remote(job.log_folder, job.resources.nodes)
 
 
-def _trainer(job: JobSpec, board: Any, restarts_left: int) -> DataParallelTrainer:
+def _trainer(job: JobSpec, tracker: Any, restarts_left: int) -> DataParallelTrainer:
     os.environ.update(_TRAIN_VARIABLES, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=str(job.start_timeout_seconds))
     # Ray's annotations still name the classes of Ray Train's first version.
     run_config: Any = RunConfig(
@@ -156,7 +156,7 @@ def _trainer(job: JobSpec, board: Any, restarts_left: int) -> DataParallelTraine
     )
     return DataParallelTrainer(
         run_node,
-        train_loop_config={"job": job, "board": board},
+        train_loop_config={"job": job, "tracker": tracker},
         scaling_config=ScalingConfig(
             num_workers=job.resources.nodes,
             use_gpu=job.resources.gpus_per_node > 0,

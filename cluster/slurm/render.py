@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from cluster.job_spec import Container, JobSpec
 from cluster.slurm.places import LOG_NAME, places_of
 from pipeline.ranks.environment import START_TIMEOUT_VARIABLE
+from pipeline.shared.exit_codes import AGREED_CODES, FINAL_CODES, ExitCode
 
 TEMPLATE = "job.sbatch.j2"
 # After the first rank has ended; who is to leave with it has left by then.
@@ -40,6 +41,8 @@ def render_script(spec: JobSpec) -> str:
         ranks_per_node=spec.resources.ranks_per_node,
         srun_options=list(_srun_options(spec)),
         command_lines=list(_command_lines(spec)),
+        final_codes=[int(code) for code in FINAL_CODES if code != ExitCode.DONE],
+        agreed_codes=[int(code) for code in AGREED_CODES],
     )
 
 

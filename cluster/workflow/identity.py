@@ -1,29 +1,41 @@
-"""By what a stage's inputs and outputs are told apart: short texts that change when the content does."""
+"""Identities of inputs and outputs of workflow steps: short texts that change when the content does."""
 
 import hashlib
+import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_prep.inputs.documents import KNOWN_SUFFIXES, TextFiles, files_fingerprint
+from data_prep.inputs.documents import (
+    KNOWN_SUFFIXES,
+    TextFiles,
+    TextSource,
+    files_fingerprint,
+    python_standard_library,
+)
 from data_prep.manifest import MANIFEST_NAME, ReadSettings, load_manifest
 from pipeline.checkpoint.checksums import CHECKSUMS_NAME
 from pipeline.checkpoint.tracker import resolve_checkpoint
-from pipeline.config.workflow_section import PrepareStage
+from pipeline.config.workflow_section import PrepareStep, TokenizerStep
 from pipeline.shared.errors import CheckpointError, DataError
 from pipeline.shared.files import file_sha256
 
+# Packages whose sources decide what a training run computes.
+_COMPUTING_PACKAGES = ("megatron_ext", "pipeline", "data_prep")
 
-def text_of(stage: PrepareStage) -> TextFiles:
-    """Return the text a stage prepares, as `megaponder data prepare` finds it."""
+
+def text_of(step: TokenizerStep | PrepareStep) -> TextSource:
+    """Return the text a step reads, as `megaponder data prepare` finds it."""
+    if step.python_stdlib:
+        return python_standard_library()
     return TextFiles(
-        inputs=stage.inputs,
-        suffixes=stage.suffixes or KNOWN_SUFFIXES,
-        reading=ReadSettings(text_field=stage.text_field, lines=stage.lines),
+        inputs=step.inputs,
+        suffixes=step.suffixes or KNOWN_SUFFIXES,
+        reading=ReadSettings(text_field=step.text_field, lines=step.lines),
     )
 
 
-def identity_of_text(text: TextFiles) -> str:
-    """Name, size and time of every file; no text is read.
+def identity_of_text(text: TextSource) -> str:
+    """Return a hash over name, size and time of every file; no text is read.
 
     Raises:
         DataError: there is no such text.
@@ -73,6 +85,18 @@ def identity_of_folder(path: Path) -> str | None:
         return None
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return _digest(f"{file.relative_to(path)} {file_sha256(file)}" for file in files)
+
+
+def identity_of_program() -> str:
+    """Return a hash over the sources that a run is computed with."""
+    lines: list[str] = []
+    for package in _COMPUTING_PACKAGES:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None, f"package {package} is part of this distribution"
+        for folder in spec.submodule_search_locations or ():
+            files = sorted(Path(folder).rglob("*.py"))
+            lines += [f"{package}/{file.relative_to(folder)} {file_sha256(file)}" for file in files]
+    return _digest(lines)
 
 
 def _described(file: Path) -> str:

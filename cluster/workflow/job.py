@@ -1,4 +1,4 @@
-"""From a stage to its job."""
+"""From a step to its job."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,70 +7,70 @@ from pathlib import Path
 from cluster.job_record import new_job_folder
 from cluster.job_spec import JobSpec, Resources
 from cluster.run_job import CONFIG_NAME, container_of, program, training_job
-from cluster.workflow.work import StageWork, work_of
+from cluster.workflow.work import StepWork, work_of
 from pipeline.config.schema import RunConfig
-from pipeline.config.workflow_section import PrepareStage, Stage
+from pipeline.config.workflow_section import PrepareStep, WorkflowStep
 
 _MODULE = "cluster.workflow.run_step"
 # Stands for HOST:PORT of the head in a job of kind `driver`; see `cluster.on_ray.job_file`.
 _RAY_ADDRESS = "{ray_address}"
 
 
-def job_name(config: RunConfig, stage: Stage) -> str:
-    """Return the name of a stage's jobs."""
-    return f"{config.name}-{stage.name}"
+def job_name(config: RunConfig, step: WorkflowStep) -> str:
+    """Return the name of a step's jobs."""
+    return f"{config.name}-{step.name}"
 
 
-def stage_job(
-    config: RunConfig, stage: Stage, *, dependencies: Sequence[str] = (), again: bool = False
+def step_job(
+    config: RunConfig, step: WorkflowStep, *, dependencies: Sequence[str] = (), again: bool = False
 ) -> JobSpec:
-    """Describe the job of a stage; nothing is written.
+    """Describe the job of a step; nothing is written.
 
     Args:
         config: of the run.
-        stage: one of its stages.
+        step: one of its steps.
         dependencies: ids of jobs that must have succeeded first.
         again: run it although it is done.
     """
     training = training_job(config, dependencies=dependencies)
-    folder = new_job_folder(training.run_folder, stage.name)
-    work = work_of(config, stage, folder / CONFIG_NAME)
+    folder = new_job_folder(training.run_folder, step.name)
+    work = work_of(config, step, folder / CONFIG_NAME)
     python, *_ = program(config.submit)
-    runs_on_ray = _prepares_on_ray(config, stage)
+    runs_on_ray = _prepares_on_ray(config, step)
     return replace(
         training,
-        name=job_name(config, stage),
+        name=job_name(config, step),
         command=(
-            *(python, "-m", _MODULE, stage.name, "--config", str(folder / CONFIG_NAME)),
+            *(python, "-m", _MODULE, step.name, "--config", str(folder / CONFIG_NAME)),
             *(["--again"] if again else ()),
             *(["--ray-address", _RAY_ADDRESS] if runs_on_ray else ()),
         ),
         job_folder=folder,
-        resources=_resources(training.resources, stage),
+        resources=_resources(training.resources, step),
         queue=replace(
             training.queue,
-            partition=stage.submit.partition or training.queue.partition,
-            qos=stage.submit.qos or training.queue.qos,
+            partition=step.submit.partition or training.queue.partition,
+            qos=step.submit.qos or training.queue.qos,
         ),
         container=container_of(config.submit, _folders(config, work)),
-        chain=training.chain if stage.command == "train" else 1,
+        chain=training.chain if step.command == "train" else 1,
         kind="driver" if runs_on_ray else "ranks",
     )
 
 
-def _resources(of_run: Resources, stage: Stage) -> Resources:
-    asked = stage.submit.model_dump(exclude={"partition", "qos"})
+def _resources(of_run: Resources, step: WorkflowStep) -> Resources:
+    asked = step.submit.model_dump(exclude={"partition", "qos"})
     given = {name: value for name, value in asked.items() if value is not None}
-    if stage.command == "train":
+    if step.command == "train":
         return replace(of_run, **given)
-    gpus = min(of_run.gpus_per_node, 1) if stage.command == "evaluate" else 0
+    gpus = min(of_run.gpus_per_node, 1) if step.command in ("evaluate", "generate") else 0
     return replace(of_run, **{"nodes": 1, "ranks_per_node": 1, "gpus_per_node": gpus, **given})
 
 
-def _prepares_on_ray(config: RunConfig, stage: Stage) -> bool:
-    return config.submit.target == "ray" and isinstance(stage, PrepareStage) and stage.workers > 0
+def _prepares_on_ray(config: RunConfig, step: WorkflowStep) -> bool:
+    return config.submit.target == "ray" and isinstance(step, PrepareStep) and step.workers > 0
 
 
-def _folders(config: RunConfig, work: StageWork) -> tuple[Path, ...]:
+def _folders(config: RunConfig, work: StepWork) -> tuple[Path, ...]:
     own = (config.output_dir, config.checkpoint_directory, *config.data.training_paths, *work.folders)
     return tuple(dict.fromkeys(folder.resolve() for folder in own))

@@ -1,28 +1,30 @@
-"""The marker of a stage, `stages/<name>.json` in the run's folder: what was run, on what, and what came out.
+"""The marker of a workflow step, `workflow/<name>.json` in the run folder: what ran, on what, and its output.
 
-The job writes it twice: when the stage begins, and when it has ended.
+The job writes it twice: when the step begins, and when it has ended.
 """
 
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.config.workflow_section import MARKER_FOLDER
 from pipeline.shared.errors import ClusterError
 from pipeline.shared.files import write_atomically
 
-_FOLDER = "stages"
+# Where runs of earlier versions keep theirs.
+_OLD_FOLDER = "stages"
 
 
 class Marker(BaseModel):
-    """One run of a stage.
+    """One run of a step.
 
     Attributes:
-        stage: its name.
+        step: its name.
         arguments: of `megaponder`.
         settings: all that its output depends on beside its inputs, by dotted name.
-        inputs: identity of each input as it was when the stage began; None: it was not there.
+        inputs: identity of each input as it was when the step began; None: it was not there.
         job: folder of the job that ran it.
         started_at, finished_at: in UTC; finished_at is None while it runs, and where it was killed.
         exit_code: of the command.
@@ -31,7 +33,7 @@ class Marker(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: str
+    step: str = Field(validation_alias=AliasChoices("step", "stage"))
     arguments: tuple[str, ...]
     settings: dict[str, Any]
     inputs: dict[str, str | None]
@@ -49,28 +51,30 @@ class Marker(BaseModel):
 
 def save_marker(run_folder: Path, marker: Marker) -> None:
     """Write a marker, whole or not at all."""
-    path = _path(run_folder, marker.stage)
+    path = _path(run_folder, marker.step)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (marker.model_dump_json(indent=2) + "\n").encode())
 
 
-def load_marker(run_folder: Path, stage: str) -> Marker | None:
-    """Return the marker of a stage; None where it has never run.
+def load_marker(run_folder: Path, step: str) -> Marker | None:
+    """Return the marker of a step; None where it has never run.
 
     Raises:
         ClusterError: there is one, which cannot be read.
     """
-    path = _path(run_folder, stage)
+    path = _path(run_folder, step)
+    if not path.exists():
+        path = run_folder / _OLD_FOLDER / path.name
     if not path.exists():
         return None
     try:
         return Marker.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise ClusterError(
-            f"{path} must be the marker of a stage, but cannot be read ({error}); delete it to run the stage "
+            f"{path} must be the marker of a step, but cannot be read ({error}); delete it to run the step "
             "again"
         ) from error
 
 
-def _path(run_folder: Path, stage: str) -> Path:
-    return run_folder / _FOLDER / f"{stage}.json"
+def _path(run_folder: Path, step: str) -> Path:
+    return run_folder / MARKER_FOLDER / f"{step}.json"

@@ -1,7 +1,7 @@
-"""A stage inside its job: `python -m cluster.workflow.run_step NAME --config FILE [--again]`.
+"""A step inside its job: `python -m cluster.workflow.run_step NAME --config FILE [--again]`.
 
 It runs `megaponder` in this very process, so that signals, exit codes and launchers need no go-between, and
-keeps the stage's marker. A stage that is done already ends at once: what was to change its inputs did not.
+keeps the step's marker. A step that is done already ends at once: what was to change its inputs did not.
 """
 
 import argparse
@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.workflow.marker import Marker, load_marker, save_marker
-from cluster.workflow.set_aside import set_aside, starts_anew
+from cluster.workflow.set_aside import set_aside, starts_from_scratch
 from cluster.workflow.todo import reason_to_run
-from cluster.workflow.work import StageWork, work_of
+from cluster.workflow.work import StepWork, work_of
 from pipeline.commands.shared import set_up_logging
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
-from pipeline.config.workflow_section import Stage
+from pipeline.config.workflow_section import WorkflowStep
 from pipeline.ranks.environment import Ranks
 from pipeline.shared.errors import UserError
 from pipeline.shared.exit_codes import ExitCode
@@ -27,18 +27,19 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Run a stage as one of its ranks; the first rank keeps the marker."""
+    """Run a step as one of its ranks; the first rank keeps the marker."""
     asked = _parser().parse_args()
     set_up_logging(speaks=Ranks.from_environment().rank == 0)
     try:
         config = load_config(asked.config)
-        stage = next(stage for stage in config.stages if stage.name == asked.stage)
-        work = work_of(config, stage, asked.config)
-        marker = _begin(config, stage, work, asked)
+        step = next(step for step in config.workflow if step.name == asked.step)
+        work = work_of(config, step, asked.config)
+        marker = begin(config, step, work, job=str(asked.config.parent), again=asked.again)
     except UserError as error:
         logger.error("%s", error)
         sys.exit(error.exit_code)
     if marker is None:
+        logger.info("%s is done already: its settings and inputs are those of its last run", step.name)
         sys.exit(ExitCode.DONE)
     on_ray = () if asked.ray_address is None else ("--ray-address", asked.ray_address)
     code = run_command((*work.arguments, *on_ray))
@@ -60,24 +61,30 @@ def run_command(arguments: tuple[str, ...]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cluster.workflow.run_step", description=__doc__)
-    parser.add_argument("stage", help="its name")
+    parser.add_argument("step", help="its name")
     parser.add_argument("--config", type=Path, required=True, help="of the run, in the folder of the job")
     parser.add_argument("--again", action="store_true", help="run it although it is done")
     parser.add_argument("--ray-address", help="HOST:PORT of a running Ray that data is prepared on")
     return parser
 
 
-def _begin(config: RunConfig, stage: Stage, work: StageWork, asked: argparse.Namespace) -> Marker | None:
-    """Return the marker of this run of the stage, which the first rank has written; None: it is done."""
-    job = str(asked.config.parent)
+def begin(config: RunConfig, step: WorkflowStep, work: StepWork, *, job: str, again: bool) -> Marker | None:
+    """Mark a step as begun, if it has to run.
+
+    Args:
+        config, step, work: the step, see `work_of`.
+        job: identifies this run of the step; a job that was interrupted has the same one when it restarts.
+        again: run the step although it is done.
+
+    Returns:
+        the marker that the first rank has written; None where the step is done.
+    """
     state = work.state(config.output_dir)
-    reason = reason_to_run(state)
     has_run_here = state.marker is not None and state.marker.job == job
-    if reason is None and (has_run_here or not asked.again):
-        logger.info("%s is done already: its settings and inputs are those of its last run", stage.name)
+    if reason_to_run(state) is None and (has_run_here or not again):
         return None
     marker = Marker(
-        stage=stage.name,
+        step=step.name,
         arguments=work.arguments,
         settings=dict(work.settings),
         inputs=dict(state.inputs),
@@ -85,10 +92,10 @@ def _begin(config: RunConfig, stage: Stage, work: StageWork, asked: argparse.Nam
         started_at=datetime.now(UTC),
     )
     if Ranks.from_environment().rank == 0:
-        before = load_marker(config.output_dir, stage.name)
-        if before is not None and starts_anew(state, job=job, again=asked.again):
+        before = load_marker(config.output_dir, step.name)
+        if before is not None and starts_from_scratch(state, job=job, again=again):
             # The other ranks touch nothing before they have met this one.
-            set_aside(config, stage, before, state.output)
+            set_aside(config, step, before, state.output)
         save_marker(config.output_dir, marker)
     return marker
 

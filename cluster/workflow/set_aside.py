@@ -1,27 +1,31 @@
-"""Making room for a stage that starts anew: what an earlier run of it has left is kept under other names."""
+"""Making room for a step that starts from scratch: the output of an earlier run is kept under other names."""
 
 import logging
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from cluster.workflow.marker import Marker
-from cluster.workflow.todo import StageState, differing
+from cluster.workflow.todo import StepState, differing
 from pipeline.config.schema import RunConfig
-from pipeline.config.workflow_section import ExportStage, Stage
+from pipeline.config.workflow_section import ExportStep, TrainStep, WorkflowStep
+from pipeline.metrics.jsonl import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
-# A longer training goes on from the shorter one.
+# A longer training continues from the shorter one.
 _CONTINUES = "training.train_iters"
+# `pipeline.metrics.tensorboard` loads torch.
+_CURVES = "tensorboard"
 
 
-def starts_anew(state: StageState, *, job: str, again: bool) -> bool:
-    """Tell whether a stage must not go on from what its last run left.
+def starts_from_scratch(state: StepState, *, job: str, again: bool) -> bool:
+    """Tell whether a step must not resume from the output of its last run.
 
     Args:
-        state: of the stage.
-        job: folder of the job that runs it now; a job that was interrupted goes on from its own.
-        again: it was asked to run although it is done.
+        state: of the step.
+        job: identifies this run; a job that was interrupted resumes from its own output.
+        again: it was requested although the step is done.
     """
     marker = state.marker
     if marker is None:
@@ -31,34 +35,30 @@ def starts_anew(state: StageState, *, job: str, again: bool) -> bool:
     before, now = dict(marker.settings), dict(state.settings)
     before.pop(_CONTINUES, None)
     now.pop(_CONTINUES, None)
-    as_before = marker.model_copy(update={"settings": before})
-    asked = StageState(
-        name=state.name,
-        needs=state.needs,
-        settings=now,
-        inputs=state.inputs,
-        output=state.output,
-        marker=marker,
-    )
-    return bool(differing(as_before, asked))
+    return bool(differing(marker.model_copy(update={"settings": before}), replace(state, settings=now)))
 
 
-def set_aside(config: RunConfig, stage: Stage, marker: Marker, output: str | None) -> None:
-    """Move the checkpoints and curves of an earlier training, and remove an earlier export of this stage.
+def set_aside(config: RunConfig, step: WorkflowStep, marker: Marker, output: str | None) -> None:
+    """Move the checkpoints and curves of an earlier training, and remove an earlier export of this step.
 
     Args:
         config: of the run.
-        stage: which starts anew.
+        step: which starts from scratch.
         marker: of its last run.
-        output: identity of what lies there now: what is not the last run's own is left alone.
+        output: identity of what is there now: what is not the last run's own is left alone.
     """
-    if stage.command == "train":
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        folder = config.output_dir
-        for path in (config.checkpoint_directory, folder / "metrics.jsonl", folder / "tensorboard"):
-            if path.exists():
-                kept = path.with_name(f"{path.name}.until-{stamp}")
-                path.rename(kept)
-                logger.warning("the stage starts anew: what was in %s is in %s now", path, kept)
-    elif isinstance(stage, ExportStage) and output is not None and output == marker.output:
-        shutil.rmtree(stage.output or config.output_dir / stage.name)
+    if isinstance(step, TrainStep):
+        set_training_aside(config)
+    elif isinstance(step, ExportStep) and output is not None and output == marker.output:
+        shutil.rmtree(step.output or config.output_dir / step.name)
+
+
+def set_training_aside(config: RunConfig) -> None:
+    """Move the checkpoints and curves of an earlier training."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    folder = config.output_dir
+    for path in (config.checkpoint_directory, folder / METRICS_FILE, folder / _CURVES):
+        if path.exists():
+            kept = path.with_name(f"{path.name}.until-{stamp}")
+            path.rename(kept)
+            logger.warning("the training starts from scratch: what was in %s is now in %s", path, kept)

@@ -1,4 +1,4 @@
-"""Submitting what is missing of a run's stages, each after those it needs."""
+"""Submitting what is missing of a run's steps, each after those it needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from cluster.preflight import check_run
 from cluster.run_job import CONFIG_NAME
 from cluster.targets import target_named
 from cluster.workflow.identity import identity_of_checkpoint
-from cluster.workflow.job import job_name, stage_job
-from cluster.workflow.todo import PlannedStage, plan_stages
+from cluster.workflow.job import job_name, step_job
+from cluster.workflow.todo import PlannedStep, plan_steps
 from cluster.workflow.work import prepared_folder, work_of
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
-from pipeline.config.workflow_section import PrepareStage, Stage
+from pipeline.config.workflow_section import PrepareStep, WorkflowStep
 from pipeline.shared.errors import ClusterError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Which stages are looked at.
+    """Which steps are looked at.
 
     Attributes:
         only: this one alone; None: all.
@@ -32,45 +32,45 @@ class Choice:
     again_from: str | None = None
 
 
-def plan_run_stages(config: RunConfig, choice: Choice) -> tuple[PlannedStage, ...]:
+def plan_workflow(config: RunConfig, choice: Choice) -> tuple[PlannedStep, ...]:
     """Look at what is there and decide what runs.
 
     Raises:
-        ClusterError: the choice names no stage, or a marker cannot be read.
+        ClusterError: the choice names no step, or a marker cannot be read.
         DataError: there is no text to prepare.
-        ConfigError: what the stages need is not there and none of them makes it.
+        ConfigError: what the steps need is not there and none of them makes it.
     """
-    names = [stage.name for stage in config.stages]
+    names = [step.name for step in config.workflow]
     for name in (choice.only, choice.again_from):
         if name is not None and name not in names:
-            raise ClusterError(f"a stage must be one of {', '.join(names)}, but is {name}")
-    looked_at = [stage for stage in config.stages if choice.only in (None, stage.name)]
-    works = [work_of(config, stage, Path(CONFIG_NAME)) for stage in looked_at]
+            raise ClusterError(f"a step must be one of {', '.join(names)}, but is {name}")
+    looked_at = [step for step in config.workflow if choice.only in (None, step.name)]
+    works = [work_of(config, step, Path(CONFIG_NAME)) for step in looked_at]
     again = () if choice.again_from is None else (choice.again_from,)
-    planned = plan_stages([work.state(config.output_dir) for work in works], again=again)
+    planned = plan_steps([work.state(config.output_dir) for work in works], again=again)
     _check(config, planned)
     return planned
 
 
-def stage_to_job(
-    config: RunConfig, planned: PlannedStage, choice: Choice, *, dependencies: Sequence[str]
+def step_to_job(
+    config: RunConfig, planned: PlannedStep, choice: Choice, *, dependencies: Sequence[str]
 ) -> JobSpec:
-    """Describe the job of a planned stage."""
-    return stage_job(
+    """Describe the job of a planned step."""
+    return step_job(
         config,
-        _stage_named(config, planned.name),
+        _step_named(config, planned.name),
         dependencies=dependencies,
         again=planned.name == choice.again_from,
     )
 
 
-def refuse_running(config: RunConfig, planned: Sequence[PlannedStage]) -> None:
-    """Refuse to submit a stage whose last job has not ended.
+def refuse_running(config: RunConfig, planned: Sequence[PlannedStep]) -> None:
+    """Refuse to submit a step whose last job has not ended.
 
     Raises:
         ClusterError: there is one.
     """
-    wanted = [job_name(config, _stage_named(config, stage.name)) for stage in planned if stage.reason]
+    wanted = [job_name(config, _step_named(config, step.name)) for step in planned if step.reason]
     # A link of a chain has its number behind the name.
     newest = {record.name.partition(" (")[0]: record for record in records_below(config.output_dir)}
     for name in (name for name in wanted if name in newest):
@@ -78,30 +78,30 @@ def refuse_running(config: RunConfig, planned: Sequence[PlannedStage]) -> None:
         state = target_named(record.target, ray_address=record.address).status(record).state
         if not state.is_final and state != state.UNKNOWN:
             raise ClusterError(
-                f"a stage must have ended before it is submitted again, but {record.job_id} is {state}; wait "
+                f"a step must have ended before it is submitted again, but {record.job_id} is {state}; wait "
                 f"for it, or stop it with `megaponder jobs cancel {record.job_id}`"
             )
 
 
-def _check(config: RunConfig, planned: Sequence[PlannedStage]) -> None:
-    stages = [_stage_named(config, stage.name) for stage in planned if stage.reason is not None]
-    commands = {stage.command for stage in stages}
-    for stage in stages:
-        if isinstance(stage, PrepareStage):
-            _check_tokenizer(stage)
+def _check(config: RunConfig, planned: Sequence[PlannedStep]) -> None:
+    steps = [_step_named(config, step.name) for step in planned if step.reason is not None]
+    commands = {step.command for step in steps}
+    for step in steps:
+        if isinstance(step, PrepareStep) and step.tokenizer is not None:
+            _check_tokenizer(step.name, step.tokenizer)
     if "train" in commands:
-        made = {prepared_folder(config, stage) for stage in stages if isinstance(stage, PrepareStage)}
+        made = {prepared_folder(config, step) for step in steps if isinstance(step, PrepareStep)}
         check_run(config, expects_data=made.isdisjoint(config.data.training_paths))
-    elif {"evaluate", "export"} & commands:
+    elif {"evaluate", "generate", "export"} & commands:
         _check_checkpoint(config)
 
 
-def _check_tokenizer(stage: PrepareStage) -> None:
-    if not stage.tokenizer.is_file():
+def _check_tokenizer(step: str, tokenizer: Path) -> None:
+    if not tokenizer.is_file():
         problem = ConfigProblem(
-            path=f"stages ({stage.name}).tokenizer",
+            path=f"workflow ({step}).tokenizer",
             rule="must be a file before a job is queued that reads it",
-            value=f"{stage.tokenizer}, which does not exist",
+            value=f"{tokenizer}, which does not exist",
             cure="make one with megaponder tokenizer train, or copy a tokenizer.json",
         )
         raise ConfigError([problem])
@@ -110,7 +110,7 @@ def _check_tokenizer(stage: PrepareStage) -> None:
 def _check_checkpoint(config: RunConfig) -> None:
     if identity_of_checkpoint(config.checkpoint_directory) is None:
         problem = ConfigProblem(
-            path="stages",
+            path="workflow",
             rule="must have a checkpoint to evaluate and export, or train one",
             value=f"none in {config.checkpoint_directory}",
             cure="add `- command: train`, or submit it before",
@@ -118,5 +118,5 @@ def _check_checkpoint(config: RunConfig) -> None:
         raise ConfigError([problem])
 
 
-def _stage_named(config: RunConfig, name: str) -> Stage:
-    return next(stage for stage in config.stages if stage.name == name)
+def _step_named(config: RunConfig, name: str) -> WorkflowStep:
+    return next(step for step in config.workflow if step.name == name)

@@ -1,4 +1,4 @@
-"""Which stages are to run, and why: a pure function of what is there."""
+"""Which steps are to run, and why: a pure function of what is there."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from cluster.workflow.marker import Marker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageState:
-    """A stage as it is asked for, and as it was run last.
+class StepState:
+    """A step as it is asked for, and as it was run last.
 
     Attributes:
-        name: of the stage.
-        needs: stages before it whose output it reads.
+        name: of the step.
+        needs: steps before it whose output it reads.
         settings, inputs, output: as they are now; see `cluster.workflow.marker.Marker`.
         marker: of its last run.
     """
@@ -27,13 +27,13 @@ class StageState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedStage:
-    """What becomes of a stage.
+class PlannedStep:
+    """What becomes of a step.
 
     Attributes:
-        name: of the stage.
+        name: of the step.
         reason: why it runs; None: it is done.
-        after: stages that run now, for whose success it waits.
+        after: steps that run now, for whose success it waits.
     """
 
     name: str
@@ -41,52 +41,52 @@ class PlannedStage:
     after: tuple[str, ...] = ()
 
 
-def plan_stages(stages: Sequence[StageState], *, again: Collection[str] = ()) -> tuple[PlannedStage, ...]:
+def plan_steps(steps: Sequence[StepState], *, again: Collection[str] = ()) -> tuple[PlannedStep, ...]:
     """Decide what runs: what has not succeeded with these settings and inputs, and what reads its output.
 
     Args:
-        stages: in their order.
-        again: names of stages that run whatever is there.
+        steps: in their order.
+        again: names of steps that run whatever is there.
     """
-    planned: dict[str, PlannedStage] = {}
-    for stage in stages:
-        after = tuple(name for name in stage.needs if name in planned and planned[name].reason is not None)
-        reason = reason_to_run(stage)
+    planned: dict[str, PlannedStep] = {}
+    for step in steps:
+        after = tuple(name for name in step.needs if name in planned and planned[name].reason is not None)
+        reason = reason_to_run(step)
         if after:
             reason = f"after {' and '.join(after)}"
-        elif stage.name in again:
+        elif step.name in again:
             reason = "asked for"
-        planned[stage.name] = PlannedStage(name=stage.name, reason=reason, after=after)
+        planned[step.name] = PlannedStep(name=step.name, reason=reason, after=after)
     return tuple(planned.values())
 
 
-def reason_to_run(stage: StageState) -> str | None:
-    """Return why a stage is not done, whatever becomes of the others; None: it is."""
-    marker = stage.marker
+def reason_to_run(step: StepState) -> str | None:
+    """Return why a step is not done, whatever becomes of the others; None: it is."""
+    marker = step.marker
     if marker is None:
         return "has not run"
-    differences = differing(marker, stage)
+    differences = differing(marker, step)
     if differences:
         return ", ".join(differences[:3]) + (" ..." if len(differences) > 3 else "")
     if marker.exit_code is None:
         return "has begun, and not ended"
     if marker.exit_code != 0:
         return f"ended with exit code {marker.exit_code}"
-    if stage.output is None:
+    if step.output is None:
         return "its output is gone"
-    return None if stage.output == marker.output else "its output was changed"
+    return None if step.output == marker.output else "its output was changed"
 
 
-def differing(marker: Marker, stage: StageState) -> list[str]:
-    """Say in which settings and inputs a stage differs from its last run."""
+def differing(marker: Marker, step: StepState) -> list[str]:
+    """Say in which settings and inputs a step differs from its last run."""
     before = marker.settings
     settings = [
-        f"{name} is {_shown(stage.settings.get(name))}, was {_shown(before.get(name))}"
-        for name in dict.fromkeys([*stage.settings, *before])
-        if stage.settings.get(name) != before.get(name)
+        f"{name} is {_shown(step.settings.get(name))}, was {_shown(before.get(name))}"
+        for name in dict.fromkeys([*step.settings, *before])
+        if step.settings.get(name) != before.get(name)
     ]
     inputs = [
-        f"other {name}" for name, identity in stage.inputs.items() if marker.inputs.get(name) != identity
+        f"other {name}" for name, identity in step.inputs.items() if marker.inputs.get(name) != identity
     ]
     return settings + inputs
 

@@ -1,4 +1,4 @@
-"""What each stage does: its command line, what its output depends on, and where that lies."""
+"""What each step does: its command line, what its output depends on, and where that lies."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,34 +15,46 @@ from cluster.workflow.identity import (
     text_of,
 )
 from cluster.workflow.marker import load_marker
-from cluster.workflow.todo import StageState
+from cluster.workflow.todo import StepState
 from pipeline.config.schema import RunConfig
-from pipeline.config.workflow_section import EvaluateStage, ExportStage, PrepareStage, Stage
+from pipeline.config.workflow_section import (
+    EvaluateStep,
+    ExportStep,
+    GenerateStep,
+    PrepareStep,
+    ReportStep,
+    TokenizerStep,
+    TrainStep,
+    WorkflowStep,
+)
+from pipeline.metrics.jsonl import METRICS_FILE
 
 Identity = Callable[[], str | None]
 
 _CERTIFICATE = "conversion.json"
+_TOKENIZER_NAME = "tokenizer.model"
+_EVALUATION, _SAMPLE, _REPORT = "evaluation.json", "sample.json", "report.html"
 # Settings of a run that decide nothing about the model that is trained: where and how it is computed, saved,
 # shown and sent off. Inputs count by their content.
 _WITHOUT_EFFECT = (
-    *("name", "output_dir", "parallel", "checkpoint", "evaluation", "metrics", "submit", "stages"),
+    *("name", "output_dir", "parallel", "checkpoint", "evaluation", "metrics", "submit", "workflow"),
     *("training.micro_batch_size", "data.path", "data.heldout_path", "data.heldout_format"),
     *("data.heldout_split", "data.prefetch_batches", "init_from.path"),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageWork:
-    """A stage, spelled out.
+class StepWork:
+    """A step, spelled out.
 
     Attributes:
-        name: of the stage.
+        name: of the step.
         arguments: of `megaponder`.
         settings: all that the output depends on beside the inputs, by dotted name.
         inputs: what gives the identity of each input, and the folders and files they lie in.
         output: gives the identity of the output.
         folders: that the job reads or writes beside the run's own.
-        needs: stages before it whose output it reads.
+        needs: steps before it whose output it reads.
     """
 
     name: str
@@ -53,14 +65,14 @@ class StageWork:
     folders: tuple[Path, ...] = ()
     needs: tuple[str, ...] = ()
 
-    def state(self, run_folder: Path) -> StageState:
+    def state(self, run_folder: Path) -> StepState:
         """Look at what is there now.
 
         Raises:
             DataError: there is no text to prepare.
             ClusterError: its marker cannot be read.
         """
-        return StageState(
+        return StepState(
             name=self.name,
             needs=self.needs,
             settings=self.settings,
@@ -70,80 +82,125 @@ class StageWork:
         )
 
 
-def work_of(config: RunConfig, stage: Stage, config_file: Path) -> StageWork:
-    """Spell out one stage of a run.
+def work_of(config: RunConfig, step: WorkflowStep, config_file: Path) -> StepWork:
+    """Spell out one step of a run.
 
     Args:
         config: of the run.
-        stage: one of its stages.
+        step: one of its steps.
         config_file: where the job finds the settings.
     """
-    if isinstance(stage, PrepareStage):
-        return _prepare(config, stage)
-    if isinstance(stage, EvaluateStage):
-        return _evaluate(config, stage)
-    if isinstance(stage, ExportStage):
-        return _export(config, stage)
-    return _train(config, stage.name, config_file)
+    match step:
+        case TokenizerStep():
+            return _tokenizer(config, step)
+        case PrepareStep():
+            return _prepare(config, step)
+        case TrainStep():
+            return _train(config, step.name, config_file)
+        case EvaluateStep():
+            return _evaluate(config, step)
+        case GenerateStep():
+            return _generate(config, step)
+        case ExportStep():
+            return _export(config, step)
+        case ReportStep():
+            return _report(config, step)
 
 
-def prepared_folder(config: RunConfig, stage: PrepareStage) -> Path:
-    """Return where a stage puts its tokens."""
-    folder = stage.output or config.data.path
-    assert folder is not None, "a rule asks for the output of a stage where there is no data.path"
+def prepared_folder(config: RunConfig, step: PrepareStep) -> Path:
+    """Return where a step puts its tokens."""
+    folder = step.output or config.data.path
+    assert folder is not None, "a rule asks for the output of a step where there is no data.path"
     return folder
 
 
-def _prepare(config: RunConfig, stage: PrepareStage) -> StageWork:
-    output = prepared_folder(config, stage)
-    options = {
-        "--tokenizer": stage.tokenizer,
-        "--output": output,
-        "--format": stage.format,
-        "--text-field": stage.text_field,
-        "--eod-token": stage.eod_token,
-        "--bos-token": stage.bos_token,
-        "--heldout-fraction": stage.heldout_fraction,
-        "--workers": stage.workers,
-        "--max-bad-records": stage.max_bad_records,
-    }
-    settings = stage.model_dump(
-        mode="json",
-        include={"format", "text_field", "lines", "suffixes", "eod_token", "bos_token", "heldout_fraction"},
-    )
-    return StageWork(
-        name=stage.name,
+def tokenizer_file(config: RunConfig, step: TokenizerStep | PrepareStep) -> Path:
+    """Return the tokenizer that a step trains or reads."""
+    own = step.output if isinstance(step, TokenizerStep) else step.tokenizer
+    if own is not None:
+        return own
+    if isinstance(step, PrepareStep):
+        return tokenizer_file(config, next(s for s in config.workflow if isinstance(s, TokenizerStep)))
+    return config.data.manifest_folder.parent / _TOKENIZER_NAME
+
+
+def _tokenizer(config: RunConfig, step: TokenizerStep) -> StepWork:
+    output = tokenizer_file(config, step)
+    vocab_size = step.vocab_size or config.model.vocab_size
+    return StepWork(
+        name=step.name,
         arguments=(
-            *("data", "prepare", *stage.inputs, "--overwrite"),
-            *_options(options),
-            *(["--lines"] if stage.lines else ()),
-            *(word for suffix in stage.suffixes for word in ("--suffix", suffix)),
+            *("tokenizer", "train", *_text_arguments(step)),
+            *_options({"--output": output, "--vocab-size": vocab_size}),
         ),
-        settings={**settings, "output": str(output)},
+        settings={**_text_settings(step), "vocab_size": vocab_size, "output": str(output)},
+        inputs={"text": partial(identity_of_text, text_of(step))},
+        output=partial(identity_of_file, output),
+        folders=(output.parent, *_text_folders(step)),
+    )
+
+
+def _prepare(config: RunConfig, step: PrepareStep) -> StepWork:
+    output, tokenizer = prepared_folder(config, step), tokenizer_file(config, step)
+    options = {
+        "--tokenizer": tokenizer,
+        "--output": output,
+        "--format": step.format,
+        "--eod-token": step.eod_token,
+        "--bos-token": step.bos_token,
+        "--workers": step.workers,
+        "--max-bad-records": step.max_bad_records,
+    }
+    settings = step.model_dump(mode="json", include={"format", "eod_token", "bos_token"})
+    return StepWork(
+        name=step.name,
+        arguments=("data", "prepare", *_text_arguments(step), "--overwrite", *_options(options)),
+        settings={**settings, **_text_settings(step), "output": str(output)},
         inputs={
-            "text": partial(identity_of_text, text_of(stage)),
-            "tokenizer": partial(identity_of_file, stage.tokenizer),
+            "text": partial(identity_of_text, text_of(step)),
+            "tokenizer": partial(identity_of_file, tokenizer),
         },
         output=partial(identity_of_tokens, output),
-        folders=(output, stage.tokenizer, *(Path(place) for place in stage.inputs if Path(place).exists())),
+        folders=(output, tokenizer, *_text_folders(step)),
+        needs=_names_of(config, "tokenizer") if step.tokenizer is None else (),
     )
 
 
-def _train(config: RunConfig, name: str, config_file: Path) -> StageWork:
+def _text_arguments(step: TokenizerStep | PrepareStep) -> tuple[str, ...]:
+    options = {"--text-field": step.text_field, "--heldout-fraction": step.heldout_fraction}
+    return (
+        *step.inputs,
+        *(["--python-stdlib"] if step.python_stdlib else ()),
+        *_options(options),
+        *(["--lines"] if step.lines else ()),
+        *(word for suffix in step.suffixes for word in ("--suffix", suffix)),
+    )
+
+
+def _text_settings(step: TokenizerStep | PrepareStep) -> dict[str, Any]:
+    # Which text it is counts by its content.
+    return step.model_dump(mode="json", include={"text_field", "lines", "suffixes", "heldout_fraction"})
+
+
+def _text_folders(step: TokenizerStep | PrepareStep) -> tuple[Path, ...]:
+    return tuple(Path(place) for place in step.inputs if Path(place).exists())
+
+
+def _train(config: RunConfig, name: str, config_file: Path) -> StepWork:
     inputs: dict[str, Identity] = {
         f"data in {path}": partial(identity_of_tokens, path) for path in config.data.training_paths
     }
     start = config.init_from.path
     if start is not None:
         inputs[f"weights in {start}"] = partial(identity_of_checkpoint, start)
-    return StageWork(
+    return StepWork(
         name=name,
         arguments=("train", "--config", str(config_file)),
         settings=_training_settings(config),
         inputs=inputs,
         output=partial(identity_of_checkpoint, config.checkpoint_directory),
         folders=() if start is None else (start,),
-        needs=tuple(stage.name for stage in config.stages if stage.command == "prepare"),
+        needs=_names_of(config, "prepare"),
     )
 
 
@@ -161,44 +218,79 @@ def _training_settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _evaluate(config: RunConfig, stage: EvaluateStage) -> StageWork:
-    iters = stage.iters or config.evaluation.iters
-    output = stage.output or config.output_dir / "evaluation.json"
+def _evaluate(config: RunConfig, step: EvaluateStep) -> StepWork:
+    iters = step.iters or config.evaluation.iters
+    output = step.output or config.output_dir / _EVALUATION
     heldout = config.data.heldout_path
     paths = config.data.training_paths if heldout is None else (heldout,)
-    options = {"--iters": iters, "--jacobi-iterations": stage.jacobi_iterations, "--output": output}
-    return StageWork(
-        name=stage.name,
+    options = {"--iters": iters, "--jacobi-iterations": step.jacobi_iterations, "--output": output}
+    return StepWork(
+        name=step.name,
         arguments=("eval", str(config.checkpoint_directory), *_options(options)),
-        settings={"iters": iters, "jacobi_iterations": stage.jacobi_iterations, "output": str(output)},
+        settings={"iters": iters, "jacobi_iterations": step.jacobi_iterations, "output": str(output)},
         inputs={
             "checkpoint": partial(identity_of_checkpoint, config.checkpoint_directory),
             **{f"data in {path}": partial(identity_of_tokens, path) for path in paths},
         },
         output=partial(identity_of_file, output),
         folders=paths,
-        needs=tuple(other.name for other in config.stages if other.command in ("prepare", "train")),
+        needs=_names_of(config, "prepare", "train"),
     )
 
 
-def _export(config: RunConfig, stage: ExportStage) -> StageWork:
-    output = stage.output or config.output_dir / stage.name
-    options = {"--output": output, "--dtype": stage.dtype, "--tokenizer": stage.tokenizer}
+def _export(config: RunConfig, step: ExportStep) -> StepWork:
+    output = step.output or config.output_dir / step.name
+    options = {"--output": output, "--dtype": step.dtype, "--tokenizer": step.tokenizer}
     inputs: dict[str, Identity] = {"checkpoint": partial(identity_of_checkpoint, config.checkpoint_directory)}
-    if stage.tokenizer is not None:
-        inputs["tokenizer"] = partial(identity_of_folder, stage.tokenizer)
-    return StageWork(
-        name=stage.name,
+    if step.tokenizer is not None:
+        inputs["tokenizer"] = partial(identity_of_folder, step.tokenizer)
+    return StepWork(
+        name=step.name,
         arguments=(
             *("convert", "to-hf", str(config.checkpoint_directory), *_options(options)),
-            *(["--no-tokenizer"] if stage.tokenizer is None else ()),
+            *(["--no-tokenizer"] if step.tokenizer is None else ()),
         ),
-        settings={"dtype": stage.dtype, "output": str(output)},
+        settings={"dtype": step.dtype, "output": str(output)},
         inputs=inputs,
         output=partial(identity_of_file, output / _CERTIFICATE),
-        folders=() if stage.tokenizer is None else (stage.tokenizer,),
-        needs=tuple(other.name for other in config.stages if other.command == "train"),
+        folders=() if step.tokenizer is None else (step.tokenizer,),
+        needs=_names_of(config, "train"),
     )
+
+
+def _generate(config: RunConfig, step: GenerateStep) -> StepWork:
+    output = step.output or config.output_dir / _SAMPLE
+    settings = step.model_dump(include={"prompt", "max_new_tokens", "temperature", "top_p", "seed"})
+    options = {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
+    return StepWork(
+        name=step.name,
+        arguments=(
+            *("generate", str(config.checkpoint_directory)),
+            *_options({**options, "--output": output}),
+        ),
+        settings={**settings, "output": str(output)},
+        inputs={"checkpoint": partial(identity_of_checkpoint, config.checkpoint_directory)},
+        output=partial(identity_of_file, output),
+        needs=_names_of(config, "train"),
+    )
+
+
+def _report(config: RunConfig, step: ReportStep) -> StepWork:
+    output = step.output or config.output_dir / _REPORT
+    read = {name: config.output_dir / name for name in (METRICS_FILE, _EVALUATION, _SAMPLE)}
+    return StepWork(
+        name=step.name,
+        arguments=("report", str(config.output_dir), *_options({"--output": output})),
+        settings={"output": str(output)},
+        inputs={name: partial(identity_of_file, path) for name, path in read.items()},
+        output=partial(identity_of_file, output),
+        folders=config.data.training_paths,
+        needs=_names_of(config, "train", "evaluate", "generate"),
+    )
+
+
+def _names_of(config: RunConfig, *commands: str) -> tuple[str, ...]:
+    return tuple(step.name for step in config.workflow if step.command in commands)
 
 
 def _options(options: Mapping[str, object]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a tokenizer does, and loading one of either kind."""
+"""What a tokenizer of either kind does."""
 
 import hashlib
 import json
@@ -27,39 +27,6 @@ class Tokenizer(ABC):
     def __init__(self, content: bytes) -> None:
         """Take the bytes of the tokenizer's file."""
         self.sha256 = hashlib.sha256(content).hexdigest()
-
-    @staticmethod
-    def load(path: Path, *, eod_token: str | None = None) -> "Tokenizer":
-        """Read a sentencepiece model or a Hugging Face ``tokenizer.json``, whichever the file is.
-
-        Args:
-            path: the file.
-            eod_token: name of the token that ends documents, for a ``tokenizer.json``. Without it the
-                ``eos_token`` of the ``special_tokens_map.json`` beside the file is taken.
-        Raises:
-            DataError: the file does not exist or is no usable tokenizer.
-        """
-        try:
-            content = path.read_bytes()
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise DataError(
-                f"the tokenizer {path} must be a file, but is not; make one with `megaponder tokenizer train`"
-            ) from error
-        # each kind is loaded only where it is used: both bring a library
-        if content.lstrip().startswith(b"{"):
-            from data_prep.tokenizers.huggingface_tokenizer import HuggingFaceTokenizer
-
-            return HuggingFaceTokenizer(
-                content, eod_token=eod_token or special_eod_token(path), name=str(path)
-            )
-        from data_prep.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
-
-        if eod_token is not None:
-            raise DataError(
-                f"--eod-token is for a tokenizer.json, but {path} is a sentencepiece model, which names its "
-                "own end-of-sequence piece; leave it out"
-            )
-        return SentencePieceTokenizer(content, name=str(path))
 
     @abstractmethod
     def encode(self, text: str) -> NDArray[np.int32]:

@@ -18,6 +18,7 @@ from data_prep.inputs.ranges import whole
 from data_prep.inputs.records import BadRecord, document_name, holds_many, read_records
 from data_prep.manifest import RejectedRecord
 from data_prep.plan import TRAIN, name_fraction, split_of
+from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.shared.errors import DataError
@@ -74,7 +75,7 @@ def train_tokenizer(training: TokenizerTraining) -> TrainedTokenizer:
         tokenizer: Tokenizer = SentencePieceTokenizer(model)
         write_atomically(_record_path(training.output), _dump({**record, "sha256": tokenizer.sha256}))
     else:
-        tokenizer = Tokenizer.load(training.output)
+        tokenizer = read_tokenizer(training.output)
     return TrainedTokenizer(
         path=training.output,
         sha256=tokenizer.sha256,
@@ -187,7 +188,7 @@ def _training_record(training: TokenizerTraining, sample: Sequence[InputFile]) -
 def _is_up_to_date(output: Path, record: dict[str, object]) -> bool:
     try:
         found = json.loads(_record_path(output).read_bytes())
-        return bool(found == {**record, "sha256": Tokenizer.load(output).sha256})
+        return bool(found == {**record, "sha256": read_tokenizer(output).sha256})
     except (FileNotFoundError, json.JSONDecodeError, DataError):
         return False
 

@@ -1,28 +1,18 @@
 """AdaPonderLM: a gate after every iteration of PonderLM lets a token halt for good (definitions 3.2)."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from megatron_ext.methods.base import (
-    Column,
-    Mixer,
-    Observer,
-    PassContext,
-    PassRows,
-    Readout,
-    RowRunner,
-    Thought,
-    ignore,
-    in_float32,
-)
+from megatron_ext.methods.base import Mixer, PassContext, PassRows, Readout, build_decider
 from megatron_ext.methods.ponderlm import PonderLM
-from megatron_ext.ponder import gates
 from megatron_ext.ponder.config import PonderConfig
+from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_until_halted
+from megatron_ext.ponder.halting import active_iterations, in_float32, still_active
 from megatron_ext.ponder.penalties import bottom_k
 
-GATE_EXPANSION = 4
 # Gates start at 0.9 for every token: close to PonderLM, which adds its mixtures in full.
 OPEN_GATE_ODDS = 9.0
 
@@ -30,16 +20,12 @@ OPEN_GATE_ODDS = 9.0
 class AdaPonderLM(PonderLM):
     """One gate per iteration; a halted token keeps hidden state, keys and values of its last iteration."""
 
-    column = Column.ACTIVE
-
     def __init__(self, config: PonderConfig, hidden_size: int, *, decides: bool = True) -> None:
         """Build K gates Linear(H, 4H), exact GELU, Linear(4H, 1)."""
         super().__init__(config, hidden_size, decides=decides)
         if decides:
-            inner = GATE_EXPANSION * hidden_size
             self.gates = nn.ModuleList(
-                nn.Sequential(nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, 1))
-                for _ in range(config.num_latent_thoughts)
+                build_decider(config, hidden_size) for _ in range(config.num_latent_thoughts)
             )
         self.reset_parameters()
 
@@ -59,7 +45,7 @@ class AdaPonderLM(PonderLM):
         context.observe(f"hidden/iteration_{index:02d}", hidden)
         logits = context.memory.keep(f"gate/{index}", self._gate(index, hidden))
         was_active = torch.ones_like(logits, dtype=torch.bool) if ended.column is None else ended.column > 0
-        active = gates.still_active(was_active, logits, self.config.pruning_threshold)
+        active = still_active(was_active, logits, self.config.pruning_threshold)
         share = torch.sigmoid(logits) * active
         update = self._answer(hidden, context.mix_embeddings) * share.unsqueeze(-1).to(hidden.dtype)
         return PassRows(rows=update, column=active.to(logits.dtype))
@@ -75,7 +61,7 @@ class AdaPonderLM(PonderLM):
         # From here on every rank works on all tokens.
         logits = context.axis.to_full_use(logits)
         penalty = bottom_k(logits[context.real], context.bottom_k_fraction)
-        steps = gates.active_iterations(logits, self.config.pruning_threshold)
+        steps = active_iterations(logits, self.config.pruning_threshold)
         context.observe("gate_logits", logits)
         self._record(steps, logits, penalty, context)
         return Readout(hidden=hidden, penalty=penalty, steps=steps)
@@ -83,26 +69,16 @@ class AdaPonderLM(PonderLM):
     def think(
         self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
     ) -> Thought:
-        """Iterate until a gate closes; what is skipped would not have changed anything."""
-        hidden = run(rows)
-        running, last = rows, hidden.clone()
-        active = torch.arange(rows.shape[1], device=rows.device)
-        steps = torch.zeros_like(active)
-        for iteration in range(self.config.num_latent_thoughts):
-            logits = self._gate(iteration, hidden)
-            observe(f"gate_logits/{iteration}", torch.stack([active.to(logits.dtype), logits[0]]))
-            share = torch.sigmoid(logits)
-            goes_on = share[0] >= self.config.pruning_threshold
-            active = active[goes_on]
-            if len(active) == 0:
-                break
-            update = self._answer(hidden[:, goes_on], mix_embeddings)
-            share = share[:, goes_on].unsqueeze(-1).to(hidden.dtype)
-            running = running[:, goes_on] + update * share
-            hidden = run(running, tokens=active, version=iteration + 1)
-            last[:, active] = hidden
-            steps[active] += 1
-        return Thought(hidden=last, steps=steps)
+        """Iterate until a gate closes."""
+        return think_until_halted(
+            self._first_input(rows),
+            run,
+            num_iterations=self.config.num_latent_thoughts,
+            feed_back=partial(self._answer, mix_embeddings=mix_embeddings),
+            gate=self._gate,
+            threshold=self.config.pruning_threshold,
+            observe=observe,
+        )
 
     def statistics_layout(self) -> dict[str, int]:
         """Sums over real tokens."""

@@ -6,20 +6,24 @@ a single process, tensor and sequence parallelism, and passes that are spread ov
 S = tokens held by this rank, n = slots in the pass, B = micro-batch, H = hidden size, K = extra steps.
 """
 
+import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.parallel.tensor import TensorAxis
-from megatron_ext.ponder.config import PonderConfig
+from megatron_ext.ponder.config import MethodFacts, PonderConfig
+from megatron_ext.ponder.decode.sweeps import PromptTokens
+from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_in_rows
 from megatron_ext.ponder.passes import PassPlan
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 
-Observer = Callable[[str, Tensor], None]
 Mixer = Callable[[Tensor], Tensor]
 
 
@@ -86,85 +90,8 @@ class Readout:
     steps: Tensor | None = None
 
 
-class RowRunner(Protocol):
-    """Runs rows of N tokens through all layers against the stored rows of earlier tokens."""
-
-    def __call__(
-        self,
-        rows: Tensor,
-        *,
-        tokens: Tensor | None = None,
-        log_weight: Tensor | None = None,
-        version: int = 0,
-        normalize: bool = True,
-    ) -> Tensor:
-        """Run and store.
-
-        Args:
-            rows: [1, R, H], only those that are needed.
-            tokens: which of the N tokens every row belongs to, [R] int64, rising; None where it is one row of
-                each.
-            log_weight: of the rows' keys, [R]; None for 0.
-            version: which version of the earlier tokens' keys and values the rows read and join.
-            normalize: apply the final norm.
-        Returns:
-            [1, R, H].
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thought:
-    """What N tokens came to in decoding.
-
-    Attributes:
-        hidden: [1, N, H], goes to the head.
-        steps: extra steps taken, [N] int64.
-    """
-
-    hidden: Tensor
-    steps: Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sweeps:
-    """How a prompt is read by Jacobi iteration: a fixed number of sweeps, or until they change nothing.
-
-    Attributes:
-        number: J, sweeps after the build-up; None sweeps until a prompt has settled: its tokens' steps stand,
-            and neither its thoughts, relative to their size, nor their log weights move by more than
-            `tolerance`.
-        tolerance: see there.
-    """
-
-    number: int | None = None
-    tolerance: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptTokens:
-    """The N tokens of some prompts, one prompt behind the other.
-
-    Attributes:
-        sequences: which prompt each token belongs to, [N] int64, rising from 0 without gaps.
-        sweeps: how a method of latent thoughts reads them.
-    """
-
-    sequences: Tensor
-    sweeps: Sweeps
-
-
-def ignore(name: str, value: Tensor) -> None:
-    """Observe nothing."""
-    del name, value
-
-
 class PonderMethod(nn.Module):
     """Base of the methods: one pass, the hidden state itself is read."""
-
-    column = Column.NONE
-    # Versions of a token's keys and values: more than one where a token runs again at the same place.
-    iterates = False
 
     def __init__(self, config: PonderConfig, hidden_size: int, *, decides: bool = True) -> None:
         """Keep the settings.
@@ -180,20 +107,48 @@ class PonderMethod(nn.Module):
         self.hidden_size = hidden_size
         self.decides = decides
 
+    def under(self, limits: StepLimits) -> Self:
+        """Return this method under limits: a view with other settings and the same weights."""
+        if limits == UNLIMITED:
+            return self
+        # A shallow copy shares the dictionaries of parameters and submodules.
+        view = copy.copy(self)
+        view.config = limits.apply(self.config)
+        return view
+
+    @property
+    def facts(self) -> MethodFacts:
+        """What is known of the method beside its code."""
+        return self.config.method.facts
+
+    @property
+    def column(self) -> Column:
+        """What stands beside every row of a pass."""
+        if self.facts.weighs_slots:
+            return Column.LOG_WEIGHT
+        return Column.ACTIVE if self.facts.freezes_halted else Column.NONE
+
+    @property
+    def iterates(self) -> bool:
+        """Whether a token has several versions of keys and values, because it runs again in its place."""
+        return self.facts.iterates
+
     @property
     def embedding_scale(self) -> float:
-        """c, the factor on token embeddings."""
-        return 1.0
+        """c, the factor on token embeddings (definitions 2.2, 3.1 and 4)."""
+        if "scale_embeds" not in self.facts.settings or not self.config.scale_embeds:
+            return 1.0
+        is_wide = self.facts.has_wide_embeddings and not self.mixes_embeddings
+        return math.sqrt((2.5 if is_wide else 1.0) * self.hidden_size)
 
     @property
     def mixes_embeddings(self) -> bool:
         """Whether a pass ends with a mixture of embeddings, so that the last stage needs them."""
-        return False
+        return self.facts.mixes(self.config.mixture)
 
     def plan(self, num_jacobi_iterations: int) -> PassPlan:
         """The passes of one forward with J sweeps."""
-        del num_jacobi_iterations
-        return PassPlan(slots=(1,))
+        return self.facts.plan(self.config.num_latent_thoughts, num_jacobi_iterations)
 
     def tokens_of_rows(self, tokens: Tensor) -> Tensor:
         """Tokens whose embeddings the first pass is made of: [B, S] -> [B, S * n]."""
@@ -215,8 +170,7 @@ class PonderMethod(nn.Module):
 
     def normalizes(self, index: int, plan: PassPlan) -> bool:
         """Whether pass `index` ends with the final norm."""
-        del index, plan
-        return True
+        return self.facts.norms_each_pass or plan.is_final(index)
 
     def leave(self, index: int, ended: PassRows, context: PassContext) -> PassRows:
         """Make what the next pass needs from the end of pass `index`, which is not the final one.
@@ -250,7 +204,7 @@ class PonderMethod(nn.Module):
             observe: called with the name and value of intermediate results.
         """
         del mix_embeddings, observe
-        return Thought(hidden=run(rows), steps=self._every_step(rows))
+        return think_in_rows(rows, run)
 
     def read_prompts(
         self,
@@ -274,11 +228,6 @@ class PonderMethod(nn.Module):
         del prompts
         return self.think(rows, run, mix_embeddings, observe)
 
-    def _every_step(self, of_tokens: Tensor) -> Tensor:
-        """K for each token: [1, N, H] -> [N]."""
-        steps = self.config.num_latent_thoughts
-        return torch.full((of_tokens.shape[1],), steps, dtype=torch.int64, device=of_tokens.device)
-
     def statistics_layout(self) -> dict[str, int]:
         """Names and sizes of the sums that a forward collects in :attr:`PassContext.statistics`."""
         return {}
@@ -288,13 +237,9 @@ class PonderMethod(nn.Module):
         """Set the method's own weights to their start values."""
 
 
-def in_float32(layers: nn.Sequential, hidden: Tensor) -> Tensor:
-    """Run a small network in at least float32, whatever its weights' dtype: halting decisions need it."""
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    hidden = hidden.to(dtype)
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            hidden = nn.functional.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype))
-        else:
-            hidden = layer(hidden)
-    return hidden
+def build_decider(config: PonderConfig, hidden_size: int) -> nn.Sequential:
+    """Build one network by which tokens halt, as the facts of the method describe it."""
+    decider = config.method.facts.decider
+    assert decider is not None, f"{config.method} does not halt"
+    inner, outputs = decider.inner(hidden_size), decider.outputs(config.num_latent_thoughts)
+    return nn.Sequential(nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, outputs))

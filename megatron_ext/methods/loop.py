@@ -1,37 +1,20 @@
 """Looped language model: the layers run K + 1 times on their own output (definitions 4)."""
 
-import math
 from collections.abc import Callable
 
 from torch import Tensor
 
 from megatron_ext.methods.base import (
     Mixer,
-    Observer,
     PassContext,
     PassRows,
     PonderMethod,
-    RowRunner,
-    Thought,
-    ignore,
 )
-from megatron_ext.ponder.passes import PassPlan, iteration_plan
+from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_in_loops
 
 
 class Loop(PonderMethod):
     """Nothing is injected or normed between the trips; the final norm comes once, at the end."""
-
-    iterates = True
-
-    @property
-    def embedding_scale(self) -> float:
-        """sqrt(2.5 H), or 1 unscaled."""
-        return math.sqrt(2.5 * self.hidden_size) if self.config.scale_embeds else 1.0
-
-    def plan(self, num_jacobi_iterations: int) -> PassPlan:
-        """K + 1 passes of one row per token."""
-        del num_jacobi_iterations
-        return iteration_plan(self.config.num_latent_thoughts)
 
     def enter(
         self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext
@@ -39,10 +22,6 @@ class Loop(PonderMethod):
         """The embeddings, then whatever the trip before has left."""
         del index, context
         return PassRows(rows=embed()) if handed is None else handed
-
-    def normalizes(self, index: int, plan: PassPlan) -> bool:
-        """Only at the very end."""
-        return plan.is_final(index)
 
     def leave(self, index: int, ended: PassRows, context: PassContext) -> PassRows:
         """The running hidden state as it is."""
@@ -52,9 +31,6 @@ class Loop(PonderMethod):
     def think(
         self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
     ) -> Thought:
-        """All trips; trip i sees the keys of trip i of the earlier tokens."""
+        """Run all loops."""
         del mix_embeddings, observe
-        num_trips = self.config.num_slots
-        for trip in range(num_trips):
-            rows = run(rows, version=trip, normalize=trip == num_trips - 1)
-        return Thought(hidden=rows, steps=self._every_step(rows))
+        return think_in_loops(rows, run, num_iterations=self.config.num_latent_thoughts)

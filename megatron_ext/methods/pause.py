@@ -1,38 +1,21 @@
 """Pause tokens: K copies of one token after every token give the model time to answer (definitions 4)."""
 
-import math
-
-import torch
 from torch import Tensor
 
 from megatron_ext.methods.base import (
     Mixer,
-    Observer,
     PassContext,
     PassRows,
     PonderMethod,
-    PromptTokens,
     Readout,
-    RowRunner,
-    Thought,
-    ignore,
 )
-from megatron_ext.ponder.passes import PassPlan
+from megatron_ext.ponder.decode.sweeps import PromptTokens, read_all_rows
+from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore
 from megatron_ext.ponder.slots import interleave_pauses, split_slots
 
 
 class Pause(PonderMethod):
     """One pass over K + 1 rows per token; the last pause slot is read."""
-
-    @property
-    def embedding_scale(self) -> float:
-        """sqrt(H), on pause rows too, or 1 unscaled."""
-        return math.sqrt(self.hidden_size) if self.config.scale_embeds else 1.0
-
-    def plan(self, num_jacobi_iterations: int) -> PassPlan:
-        """One pass with all slots."""
-        del num_jacobi_iterations
-        return PassPlan(slots=(self.config.num_slots,))
 
     def tokens_of_rows(self, tokens: Tensor) -> Tensor:
         """Every token and its pauses: [B, S] -> [B, S * (K + 1)]."""
@@ -46,15 +29,6 @@ class Pause(PonderMethod):
         del context
         return Readout(hidden=split_slots(ended.rows, self.config.num_slots)[:, -1])
 
-    def think(
-        self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
-    ) -> Thought:
-        """The token, then its pauses."""
-        del mix_embeddings, observe
-        for row in rows.split(1):
-            hidden = run(row)
-        return Thought(hidden=hidden, steps=self._every_step(rows))
-
     def read_prompts(
         self,
         rows: Tensor,
@@ -63,11 +37,6 @@ class Pause(PonderMethod):
         prompts: PromptTokens,
         observe: Observer = ignore,
     ) -> Thought:
-        """All rows of all tokens in one go."""
-        del mix_embeddings, observe
-        num_tokens, num_slots = len(prompts.sequences), self.config.num_slots
-        tokens = torch.arange(num_tokens, device=rows.device).repeat_interleave(num_slots)
-        hidden = run(rows, tokens=tokens)
-        return Thought(
-            hidden=hidden[:, num_slots - 1 :: num_slots], steps=self._every_step(rows[:, :num_tokens])
-        )
+        """Run all rows of all tokens at once: pauses are known in advance."""
+        del mix_embeddings, prompts, observe
+        return read_all_rows(rows, run, num_slots=self.config.num_slots)

@@ -1,43 +1,22 @@
 """PonderLM: a token's input is enriched, pass by pass, by the embeddings it predicts (definitions 3.1)."""
 
-import math
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
 from megatron_ext.methods.base import (
     Mixer,
-    Observer,
     PassContext,
     PassRows,
     PonderMethod,
-    RowRunner,
-    Thought,
-    ignore,
 )
 from megatron_ext.ponder.config import Mixture, Residual
-from megatron_ext.ponder.passes import PassPlan, iteration_plan
+from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_by_feedback
 
 
 class PonderLM(PonderMethod):
     """K times the layers' answer is fed back as an embedding; the answer to the last input is read."""
-
-    iterates = True
-
-    @property
-    def embedding_scale(self) -> float:
-        """sqrt(H), or 1 unscaled."""
-        return math.sqrt(self.hidden_size) if self.config.scale_embeds else 1.0
-
-    @property
-    def mixes_embeddings(self) -> bool:
-        """Unless the hidden state itself is fed back."""
-        return self.config.mixture is not Mixture.HIDDEN
-
-    def plan(self, num_jacobi_iterations: int) -> PassPlan:
-        """K + 1 passes of one row per token."""
-        del num_jacobi_iterations
-        return iteration_plan(self.config.num_latent_thoughts)
 
     def enter(
         self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext
@@ -59,15 +38,15 @@ class PonderLM(PonderMethod):
     def think(
         self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
     ) -> Thought:
-        """All iterations; iteration i sees the keys of iteration i of the earlier tokens."""
+        """Run all iterations."""
         del observe
-        first = running = self._first_input(rows)
-        hidden = run(running)
-        for iteration in range(1, self.config.num_slots):
-            base = first if self.config.residual is Residual.FROM_EMBEDDING else running
-            running = base + self._answer(hidden, mix_embeddings)
-            hidden = run(running, version=iteration)
-        return Thought(hidden=hidden, steps=self._every_step(rows))
+        return think_by_feedback(
+            self._first_input(rows),
+            run,
+            num_iterations=self.config.num_latent_thoughts,
+            feed_back=partial(self._answer, mix_embeddings=mix_embeddings),
+            from_first=self.config.residual is Residual.FROM_EMBEDDING,
+        )
 
     def _first_input(self, embeddings: Tensor) -> Tensor:
         return embeddings * self.config.num_latent_thoughts if self.config.multiply_embedding else embeddings

@@ -1,48 +1,34 @@
 """PonderLM-2: latent thoughts refined by Jacobi iteration (definitions 2.1 to 2.4)."""
 
-import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from megatron_ext.methods.base import (
     Mixer,
-    Observer,
     PassContext,
     PassRows,
     PonderMethod,
-    PromptTokens,
     Readout,
-    RowRunner,
-    Thought,
-    ignore,
 )
-from megatron_ext.methods.sweeps import SlotDecision, read_by_sweeps
-from megatron_ext.ponder.config import Mixture
-from megatron_ext.ponder.passes import PassPlan, jacobi_plan
+from megatron_ext.ponder.decode.sweeps import PromptTokens, read_by_sweeps
+from megatron_ext.ponder.decode.think import (
+    Observer,
+    RowRunner,
+    SlotDecision,
+    Thought,
+    all_slots,
+    ignore,
+    think_in_slots,
+)
 from megatron_ext.ponder.residual import squared_change
 from megatron_ext.ponder.slots import merge_slots, rows_of_pass, split_slots
 
 
 class PonderLM2(PonderMethod):
     """K latent thoughts per token; the logits come from the last one."""
-
-    @property
-    def embedding_scale(self) -> float:
-        """sqrt(2.5 H), sqrt(H) where thoughts are mixtures, 1 unscaled (definitions 2.2)."""
-        if not self.config.scale_embeds:
-            return 1.0
-        return math.sqrt((1.0 if self.mixes_embeddings else 2.5) * self.hidden_size)
-
-    @property
-    def mixes_embeddings(self) -> bool:
-        """Unless the hidden state itself is the next thought."""
-        return self.config.mixture is not Mixture.HIDDEN
-
-    def plan(self, num_jacobi_iterations: int) -> PassPlan:
-        """Build-up, sweeps, final pass."""
-        return jacobi_plan(self.config.num_latent_thoughts, num_jacobi_iterations)
 
     def enter(
         self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext
@@ -82,12 +68,14 @@ class PonderLM2(PonderMethod):
     def think(
         self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
     ) -> Thought:
-        """All slots, one after another."""
-        del observe
-        hidden = run(rows)
-        for _ in range(self.config.num_latent_thoughts):
-            hidden = run(self._next_thought(hidden, mix_embeddings))
-        return Thought(hidden=hidden, steps=self._every_step(rows))
+        """Run the slots that the tokens take, one after another."""
+        return think_in_slots(
+            rows,
+            run,
+            num_thoughts=self.config.num_latent_thoughts,
+            decide=partial(self._decide, observe=observe),
+            next_thought=partial(self._next_thought, mix_embeddings=mix_embeddings),
+        )
 
     def read_prompts(
         self,
@@ -97,34 +85,23 @@ class PonderLM2(PonderMethod):
         prompts: PromptTokens,
         observe: Observer = ignore,
     ) -> Thought:
-        """By Jacobi sweeps over the slots that the tokens need."""
-
-        def decide(token_hidden: Tensor) -> SlotDecision:
-            return self._decide(token_hidden, observe)
-
-        def next_thought(hidden: Tensor) -> Tensor:
-            return self._next_thought(hidden, mix_embeddings)
-
+        """Read by Jacobi sweeps over the slots that the tokens take."""
         slots = read_by_sweeps(
             rows[0],
             prompts,
             num_thoughts=self.config.num_latent_thoughts,
             run=run,
-            decide=decide,
-            next_thought=next_thought,
+            decide=partial(self._decide, observe=observe),
+            next_thought=partial(self._next_thought, mix_embeddings=mix_embeddings),
         )
         observe("prompt_slots/inputs", slots.inputs)
         observe("prompt_slots/hidden", slots.hidden)
-        return self._read_slots(slots.hidden, slots.decision)
+        return slots.decision.read(slots.hidden)
 
     def _decide(self, token_hidden: Tensor, observe: Observer) -> SlotDecision:
-        """Which slots a token takes, by its slot 0, [1, N, H]: here all, without weights."""
+        """Decide which slots tokens take, by their slot 0, [1, N, H]."""
         del observe
-        return SlotDecision(steps=self._every_step(token_hidden))
-
-    def _read_slots(self, hidden: Tensor, decision: SlotDecision) -> Thought:
-        """The last slot: [N, K + 1, H] -> [1, N, H]."""
-        return Thought(hidden=hidden[:, -1].unsqueeze(0), steps=decision.steps)
+        return all_slots(token_hidden, self.config.num_latent_thoughts)
 
     def statistics_layout(self) -> dict[str, int]:
         """Squared change and norm of the thoughts in each sweep."""
@@ -143,7 +120,7 @@ class PonderLM2(PonderMethod):
     def _record_residual(self, sweep: int, new: Tensor, old: Tensor, context: PassContext) -> None:
         change, norm = squared_change(new, old, context.axis.own_tokens(context.real))
         totals = context.axis.total_of_own_tokens(torch.stack([change, norm]))
-        size = self.config.max_jacobi_iterations
+        size = max(self.config.max_jacobi_iterations, context.plan.num_sweeps)
         for name, value in zip(("residual_change", "residual_norm"), totals, strict=True):
             sums = context.statistics.setdefault(name, value.new_zeros(size))
             sums[sweep] += value

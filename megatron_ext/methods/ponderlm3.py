@@ -6,25 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from megatron_ext.methods.base import (
-    Column,
-    Mixer,
-    Observer,
     PassContext,
     PassRows,
     Readout,
-    RowRunner,
-    Thought,
-    ignore,
-    in_float32,
+    build_decider,
 )
 from megatron_ext.methods.ponderlm2 import PonderLM2
-from megatron_ext.methods.sweeps import SlotDecision
 from megatron_ext.ponder import halting
 from megatron_ext.ponder.config import PonderConfig
+from megatron_ext.ponder.decode.think import Observer, SlotDecision, slots_above
 from megatron_ext.ponder.penalties import halting_penalty
 from megatron_ext.ponder.slots import merge_slots, split_slots
 
-ROUTER_REDUCTION = 4
 # The router starts with 0.9 of the probability on the last step: close to PonderLM-2 (definitions 2.7).
 LAST_STEP_ODDS = 9.0
 
@@ -32,16 +25,11 @@ LAST_STEP_ODDS = 9.0
 class PonderLM3(PonderLM2):
     """A router on slot 0 weighs the steps: softly in training, with hard pruning at inference."""
 
-    column = Column.LOG_WEIGHT
-
     def __init__(self, config: PonderConfig, hidden_size: int, *, decides: bool = True) -> None:
         """Build the router Linear(H, H/4), exact GELU, Linear(H/4, K + 1)."""
         super().__init__(config, hidden_size, decides=decides)
         if decides:
-            inner = hidden_size // ROUTER_REDUCTION
-            self.router = nn.Sequential(
-                nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, config.num_slots)
-            )
+            self.router = build_decider(config, hidden_size)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -65,7 +53,7 @@ class PonderLM3(PonderLM2):
             [S, B, K + 1]. Where the model is limited to fewer steps than the router knows, the last logit is
             that of all steps from there on.
         """
-        logits = in_float32(self.router, token_hidden)
+        logits = halting.in_float32(self.router, token_hidden)
         last = self.config.num_latent_thoughts
         if logits.shape[-1] == last + 1:
             return logits
@@ -101,44 +89,8 @@ class PonderLM3(PonderLM2):
         context.observe("mixed_hidden", mixed)
         return Readout(hidden=mixed, penalty=penalty, steps=steps)
 
-    def think(
-        self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
-    ) -> Thought:
-        """The slots whose tail mass reaches tau; the shares of the others are dropped, not given away."""
-        first = run(rows)
-        decision = self._decide(first, observe)
-        assert decision.log_weight is not None
-        # [1, N, H] -> [N, K + 1, H]
-        hidden = first.new_zeros(first.shape[1], self.config.num_slots, self.hidden_size)
-        hidden[:, 0] = first[0]
-        for step in range(1, self.config.num_slots):
-            active = (decision.steps >= step).nonzero().flatten()
-            if len(active) == 0:
-                break
-            thoughts = self._next_thought(hidden[active, step - 1].unsqueeze(0), mix_embeddings)
-            slot = run(thoughts, tokens=active, log_weight=decision.log_weight[active, step])
-            hidden[active, step] = slot[0]
-        return self._read_slots(hidden, decision)
-
     def _decide(self, token_hidden: Tensor, observe: Observer) -> SlotDecision:
-        """The slots whose tail mass reaches tau."""
-        distribution = halting.step_distribution(self.route(token_hidden))
-        mass = halting.tail_mass(distribution)
-        steps = halting.steps_taken(mass, self.config.pruning_threshold)
-        # [1, K + 1, N] -> [N, K + 1]
-        of_tokens = distribution[0].T
-        observe("s", of_tokens)
-        observe("tail_mass", mass[0].T)
-        return SlotDecision(steps=steps[0], log_weight=halting.log_tail_mass(mass)[0].T, shares=of_tokens)
-
-    def _read_slots(self, hidden: Tensor, decision: SlotDecision) -> Thought:
-        """The shares of pruned slots are dropped, not given away."""
-        assert decision.shares is not None
-        step = torch.arange(self.config.num_slots, device=decision.steps.device)
-        shares = torch.where(step <= decision.steps.unsqueeze(1), decision.shares, 0.0)
-        # [N, K + 1, H] -> [1, K + 1, N, H]; [N, K + 1] -> [1, K + 1, N]
-        mixed = halting.mix_steps(hidden.transpose(0, 1).unsqueeze(0), shares.T.unsqueeze(0))
-        return Thought(hidden=mixed, steps=decision.steps)
+        return slots_above(self.route(token_hidden), self.config.pruning_threshold, observe)
 
     def statistics_layout(self) -> dict[str, int]:
         """Sums over real tokens, beside the residuals."""

@@ -19,8 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_ext.model.memory import PassMemory
-from megatron_ext.ponder.attention import key_weighted_attention, stored_attention
-from megatron_ext.ponder.masks import Segments
+from megatron_ext.ponder.attention import Segments, key_weighted_attention, stored_attention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,33 +9,65 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
-from torch import Tensor
+from torch import Tensor, nn
 
-from megatron_ext.initialization import drawing
+from megatron_ext.device import device
+from megatron_ext.initialization import seeded_initialization
 from megatron_ext.model.attention import KeyWeightedAttention, RowContext
 from megatron_ext.model.config import Architecture, PonderTransformerConfig
-from megatron_ext.model.norms import TorchNorm
 from megatron_ext.parallel.tensor import TensorAxis
 
 
+class TorchNorm:
+    """LayerNorm or RMSNorm on torch's kernels that also works under sequence parallelism.
+
+    Megatron's own torch norm refuses sequence parallelism because it cannot mark its parameters. The mark is
+    all that is needed: Megatron then sums their gradients over the tensor-parallel ranks, each of which saw
+    only its own tokens. A class, because Megatron's specs build classes.
+    """
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float) -> nn.Module:  # type: ignore[misc]
+        """Build the norm over the last dim that `config.normalization` names.
+
+        Args:
+            config: its normalization, params_dtype and sequence_parallel are read.
+            hidden_size: size of the last dim.
+            eps: added to the variance.
+        Raises:
+            ValueError: if the name is neither LayerNorm nor RMSNorm.
+        """
+        classes: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm]] = {
+            "LayerNorm": nn.LayerNorm,
+            "RMSNorm": nn.RMSNorm,
+        }
+        if config.normalization not in classes:
+            raise ValueError(
+                f"normalization must be one of {', '.join(classes)}, but is {config.normalization!r}"
+            )
+        norm = classes[config.normalization](hidden_size, eps=eps, dtype=config.params_dtype, device=device())
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        return norm
+
+
 class UnreducedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]  # Megatron is untyped
-    """A row-parallel linear whose partial sums are added up over ranks by the caller."""
+    """A row-parallel linear layer whose partial sums the caller adds up over ranks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take RowParallelLinear's arguments."""
         super().__init__(*args, **kwargs)
-        # Megatron's own switch for "the caller communicates".
+        # Megatron's switch for layers whose caller communicates.
         self.explicit_expert_comm = True
 
 
 class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
-    """Megatron's layer, whose start values depend on its number alone."""
+    """Megatron's layer, whose initial weights depend only on the seed and its number in the whole model."""
 
     def __init__(self, config: PonderTransformerConfig, *args: Any, layer_number: int, **kwargs: Any) -> None:
-        """Take TransformerLayer's arguments; `layer_number` is 1-based within the pipeline stage."""
+        """Build the layer; `layer_number` is 1-based within the pipeline stage, as Megatron counts."""
         number = layer_number + config.layer_offset
-        with drawing(config.initialization_seed, f"layer {number}"):
+        with seeded_initialization(config.initialization_seed, f"layer {number}"):
             super().__init__(config, *args, layer_number=layer_number, **kwargs)
 
 
@@ -74,11 +106,7 @@ class ParallelResidualLayer(SequentialResidualLayer):
 
 
 def block_spec(config: PonderTransformerConfig) -> TransformerBlockSubmodules:
-    """Name the layers of this pipeline stage.
-
-    Args:
-        config: the model.
-    """
+    """Return the spec of the layers on this pipeline stage."""
     is_neox = config.architecture is Architecture.GPT_NEOX
     layer = _layer_spec(
         layer=ParallelResidualLayer if is_neox else SequentialResidualLayer,

@@ -1,52 +1,89 @@
-"""One micro-batch on its way through the passes: what every pass of it needs on this rank."""
+"""One micro-batch: what it is made of, what its passes share on this rank, and what comes out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from megatron_ext.methods.base import PassContext
-from megatron_ext.model.batch import TokenBatch
-from megatron_ext.ponder.masks import Segments
+from megatron_ext.methods.base import PassContext, PonderMethod
+from megatron_ext.ponder.attention import Segments
+from megatron_ext.ponder.masks import PADDING_DOCUMENT
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """A micro-batch as the data side makes it: B rows of S tokens.
+
+    Attributes:
+        tokens: [B, S] int64.
+        labels: [B, S] int64; the next token, or -100 where none is to be predicted.
+        position_ids: [B, S] int64 rotary positions.
+        document_ids: [B, S] int64 on the CPU; runs of equal ids see each other, -1 is padding.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    document_ids: Tensor
+
+    def to(self, device: torch.device) -> "TokenBatch":
+        """Move all but the document ids, which decide the shapes of attention calls on the host."""
+        return TokenBatch(
+            tokens=self.tokens.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            document_ids=self.document_ids,
+        )
+
+    @property
+    def is_real(self) -> Tensor:
+        """[B, S] bool on the CPU, False at padding."""
+        return self.document_ids != PADDING_DOCUMENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardSettings:
-    """How a forward is to be done.
+    """Settings of one forward.
 
     Attributes:
         num_jacobi_iterations: J.
-        prune: mask pruned slots out for good (hard mask) instead of weighing them.
+        prune: mask pruned slots out (hard mask) instead of weighing them.
         bottom_k_fraction: q of the bottom-k penalty; None takes the configured one.
+        limits: on the steps that tokens take.
     """
 
     num_jacobi_iterations: int
     prune: bool = False
     bottom_k_fraction: float | None = None
+    limits: StepLimits = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """A batch under way.
+    """A batch while its passes run.
 
     Attributes:
         batch: on the device.
         segments: documents, as runs of tokens.
-        context: what the method works with.
+        method: the model's, under the limits of this forward.
+        context: the state that the method reads and writes.
     """
 
     batch: TokenBatch
     segments: Segments | None
+    method: PonderMethod
     context: PassContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOutput:
-    """What one forward of a micro-batch gives.
+    """Result of one forward of a micro-batch.
 
     Attributes:
         token_losses: [S, B] cross-entropy in nats, 0 where there is no label.
-        penalty: scalar to be weighted and added to the mean loss, or None.
+        penalty: scalar that is weighted and added to the mean loss, or None.
         steps: [S, B] int64 steps taken by every token, or None where all take K.
         statistics: additive sums over the micro-batch, each [size], without gradient.
     """

@@ -10,15 +10,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from megatron_ext.methods.base import Column, Observer, PassContext, PassRows, Readout
+from megatron_ext.methods.base import Column, PassContext, PassRows, PonderMethod, Readout
 from megatron_ext.model.attention import IterationKeys, RowContext
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.memory import PassMemory
-from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput
+from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput, TokenBatch
 from megatron_ext.model.stage import ModelStage
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL, token_losses
+from megatron_ext.ponder.decode.think import Observer
 from megatron_ext.ponder.masks import document_segments, scale_segments
 from megatron_ext.ponder.slots import merge_slots, split_slots
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 
 
 class PonderModel(ModelStage):
@@ -31,18 +32,22 @@ class PonderModel(ModelStage):
         num_jacobi_iterations: int,
         prune: bool = False,
         bottom_k_fraction: float | None = None,
+        limits: StepLimits = UNLIMITED,
         observe: Observer | None = None,
     ) -> ModelOutput:
         """Run all passes of a model that has a single pipeline stage.
 
         Args:
             batch: B rows of S tokens.
-            num_jacobi_iterations, prune, bottom_k_fraction: see :class:`ForwardSettings`.
+            num_jacobi_iterations, prune, bottom_k_fraction, limits: see :class:`ForwardSettings`.
             observe: called with the name and value of intermediate results.
         """
         assert self.pp_group.size() == 1, "several stages are run by Megatron's schedule"
         settings = ForwardSettings(
-            num_jacobi_iterations=num_jacobi_iterations, prune=prune, bottom_k_fraction=bottom_k_fraction
+            num_jacobi_iterations=num_jacobi_iterations,
+            prune=prune,
+            bottom_k_fraction=bottom_k_fraction,
+            limits=limits,
         )
         micro_batch = self.begin(batch, settings, observe)
         moving: PassRows | ModelOutput | None = None
@@ -62,18 +67,20 @@ class PonderModel(ModelStage):
             settings: how the forward is to be done.
             observe: called with the name and value of intermediate results.
         """
+        method = self.ponder.under(settings.limits)
         fraction = settings.bottom_k_fraction
         context = PassContext(
-            plan=self.ponder.plan(settings.num_jacobi_iterations),
+            plan=method.plan(settings.num_jacobi_iterations),
             real=batch.is_real.transpose(0, 1).to(batch.tokens.device),
             axis=self.axis,
             mix_embeddings=self.mix_embeddings,
             memory=PassMemory(by_leaves=self._cuts_graph and torch.is_grad_enabled()),
             prune=settings.prune,
-            bottom_k_fraction=self.config.ponder.bottom_k_fraction if fraction is None else fraction,
+            bottom_k_fraction=method.config.bottom_k_fraction if fraction is None else fraction,
             observe=observe or (lambda name, value: None),
         )
-        return MicroBatch(batch=batch, segments=document_segments(batch.document_ids), context=context)
+        segments = document_segments(batch.document_ids)
+        return MicroBatch(batch=batch, segments=segments, method=method, context=context)
 
     def run_pass(
         self, micro_batch: MicroBatch, index: int, received: PassRows | None
@@ -89,10 +96,10 @@ class PonderModel(ModelStage):
             What goes to the next stage, or to the first stage for the next pass; on the last stage the
             output of the final pass.
         """
-        context = micro_batch.context
+        context, method = micro_batch.context, micro_batch.method
         if self.pre_process:
-            tokens = self.ponder.tokens_of_rows(micro_batch.batch.tokens)
-            entered = self.ponder.enter(index, partial(self.embed, tokens), received, context)
+            tokens = method.tokens_of_rows(micro_batch.batch.tokens)
+            entered = method.enter(index, partial(self.embed, tokens), received, context)
         else:
             assert received is not None, "a later stage receives the rows of every pass"
             entered = received
@@ -100,20 +107,17 @@ class PonderModel(ModelStage):
         if not self.post_process:
             return PassRows(rows=hidden, column=entered.column)
         context.observe(f"stack_outputs/repeat_{index:02d}", hidden)
-        if self.ponder.normalizes(index, context.plan):
+        if method.normalizes(index, context.plan):
             hidden = self.final_norm(hidden)
         ended = PassRows(rows=hidden, column=entered.column)
         if not context.plan.is_final(index):
-            return self.ponder.leave(index, ended, context)
+            return method.leave(index, ended, context)
         context.observe("last_hidden", hidden)
-        return self._output(self.ponder.read(ended, context), micro_batch)
+        return self._output(method.read(ended, context), micro_batch)
 
-    def statistics_layout(self) -> dict[str, int]:
-        """Names and sizes of the sums in :attr:`ModelOutput.statistics`."""
-        layout = {"real_tokens": 1, "labelled_tokens": 1, "nll": 1} | self.ponder.statistics_layout()
-        if "steps_count" in layout:
-            layout |= dict.fromkeys(("nll_by_steps", "labelled_by_steps"), self.config.ponder.num_slots)
-        return layout
+    def statistics_layout(self, limits: StepLimits = UNLIMITED) -> dict[str, int]:
+        """Return names and sizes of the sums in :attr:`ModelOutput.statistics` of a forward under limits."""
+        return _statistics_layout(self.ponder.under(limits))
 
     @property
     def _cuts_graph(self) -> bool:
@@ -159,16 +163,15 @@ class PonderModel(ModelStage):
         logits = self.logits(readout.hidden)
         context.observe("logits", logits)
         losses = token_losses(logits, micro_batch.batch.labels.transpose(0, 1), self.axis)
-        self._record_losses(losses, readout.steps, micro_batch.batch, context)
+        self._record_losses(losses, readout.steps, micro_batch)
         return ModelOutput(
             token_losses=losses, penalty=readout.penalty, steps=readout.steps, statistics=context.statistics
         )
 
     @torch.no_grad()
-    def _record_losses(
-        self, losses: Tensor, steps: Tensor | None, batch: TokenBatch, context: PassContext
-    ) -> None:
-        has_label = batch.labels.transpose(0, 1) != IGNORED_LABEL
+    def _record_losses(self, losses: Tensor, steps: Tensor | None, micro_batch: MicroBatch) -> None:
+        context = micro_batch.context
+        has_label = micro_batch.batch.labels.transpose(0, 1) != IGNORED_LABEL
         losses = losses.detach()
         context.statistics |= {
             "real_tokens": context.real.sum().reshape(1).to(losses.dtype),
@@ -176,7 +179,7 @@ class PonderModel(ModelStage):
             "nll": losses.sum().reshape(1),
         }
         if steps is not None:
-            size = self.config.ponder.num_slots
+            size = micro_batch.method.config.num_slots
             index = steps.flatten()
             context.statistics |= {
                 "nll_by_steps": losses.new_zeros(size).index_add_(0, index, losses.flatten()),
@@ -186,5 +189,12 @@ class PonderModel(ModelStage):
             }
         # A forward without sweeps has no residuals; its sums are zero, so that every forward has the same
         # names.
-        for name, size in self.statistics_layout().items():
+        for name, size in _statistics_layout(micro_batch.method).items():
             context.statistics.setdefault(name, losses.new_zeros(size))
+
+
+def _statistics_layout(method: PonderMethod) -> dict[str, int]:
+    layout = {"real_tokens": 1, "labelled_tokens": 1, "nll": 1} | method.statistics_layout()
+    if "steps_count" in layout:
+        layout |= dict.fromkeys(("nll_by_steps", "labelled_by_steps"), method.config.num_slots)
+    return layout

@@ -1,7 +1,7 @@
-"""What one pipeline stage of the language model holds, and what it can do with rows.
+"""The modules of one pipeline stage of the language model, and their forward on rows.
 
-The first stage has the embedding, the last one final norm, head and the method's own weights, all have some
-of the layers. H = hidden size, V = padded vocabulary, R = rows, B = micro-batch, S = tokens.
+The first stage holds the embedding, the last one the final norm, the head and the method's own weights; every
+stage holds some of the layers. H = hidden size, V = padded vocabulary, R = rows, B = micro-batch, S = tokens.
 """
 
 from typing import Any
@@ -16,13 +16,12 @@ from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
-from megatron_ext.host import device
-from megatron_ext.initialization import drawing
+from megatron_ext.device import device
+from megatron_ext.initialization import seeded_initialization
 from megatron_ext.methods.registry import build_method
 from megatron_ext.model.attention import RowContext
 from megatron_ext.model.config import PonderTransformerConfig
-from megatron_ext.model.layers import block_spec
-from megatron_ext.model.norms import TorchNorm
+from megatron_ext.model.layers import TorchNorm, block_spec
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.parallel.vocabulary import mask_padding_rows, mix_embeddings
 from megatron_ext.ponder.config import Mixture
@@ -33,14 +32,14 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
     """Embedding, layers, head and method of this rank.
 
     Attributes:
-        pre_process: the first stage, which holds the embedding.
-        post_process: the last stage, which holds final norm, head and the method's own weights.
+        pre_process: whether this is the first stage, with the embedding.
+        post_process: whether this is the last stage, with final norm, head and the method's own weights.
     """
 
     def __init__(
         self, config: PonderTransformerConfig, pg_collection: ProcessGroupCollection | None = None
     ) -> None:
-        """Build the parts of this rank.
+        """Build the modules of this rank.
 
         Args:
             config: sizes, layout, precision and method.
@@ -52,11 +51,11 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         self.pre_process = self.pp_group.rank() == 0
         self.post_process = self.pp_group.rank() == self.pp_group.size() - 1
         self.share_embeddings_and_output_weights = config.tie_embeddings
-        # The final norm stands apart: a method may run the layers again without it.
+        # The final norm is a module of its own: a method may run the layers again without it.
         self.decoder = TransformerBlock(
             config, block_spec(config), post_layer_norm=False, pg_collection=self.pg_collection
         )
-        with drawing(config.initialization_seed, "method"):
+        with seeded_initialization(config.initialization_seed, "method"):
             self.ponder = build_method(config.ponder, config.hidden_size, decides=self.post_process).to(
                 device=device(), dtype=config.params_dtype
             )
@@ -68,13 +67,13 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
             self.final_norm = TorchNorm(config, config.hidden_size, config.layernorm_epsilon)
             self.output_layer = self._build_head()
         if self.post_process and not self.pre_process and self._has_two_embeddings:
-            # Mixtures are made where the head is; the copy stays equal to the first stage's embedding.
+            # Mixtures need head and embedding on the same rank; the copy stays equal to the first stage's.
             self.mixture_embedding = self._build_embedding()
         self.setup_embeddings_and_output_layer()
         self._mark_embedding_copies()
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Scaled token embeddings: [B, S] -> [S or S / tp, B, H]."""
+        """Return scaled token embeddings: [B, S] -> [S or S / tp, B, H]."""
         embeddings = self.embedding(tokens, None)
         if self.config.padding_token_id is not None:
             is_padding = self.axis.own_tokens(tokens.transpose(0, 1)) == self.config.padding_token_id
@@ -91,14 +90,14 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         log_weight: Tensor | None = None,
         context: RowContext | None = None,
     ) -> Tensor:
-        """One trip through this stage's layers.
+        """Run rows through this stage's layers once.
 
         Args:
             rows: [S * n or S * n / tp, B, H].
             position_ids: [B, S].
             num_slots: n.
             log_weight: log w of the key columns, [B, S * n], or None.
-            context: documents, kept keys, or the store of cached decoding.
+            context: documents, kept keys, or the cache of decoding.
         Returns:
             [S * n or S * n / tp, B, H], before the final norm.
         """
@@ -125,13 +124,13 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         return run(rows, log_weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of this rank's vocabulary, padding rows at -inf: [S or S / tp, B, H] -> [S, B, V / tp]."""
+        """Return logits of this rank's vocabulary: [S or S / tp, B, H] -> [S, B, V / tp], -inf at padding."""
         logits, _ = self.output_layer(hidden, weight=self._head_weight())
         return mask_padding_rows(logits, self.config.vocab_size, self.axis)
 
     def mix_embeddings(self, rows: Tensor) -> Tensor:
-        """Softmax mixture of unscaled embeddings that the head predicts for each row: [R, B, H] -> same."""
-        ponder = self.config.ponder
+        """Return the softmax mixture of unscaled embeddings that the head predicts: [R, B, H] -> same."""
+        ponder = self.ponder.config
         return mix_embeddings(
             rows,
             self._head_weight(),
@@ -143,9 +142,9 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         )
 
     def copied_embedding(self) -> torch.nn.Parameter | None:
-        """The embedding on the first stage or its copy on the last, where there are two; else None.
+        """Return the embedding on the first stage or its copy on the last, where there are two; else None.
 
-        Tied embeddings are Megatron's own business.
+        Tied embeddings are not among them: Megatron keeps those equal itself.
         """
         if not self._has_two_embeddings or not (self.pre_process or self.post_process):
             return None
@@ -153,7 +152,7 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         return owner.word_embeddings.weight  # type: ignore[no-any-return]
 
     def last_stage_embedding(self) -> Tensor:
-        """The embedding as the last stage has it, [V / tp, H]."""
+        """Return the embedding as the last stage has it, [V / tp, H]."""
         if self.config.tie_embeddings and not self.pre_process:
             return self.output_layer.weight  # type: ignore[no-any-return]
         owner = self.embedding if self.pre_process else self.mixture_embedding
@@ -162,7 +161,7 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Megatron's sharded state, in which the copy of the embedding is a replica of the embedding."""
+        """Return Megatron's sharded state, with the copy of the embedding as a replica of the embedding."""
         state: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         embedding = "embedding.word_embeddings.weight"
         copy = state.get(f"{prefix}mixture_{embedding}")
@@ -172,7 +171,7 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         return state
 
     def _build_embedding(self) -> LanguageModelEmbedding:
-        with drawing(self.config.initialization_seed, "embedding"):
+        with seeded_initialization(self.config.initialization_seed, "embedding"):
             return LanguageModelEmbedding(
                 self.config,
                 vocab_size=self.config.padded_vocab_size,
@@ -182,7 +181,7 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
             )
 
     def _build_head(self) -> ColumnParallelLinear:
-        with drawing(self.config.initialization_seed, "head"):
+        with seeded_initialization(self.config.initialization_seed, "head"):
             return ColumnParallelLinear(
                 self.config.hidden_size,
                 self.config.padded_vocab_size,
@@ -200,7 +199,7 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         return mixes and self.pp_group.size() > 1
 
     def _mark_embedding_copies(self) -> None:
-        """Tell Megatron which weight exists twice: it counts once, and both are laid out alike."""
+        """Mark the weight that exists twice, so that gradient norms count it once."""
         weight = self.copied_embedding()
         if weight is not None:
             weight.shared_embedding = True  # type: ignore[attr-defined]

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_ext.ponder.masks import Segments
-
 # Fused kernels on GPUs want head sizes in steps of eight channels.
 HEAD_SIZE_STEP = 8
+
+# Half-open runs [start, stop) of rows that see each other, for each sequence of the batch.
+Segments = tuple[tuple[tuple[int, int], ...], ...]
 
 
 def key_weighted_attention(

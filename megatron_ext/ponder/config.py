@@ -1,7 +1,23 @@
-"""What one pondering method is asked to do: plain values, no torch."""
+"""The pondering methods, the facts of each, and the settings of one: plain values, no torch.
 
-from dataclasses import dataclass
+Everything that depends on which method a model has is read from :data:`FACTS`: costs, memory, rules of the
+configuration, names and shapes of weights, charts, model cards. What a method computes stands in
+:mod:`megatron_ext.methods`. docs/adding-a-method.md shows how another one is added.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
+
+from megatron_ext.ponder.passes import (
+    PassPlan,
+    PlanBuilder,
+    iteration_plan,
+    jacobi_plan,
+    pause_plan,
+    single_pass_plan,
+)
 
 
 class Method(StrEnum):
@@ -16,24 +32,29 @@ class Method(StrEnum):
     PONDERLM3 = "ponderlm3"
 
     @property
+    def facts(self) -> "MethodFacts":
+        """What is known of the method beside its code."""
+        return FACTS[self]
+
+    @property
     def has_sweeps(self) -> bool:
         """Whether latent thoughts are refined in Jacobi sweeps (definitions 2.3)."""
-        return self in (Method.PONDERLM2, Method.PONDERLM3)
+        return self.facts.has_sweeps
 
     @property
     def has_slots(self) -> bool:
         """Whether extra steps are further rows of a token, rather than further passes over its one row."""
-        return self.has_sweeps or self is Method.PAUSE
+        return self.facts.has_slots
 
     @property
     def halts(self) -> bool:
         """Whether every token decides how many steps it takes."""
-        return self in (Method.PONDERLM3, Method.ADAPONDERLM)
+        return self.facts.halts
 
     @property
     def has_one_pass(self) -> bool:
         """Whether a forward goes through the layers once, whatever K is."""
-        return self in (Method.VANILLA, Method.PAUSE)
+        return self.facts.has_one_pass
 
 
 class Mixture(StrEnum):
@@ -96,3 +117,232 @@ class PonderConfig:
     def num_slots(self) -> int:
         """K + 1: the token itself and its latent thoughts, or iterations."""
         return self.num_latent_thoughts + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decider:
+    """The small network by which a method decides how many steps a token takes.
+
+    Two layers with biases and an exact GELU between them: Linear(H, inner), GELU, Linear(inner, outputs).
+
+    Attributes:
+        name: of the attribute that holds it, and of its weights.
+        inner: H -> units of the hidden layer.
+        outputs: K -> outputs.
+        per_iteration: whether each of the K iterations has a network of its own, read when it ends, so that
+            none is read after the final pass; otherwise a single one is read after every pass.
+        start: how its weights are initialized, for people.
+    """
+
+    name: str
+    inner: Callable[[int], int]
+    outputs: Callable[[int], int]
+    per_iteration: bool
+    start: str
+
+    def prefixes(self, num_latent_thoughts: int) -> tuple[str, ...]:
+        """Return the names of the networks of a model with K extra steps."""
+        if self.per_iteration:
+            return tuple(f"ponder.{self.name}.{index}" for index in range(num_latent_thoughts))
+        return (f"ponder.{self.name}",)
+
+    def shapes(self, hidden_size: int, num_latent_thoughts: int) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of the parameters of one network, by their names below its prefix."""
+        inner, outputs = self.inner(hidden_size), self.outputs(num_latent_thoughts)
+        return {
+            "0.weight": (inner, hidden_size),
+            "0.bias": (inner,),
+            "2.weight": (outputs, inner),
+            "2.bias": (outputs,),
+        }
+
+    def num_weights(self, hidden_size: int, num_latent_thoughts: int) -> int:
+        """Return the elements of the two matrices of one network."""
+        return self.inner(hidden_size) * (hidden_size + self.outputs(num_latent_thoughts))
+
+    def num_parameters(self, hidden_size: int, num_latent_thoughts: int) -> int:
+        """Return the parameters of all networks of a model, biases included."""
+        biases = self.inner(hidden_size) + self.outputs(num_latent_thoughts)
+        one = self.num_weights(hidden_size, num_latent_thoughts) + biases
+        return len(self.prefixes(num_latent_thoughts)) * one
+
+    def is_read_after(self, index: int, plan: PassPlan) -> bool:
+        """Whether a training forward runs a network on every token after pass `index`."""
+        return not (self.per_iteration and plan.is_final(index))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodFacts:
+    """What other parts of the program have to know of a method.
+
+    Attributes:
+        title: the name in papers and text.
+        source: where it was published, or None.
+        step_name: what one of the K extra steps is, in the plural.
+        description: one sentence for model cards, with ``{steps}`` for K and ``{more}`` for K + 1.
+        plan: (K, J) -> the passes of a training forward.
+        has_sweeps: J matters: latent thoughts are refined in Jacobi sweeps (definitions 2.3).
+        has_slots: extra steps are further rows of a token, rather than further passes over its one row.
+        has_wide_embeddings: embeddings are scaled by sqrt(2.5 H) where hidden states are fed back; by sqrt(H)
+            otherwise.
+        norms_each_pass: each pass ends with the final norm; otherwise only the last one does, and the states
+            that a pass ends with are the next one's input as they are.
+        decider: the network by which tokens halt; None: all take K steps.
+        weighs_slots: the decider gives each slot a weight: of its key, as ``log w``, and in what is read.
+        freezes_halted: a halted token keeps hidden state, keys and values of its last iteration, in the
+            training forward too, which therefore depends on tau.
+        ramps_fraction: `ponder.penalty_ramp` raises the fraction q of bottom-k, under the whole weight,
+            rather than the weight.
+        continues: the methods whose trained weights a run may start from, beside its own.
+        settings: those of the section `ponder` that mean something, `method` not counted.
+        defaults: of these and other settings, where they are not the usual ones.
+    """
+
+    title: str
+    source: str | None = None
+    step_name: str = "iterations"
+    description: str = ""
+    plan: PlanBuilder
+    has_sweeps: bool = False
+    has_slots: bool = False
+    has_wide_embeddings: bool = False
+    norms_each_pass: bool = True
+    decider: Decider | None = None
+    weighs_slots: bool = False
+    freezes_halted: bool = False
+    ramps_fraction: bool = False
+    continues: tuple[Method, ...] = (Method.VANILLA,)
+    settings: tuple[str, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ponders(self) -> bool:
+        """Whether tokens can take extra steps at all."""
+        return "num_latent_thoughts" in self.settings
+
+    @property
+    def halts(self) -> bool:
+        """Whether every token decides how many steps it takes."""
+        return self.decider is not None
+
+    @property
+    def has_one_pass(self) -> bool:
+        """Whether a forward goes through the layers once, whatever K is."""
+        return self.plan(1, 0).num_passes == 1
+
+    @property
+    def iterates(self) -> bool:
+        """Whether a token's row runs again in its place, with keys and values of its own each time."""
+        return not self.has_one_pass and not self.has_slots
+
+    @property
+    def has_pause_tokens(self) -> bool:
+        """Whether the embedding needs a row for pause tokens."""
+        return "pause_token_id" in self.settings
+
+    def mixes(self, mixture: Mixture) -> bool:
+        """Whether a pass ends with a mixture of embeddings for the next one."""
+        return "mixture" in self.settings and mixture is not Mixture.HIDDEN
+
+
+_STEPS = ("num_latent_thoughts", "scale_embeds")
+_SWEEPS = ("num_jacobi_iterations", "random_jacobi_iterations", "jacobi_schedule")
+_MIXTURES = ("mixture", "mixture_top_k")
+_HALTING = (
+    "pruning_threshold",
+    "penalty_weight",
+    "penalty_ramp",
+    "bottom_k_fraction",
+    "freeze_backbone_tokens",
+)
+
+FACTS: Mapping[Method, MethodFacts] = {
+    Method.VANILLA: MethodFacts(
+        title="vanilla",
+        plan=single_pass_plan,
+        continues=(),
+        settings=(),
+        defaults={"num_latent_thoughts": 0, "scale_embeds": False},
+    ),
+    Method.LOOP: MethodFacts(
+        title="looped language model",
+        step_name="trips through the layers",
+        description="every token runs {more} times through the same layers.",
+        plan=iteration_plan,
+        has_wide_embeddings=True,
+        norms_each_pass=False,
+        settings=_STEPS,
+    ),
+    Method.PAUSE: MethodFacts(
+        title="pause tokens",
+        step_name="pause tokens",
+        description="every token is followed by {steps} pause tokens before the next one is predicted.",
+        plan=pause_plan,
+        has_slots=True,
+        settings=(*_STEPS, "pause_token_id"),
+    ),
+    Method.PONDERLM: MethodFacts(
+        title="PonderLM",
+        source="arXiv 2505.20674",
+        description="the embeddings that a token predicts are fed back into it, {steps} times.",
+        plan=iteration_plan,
+        settings=(*_STEPS, *_MIXTURES, "softmax_temperature", "residual", "multiply_embedding"),
+        defaults={"mixture": Mixture.SOFTMAX},
+    ),
+    Method.PONDERLM2: MethodFacts(
+        title="PonderLM-2",
+        source="arXiv 2509.23184",
+        step_name="latent thoughts",
+        description="every token has {steps} latent thoughts before the next one is predicted.",
+        plan=jacobi_plan,
+        has_sweeps=True,
+        has_slots=True,
+        has_wide_embeddings=True,
+        settings=(*_STEPS, *_SWEEPS, *_MIXTURES),
+    ),
+    Method.ADAPONDERLM: MethodFacts(
+        title="AdaPonderLM",
+        source="arXiv 2603.01914",
+        description="the embeddings that a token predicts are fed back into it, at most {steps} times; gates "
+        "decide token by token when it has enough.",
+        plan=iteration_plan,
+        decider=Decider(
+            name="gates",
+            inner=lambda hidden_size: 4 * hidden_size,
+            outputs=lambda num_latent_thoughts: 1,
+            per_iteration=True,
+            start="the first layer of every gate is random, its last layer opens it to 0.9 for every token",
+        ),
+        freezes_halted=True,
+        ramps_fraction=True,
+        continues=(Method.VANILLA, Method.PONDERLM),
+        settings=(*_STEPS, *_MIXTURES, "softmax_temperature", *_HALTING),
+        defaults={
+            "mixture": Mixture.SOFTMAX,
+            "penalty": Penalty.BOTTOM_K,
+            "penalty_weight": 0.1,
+            "bottom_k_fraction": 0.1,
+        },
+    ),
+    Method.PONDERLM3: MethodFacts(
+        title="PonderLM-3",
+        source="arXiv 2603.02023",
+        step_name="latent thoughts",
+        description="every token has up to {steps} latent thoughts before the next one is predicted; a "
+        "router decides token by token how many it needs.",
+        plan=jacobi_plan,
+        has_sweeps=True,
+        has_slots=True,
+        has_wide_embeddings=True,
+        decider=Decider(
+            name="router",
+            inner=lambda hidden_size: hidden_size // 4,
+            outputs=lambda num_latent_thoughts: num_latent_thoughts + 1,
+            per_iteration=False,
+            start="the router's first layer is random, its last layer puts 0.9 on step K for every token",
+        ),
+        weighs_slots=True,
+        continues=(Method.VANILLA, Method.PONDERLM2),
+        settings=(*_STEPS, *_SWEEPS, *_MIXTURES, "penalty", *_HALTING),
+    ),
+}

@@ -1,11 +1,12 @@
-"""Token-wise halting of PonderLM-3: tail mass, soft and hard masks, readout (definitions 2.5).
+"""Halting: tail mass, masks and readout of PonderLM-3 (definitions 2.5), gates of AdaPonderLM (3.2).
 
-S = tokens, B = micro-batch, K = latent thoughts, H = hidden size. Step quantities are laid out [S, K + 1, B],
-so that a slot of a token and its number stand at the same place as in :mod:`megatron_ext.ponder.slots`.
+S = tokens, B = micro-batch, K = extra steps, H = hidden size. Step quantities of PonderLM-3 are laid out
+[S, K + 1, B], so that a slot of a token and its number have the same index as in
+:mod:`megatron_ext.ponder.slots`.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # log w is clamped here in training: w below it multiplies a softmax term by what float32 rounds away.
 SMALLEST_TAIL_MASS = 1e-9
@@ -83,3 +84,43 @@ def step_entropy(steps: Tensor) -> Tensor:
     """Entropy of s in nats: [S, K + 1, B] -> [S, B]."""
     entropy: Tensor = -torch.special.xlogy(steps, steps).sum(dim=1)
     return entropy
+
+
+def still_active(active: Tensor, gate_logits: Tensor, threshold: float) -> Tensor:
+    """Return m of the next iteration: a token continues while its gate value reaches the threshold.
+
+    A token that has halted stays halted.
+
+    Args:
+        active: m of this iteration, [S, B] bool.
+        gate_logits: g of this iteration, [S, B].
+        threshold: tau.
+    Returns:
+        [S, B] bool.
+    """
+    return active & (torch.sigmoid(gate_logits) >= threshold)
+
+
+def active_iterations(gate_logits: Tensor, threshold: float) -> Tensor:
+    """Return the extra iterations that each token takes.
+
+    Args:
+        gate_logits: g of all iterations, [S, B, K].
+        threshold: tau.
+    Returns:
+        [S, B] int64, in 0..K.
+    """
+    stays = torch.sigmoid(gate_logits) >= threshold
+    return stays.long().cumprod(dim=-1).sum(dim=-1)
+
+
+def in_float32(layers: nn.Sequential, hidden: Tensor) -> Tensor:
+    """Run a small network in at least float32, whatever its weights' dtype: halting decisions need it."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    hidden = hidden.to(dtype)
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            hidden = nn.functional.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype))
+        else:
+            hidden = layer(hidden)
+    return hidden

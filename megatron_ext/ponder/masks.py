@@ -7,12 +7,10 @@ it and it sees no real token.
 import torch
 from torch import Tensor
 
+from megatron_ext.ponder.attention import Segments
 from megatron_ext.ponder.slots import repeat_per_slot
 
 PADDING_DOCUMENT = -1
-
-# Half-open runs [start, stop) of tokens that see each other, for each sequence of the batch.
-Segments = tuple[tuple[tuple[int, int], ...], ...]
 
 
 def document_segments(document_ids: Tensor) -> Segments | None:

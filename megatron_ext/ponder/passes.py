@@ -5,8 +5,10 @@ One training forward of a latent-thought method is ``P = K + J + 1`` passes over
 """
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,36 @@ class PassPlan:
         """Rows that one token costs over all passes of a training forward."""
         return sum(self.slots)
 
+    def rows_handed(self, index: int) -> int:
+        """Rows per token that the end of pass `index` hands to the next one; 0 for the final pass.
+
+        Those are its latent thoughts, or the one row that runs again; each may be a mixture of embeddings.
+        """
+        return 0 if self.is_final(index) else max(self.slots[index + 1] - 1, 1)
+
+    @property
+    def num_rows_handed(self) -> int:
+        """Rows per token that all passes of a forward hand on."""
+        return sum(map(self.rows_handed, range(self.num_passes)))
+
     def sweep_of(self, index: int) -> int | None:
         """Number of the refinement sweep that pass `index` is, or None for any other pass."""
         sweep = index - self.first_sweep
         return sweep if 0 <= sweep < self.num_sweeps else None
 
+    def phase(self, index: int) -> Literal["build_up", "sweep", "final"]:
+        """What pass `index` is for; plain iterations build up what the final pass reads."""
+        if self.is_final(index):
+            return "final"
+        return "build_up" if self.sweep_of(index) is None else "sweep"
+
     def is_final(self, index: int) -> bool:
         """Whether pass `index` is the one whose output is read."""
         return index == self.num_passes - 1
+
+
+# (K, J) -> the plan of one training forward.
+PlanBuilder = Callable[[int, int], PassPlan]
 
 
 def jacobi_plan(num_latent_thoughts: int, num_jacobi_iterations: int) -> PassPlan:
@@ -57,9 +81,37 @@ def jacobi_plan(num_latent_thoughts: int, num_jacobi_iterations: int) -> PassPla
     return PassPlan(slots=build_up + full, first_sweep=num_latent_thoughts, num_sweeps=num_jacobi_iterations)
 
 
-def iteration_plan(num_iterations: int) -> PassPlan:
-    """Build the plan of a method that runs every token `num_iterations` more times, one row each."""
-    return PassPlan(slots=(1,) * (num_iterations + 1))
+def iteration_plan(num_latent_thoughts: int, num_jacobi_iterations: int) -> PassPlan:
+    """Build the plan of a method that runs every token K more times, one row each; J has no influence."""
+    del num_jacobi_iterations
+    return PassPlan(slots=(1,) * (num_latent_thoughts + 1))
+
+
+def pause_plan(num_latent_thoughts: int, num_jacobi_iterations: int) -> PassPlan:
+    """Build the plan of one pass with K + 1 rows per token; J has no influence."""
+    del num_jacobi_iterations
+    return PassPlan(slots=(num_latent_thoughts + 1,))
+
+
+def single_pass_plan(num_latent_thoughts: int, num_jacobi_iterations: int) -> PassPlan:
+    """Build the plan of an ordinary forward: one pass, one row per token, whatever K and J are."""
+    del num_latent_thoughts, num_jacobi_iterations
+    return PassPlan(slots=(1,))
+
+
+def mean_over_sweeps(of_sweeps: Callable[[int], float], num_jacobi_iterations: float) -> float:
+    """Evaluate a quantity of the pass plan at a mean J.
+
+    Every further sweep is the same pass once more, so whatever sums over passes is linear in J, and the mean
+    over drawn J is the value at the mean J: it lies on the line through the two whole J around it.
+
+    Args:
+        of_sweeps: J -> the quantity.
+        num_jacobi_iterations: J, or its mean, at least 0.
+    """
+    whole = math.floor(num_jacobi_iterations)
+    value, share = of_sweeps(whole), num_jacobi_iterations - whole
+    return value if share == 0 else value + share * (of_sweeps(whole + 1) - value)
 
 
 def scheduled_jacobi_iterations(schedule: Sequence[tuple[int, int]], step: int) -> int:

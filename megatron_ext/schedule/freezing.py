@@ -1,19 +1,18 @@
-"""Train a method's own weights alone for a while: router or gates on a backbone that stands still."""
-
-from typing import Any
+"""Train a method's own weights alone at first: router or gates on a frozen backbone."""
 
 from megatron_ext.model.model import PonderModel
+from megatron_ext.protocols import ParameterGroups
 
 
 class BackboneFreeze:
-    """Turns the backbone's training off and on between steps."""
+    """Switch that freezes the backbone between steps."""
 
-    def __init__(self, module: PonderModel, optimizer: Any) -> None:
+    def __init__(self, module: PonderModel, optimizer: ParameterGroups) -> None:
         """Start unfrozen.
 
         Args:
             module: this rank's stage.
-            optimizer: Megatron's; its scheduler sets the weight decay anew after every step.
+            optimizer: Megatron's; its scheduler sets the weight decay of all groups after every step.
         """
         self._backbone = [
             parameter for name, parameter in module.named_parameters() if not name.startswith("ponder.")
@@ -24,8 +23,8 @@ class BackboneFreeze:
     def set(self, is_frozen: bool) -> None:
         """Freeze or release the backbone for the next step; call it before the forward.
 
-        A frozen weight gets no gradient, so that its moments stay zero; without weight decay AdamW then
-        leaves it bit by bit as it is.
+        A frozen weight gets no gradient, so its moments stay zero; without weight decay, AdamW then leaves
+        it bit-equal.
         """
         if is_frozen != self._is_frozen:
             for parameter in self._backbone:

@@ -1,225 +1,62 @@
-"""What moves the weights: AdamW, Megatron's optimizer around it, data-parallel gradients."""
+"""Megatron's optimizer over a wrapped model: its parameter groups, and its step in two halves."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.optim.adamw import adamw
+from megatron.core.optimizer import (
+    OptimizerConfig,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.optimizer_config import ParamKey
 
-__all__ = [
-    "AdamW",
-    "OptimizerSettings",
-    "apply_update",
-    "build_optimizer",
-    "connect_schedule",
-    "exact_norm",
-    "prepare_update",
-    "wrap_ddp",
-]
+from megatron_ext.protocols import MegatronOptimizer, ParameterGroups, WrappedModel
+from megatron_ext.schedule.gradients import finalize_gradients
+
+__all__ = ["apply_update", "build_optimizer", "connect_schedule", "learning_rates", "prepare_update"]
 
 
-class AdamW(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter, 2019) on torch's fused kernel, with apex's ``FusedAdam`` state layout.
-
-    The step count is one number of the parameter group, not a tensor of every parameter as in
-    ``torch.optim.AdamW``: Megatron's fully reshardable checkpoint stores what a parameter owns as a tensor of
-    the parameter's shape, so a per-parameter step cannot be stored. The updates equal those of
-    ``torch.optim.AdamW(fused=True)``.
-
-    Args:
-        params: parameters or parameter groups.
-        lr: learning rate.
-        betas: decay rates of the two moments.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled weight decay.
-        adam_w_mode: Megatron's request for decoupled weight decay; nothing else is offered.
-    """
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        adam_w_mode: bool = True,
-    ) -> None:
-        if not adam_w_mode:
-            raise ValueError(
-                "decoupled_weight_decay must be True: this optimizer is AdamW, but Adam was asked for"
-            )
-        super().__init__(
-            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
-        )
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient. Closures are refused: Megatron calls none."""
-        if closure is not None:
-            raise ValueError("closure must be None: the loss is computed before the step")
-        for group in self.param_groups:
-            # Counted on every rank and in empty groups too, so that all ranks agree on it.
-            group["step"] += 1
-            self._update(group)
-
-    def _update(self, group: dict[str, Any]) -> None:
-        params = [param for param in group["params"] if param.grad is not None]
-        if not params:
-            return
-        states = [self._state_of(param) for param in params]
-        # The kernel raises each parameter's own count by one, so they start one below.
-        steps = torch.full((len(params),), float(group["step"] - 1), device=params[0].device)
-        beta1, beta2 = group["betas"]
-        adamw(
-            params,
-            [param.grad for param in params],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            max_exp_avg_sqs=[],
-            state_steps=list(steps.unbind()),
-            fused=True,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
-
-    def _state_of(self, param: Tensor) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[param]
-        if not state:
-            state["exp_avg"] = torch.zeros_like(param)
-            state["exp_avg_sq"] = torch.zeros_like(param)
-        return state
-
-
-def exact_norm(
-    chunk_size: int, noop_flag: Tensor, tensor_lists: list[list[Tensor]], per_tensor: bool
-) -> tuple[Tensor, None]:
-    """Norm of many tensors together, in the signature of apex's ``multi_tensor_l2norm``.
-
-    A float32 sum over a large tensor is off by some 1e-5 on a CPU, by how much depends on how the tensor is
-    split, and so would the clipping of gradients. The sum runs in float64.
-
-    Args:
-        chunk_size, noop_flag, per_tensor: apex's, without meaning here.
-        tensor_lists: one list of tensors.
-    Returns:
-        [1] float32, and None for the norms of each tensor.
-    """
-    del chunk_size, noop_flag, per_tensor
-    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensor_lists[0]]
-    return torch.linalg.vector_norm(torch.stack(norms)).float().reshape(1), None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizerSettings:
-    """AdamW, clipping, precision and whether data-parallel ranks share the optimizer's state."""
-
-    lr: float
-    min_lr: float = 0.0
-    weight_decay: float = 0.1
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_eps: float = 1e-8
-    clip_grad: float = 1.0
-    """Largest norm of all gradients together; 0 does not clip."""
-    new_parameters_lr_mult: float | None = None
-    """Learning rate of the method's own weights (``ponder.*``) as a multiple of the backbone's; None is one
-    and the same group."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    use_distributed_optimizer: bool = True
-
-
-def wrap_ddp(
-    module: Any, *, use_distributed_optimizer: bool = True, overlap_grad_reduce: bool = False
-) -> Any:
-    """Wrap a MegatronModule into Megatron's DistributedDataParallel.
-
-    Gradients collect in one float32 buffer (``param.main_grad``), whatever the parameters' precision. They
-    are averaged over the data-parallel ranks, or summed where ``config.calculate_per_token_loss`` leaves the
-    division to ``finalize_model_grads``.
-
-    Args:
-        module: model with a ``config``; already on its device and in its precision.
-        use_distributed_optimizer: reduce-scatter gradients, for an optimizer whose state is spread over the
-            data-parallel ranks.
-        overlap_grad_reduce: reduce while the backward still runs. Counts how often each parameter's gradient
-            hook fires, so it is wrong where weights are used a varying number of times in one backward.
-    """
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-
-    ddp_config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
-        overlap_grad_reduce=overlap_grad_reduce,
-        use_distributed_optimizer=use_distributed_optimizer,
-        # NCCL alone has an averaging reduction; scaling before a sum means the same on both backends.
-        average_in_collective=False,
-    )
-    return DistributedDataParallel(config=module.config, ddp_config=ddp_config, module=module)
-
-
-def build_optimizer(model_chunks: list[Any], settings: OptimizerSettings) -> Any:
+def build_optimizer(
+    model_chunks: Sequence[WrappedModel],
+    config: OptimizerConfig,
+    *,
+    new_parameters_lr_mult: float | None = None,
+) -> MegatronOptimizer:
     """Build Megatron's optimizer over wrapped model chunks.
 
     Weight decay applies to matrices only: biases and all one-dimensional parameters (norms) are exempt. bf16
     keeps float32 master weights in the optimizer.
 
     Args:
-        model_chunks: from :func:`wrap_ddp`, whose ``use_distributed_optimizer`` must be the same.
-        settings: see :class:`OptimizerSettings`.
-
-    Returns:
-        ``MegatronOptimizer``; its ``step()`` returns (updated, gradient norm, zeros or None).
+        model_chunks: this rank's stage; its ``use_distributed_optimizer`` must be that of `config`.
+        config: Megatron's settings.
+        new_parameters_lr_mult: learning rate of the method's own weights (``ponder.*``) as a multiple of the
+            backbone's; None puts them into the backbone's groups.
     """
-    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-
-    is_bf16 = settings.precision == "bf16"
-    config = OptimizerConfig(
-        optimizer="adam",
-        lr=settings.lr,
-        min_lr=settings.min_lr,
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.adam_beta1,
-        adam_beta2=settings.adam_beta2,
-        adam_eps=settings.adam_eps,
-        clip_grad=settings.clip_grad,
-        bf16=is_bf16,
-        params_dtype=torch.bfloat16 if is_bf16 else torch.float32,
-        use_distributed_optimizer=settings.use_distributed_optimizer,
-    )
-    return get_megatron_optimizer(config, model_chunks, config_overrides=_group_overrides(config, settings))
-
-
-def _group_overrides(config: Any, settings: OptimizerSettings) -> dict[Any, Any]:
-    """Return Megatron's own groups, and one for the method's own weights where they learn at another rate.
-
-    The group is marked as Megatron marks its decoupled learning rate: by that mark, not by its rate, the
-    state in a checkpoint finds it again, so that a resumed run may change the rate.
-    """
-    from megatron.core.optimizer import get_standard_config_overrides
-    from megatron.core.optimizer.optimizer_config import ParamKey
-
     overrides: dict[Any, Any] = dict(get_standard_config_overrides(config))
-    multiplier = settings.new_parameters_lr_mult
-    if multiplier is not None:
+    if new_parameters_lr_mult is not None:
+        # Marked as Megatron marks its decoupled learning rate: by that mark, not by its rate, the state in a
+        # checkpoint finds its group, so that a resumed run may change the rate.
         overrides[ParamKey(name="*ponder.*")] = {
             "is_decoupled_lr": True,
-            "max_lr": settings.lr * multiplier,
-            "min_lr": settings.min_lr * multiplier,
+            "max_lr": config.lr * new_parameters_lr_mult,
+            "min_lr": config.min_lr * new_parameters_lr_mult,
         }
-    return overrides
+    optimizer: MegatronOptimizer = get_megatron_optimizer(
+        config, list(model_chunks), config_overrides=overrides
+    )
+    return optimizer
 
 
-def prepare_update(optimizer: Any) -> float | None:
-    """Bring the reduced gradients to where the update takes them; the weights stay as they are.
+def learning_rates(optimizer: ParameterGroups) -> tuple[float, float | None]:
+    """Return the rate of the backbone, and that of the method's own weights where they have one."""
+    rates = {bool(group["is_decoupled_lr"]): float(group["lr"]) for group in optimizer.param_groups}
+    return rates[False], rates.get(True)
 
-    Args:
-        optimizer: from :func:`build_optimizer`.
+
+def prepare_update(optimizer: MegatronOptimizer) -> float | None:
+    """Copy the reduced gradients to where the update reads them, without changing the weights.
 
     Returns:
         The norm of all gradients together, equal on all ranks; None where loss scaling has found that they
@@ -230,15 +67,16 @@ def prepare_update(optimizer: Any) -> float | None:
     return float(optimizer.get_grad_norm())
 
 
-def apply_update(optimizer: Any, grad_norm: float) -> None:
-    """Clip the prepared gradients and update the weights: with :func:`prepare_update` Megatron's ``step()``.
+def apply_update(optimizer: MegatronOptimizer, grad_norm: float) -> None:
+    """Clip the prepared gradients and update the weights.
+
+    Together with :func:`prepare_update` this is Megatron's ``step()``, split so that the caller can look at
+    the norm before any weight changes.
 
     Args:
-        optimizer: from :func:`build_optimizer`.
+        optimizer: after :func:`prepare_update`.
         grad_norm: what :func:`prepare_update` has returned.
     """
-    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-
     for part in optimizer.chained_optimizers:
         parameters = [] if part.is_stub_optimizer else part.get_parameters()
         if parameters and part.config.clip_grad > 0:
@@ -246,15 +84,8 @@ def apply_update(optimizer: Any, grad_norm: float) -> None:
     optimizer.step_with_ready_grads()
 
 
-def connect_schedule(ddp_model: Any, optimizer: Any) -> None:
-    """Tell Megatron's forward-backward schedule how to reduce this model's gradients and scale its loss.
-
-    Args:
-        ddp_model: from :func:`wrap_ddp`.
-        optimizer: from :func:`build_optimizer`.
-    """
-    from megatron_ext.schedule.gradients import finalize_gradients
-
+def connect_schedule(ddp_model: WrappedModel, optimizer: MegatronOptimizer) -> None:
+    """Tell Megatron's forward-backward schedule how to reduce this model's gradients and scale its loss."""
     config = ddp_model.config
     config.finalize_model_grads_func = finalize_gradients
     config.grad_scale_func = optimizer.scale_loss

@@ -1,10 +1,10 @@
 """Passes as virtual pipeline stages: one training step through Megatron's own schedules.
 
 With p pipeline stages, the P passes of a forward are the P virtual stages of Megatron's interleaved 1F1B
-schedule, which all share one module. The last stage's output enters the first stage again while other
-micro-batches fill the time, so that with equal passes the bubble is (p - 1) / (P m) of m micro-batches' work
-instead of (p - 1) / m for each pass. Passes that grow pair short with long ones and leave some of it. With
-one stage, the same passes run one after another.
+schedule, all of which share one module. The last stage's output re-enters the first stage while other
+micro-batches keep the stages busy, so with passes of equal cost the bubble is (p - 1) / (P m) of the work of
+m micro-batches instead of (p - 1) / m for each pass. Where passes grow, short ones run beside long ones, and
+some idle time remains. With one stage, the same passes run one after another.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +19,13 @@ from megatron.core.pipeline_parallel.schedules import (
 )
 from torch import Tensor, nn
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.methods.base import PassRows
-from megatron_ext.model.batch import TokenBatch
-from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput
+from megatron_ext.model.config import PonderTransformerConfig
+from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
+from megatron_ext.ponder.decode.think import Observer
+from megatron_ext.protocols import WrappedModel
 from megatron_ext.schedule.transfer import decode, encode
 
 LossFunction = Callable[[ModelOutput], Tensor]
@@ -31,14 +33,14 @@ OutputObserver = Callable[[TokenBatch, ModelOutput], None]
 
 
 def run_passes(
-    model: Any,
+    model: PonderModel | WrappedModel,
     batches: Sequence[TokenBatch],
     settings: ForwardSettings,
     *,
     loss: LossFunction,
     forward_only: bool = False,
     observe_output: OutputObserver | None = None,
-    observe: Callable[[str, Tensor], None] | None = None,
+    observe: Observer | None = None,
 ) -> None:
     """Run forward and backward of all micro-batches of this rank; all ranks call it together.
 
@@ -46,22 +48,27 @@ def run_passes(
         model: a :class:`PonderModel`, or Megatron's data-parallel wrapper around one.
         batches: micro-batches on the host, the same on all stages of a pipeline; with several stages their
             number must be a multiple of the stages.
-        settings: J and the like, the same on every rank.
-        loss: what the last stage makes of a micro-batch's output; its gradient is accumulated after Megatron
-            has divided it by the number of micro-batches.
-        forward_only: no gradients.
+        settings: settings of the forward, the same on every rank.
+        loss: computes the scalar to differentiate from a micro-batch's output, on the last stage; Megatron
+            divides it by the number of micro-batches.
+        forward_only: compute no gradients.
         observe_output: called on the last stage with every micro-batch and its output.
-        observe: called with the name and value of intermediate results on the stage that has them.
+        observe: called with the name and value of intermediate results on the stage that computes them.
     """
-    module = model.module if hasattr(model, "ddp_config") else model
-    plan = module.ponder.plan(settings.num_jacobi_iterations)
+    module = model if isinstance(model, PonderModel) else model.module
+    assert isinstance(module, PonderModel), "the wrapper must be around a PonderModel"
+    plan = module.ponder.under(settings.limits).plan(settings.num_jacobi_iterations)
     num_stages = module.pp_group.size()
-    chain = range(plan.num_passes)
-    groups = [chain] if num_stages == 1 else [range(index, index + 1) for index in chain]
-    under_way = [_UnderWay(batch) for batch in batches]
-    views = [_PassView(module, passes, vp_stage) for vp_stage, passes in enumerate(groups)]
+    # With one stage a single view runs all passes in one graph; with several, each pass is a chunk of its own
+    # that Megatron schedules forward and backward separately.
+    all_passes = range(plan.num_passes)
+    passes_of_views = [all_passes] if num_stages == 1 else [range(index, index + 1) for index in all_passes]
+    in_flight = [_InFlight(batch) for batch in batches]
+    views = [_PassView(module, passes, vp_stage) for vp_stage, passes in enumerate(passes_of_views)]
 
-    def forward_step(iterator: Iterator[_UnderWay], view: _PassView) -> tuple[Tensor, Any]:
+    def forward_step(iterator: Iterator[_InFlight], view: _PassView) -> tuple[Tensor, Any]:
+        # Called by the schedule once per micro-batch and view, on each stage in an order of its own, but
+        # always with the passes of a micro-batch in their order.
         item = next(iterator)
         if view.passes[0] == 0:
             item.start(module, settings, observe)
@@ -78,7 +85,7 @@ def run_passes(
     with _virtual_stages(module.config, num_stages, len(views)), _gradients_of(model, forward_only):
         schedule(
             forward_step_func=forward_step,
-            data_iterator=[iter(under_way) for _ in views],
+            data_iterator=[iter(in_flight) for _ in views],
             model=views,
             num_microbatches=len(batches),
             seq_length=batches[0].tokens.shape[1],
@@ -88,13 +95,13 @@ def run_passes(
 
 
 @dataclass(slots=True)
-class _UnderWay:
-    """A micro-batch, and what its passes share while they run."""
+class _InFlight:
+    """A micro-batch, and what its passes share on this stage while they run."""
 
     batch: TokenBatch
     _micro_batch: MicroBatch | None = None
 
-    def start(self, module: PonderModel, settings: ForwardSettings, observe: Any) -> None:
+    def start(self, module: PonderModel, settings: ForwardSettings, observe: Observer | None) -> None:
         self._micro_batch = module.begin(self.batch.to(device()), settings, observe)
 
     @property
@@ -103,12 +110,12 @@ class _UnderWay:
         return self._micro_batch
 
     def finish(self) -> None:
-        """Let go on every stage after its last pass; the graph holds what backward needs."""
+        """Release it after the last pass on this stage; the graph keeps what backward needs."""
         self._micro_batch = None
 
 
 class _PassView(nn.Module):
-    """Some consecutive passes of the rank's stage, in the shape of a Megatron model chunk.
+    """Consecutive passes of the rank's stage, with the interface of a Megatron model chunk.
 
     It has no parameters of its own: all views share the stage.
     """
@@ -119,23 +126,24 @@ class _PassView(nn.Module):
         self.model_type = module.model_type
         self.vp_stage = vp_stage
         self.passes = passes
-        # In a tuple, so that torch does not register it as a part.
+        # In a tuple, so that torch does not register it as a submodule.
         self._stage = (module,)
         self._received: Tensor | None = None
 
     def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
-        """Take what Megatron's schedule has received for the next call."""
+        """Take the tensor that Megatron's schedule has received for the next call."""
         self._received = input_tensor[0]
 
     def forward(self, micro_batch: MicroBatch) -> PassRows | ModelOutput:
         """Run the passes of this view on this rank's stage."""
         (stage,) = self._stage
         received, self._received = self._received, None
-        moving: Any = None if received is None else decode(received, self.config.hidden_size)
-        for index in self.passes:
-            moving = stage.run_pass(micro_batch, index, moving)
-        result: PassRows | ModelOutput = moving
-        return result
+        moving = None if received is None else decode(received, self.config.hidden_size)
+        for index in self.passes[:-1]:
+            handed_over = stage.run_pass(micro_batch, index, moving)
+            assert isinstance(handed_over, PassRows), "only the final pass gives an output"
+            moving = handed_over
+        return stage.run_pass(micro_batch, self.passes[-1], moving)
 
 
 def _schedule(num_stages: int, num_views: int) -> Callable[..., Any]:
@@ -149,8 +157,12 @@ def _schedule(num_stages: int, num_views: int) -> Callable[..., Any]:
 
 
 @contextmanager
-def _virtual_stages(config: Any, num_stages: int, num_views: int) -> Iterator[None]:
-    """Tell the interleaved schedule how many virtual stages this step has; layers are placed without any."""
+def _virtual_stages(config: PonderTransformerConfig, num_stages: int, num_views: int) -> Iterator[None]:
+    """Tell the interleaved schedule how many virtual stages this step has.
+
+    Only for the step: how many there are changes with J, and with the setting in place Megatron would also
+    distribute the layers over virtual stages.
+    """
     if num_stages == 1 or num_views == 1:
         yield
         return
@@ -165,8 +177,8 @@ def _virtual_stages(config: Any, num_stages: int, num_views: int) -> Iterator[No
 
 
 @contextmanager
-def _gradients_of(model: Any, forward_only: bool) -> Iterator[None]:
-    """Let Megatron finalize the gradients of the one module behind all views, not of every view."""
+def _gradients_of(model: PonderModel | WrappedModel, forward_only: bool) -> Iterator[None]:
+    """Let Megatron finalize the gradients of the one module behind all views, once, and not of every view."""
     config = model.config
     finalize = config.finalize_model_grads_func
     if forward_only or finalize is None:

@@ -1,7 +1,8 @@
 """The rows of a pass as one tensor, which is what Megatron's pipeline sends between stages.
 
-A row's number travels as further feature columns. It may be wider than the rows (float32 beside bfloat16
-rows); then its bits are sent as several narrow columns, in both directions, so that nothing is rounded.
+The column of :class:`PassRows` (one number per row) is appended to the features. It may be wider than the
+rows (float32 beside bfloat16 rows); then its bits are sent as several narrow columns, forward and backward,
+so that nothing is rounded.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from megatron_ext.parallel.tensor import contiguous_gradient
 
 
 def encode(moving: PassRows) -> Tensor:
-    """[R, B, H] and the column -> [R, B, H + columns]."""
+    """Join rows [R, B, H] and their column into one tensor, [R, B, H + columns]."""
     if moving.column is None:
         return moving.rows.contiguous()
     encoded: Tensor = _Encode.apply(moving.rows, moving.column)  # type: ignore[no-untyped-call]
@@ -22,7 +23,7 @@ def encode(moving: PassRows) -> Tensor:
 
 
 def decode(sent: Tensor, hidden_size: int) -> PassRows:
-    """Undo :func:`encode`; what is beyond `hidden_size` is the column."""
+    """Undo :func:`encode`; the features beyond `hidden_size` are the column."""
     if sent.shape[-1] == hidden_size:
         return PassRows(rows=contiguous_gradient(sent))
     rows, column = _Decode.apply(sent, hidden_size)  # type: ignore[no-untyped-call]
@@ -34,7 +35,7 @@ def _join(rows: Tensor, column: Tensor) -> Tensor:
     return torch.cat([rows, column.contiguous().unsqueeze(-1).view(rows.dtype)], dim=-1)
 
 
-def _part(joined: Tensor, hidden_size: int) -> tuple[Tensor, Tensor]:
+def _split(joined: Tensor, hidden_size: int) -> tuple[Tensor, Tensor]:
     bits = joined[..., hidden_size:].contiguous()
     column_dtype = torch.promote_types(joined.dtype, torch.float32)
     return joined[..., :hidden_size].contiguous(), bits.view(column_dtype).squeeze(-1)
@@ -48,14 +49,14 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return _part(gradient, ctx.hidden_size)
+        return _split(gradient, ctx.hidden_size)
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, joined: Tensor, hidden_size: int) -> tuple[Tensor, Tensor]:
         del ctx
-        return _part(joined, hidden_size)
+        return _split(joined, hidden_size)
 
     @staticmethod
     def backward(ctx: Any, rows: Tensor, column: Tensor) -> tuple[Tensor, None]:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_ext.device import generator_state, set_generator_state
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.protocols import MegatronOptimizer, ShardedModule
 
 LAYOUT_KEY = "layout"
 GENERATORS_KEY = "rng_state"
@@ -25,7 +27,12 @@ CONTENT: dict[str, Any] = {
 
 
 def sharded_state(
-    module: Any, optimizer: Any, groups: ParallelGroups | None, *, metadata: dict[str, Any], is_loading: bool
+    module: ShardedModule,
+    optimizer: MegatronOptimizer,
+    groups: ParallelGroups | None,
+    *,
+    metadata: dict[str, Any],
+    is_loading: bool,
 ) -> dict[str, Any]:
     """Return this rank's part of the state, as Megatron's ``dist_checkpointing`` expects it.
 
@@ -51,7 +58,7 @@ def layout_of(groups: ParallelGroups) -> dict[str, int]:
     return {"tensor": groups.tp_size, "pipeline": groups.pp_size, "data": groups.dp_size}
 
 
-def fill_missing_moments(optimizer: Any) -> None:
+def fill_missing_moments(optimizer: MegatronOptimizer) -> None:
     """Create the zero moments of parameters that were never updated: a checkpoint has those of all."""
     for part in optimizer.chained_optimizers:
         if part.init_state_fn is not None:
@@ -72,7 +79,7 @@ def generator_states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(),
+        "cuda": generator_state(),
         "model_parallel": get_cuda_rng_tracker().get_states(),
     }
 
@@ -84,5 +91,5 @@ def restore_generators(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
-    torch.cuda.set_rng_state(states["cuda"])
+    set_generator_state(states["cuda"])
     get_cuda_rng_tracker().set_states(states["model_parallel"])

@@ -6,6 +6,7 @@ from typing import Any
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.protocols import MegatronOptimizer, ParameterScheduler, ShardedModule
 from pipeline.checkpoint.agreement import names_on_all_ranks
 from pipeline.checkpoint.content import (
     GENERATORS_KEY,
@@ -27,9 +28,9 @@ _GROUP_SETTINGS = ("max_lr", "min_lr", "betas", "eps")
 def load_checkpoint(
     path: Path,
     *,
-    module: Any,
-    optimizer: Any,
-    scheduler: Any,
+    module: ShardedModule,
+    optimizer: MegatronOptimizer,
+    scheduler: ParameterScheduler,
     groups: ParallelGroups,
     iteration: int | None = None,
 ) -> TrainState:
@@ -42,8 +43,8 @@ def load_checkpoint(
         path: checkpoint folder of a run, or one ``iter_`` folder.
         module: the model without wrappers, built with the settings of the saved run.
         optimizer: from ``build_optimizer``.
-        scheduler: from ``build_scheduler``, not yet stepped.
-        groups: the layout to load on.
+        scheduler: Megatron's, not yet stepped.
+        groups: the parallel layout to load onto.
         iteration: which one; None means the newest.
     Raises:
         CheckpointError: it does not exist, or its tensors are not those of this model and optimizer.
@@ -69,7 +70,7 @@ def load_checkpoint(
     return state
 
 
-def load_weights(path: Path, *, module: Any, iteration: int | None = None) -> TrainState:
+def load_weights(path: Path, *, module: ShardedModule, iteration: int | None = None) -> TrainState:
     """Restore only the weights, for evaluation and generation; all ranks call it together.
 
     Args:

@@ -19,7 +19,9 @@ import torch
 import torch.distributed
 from torch.distributed import ProcessGroup
 
+from megatron_ext.device import HOST_BACKEND
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.protocols import MegatronOptimizer, ParameterScheduler, ShardedModule
 from pipeline.checkpoint.forecast import forecast
 from pipeline.checkpoint.save_times import record_save_seconds
 from pipeline.checkpoint.state import TrainState
@@ -33,9 +35,9 @@ def save_checkpoint(
     directory: Path,
     state: TrainState,
     *,
-    module: Any,
-    optimizer: Any,
-    scheduler: Any,
+    module: ShardedModule,
+    optimizer: MegatronOptimizer,
+    scheduler: ParameterScheduler,
     groups: ParallelGroups,
     config_file: Path,
     keep_last: int | None = None,
@@ -94,9 +96,9 @@ class CheckpointSaver:
     """
 
     destination: Destination
-    module: Any
-    optimizer: Any
-    scheduler: Any
+    module: ShardedModule
+    optimizer: MegatronOptimizer
+    scheduler: ParameterScheduler
     groups: ParallelGroups
     in_background: bool = False
     timeout_seconds: int = 600
@@ -222,6 +224,6 @@ class CheckpointSaver:
         """Return a group for writing only: its collectives must not interleave with those of training."""
         if self._group is None:
             self._group = torch.distributed.new_group(
-                backend="gloo", timeout=timedelta(seconds=self.timeout_seconds)
+                backend=HOST_BACKEND, timeout=timedelta(seconds=self.timeout_seconds)
             )
         return self._group

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state_dic
 
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.protocols import MegatronOptimizer, ParameterScheduler, ShardedModule
 from pipeline.checkpoint.agreement import on_all_ranks, on_rank_zero
 from pipeline.checkpoint.checksums import FileDigest, digest_file
 from pipeline.checkpoint.content import (
@@ -100,7 +101,13 @@ class Saved:
 
 
 def prepare_save(
-    state: TrainState, *, module: Any, optimizer: Any, scheduler: Any, groups: ParallelGroups, copies: bool
+    state: TrainState,
+    *,
+    module: ShardedModule,
+    optimizer: MegatronOptimizer,
+    scheduler: ParameterScheduler,
+    groups: ParallelGroups,
+    copies: bool,
 ) -> PreparedSave:
     """Capture the state of a run; all ranks call it together.
 
@@ -108,7 +115,7 @@ def prepare_save(
         state: progress of the run; determines the name of the folder.
         module: the model without wrappers (``sharded_state_dict``).
         optimizer: from ``build_optimizer``.
-        scheduler: from ``build_scheduler``.
+        scheduler: Megatron's.
         groups: the parallel layout.
         copies: whether training continues before the state is written.
     """
@@ -179,7 +186,7 @@ def _share_writing(sharded: Any, groups: ParallelGroups) -> None:
     distribute_main_replicas_with_precomputed_distribution(sharded, groups.dp, shares)
 
 
-def _gathers(optimizer: Any) -> bool:
+def _gathers(optimizer: MegatronOptimizer) -> bool:
     """Tell whether the optimizer's state consists of fresh copies, gathered from the ranks that share it."""
     return all(hasattr(part, "gbuf_ranges") for part in optimizer.chained_optimizers)
 

@@ -68,8 +68,8 @@ def compare(
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
     from pipeline.evaluation.compare.measure import Wanted, curve_of, find_run
-    from pipeline.evaluation.compare.plot import render_png
     from pipeline.evaluation.compare.table import comparison_values, labels_of, render_comparison, same_text
+    from pipeline.report.comparison import render_comparison_png
     from pipeline.shared.files import write_atomically
 
     wanted = Wanted(thresholds=tuple(threshold or ()), num_global_batches=iters, anew=anew)
@@ -85,7 +85,7 @@ def compare(
     table_console().print(render_comparison(curves, labels))
     if not same_text(curves):
         typer.echo("warning: the held-out texts differ; their losses cannot be compared", err=True)
-    write_atomically(output, render_png(curves, labels))
+    write_atomically(output, render_comparison_png(curves, labels))
     typer.echo(f"written to {output}")
     if json_file is not None:
         content = json.dumps(comparison_values(curves, labels), indent=1) + "\n"

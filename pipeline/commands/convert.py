@@ -1,4 +1,4 @@
-"""`megaponder convert`."""
+"""`megaponder convert`: models from and to Hugging Face folders."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,23 +14,31 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Take models in from Hugging Face folders, and give them back.",
+    help="Convert models from and to Hugging Face folders.",
     epilog=examples(
         "megaponder convert from-hf pythia-2.8b --output runs/pythia",
         "megaponder convert to-hf runs/demo/checkpoints --output exported --no-tokenizer",
     ),
 )
 
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="An empty or absent folder.")]
-NoTokenizer = Annotated[bool, typer.Option("--no-tokenizer", help="Convert without the tokenizer's files.")]
+Output = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write; must be empty or not exist."),
+]
+NoTokenizer = Annotated[bool, typer.Option("--no-tokenizer", help="Convert without a tokenizer.")]
 Tolerance = Annotated[
     float,
     typer.Option(
-        min=0.0, metavar="SHARE", help="Largest difference, as a share of the logits' root mean square."
+        min=0.0,
+        metavar="SHARE",
+        help="Largest allowed difference of logits, as a share of their root mean square.",
     ),
 ]
 AllowMismatch = Annotated[
-    bool, typer.Option("--allow-mismatch", help="Accept logits that differ by more than the tolerance.")
+    bool,
+    typer.Option(
+        "--allow-mismatch", help="Write the result even if logits differ by more than the tolerance."
+    ),
 ]
 
 
@@ -49,30 +57,38 @@ def from_hf(
     output: Output,
     method: Annotated[
         Method | None,
-        typer.Option(help="Method of the checkpoint; default: the source's own.", show_default=False),
+        typer.Option(help="Method of the new checkpoint; default: that of the source.", show_default=False),
     ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="A setting of the checkpoint's run.", show_default=False
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of the new checkpoint's configuration; may be repeated.",
+            show_default=False,
         ),
     ] = None,
     ignored: Annotated[
         list[str] | None,
         typer.Option(
-            "--ignore", metavar="KEY", help="A key of config.json that means nothing.", show_default=False
+            "--ignore",
+            metavar="KEY",
+            help="An unknown key of config.json that does not affect the weights; may be repeated.",
+            show_default=False,
         ),
     ] = None,
     no_tokenizer: NoTokenizer = False,
     tolerance: Tolerance = 1e-3,
     allow_mismatch: AllowMismatch = False,
 ) -> None:
-    """Turn a GPT-NeoX (Pythia) or Llama model into a checkpoint, for init_from, eval and generate.
+    """Convert a GPT-NeoX (Pythia) or Llama model to a checkpoint, for init_from, eval and generate.
 
-    Folders of `to-hf` are taken back, those of pondering models too, and published PonderLM-2 models.
-    A checkpoint loads onto any layout. Router or gates of a method that the source has not are drawn as
-    training starts them. Logits are held against transformers' (the extra `hf`); conversion.json in the
-    checkpoint says what was read, written and compared. Where anything is wrong, nothing is written.
+    Also reads folders written by `to-hf`, including pondering models, and published PonderLM-2 models. The
+    checkpoint loads onto any parallel layout. If the method needs a router or gates that the source does not
+    have, they are initialized as at the start of a training.
+
+    Compares the logits with those of transformers (install the extra `hf`). conversion.json in the checkpoint
+    reports what was read, written and compared. If any check fails, nothing is written.
     """
     set_up_logging()
 
@@ -105,19 +121,22 @@ def to_hf(
     iteration: Iteration = None,
     dtype: Annotated[
         Literal["fp32", "fp16", "bf16"] | None,
-        typer.Option(help="Type of the weights; default: as they are stored.", show_default=False),
+        typer.Option(
+            help="Data type of the weights; default: as stored in the checkpoint.", show_default=False
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="With its files; default: `tokenizer` beside the checkpoint, else that of the run's data.",
+            help="Folder with the files of a Hugging Face tokenizer; default: `tokenizer` next to the "
+            "checkpoint, else the tokenizer of the run's data.",
             show_default=False,
         ),
     ] = None,
     no_tokenizer: NoTokenizer = False,
     shard_gigabytes: Annotated[
-        float, typer.Option(min=1e-6, metavar="GB", help="Of a file of weights.")
+        float, typer.Option(min=1e-6, metavar="GB", help="Largest size of one weights file.")
     ] = 5.0,
     tolerance: Tolerance = 1e-3,
     allow_mismatch: AllowMismatch = False,
@@ -125,18 +144,19 @@ def to_hf(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Of `megaponder eval`, for the card; default: the run's evaluation.json, if it is of "
-            "this iteration.",
+            help="Results of `megaponder eval` for the model card; default: the run's evaluation.json, if it "
+            "belongs to this iteration.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Turn a checkpoint into a folder that transformers loads.
+    """Convert a checkpoint to a folder that transformers loads.
 
-    A vanilla model becomes one of transformers' own classes. A pondering model brings its code along, and a
-    model card: load it with trust_remote_code=True, and generate decodes as `megaponder generate` does.
-    Padding of the vocabulary is left behind. Logits are compared as in `from-hf`, and conversion.json says
-    the same. Where anything is wrong, nothing is written.
+    A vanilla model becomes a GPT-NeoX or Llama model of transformers. A pondering model is written with its
+    code and a model card: load it with trust_remote_code=True, and its generate() decodes as
+    `megaponder generate` does. Rows that only pad the vocabulary are dropped.
+
+    Compares the logits and writes conversion.json as `from-hf` does. If any check fails, nothing is written.
     """
     set_up_logging()
 
@@ -169,12 +189,11 @@ def _show(certificate: "Certificate") -> None:
     if tensors.num_rounded:
         typer.echo(f"{tensors.num_rounded:,} values were rounded")
     if not logits.compared:
-        typer.echo(f"LOGITS WERE NOT COMPARED: {logits.note}")
+        typer.echo(f"LOGITS NOT COMPARED: {logits.note}")
         return
-    verdict = "" if logits.is_within_tolerance else " ABOVE THE TOLERANCE"
+    verdict = "" if logits.is_within_tolerance else " (ABOVE THE TOLERANCE)"
     typer.echo(
-        f"logits beside {logits.note}: largest difference {logits.max_error:.2e}{verdict}, mean "
-        f"{logits.mean_error:.2e}, at a root mean square of {logits.logit_rms:.2e}; "
-        f"{logits.top1_agreement:.1%} of "
-        f"{logits.num_positions} positions have the same most likely token"
+        f"logits compared with {logits.note}: largest difference {logits.max_error:.2e}{verdict}, mean "
+        f"{logits.mean_error:.2e}, root mean square of the logits {logits.logit_rms:.2e}; the most likely "
+        f"token agrees at {logits.top1_agreement:.1%} of {logits.num_positions} positions"
     )

@@ -68,7 +68,7 @@ def prepare(
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Head of a running Ray cluster of which this machine is a node; default: start Ray here. "
+            help="Head of a running Ray cluster, of which this machine is a node, instead of a local Ray. "
             "All machines need this package and the same paths to input and output; it is not stopped.",
             show_default=False,
         ),

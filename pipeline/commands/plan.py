@@ -1,8 +1,9 @@
-"""`megaponder plan`."""
+"""`megaponder plan`: memory, cost and time of a run, before it starts."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,8 +11,13 @@ from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_log
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
+from pipeline.cost.peaks import DEVICES
 from pipeline.shared.console import table_console
 from pipeline.shared.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from pipeline.cost.plan import RunPlan
+    from pipeline.cost.suggest import Suggestion
 
 EPILOG = examples(
     "megaponder plan --config pipeline/recipes/pythia_2.8b_ponderlm3.yaml",
@@ -20,86 +26,107 @@ EPILOG = examples(
 )
 
 
+Gpu = Annotated[str, typer.Option(metavar="NAME", help=f"Device of every rank: {', '.join(DEVICES)}.")]
+NumGpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        min=1,
+        metavar="N",
+        show_default=False,
+        help="Number of devices, reached by changing parallel.data; default: as many as the layout needs.",
+    ),
+]
+Mfu = Annotated[
+    float,
+    typer.Option(
+        min=0.01, max=1.0, metavar="SHARE", help="Assumed model FLOPs utilization, for time and throughput."
+    ),
+]
+Reserve = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        metavar="GIB",
+        help="Device memory not available for tensors: CUDA context, libraries, fragmentation.",
+    ),
+]
+MeanSteps = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        metavar="STEPS",
+        show_default=False,
+        help="Mean number of extra steps per token expected at inference, for methods that halt.",
+    ),
+]
+VocabSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        show_default=False,
+        help="Tokens of the tokenizer; default: model.vocab_size, else the tokenizer of the data.",
+    ),
+]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", show_default=False, help="Also write the plan to a JSON file."),
+]
+
+
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
-    gpu: Annotated[str, typer.Option(metavar="NAME", help="Device of every rank.")] = "h100-80g",
-    gpus: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            show_default=False,
-            help="Spread the run over so many by its data axis; default: as many as the layout asks for.",
-        ),
-    ] = None,
-    mfu: Annotated[
-        float,
-        typer.Option(min=0.01, max=1.0, metavar="SHARE", help="Model FLOPs utilisation to count time with."),
-    ] = 0.4,
-    reserve: Annotated[
-        float,
-        typer.Option(
-            min=0.0, metavar="GIB", help="Memory left for the CUDA context, libraries and fragments."
-        ),
-    ] = 6.0,
-    mean_steps: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            metavar="STEPS",
-            show_default=False,
-            help="Extra steps a token is expected to take at inference.",
-        ),
-    ] = None,
-    vocab_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            show_default=False,
-            help="Ids of the tokenizer; default: model.vocab_size, or what the data say.",
-        ),
-    ] = None,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", show_default=False, help="Write the plan here too."),
-    ] = None,
+    gpu: Gpu = "h100-80g",
+    num_gpus: NumGpus = None,
+    mfu: Mfu = 0.4,
+    reserve: Reserve = 6.0,
+    mean_steps: MeanSteps = None,
+    vocab_size: VocabSize = None,
+    json_file: JsonFile = None,
 ) -> None:
-    """Say before any launch whether a run fits its devices, what it costs and how long it takes.
+    """Estimate whether a run fits its devices, what it costs and how long it takes.
 
-    Starts nothing and needs no device. Exit code 1: it does not fit.
+    Starts no training and needs no device. Where the run does not fit, lists settings with which it does.
+
+    Exit code 0: the run fits; 1: it does not.
     """
     set_up_logging()
 
-    from pipeline.cost.devices import DEVICES, GIB
-    from pipeline.cost.run_plan import Assumptions, plan_run, plan_values
+    from pipeline.cost.peaks import DEVICES, GIB
+    from pipeline.cost.plan import Assumptions, plan_run, plan_values
     from pipeline.cost.suggest import on_devices, suggest
-    from pipeline.cost.table import render_memory, render_plan, render_suggestions
 
     if gpu not in DEVICES:
         raise typer.BadParameter(f"must be one of {', '.join(DEVICES)}, but is {gpu}", param_hint="--gpu")
     run = load_config(config, overrides or [])
-    if gpus is not None:
-        run = on_devices(run, gpus)
+    if num_gpus is not None:
+        run = on_devices(run, num_gpus)
     size = vocab_size or run.model.vocab_size or _vocab_size_of_data(run)
     assumptions = Assumptions(
         device=DEVICES[gpu], mfu=mfu, reserve_bytes=reserve * GIB, mean_steps=_steps(run, mean_steps)
     )
     planned = plan_run(run, size, assumptions)
-    console = table_console()
-    console.print(render_memory(planned))
-    console.print(render_plan(planned))
     suggestions = [] if planned.fits else suggest(run, size, assumptions)
-    if suggestions:
-        console.print(render_suggestions(suggestions))
-    elif not planned.fits:
-        console.print(f"no layout of {run.parallel.world_size} {gpu} fits; plan with more (--gpus)")
+    _show(planned, suggestions)
     if json_file is not None:
         values = dict(plan_values(planned))
         values["suggestions"] = [list(suggestion.overrides) for suggestion in suggestions]
         json_file.write_text(json.dumps(values, indent=2) + "\n", encoding="ascii")
     raise typer.Exit(ExitCode.DONE if planned.fits else ExitCode.CRASH)
+
+
+def _show(planned: "RunPlan", suggestions: "Sequence[Suggestion]") -> None:
+    from pipeline.cost.table import render_memory, render_plan, render_suggestions
+
+    console = table_console()
+    console.print(render_memory(planned))
+    console.print(render_plan(planned))
+    if suggestions:
+        console.print(render_suggestions(suggestions))
+    elif not planned.fits:
+        console.print("no layout of this many devices fits; plan with more (--gpus)")
 
 
 def _steps(run: RunConfig, mean_steps: float | None) -> float | None:
@@ -123,8 +150,8 @@ def _vocab_size_of_data(run: RunConfig) -> int:
             [
                 ConfigProblem(
                     path="model.vocab_size",
-                    rule="must be known to count embedding and logits",
-                    value="not given, and the data do not say it",
+                    rule="must be known, as it sets the size of embedding and logits",
+                    value="neither given nor known from the data",
                     cure="give --vocab-size (50277 for Pythia's tokenizer), or prepare the data first",
                 )
             ]

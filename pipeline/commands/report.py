@@ -1,4 +1,4 @@
-"""`megaponder report`."""
+"""`megaponder report`: the report of a run as one HTML file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,41 +13,44 @@ EPILOG = examples("megaponder report runs/demo", "megaponder report runs/demo --
 
 
 def report(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of a run that was trained and evaluated.")
-    ],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of a trained and evaluated run.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Default: RUN/report.html.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="HTML file to write; default: RUN/report.html.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
-    """Write the report of a run: one HTML file that opens from disk.
+    """Write the report of a run: a self-contained HTML file with curves, results and a sample.
 
-    Needs the held-out evaluation of `megaponder eval`; shows a coloured text where `megaponder generate` has
-    left one.
+    Run `megaponder eval` first: the report shows its held-out results. If `megaponder generate` has saved a
+    text in the run's folder, the report shows it colored by thinking steps.
     """
     from data_prep.manifest import load_manifest
     from pipeline.checkpoint.folder import CONFIG_NAME
     from pipeline.config.load import load_config
     from pipeline.cost.account import flops_account, mean_training_sweeps
-    from pipeline.demo_facts import further_commands, run_facts
     from pipeline.report.collect import collect_report
+    from pipeline.report.facts import further_commands, run_facts
     from pipeline.report.render import write_report
     from pipeline.report.table import render_results
 
     config_file = run / CONFIG_NAME
     if not config_file.is_file():
-        raise ConfigError([_missing(run, CONFIG_NAME, "train a run into it first")])
+        raise ConfigError([_missing(run, CONFIG_NAME, "train a run with this output_dir first")])
     config = load_config(config_file)
     manifest = load_manifest(config.data.manifest_folder)
-    facts = run_facts(config, manifest, {})
     try:
         data = collect_report(
             run,
             name=config.name,
             flops=flops_account(config, manifest.header.tokenizer.vocab_size),
             training_sweeps=mean_training_sweeps(config),
-            facts=tuple((name, value) for name, value in facts if value),
+            facts=run_facts(run, config, manifest),
             commands=further_commands(config, config_file),
         )
     except FileNotFoundError as error:
@@ -56,13 +59,16 @@ def report(
     path = output or run / "report.html"
     write_report(data, path)
     Console().print(render_results(data))
+    for command in data.commands:
+        typer.secho(f"{command.purpose}:", dim=True)
+        typer.echo(f"  {command.line}")
     typer.echo(f"report: {path.resolve()}")
 
 
 def _missing(run: Path, name: str, cure: str) -> ConfigProblem:
     return ConfigProblem(
         path=str(run),
-        rule="must be the folder of a run that was trained and evaluated",
-        value=f"without {name}",
+        rule="must be the output folder of a trained and evaluated run",
+        value=f"a folder without {name}",
         cure=cure,
     )

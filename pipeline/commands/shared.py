@@ -1,4 +1,4 @@
-"""Arguments and functions that several commands share."""
+"""Arguments, logging and error handling shared by several commands."""
 
 import logging
 import sys
@@ -13,19 +13,21 @@ import typer
 from pipeline.ranks.environment import Ranks
 from pipeline.shared.errors import UserError
 
+NOTICES_LOGGER = "pipeline.config.aliases"
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE...",
         help="Settings that override the file: group.key=value, or Megatron's name (train-iters=100). "
-        "Values are YAML; the last one wins.",
+        "Values are YAML; if a setting is given twice, the last value counts.",
         show_default=False,
     ),
 ]
 ConfigFile = Annotated[
     Path,
     typer.Option(
-        "--config", "-c", metavar="FILE", help="YAML file of a run; examples are in pipeline/recipes."
+        "--config", "-c", metavar="FILE", help="YAML file with the settings of a run; see pipeline/recipes."
     ),
 ]
 Checkpoint = Annotated[
@@ -43,7 +45,7 @@ Iteration = Annotated[
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """End the process with a message and the error's exit code, not a traceback, on a :class:`UserError`."""
+    """On a :class:`UserError`, end the process with its message and exit code instead of a traceback."""
     try:
         yield
     except UserError as error:
@@ -53,16 +55,27 @@ def exit_on_user_error() -> Iterator[None]:
         sys.exit(error.exit_code)
 
 
+def report_notices_once() -> None:
+    """Let only the first rank report renamed settings: all ranks read the same configuration."""
+    try:
+        rank = Ranks.from_environment().rank
+    except ValueError:
+        # The command itself reports inconsistent variables of a launcher.
+        return
+    if rank != 0:
+        logging.getLogger(NOTICES_LOGGER).setLevel(logging.ERROR)
+
+
 def examples(*lines: str) -> str:
-    """Return example command lines for the end of a help text."""
+    """Return example command lines, formatted as the epilog of a help text."""
     return "\n\n".join(["Examples:", *lines])
 
 
 def set_up_logging(*, speaks: bool = True) -> None:
-    """Send the program's log to standard error.
+    """Log to standard error.
 
     Args:
-        speaks: False for ranks other than the first, which only log warnings.
+        speaks: False for ranks other than the first, which log warnings only.
     """
     logging.basicConfig(
         level=logging.INFO if speaks else logging.WARNING,
@@ -70,7 +83,8 @@ def set_up_logging(*, speaks: bool = True) -> None:
         datefmt="%H:%M:%S",
     )
     logging.getLogger("megatron").setLevel(logging.WARNING)
-    # Our own log reports once that apex and Transformer Engine are absent; the rest is for Megatron to fix.
+    # Our own log reports once that apex and Transformer Engine are absent; other warnings are for Megatron's
+    # developers.
     for module in (r"megatron\.core", r"torch\.distributed\.checkpoint"):
         warnings.filterwarnings("ignore", module=module)
 

@@ -1,4 +1,4 @@
-"""Where a command takes its text from: files of any known kind, or the sources of the standard library."""
+"""Arguments that choose the text a command reads: files of any known kind, or Python's standard library."""
 
 from typing import Annotated
 
@@ -11,9 +11,9 @@ Sources = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SOURCE...",
-        help="Files, folders, globs and fsspec URLs (s3://, gs://, file://) of these, mixed: JSON lines, "
-        "parquet, plain text, webdataset tars with .txt members; .gz, .zst and .xz are unpacked. "
-        "Not with --python-stdlib.",
+        help="Files, folders, globs and fsspec URLs (s3://, gs://, file://) of text in any mix of formats: "
+        "JSON lines, parquet, plain text, webdataset tars with .txt members; .gz, .zst and .xz are "
+        "decompressed. Alternatively, give --python-stdlib.",
         show_default=False,
     ),
 ]
@@ -22,18 +22,27 @@ Suffixes = Annotated[
     typer.Option(
         "--suffix",
         metavar="SUFFIX",
-        help="Files to take from folders, instead of all known kinds; give it several times for more.",
+        help="Read only files with this suffix from folders; may be repeated. Default: all known formats.",
         show_default=False,
     ),
 ]
 TextField = Annotated[
-    str, typer.Option(metavar="NAME", help="Field of JSON records and column of parquet files with the text.")
+    str,
+    typer.Option(
+        metavar="NAME", help="Field of JSON records and column of parquet files that holds the text."
+    ),
 ]
 Lines = Annotated[
-    bool, typer.Option("--lines", help="Take each line of a plain text file as a document, not the file.")
+    bool,
+    typer.Option(
+        "--lines", help="Treat each line of a plain text file as a document, instead of the whole file."
+    ),
 ]
 PythonStandardLibrary = Annotated[
-    bool, typer.Option("--python-stdlib", help="Take the sources of this Python's standard library.")
+    bool,
+    typer.Option(
+        "--python-stdlib", help="Read the source files of this Python's standard library instead of SOURCE."
+    ),
 ]
 HeldoutFraction = Annotated[
     float,
@@ -41,7 +50,7 @@ HeldoutFraction = Annotated[
         min=0.0,
         max=0.99,
         metavar="SHARE",
-        help="Share of documents held out, chosen by a hash of their names.",
+        help="Share of documents to hold out for evaluation, chosen by a hash of their names.",
     ),
 ]
 
@@ -54,13 +63,13 @@ def choose_source(
     lines: bool,
     python_stdlib: bool,
 ) -> TextSource:
-    """Make the text source that the arguments name.
+    """Return the text source that the arguments select.
 
     Raises:
-        typer.BadParameter: none is named, or two are.
+        typer.BadParameter: both inputs and the standard library are given, or neither.
     """
     if bool(inputs) == python_stdlib:
-        raise typer.BadParameter("give text or --python-stdlib, one of the two", param_hint="SOURCE")
+        raise typer.BadParameter("give either SOURCE or --python-stdlib", param_hint="SOURCE")
     if not inputs:
         return python_standard_library()
     return TextFiles(

@@ -1,4 +1,4 @@
-"""`megaponder tokenizer`."""
+"""`megaponder tokenizer`: train tokenizers."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ from pipeline.commands.text_source import (
     choose_source,
 )
 
-app = typer.Typer(no_args_is_help=True, help="Make tokenizers.")
+app = typer.Typer(no_args_is_help=True, help="Train tokenizers.")
 
 
 @app.callback()
@@ -31,24 +31,34 @@ def _group() -> None:
     )
 )
 def train(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the model goes.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="sentencepiece model to write.")
+    ],
     source: Sources = None,
     text_field: TextField = "text",
     lines: Lines = False,
     suffix: Suffixes = None,
     python_stdlib: PythonStandardLibrary = False,
     vocab_size: Annotated[
-        int, typer.Option(min=259, max=1_000_000, metavar="N", help="Pieces, the 256 bytes included.")
+        int,
+        typer.Option(
+            min=259, max=1_000_000, metavar="N", help="Number of pieces, including the 256 single bytes."
+        ),
     ] = 4096,
-    model_type: Annotated[Literal["bpe", "unigram"], typer.Option(help="Algorithm.")] = "bpe",
+    model_type: Annotated[
+        Literal["bpe", "unigram"], typer.Option(help="Algorithm of sentencepiece.")
+    ] = "bpe",
     sample_bytes: Annotated[
-        int, typer.Option(min=1, metavar="BYTES", help="Text to train on, taken evenly from the documents.")
+        int,
+        typer.Option(
+            min=1, metavar="BYTES", help="Amount of text to train on, sampled evenly from all documents."
+        ),
     ] = 4_000_000,
     heldout_fraction: HeldoutFraction = 0.05,
 ) -> None:
     """Train a sentencepiece tokenizer with byte fallback.
 
-    Held-out documents are not looked at. With equal text and settings nothing is trained again.
+    Held-out documents are not used. An output that was trained on the same text and settings is kept.
     """
     from data_prep.tokenizers.tokenizer_training import TokenizerTraining, train_tokenizer
 

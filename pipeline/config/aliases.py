@@ -1,12 +1,99 @@
-"""Other names for settings: Megatron's and those of the methods' published code.
+"""Other names for settings: earlier spellings, Megatron's names, and those of the methods' published code.
 
-A name whose value means the same here is accepted in overrides: `train-iters=100` is
-`training.train_iters=100`. Of the others it is said which setting does what they did.
+- A renamed setting keeps its earlier spelling (`RENAMED`) in files and in overrides, with a notice.
+- A name of another program whose value means the same here is accepted in overrides: `train-iters=100` is
+  `training.train_iters=100`.
+- For the other names, the error suggests the setting that replaces them.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pipeline.config.errors import ConfigProblem, as_written
+
+logger = logging.getLogger(__name__)
+
+# Earlier path -> present path, each `setting` or `group.setting`; a group or a list moves as a whole.
+RENAMED: dict[str, str] = {"stages": "workflow"}
+_ABSENT = object()
+
+
+def rename_settings(
+    settings: dict[str, Any], *, source: str, renamed: Mapping[str, str] | None = None
+) -> list[ConfigProblem]:
+    """Move the values of renamed settings to their present paths, with a notice for each.
+
+    Args:
+        settings: nested settings of one file; changed in place.
+        source: the file, for the notice.
+        renamed: earlier path to present path; default: `RENAMED`.
+
+    Returns:
+        a problem for every setting that is given under both names.
+    """
+    problems = []
+    for old, new in (RENAMED if renamed is None else renamed).items():
+        value = _take(settings, old)
+        if value is _ABSENT:
+            continue
+        group, leaf = _group_of(settings, new)
+        if leaf in group:
+            problems.append(given_under_both_names(old, new, as_written(value)))
+            continue
+        # A configuration that was stored with all its defaults needs no notice.
+        if value not in (None, [], {}):
+            notify_renamed(old, new, source=source)
+        group[leaf] = value
+    return problems
+
+
+def present_name(name: str, renamed: Mapping[str, str] | None = None) -> str:
+    """Return the present path of a setting for an earlier one, and every other name unchanged."""
+    for old, new in (RENAMED if renamed is None else renamed).items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name.removeprefix(old)
+    return name
+
+
+def notify_renamed(old: str, new: str, *, source: str) -> None:
+    """Log that an earlier name is used, and the one to use instead."""
+    logger.warning("%s: the setting %s is now called %s; the old name still works", source, old, new)
+
+
+def given_under_both_names(old: str, new: str, value: str) -> ConfigProblem:
+    """Make the problem for a setting that is given under its earlier and its present name."""
+    return ConfigProblem(
+        path=old,
+        rule=f"must not be given together with {new}, its present name",
+        value=value,
+        cure=f"keep {new} only",
+    )
+
+
+def _take(settings: dict[str, Any], path: str) -> Any:
+    """Remove a value, and its group with its last one: the group may no longer exist in the schema."""
+    group_name, _, leaf = path.rpartition(".")
+    group = settings.get(group_name) if group_name else settings
+    if not isinstance(group, dict):
+        return _ABSENT
+    value = group.pop(leaf, _ABSENT)
+    if value is not _ABSENT and group_name and not group:
+        del settings[group_name]
+    return value
+
+
+def _group_of(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """Return the group that holds a path, created where it is absent, and the last part of the path."""
+    group_name, _, leaf = path.rpartition(".")
+    if not group_name:
+        return settings, leaf
+    if settings.get(group_name) is None:
+        settings[group_name] = {}
+    group = settings[group_name]
+    # Not a group, so nothing can be moved into it: build_config reports it.
+    return (group, leaf) if isinstance(group, dict) else ({}, leaf)
 
 
 def _unchanged(value: Any) -> Any:
@@ -14,7 +101,7 @@ def _unchanged(value: Any) -> Any:
 
 
 def _precision(value: Any) -> Any:
-    """Turn Megatron's switch `bf16` into the name of a precision; leave the rest to the check of types."""
+    """Turn Megatron's switch `bf16` into the name of a precision; the schema reports other types."""
     return {True: "bf16", False: "fp32"}[value] if isinstance(value, bool) else value
 
 
@@ -27,13 +114,13 @@ def _lower_case(value: Any) -> Any:
 
 
 def _method(value: Any) -> Any:
-    """Turn the published `patch_method` into the name of a method: PonderLM-2 calls itself `ours`."""
+    """Turn the published `patch_method` into the name of a method; PonderLM-2's code calls itself `ours`."""
     return "ponderlm2" if value == "ours" else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alias:
-    """Where a setting of another name lives here, and how its value is written here."""
+    """The setting that another name stands for, and how its value is written here."""
 
     path: str
     convert: Callable[[Any], Any] = _unchanged
@@ -98,7 +185,7 @@ _OTHER_NAME = {
     "lr_decay_style": Alias(path="optimizer.lr_decay_style", convert=_lower_case),
     "lr_wsd_decay_iters": Alias(path="optimizer.wsd_decay_iters"),
     "lr_wsd_decay_style": Alias(path="optimizer.wsd_decay_style"),
-    # Written so in PonderLM's code.
+    # Misspelled in PonderLM's code.
     "mutiply_pondering_steps": Alias(path="ponder.multiply_embedding"),
     "patch_method": Alias(path="ponder.method", convert=_method),
     "pipeline_model_parallel_size": Alias(path="parallel.pipeline"),
@@ -109,6 +196,8 @@ _OTHER_NAME = {
     "reset_position_ids": Alias(path="data.reset_positions"),
     "save": Alias(path="checkpoint.directory"),
     "save_interval": Alias(path="checkpoint.interval"),
+    # The name of earlier versions.
+    "stages": Alias(path="workflow"),
     "tensor_model_parallel_size": Alias(path="parallel.tensor"),
 }
 
@@ -117,7 +206,7 @@ ALIASES: dict[str, Alias] = {
 } | _OTHER_NAME
 
 
-# What these take means something else here, or nothing: they are never applied.
+# Their values mean something else here, or nothing: these names are only suggested, never applied.
 _SUCCESSORS = {
     "decoder_first_pipeline_num_layers": "parallel.layers_per_stage",
     "decoder_last_pipeline_num_layers": "parallel.layers_per_stage",
@@ -133,12 +222,12 @@ SUCCESSORS: dict[str, str] = {name: alias.path for name, alias in ALIASES.items(
 
 
 def find_alias(name: str) -> Alias | None:
-    """Return the alias for another spelling: `train-iters`, `train_iters` or `--train-iters`."""
+    """Return the alias for a name, spelled `train-iters`, `train_iters` or `--train-iters`."""
     return ALIASES.get(_normal(name))
 
 
 def find_successor(name: str) -> str | None:
-    """Return the path of the setting that does what a setting of this name does elsewhere."""
+    """Return the path of the setting that replaces one of another program."""
     return SUCCESSORS.get(_normal(name))
 
 

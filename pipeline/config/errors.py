@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in words a user can act on."""
+"""Problems of a configuration, in terms a user can act on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ class ConfigProblem:
     Attributes:
         path: dotted path of the setting, such as `parallel.tensor`.
         rule: what must hold.
-        value: what was found, as the user would write it.
-        cure: what to write instead; empty where the rule says it all.
+        value: what was found, written as in YAML.
+        cure: what to write instead; empty if the rule suffices.
     """
 
     path: str
@@ -29,7 +29,7 @@ class ConfigProblem:
 
 
 class ConfigError(UserError, ValueError):
-    """All problems of a configuration at once, so that one round of editing mends them."""
+    """All problems of a configuration, reported together so that one round of editing fixes them."""
 
     def __init__(self, problems: Sequence[ConfigProblem], *, source: str = "") -> None:
         if not problems:
@@ -46,7 +46,7 @@ class ConfigError(UserError, ValueError):
 
 
 def as_written(value: object) -> str:
-    """Write a value as it stands in YAML: `true`, `null`, `[0, 60]`; text in quotes."""
+    """Return a value as it is written in YAML: `true`, `null`, `[0, 60]`; text in quotes."""
     if value is None:
         return "null"
     if isinstance(value, bool):

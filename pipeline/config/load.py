@@ -1,14 +1,20 @@
-"""A run's configuration from a YAML file and overrides, and back to YAML."""
+"""The configuration of a run from a YAML file and overrides, checked; and back to YAML."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from pipeline.config.config_file import read_settings
-from pipeline.config.errors import ConfigError
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config.config_file import read_settings, render_yaml
+from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.config.messages import problems_of
 from pipeline.config.overrides import apply_overrides
+from pipeline.config.rules import broken_rules_of_part
 from pipeline.config.schema import RunConfig
-from pipeline.config.validate import build_config, setting_paths
-from pipeline.config.yaml_text import render_yaml
+
+Recorded = dict[type[BaseModel], dict[str, Any]]
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -16,14 +22,15 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         path: a YAML file of groups, see `pipeline.config.config_file`; None starts from the defaults.
-        overrides: `group.key=value` or Megatron's names, later ones over earlier ones and all over the file.
+        overrides: `group.key=value` or Megatron's names; they take precedence over the file, and later ones
+            over earlier ones.
 
     Raises:
-        ConfigError: with all problems at once.
+        ConfigError: with all problems of the file and the overrides.
     """
     source = str(path) if path else "overrides"
-    settings = read_settings(path) if path else {}
-    problems = apply_overrides(settings, overrides, setting_paths())
+    settings, problems = read_settings(path) if path else ({}, [])
+    problems += apply_overrides(settings, overrides, setting_paths())
     try:
         config = build_config(settings)
     except ConfigError as error:
@@ -33,11 +40,74 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
+def build_config(settings: Mapping[str, Any]) -> RunConfig:
+    """Check nested settings.
+
+    Raises:
+        ConfigError: with every problem: types, ranges, unknown names, and each rule between settings that
+            the remaining, valid settings suffice to check.
+    """
+    recorded: Recorded = {}
+    try:
+        return RunConfig.model_validate(dict(settings), context=recorded)
+    except ValidationError as error:
+        raise ConfigError(_all_problems(error, recorded)) from None
+
+
+def setting_paths() -> list[str]:
+    """Return the dotted path of every setting, in the order of the schema."""
+    paths = []
+    for name, field in RunConfig.model_fields.items():
+        section = _section_type(field.annotation)
+        paths += [f"{name}.{inner}" for inner in section.model_fields] if section else [name]
+    return paths
+
+
 def render_config(config: RunConfig) -> str:
-    """Write a resolved configuration as YAML; `load_config` reads it back equal."""
+    """Return a resolved configuration as YAML; `load_config` reads it back equal."""
     return render_yaml(config.model_dump(mode="json"))
 
 
 def dump_config(config: RunConfig, path: Path) -> None:
     """Write a resolved configuration to a YAML file."""
     path.write_text(render_config(config), encoding="ascii")
+
+
+def _all_problems(error: ValidationError, recorded: Recorded) -> list[ConfigProblem]:
+    errors = error.errors(include_url=False)
+    for detail in errors:
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError):
+            # Types and ranges are valid: these are the broken rules of a complete configuration.
+            return list(cause.problems)
+    return problems_of(errors, setting_paths()) + broken_rules_of_part(_valid_part(recorded))
+
+
+def _valid_part(recorded: Recorded) -> SimpleNamespace:
+    """Gather the valid settings of an invalid configuration."""
+    part = SimpleNamespace()
+    for name, field in RunConfig.model_fields.items():
+        complete = recorded.get(RunConfig, {}).get(name)
+        section = _section_type(field.annotation)
+        if complete is not None:
+            setattr(part, name, complete)
+        elif section is not None:
+            setattr(part, name, _valid_section(section, recorded.get(section, {})))
+    return part
+
+
+def _valid_section(section: type[BaseModel], values: dict[str, Any]) -> SimpleNamespace:
+    known = dict(values)
+    for name, field in section.model_fields.items():
+        if name not in known and field.default_factory_takes_validated_data:
+            # Pydantic computes no dependent default once any setting of the section is invalid.
+            try:
+                known[name] = field.get_default(call_default_factory=True, validated_data=known)
+            except KeyError:
+                continue
+    return SimpleNamespace(**known)
+
+
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation if is_section else None

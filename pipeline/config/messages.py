@@ -1,16 +1,13 @@
-"""Pydantic's findings, said as rule, value and cure."""
+"""Pydantic's errors as rule, value and cure; suggestions of the nearest name or number that fits."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic_core import ErrorDetails
 
 from pipeline.config.aliases import find_successor
 from pipeline.config.errors import ConfigProblem, as_written
-from pipeline.config.suggestions import nearest_name
-
-# A default that depends on an invalid setting; the invalid setting has its own message.
-FOLLOW_UP_ERRORS = frozenset({"default_factory_not_called"})
 
 _RULES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "missing": lambda _: "must be given",
@@ -32,17 +29,31 @@ _RULES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "literal_error": lambda context: f"must be one of {_unquoted(context['expected'])}",
     "enum": lambda context: f"must be one of {_unquoted(context['expected'])}",
     "string_too_short": lambda context: f"must have at least {context['min_length']} characters",
-    "string_pattern_mismatch": lambda _: "must be letters, digits, '.', '_' and '-', as it names a folder",
+    "string_pattern_mismatch": lambda context: f"must match {context['pattern']}",
 }
 
 
-def problem_of(error: ErrorDetails, known_paths: Sequence[str]) -> ConfigProblem:
-    """Translate one finding of pydantic.
+def problems_of(errors: Sequence[ErrorDetails], known_paths: Sequence[str]) -> list[ConfigProblem]:
+    """Translate the errors of pydantic, without those that only follow from others.
 
     Args:
-        error: an item of `ValidationError.errors()`.
+        errors: `ValidationError.errors()`.
         known_paths: dotted paths of all settings.
     """
+    return [_problem_of(error, known_paths) for error in errors if not _is_follow_up(error, errors)]
+
+
+def _is_follow_up(error: ErrorDetails, errors: Sequence[ErrorDetails]) -> bool:
+    place = error["loc"]
+    # Pydantic does not count invalid entries of a list: it may call the list too short as well.
+    misses_invalid_entries = error["type"] == "too_short" and any(
+        len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in errors
+    )
+    # The default depends on an invalid setting, which has an error of its own.
+    return misses_invalid_entries or error["type"] == "default_factory_not_called"
+
+
+def _problem_of(error: ErrorDetails, known_paths: Sequence[str]) -> ConfigProblem:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return unknown_setting(path, known_paths)
@@ -55,13 +66,13 @@ def problem_of(error: ErrorDetails, known_paths: Sequence[str]) -> ConfigProblem
 
 
 def unknown_setting(path: str, known_paths: Sequence[str]) -> ConfigProblem:
-    """Make the problem for a setting that does not exist, with the nearest that does."""
+    """Return the problem for a setting that does not exist; its cure suggests the nearest one that does."""
     meant = _meant(path, known_paths)
     return ConfigProblem(
         path=path,
         rule="must be a known setting",
         value="unknown",
-        cure=f"did you mean {meant}?" if meant else "the recipes in pipeline/recipes show the settings",
+        cure=f"did you mean {meant}?" if meant else "see the recipes in pipeline/recipes",
     )
 
 
@@ -104,3 +115,24 @@ def _entries(number: int) -> str:
 
 def _unquoted(expected: str) -> str:
     return expected.replace("'", "")
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name most similar to `name`, or None if none is similar."""
+    matches = get_close_matches(name.replace("-", "_").lower(), list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def nearest_multiples(value: int, divisor: int) -> str:
+    """Return the positive multiples of `divisor` around `value` as text: `96 or 128`."""
+    below = value // divisor * divisor
+    above = below + divisor
+    return f"{below} or {above}" if below > 0 else str(above)
+
+
+def largest_common_divisor_up_to(limit: int, numbers: Iterable[int]) -> int:
+    """Return the largest number of at most `limit` that divides all `numbers` (1 always does)."""
+    values = list(numbers)
+    return next(
+        candidate for candidate in range(limit, 0, -1) if all(value % candidate == 0 for value in values)
+    )

@@ -1,30 +1,31 @@
-"""`group.key=value` from the command line."""
+"""Overrides from the command line: `group.key=value`."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
-from pipeline.config.aliases import find_alias
+from pipeline.config.aliases import find_alias, given_under_both_names, notify_renamed, present_name
+from pipeline.config.config_file import parse_yaml
 from pipeline.config.errors import ConfigProblem
 from pipeline.config.messages import unknown_setting
-from pipeline.config.yaml_text import parse_yaml
 
 
 def apply_overrides(
     settings: dict[str, Any], overrides: Sequence[str], known_paths: Sequence[str]
 ) -> list[ConfigProblem]:
-    """Write overrides into nested settings, later ones over earlier ones.
+    """Apply overrides to nested settings; the last of two overrides of a setting counts.
 
     Args:
         settings: nested groups as read from YAML; changed in place.
-        overrides: `path=value`; the path is dotted or Megatron's name, the value is YAML.
+        overrides: `name=value`; the name is a present or earlier dotted path, or Megatron's name; the value
+            is YAML.
         known_paths: dotted paths of all settings.
 
     Returns:
-        what is wrong with overrides that could not be applied.
+        a problem for every override that could not be applied.
     """
-    problems = []
+    problems = _names_given_twice(overrides)
     for override in overrides:
         problem = _apply(settings, override, known_paths)
         if problem is not None:
@@ -32,13 +33,26 @@ def apply_overrides(
     return problems
 
 
+def _names_given_twice(overrides: Sequence[str]) -> list[ConfigProblem]:
+    """Report renamed settings that are given under both names."""
+    values = {_name(override): override.partition("=")[2] for override in overrides}
+    return [
+        given_under_both_names(name, present_name(name), repr(value))
+        for name, value in values.items()
+        if present_name(name) != name and present_name(name) in values
+    ]
+
+
+def _name(override: str) -> str:
+    return override.partition("=")[0].strip()
+
+
 def _apply(settings: dict[str, Any], override: str, known_paths: Sequence[str]) -> ConfigProblem | None:
-    name, separator, text = override.partition("=")
-    name = name.strip()
-    if not separator or not name:
+    name, text = _name(override), override.partition("=")[2]
+    if "=" not in override or not name:
         return ConfigProblem(
             path=name or "override",
-            rule="must be written group.key=value",
+            rule="must have the form group.key=value",
             value=repr(override),
             cure="for example training.train_iters=100",
         )
@@ -51,7 +65,10 @@ def _apply(settings: dict[str, Any], override: str, known_paths: Sequence[str]) 
     path, value = _resolve(name, value, known_paths)
     if any(known.startswith(f"{path}.") for known in known_paths):
         return ConfigProblem(
-            path=path, rule="must be set one by one", value="a whole group", cure=f"write {path}.name=value"
+            path=path,
+            rule="must not be set as a whole",
+            value="a group",
+            cure=f"set {path}.name=value",
         )
     if path not in known_paths:
         return unknown_setting(path, known_paths)
@@ -59,6 +76,10 @@ def _apply(settings: dict[str, Any], override: str, known_paths: Sequence[str]) 
 
 
 def _resolve(name: str, value: Any, known_paths: Sequence[str]) -> tuple[str, Any]:
+    renamed = present_name(name)
+    if renamed != name:
+        notify_renamed(name, renamed, source="overrides")
+        return renamed, value
     alias = None if name in known_paths else find_alias(name)
     return (alias.path, alias.convert(value)) if alias else (name, value)
 
@@ -71,7 +92,7 @@ def _write(settings: dict[str, Any], path: Sequence[str], value: Any) -> ConfigP
         if inner is None:
             inner = target[group] = {}
         if not isinstance(inner, dict):
-            # The check of types reports the group itself.
+            # Not a group: build_config reports it.
             return None
         target = inner
     target[leaf] = value

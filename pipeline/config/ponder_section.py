@@ -1,10 +1,10 @@
 """The settings of `ponder`: names, types, ranges and defaults, which depend on the method.
 
-Which methods have which setting stands in `pipeline.config.rules_ponder`; the methods themselves are those of
-the definitions. K is `num_latent_thoughts`, J `num_jacobi_iterations`.
+Which method has which of them, with which default, is among its facts (:mod:`megatron_ext.ponder.config`).
+K is `num_latent_thoughts`, J `num_jacobi_iterations`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -23,9 +23,9 @@ from pipeline.config.section import (
 )
 
 
-def _by_method(usual: Any, *, but: Mapping[Method, Any]) -> Callable[[dict[str, Any]], Any]:
-    """Make a default that some methods have otherwise."""
-    return lambda given: but.get(given["method"], usual)
+def _by_method(name: str, usual: Any) -> Callable[[dict[str, Any]], Any]:
+    """Return a default factory: the method's own default of a setting, or the usual one."""
+    return lambda given: given["method"].facts.defaults.get(name, usual)
 
 
 def _default_sweeps(given: dict[str, Any]) -> int:
@@ -37,7 +37,7 @@ class PonderSection(Section):
 
     method: Method
     num_latent_thoughts: CountOrZero = Field(
-        default_factory=_by_method(3, but={Method.VANILLA: 0}),
+        default_factory=_by_method("num_latent_thoughts", 3),
         description="K, extra steps per token: thoughts, pause tokens, iterations; default: 3, for vanilla 0",
     )
     num_jacobi_iterations: CountOrZero = Field(
@@ -49,17 +49,15 @@ class PonderSection(Section):
         None, description="in training draw J uniformly from this inclusive range"
     )
     jacobi_schedule: Annotated[tuple[Pair, ...], Field(min_length=1)] | None = Field(
-        None, description="in training, pairs [iteration, J]: from this iteration on make so many sweeps"
+        None, description="in training, pairs [iteration, J]: J from this iteration on"
     )
     scale_embeds: Switch = Field(
-        default_factory=_by_method(True, but={Method.VANILLA: False}),
+        default_factory=_by_method("scale_embeds", True),
         description="multiply embeddings by sqrt(2.5 H), with mixtures and pause tokens by sqrt(H); default: "
         "true, for vanilla false",
     )
     mixture: Mixture = Field(
-        default_factory=_by_method(
-            Mixture.HIDDEN, but=dict.fromkeys((Method.PONDERLM, Method.ADAPONDERLM), Mixture.SOFTMAX)
-        ),
+        default_factory=_by_method("mixture", Mixture.HIDDEN),
         description="what a step feeds back: its hidden state, or the mean embedding of the tokens it "
         "predicts, all (softmax) or the most likely (top_k); default: softmax for ponderlm and adaponderlm, "
         "else hidden",
@@ -74,15 +72,16 @@ class PonderSection(Section):
         None, description="embedding row of pause tokens; default: one is reserved behind the vocabulary"
     )
     pruning_threshold: BelowOne = Field(
-        1e-4, description="tau: a step is not taken with less tail mass (ponderlm3) or gate (adaponderlm)"
+        1e-4,
+        description="tau: a step with less tail mass (ponderlm3) or a lower gate (adaponderlm) is skipped",
     )
     penalty: Penalty = Field(
-        default_factory=_by_method(Penalty.EXPECTED_STEPS, but={Method.ADAPONDERLM: Penalty.BOTTOM_K}),
+        default_factory=_by_method("penalty", Penalty.EXPECTED_STEPS),
         description="what is penalised; default: expected_steps, for adaponderlm always bottom_k",
     )
     penalty_weight: NonNegative = Field(
-        default_factory=_by_method(0.3, but={Method.ADAPONDERLM: 0.1}),
-        description="lambda, once the ramp is over; default: 0.3, for adaponderlm 0.1",
+        default_factory=_by_method("penalty_weight", 0.3),
+        description="lambda at the end of the ramp; default: 0.3, for adaponderlm 0.1",
     )
     penalty_ramp: Pair = Field(
         (0, 0),
@@ -90,7 +89,7 @@ class PonderSection(Section):
         "the first on lambda holds in full, and the fraction rises linearly from 0 until the second",
     )
     bottom_k_fraction: Fraction = Field(
-        default_factory=_by_method(0.25, but={Method.ADAPONDERLM: 0.1}),
+        default_factory=_by_method("bottom_k_fraction", 0.25),
         description="share of steps that a bottom_k penalty pushes down; default: 0.25, for adaponderlm 0.1",
     )
     freeze_backbone_tokens: CountOrZero = Field(

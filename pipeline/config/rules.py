@@ -1,4 +1,4 @@
-"""Rules that tie several settings of a run together: the list of all, and what applies them.
+"""The rules between several settings of a run, and the functions that check them.
 
 A rule is a generator of problems over a run's settings. Rules read plain settings only (no properties),
 because they also run on configurations in which other settings are missing or invalid.
@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, cast
 from pipeline.config.errors import ConfigProblem
 from pipeline.config.rules_checkpoint import CHECKPOINT_RULES
 from pipeline.config.rules_data import DATA_RULES
-from pipeline.config.rules_evaluation import EVALUATION_RULES
 from pipeline.config.rules_model import MODEL_RULES
 from pipeline.config.rules_parallel import PARALLEL_RULES
 from pipeline.config.rules_ponder import PONDER_RULES
 from pipeline.config.rules_submit import SUBMIT_RULES
 from pipeline.config.rules_training import TRAINING_RULES
-from pipeline.config.rules_workflow import STAGE_RULES
+from pipeline.config.rules_workflow import WORKFLOW_RULES
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
@@ -33,9 +32,8 @@ RULES: tuple[Rule, ...] = (
     *TRAINING_RULES,
     *DATA_RULES,
     *CHECKPOINT_RULES,
-    *EVALUATION_RULES,
     *SUBMIT_RULES,
-    *STAGE_RULES,
+    *WORKFLOW_RULES,
 )
 
 
@@ -45,7 +43,7 @@ def broken_rules(config: RunConfig) -> list[ConfigProblem]:
 
 
 def broken_rules_of_part(settings: SimpleNamespace) -> list[ConfigProblem]:
-    """Return the problems of what is there of an incomplete configuration.
+    """Return the problems among the valid settings of an invalid configuration.
 
     Args:
         settings: sections as nested namespaces that hold the valid settings only.

@@ -1,4 +1,4 @@
-"""Rules on where the tokens come from."""
+"""Rules on the training and evaluation data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _place(config: RunConfig) -> Iterator[ConfigProblem]:
     if data.path is not None and data.sources is not None:
         yield ConfigProblem(
             path="data.sources",
-            rule="must not be given beside data.path: training reads one path or a blend",
+            rule="must not be given together with data.path: training reads one path or a blend",
             value=f"{len(data.sources)} sources",
             cure=f"make {data.path} one of the sources",
         )
@@ -30,7 +30,7 @@ def _source_names(config: RunConfig) -> Iterator[ConfigProblem]:
     if twice:
         yield ConfigProblem(
             path="data.sources",
-            rule="must have names that differ, as each names a curve",
+            rule="must have distinct names, as each names a loss curve",
             value=f"{', '.join(twice)} twice",
             cure="give each source a name",
         )
@@ -43,36 +43,36 @@ def _splits(config: RunConfig) -> Iterator[ConfigProblem]:
     if data.heldout_split == data.train_split and not apart:
         yield ConfigProblem(
             path="data.heldout_split",
-            rule="must differ from data.train_split: text that is trained on measures nothing",
+            rule="must differ from data.train_split: a loss on training text is not a held-out loss",
             value=repr(data.heldout_split),
-            cure="name another split of the manifest",
+            cure="choose another split of the manifest",
         )
 
 
 def _vocabulary(config: RunConfig) -> Iterator[ConfigProblem]:
-    """Formats without a manifest do not say what their numbers stand for."""
+    """Require the facts about the tokenizer that formats without a manifest do not hold."""
     data = config.data
     bare = [kind for kind in (data.format, data.heldout_format) if kind != "webdataset"]
     if bare and data.eod_id is None:
         yield ConfigProblem(
             path="data.eod_id",
-            rule=f"must be given for format {bare[0]}, which does not say what ends a document",
+            rule=f"must be given for format {bare[0]}, which does not store the end-of-document token",
             value="not given",
             cure="take it from the tokenizer (0 for Pythia's)",
         )
     if bare and config.model.vocab_size is None:
         yield ConfigProblem(
             path="model.vocab_size",
-            rule=f"must be given for data of format {bare[0]}, which does not say how many ids there are",
+            rule=f"must be given for format {bare[0]}, which does not store the size of the vocabulary",
             value="not given",
             cure="take it from the tokenizer (50277 for Pythia's)",
         )
     if not bare and data.eod_id is not None:
         yield ConfigProblem(
             path="data.eod_id",
-            rule="must not be given for format webdataset, whose manifest says it",
+            rule="must not be given for format webdataset, whose manifest holds it",
             value=str(data.eod_id),
-            cure="leave it out",
+            cure="remove it",
         )
 
 
@@ -92,9 +92,9 @@ def _token_type(config: RunConfig) -> Iterator[ConfigProblem]:
     if data.token_type is not None and "rows" not in (data.format, data.heldout_format):
         yield ConfigProblem(
             path="data.token_type",
-            rule=f"must not be given for format {data.format}, whose files say it",
+            rule=f"must not be given for format {data.format}, whose files store it",
             value=data.token_type,
-            cure="leave it out",
+            cure="remove it",
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.config.errors import ConfigProblem
-from pipeline.config.suggestions import largest_common_divisor_up_to, nearest_multiples
+from pipeline.config.messages import largest_common_divisor_up_to, nearest_multiples
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
@@ -31,7 +31,7 @@ def _query_groups(config: RunConfig) -> Iterator[ConfigProblem]:
             path="model.num_query_groups",
             rule=f"must equal model.num_attention_heads ({model.num_attention_heads}) for gpt_neox",
             value=str(model.num_query_groups),
-            cure="leave it out, or use architecture: llama, which has grouped queries",
+            cure="remove it, or use architecture: llama, which supports grouped queries",
         )
     elif model.num_attention_heads % model.num_query_groups:
         fitting = largest_common_divisor_up_to(model.num_query_groups, [model.num_attention_heads])

@@ -1,4 +1,4 @@
-"""Rules on how a model and its batches are spread over ranks."""
+"""Rules on the parallel layout."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.config.errors import ConfigProblem, as_written
-from pipeline.config.stages import even_stages
-from pipeline.config.suggestions import largest_common_divisor_up_to, nearest_multiples
+from pipeline.config.messages import largest_common_divisor_up_to, nearest_multiples
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
+
+
+def even_stages(num_layers: int, num_stages: int) -> tuple[int, ...]:
+    """Return the layers of each pipeline stage, as even as possible; the first stages hold the remainder."""
+    each, left = divmod(num_layers, num_stages)
+    return tuple(each + (stage < left) for stage in range(num_stages))
 
 
 def _tensor_parallel(config: RunConfig) -> Iterator[ConfigProblem]:
@@ -36,7 +41,7 @@ def _stages(config: RunConfig) -> Iterator[ConfigProblem]:
     if pipeline > num_layers:
         yield ConfigProblem(
             path="parallel.pipeline",
-            rule=f"must be at most model.num_layers ({num_layers}): every stage needs a layer",
+            rule=f"must be at most model.num_layers ({num_layers}): every pipeline stage needs a layer",
             value=str(pipeline),
             cure=f"try {num_layers}",
         )
@@ -51,7 +56,7 @@ def _layers_per_stage(config: RunConfig) -> Iterator[ConfigProblem]:
     if layers is None or pipeline > num_layers:
         return
     if len(layers) != pipeline:
-        rule = f"must have one number for each of the stages of parallel.pipeline ({pipeline})"
+        rule = f"must have one number for each pipeline stage of parallel.pipeline ({pipeline})"
     elif sum(layers) != num_layers:
         rule = f"must add up to model.num_layers ({num_layers})"
     else:
@@ -71,11 +76,11 @@ def _sequence_parallel(config: RunConfig) -> Iterator[ConfigProblem]:
     if tensor == 1:
         yield ConfigProblem(
             path="parallel.sequence_parallel",
-            rule="needs tensor parallelism (parallel.tensor of at least 2)",
+            rule="requires parallel.tensor of at least 2",
             value="true with parallel.tensor 1",
             cure="set it to false, or parallel.tensor to 2",
         )
-    # Every pass has a multiple of seq_length rows, so rows divide wherever the first pass's do.
+    # The rows of every pass are a multiple of seq_length, so it suffices that the first pass's divide.
     if config.training.seq_length % tensor:
         yield ConfigProblem(
             path="training.seq_length",
@@ -90,9 +95,9 @@ def _watchdog(config: RunConfig) -> Iterator[ConfigProblem]:
     if watchdog >= timeout:
         yield ConfigProblem(
             path="parallel.watchdog_seconds",
-            rule=f"must be below parallel.timeout_seconds ({timeout}), else collectives give up first",
+            rule=f"must be below parallel.timeout_seconds ({timeout}), else collectives time out first",
             value=str(watchdog),
-            cure=f"try {timeout // 2}, or leave it out",
+            cure=f"try {timeout // 2}, or remove it",
         )
 
 
@@ -100,7 +105,7 @@ def _global_batch(config: RunConfig) -> Iterator[ConfigProblem]:
     training, parallel = config.training, config.parallel
     factors = {"training.micro_batch_size": training.micro_batch_size, "parallel.data": parallel.data}
     if parallel.pipeline > 1:
-        # Stages take turns with groups of as many micro-batches as there are stages.
+        # The interleaved schedule works on groups of as many micro-batches as there are pipeline stages.
         factors["parallel.pipeline"] = parallel.pipeline
     portion = math.prod(factors.values())
     if training.global_batch_size % portion:
@@ -118,8 +123,8 @@ def _overlap(config: RunConfig) -> Iterator[ConfigProblem]:
         return
     ponder, parallel = config.ponder, config.parallel
     reasons = []
-    # In one graph autograd adds up all uses of a weight before it reports the gradient; several passes on
-    # stages, or computed again, report it once each, and Megatron takes the first for the whole.
+    # In one graph, autograd accumulates all uses of a weight before it reports the gradient. Passes that run
+    # on pipeline stages or are recomputed report it once each, and Megatron would reduce after the first.
     if ponder.num_latent_thoughts > 0 and not ponder.method.has_one_pass:
         if parallel.recompute != "none":
             reasons.append(f"parallel.recompute {parallel.recompute}")
@@ -130,7 +135,7 @@ def _overlap(config: RunConfig) -> Iterator[ConfigProblem]:
     if reasons:
         yield ConfigProblem(
             path="parallel.overlap_grad_reduce",
-            rule="must be false where a weight's gradient comes in several parts or not at all",
+            rule="must be false if a weight's gradient arrives in several parts or not at all",
             value=f"true with {' and '.join(reasons)}",
             cure="set it to false",
         )

@@ -1,4 +1,4 @@
-"""Rules on the pondering method, among them which method has which setting."""
+"""Rules on the settings of the pondering method."""
 
 from __future__ import annotations
 
@@ -13,58 +13,37 @@ from pipeline.config.ponder_section import PonderSection
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
 
-_PONDERING = tuple(method for method in Method if method != Method.VANILLA)
-_ADDING_MIXTURES = (Method.PONDERLM, Method.ADAPONDERLM)
-_SWEEPING = tuple(method for method in Method if method.has_sweeps)
-_HALTING = tuple(method for method in Method if method.halts)
-
-# The methods that have a setting; for all others it stays at its default.
-METHODS_WITH: dict[str, tuple[Method, ...]] = {
-    "num_latent_thoughts": _PONDERING,
-    "num_jacobi_iterations": _SWEEPING,
-    "random_jacobi_iterations": _SWEEPING,
-    "jacobi_schedule": _SWEEPING,
-    "scale_embeds": _PONDERING,
-    "mixture": _SWEEPING + _ADDING_MIXTURES,
-    "mixture_top_k": _SWEEPING + _ADDING_MIXTURES,
-    "softmax_temperature": _ADDING_MIXTURES,
-    "residual": (Method.PONDERLM,),
-    "multiply_embedding": (Method.PONDERLM,),
-    "pause_token_id": (Method.PAUSE,),
-    "pruning_threshold": _HALTING,
-    "penalty": (Method.PONDERLM3,),
-    "penalty_weight": _HALTING,
-    "penalty_ramp": _HALTING,
-    "bottom_k_fraction": _HALTING,
-    "freeze_backbone_tokens": _HALTING,
-}
-
 
 def _settings_of_other_methods(config: RunConfig) -> Iterator[ConfigProblem]:
     method = config.ponder.method
-    for name, methods in METHODS_WITH.items():
-        if method in methods:
+    for name in PonderSection.model_fields:
+        if name == "method" or name in method.facts.settings:
             continue
         default = default_of(name, method)
         value = getattr(config.ponder, name, default)
         if value != default:
             yield ConfigProblem(
                 path=f"ponder.{name}",
-                rule=f"must be left out for ponder.method {method}, which has no use for it",
+                rule=f"must be left out for ponder.method {method}, which does not use it",
                 value=as_written(value),
-                cure=f"leave it out, or set it to null; it belongs to {', '.join(methods)}",
+                cure=f"leave it out, or set it to null; it belongs to {', '.join(methods_with(name))}",
             )
 
 
+def methods_with(name: str) -> tuple[Method, ...]:
+    """Return the methods that use a setting of `ponder`; for all others it must stay at its default."""
+    return tuple(method for method in Method if name in method.facts.settings)
+
+
 def default_of(name: str, method: Method) -> Any:
-    """Return the default of a setting that `method` does not have; it depends on nothing else."""
+    """Return the default of a setting that `method` does not use; it depends on nothing else."""
     field = PonderSection.model_fields[name]
     return field.get_default(call_default_factory=True, validated_data={"method": method})
 
 
 def _has(config: RunConfig, name: str) -> bool:
-    """Tell whether a setting means something; where it does not, it is reported as such and not looked at."""
-    return config.ponder.method in METHODS_WITH[name]
+    """Whether the method uses a setting; one that it does not use is reported as such and not checked."""
+    return name in config.ponder.method.facts.settings
 
 
 def _random_jacobi(config: RunConfig) -> Iterator[ConfigProblem]:
@@ -86,22 +65,22 @@ def _jacobi_schedule(config: RunConfig) -> Iterator[ConfigProblem]:
     if any(later <= earlier for earlier, later in pairwise(starts)):
         yield ConfigProblem(
             path="ponder.jacobi_schedule",
-            rule="must have each iteration once, in rising order",
+            rule="must list every iteration once, in rising order",
             value=as_written(schedule),
             cure=f"try {as_written(sorted(dict(schedule).items()))}",
         )
     elif starts[0] != 0:
         yield ConfigProblem(
             path="ponder.jacobi_schedule",
-            rule="must say the sweeps from iteration 0 on",
+            rule="must start at iteration 0",
             value=as_written(schedule),
             cure=f"begin it with [0, {schedule[0][1]}]",
         )
     if config.ponder.random_jacobi_iterations is not None:
         yield ConfigProblem(
             path="ponder.jacobi_schedule",
-            rule="must not stand beside ponder.random_jacobi_iterations: both say J in training",
-            value="given with it",
+            rule="must not be combined with ponder.random_jacobi_iterations: both set J in training",
+            value="both are given",
             cure="leave one of them out",
         )
 
@@ -135,7 +114,7 @@ def _mixture(config: RunConfig) -> Iterator[ConfigProblem]:
     if is_divided and ponder.mixture == Mixture.HIDDEN:
         yield ConfigProblem(
             path="ponder.softmax_temperature",
-            rule="needs a mixture whose logits it divides",
+            rule="needs a mixture, whose logits it divides",
             value=f"{ponder.softmax_temperature} with ponder.mixture hidden",
             cure="leave it out, or set ponder.mixture to softmax or top_k",
         )
@@ -162,7 +141,7 @@ def _pause_token(config: RunConfig) -> Iterator[ConfigProblem]:
             path="ponder.pause_token_id",
             rule=f"must be a token of the vocabulary, below model.vocab_size ({vocab_size})",
             value=str(token),
-            cure="leave it out: then a row of its own is reserved behind the vocabulary",
+            cure="leave it out to reserve a row behind the vocabulary",
         )
 
 
@@ -177,11 +156,12 @@ def _penalty_ramp(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
-def _router_size(config: RunConfig) -> Iterator[ConfigProblem]:
-    if config.ponder.method == Method.PONDERLM3 and config.model.hidden_size // 4 == 0:
+def _decider_size(config: RunConfig) -> Iterator[ConfigProblem]:
+    decider = config.ponder.method.facts.decider
+    if decider is not None and decider.inner(config.model.hidden_size) == 0:
         yield ConfigProblem(
             path="model.hidden_size",
-            rule="must be at least 4 for ponderlm3, whose router has a quarter of it",
+            rule=f"must be larger for {config.ponder.method}: its {decider.name} would have no hidden units",
             value=str(config.model.hidden_size),
             cure="try 64",
         )
@@ -193,7 +173,7 @@ def _frozen_backbone(config: RunConfig) -> Iterator[ConfigProblem]:
     if is_frozen and ponder.num_latent_thoughts == 0:
         yield ConfigProblem(
             path="ponder.freeze_backbone_tokens",
-            rule="needs steps to decide on (ponder.num_latent_thoughts above 0)",
+            rule="needs steps to decide about (ponder.num_latent_thoughts above 0)",
             value=f"{ponder.freeze_backbone_tokens} with 0 steps",
             cure="leave it out",
         )
@@ -208,6 +188,6 @@ PONDER_RULES = (
     _multiplied_embedding,
     _pause_token,
     _penalty_ramp,
-    _router_size,
+    _decider_size,
     _frozen_backbone,
 )

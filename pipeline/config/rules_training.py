@@ -1,11 +1,11 @@
-"""Rules on the learning rate."""
+"""Rules on the learning rate, and on evaluation during training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.config.errors import ConfigProblem
+from pipeline.config.errors import ConfigProblem, as_written
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
@@ -40,16 +40,16 @@ def _warmup_start(config: RunConfig) -> Iterator[ConfigProblem]:
     if start > peak:
         yield ConfigProblem(
             path="optimizer.lr_warmup_init",
-            rule=f"must be at most the rate that is warmed up to ({peak:g})",
+            rule=f"must be at most the learning rate at the end of the warm-up ({peak:g})",
             value=str(start),
             cure=f"try {peak / 10:g}",
         )
     elif start > 0 and optimizer.lr_warmup_iters == 0:
         yield ConfigProblem(
             path="optimizer.lr_warmup_init",
-            rule="must come with optimizer.lr_warmup_iters, without which nothing is warmed up",
+            rule="requires optimizer.lr_warmup_iters, without which there is no warm-up",
             value=str(start),
-            cure="add it, or leave this out",
+            cure="add optimizer.lr_warmup_iters, or remove this",
         )
 
 
@@ -58,9 +58,9 @@ def _new_parameters(config: RunConfig) -> Iterator[ConfigProblem]:
     if multiplier is not None and not config.ponder.method.halts:
         yield ConfigProblem(
             path="optimizer.new_parameters_lr_mult",
-            rule="must come with a method that has a router or gates",
+            rule="requires a method with a router or gates",
             value=f"{multiplier} for {config.ponder.method}",
-            cure="leave it out, or take ponder.method: ponderlm3 or adaponderlm",
+            cure="remove it, or use ponder.method: ponderlm3 or adaponderlm",
         )
 
 
@@ -73,10 +73,38 @@ def _warmup_stable_decay(config: RunConfig) -> Iterator[ConfigProblem]:
     if optimizer.wsd_decay_iters is None or optimizer.wsd_decay_iters > room:
         yield ConfigProblem(
             path="optimizer.wsd_decay_iters",
-            rule=f"must be given for lr_decay_style wsd and fit behind the warm-up (at most {room})",
+            rule=f"must be given for lr_decay_style wsd and fit after the warm-up (at most {room})",
             value="not given" if optimizer.wsd_decay_iters is None else str(optimizer.wsd_decay_iters),
             cure=f"try {max(1, room // 5)}",
         )
 
 
-TRAINING_RULES = (_learning_rate, _warmup, _warmup_start, _new_parameters, _warmup_stable_decay)
+def _thresholds_need_halting(config: RunConfig) -> Iterator[ConfigProblem]:
+    if config.evaluation.sweep_tau and not config.ponder.method.halts:
+        yield ConfigProblem(
+            path="evaluation.sweep_tau",
+            rule=f"must not be given for ponder.method {config.ponder.method}, whose tokens do not halt",
+            value=as_written(config.evaluation.sweep_tau),
+            cure="remove it; it is for ponderlm3 and adaponderlm",
+        )
+
+
+def _steps_may_change(config: RunConfig) -> Iterator[ConfigProblem]:
+    if config.evaluation.sweep_steps and config.ponder.multiply_embedding:
+        yield ConfigProblem(
+            path="evaluation.sweep_steps",
+            rule="must be false if ponder.multiply_embedding is true: the input of such a model depends on K",
+            value="true",
+            cure="remove it",
+        )
+
+
+TRAINING_RULES = (
+    _learning_rate,
+    _warmup,
+    _warmup_start,
+    _new_parameters,
+    _warmup_stable_decay,
+    _thresholds_need_halting,
+    _steps_may_change,
+)

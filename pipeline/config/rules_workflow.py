@@ -1,4 +1,4 @@
-"""Rules on the stages of a run."""
+"""Rules on the workflow of a run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from pipeline.config.errors import ConfigProblem
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
 
-# Evaluation and export both follow the training, and not each other.
-_PLACES = {"prepare": 0, "train": 1, "evaluate": 2, "export": 2}
+# Evaluation, generation and export all follow the training, and not each other.
+_PLACES = {"tokenizer": 0, "prepare": 1, "train": 2, "evaluate": 3, "generate": 3, "export": 3, "report": 4}
+_ONLY_ONE = ("tokenizer", "train", "report")
 
 
 def _names(config: RunConfig) -> Iterator[ConfigProblem]:
-    counts = Counter(stage.name for stage in config.stages)
+    counts = Counter(step.name for step in config.workflow)
     for name, count in counts.items():
         if count > 1:
             yield ConfigProblem(
-                path="stages",
+                path="workflow",
                 rule="must each have a name of their own",
                 value=f"{count} called {name}",
                 cure="give them names, as in name: prepare-books",
@@ -28,34 +29,58 @@ def _names(config: RunConfig) -> Iterator[ConfigProblem]:
 
 
 def _order(config: RunConfig) -> Iterator[ConfigProblem]:
-    commands = [stage.command for stage in config.stages]
+    commands = [step.command for step in config.workflow]
     if commands != sorted(commands, key=_PLACES.__getitem__):
         yield ConfigProblem(
-            path="stages",
-            rule="must stand in the order prepare, train, then evaluate and export",
+            path="workflow",
+            rule=f"must be in the order {', '.join(_PLACES)}",
             value=", ".join(commands),
             cure="move them",
         )
-    if commands.count("train") > 1:
-        yield ConfigProblem(
-            path="stages",
-            rule="must have one train, whose settings are those of the file",
-            value=f"{commands.count('train')} of them",
-            cure="write a file for each training",
-        )
+    for command in _ONLY_ONE:
+        if commands.count(command) > 1:
+            yield ConfigProblem(
+                path="workflow",
+                rule=f"must have one {command} at most",
+                value=f"{commands.count(command)} of them",
+                cure="write a file for each",
+            )
+
+
+def _text(config: RunConfig) -> Iterator[ConfigProblem]:
+    for number, step in enumerate(config.workflow):
+        if step.command in ("tokenizer", "prepare") and bool(step.inputs) == step.python_stdlib:
+            yield ConfigProblem(
+                path=f"workflow.{number}.inputs",
+                rule="must be given, or python_stdlib be true, one of the two",
+                value="both" if step.inputs else "neither",
+                cure="name files or folders of text",
+            )
+
+
+def _tokenizer(config: RunConfig) -> Iterator[ConfigProblem]:
+    trains_one = any(step.command == "tokenizer" for step in config.workflow)
+    for number, step in enumerate(config.workflow):
+        if step.command == "prepare" and step.tokenizer is None and not trains_one:
+            yield ConfigProblem(
+                path=f"workflow.{number}.tokenizer",
+                rule="must be a file where no step trains one",
+                value="absent",
+                cure="name one, or add `- command: tokenizer`",
+            )
 
 
 def _prepared_data(config: RunConfig) -> Iterator[ConfigProblem]:
     data = config.data
     sources = [source.path for source in data.sources or ()]
     read = {path for path in (data.path, data.heldout_path, *sources) if path is not None}
-    for number, stage in enumerate(config.stages):
-        if stage.command != "prepare":
+    for number, step in enumerate(config.workflow):
+        if step.command != "prepare":
             continue
-        output = stage.output or data.path
+        output = step.output or data.path
         if output not in read:
             yield ConfigProblem(
-                path=f"stages.{number}.output",
+                path=f"workflow.{number}.output",
                 rule="must be a folder that the run reads: data.path, heldout_path or one of data.sources",
                 value="absent" if output is None else str(output),
                 cure=f"write {' or '.join(sorted(map(str, read)))}",
@@ -65,9 +90,9 @@ def _prepared_data(config: RunConfig) -> Iterator[ConfigProblem]:
 def _whole_training(config: RunConfig) -> Iterator[ConfigProblem]:
     training = config.training
     stops_early = training.exit_interval is not None or training.exit_duration_in_mins is not None
-    if stops_early and any(stage.command == "train" for stage in config.stages):
+    if stops_early and any(step.command == "train" for step in config.workflow):
         yield ConfigProblem(
-            path="stages",
+            path="workflow",
             rule="must train without training.exit_interval and exit_duration_in_mins: what follows would "
             "take the first part for the whole",
             value="given",
@@ -76,14 +101,14 @@ def _whole_training(config: RunConfig) -> Iterator[ConfigProblem]:
 
 
 def _gpus_of_training(config: RunConfig) -> Iterator[ConfigProblem]:
-    for number, stage in enumerate(config.stages):
-        if stage.command == "train" and stage.submit.gpus_per_node is not None:
+    for number, step in enumerate(config.workflow):
+        if step.command == "train" and step.submit.gpus_per_node is not None:
             yield ConfigProblem(
-                path=f"stages.{number}.submit.gpus_per_node",
+                path=f"workflow.{number}.submit.gpus_per_node",
                 rule="must be absent at train, which has one for each rank",
-                value=str(stage.submit.gpus_per_node),
+                value=str(step.submit.gpus_per_node),
                 cure="set submit.gpus_per_node",
             )
 
 
-STAGE_RULES = (_names, _order, _prepared_data, _whole_training, _gpus_of_training)
+WORKFLOW_RULES = (_names, _order, _text, _tokenizer, _prepared_data, _whole_training, _gpus_of_training)

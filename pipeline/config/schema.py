@@ -1,7 +1,7 @@
-"""Every setting of a run: names, types, ranges and defaults; those of `ponder` in a file of their own.
+"""Every setting of a run: names, types, ranges and defaults. Some sections have modules of their own.
 
-Rules that tie several settings together are in `pipeline.config.rules`; both are applied whenever a
-`RunConfig` is made. A section built alone (tests, golden vectors) is checked for types and ranges only.
+Rules between several settings are in `pipeline.config.rules`. Building a `RunConfig` checks both; building a
+section alone (tests, golden vectors) checks types and ranges only.
 """
 
 from pathlib import Path
@@ -9,17 +9,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, ConfigProblem
-from pipeline.config.fault_sections import DivergenceConfig as DivergenceConfig
 from pipeline.config.ponder_section import PonderSection as PonderSection
 from pipeline.config.rules import broken_rules
+from pipeline.config.rules_parallel import even_stages
 from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
-from pipeline.config.stages import even_stages
 from pipeline.config.start_section import InitFromSection as InitFromSection
 from pipeline.config.submit_section import SubmitSection
-from pipeline.config.vocabulary import padded_vocab_size
-from pipeline.config.workflow_section import Stage
+from pipeline.config.workflow_section import WorkflowStep
 
 
 class ModelConfig(Section):
@@ -38,7 +35,7 @@ class ModelConfig(Section):
         default_factory=lambda given: given["hidden_size"] // given["num_attention_heads"],
         description="size of one head; default: hidden_size / num_attention_heads",
     )
-    vocab_size: Count | None = Field(None, description="default: taken from the tokenizer of the data")
+    vocab_size: Count | None = Field(None, description="default: that of the tokenizer of the data")
     make_vocab_size_divisible_by: Count = Field(
         128, description="the vocabulary is padded to a multiple of this times parallel.tensor"
     )
@@ -51,44 +48,44 @@ class ModelConfig(Section):
     norm_epsilon: Positive = 1e-5
     untie_embeddings_and_output_weights: Switch = True
     padding_token_id: CountOrZero | None = Field(
-        None, description="a token whose embedding row gets no gradient from being looked up"
+        None, description="a token whose embedding row receives no gradient from lookups"
     )
     init: Literal["megatron", "ponderlm2"] = "megatron"
     init_std: Positive = Field(0.02, description="standard deviation of init: megatron")
 
 
 class ParallelConfig(Section):
-    """How a model and its batches are spread over ranks."""
+    """How the model and its batches are distributed over ranks."""
 
     tensor: Count = 1
     pipeline: Count = 1
     layers_per_stage: tuple[Count, ...] | None = Field(
-        None, description="layers of each pipeline stage; default: even, the first stages take what is left"
+        None, description="layers of each pipeline stage; default: even, the first stages hold the remainder"
     )
     data: Count = 1
     sequence_parallel: Switch = False
     recompute: Literal["none", "selective", "full", "per_pass"] = Field(
         "none",
-        description="what backward computes again instead of keeping it: the core attention (selective), "
-        "every layer (full), or every trip through the layers as a whole (per_pass)",
+        description="activations that backward recomputes instead of storing: those of the core attention "
+        "(selective), of every layer (full), or of a whole pass through the layers (per_pass)",
     )
     use_distributed_optimizer: Switch = True
     overlap_grad_reduce: Switch = False
-    timeout_seconds: Count = Field(600, description="how long a collective waits for the other ranks")
+    timeout_seconds: Count = Field(600, description="limit of a collective operation")
     watchdog_seconds: CountOrZero = Field(
         default_factory=lambda given: given["timeout_seconds"] // 2,
-        description="time without a finished step after which all ranks show what they are doing and the "
-        "run ends with exit code 75; 0 waits for ever; default: half of timeout_seconds",
+        description="time without a finished step after which all ranks dump their stacks and the run ends "
+        "with exit code 75; 0: no limit; default: half of timeout_seconds",
     )
 
     @property
     def world_size(self) -> int:
-        """Number of ranks the layout needs."""
+        """Number of ranks that the parallel layout needs."""
         return self.tensor * self.pipeline * self.data
 
 
 class TrainingConfig(Section):
-    """How much is trained on, in which portions and precision."""
+    """Length, batch sizes and precision of the training."""
 
     seq_length: Count = Field(description="tokens per sequence")
     micro_batch_size: Count = Field(description="sequences per forward pass of a rank")
@@ -96,10 +93,10 @@ class TrainingConfig(Section):
     train_iters: Count
     precision: Literal["fp32", "bf16"] = "fp32"
     exit_interval: Count | None = Field(
-        None, description="save and leave with exit code 0 at every iteration that it divides"
+        None, description="save and exit with code 0 at every multiple of this iteration"
     )
     exit_duration_in_mins: Positive | None = Field(
-        None, description="save and leave with exit code 0 after this time"
+        None, description="save and exit with code 0 after this time"
     )
 
 
@@ -111,17 +108,18 @@ class OptimizerConfig(Section):
     lr_decay_style: Literal["cosine", "wsd", "constant", "linear"] = "cosine"
     lr_warmup_iters: CountOrZero = 0
     lr_warmup_init: NonNegative = Field(
-        0.0, description="rate at which the warm-up begins, such as the last one of the model continued from"
+        0.0,
+        description="learning rate at which the warm-up starts, such as the final one of the initial model",
     )
     lr_decay_iters: Count | None = Field(None, description="default: training.train_iters")
     wsd_decay_iters: Count | None = Field(None, description="length of the decay of lr_decay_style: wsd")
     wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = Field(
-        "exponential", description="form of the decay of lr_decay_style: wsd"
+        "exponential", description="shape of the decay of lr_decay_style: wsd"
     )
     new_parameters_lr_mult: Positive | None = Field(
         None,
-        description="learning rate of the router or the gates as a multiple of lr; default: lr, in one group "
-        "with the backbone",
+        description="learning rate of the router or gates as a multiple of lr; default: lr, in one parameter "
+        "group with the backbone",
     )
     weight_decay: NonNegative = 0.1
     adam_beta1: BelowOne = 0.9
@@ -134,41 +132,42 @@ class BlendSource(Section):
     """One source of a blend."""
 
     path: Path = Field(description="as data.path, in the format data.format")
-    weight: Positive = Field(1.0, description="share of the samples, relative to the other sources")
+    weight: Positive = Field(1.0, description="share of the samples relative to the other sources")
     max_epochs: Positive | None = Field(
-        None, description="passes after which the others go on without it; default: without end"
+        None, description="passes after which the blend continues without this source; default: unlimited"
     )
     name: Annotated[str, Field(min_length=1)] = Field(
         default_factory=lambda given: given["path"].name,
-        description="of its curve; default: the path's last part",
+        description="name of its loss curve; default: the last part of the path",
     )
 
 
 class DataConfig(Section):
-    """Where the tokens are, and how rows are cut from them."""
+    """Where the tokens are, and how they are cut into rows."""
 
     path: Path | None = Field(
-        None, description="folder with the shards' manifest.json; for the other formats see `format`"
+        None, description="folder of shards with their manifest.json; for other formats see `format`"
     )
     sources: Annotated[tuple[BlendSource, ...], Field(min_length=1)] | None = Field(
         None, description="a blend instead of path: a list of path, weight, max_epochs, name"
     )
     format: Literal["webdataset", "megatron", "rows"] = Field(
         "webdataset",
-        description="shards of megaponder data prepare; Megatron's .bin and .idx (a folder with a pair named "
-        "after each split, or the prefix of one pair); or preshuffled rows of seq_length + 1 tokens, one "
-        "after the other in the .bin files of a folder, or of a folder of the split's name in it",
+        description="webdataset: shards of megaponder data prepare; megatron: Megatron's .bin and .idx (a "
+        "folder with a pair named after each split, or the prefix of one pair); rows: pre-shuffled rows of "
+        "seq_length + 1 tokens, concatenated in the .bin files of a folder or of its subfolder named after "
+        "the split",
     )
     token_type: Literal["uint16", "int32"] | None = Field(
-        None, description="of format: rows, how a token is stored; default: uint16"
+        None, description="storage type of a token in format: rows; default: uint16"
     )
     eod_id: CountOrZero | None = Field(
-        None, description="the token that ends every document; where the format has no manifest"
+        None, description="the token that ends every document; for formats without a manifest"
     )
     heldout_path: Path | None = Field(
         None,
-        description="where the held-out split lies; default: at path, or at those of all sources. "
-        "What is there may be all held out",
+        description="location of the held-out split, which may hold nothing else; default: path, or the "
+        "paths of all sources",
     )
     heldout_format: Literal["webdataset", "megatron", "rows"] = Field(
         default_factory=lambda given: given["format"], description="default: format"
@@ -177,20 +176,20 @@ class DataConfig(Section):
     heldout_split: Annotated[str, Field(min_length=1)] = "heldout"
     order: Literal["shuffled", "sequential"] = Field(
         default_factory=lambda given: "sequential" if given["format"] == "rows" else "shuffled",
-        description="default: shuffled anew in every epoch; rows in the order in which they are given",
+        description="default: shuffled again in every epoch; format rows: sequential",
     )
     prefetch_batches: CountOrZero = Field(
-        2, description="global batches of which a rank reads its share ahead, in the background; 0: none"
+        2, description="global batches whose share a rank reads ahead in the background; 0: none"
     )
-    reset_positions: Switch = Field(True, description="positions restart with each document")
-    reset_attention: Switch = Field(True, description="documents of a row do not see each other")
+    reset_positions: Switch = Field(True, description="positions restart at each document")
+    reset_attention: Switch = Field(True, description="documents in a row do not attend to each other")
     mask_document_boundaries: Switch = Field(
-        True, description="the last token of a document is not trained to predict the next document's first"
+        True, description="no loss for predicting the first token of the next document"
     )
 
     @property
     def training_paths(self) -> tuple[Path, ...]:
-        """Where the text that is trained on lies: one path, or those of a blend."""
+        """Paths of the training text: one, or those of a blend."""
         if self.sources is not None:
             return tuple(source.path for source in self.sources)
         assert self.path is not None, "the rules ask for data.path or data.sources"
@@ -198,10 +197,10 @@ class DataConfig(Section):
 
     @property
     def manifest_folder(self) -> Path:
-        """Folder of shards whose manifest says what text and tokenizer the run has.
+        """Folder of shards whose manifest describes the text and the tokenizer of the run.
 
         Raises:
-            ConfigError: the run reads none.
+            ConfigError: the run reads no shards.
         """
         if self.format == "webdataset":
             return self.training_paths[0]
@@ -211,34 +210,36 @@ class DataConfig(Section):
             [
                 ConfigProblem(
                     path="data.heldout_path",
-                    rule="must be a folder of shards, with their tokenizer, for what shows text",
+                    rule="must be a folder of shards with their tokenizer, which is needed to show text",
                     value="not given" if self.heldout_path is None else str(self.heldout_path),
-                    cure="give one made by megaponder data prepare, and data.heldout_format: webdataset",
+                    cure="give the output of megaponder data prepare, and data.heldout_format: webdataset",
                 )
             ]
         )
 
 
 class CheckpointConfig(Section):
-    """Where and how often the state of a run is saved."""
+    """Where, how often and how the state of a run is saved."""
 
     directory: Path | None = Field(None, description="default: output_dir/checkpoints")
-    interval: Count | None = Field(None, description="iterations between saves; default: only at the end")
-    keep_last: Count | None = Field(None, description="how many checkpoints to keep; default: all")
-    keep_every: Count | None = Field(
-        None, description="beside keep_last, keep the checkpoint of every multiple of so many iterations"
+    interval: Count | None = Field(
+        None, description="iterations between checkpoints; default: only at the end"
     )
-    resume: Switch = Field(True, description="go on from the newest whole checkpoint, if there is one")
+    keep_last: Count | None = Field(None, description="number of newest checkpoints to keep; default: all")
+    keep_every: Count | None = Field(
+        None, description="in addition to keep_last, keep checkpoints at multiples of this iteration"
+    )
+    resume: Switch = Field(True, description="resume from the newest complete checkpoint, if there is one")
     verify: Switch = Field(
-        True, description="compare checksums before a checkpoint is used; else only the sizes of its files"
+        True, description="compare checksums before a checkpoint is loaded; false: only file sizes"
     )
     async_save: Switch = Field(
-        False, description="train on while a checkpoint is written; its tensors are copied to host memory"
+        False, description="continue training while a checkpoint is written, from a copy in host memory"
     )
 
 
 class EvaluationConfig(Section):
-    """Held-out evaluation while training."""
+    """Held-out evaluation during training."""
 
     interval: Count | None = Field(
         None, description="iterations between evaluations; default: only at the end"
@@ -246,23 +247,45 @@ class EvaluationConfig(Section):
     iters: Count = Field(8, description="global batches of the held-out split per evaluation")
     at_start: Switch | None = Field(
         None,
-        description="evaluate before the first step, at iteration 0; default: where the run starts from "
-        "other weights (init_from)",
+        description="evaluate before the first step, at iteration 0; default: true if the run starts from "
+        "the weights of another model (init_from)",
     )
     sweep_steps: Switch = Field(
-        False, description="evaluate with at most 0, 1, .. K steps too; costs up to K more evaluations"
+        False, description="also evaluate with at most 0, 1, .. K steps; costs up to K more evaluations"
     )
     sweep_tau: tuple[Annotated[float, Field(strict=True, gt=0, lt=1)], ...] = Field(
-        (), description="thresholds to evaluate at too, by hard pruning; each costs one more evaluation"
+        (), description="also evaluate with hard pruning at these thresholds; each costs one more evaluation"
     )
+
+
+class DivergenceConfig(Section):
+    """Reaction to non-finite losses or gradients, and to loss spikes."""
+
+    on_nonfinite: Literal["skip", "stop"] = Field(
+        "skip",
+        description="skip the update of the step and count it, or stop with exit code 93; its samples are "
+        "consumed in either case",
+    )
+    spike_factor: Annotated[float, Field(strict=True, gt=1)] | None = Field(
+        None,
+        description="a loss above this multiple of the median of the last spike_window losses is a spike; "
+        "default: spikes are not detected",
+    )
+    spike_window: Count = Field(
+        64, description="number of losses of the median; spikes are detected only after as many"
+    )
+    on_spike: Literal["skip", "stop"] = "skip"
+    max_in_a_row: Count = Field(5, description="consecutive skipped steps after which the run stops")
 
 
 class MetricsConfig(Section):
-    """What is logged, and how often."""
+    """What is logged and how often."""
 
-    interval: Count = Field(10, description="iterations between two log lines")
+    interval: Count = Field(10, description="iterations between log lines")
     tensorboard: Switch = True
-    collapse_patience: Count = Field(20, description="log lines without adaptive halting before a warning")
+    collapse_patience: Count = Field(
+        20, description="log lines without adaptive halting after which a warning is logged"
+    )
 
 
 class RunConfig(Section):
@@ -285,7 +308,9 @@ class RunConfig(Section):
     divergence: DivergenceConfig = DivergenceConfig()
     metrics: MetricsConfig = MetricsConfig()
     submit: SubmitSection = SubmitSection()
-    stages: tuple[Stage, ...] = Field((), description="what `megaponder submit` runs; default: train alone")
+    workflow: tuple[WorkflowStep, ...] = Field(
+        (), description="what `megaponder submit` runs; default: train alone"
+    )
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
@@ -301,7 +326,7 @@ class RunConfig(Section):
 
     @property
     def lr_decay_iters(self) -> int:
-        """Iteration at which the learning rate reaches its minimum."""
+        """Iteration at which the learning rate reaches min_lr."""
         return self.optimizer.lr_decay_iters or self.training.train_iters
 
     @property
@@ -323,19 +348,34 @@ class RunConfig(Section):
         return even_stages(self.model.num_layers, self.parallel.pipeline)
 
     def embedding_rows(self, vocab_size: int) -> int:
-        """Return the rows of the embedding that mean something.
+        """Return the number of embedding rows without padding.
 
         Args:
-            vocab_size: tokens of the tokenizer; a pause token without an id of its own takes the row behind
+            vocab_size: tokens of the tokenizer; a pause token without an id of its own uses the row after
                 them.
         """
-        reserves_a_row = self.ponder.method == Method.PAUSE and self.ponder.pause_token_id is None
+        reserves_a_row = self.ponder.method.facts.has_pause_tokens and self.ponder.pause_token_id is None
         return vocab_size + reserves_a_row
 
     def padded_vocab_size(self, vocab_size: int) -> int:
-        """Return the rows of the embedding, padding included, for a tokenizer of `vocab_size` tokens."""
+        """Return the number of embedding rows, with padding, for a tokenizer of `vocab_size` tokens."""
         return padded_vocab_size(
             self.embedding_rows(vocab_size),
             divisible_by=self.model.make_vocab_size_divisible_by,
             tensor=self.parallel.tensor,
         )
+
+
+def padded_vocab_size(vocab_size: int, *, divisible_by: int, tensor: int) -> int:
+    """Pad a vocabulary so that every tensor-parallel rank holds an equal part, by Megatron's rule.
+
+    Args:
+        vocab_size: tokens of the tokenizer, at least 1.
+        divisible_by: the rows of a rank are a multiple of this.
+        tensor: tensor-parallel ranks.
+
+    Returns:
+        the smallest multiple of `divisible_by * tensor` that is at least `vocab_size`.
+    """
+    multiple = divisible_by * tensor
+    return -(-vocab_size // multiple) * multiple

@@ -1,4 +1,4 @@
-"""What every group of settings is made of: strict types, and a base class that is frozen and complete."""
+"""Building blocks of every group of settings: strict types, and the frozen base class."""
 
 from typing import Annotated, Any
 
@@ -11,19 +11,19 @@ Positive = Annotated[float, Field(strict=True, gt=0)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
 BelowOne = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Switch = Annotated[bool, Field(strict=True)]
-# Two numbers that belong together: the ends of a range, or an iteration and what holds from it on.
+# Two numbers that belong together: the ends of a range, or an iteration and the value from there on.
 Pair = tuple[CountOrZero, CountOrZero]
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, unknown keys refused, `null` means "not given"."""
+    """A group of settings: frozen, without unknown keys; `null` means "not given"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _drop_absent(cls, data: Any) -> Any:
-        """Leave a setting given as null to its default."""
+        """Give a setting that is null its default."""
         if not isinstance(data, dict):
             return data
         return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
@@ -31,7 +31,7 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _record_valid(cls, value: Any, info: ValidationInfo) -> Any:
-        """Remember what is valid, so that rules on it can still be checked when something else is not."""
+        """Record a valid setting: rules on it are still checked when another setting is invalid."""
         if isinstance(info.context, dict) and info.field_name is not None:
             info.context.setdefault(cls, {})[info.field_name] = value
         return value

@@ -1,4 +1,4 @@
-"""What a run starts from: the settings of `init_from`, and which methods may start from which others."""
+"""What a run starts from: the settings of `init_from`."""
 
 from pathlib import Path
 from typing import Literal
@@ -8,26 +8,14 @@ from pydantic import Field
 from megatron_ext.ponder.config import Method
 from pipeline.config.section import Count, CountOrZero, Section, Switch
 
-# Definitions 2.7 and 3: a vanilla model is continued as any method, PonderLM-2 with a router becomes
-# PonderLM-3, PonderLM with gates becomes AdaPonderLM.
-POSSIBLE_SOURCES: dict[Method, tuple[Method, ...]] = {
-    Method.VANILLA: (),
-    Method.LOOP: (Method.VANILLA,),
-    Method.PAUSE: (Method.VANILLA,),
-    Method.PONDERLM: (Method.VANILLA,),
-    Method.PONDERLM2: (Method.VANILLA,),
-    Method.ADAPONDERLM: (Method.VANILLA, Method.PONDERLM),
-    Method.PONDERLM3: (Method.VANILLA, Method.PONDERLM2),
-}
-
 
 class InitFromSection(Section):
-    """Whose weights a run takes at its start, while it has no checkpoint of its own."""
+    """Whose weights a run starts from while it has no checkpoint of its own."""
 
     path: Path | None = Field(
         None,
         description="checkpoint folder of another run, or one iter_ folder; weights alone are taken: "
-        "optimizer, schedule and order of the data start anew. Default: weights are drawn",
+        "optimizer, schedule and order of the data start from scratch. Default: random initial weights",
     )
     format: Literal["native", "hf"] = Field(
         "native",
@@ -38,7 +26,7 @@ class InitFromSection(Section):
     method: Method | None = Field(
         None, description="the method that model has, which must be this run's or one it can start from"
     )
-    allow_unused: Switch = Field(False, description="leave weights behind that this run's model has not")
+    allow_unused: Switch = Field(False, description="ignore weights that this run's model does not have")
     ignore: tuple[str, ...] = Field(
         (), description="format hf: keys of its config.json that mean nothing for the weights"
     )

@@ -1,20 +1,23 @@
-"""Settings of the stages of a run that `megaponder submit` sends off together: from raw text to a result."""
+"""Settings of the workflow of a run, from raw text to a report: what `megaponder submit` and `demo` run."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.section import BelowOne, Count, CountOrZero, Section, Switch
+from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
+
+# In the folder of a run: a file for each step, with what it ran on and when; see `cluster.workflow.marker`.
+MARKER_FOLDER = "workflow"
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _Word = Annotated[str, Field(min_length=1)]
 
 
-class StageResources(Section):
-    """What the job of a stage asks for instead of what `submit` says; absent: as there.
+class StepResources(Section):
+    """What the job of a step requests where that differs from `submit`.
 
-    A stage other than train is one process on one node.
+    Submitted to a cluster, a step other than train is one process on one node.
     """
 
     gpus_per_node: Annotated[int, Field(strict=True, ge=0, le=1)] | None = Field(
@@ -27,41 +30,53 @@ class StageResources(Section):
     qos: _Word | None = None
 
 
-class _Stage(Section):
+class _Step(Section):
     command: str
     name: _Name = Field(
         default_factory=lambda given: given["command"], description="of its job and marker; default: command"
     )
-    submit: StageResources = StageResources()
+    submit: StepResources = StepResources()
 
 
-class PrepareStage(_Stage):
-    """`megaponder data prepare`: its arguments of the same names."""
-
-    command: Literal["prepare"]
-    inputs: Annotated[tuple[_Word, ...], Field(min_length=1)] = Field(
-        description="files, folders, globs and URLs of text"
+class _TextStep(_Step):
+    inputs: tuple[_Word, ...] = Field((), description="files, folders, globs and URLs of text")
+    python_stdlib: Switch = Field(
+        False, description="instead of inputs: the sources of this Python's standard library"
     )
-    tokenizer: Path
-    output: Path | None = Field(None, description="default: data.path")
-    format: Literal["webdataset", "megatron"] = "webdataset"
     text_field: _Word = "text"
     lines: Switch = False
     suffixes: tuple[_Word, ...] = ()
+    heldout_fraction: BelowOne = 0.05
+
+
+class TokenizerStep(_TextStep):
+    """`megaponder tokenizer train`: its arguments of the same names."""
+
+    command: Literal["tokenizer"]
+    output: Path | None = Field(None, description="default: tokenizer.model beside the data")
+    vocab_size: Count | None = Field(None, description="default: model.vocab_size")
+
+
+class PrepareStep(_TextStep):
+    """`megaponder data prepare`: its arguments of the same names."""
+
+    command: Literal["prepare"]
+    tokenizer: Path | None = Field(None, description="default: the output of the step tokenizer")
+    output: Path | None = Field(None, description="default: data.path")
+    format: Literal["webdataset", "megatron"] = "webdataset"
     eod_token: _Word | None = None
     bos_token: _Word | None = None
-    heldout_fraction: BelowOne = 0.05
     workers: CountOrZero = 2
     max_bad_records: CountOrZero = 100
 
 
-class TrainStage(_Stage):
+class TrainStep(_Step):
     """`megaponder train` with the settings of the file."""
 
     command: Literal["train"]
 
 
-class EvaluateStage(_Stage):
+class EvaluateStep(_Step):
     """`megaponder eval` of the newest checkpoint."""
 
     command: Literal["evaluate"]
@@ -70,7 +85,7 @@ class EvaluateStage(_Stage):
     output: Path | None = Field(None, description="default: output_dir/evaluation.json")
 
 
-class ExportStage(_Stage):
+class ExportStep(_Step):
     """`megaponder convert to-hf` of the newest checkpoint."""
 
     command: Literal["export"]
@@ -81,4 +96,26 @@ class ExportStage(_Stage):
     )
 
 
-Stage = Annotated[PrepareStage | TrainStage | EvaluateStage | ExportStage, Field(discriminator="command")]
+class GenerateStep(_Step):
+    """`megaponder generate` with the newest checkpoint: its arguments of the same names."""
+
+    command: Literal["generate"]
+    prompt: Annotated[str, Field(min_length=1)]
+    max_new_tokens: Count = 64
+    temperature: NonNegative = 0.0
+    top_p: Positive = 1.0
+    seed: CountOrZero = 0
+    output: Path | None = Field(None, description="default: output_dir/sample.json")
+
+
+class ReportStep(_Step):
+    """`megaponder report` of the run."""
+
+    command: Literal["report"]
+    output: Path | None = Field(None, description="default: output_dir/report.html")
+
+
+WorkflowStep = Annotated[
+    TokenizerStep | PrepareStep | TrainStep | EvaluateStep | GenerateStep | ExportStep | ReportStep,
+    Field(discriminator="command"),
+]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_ext.initialization import drawing
+from megatron_ext.initialization import seeded_initialization
 from megatron_ext.methods.registry import build_method
 from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.ponder.config import Method
@@ -26,7 +26,6 @@ from pipeline.conversion.inspection import Findings, check_tied_copies, inspect,
 from pipeline.conversion.native import NativeWriter, write_small_files
 from pipeline.conversion.run_settings import converted_model, one_process, run_settings
 from pipeline.conversion.tokenizer_files import TOKENIZER_FOLDER, copy_files, find_tokenizer, note_token_ids
-from pipeline.run.initial_weights import NEW_PARTS
 from pipeline.shared.errors import ConversionError
 
 
@@ -142,13 +141,13 @@ def _write_tensors(
             writer.write(entry.native, values)
         for name, values in _drawn(model, findings.absent, seed=seed):
             writer.write(name, values)
-    method = model.ponder.method
+    decider = model.ponder.method.facts.decider
     return TensorAccount(
         made_of={entry.native: entry.sources for entry in findings.present},
         num_read=len(stored),
         num_values=sum(tensor.shape.numel() for tensor in stored),
         dtypes=dict(dtypes),
-        new={entry.native: NEW_PARTS[method].start for entry in findings.absent},
+        new={entry.native: decider.start for entry in findings.absent} if decider else {},
         padding_rows=padding,
         tied_copies=findings.tied_copies,
         computed=findings.computed,
@@ -171,7 +170,7 @@ def _drawn(
     """Yield the method's own weights as a run with this seed starts them (definitions 2.7)."""
     if not absent:
         return
-    with drawing(seed, "method"):
+    with seeded_initialization(seed, "method"):
         method = build_method(model.ponder, model.hidden_size, decides=True).to(model.params_dtype)
     values = dict(method.named_parameters(prefix="ponder"))
     for entry in absent:

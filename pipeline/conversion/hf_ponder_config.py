@@ -5,19 +5,16 @@ other ones than in `model`.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import as_written
-from pipeline.config.rules_ponder import METHODS_WITH, default_of
+from pipeline.config.rules_ponder import default_of
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.hf_keys import CLASSES, TOKEN_IDS, ConfigKeys
 
 MODEL_TYPE = "megaponder"
 MODEL_CLASS = "MegaPonderForCausalLM"
-CODE_FOLDER = Path(__file__).parent / "hf_model"
-CODE_FILES = ("configuration_megaponder.py", "modeling_megaponder.py")
 AUTO_MAP = {
     "AutoConfig": "configuration_megaponder.MegaPonderConfig",
     "AutoModelForCausalLM": f"modeling_megaponder.{MODEL_CLASS}",
@@ -54,7 +51,7 @@ _READING = ("prefill_tolerance", "prefill_sweeps")
 
 def settings_of_method(method: Method) -> list[str]:
     """Return the settings of `ponder` that decide what a trained model of a method computes."""
-    return [name for name in _PONDER if method in METHODS_WITH[name]]
+    return [name for name in _PONDER if name in method.facts.settings]
 
 
 def render_ponder_config(
@@ -85,7 +82,7 @@ def render_ponder_config(
     if model.architecture == "llama":
         # Llama's embedding of this token has no gradient.
         settings["pad_token_id"] = model.padding_token_id
-    if ponder.method is Method.PAUSE and ponder.pause_token_id is None:
+    if ponder.method.facts.has_pause_tokens and ponder.pause_token_id is None:
         # The row that is reserved behind the vocabulary.
         settings["pause_token_id"] = vocab_size
     return settings

@@ -17,16 +17,6 @@ from pipeline.shared.errors import ConversionError
 CARD_NAME = "README.md"
 _TEMPLATE = "model_card.md.j2"
 _BACKBONES = {"gpt_neox": "GPT-NeoX", "llama": "Llama"}
-_DESCRIPTIONS = {
-    Method.LOOP: "every token runs {more} times through the same layers.",
-    Method.PAUSE: "every token is followed by {steps} pause tokens before the next one is predicted.",
-    Method.PONDERLM: "the embeddings that a token predicts are fed back into it, {steps} times.",
-    Method.PONDERLM2: "every token has {steps} latent thoughts before the next one is predicted.",
-    Method.ADAPONDERLM: "the embeddings that a token predicts are fed back into it, at most {steps} times; "
-    "gates decide token by token when it has enough.",
-    Method.PONDERLM3: "every token has up to {steps} latent thoughts before the next one is predicted; a "
-    "router decides token by token how many it needs.",
-}
 Row = tuple[str, str]
 
 
@@ -90,7 +80,7 @@ def render_model_card(facts: CardFacts) -> str:
         name=config.name,
         method=ponder.method.value,
         backbone=_BACKBONES[config.model.architecture],
-        description=_DESCRIPTIONS[ponder.method].format(steps=steps, more=steps + 1),
+        description=ponder.method.facts.description.format(steps=steps, more=steps + 1),
         dtype=facts.dtype,
         tokenizer_file=facts.tokenizer_file,
         sweeps=ponder.num_jacobi_iterations if ponder.method.has_sweeps else None,
@@ -110,7 +100,7 @@ def _table(rows: Sequence[Row]) -> str:
 def _model_rows(facts: CardFacts) -> list[Row]:
     model, ponder = facts.config.model, facts.config.ponder
     return [
-        ("method", f"`{ponder.method.value}`"),
+        ("method", _method(ponder.method)),
         *((f"`{name}`", f"{getattr(ponder, name)}") for name in settings_of_method(ponder.method)),
         ("parameters", f"{facts.num_parameters:,}"),
         ("layers", f"{model.num_layers}"),
@@ -119,6 +109,11 @@ def _model_rows(facts: CardFacts) -> list[Row]:
         ("vocabulary", f"{model.vocab_size:,}"),
         ("longest text", f"{model.max_position_embeddings:,} tokens"),
     ]
+
+
+def _method(method: Method) -> str:
+    facts = method.facts
+    return f"`{method.value}`: {facts.title}" + (f" ({facts.source})" if facts.source else "")
 
 
 def _training_rows(config: RunConfig, state: TrainState) -> list[Row]:

@@ -9,7 +9,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from megatron_ext.host import device, prepare_host
+from megatron_ext.device import device
+from megatron_ext.host import prepare_host
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from pipeline.config.schema import RunConfig

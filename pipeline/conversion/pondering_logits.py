@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder
-from megatron_ext.host import device
-from megatron_ext.methods.base import Sweeps
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.device import device
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
+from megatron_ext.ponder.decode.sweeps import Sweeps
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.native import NativeReader
 from pipeline.conversion.native_logits import one_rank

@@ -1,4 +1,4 @@
-"""The run that a converted checkpoint stands for: settings, and the model that they describe."""
+"""The run of a converted checkpoint: its settings, and the model that they describe."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,16 +6,15 @@ from typing import Any
 from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, as_written
+from pipeline.config.load import build_config, setting_paths
 from pipeline.config.overrides import apply_overrides
-from pipeline.config.rules_ponder import METHODS_WITH, default_of
+from pipeline.config.rules_ponder import default_of
 from pipeline.config.schema import RunConfig
-from pipeline.config.start_section import POSSIBLE_SOURCES
-from pipeline.config.validate import build_config, setting_paths
 from pipeline.conversion.hf_config import SourceModel
 from pipeline.shared.errors import ConversionError
 from pipeline.step.megatron_config import transformer_config
 
-# Where --set gives none: an evaluation then says that there are no data.
+# Stands for the data where --set gives none: an evaluation then reports that there are none.
 NO_DATA = "no-data-were-given"
 
 
@@ -27,7 +26,7 @@ def run_settings(
     Args:
         source: what its config.json says.
         method: of the run; None is the source's own.
-        overrides: ``group.key=value``, over what the source says except for the backbone.
+        overrides: ``group.key=value``, which replace what the source says, except for the backbone.
         precision: of the weights.
     Raises:
         ConversionError: the method cannot start from the source's, a setting contradicts the source, or pause
@@ -35,17 +34,17 @@ def run_settings(
         ConfigError: the settings are no configuration.
     """
     chosen = method or source.method
-    if chosen != source.method and source.method not in POSSIBLE_SOURCES[chosen]:
-        sources = ", ".join(POSSIBLE_SOURCES[chosen]) or "nothing else"
+    if chosen != source.method and source.method not in chosen.facts.continues:
+        sources = ", ".join(chosen.facts.continues) or "nothing else"
         raise ConversionError(
-            f"--method must be {source.method}, as the source is, or a method that can start from it, but is "
+            f"--method must be {source.method}, like the source, or a method that can start from it, but is "
             f"{chosen}, which starts from {sources}"
         )
     settings: dict[str, Any] = {
         "name": "converted",
         "model": {key: value for key, value in source.model.items() if value is not None},
         "ponder": _ponder_settings(source, chosen),
-        # What follows says nothing: nobody has trained here yet.
+        # The schema requires these sections; no step has been trained yet.
         "training": {
             "seq_length": source.model["max_position_embeddings"],
             "micro_batch_size": 1,
@@ -66,7 +65,7 @@ def run_settings(
 
 
 def one_process(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
-    """Return the run on one rank, with further settings by section in place of its own."""
+    """Return the run on one rank, with some of its sections replaced."""
     settings = config.model_dump(mode="json", exclude={"parallel", "init_from"})
     return build_config({**settings, **sections})
 
@@ -77,24 +76,22 @@ def converted_model(config: RunConfig, vocab_size: int) -> PonderTransformerConf
 
 
 def _ponder_settings(source: SourceModel, chosen: Method) -> dict[str, Any]:
-    """The source's settings, less those at their defaults that another method has no use for."""
+    """Return the source's settings, without those at their defaults that the chosen method does not use."""
     unused = {
         name
         for name, value in source.ponder.items()
-        if name in METHODS_WITH
-        and chosen not in METHODS_WITH[name]
-        and value == default_of(name, source.method)
+        if name not in ("method", *chosen.facts.settings) and value == default_of(name, source.method)
     }
     kept = {name: value for name, value in source.ponder.items() if name not in unused}
     return {**kept, "method": chosen.value}
 
 
 def _refuse_a_missing_pause_row(config: RunConfig, source: SourceModel) -> None:
-    is_new = config.ponder.method is Method.PAUSE and source.method is not Method.PAUSE
+    is_new = config.ponder.method.facts.has_pause_tokens and not source.method.facts.has_pause_tokens
     if is_new and config.ponder.pause_token_id is None:
         raise ConversionError(
-            "ponder.pause_token_id must name the row that pause tokens take, as a converted embedding has "
-            "the source's rows alone; choose one that the tokenizer does not use, --set "
+            "ponder.pause_token_id must name the embedding row of pause tokens, as a converted embedding "
+            "has only the source's rows; choose one that the tokenizer does not use with --set "
             "ponder.pause_token_id=N"
         )
 
@@ -107,5 +104,5 @@ def _refuse_contradictions(config: RunConfig, source: SourceModel) -> None:
     ]
     if differing:
         raise ConversionError(
-            f"--set must leave the backbone as the source's config.json has it, but {'; '.join(differing)}"
+            f"--set must keep the backbone of the source's config.json, but {'; '.join(differing)}"
         )

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from megatron_ext.methods.adaponderlm import GATE_EXPANSION
-from megatron_ext.methods.ponderlm3 import ROUTER_REDUCTION
 from megatron_ext.model.config import Architecture, PonderTransformerConfig
 
 Shape = tuple[int, ...]
@@ -17,7 +15,7 @@ def expected_shape(name: str, config: PonderTransformerConfig) -> Shape:
         config: the model; its vocabulary is that of the source.
     """
     if name.startswith("ponder."):
-        return _network_shape(name, config)
+        return _decider_shape(name, config)
     shapes = _neox_shapes(config) if config.architecture is Architecture.GPT_NEOX else _llama_shapes(config)
     # "gpt_neox.layers.3.mlp.dense_h_to_4h.weight" -> "dense_h_to_4h.weight"
     module, _, kind = name.rpartition(".")
@@ -55,12 +53,9 @@ def _llama_shapes(config: PonderTransformerConfig) -> Mapping[str, Shape]:
     }
 
 
-def _network_shape(name: str, config: PonderTransformerConfig) -> Shape:
-    """Router or gate: two linear layers, numbered 0 and 2."""
-    hidden = config.hidden_size
-    is_router = name.startswith("ponder.router.")
-    inner = hidden // ROUTER_REDUCTION if is_router else GATE_EXPANSION * hidden
-    outputs = config.ponder.num_slots if is_router else 1
-    number, kind = name.split(".")[-2:]
-    shape = (inner, hidden) if number == "0" else (outputs, inner)
-    return shape[:1] if kind == "bias" else shape
+def _decider_shape(name: str, config: PonderTransformerConfig) -> Shape:
+    decider = config.ponder.method.facts.decider
+    assert decider is not None, f"{config.ponder.method} has no {name}"
+    shapes = decider.shapes(config.hidden_size, config.ponder.num_latent_thoughts)
+    # "ponder.gates.1.0.weight" -> "0.weight"
+    return shapes[".".join(name.split(".")[-2:])]

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from megatron_ext.model.config import PonderTransformerConfig
-from megatron_ext.ponder.config import Method
 from megatron_ext.weights import entries
 from pipeline.checkpoint.checksums import describe_damage, digest_file, find_damage, read_checksums
 from pipeline.checkpoint.content import OPTIMIZER_PREFIXES
@@ -24,10 +23,11 @@ from pipeline.conversion.certificate import Certificate, TensorAccount, write_ce
 from pipeline.conversion.comparison import TOLERANCE, compare_logits
 from pipeline.conversion.hf_config import CONFIG_JSON
 from pipeline.conversion.hf_config_writing import render_hf_config
-from pipeline.conversion.hf_ponder_config import CODE_FILES, CODE_FOLDER, render_ponder_config
+from pipeline.conversion.hf_ponder_config import render_ponder_config
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.hf_weights_writing import write_tensors
 from pipeline.conversion.model_card import CARD_NAME, CardFacts, find_evaluation, render_model_card
+from pipeline.conversion.model_code import write_code
 from pipeline.conversion.native import NativeReader, place_of
 from pipeline.conversion.run_settings import converted_model, one_process
 from pipeline.conversion.tokenizer_files import (
@@ -91,7 +91,7 @@ def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate
         token_ids = read_token_ids(tokenizer)
         _write_settings(partial, source, dtype=dtype, token_ids=token_ids)
         copy_files(files, partial)
-        if source.config.ponder.method is not Method.VANILLA:
+        if source.config.ponder.method.facts.ponders:
             _write_code_and_card(partial, source, account, evaluation, dtype=dtype, token_ids=token_ids)
         logits = compare_logits(
             HuggingFaceWeights(partial),
@@ -160,12 +160,12 @@ def _write_settings(
     partial: Path, source: _Source, *, dtype: torch.dtype, token_ids: Mapping[str, Any]
 ) -> None:
     name, vocab_size = str(dtype).removeprefix("torch."), source.model.vocab_size
-    if source.config.ponder.method is Method.VANILLA:
+    if source.config.ponder.method.facts.ponders:
+        settings = render_ponder_config(source.config, vocab_size=vocab_size, dtype=name, token_ids=token_ids)
+    else:
         settings = render_hf_config(
             source.config.model, vocab_size=vocab_size, dtype=name, token_ids=token_ids
         )
-    else:
-        settings = render_ponder_config(source.config, vocab_size=vocab_size, dtype=name, token_ids=token_ids)
     (partial / CONFIG_JSON).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
@@ -178,7 +178,7 @@ def _write_code_and_card(
     dtype: torch.dtype,
     token_ids: Mapping[str, Any],
 ) -> None:
-    copy_files([CODE_FOLDER / file for file in CODE_FILES], partial)
+    write_code(partial)
     note_token_ids(partial, token_ids)
     facts = CardFacts(
         config=source.config,

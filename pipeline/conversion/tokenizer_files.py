@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.tokenizers.tokenizer import Tokenizer
+from data_prep.tokenizers.reading import read_tokenizer
 from pipeline.shared.errors import ConversionError, DataError
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def _end_of_documents(folder: Path) -> dict[str, Any]:
     for name in _MAIN_FILES:
         if (folder / name).is_file():
             try:
-                return {"eos_token_id": Tokenizer.load(folder / name).eod_id}
+                return {"eos_token_id": read_tokenizer(folder / name).eod_id}
             except DataError as error:
                 logger.warning("no token is known to end a text, so generate goes on behind it: %s", error)
                 return {}

@@ -1,23 +1,12 @@
-"""From the settings of a run to its cost account and its start-up summary."""
+"""The cost account and the start-up summary of a run, from its settings."""
 
 from collections.abc import Sequence
 
-from megatron_ext.ponder.config import Method
 from pipeline.config.ponder_section import PonderSection
 from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.cost.flops import FlopsAccount
 from pipeline.cost.shape import ModelShape
 from pipeline.run.summary import RunSummary
-
-# What one of the K extra steps is.
-STEP_NAMES = {
-    Method.LOOP: "trips through the layers",
-    Method.PAUSE: "pause tokens",
-    Method.PONDERLM: "iterations",
-    Method.PONDERLM2: "latent thoughts",
-    Method.ADAPONDERLM: "iterations",
-    Method.PONDERLM3: "latent thoughts",
-}
 
 
 def model_shape(config: RunConfig, vocab_size: int) -> ModelShape:
@@ -125,7 +114,7 @@ def _render_layout(parallel: ParallelConfig) -> str:
 def _render_steps(ponder: PonderSection) -> str:
     if ponder.num_latent_thoughts == 0:
         return "none"
-    steps = f"K = {ponder.num_latent_thoughts} {STEP_NAMES[ponder.method]}"
+    steps = f"K = {ponder.num_latent_thoughts} {ponder.method.facts.step_name}"
     if not ponder.method.has_sweeps:
         return steps
     return f"{steps}, Jacobi sweeps J = {_render_sweeps(ponder)}"

@@ -1,25 +1,26 @@
 """Exact accounting of parameters and floating-point operations, from the model's shape alone.
 
-Counted are the matrix products, two operations per multiply-add, attention over the pairs of rows that see
-each other, as Megatron-LM counts them; the pairs that a causal mask takes away stand apart. Not counted are
-norms, activations, softmax and the lookup of embeddings, nor that documents in a row do not see each other.
+Counted are the matrix products, two operations per multiply-add, and attention over the pairs of rows that
+see each other, as in Megatron-LM; the pairs that a causal mask removes are a part of their own. Not counted
+are norms, activations, softmax and the lookup of embeddings, nor that documents in a row do not see each
+other.
 
 Legend: K extra steps per token, J Jacobi sweeps, S tokens of a sequence, H hidden size.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
-from megatron_ext.ponder.config import Method, Mixture
-from pipeline.cost.flop_counts import InferenceFlops, TrainingFlops
+from megatron_ext.ponder.config import Method, MethodFacts, Mixture
+from megatron_ext.ponder.passes import PassPlan, mean_over_sweeps
 from pipeline.cost.shape import ModelShape, ParameterCount
+
+Recompute = Literal["none", "selective", "full", "per_pass"]
 
 # A backward pass does two products of the same size for each product of the forward pass.
 BACKWARD_PER_FORWARD = 2
-
-# The hidden layer of a gate, over H (definitions 3.2), and of the router, under H (definitions 2.5).
-GATE_WIDENING, ROUTER_NARROWING = 4, 4
 
 # Keys that carry a weight have a channel for it in float32 and two in bfloat16, and zeros up to a multiple.
 WEIGHT_CHANNELS = {"fp32": 1, "bf16": 2}
@@ -27,8 +28,92 @@ HEAD_SIZE_STEP = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingFlops:
+    """Operations per token of one training step, forward and backward, by what they are spent on.
+
+    The last three parts are not in :attr:`model`, because no method asks for them.
+
+    Attributes:
+        build_up: passes before the Jacobi sweeps, or before the final pass where there are none.
+        sweeps: Jacobi sweeps.
+        final: the pass whose output is read.
+        head: the output layer.
+        decider: the router or the gates.
+        mixture: mixtures of embeddings.
+        recompute: what backward computes again.
+        weight_columns: the further channels of keys and values through which kernels take ``log w``.
+        masked: pairs of rows that do not see each other, in all of the above: a kernel that works on whole
+            matrices, and ``torch.utils.flop_counter``, count them; flash attention skips most.
+    """
+
+    build_up: float
+    sweeps: float
+    final: float
+    head: float
+    decider: float
+    mixture: float
+    recompute: float
+    weight_columns: float
+    masked: float
+
+    def towards(self, other: "TrainingFlops", share: float) -> "TrainingFlops":
+        """Return the mean of a step like this one and, in a `share` of cases, one like the other."""
+        values, others = asdict(self), asdict(other)
+        return TrainingFlops(
+            **{name: value + share * (others[name] - value) for name, value in values.items()}
+        )
+
+    @property
+    def model(self) -> float:
+        """What the method asks for (the numerator of MFU)."""
+        return self.build_up + self.sweeps + self.final + self.head + self.decider + self.mixture
+
+    @property
+    def hardware(self) -> float:
+        """What a kernel that skips masked pairs computes (the numerator of HFU)."""
+        return self.model + self.recompute + self.weight_columns
+
+    @property
+    def dense(self) -> float:
+        """What whole matrices cost, and ``torch.utils.flop_counter`` counts."""
+        return self.hardware + self.masked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceFlops:
+    """Operations per token of cached decoding.
+
+    Attributes:
+        layers: products with the weights of the layers.
+        attention: of the rows that run with those that are kept.
+        head, decider, mixture: as in :class:`TrainingFlops`.
+        weight_columns: as in :class:`TrainingFlops`; not in :attr:`model`.
+    """
+
+    layers: float
+    attention: float
+    head: float
+    decider: float
+    mixture: float
+    weight_columns: float
+
+    @property
+    def model(self) -> float:
+        """What the method asks for."""
+        return self.layers + self.attention + self.head + self.decider + self.mixture
+
+    @property
+    def hardware(self) -> float:
+        """What is computed."""
+        return self.model + self.weight_columns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FlopsAccount:
     """The cost of a method on a model.
+
+    The passes of a training forward come from the method's pass plan. Where J is drawn for each step, all
+    costs of training take its mean.
 
     Args:
         method: which method.
@@ -43,42 +128,38 @@ class FlopsAccount:
     method: Method
     num_latent_thoughts: int = 0
     mixture: Mixture = Mixture.HIDDEN
-    recompute: Literal["none", "selective", "full", "per_pass"] = "none"
+    recompute: Recompute = "none"
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def facts(self) -> MethodFacts:
+        """What is known of the method."""
+        return self.method.facts
 
     @property
     def halts(self) -> bool:
         """Whether tokens take different numbers of steps."""
-        return self.method.halts
+        return self.facts.halts
 
-    @property
-    def build_up_rows(self) -> tuple[int, ...]:
-        """Rows per token of each pass before sweeps and final pass."""
-        steps = range(1, self.num_latent_thoughts + 1)
-        if self.method.has_sweeps:
-            return tuple(steps)
-        return () if self.method == Method.PAUSE else tuple(1 for _ in steps)
-
-    @property
-    def final_rows(self) -> int:
-        """Rows per token of the final pass, and of a sweep."""
-        return self.num_latent_thoughts + 1 if self.method.has_slots else 1
+    def plan(self, num_jacobi_iterations: int) -> PassPlan:
+        """Return the passes of a training forward with J sweeps."""
+        return self.facts.plan(self.num_latent_thoughts, num_jacobi_iterations)
 
     def num_passes(self, num_jacobi_iterations: float) -> float:
         """Return how often a training forward goes through the layers."""
-        return len(self.build_up_rows) + self._sweeps(num_jacobi_iterations) + 1
+        return mean_over_sweeps(lambda sweeps: self.plan(sweeps).num_passes, num_jacobi_iterations)
 
     def training_rows_per_token(self, num_jacobi_iterations: float) -> float:
         """Return the rows per token over all passes of a training forward (definitions 5)."""
-        return sum(self.build_up_rows) + (self._sweeps(num_jacobi_iterations) + 1) * self.final_rows
+        return mean_over_sweeps(lambda sweeps: self.plan(sweeps).rows_per_token, num_jacobi_iterations)
 
     def inference_rows_per_token(self, mean_steps: float) -> float:
         """Return the rows per token of cached decoding; only methods that halt follow the steps taken."""
         return 1 + (mean_steps if self.halts else self.num_latent_thoughts)
 
     def effective_depth(self, mean_steps: float | None = None) -> float:
-        """Return the layers that lie behind one prediction of a decoder; None means all K steps."""
-        if self.method == Method.PAUSE:
+        """Return the layers on the way to one prediction of a decoder; None means all K steps."""
+        if self.facts.has_one_pass:
             # Pause tokens go through the layers side by side with their token.
             return self.shape.num_layers
         steps = self.num_latent_thoughts if mean_steps is None else mean_steps
@@ -86,59 +167,25 @@ class FlopsAccount:
 
     def parameters(self) -> ParameterCount:
         """Count the unique parameters; weights shared between passes count once."""
-        shape = self.shape
-        steps, wide = self.num_latent_thoughts, GATE_WIDENING * shape.hidden_size
-        router_biases = shape.hidden_size // ROUTER_NARROWING + steps + 1
+        shape, decider = self.shape, self.facts.decider
         return ParameterCount(
             embedding=shape.vocabulary_weights,
             layers=shape.num_layers * shape.layer_parameters,
             final_norm=shape.norm_parameters,
             head=0 if shape.tied_embeddings else shape.vocabulary_weights,
-            router=self.router_weights + router_biases if self.method == Method.PONDERLM3 else 0,
-            gates=steps * (self.gate_weights + wide + 1) if self.method == Method.ADAPONDERLM else 0,
+            decider=decider.num_parameters(shape.hidden_size, self.num_latent_thoughts) if decider else 0,
         )
-
-    @property
-    def router_weights(self) -> int:
-        """Elements of the two matrices of the router; 0 without one."""
-        if self.method != Method.PONDERLM3:
-            return 0
-        narrow = self.shape.hidden_size // ROUTER_NARROWING
-        return self.shape.hidden_size * narrow + narrow * (self.num_latent_thoughts + 1)
-
-    @property
-    def gate_weights(self) -> int:
-        """Elements of the two matrices of one iteration's gate; 0 without gates."""
-        if self.method != Method.ADAPONDERLM:
-            return 0
-        wide = GATE_WIDENING * self.shape.hidden_size
-        return self.shape.hidden_size * wide + wide
 
     def training_flops(self, num_jacobi_iterations: float) -> TrainingFlops:
         """Account one training step per token.
 
         Args:
-            num_jacobi_iterations: J, or its mean where it is drawn anew for each step.
+            num_jacobi_iterations: J, or its mean where it is drawn for each step.
         """
-        sweeps = self._sweeps(num_jacobi_iterations)
-        step = 1 + BACKWARD_PER_FORWARD
-        # A pass whose attention is computed again in backward runs it once more.
-        attention_step = step + (self.recompute != "none")
-        final = self._pass_flops(self.final_rows)
-        weighted, masked = self._weighted_channels(sweeps), self._masked_channels(sweeps)
-        return TrainingFlops(
-            build_up=step * sum(self._pass_flops(rows) for rows in self.build_up_rows),
-            sweeps=step * sweeps * final,
-            final=step * final,
-            head=step * self._head_flops(),
-            # The router reads slot 0 after every pass: for the mask of the next one, and for the readout.
-            router=step * self.num_passes(num_jacobi_iterations) * 2 * self.router_weights,
-            gates=step * self.num_latent_thoughts * 2 * self.gate_weights,
-            mixture=step * self._num_mixtures(sweeps) * self._mixture_flops(),
-            recompute=self._recompute_flops(sweeps),
-            weight_columns=attention_step * self._product_flops(weighted),
-            masked=attention_step * self._product_flops(masked),
-        )
+        whole = math.floor(num_jacobi_iterations)
+        share = num_jacobi_iterations - whole
+        flops = self._step_flops(self.plan(whole))
+        return flops if share == 0 else flops.towards(self._step_flops(self.plan(whole + 1)), share)
 
     def training_per_token(self, num_jacobi_iterations: float) -> float:
         """Return the model operations per token of a training step, recomputation left out."""
@@ -159,17 +206,14 @@ class FlopsAccount:
         rows, before = self.inference_rows_per_token(mean_steps), tokens_before
         before = (self.shape.seq_length - 1) / 2 if before is None else before
         # A slot sees all kept rows; an iteration sees its own version of every earlier token.
-        kept, own = (rows * before, (rows + 1) / 2) if self.method.has_slots else (before, 1)
+        kept, own = (rows * before, (rows + 1) / 2) if self.facts.has_slots else (before, 1)
         pairs = rows * (kept + own)
-        steps = self.num_latent_thoughts
-        gates = min(rows, steps) if full_share is None else rows - full_share
         channels = self._weight_channels * self.shape.num_attention_heads
         return InferenceFlops(
             layers=2 * rows * self.shape.num_layers * self.shape.layer_weights,
             attention=self._product_flops(pairs * self.shape.query_size),
             head=self._head_flops(),
-            router=2 * self.router_weights,
-            gates=gates * 2 * self.gate_weights,
+            decider=self._decisions_per_token(rows, full_share) * self._decider_flops(),
             mixture=(rows - 1) * self._mixture_flops(),
             weight_columns=self._product_flops(pairs * channels),
         )
@@ -183,22 +227,33 @@ class FlopsAccount:
         spent = self.inference_per_token(mean_steps, full_share=full_share)
         return 1 - spent / self.inference_per_token(self.num_latent_thoughts)
 
-    def _sweeps(self, num_jacobi_iterations: float) -> float:
-        has_sweeps = self.method.has_sweeps and self.num_latent_thoughts > 0
-        return num_jacobi_iterations if has_sweeps else 0
+    def _step_flops(self, plan: PassPlan) -> TrainingFlops:
+        step = 1 + BACKWARD_PER_FORWARD
+        # Attention that is computed again in backward runs once more.
+        attention_step = step + (self.recompute != "none")
+        passes = {"build_up": 0.0, "sweep": 0.0, "final": 0.0}
+        num_decisions, decider = 0, self.facts.decider
+        for index, rows in enumerate(plan.slots):
+            passes[plan.phase(index)] += step * self._pass_flops(rows)
+            num_decisions += decider is not None and decider.is_read_after(index, plan)
+        return TrainingFlops(
+            build_up=passes["build_up"],
+            sweeps=passes["sweep"],
+            final=passes["final"],
+            head=step * self._head_flops(),
+            decider=step * num_decisions * self._decider_flops(),
+            mixture=step * plan.num_rows_handed * self._mixture_flops(),
+            recompute=self._recompute_flops(plan),
+            weight_columns=attention_step * self._product_flops(self._weighted_channels(plan)),
+            masked=attention_step * self._product_flops(self._masked_channels(plan)),
+        )
 
-    def _num_mixtures(self, sweeps: float) -> float:
-        """Mixtures per token of a training forward: a pass refreshes all thoughts that there are by then."""
-        if self.method.has_sweeps:
-            return sum(self.build_up_rows) + sweeps * self.num_latent_thoughts
-        return self.num_latent_thoughts
-
-    def _pass_flops(self, rows_per_token: float) -> float:
+    def _pass_flops(self, rows_per_token: int) -> float:
         """Operations per token of one trip through all layers."""
         linear = 2 * rows_per_token * self.shape.num_layers * self.shape.layer_weights
         return linear + self._attention_flops(rows_per_token)
 
-    def _attention_flops(self, rows_per_token: float) -> float:
+    def _attention_flops(self, rows_per_token: int) -> float:
         """Scores and weighted values of a pass, in all layers."""
         return self._product_flops(self._visible_pairs(rows_per_token) * self.shape.query_size)
 
@@ -206,43 +261,33 @@ class FlopsAccount:
         """Scores and weighted values of all layers, for so many channels of pairs of rows per token."""
         return 2 * 2 * self.shape.num_layers * pair_channels
 
-    def _visible_pairs(self, rows_per_token: float) -> float:
+    def _visible_pairs(self, rows_per_token: int) -> float:
         """Pairs of rows per token of a causal pass: row i sees rows 0..i."""
         return rows_per_token * (rows_per_token * self.shape.seq_length + 1) / 2
 
-    def _all_pairs(self, rows_per_token: float) -> float:
-        """Pairs of rows per token of a pass, masked or not."""
-        return rows_per_token * rows_per_token * self.shape.seq_length
+    def _masked_pairs(self, rows_per_token: int) -> float:
+        """Pairs of rows per token of a pass that the causal mask removes."""
+        return rows_per_token * rows_per_token * self.shape.seq_length - self._visible_pairs(rows_per_token)
 
     @property
     def _weight_channels(self) -> int:
         """Further channels of a weighted key and its value."""
-        if self.method is not Method.PONDERLM3:
+        if not self.facts.weighs_slots:
             return 0
         columns = WEIGHT_CHANNELS[self.precision]
         return columns + -(self.shape.kv_channels + columns) % HEAD_SIZE_STEP
 
-    def _weighted_channels(self, sweeps: float) -> float:
+    def _weighted_channels(self, plan: PassPlan) -> float:
         """Further channels of visible pairs per token, over all passes: only the first one has no weights."""
-        pairs = self._over_passes(self._visible_pairs, sweeps) - self._first_pass(self._visible_pairs)
-        return pairs * self._weight_channels * self.shape.num_attention_heads
+        return self._weights_of_later_passes(plan, self._visible_pairs)
 
-    def _masked_channels(self, sweeps: float) -> float:
+    def _masked_channels(self, plan: PassPlan) -> float:
         """Channels of masked pairs per token, over all passes."""
+        pairs = sum(map(self._masked_pairs, plan.slots))
+        return pairs * self.shape.query_size + self._weights_of_later_passes(plan, self._masked_pairs)
 
-        def masked(rows: float) -> float:
-            return self._all_pairs(rows) - self._visible_pairs(rows)
-
-        pairs = self._over_passes(masked, sweeps)
-        further = self._weight_channels * self.shape.num_attention_heads
-        return pairs * self.shape.query_size + (pairs - self._first_pass(masked)) * further
-
-    def _over_passes(self, per_pass: Callable[[float], float], sweeps: float) -> float:
-        """Sum something over the passes of a forward, by their rows per token."""
-        return sum(per_pass(rows) for rows in self.build_up_rows) + (sweeps + 1) * per_pass(self.final_rows)
-
-    def _first_pass(self, per_pass: Callable[[float], float]) -> float:
-        return per_pass(self.build_up_rows[0] if self.build_up_rows else self.final_rows)
+    def _weights_of_later_passes(self, plan: PassPlan, pairs_of: Callable[[int], float]) -> float:
+        return sum(map(pairs_of, plan.slots[1:])) * self._weight_channels * self.shape.num_attention_heads
 
     def _head_flops(self) -> float:
         return 2 * self.shape.vocabulary_weights
@@ -252,10 +297,22 @@ class FlopsAccount:
 
         A mixture of the largest logits is computed by masking the others, so it costs no less.
         """
-        return 0 if self.mixture == Mixture.HIDDEN else 2 * self._head_flops()
+        return 2 * self._head_flops() if self.facts.mixes(self.mixture) else 0
 
-    def _recompute_flops(self, sweeps: float) -> float:
+    def _decider_flops(self) -> float:
+        """Operations for one token through the router, or one gate."""
+        decider = self.facts.decider
+        return 2 * decider.num_weights(self.shape.hidden_size, self.num_latent_thoughts) if decider else 0
+
+    def _decisions_per_token(self, rows: float, full_share: float | None) -> float:
+        """How often a decoder asks the router or a gate, for a token that takes so many rows."""
+        decider = self.facts.decider
+        if decider is None or not decider.per_iteration:
+            return 1
+        return min(rows, self.num_latent_thoughts) if full_share is None else rows - full_share
+
+    def _recompute_flops(self, plan: PassPlan) -> float:
         if self.recompute == "none":
             return 0
         again = self._attention_flops if self.recompute == "selective" else self._pass_flops
-        return self._over_passes(again, sweeps)
+        return sum(map(again, plan.slots))

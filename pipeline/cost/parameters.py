@@ -1,9 +1,7 @@
-"""The parameters that a rank holds, and the bytes that stay with them through the whole run."""
+"""The parameters that a rank holds, and the bytes that stay allocated for them during the whole run."""
 
 from dataclasses import dataclass
 
-from megatron_ext.ponder.config import Method
-from pipeline.cost.flops import GATE_WIDENING, ROUTER_NARROWING
 from pipeline.cost.rank_sizes import BFLOAT16, FLOAT32, RankSizes
 
 
@@ -23,13 +21,13 @@ class RankParameters:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """All parameters of the rank."""
         return self.layers + self.vocabulary + self.method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateBytes:
-    """Bytes of a rank that are there in every moment of a step."""
+    """Bytes of a rank that are allocated during the whole step."""
 
     weights: float
     gradients: float
@@ -38,7 +36,7 @@ class StateBytes:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Bytes of all four."""
         return self.weights + self.gradients + self.main_weights + self.moments
 
 
@@ -77,7 +75,7 @@ def state_bytes(sizes: RankSizes, parameters: RankParameters) -> StateBytes:
 
 
 def _layer_parameters(sizes: RankSizes) -> float:
-    """One layer's share of a rank: norms and the biases added after a reduction are whole on every rank."""
+    """One layer's share of a rank: norms, and biases added after a reduction, are not split."""
     shape = sizes.shape
     split = shape.layer_weights
     whole = 2 * shape.norm_parameters
@@ -88,12 +86,8 @@ def _layer_parameters(sizes: RankSizes) -> float:
 
 
 def _method_parameters(sizes: RankSizes) -> int:
-    hidden, steps = sizes.shape.hidden_size, sizes.num_latent_thoughts
+    decider = sizes.facts.decider
     parameters = sizes.shape.norm_parameters
-    if sizes.method is Method.PONDERLM3:
-        narrow = hidden // ROUTER_NARROWING
-        parameters += hidden * narrow + narrow + narrow * (steps + 1) + steps + 1
-    if sizes.method is Method.ADAPONDERLM:
-        wide = GATE_WIDENING * hidden
-        parameters += steps * (hidden * wide + wide + wide + 1)
+    if decider is not None:
+        parameters += decider.num_parameters(sizes.shape.hidden_size, sizes.num_latent_thoughts)
     return parameters

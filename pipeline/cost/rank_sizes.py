@@ -7,7 +7,8 @@ H hidden size, V padded vocabulary, K extra steps, J sweeps, t tensor-parallel r
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_ext.ponder.config import Method, Mixture
+from megatron_ext.ponder.config import Method, MethodFacts, Mixture
+from megatron_ext.ponder.passes import PassPlan
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account, max_sweeps
 from pipeline.cost.shape import ModelShape
@@ -20,12 +21,12 @@ HEAD_SIZE_STEP = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankSizes:
-    """A run from the memory's point of view.
+    """The sizes of a run that decide its memory.
 
     Attributes:
         shape: of the whole model.
         method, num_latent_thoughts, mixture: of pondering.
-        slots: rows per token of every pass of the longest training forward.
+        plan: passes of the longest training forward.
         tensor, shards_tokens: the tensor axis, and whether hidden states are split over it (sequence
             parallelism).
         stage_layers: layers of each pipeline stage.
@@ -44,7 +45,7 @@ class RankSizes:
     method: Method
     num_latent_thoughts: int
     mixture: Mixture
-    slots: tuple[int, ...]
+    plan: PassPlan
     tensor: int
     shards_tokens: bool
     stage_layers: tuple[int, ...]
@@ -59,6 +60,11 @@ class RankSizes:
     has_fused_norms: bool = True
 
     @property
+    def facts(self) -> MethodFacts:
+        """What is known of the method."""
+        return self.method.facts
+
+    @property
     def num_stages(self) -> int:
         """P."""
         return len(self.stage_layers)
@@ -66,7 +72,7 @@ class RankSizes:
     @property
     def num_passes(self) -> int:
         """Passes of the longest forward."""
-        return len(self.slots)
+        return self.plan.num_passes
 
     @property
     def tokens(self) -> int:
@@ -91,23 +97,23 @@ class RankSizes:
     @property
     def mixes(self) -> bool:
         """Whether a pass ends with a mixture of embeddings."""
-        return self.mixture is not Mixture.HIDDEN and not self.method.has_one_pass
+        return self.facts.mixes(self.mixture)
 
     @property
     def recomputes_layers(self) -> bool:
-        """Whether layers leave no more behind than their input."""
+        """Whether layers keep nothing but their input."""
         return self.recompute in ("full", "per_pass")
 
     def has_weighted_keys(self, index: int) -> bool:
         """Whether the keys of pass `index` have log weights beside them."""
-        return self.method is Method.PONDERLM3 and index > 0
+        return self.facts.weighs_slots and index > 0
 
     def has_kept_keys(self, index: int) -> bool:
-        """Whether pass `index` puts keys and values of halted tokens in place of the computed ones.
+        """Whether pass `index` replaces the computed keys and values of halted tokens by kept ones.
 
         Where the core attention is computed again, that happens inside of it.
         """
-        return self.method is Method.ADAPONDERLM and index > 0 and self.recompute != "selective"
+        return self.facts.freezes_halted and index > 0 and self.recompute != "selective"
 
     @property
     def weighted_head_size(self) -> int:
@@ -125,13 +131,12 @@ def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = Tr
         has_fused_norms: see :class:`RankSizes`.
     """
     account, parallel = flops_account(config, vocab_size), config.parallel
-    sweeps = max_sweeps(config.ponder) if account.method.has_sweeps and account.num_latent_thoughts else 0
     return RankSizes(
         shape=account.shape,
         method=account.method,
         num_latent_thoughts=account.num_latent_thoughts,
         mixture=account.mixture,
-        slots=account.build_up_rows + (account.final_rows,) * (sweeps + 1),
+        plan=account.plan(max_sweeps(config.ponder)),
         tensor=parallel.tensor,
         shards_tokens=parallel.sequence_parallel,
         stage_layers=config.stage_layers,

@@ -8,9 +8,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ext.methods.registry import build_method
 from pipeline.config.schema import RunConfig
-from pipeline.cost.pass_schedule import (
+from pipeline.cost.schedule import (
     Interval,
     Timeline,
     backward_time,
@@ -18,7 +17,6 @@ from pipeline.cost.pass_schedule import (
     looping_timeline,
 )
 from pipeline.shared.console import table_console
-from pipeline.step.megatron_config import ponder_config
 from pipeline.step.settings import step_settings
 
 # A piece of work is at least this wide, for the letter of its micro-batch and the digit of its pass.
@@ -43,9 +41,8 @@ def show_schedule(config: RunConfig, console: Console | None = None) -> None:
         console: where to; None takes standard output.
     """
     settings = step_settings(config, iteration=0, consumed_tokens=0)
-    # The vocabulary has no influence on the passes.
-    method = build_method(ponder_config(config.ponder, 0), config.model.hidden_size, decides=False)
-    slots = method.plan(settings.num_jacobi_iterations).slots
+    plan = config.ponder.method.facts.plan(config.ponder.num_latent_thoughts, settings.num_jacobi_iterations)
+    slots = plan.slots
     stages, micro_batches = config.parallel.pipeline, config.num_micro_batches
     console = console or table_console()
     console.print(

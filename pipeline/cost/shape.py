@@ -78,13 +78,12 @@ class ParameterCount:
     layers: int
     final_norm: int
     head: int
-    router: int
-    gates: int
+    decider: int
 
     @property
     def total(self) -> int:
         """All unique parameters."""
-        return self.embedding + self.layers + self.final_norm + self.head + self.router + self.gates
+        return self.embedding + self.layers + self.final_norm + self.head + self.decider
 
     @property
     def non_embedding(self) -> int:

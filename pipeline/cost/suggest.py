@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.config.load import build_config
+from pipeline.config.messages import nearest_multiples
 from pipeline.config.schema import ParallelConfig, RunConfig
-from pipeline.config.suggestions import nearest_multiples
-from pipeline.config.validate import build_config
 from pipeline.cost.account import flops_account, mean_training_sweeps
 from pipeline.cost.flops import FlopsAccount
-from pipeline.cost.run_plan import Assumptions, RunPlan, plan_run
+from pipeline.cost.plan import Assumptions, RunPlan, plan_run
 
 Recompute = Literal["none", "selective", "full", "per_pass"]
 

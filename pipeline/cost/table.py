@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from pipeline.cost.devices import GIB
-from pipeline.cost.rank_memory import RankMemory
-from pipeline.cost.run_plan import RunPlan
+from pipeline.cost.memory import RankMemory
+from pipeline.cost.peaks import GIB
+from pipeline.cost.plan import RunPlan
 from pipeline.cost.suggest import Suggestion
 from pipeline.run.summary import metric
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
 from pipeline.data.dataset import SampleSource, TokenRows
 from pipeline.data.order import Order, SampleOrder, global_batch_indices

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.manifest import load_manifest
+from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.data.dataset import SampleSource
 from pipeline.data.order import SampleOrder
@@ -34,7 +35,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         DataError: the file in the folder is not that tokenizer.
     """
     entry = load_manifest(folder).header.tokenizer
-    tokenizer = Tokenizer.load(folder / entry.file)
+    tokenizer = read_tokenizer(folder / entry.file)
     if tokenizer.sha256 != entry.sha256:
         raise DataError(
             f"{folder / entry.file} must have sha256 {entry.sha256}, but has {tokenizer.sha256}; "

@@ -7,8 +7,7 @@ import torch.distributed
 from numpy.typing import NDArray
 
 from data_prep.tokenizers.tokenizer import Tokenizer
-from megatron_ext.model.batch import TokenBatch
-from megatron_ext.model.micro_batch import ModelOutput
+from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from pipeline.data.prompts import load_tokenizer

@@ -1,24 +1,22 @@
 """The held-out loss when tokens may take fewer steps, and when they halt at other thresholds."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from megatron_ext.limits import limited
 from megatron_ext.methods.base import Column
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.ponder.step_limits import StepLimits
 from pipeline.cost.flops import FlopsAccount
-from pipeline.metrics.ponder_scalars import mean_steps_of
-from pipeline.metrics.records import SweepPoint
+from pipeline.metrics.ponder_scalars import fractions, mean_steps_of
+from pipeline.metrics.records import LossPoint
 from pipeline.step.evaluate import Evaluation, evaluate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SweepSettings:
-    """What is tried.
+class LimitSettings:
+    """The limits at which a model is evaluated.
 
     Attributes:
         over_steps: every number of steps from 0 to K, by the training forward (soft mask).
@@ -30,77 +28,109 @@ class SweepSettings:
     taus: Sequence[float]
     num_jacobi_iterations: int
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Limit:
-    """One point that is to be measured, and the model at it."""
-
-    kind: Literal["steps", "tau"]
-    value: float
-    num_steps: int
-    model: AbstractContextManager[None]
+    def limits(self, num_latent_thoughts: int) -> list[StepLimits]:
+        """Return the limits for a model of K latent thoughts, by rising steps, then the thresholds."""
+        steps = range(num_latent_thoughts + 1) if self.over_steps else ()
+        return [
+            *(StepLimits(num_steps=number) for number in steps),
+            *(StepLimits(threshold=tau) for tau in self.taus),
+        ]
 
 
-def sweep(
+def points_under_limits(
     module: PonderModel,
     batches: Iterable[list[TokenBatch]],
-    settings: SweepSettings,
+    settings: LimitSettings,
     *,
     groups: ParallelGroups,
     flops: FlopsAccount,
-    whole: Evaluation,
+    unlimited: Evaluation,
     is_cut_short: Callable[[], bool] | None = None,
-) -> tuple[SweepPoint, ...] | None:
-    """Evaluate a model at every limit; all ranks call it together.
+) -> tuple[LossPoint, ...] | None:
+    """Evaluate a model under every limit; all ranks call it together.
 
     Args:
         module, batches, groups, is_cut_short: see :func:`pipeline.step.evaluate.evaluate`.
         settings: which limits.
         flops: cost account of the model.
-        whole: the model's own evaluation, which is not done again.
+        unlimited: the model's own evaluation, which is not repeated.
     Returns:
-        The points, by rising steps and then in the order of the thresholds; None where it was cut short.
+        The points in the order of the limits; None where an evaluation was cut short.
     """
     points = []
-    for limit in _limits(module, settings):
-        found: Evaluation | None = whole
-        if limit.kind == "tau" or limit.num_steps < flops.num_latent_thoughts:
-            with limit.model:
-                found = evaluate(
-                    module,
-                    batches,
-                    num_jacobi_iterations=settings.num_jacobi_iterations,
-                    groups=groups,
-                    prune=limit.kind == "tau",
-                    is_cut_short=is_cut_short,
-                )
+    for limits in settings.limits(flops.num_latent_thoughts):
+        found: Evaluation | None = unlimited
+        if limits.num_steps != flops.num_latent_thoughts:
+            found = evaluate_under(
+                limits,
+                module,
+                batches,
+                num_jacobi_iterations=settings.num_jacobi_iterations,
+                groups=groups,
+                is_cut_short=is_cut_short,
+            )
         if found is None:
             return None
-        # A soft mask weighs all steps: it has the loss of taking them all, whatever pruning would leave out.
-        is_soft = limit.kind == "steps" and module.ponder.column is Column.LOG_WEIGHT
-        counts = None if is_soft else found.sums.get("steps_count")
-        points.append(_point(limit, found, counts, replace(flops, num_latent_thoughts=limit.num_steps)))
+        points.append(loss_point(limits, found.loss, counted_steps(limits, module, found), flops))
     return tuple(points)
 
 
-def _limits(module: PonderModel, settings: SweepSettings) -> Iterator[_Limit]:
-    num_steps = module.config.ponder.num_latent_thoughts
-    for steps in range(num_steps + 1) if settings.over_steps else ():
-        model = limited(module, num_latent_thoughts=steps)
-        yield _Limit(kind="steps", value=steps, num_steps=steps, model=model)
-    for tau in settings.taus:
-        model = limited(module, pruning_threshold=tau)
-        yield _Limit(kind="tau", value=tau, num_steps=num_steps, model=model)
+def evaluate_under(
+    limits: StepLimits,
+    module: PonderModel,
+    batches: Iterable[list[TokenBatch]],
+    *,
+    num_jacobi_iterations: int,
+    groups: ParallelGroups,
+    is_cut_short: Callable[[], bool] | None = None,
+) -> Evaluation | None:
+    """Evaluate a model under limits; a threshold prunes for good, as decoding does.
+
+    Args:
+        limits: on the steps.
+        module, batches, num_jacobi_iterations, groups, is_cut_short: see
+            :func:`pipeline.step.evaluate.evaluate`.
+    """
+    return evaluate(
+        module,
+        batches,
+        num_jacobi_iterations=num_jacobi_iterations,
+        groups=groups,
+        prune=limits.threshold is not None,
+        limits=limits,
+        is_cut_short=is_cut_short,
+    )
 
 
-def _point(
-    limit: _Limit, found: Evaluation, counts: Sequence[float] | None, flops: FlopsAccount
-) -> SweepPoint:
-    mean_steps = float(limit.num_steps) if counts is None else mean_steps_of(counts)
-    return SweepPoint(
-        kind=limit.kind,
-        value=limit.value,
-        loss=found.loss,
+def counted_steps(limits: StepLimits, module: PonderModel, found: Evaluation) -> Sequence[float] | None:
+    """Return how many tokens took 0..K steps in an evaluation under limits; None where all take K.
+
+    A soft mask weighs all steps: its loss is that of taking them all, whatever pruning would leave out.
+    """
+    is_soft = limits.threshold is None and module.ponder.column is Column.LOG_WEIGHT
+    return None if is_soft else found.sums.get("steps_count")
+
+
+def loss_point(
+    limits: StepLimits, loss: float, steps_count: Sequence[float] | None, flops: FlopsAccount
+) -> LossPoint:
+    """Put a loss under limits beside what decoding costs there.
+
+    Args:
+        limits: on the steps.
+        loss: nats per labelled token.
+        steps_count: tokens that took 0..K steps; None where all take K.
+        flops: cost account of the model.
+    """
+    if limits.num_steps is not None:
+        flops = replace(flops, num_latent_thoughts=limits.num_steps)
+    mean_steps, full_share = float(flops.num_latent_thoughts), None
+    if steps_count is not None:
+        mean_steps, full_share = mean_steps_of(steps_count), fractions(steps_count)[-1]
+    return LossPoint(
+        step_limit=limits.num_steps,
+        pruning_threshold=limits.threshold,
+        loss=loss,
         mean_steps=mean_steps,
-        flops_per_token=flops.inference_per_token(mean_steps),
+        flops_per_token=flops.inference_per_token(mean_steps, full_share=full_share),
     )

@@ -7,9 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.tokenizers.tokenizer import Tokenizer
-from megatron_ext.host import device
-from megatron_ext.model.batch import TokenBatch
-from megatron_ext.model.micro_batch import ModelOutput
+from megatron_ext.device import device
+from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from pipeline.data.batches import HeldoutBatches

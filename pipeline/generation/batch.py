@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder, ReadPrompt, token_nll
-from megatron_ext.methods.base import Sweeps
 from megatron_ext.model.model import PonderModel
+from megatron_ext.ponder.decode.sweeps import Sweeps
 from pipeline.generation.sampling import SamplingSettings, TokenChooser
 
 
@@ -40,8 +40,8 @@ class GenerationSettings:
         sampling: how to choose.
         stop: texts that end a sequence, and are left out of it.
         prefill: how prompts are read.
-        tolerance: of the Jacobi sweeps, see :class:`megatron_ext.methods.base.Sweeps`; None takes 1e-5, or
-            the rounding of the weights where that is coarser.
+        tolerance: of the Jacobi sweeps, see :class:`megatron_ext.ponder.decode.sweeps.Sweeps`; None takes
+            1e-5, or the rounding of the weights where that is coarser.
         batch_size: sequences that are decoded together at most; it changes nothing but the speed.
     """
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from pipeline.data.dataset import TokenRows
 
 

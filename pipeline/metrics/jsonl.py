@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.metrics import names
-from pipeline.metrics.records import SweepPoint, TrainingRecord, ValidationRecord
+from pipeline.metrics.records import LossPoint, TrainingRecord, ValidationRecord
 from pipeline.shared.json_lines import parse_json_lines
 
 METRICS_FILE = "metrics.jsonl"
@@ -41,15 +41,16 @@ def validation_event(record: ValidationRecord) -> dict[str, Any]:
     return event | _values(scalars) | _histogram(record) | sweep
 
 
-def sweep_scalars(points: Sequence[SweepPoint]) -> dict[str, float]:
+def sweep_scalars(points: Sequence[LossPoint]) -> dict[str, float]:
     """Return every curve of a sweep by its tag."""
     scalars = {}
     for point in points:
-        if point.kind == "steps":
-            scalars[names.per_step(names.EVAL_PPL_VS_STEPS, int(point.value))] = point.perplexity
-        else:
-            scalars[names.per_tau(names.EVAL_PPL_VS_TAU, point.value)] = point.perplexity
-            scalars[names.per_tau(names.EVAL_STEPS_VS_TAU, point.value)] = point.mean_steps
+        if point.step_limit is not None:
+            scalars[names.per_step(names.EVAL_PPL_VS_STEPS, point.step_limit)] = point.perplexity
+        elif point.pruning_threshold is not None:
+            tau = point.pruning_threshold
+            scalars[names.per_tau(names.EVAL_PPL_VS_TAU, tau)] = point.perplexity
+            scalars[names.per_tau(names.EVAL_STEPS_VS_TAU, tau)] = point.mean_steps
     return scalars
 
 
@@ -135,10 +136,10 @@ def _values(scalars: Mapping[str, float]) -> dict[str, float | None]:
     return {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}
 
 
-def _values_of_point(point: SweepPoint) -> dict[str, Any]:
-    values = {"value": point.value, "loss": point.loss, "perplexity": point.perplexity}
+def _values_of_point(point: LossPoint) -> dict[str, Any]:
+    values = {"loss": point.loss, "perplexity": point.perplexity}
     values |= {"mean-steps": point.mean_steps, "flops-per-token": point.flops_per_token}
-    return {"kind": point.kind, **_values(values)}
+    return {"kind": point.kind, "value": point.value, **_values(values)}
 
 
 def _histogram(record: TrainingRecord | ValidationRecord) -> dict[str, list[float]]:

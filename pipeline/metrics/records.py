@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from pydantic import ConfigDict, with_config
+
 # The perplexity of larger losses would be meaningless; Megatron-LM caps at the same value.
 MAX_LOSS_FOR_PERPLEXITY = 20.0
 
@@ -45,23 +47,34 @@ class TrainingRecord:
     steps_count: Sequence[float] | None = None
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SweepPoint:
-    """The loss on the held-out split under one limit.
+class LossPoint:
+    """The held-out loss under a limit on the steps of tokens, and what decoding costs there.
 
     Attributes:
-        kind: tokens take at most `value` steps, or halt at the threshold `value`.
-        value: of the limit.
+        step_limit: tokens take at most so many steps; None where they are not limited.
+        pruning_threshold: tokens halt at this threshold; None where nothing is pruned.
         loss: nats per labelled token.
-        mean_steps: mean number of steps of the tokens.
-        flops_per_token: operations of a decoder at these steps.
+        mean_steps: extra steps per token.
+        flops_per_token: of cached decoding, mean over a text of the run's sequence length.
     """
 
-    kind: Literal["steps", "tau"]
-    value: float
+    step_limit: int | None = None
+    pruning_threshold: float | None = None
     loss: float
     mean_steps: float
     flops_per_token: float
+
+    @property
+    def kind(self) -> Literal["steps", "tau"]:
+        """Which limit it is."""
+        return "tau" if self.step_limit is None else "steps"
+
+    @property
+    def value(self) -> float | None:
+        """The limit."""
+        return self.pruning_threshold if self.step_limit is None else self.step_limit
 
     @property
     def perplexity(self) -> float:
@@ -86,7 +99,7 @@ class ValidationRecord:
     loss: float
     scalars: Mapping[str, float] = field(default_factory=dict)
     steps_count: Sequence[float] | None = None
-    sweep: Sequence[SweepPoint] = ()
+    sweep: Sequence[LossPoint] = ()
 
     @property
     def perplexity(self) -> float:

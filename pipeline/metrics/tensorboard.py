@@ -162,7 +162,7 @@ def _halting_charts(method: Method, num_latent_thoughts: int) -> dict[str, list[
         "loss by steps taken": [names.per_step(names.NLL_BY_STEPS, step) for step in steps],
         "penalty": [names.PENALTY, names.PENALTY_WEIGHT],
     }
-    if method == Method.ADAPONDERLM:
+    if method.facts.decider is not None and method.facts.decider.per_iteration:
         gates = [names.per_iteration(names.GATE, iteration) for iteration in range(num_latent_thoughts)]
         return charts | {"gate by iteration": gates}
     return charts | {

@@ -3,12 +3,12 @@
 import logging
 from datetime import timedelta
 
-import torch
 import torch.distributed
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
+from megatron_ext.device import process_group_backend, select_device
 from pipeline.ranks.environment import Ranks
 
 __all__ = ["RendezvousError", "start_process_group", "stop_process_group"]
@@ -23,21 +23,17 @@ class RendezvousError(RuntimeError):
 def start_process_group(ranks: Ranks, *, timeout_seconds: int) -> None:
     """Choose this rank's device and join the job.
 
-    NCCL serves CUDA tensors, gloo those in host memory; without CUDA there is gloo alone.
-
     Args:
         ranks: this process among the ranks; a limit for the rendezvous that the launcher set wins.
         timeout_seconds: limit of every collective, and of the rendezvous if the launcher set none.
     Raises:
         RendezvousError: some ranks did not connect in time, or rank 0 cannot be reached.
     """
-    has_cuda = torch.cuda.is_available()
-    if has_cuda:
-        torch.cuda.set_device(ranks.local_rank)
+    select_device(ranks.local_rank)
     store = _meet(ranks, ranks.start_timeout_seconds or timeout_seconds)
     store.set_timeout(timedelta(seconds=timeout_seconds))
     torch.distributed.init_process_group(
-        backend="cpu:gloo,cuda:nccl" if has_cuda else "gloo",
+        backend=process_group_backend(),
         store=store,
         rank=ranks.rank,
         world_size=ranks.world_size,

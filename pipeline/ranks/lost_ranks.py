@@ -14,6 +14,7 @@ import torch.distributed
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
+from megatron_ext.device import HOST_BACKEND
 from pipeline.shared.bounded import wait_until, within
 
 __all__ = ["LostRanksError", "find_lost_ranks", "naming_lost_ranks"]
@@ -97,4 +98,4 @@ def find_lost_ranks(store: Store, rank: int, world_size: int, *, wait_seconds: f
 
 def _is_of_a_collective(error: RuntimeError) -> bool:
     """Recognize the errors of collectives: NCCL and the store have a class, gloo names its source files."""
-    return isinstance(error, DistError) or "gloo" in str(error)
+    return isinstance(error, DistError) or HOST_BACKEND in str(error)

@@ -1,1 +1,0 @@
-"""The self-contained report of a run and the files it is made from."""

@@ -1,29 +1,35 @@
-"""The two kinds of charts of the report: lines over iterations, and bars by category. Pure."""
+"""The two kinds of charts of the report: lines over iterations, and bars by category."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
-from pipeline.report import svg
 from pipeline.report.data import Points
-from pipeline.report.scale import LinearScale, round_range, round_ticks, spread
+from pipeline.report.style import css_placeholder, render_svg, styled_axes
 
-LEFT, TOP, BOTTOM = 52.0, 16.0, 42.0
-LABEL_GAP = 15.0
+# Two charts of this size fit next to each other on a page, and one on a phone.
+CARD = (430.0, 270.0)
 # More points than this are neither visible nor worth the file size.
-MOST_POINTS = 500
-# Up to here single points are told apart, so they get dots.
-MOST_DOTS = 30
+MAX_POINTS = 500
+# Up to here single points can be distinguished, so they get dots.
+MAX_DOTS = 30
+# With more bars than this the values above them would overlap; the table below the chart has them anyway.
+MAX_LABELLED_BARS = 9
+MAX_NAME_WIDTH = 10
+MAX_TICKS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One line: its name, its points, and the CSS class that colours it."""
+    """One line: its name, its points, and the role of its colour."""
 
     name: str
     points: Points
-    css: str
+    color: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +42,11 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """One bar: what is written below it, its value, and the CSS class that colours it."""
+    """One bar: the name below it, its value, and the role of its colour."""
 
     name: str
     value: float
-    css: str
+    color: str
 
 
 def line_chart(
@@ -50,33 +56,42 @@ def line_chart(
     references: Sequence[Reference] = (),
     from_zero: bool = False,
     top: float | None = None,
-    write_tick: Callable[[float], str] = "{:g}".format,
-    size: tuple[float, float] = (560.0, 280.0),
-    label_width: float = 118.0,
+    format_tick: Callable[[float], str] = "{:g}".format,
+    size: tuple[float, float] = CARD,
 ) -> Markup:
-    """Draw lines over iterations, each named at its right end.
+    """Draw lines over iterations; a legend names them if there is more than one.
 
     Args:
-        series: lines with at least one point each, at least one line.
+        series: at least one line, with at least one point each.
+        description: what a screen reader announces, unique within the page.
         from_zero: start the vertical axis at 0.
-        top: where the vertical axis ends at least.
-        write_tick: how the vertical axis writes its numbers.
-        label_width: room for the names at the right.
+        top: smallest end of the vertical axis.
+        format_tick: text of a number at the vertical axis.
+        size: width and height in pixels.
     """
-    width, height = size
-    values = [value for line in series for _, value in line.points] + [mark.value for mark in references]
-    values += [0.0] * from_zero + ([] if top is None else [top])
-    low, high = round_range(min(values), max(values))
-    iterations = [at for line in series for at, _ in line.points]
-    across = LinearScale(low=min(0.0, *iterations), high=max(iterations), start=LEFT, end=width - label_width)
-    down = LinearScale(low=low, high=high, start=height - BOTTOM, end=TOP)
-    parts = [_horizontal_grid(down, across.end, write_tick), _iteration_axis(across, down.start)]
-    parts += [
-        svg.line((LEFT, down(mark.value)), (across.end, down(mark.value)), "reference") for mark in references
-    ]
-    parts += [_draw_series(line, across, down) for line in series]
-    parts.append(_end_labels(series, references, across, down))
-    return svg.drawing(width, height, description, *parts)
+    with styled_axes(size) as axes:
+        for line in series:
+            points = thin_out(line.points)
+            axes.plot(
+                [iteration for iteration, _ in points],
+                [value for _, value in points],
+                color=css_placeholder(line.color),
+                marker="o" if len(points) <= MAX_DOTS else "",
+                label=line.name,
+            )
+        for mark in references:
+            axes.axhline(
+                mark.value, color=css_placeholder("muted"), linewidth=1.5, dashes=(5, 3), label=mark.name
+            )
+        if len(series) + len(references) > 1:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handlelength=1.5, columnspacing=1.5)
+        iterations = [iteration for line in series for iteration, _ in line.points]
+        axes.set_xlim(min(0.0, *iterations), max(iterations) or 1.0)
+        axes.locator_params(axis="x", nbins=MAX_TICKS - 1)
+        axes.set_xlabel("iteration")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        _set_value_axis(axes, [0.0] * from_zero + ([] if top is None else [top]), format_tick)
+        return render_svg(axes, description)
 
 
 def bar_chart(
@@ -84,75 +99,45 @@ def bar_chart(
     *,
     description: str,
     axis: str,
-    write: Callable[[float], str],
-    write_tick: Callable[[float], str] = "{:g}".format,
+    format_value: Callable[[float], str],
+    format_tick: Callable[[float], str] = "{:g}".format,
     top: float | None = None,
-    size: tuple[float, float] = (560.0, 260.0),
 ) -> Markup:
     """Draw bars from zero, each with its value above it.
 
     Args:
-        bars: at least one; values at least 0.
-        axis: what the categories are, written below them.
-        write: how the value of a bar is written.
-        write_tick: how the vertical axis writes its numbers.
-        top: where the vertical axis ends at least.
+        bars: at least one, with values of at least 0.
+        description: what a screen reader announces, unique within the page.
+        axis: what the categories are.
+        format_value: text of the value of a bar.
+        format_tick: text of a number at the vertical axis.
+        top: smallest end of the vertical axis.
     """
-    width, height = size
-    _, high = round_range(0.0, max([bar.value for bar in bars] + [top or 0.0]) or 1.0)
-    down = LinearScale(low=0.0, high=high, start=height - BOTTOM, end=TOP + 14)
-    slot = (width - LEFT - 12) / len(bars)
-    bar_width = min(72.0, slot * 0.62)
-    parts = [_horizontal_grid(down, width - 12, write_tick)]
-    for index, bar in enumerate(bars):
-        middle = LEFT + slot * (index + 0.5)
-        peak = down(bar.value)
-        parts.append(svg.bar(middle - bar_width / 2, peak, bar_width, down.start - peak, f"bar {bar.css}"))
-        parts.append(svg.label((middle, peak - 6), write(bar.value), "value", "middle"))
-        parts.append(svg.label((middle, down.start + 17), bar.name, "tick", "middle"))
-    parts.append(svg.label(((LEFT + width - 12) / 2, height - 6), axis, "axis", "middle"))
-    return svg.drawing(width, height, description, *parts)
+    values = [bar.value for bar in bars]
+    with styled_axes(CARD) as axes:
+        drawn = axes.bar(
+            range(len(bars)), values, width=0.62, color=[css_placeholder(bar.color) for bar in bars]
+        )
+        if len(bars) <= MAX_LABELLED_BARS:
+            axes.bar_label(drawn, [format_value(value) for value in values], padding=3, fontweight="bold")
+        axes.set_xlim(-0.5, len(bars) - 0.5)
+        axes.set_xticks(range(len(bars)), [fill(bar.name, MAX_NAME_WIDTH) for bar in bars])
+        axes.set_xlabel(axis)
+        _set_value_axis(axes, [max(values) or 1.0, top or 0.0], format_tick)
+        return render_svg(axes, description)
 
 
-def thin_out(points: Points, most: int = MOST_POINTS) -> Points:
-    """Keep at most ``most`` points, the first and the last among them, equally spaced by their order."""
-    if len(points) <= most:
+def thin_out(points: Points, max_points: int = MAX_POINTS) -> Points:
+    """Keep at most ``max_points`` points, equally spaced by their order, with the first and the last."""
+    if len(points) <= max_points:
         return points
     last = len(points) - 1
-    return tuple(points[round(index * last / (most - 1))] for index in range(most))
+    return tuple(points[round(index * last / (max_points - 1))] for index in range(max_points))
 
 
-def _horizontal_grid(down: LinearScale, right: float, write_tick: Callable[[float], str]) -> Markup:
-    parts = []
-    for tick in round_ticks(down.low, down.high):
-        height = down(tick)
-        parts.append(svg.line((LEFT, height), (right, height), "baseline" if tick == down.low else "grid"))
-        parts.append(svg.label((LEFT - 8, height + 4), write_tick(tick), "tick", "end"))
-    return Markup("").join(parts)
-
-
-def _iteration_axis(across: LinearScale, bottom: float) -> Markup:
-    ticks = round_ticks(across.low, across.high) if across.high > across.low else [across.low]
-    labels = [svg.label((across(tick), bottom + 17), f"{tick:,.0f}", "tick", "middle") for tick in ticks]
-    middle = (across.start + across.end) / 2
-    return Markup("").join([*labels, svg.label((middle, bottom + 36), "iteration", "axis", "middle")])
-
-
-def _draw_series(series: Series, across: LinearScale, down: LinearScale) -> Markup:
-    places = [(across(at), down(value)) for at, value in thin_out(series.points)]
-    parts = [svg.polyline(places, f"line {series.css}")]
-    if len(places) <= MOST_DOTS:
-        parts += [svg.dot(place, f"dot {series.css}") for place in places]
-    return Markup("").join(parts)
-
-
-def _end_labels(
-    series: Sequence[Series], references: Sequence[Reference], across: LinearScale, down: LinearScale
-) -> Markup:
-    names = [(line.name, down(line.points[-1][1]), f"name {line.css}") for line in series]
-    names += [(mark.name, down(mark.value), "name muted") for mark in references]
-    heights = spread([height for _, height, _ in names], gap=LABEL_GAP, low=TOP, high=down.start)
-    placed = zip(names, heights, strict=True)
-    return Markup("").join(
-        svg.label((across.end + 9, height + 4), name, css) for (name, _, css), height in placed
-    )
+def _set_value_axis(axes: Axes, included: Sequence[float], format_tick: Callable[[float], str]) -> None:
+    """Widen the vertical axis to the ``included`` values and then to round numbers."""
+    axes.update_datalim([(0.0, value) for value in included])
+    axes.locator_params(axis="y", nbins=MAX_TICKS - 1)
+    axes.autoscale_view(scalex=False)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))

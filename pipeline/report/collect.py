@@ -1,4 +1,4 @@
-"""Gather a report's content from the files a run leaves behind."""
+"""Collect the content of a report from the files of a run."""
 
 from pathlib import Path
 from statistics import median
@@ -22,17 +22,17 @@ def collect_report(
     facts: tuple[tuple[str, str], ...],
     commands: tuple[Command, ...],
 ) -> ReportData:
-    """Read metrics, evaluation, sample and configuration of a run.
+    """Read the metrics, evaluation, sample and configuration of a run.
 
     Args:
-        run_folder: holds ``metrics.jsonl``, ``evaluation.json`` and ``run_config.yaml``, and ``sample.json``
-            where a text was generated.
-        flops: cost account of the model; the report shows it for the steps taken on the held-out split.
+        run_folder: holds ``metrics.jsonl``, ``evaluation.json``, ``run_config.yaml`` and optionally
+            ``sample.json``.
+        flops: cost account of the model, evaluated at the mean steps on the held-out split.
         training_sweeps: mean number of Jacobi sweeps of a training step.
-        facts: (name, value) lines about model and run.
-        commands: command lines to look further.
+        facts: (name, value) rows about the model and the run.
+        commands: command lines for looking further into the run.
     Raises:
-        FileNotFoundError: one of the three files is missing.
+        FileNotFoundError: one of the three required files is missing.
     """
     events = read_events(run_folder / METRICS_FILE)
     evaluation = load_evaluation(run_folder / EVALUATION_FILE)

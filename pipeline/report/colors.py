@@ -1,15 +1,60 @@
-"""One colour per number of ponder steps, from pale (0) to strong (K), for light and for dark pages.
+"""The colours of reports and charts, by role, for light and for dark pages.
 
-Lightness moves one way along each ramp, so the order survives grey printing and colour blindness; the text of
-the page keeps a contrast of at least 4.5 to 1 on every colour.
+Roles: ``page``, ``card``, ``ink`` (text), ``muted`` (secondary text), ``line`` (grid), ``axis``, ``accent``,
+``c1`` to ``c8`` (curves), and one per number of ponder steps, ``s0`` to ``sK``, from pale to strong.
+
+Lightness is monotonic along each ramp of steps, so the order survives greyscale printing and colour
+blindness; the text of the page keeps a contrast of at least 4.5 to 1 on every step colour.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 Rgb = tuple[int, int, int]
 
 LIGHT_RAMP: Final[tuple[Rgb, ...]] = ((240, 238, 231), (250, 222, 166), (246, 176, 106), (232, 126, 84))
 DARK_RAMP: Final[tuple[Rgb, ...]] = ((44, 51, 62), (84, 69, 46), (134, 84, 42), (168, 74, 40))
+
+NUM_CURVE_COLORS: Final = 8
+LIGHT: Final[Mapping[str, str]] = {
+    "page": "#f6f4ee",
+    "card": "#fffefb",
+    "ink": "#1d2330",
+    "muted": "#5a6372",
+    "line": "#e4e0d5",
+    "axis": "#b9b4a6",
+    "accent": "#b4502a",
+    "c1": "#1f6f8b",
+    "c2": "#c43d50",
+    "c3": "#a86a12",
+    "c4": "#3f7f5c",
+    "c5": "#6a4fa3",
+    "c6": "#8a5a44",
+    "c7": "#5d6b1e",
+    "c8": "#a0447e",
+}
+DARK: Final[Mapping[str, str]] = {
+    "page": "#12151b",
+    "card": "#1a1f27",
+    "ink": "#eceae4",
+    "muted": "#a0a8b5",
+    "line": "#2b323d",
+    "axis": "#4a5361",
+    "accent": "#f0976b",
+    "c1": "#62bbd8",
+    "c2": "#f28b97",
+    "c3": "#efc06a",
+    "c4": "#8bcba8",
+    "c5": "#b8a3ea",
+    "c6": "#d3a98f",
+    "c7": "#c2cc7a",
+    "c8": "#e79cc8",
+}
+
+
+def curve_role(index: int) -> str:
+    """Return the role of the curve with this index; roles repeat after ``NUM_CURVE_COLORS`` curves."""
+    return f"c{index % NUM_CURVE_COLORS + 1}"
 
 
 def step_colors(ramp: tuple[Rgb, ...], num_colors: int) -> list[str]:
@@ -26,9 +71,9 @@ def contrast(first: Rgb, second: Rgb) -> float:
     return (brighter + 0.05) / (darker + 0.05)
 
 
-def _between(ramp: tuple[Rgb, ...], place: float) -> Rgb:
-    index = min(int(place), len(ramp) - 2)
-    share = place - index
+def _between(ramp: tuple[Rgb, ...], position: float) -> Rgb:
+    index = min(int(position), len(ramp) - 2)
+    share = position - index
     red, green, blue = (
         round(low + (high - low) * share) for low, high in zip(ramp[index], ramp[index + 1], strict=True)
     )

@@ -1,4 +1,4 @@
-"""Everything a report shows, as plain values."""
+"""The content of a report, as plain values."""
 
 from dataclasses import dataclass
 
@@ -23,14 +23,14 @@ class ReportData:
     method that does not halt, ``residuals`` for one without Jacobi sweeps.
 
     Attributes:
-        facts: (name, value) lines that describe model and run.
+        facts: (name, value) rows that describe the model and the run.
         heldout_loss: of the final evaluation; its curve over training is ``heldout_curve``.
         unigram_entropy: of the held-out split.
         steps_count: held-out tokens that took exactly 0..K steps.
         pruned_curves: share of training tokens that skipped step k, for k = 1..K.
-        nll_by_steps: mean held-out loss of the tokens with 0..K steps; None where there is none.
+        nll_by_steps: mean held-out loss of the tokens with 0..K steps; None where no token took that many.
         residuals: after each sweep, first sweep first.
-        steps_allowed: (most steps a token may take, held-out loss) of the last evaluation that tried them.
+        steps_allowed: (maximum steps per token, held-out loss) of the last evaluation that measured them.
         flops_per_token_train: model operations of a training step at the evaluation's number of sweeps.
         flops_per_token_infer: operations of a decoder at the held-out split's mean steps.
         flops_saved: share of inference operations saved by halting; None for a method that does not halt.

@@ -1,86 +1,114 @@
-"""The figures of the report: what each shows, in a drawing, a sentence and a table. Pure."""
+"""The figures of the report: a chart, a sentence and a table each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from markupsafe import Markup
 
 from pipeline.metrics.ponder_scalars import active_fractions, contraction, fractions, mean_steps_of
 from pipeline.report.charts import Bar, Reference, Series, bar_chart, line_chart
+from pipeline.report.colors import curve_role
 from pipeline.report.data import Points, ReportData
 
 QUARTILE_NAMES = ("easiest quarter", "second", "third", "hardest quarter")
-WIDE = (1080.0, 330.0)
+WIDE = (1060.0, 330.0)
 PERCENT = "{:.1%}".format
 WHOLE_PERCENT = "{:.0%}".format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A drawing with its heading, a sentence on what is seen, and its numbers as (name, value) rows."""
+    """A chart with its heading, a sentence on what it shows, and its numbers as (name, value) rows.
+
+    Attributes:
+        chart: an SVG element.
+        narrow_chart: the same for narrow pages; None if ``chart`` fits there too.
+    """
 
     title: str
-    drawing: Markup
-    says: str
+    chart: Markup
+    narrow_chart: Markup | None = None
+    caption: str
     numbers: tuple[tuple[str, str], ...]
 
 
 def loss_figure(data: ReportData) -> Figure:
-    """Loss over training, on training and held-out text, against the unigram entropy."""
+    """Plot the loss over training, on training and held-out text, and the unigram entropy."""
     lines = [
-        Series(name="training", points=data.training_curve, css="c1"),
-        Series(name="held-out", points=data.heldout_curve, css="c2"),
+        Series(name="training", points=data.training_curve, color="c1"),
+        Series(name="held-out", points=data.heldout_curve, color="c2"),
     ]
     below = data.unigram_entropy - data.heldout_loss
     relation = "below" if below >= 0 else "above"
-    says = (
+    caption = (
         f"The final held-out loss is {data.heldout_loss:.3f} nats per token, {abs(below):.3f} {relation} the "
         f"unigram entropy of {data.unigram_entropy:.3f}, the best any model without context can reach."
     )
-    drawing = line_chart(
+    draw = partial(
+        line_chart,
         [line for line in lines if line.points],
-        description=f"Loss in nats per token over iterations. {says}",
         references=[Reference(name="unigram entropy", value=data.unigram_entropy)],
-        size=WIDE,
     )
+    description = f"Loss in nats per token over iterations. {caption}"
     return Figure(
-        title="Loss, nats per token", drawing=drawing, says=says, numbers=_last_values(lines, ".4f")
+        title="Loss, nats per token",
+        chart=draw(description=description, size=WIDE),
+        narrow_chart=draw(description=f"{description} For narrow pages."),
+        caption=caption,
+        numbers=_last_values(lines, ".4f"),
     )
 
 
 def histogram_figure(data: ReportData) -> Figure:
-    """Share of held-out tokens by number of steps."""
+    """Plot the share of held-out tokens by number of steps."""
     shares = fractions(data.steps_count)
-    bars = [Bar(name=str(step), value=share, css=f"s{step}") for step, share in enumerate(shares)]
-    says = (
+    bars = [Bar(name=str(step), value=share, color=f"s{step}") for step, share in enumerate(shares)]
+    caption = (
         f"Tokens take {mean_steps_of(data.steps_count):.2f} of {data.num_latent_thoughts} steps on average; "
         f"{1 - shares[-1]:.1%} halt early."
     )
     counts = zip(data.steps_count, shares, strict=True)
     numbers = tuple((f"{step} steps", f"{n:,} tokens, {share:.1%}") for step, (n, share) in enumerate(counts))
-    return _percent_bars("Tokens by steps taken", bars, says, "steps", numbers)
+    return _bar_figure(
+        "Tokens by steps taken",
+        bars,
+        caption=caption,
+        numbers=numbers,
+        axis="steps",
+        format_value=PERCENT,
+        format_tick=WHOLE_PERCENT,
+    )
 
 
 def pruned_figure(data: ReportData) -> Figure:
-    """Share of held-out tokens that skip each step."""
+    """Plot the share of held-out tokens that skip each step."""
     pruned = [1 - active for active in active_fractions(data.steps_count)][1:]
     bars = [
-        Bar(name=f"step {step}", value=share, css=f"s{step}") for step, share in enumerate(pruned, start=1)
+        Bar(name=f"step {step}", value=share, color=f"s{step}") for step, share in enumerate(pruned, start=1)
     ]
-    says = (
-        f"Of the held-out tokens, {pruned[0]:.1%} skip step 1 and everything after it; "
+    caption = (
+        f"Of the held-out tokens, {pruned[0]:.1%} skip step 1 and all later ones; "
         f"step {len(pruned)} is skipped by {pruned[-1]:.1%}."
     )
-    numbers = _numbers(bars, PERCENT)
-    return _percent_bars("Pruned fraction by step", bars, says, "ponder step", numbers, top=1.0)
+    return _bar_figure(
+        "Pruned fraction by step",
+        bars,
+        caption=caption,
+        numbers=_numbers(bars, PERCENT),
+        axis="ponder step",
+        format_value=PERCENT,
+        format_tick=WHOLE_PERCENT,
+        top=1.0,
+    )
 
 
 def quartile_figure(data: ReportData) -> Figure:
-    """Mean steps of the held-out tokens, by how hard they were to predict."""
+    """Plot the mean steps of the held-out tokens, by how hard they were to predict."""
     rows = list(zip(QUARTILE_NAMES, data.loss_quartiles, strict=True))
-    bars = [Bar(name=name, value=quartile.mean_steps, css="c1") for name, quartile in rows]
+    bars = [Bar(name=name, value=quartile.mean_steps, color="c1") for name, quartile in rows]
     easiest, hardest = data.loss_quartiles[0].mean_steps, data.loss_quartiles[-1].mean_steps
-    says = f"The hardest quarter of tokens takes {hardest:.2f} steps, the easiest {easiest:.2f}."
+    caption = f"The hardest quarter of tokens takes {hardest:.2f} steps, the easiest {easiest:.2f}."
     numbers = tuple(
         (
             f"{name}: {quartile.lowest_nll:.2f} to {quartile.highest_nll:.2f} nats",
@@ -88,87 +116,102 @@ def quartile_figure(data: ReportData) -> Figure:
         )
         for name, quartile in rows
     )
-    return _bars(
-        "Mean steps by the token's own loss", bars, says, "tokens by their loss", "{:.2f}".format, numbers
+    return _bar_figure(
+        "Mean steps by the token's own loss",
+        bars,
+        caption=caption,
+        numbers=numbers,
+        axis="tokens by their loss",
+        format_value="{:.2f}".format,
     )
 
 
 def mean_steps_figure(data: ReportData) -> Figure:
-    """Mean steps per token over training."""
-    lines = [Series(name="mean steps", points=data.mean_steps_curve, css="c3")]
-    says = (
+    """Plot the mean steps per token over training."""
+    lines = [Series(name="mean steps", points=data.mean_steps_curve, color="c3")]
+    caption = (
         f"From {data.mean_steps_curve[0][1]:.2f} to {data.mean_steps_curve[-1][1]:.2f} steps per training "
         f"token, of at most {data.num_latent_thoughts}."
     )
-    drawing = line_chart(
+    chart = line_chart(
         lines,
-        description=f"Mean steps per token over iterations. {says}",
+        description=f"Mean steps per token over iterations. {caption}",
         from_zero=True,
         top=float(data.num_latent_thoughts),
-        label_width=96,
     )
     numbers = _last_values(lines, ".3f")
-    return Figure(title="Mean steps during training", drawing=drawing, says=says, numbers=numbers)
+    return Figure(title="Mean steps during training", chart=chart, caption=caption, numbers=numbers)
 
 
 def pruned_curves_figure(data: ReportData) -> Figure:
-    """Pruned fraction of each step over training."""
+    """Plot the pruned fraction of each step over training."""
     lines = [
-        Series(name=f"step {step}", points=points, css=f"c{(step - 1) % 4 + 1}")
+        Series(name=f"step {step}", points=points, color=curve_role(step - 1))
         for step, points in enumerate(data.pruned_curves, start=1)
     ]
-    says = "Share of training tokens that skip each step, as training goes on."
-    drawing = line_chart(
-        lines, description=says, from_zero=True, top=1.0, write_tick=WHOLE_PERCENT, label_width=66
-    )
+    caption = "Share of training tokens that skip each step, over the course of training."
+    chart = line_chart(lines, description=caption, from_zero=True, top=1.0, format_tick=WHOLE_PERCENT)
     numbers = _last_values(lines, ".1%")
-    return Figure(title="Pruned fraction during training", drawing=drawing, says=says, numbers=numbers)
+    return Figure(title="Pruned fraction during training", chart=chart, caption=caption, numbers=numbers)
 
 
 def steps_loss_figure(data: ReportData) -> Figure:
-    """Mean held-out loss by number of steps taken."""
+    """Plot the mean held-out loss by number of steps taken."""
     bars = [
-        Bar(name=str(step), value=loss, css=f"s{step}")
+        Bar(name=str(step), value=loss, color=f"s{step}")
         for step, loss in enumerate(data.nll_by_steps)
         if loss is not None
     ]
-    says = "Mean held-out loss, in nats, of the tokens that took this many steps."
-    return _bars("Loss by steps taken", bars, says, "steps", "{:.2f}".format, _numbers(bars, "{:.4f}".format))
+    caption = "Mean held-out loss, in nats, of the tokens that took this many steps."
+    return _bar_figure(
+        "Loss by steps taken",
+        bars,
+        caption=caption,
+        numbers=_numbers(bars, "{:.4f}".format),
+        axis="steps",
+        format_value="{:.2f}".format,
+    )
 
 
 def steps_allowed_figure(data: ReportData) -> Figure:
-    """Held-out loss with fewer steps."""
-    bars = [Bar(name=f"{most:.0f}", value=loss, css=f"s{most:.0f}") for most, loss in data.steps_allowed]
+    """Plot the held-out loss with fewer steps."""
+    bars = [Bar(name=f"{most:.0f}", value=loss, color=f"s{most:.0f}") for most, loss in data.steps_allowed]
     (_, first), (most, last) = data.steps_allowed[0], data.steps_allowed[-1]
-    says = (
-        f"Held-out loss, in nats, if no token may take more than so many steps: {first:.4f} without any, "
+    caption = (
+        f"Held-out loss, in nats, with a limit on the steps per token: {first:.4f} without any steps, "
         f"{last:.4f} with {most:.0f}."
     )
-    numbers = _numbers(bars, "{:.4f}".format)
-    return _bars("Loss by steps allowed", bars, says, "most steps per token", "{:.3f}".format, numbers)
+    return _bar_figure(
+        "Loss by steps allowed",
+        bars,
+        caption=caption,
+        numbers=_numbers(bars, "{:.4f}".format),
+        axis="maximum steps per token",
+        format_value="{:.3f}".format,
+    )
 
 
 def residual_figure(data: ReportData) -> Figure:
-    """Jacobi residual after each sweep."""
+    """Plot the Jacobi residual after each sweep."""
     bars = [
-        Bar(name=f"sweep {index}", value=value, css="c4")
+        Bar(name=f"sweep {index}", value=value, color="c4")
         for index, value in enumerate(data.residuals, start=1)
     ]
     factor = contraction(data.residuals)
-    says = "Relative change of the latent thoughts in each sweep"
-    says += "." if factor is None else f"; each sweep shrinks it to {factor:.2f} times."
-    return _bars(
+    caption = "Relative change of the latent thoughts in each sweep"
+    caption += "." if factor is None else f"; each sweep multiplies it by {factor:.2f}."
+    return _bar_figure(
         "Jacobi residual by sweep",
         bars,
-        says,
-        "Jacobi sweep",
-        "{:.3g}".format,
-        _numbers(bars, "{:.5g}".format),
+        caption=caption,
+        numbers=_numbers(bars, "{:.5g}".format),
+        axis="Jacobi sweep",
+        format_value="{:.3g}".format,
     )
 
 
 def all_figures(data: ReportData) -> tuple[Figure, ...]:
-    """Return the figures below the loss curve for which there is something to show."""
+    """Return the figures below the loss curve, without those for which the run has no data."""
     figures: list[tuple[bool, Callable[[ReportData], Figure]]] = [
         (data.halts, histogram_figure),
         (bool(data.loss_quartiles), quartile_figure),
@@ -182,30 +225,26 @@ def all_figures(data: ReportData) -> tuple[Figure, ...]:
     return tuple(make(data) for shown, make in figures if shown)
 
 
-def _percent_bars(
+def _bar_figure(
     title: str,
     bars: list[Bar],
-    says: str,
-    axis: str,
+    *,
+    caption: str,
     numbers: tuple[tuple[str, str], ...],
+    axis: str,
+    format_value: Callable[[float], str],
+    format_tick: Callable[[float], str] = "{:g}".format,
     top: float | None = None,
 ) -> Figure:
-    drawing = bar_chart(
-        bars, description=f"{title}. {says}", axis=axis, write=PERCENT, write_tick=WHOLE_PERCENT, top=top
+    chart = bar_chart(
+        bars,
+        description=f"{title}. {caption}",
+        axis=axis,
+        format_value=format_value,
+        format_tick=format_tick,
+        top=top,
     )
-    return Figure(title=title, drawing=drawing, says=says, numbers=numbers)
-
-
-def _bars(
-    title: str,
-    bars: list[Bar],
-    says: str,
-    axis: str,
-    write: Callable[[float], str],
-    numbers: tuple[tuple[str, str], ...],
-) -> Figure:
-    drawing = bar_chart(bars, description=f"{title}. {says}", axis=axis, write=write)
-    return Figure(title=title, drawing=drawing, says=says, numbers=numbers)
+    return Figure(title=title, chart=chart, caption=caption, numbers=numbers)
 
 
 def _numbers(bars: list[Bar], write: Callable[[float], str]) -> tuple[tuple[str, str], ...]:

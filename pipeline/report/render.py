@@ -1,6 +1,7 @@
-"""The report as one HTML text that needs nothing beside it: no script, no font, no request. Pure."""
+"""The report as one self-contained HTML page: no scripts, no fonts, no requests."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.evaluation.results import SampleToken, TextSample
 from pipeline.metrics.ponder_scalars import mean_steps_of
-from pipeline.report.colors import DARK_RAMP, LIGHT_RAMP, step_colors
+from pipeline.report.colors import DARK, DARK_RAMP, LIGHT, LIGHT_RAMP, Rgb, step_colors
 from pipeline.report.data import ReportData
 from pipeline.report.figures import all_figures, loss_figure
 from pipeline.run.summary import metric
@@ -19,16 +20,23 @@ TEMPLATE = "template.html.j2"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """One headline number, what it is, and what to compare it with."""
+    """One headline number, what it is, and a line of context."""
 
     value: str
     name: str
-    beside: str
+    context: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownToken:
-    """A token of the sample, ready to be written: line breaks stand in ``text`` behind a visible mark."""
+    """A token of the sample as the page shows it.
+
+    Attributes:
+        text: the piece of text, line breaks included.
+        css: the class that colours it.
+        ends_line: whether a visible mark precedes the line break.
+        starts_generation: whether this is the first token after the prompt.
+    """
 
     text: str
     css: str
@@ -38,7 +46,7 @@ class ShownToken:
 
 
 def render_report(data: ReportData) -> str:
-    """Return the whole page."""
+    """Return the page."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -53,38 +61,44 @@ def render_report(data: ReportData) -> str:
         loss=loss_figure(data),
         figures=all_figures(data),
         tokens=shown_tokens(data.sample) if data.sample else (),
-        light_steps=step_colors(LIGHT_RAMP, num_colors),
-        dark_steps=step_colors(DARK_RAMP, num_colors),
+        light=_variables(LIGHT, LIGHT_RAMP, num_colors),
+        dark=_variables(DARK, DARK_RAMP, num_colors),
+        step_names=[f"s{step}" for step in range(num_colors)],
     )
 
 
 def write_report(data: ReportData, path: Path) -> None:
-    """Write the page to ``path``, complete or not at all."""
+    """Write the page to ``path`` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, render_report(data))
+
+
+def _variables(colors: Mapping[str, str], ramp: tuple[Rgb, ...], num_colors: int) -> dict[str, str]:
+    steps = {f"s{step}": color for step, color in enumerate(step_colors(ramp, num_colors))}
+    return {**colors, **steps}
 
 
 def headline_tiles(data: ReportData) -> tuple[Tile, ...]:
     """Return the headline numbers, most important first."""
     compare = f"unigram entropy {data.unigram_entropy:.3f}; perplexity {math.exp(data.heldout_loss):,.1f}"
-    tiles = [Tile(value=f"{data.heldout_loss:.3f}", name="held-out loss, nats per token", beside=compare)]
+    tiles = [Tile(value=f"{data.heldout_loss:.3f}", name="held-out loss, nats per token", context=compare)]
     if data.halts:
         tiles.append(
             Tile(
                 value=f"{mean_steps_of(data.steps_count):.2f}",
                 name="mean steps per token",
-                beside=f"of at most {data.num_latent_thoughts}",
+                context=f"of at most {data.num_latent_thoughts}",
             )
         )
     if data.flops_saved is not None:
         infer = f"{metric(data.flops_per_token_infer)}FLOPs per token"
         tiles.append(
-            Tile(value=f"{data.flops_saved:.0%}", name="inference FLOPs saved by halting", beside=infer)
+            Tile(value=f"{data.flops_saved:.0%}", name="inference FLOPs saved by halting", context=infer)
         )
     if data.training_tokens_per_second is not None:
         train = f"{metric(data.flops_per_token_train)}FLOPs per token"
         speed = f"{data.training_tokens_per_second:,.0f}"
-        tiles.append(Tile(value=speed, name="tokens per second in training", beside=train))
+        tiles.append(Tile(value=speed, name="tokens per second in training", context=train))
     return tuple(tiles)
 
 

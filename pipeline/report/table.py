@@ -1,4 +1,4 @@
-"""The report's numbers as a table for the terminal."""
+"""The numbers of a report as a table for the terminal."""
 
 import math
 
@@ -12,7 +12,7 @@ from pipeline.run.summary import metric
 
 
 def result_rows(data: ReportData) -> list[tuple[str, str]]:
-    """Return the results as (name, value) lines."""
+    """Return the results as (name, value) rows."""
     rows = [
         (
             "held-out loss",
@@ -34,7 +34,7 @@ def result_rows(data: ReportData) -> list[tuple[str, str]]:
 
 
 def render_results(data: ReportData) -> Table:
-    """Lay the results out as a table for a rich console."""
+    """Return the results as a table for a rich console."""
     table = Table(title=f"{data.name}: results", box=SIMPLE_HEAD, show_header=False, title_justify="left")
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")

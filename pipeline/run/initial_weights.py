@@ -1,10 +1,8 @@
 """Load the initial weights of a run from another one (`init_from`)."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ext.ponder.config import Method
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.loading import content_of, of_the_model, read_sharded
 from pipeline.checkpoint.offline import OfflineReader
@@ -26,31 +24,6 @@ _FREE_MODEL_SETTINGS = {
     "max_position_embeddings",
     "padding_token_id",
     "vocab_size",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewPart:
-    """The weights that a method adds to the backbone.
-
-    Attributes:
-        prefix: of their names.
-        start: how they are initialized.
-    """
-
-    prefix: str
-    start: str
-
-
-NEW_PARTS = {
-    Method.PONDERLM3: NewPart(
-        prefix="ponder.router.",
-        start="the router's first layer is random, its last layer puts 0.9 on step K for every token",
-    ),
-    Method.ADAPONDERLM: NewPart(
-        prefix="ponder.gates.",
-        start="every gate's first layer is random, its last layer opens the gate to 0.9 for every token",
-    ),
 }
 
 
@@ -127,8 +100,8 @@ def _check_vocabulary(source: RunConfig, folder: Path, vocab_size: int) -> None:
 
 def _check_weights(config: RunConfig, folder: Path, *, missing: list[str], unused: list[str]) -> None:
     method = config.ponder.method
-    part = NEW_PARTS.get(method) if config.init_from.method != method else None
-    absent = [name for name in missing if part is None or not name.startswith(part.prefix)]
+    decider = method.facts.decider if config.init_from.method != method else None
+    absent = [name for name in missing if decider is None or not name.startswith(f"ponder.{decider.name}.")]
     if absent:
         raise CheckpointError(
             f"{folder} must hold all weights that {method} loads from {config.init_from.method}, but lacks "
@@ -147,8 +120,9 @@ def _log(config: RunConfig, source: RunConfig, folder: Path, *, new: list[str], 
         folder,
         source.ponder.method,
     )
-    if new:
-        logger.info("new weights: %s; %s", ", ".join(new), NEW_PARTS[config.ponder.method].start)
+    decider = config.ponder.method.facts.decider
+    if new and decider is not None:
+        logger.info("new weights: %s; %s", ", ".join(new), decider.start)
     if unused:
         logger.info("unused weights of the source: %s", ", ".join(unused))
     for name in type(config.ponder).model_fields:

@@ -6,18 +6,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from megatron_ext.parallel.groups import ParallelGroups
-from megatron_ext.schedule.learning_rate import learning_rates
+from megatron_ext.schedule.optimizer import learning_rates
 from pipeline.checkpoint.saver import CheckpointSaver
 from pipeline.checkpoint.state import TrainState, with_best_loss
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import HeldoutBatches
 from pipeline.data.dataset import TokenRows
 from pipeline.data.prefetch import PrefetchedBatches
-from pipeline.evaluation.points import SweepSettings, sweep
+from pipeline.evaluation.points import LimitSettings, points_under_limits
 from pipeline.metrics.collapse import CollapseAlarm
 from pipeline.metrics.data_hash import gather_data_hash
 from pipeline.metrics.ponder_scalars import ponder_scalars
-from pipeline.metrics.records import SinkGroup, SweepPoint, ValidationRecord
+from pipeline.metrics.records import LossPoint, SinkGroup, ValidationRecord
 from pipeline.ranks.signals import StopFlag, StopRequest
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.run.meter import IntervalMeter
@@ -234,7 +234,7 @@ class TrainingLoop:
             groups=self.groups,
             is_cut_short=self._is_evaluation_cut_short,
         )
-        points = None if evaluation is None else self._sweep(evaluation)
+        points = None if evaluation is None else self._points_under_limits(evaluation)
         self.state = replace(self.state, is_evaluation_due=points is None)
         if evaluation is None or points is None:
             return False
@@ -257,20 +257,20 @@ class TrainingLoop:
         )
         return True
 
-    def _sweep(self, evaluation: Evaluation) -> tuple[SweepPoint, ...] | None:
-        """Measure the held-out loss under the limits that the configuration asks for."""
-        settings = SweepSettings(
+    def _points_under_limits(self, evaluation: Evaluation) -> tuple[LossPoint, ...] | None:
+        """Measure the same under limits, as far as the configuration asks for it."""
+        settings = LimitSettings(
             over_steps=self.config.evaluation.sweep_steps,
             taus=self.config.evaluation.sweep_tau,
             num_jacobi_iterations=self.config.ponder.num_jacobi_iterations,
         )
-        return sweep(
+        return points_under_limits(
             self.parts.module,
             self.heldout,
             settings,
             groups=self.groups,
             flops=self.meter.flops,
-            whole=evaluation,
+            unlimited=evaluation,
             is_cut_short=self._is_evaluation_cut_short,
         )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig

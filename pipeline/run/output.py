@@ -2,18 +2,17 @@
 
 from pathlib import Path
 
-import torch
 import torch.distributed
 from rich.console import Console
 
-from megatron_ext.host import device
+from megatron_ext.device import device_name
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.config.load import dump_config, render_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import max_sweeps, run_summary
-from pipeline.cost.device_peaks import dense_peak
+from pipeline.cost.peaks import dense_peak
 from pipeline.metrics.jsonl import METRICS_FILE, JsonlSink
 from pipeline.metrics.log_line import LogLineSink
 from pipeline.metrics.records import MetricsSink, SinkGroup, TrainingRecord
@@ -82,7 +81,7 @@ def show_summary(config: RunConfig, vocab_size: int, module: PonderModel, groups
     if groups.rank != 0:
         return
     counts = [stage.parameters for stage in stages]
-    summary = run_summary(config, vocab_size, parameters_per_rank=counts, device=_device_name())
+    summary = run_summary(config, vocab_size, parameters_per_rank=counts, device=device_name())
     console = Console(stderr=True)
     console.print(render_summary(summary))
     if groups.world_size > 1:
@@ -91,11 +90,5 @@ def show_summary(config: RunConfig, vocab_size: int, module: PonderModel, groups
 
 def peak_flops(config: RunConfig) -> float | None:
     """Return the dense peak of this rank's device in the run's precision; None if it is unknown."""
-    peak = dense_peak(_device_name())
+    peak = dense_peak(device_name())
     return None if peak is None else peak.at(config.training.precision)
-
-
-def _device_name() -> str:
-    if device().type == "cuda":
-        return torch.cuda.get_device_name(device())
-    return f"CPU ({torch.get_num_threads()} threads per rank)"

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import torch.distributed
 
+from megatron_ext.device import HOST_BACKEND
 from pipeline.config.errors import ConfigError
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.certificate import read_certificate
@@ -64,7 +65,9 @@ def converted_source(config: RunConfig, *, vocab_size: int, stop: StopFlag) -> P
     """
     limit = config.init_from.convert_timeout_seconds
     # A group of its own: ranks wait longer here than any collective of training may take.
-    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=limit + _GRACE_SECONDS))
+    group = torch.distributed.new_group(
+        backend=HOST_BACKEND, timeout=timedelta(seconds=limit + _GRACE_SECONDS)
+    )
     outcome: list[Any] = [None]
     if torch.distributed.get_rank() == 0:
         outcome = [_failure(config, vocab_size, stop)]

@@ -25,3 +25,16 @@ class ExitCode(IntEnum):
     """A restart cannot help: divergence, or a configuration that does not match its checkpoint."""
     INTERRUPTED = 130
     """Interrupted from the keyboard before there was anything to save (128 + SIGINT)."""
+
+
+# Codes that another start of the same command would end with as well, or that a user asked for.
+FINAL_CODES = (
+    ExitCode.DONE,
+    ExitCode.USAGE,
+    ExitCode.NOT_SUPPORTED,
+    ExitCode.FAILED_VALIDATION,
+    ExitCode.DO_NOT_REQUEUE,
+    ExitCode.INTERRUPTED,
+)
+# Codes with which all ranks leave together, by agreement; any other one is the failure of a single rank.
+AGREED_CODES = (ExitCode.USAGE, ExitCode.REQUEUE, ExitCode.DO_NOT_REQUEUE, ExitCode.INTERRUPTED)

@@ -136,7 +136,8 @@ class BarProgress(_CountingProgress):
         self._bar = RichProgress(
             *columns, console=console, expand=True, refresh_per_second=4, transient=not is_kept
         )
-        self._task = self._bar.add_task(description, total=total, completed=completed, state="starting")
+        self._task = self._bar.add_task(description, total=total, state="starting")
+        self._bar.update(self._task, completed=completed)
         self._bar.start()
 
     def update(self, completed: float, state: str | None = None) -> None:

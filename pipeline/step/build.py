@@ -1,46 +1,54 @@
-"""Put a run's parts together from its configuration: data, model, optimizer, schedule."""
+"""Build the parts of a training from its configuration: data, model, optimizer, schedule."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from megatron_ext.host import device
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import MegatronModule
+
+from megatron_ext.device import device
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.protocols import MegatronOptimizer, ParameterScheduler, WrappedModel
 from megatron_ext.schedule.freezing import BackboneFreeze
-from megatron_ext.schedule.learning_rate import build_scheduler
-from megatron_ext.schedule.optimizer import build_optimizer, connect_schedule, wrap_ddp
+from megatron_ext.schedule.optimizer import build_optimizer, connect_schedule
 from pipeline.config.errors import ConfigError, ConfigProblem
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.data.batches import BatchLayout, HeldoutBatches, PackingOptions, TrainingBatches
 from pipeline.data.blend import BlendOrder
 from pipeline.data.dataset import SampleSource
 from pipeline.data.opening import Reading, open_heldout, open_training, training_order
 from pipeline.data.order import SampleOrder
 from pipeline.data.prefetch import PrefetchedBatches
-from pipeline.step.megatron_config import optimizer_settings, schedule_settings, transformer_config
+from pipeline.step.megatron_config import (
+    ddp_config,
+    optimizer_config,
+    scheduler_arguments,
+    transformer_config,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingParts:
-    """What a training loop moves.
+    """What a training loop steps.
 
     Attributes:
         module: the model itself.
         ddp: the model in Megatron's data-parallel wrapper.
         optimizer: Megatron's optimizer.
         scheduler: learning rate by iteration.
-        freeze: holds the backbone still.
+        freeze: freezes the backbone.
     """
 
     module: PonderModel
-    ddp: Any
-    optimizer: Any
-    scheduler: Any
+    ddp: WrappedModel
+    optimizer: MegatronOptimizer
+    scheduler: ParameterScheduler
     freeze: BackboneFreeze
 
 
 def open_training_split(config: RunConfig) -> SampleSource:
-    """Open what the run trains on and hold its vocabulary against the model's.
+    """Open the training split and check that its vocabulary fits the model's.
 
     Raises:
         ConfigError: the model has fewer ids than the tokenizer.
@@ -50,7 +58,7 @@ def open_training_split(config: RunConfig) -> SampleSource:
 
 
 def open_heldout_split(config: RunConfig) -> SampleSource:
-    """Open what the run is measured on and hold its vocabulary against the model's.
+    """Open the held-out split and check that its vocabulary fits the model's.
 
     Raises:
         ConfigError: the model has fewer ids than the tokenizer.
@@ -92,18 +100,25 @@ def build_module(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> 
     return module
 
 
+def wrap_model(module: MegatronModule, parallel: ParallelConfig) -> WrappedModel:
+    """Wrap a model, on its device and in its precision, into Megatron's data parallelism."""
+    wrapped: WrappedModel = DistributedDataParallel(
+        config=module.config, ddp_config=ddp_config(parallel), module=module
+    )
+    return wrapped
+
+
 def build_training(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> TrainingParts:
     """Build the model and what trains it."""
     module = build_module(config, vocab_size, groups)
-    parallel = config.parallel
-    ddp = wrap_ddp(
-        module,
-        use_distributed_optimizer=parallel.use_distributed_optimizer,
-        overlap_grad_reduce=parallel.overlap_grad_reduce,
+    ddp = wrap_model(module, config.parallel)
+    optimizer = build_optimizer(
+        [ddp],
+        optimizer_config(config),
+        new_parameters_lr_mult=config.optimizer.new_parameters_lr_mult,
     )
-    optimizer = build_optimizer([ddp], optimizer_settings(config))
     connect_schedule(ddp, optimizer)
-    scheduler = build_scheduler(optimizer, schedule_settings(config))
+    scheduler = OptimizerParamScheduler(optimizer, **scheduler_arguments(config))
     return TrainingParts(
         module=module,
         ddp=ddp,

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch.distributed
 
 from megatron_ext.parallel.groups import ParallelGroups
-from pipeline.config.fault_sections import DivergenceConfig
+from pipeline.config.schema import DivergenceConfig
 from pipeline.shared.files import write_atomically
 
 __all__ = [

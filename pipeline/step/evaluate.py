@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_ext.host import device
-from megatron_ext.model.batch import TokenBatch
-from megatron_ext.model.micro_batch import ModelOutput
+from megatron_ext.device import device
+from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.metrics.ponder_scalars import Sums, mean_loss
 from pipeline.metrics.statistics import StatisticsAccumulator
 from pipeline.step.settings import StepSettings
@@ -48,6 +48,7 @@ def evaluate(
     num_jacobi_iterations: int,
     groups: ParallelGroups,
     prune: bool = False,
+    limits: StepLimits = UNLIMITED,
     observe: Callable[[TokenBatch, ModelOutput], None] | None = None,
     is_cut_short: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
@@ -59,6 +60,7 @@ def evaluate(
         num_jacobi_iterations: J.
         groups: the layout.
         prune: leave pruned slots out for good instead of weighing them.
+        limits: on the steps that tokens take.
         observe: called with every micro-batch of this rank and what the model made of it.
         is_cut_short: asked before every global batch, on all ranks; they agree on the answer.
 
@@ -66,8 +68,10 @@ def evaluate(
         What was measured, or None where it was cut short.
     """
     started = time.monotonic()
-    statistics = StatisticsAccumulator(module.statistics_layout(), device=device())
-    settings = StepSettings(num_jacobi_iterations=num_jacobi_iterations, penalty_weight=0.0, prune=prune)
+    statistics = StatisticsAccumulator(module.statistics_layout(limits), device=device())
+    settings = StepSettings(
+        num_jacobi_iterations=num_jacobi_iterations, penalty_weight=0.0, prune=prune, limits=limits
+    )
     was_training = module.training
     module.eval()
     is_whole = True

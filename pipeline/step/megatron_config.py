@@ -1,8 +1,10 @@
-"""From the run's configuration to what the model and Megatron take: names are translated here alone."""
+"""Translate a run's configuration into Megatron's and the model's own; names are translated only here."""
 
 from typing import Any
 
 import torch
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
 
 from megatron_ext.model.config import (
     Architecture,
@@ -13,24 +15,22 @@ from megatron_ext.model.config import (
     initialization_settings,
     pipeline_settings,
 )
-from megatron_ext.ponder.config import Method, PonderConfig
-from megatron_ext.schedule.learning_rate import ScheduleSettings
-from megatron_ext.schedule.optimizer import OptimizerSettings
-from pipeline.config.schema import PonderSection, RunConfig
+from megatron_ext.ponder.config import PonderConfig
+from pipeline.config.schema import ParallelConfig, PonderSection, RunConfig
 from pipeline.cost.account import max_sweeps
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def ponder_config(ponder: PonderSection, vocab_size: int) -> PonderConfig:
-    """The method's settings.
+    """Return the settings of the method.
 
     Args:
         ponder: as configured.
-        vocab_size: ids of the tokenizer; a pause token without an id of its own takes the row behind them.
+        vocab_size: ids of the tokenizer; a pause token without an id of its own takes the row after them.
     """
     pause_token_id = ponder.pause_token_id
-    if ponder.method is Method.PAUSE and pause_token_id is None:
+    if ponder.method.facts.has_pause_tokens and pause_token_id is None:
         pause_token_id = vocab_size
     return PonderConfig(
         method=ponder.method,
@@ -50,7 +50,7 @@ def ponder_config(ponder: PonderSection, vocab_size: int) -> PonderConfig:
 
 
 def transformer_config(config: RunConfig, vocab_size: int) -> PonderTransformerConfig:
-    """The model on the run's layout.
+    """Return the configuration of the model on the run's parallel layout.
 
     Args:
         config: the run.
@@ -98,10 +98,11 @@ def transformer_config(config: RunConfig, vocab_size: int) -> PonderTransformerC
     )
 
 
-def optimizer_settings(config: RunConfig) -> OptimizerSettings:
-    """AdamW, clipping and precision."""
+def optimizer_config(config: RunConfig) -> OptimizerConfig:
+    """Return AdamW, clipping and precision."""
     optimizer = config.optimizer
-    return OptimizerSettings(
+    return OptimizerConfig(
+        optimizer="adam",
         lr=optimizer.lr,
         min_lr=optimizer.min_lr,
         weight_decay=optimizer.weight_decay,
@@ -109,26 +110,53 @@ def optimizer_settings(config: RunConfig) -> OptimizerSettings:
         adam_beta2=optimizer.adam_beta2,
         adam_eps=optimizer.adam_eps,
         clip_grad=optimizer.clip_grad,
-        new_parameters_lr_mult=optimizer.new_parameters_lr_mult,
-        precision=config.training.precision,
+        bf16=config.training.precision == "bf16",
+        params_dtype=PRECISIONS[config.training.precision],
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
     )
 
 
-def schedule_settings(config: RunConfig) -> ScheduleSettings:
-    """Learning rate by iteration."""
-    optimizer = config.optimizer
-    return ScheduleSettings(
-        lr=optimizer.lr,
-        min_lr=optimizer.min_lr,
-        lr_decay_style=optimizer.lr_decay_style,
-        lr_warmup_iters=optimizer.lr_warmup_iters,
-        lr_warmup_init=optimizer.lr_warmup_init,
-        lr_decay_iters=config.lr_decay_iters,
-        wsd_decay_iters=optimizer.wsd_decay_iters,
-        wsd_decay_style=optimizer.wsd_decay_style,
-        weight_decay=optimizer.weight_decay,
+def ddp_config(parallel: ParallelConfig) -> DistributedDataParallelConfig:
+    """Return how gradients are collected and reduced over data-parallel ranks."""
+    return DistributedDataParallelConfig(
+        # One float32 buffer (`param.main_grad`), whatever the parameters' precision.
+        grad_reduce_in_fp32=True,
+        # Megatron takes a bucket for complete after a fixed number of gradient hooks; the configuration
+        # refuses overlap where weights report a varying number of them in one backward.
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        # Reduce-scatter, for an optimizer whose state is spread over the data-parallel ranks.
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        # Only NCCL has an averaging reduction; scaling before a sum gives the same on both backends.
+        average_in_collective=False,
     )
+
+
+def scheduler_arguments(config: RunConfig) -> dict[str, Any]:
+    """Return the arguments of Megatron's ``OptimizerParamScheduler``, beside the optimizer.
+
+    Linear warm-up, then the decay to ``min_lr``. As in Megatron, iteration n is trained with the rate after
+    n - 1 finished ones: with warm-up the first is ``lr_warmup_init``. A run that continues trained weights is
+    warmed up again and decays again (Ibrahim et al., 2024, arXiv 2403.08763).
+    """
+    optimizer = config.optimizer
+    is_wsd = optimizer.lr_decay_style == "wsd"
+    return {
+        "init_lr": optimizer.lr_warmup_init,
+        "max_lr": optimizer.lr,
+        "min_lr": optimizer.min_lr,
+        "lr_warmup_steps": optimizer.lr_warmup_iters,
+        "lr_decay_steps": config.lr_decay_iters,
+        "lr_decay_style": "WSD" if is_wsd else optimizer.lr_decay_style,
+        "start_wd": optimizer.weight_decay,
+        "end_wd": optimizer.weight_decay,
+        "wd_incr_steps": config.lr_decay_iters,
+        "wd_incr_style": "constant",
+        # A checkpoint restores the count of iterations alone; rates and lengths stay those of the config.
+        "use_checkpoint_opt_param_scheduler": False,
+        "override_opt_param_scheduler": True,
+        "wsd_decay_steps": optimizer.wsd_decay_iters,
+        "lr_wsd_decay_style": optimizer.wsd_decay_style if is_wsd else None,
+    }
 
 
 def _recompute_settings(kind: str) -> dict[str, Any]:

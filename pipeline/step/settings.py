@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from megatron_ext.model.micro_batch import ForwardSettings
-from megatron_ext.ponder.config import Method
 from megatron_ext.ponder.passes import draw_jacobi_iterations, scheduled_jacobi_iterations
 from megatron_ext.ponder.penalties import ramp
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.config.schema import RunConfig
 
 
@@ -19,6 +19,7 @@ class StepSettings:
         bottom_k_fraction: q of a bottom-k penalty; None takes the configured one.
         freezes_backbone: train the method's own weights alone.
         prune: leave pruned slots out for good, as inference does.
+        limits: on the steps that tokens take.
     """
 
     num_jacobi_iterations: int
@@ -26,6 +27,7 @@ class StepSettings:
     bottom_k_fraction: float | None = None
     freezes_backbone: bool = False
     prune: bool = False
+    limits: StepLimits = UNLIMITED
 
     @property
     def forward(self) -> ForwardSettings:
@@ -34,6 +36,7 @@ class StepSettings:
             num_jacobi_iterations=self.num_jacobi_iterations,
             prune=self.prune,
             bottom_k_fraction=self.bottom_k_fraction,
+            limits=self.limits,
         )
 
 
@@ -48,7 +51,7 @@ def step_settings(config: RunConfig, *, iteration: int, consumed_tokens: int) ->
     ponder = config.ponder
     risen = ramp(iteration, *ponder.penalty_ramp)
     weight, fraction = ponder.penalty_weight * risen, ponder.bottom_k_fraction
-    if ponder.method is Method.ADAPONDERLM:
+    if ponder.method.facts.ramps_fraction:
         # Here the fraction rises instead, under the whole weight (definitions 3.2).
         has_begun = iteration >= ponder.penalty_ramp[0]
         weight, fraction = ponder.penalty_weight * has_begun, ponder.bottom_k_fraction * risen

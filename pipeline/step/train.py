@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor
 
-from megatron_ext.host import device
-from megatron_ext.model.batch import TokenBatch
-from megatron_ext.model.micro_batch import ModelOutput
+from megatron_ext.device import device
+from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
+from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
+from megatron_ext.protocols import WrappedModel
 from megatron_ext.schedule.gradients import has_finite_own_gradients
 from megatron_ext.schedule.optimizer import apply_update, prepare_update
 from megatron_ext.schedule.pass_pipeline import OutputObserver, run_passes
@@ -101,7 +101,7 @@ def train_step(
 
 
 def run_schedule(
-    model: Any,
+    model: PonderModel | WrappedModel,
     batches: Sequence[TokenBatch],
     settings: StepSettings,
     *,

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder
-from megatron_ext.host import device
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.device import device
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.verification.texts import Piece
 
 
@@ -43,13 +44,20 @@ class DecodedLogits:
 
 
 @torch.no_grad()
-def forward_logits(model: PonderModel, batch: TokenBatch, *, num_jacobi_iterations: int) -> ForwardLogits:
+def forward_logits(
+    model: PonderModel,
+    batch: TokenBatch,
+    *,
+    num_jacobi_iterations: int,
+    limits: StepLimits = UNLIMITED,
+) -> ForwardLogits:
     """Run the forward that training runs, with soft masks, without gradients.
 
     Args:
         model: of a single pipeline stage, in evaluation mode.
         batch: rows on the host.
         num_jacobi_iterations: J.
+        limits: on the steps that tokens take.
     """
     seen: dict[str, Tensor] = {}
 
@@ -58,7 +66,9 @@ def forward_logits(model: PonderModel, batch: TokenBatch, *, num_jacobi_iteratio
             # The loss works on them in place.
             seen[name] = value.clone()
 
-    output = model(batch.to(device()), num_jacobi_iterations=num_jacobi_iterations, observe=keep)
+    output = model(
+        batch.to(device()), num_jacobi_iterations=num_jacobi_iterations, limits=limits, observe=keep
+    )
     logits = model.axis.gather_last_dim(seen["logits"])[..., : model.config.vocab_size]
     # [S, B, V] -> [B, S, V] -> [T, V]
     return ForwardLogits(
@@ -66,16 +76,24 @@ def forward_logits(model: PonderModel, batch: TokenBatch, *, num_jacobi_iteratio
     )
 
 
-def decoded_logits(model: PonderModel, pieces: Sequence[Piece]) -> DecodedLogits:
+def decoded_logits(
+    model: PonderModel, pieces: Sequence[Piece], limits: StepLimits = UNLIMITED
+) -> DecodedLogits:
     """Let every document be decoded with its own tokens given (teacher forced), all documents side by side.
 
     Args:
         model: of a single pipeline stage, in evaluation mode.
         pieces: at least one.
+        limits: on the steps that tokens take.
     """
     # Longest first: those that go on stand together, and attend in one call.
     longest_first = sorted(pieces, key=lambda piece: -len(piece.tokens))
-    decoder = BatchDecoder(model, num_sequences=len(longest_first), max_tokens=len(longest_first[0].tokens))
+    decoder = BatchDecoder(
+        model,
+        num_sequences=len(longest_first),
+        max_tokens=len(longest_first[0].tokens),
+        limits=limits,
+    )
     num_tokens = sum(len(piece.tokens) for piece in pieces)
     logits: Tensor | None = None
     steps = torch.zeros(num_tokens, dtype=torch.int64, device=device())

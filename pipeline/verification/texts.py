@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
 from pipeline.data.batches import PackingOptions, pack_rows
 from pipeline.data.dataset import SampleSource, TokenRows

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.config import Method
-from pipeline.method_settings import changed_settings
+from megatron_ext.ponder.step_limits import StepLimits
 from pipeline.metrics.ponder_scalars import contraction, jacobi_residuals
 from pipeline.verification.agreement import Agreement, LossSum
 from pipeline.verification.logits import (
@@ -63,12 +63,11 @@ def verify_model(
         advance: called after every batch and threshold.
     """
     sums = _Sums(model, thresholds, sweeps)
-    with changed_settings(model.ponder, max_jacobi_iterations=max(sweeps)):
-        for batch in batches:
-            for threshold in thresholds:
-                sums.add(batch, threshold)
-                advance()
-            sums.forget_forwards()
+    for batch in batches:
+        for threshold in thresholds:
+            sums.add(batch, threshold)
+            advance()
+        sums.forget_forwards()
     return sums.result()
 
 
@@ -81,17 +80,16 @@ class _Sums:
         self._agreements = {(j, tau): Agreement() for j in sweeps for tau in thresholds}
         self._forward_losses = {(j, tau): LossSum() for j in sweeps for tau in thresholds}
         self._decoded_losses = {tau: LossSum() for tau in thresholds}
-        num_slots = model.config.ponder.num_slots
+        num_slots = model.ponder.config.num_slots
         self._steps = {tau: torch.zeros(num_slots, dtype=torch.int64) for tau in thresholds}
         self._residual_sums: dict[str, Tensor] = {}
         self._forwards: dict[int, ForwardLogits] = {}
 
     def add(self, batch: TokenBatch, threshold: float | None) -> None:
         """Decode a batch at one threshold and hold all forwards against it."""
-        changes = {} if threshold is None else {"pruning_threshold": threshold}
-        with changed_settings(self._model.ponder, **changes):
-            decoded = decoded_logits(self._model, pieces_of(batch))
-            self._run_forwards(batch)
+        limits = StepLimits(threshold=threshold)
+        decoded = decoded_logits(self._model, pieces_of(batch), limits)
+        self._run_forwards(batch, limits)
         labels = batch.labels[batch.is_real].to(decoded.logits.device)
         self._add_decoding(threshold, decoded, labels)
         for num_sweeps, forward in self._forwards.items():
@@ -123,22 +121,23 @@ class _Sums:
             return []
         return jacobi_residuals({name: sums.tolist() for name, sums in self._residual_sums.items()})
 
-    def _run_forwards(self, batch: TokenBatch) -> None:
+    def _run_forwards(self, batch: TokenBatch, limits: StepLimits) -> None:
         """The soft mask of PonderLM-3 knows no threshold; the mask of AdaPonderLM does."""
-        if self._forwards and self._model.config.ponder.method is not Method.ADAPONDERLM:
+        if self._forwards and not self._model.ponder.config.method.facts.freezes_halted:
             return
         is_first = not self._forwards
         self._forwards = {
-            num_sweeps: forward_logits(self._model, batch, num_jacobi_iterations=num_sweeps)
+            num_sweeps: forward_logits(self._model, batch, num_jacobi_iterations=num_sweeps, limits=limits)
             for num_sweeps in self._sweeps
         }
         if not is_first:
             return
-        statistics = self._forwards[max(self._sweeps)].statistics
+        most = max(self._sweeps)
+        statistics = self._forwards[most].statistics
         for name in ("residual_change", "residual_norm"):
             if name in statistics:
-                before = self._residual_sums.get(name, torch.zeros_like(statistics[name]))
-                self._residual_sums[name] = before + statistics[name]
+                found = statistics[name][:most]
+                self._residual_sums[name] = self._residual_sums.get(name, torch.zeros_like(found)) + found
 
     def _add_decoding(self, threshold: float | None, decoded: DecodedLogits, labels: Tensor) -> None:
         self._decoded_losses[threshold].add(decoded.logits, labels)

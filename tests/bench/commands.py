@@ -46,7 +46,7 @@ def attention(
     """Time attention with weighted keys against a dense bias, forward and backward, on the same inputs."""
     import torch
 
-    from megatron_ext.host import device
+    from megatron_ext.device import device
     from tests.bench.attention import AttentionSizes, time_attention
 
     groups = query_groups or heads
@@ -101,7 +101,7 @@ def metrics(
     """
     set_up_logging()
 
-    from megatron_ext.host import device
+    from megatron_ext.device import device
     from pipeline.config.load import load_config
     from tests.bench.metrics import measure_metrics
 

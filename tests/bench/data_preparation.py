@@ -15,7 +15,7 @@ from data_prep.manifest import PrepareSettings, ShardEntry
 from data_prep.preparation import PrepareRequest
 from data_prep.progress import PrepareProgress
 from data_prep.run import prepare
-from data_prep.tokenizers.tokenizer import Tokenizer
+from data_prep.tokenizers.reading import read_tokenizer
 
 # Ends documents in the tokenizer.json that is made for this.
 EOD_TOKEN = "<|endoftext|>"
@@ -95,7 +95,7 @@ def describe_corpus(paths: Sequence[Path]) -> Corpus:
 
 def time_plain_process(corpus: Corpus, tokenizer: Path) -> PreparationTime:
     """Read and tokenize all documents in this process; nothing is written."""
-    loaded = Tokenizer.load(tokenizer, eod_token=_eod_token(tokenizer))
+    loaded = read_tokenizer(tokenizer, eod_token=_eod_token(tokenizer))
     started = time.perf_counter()
     num_tokens = 0
     for path in corpus.paths:

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from megatron_ext.decoding import BatchDecoder
-from megatron_ext.host import device, prepare_host
-from megatron_ext.methods.base import Sweeps
+from megatron_ext.device import device
+from megatron_ext.host import prepare_host
 from megatron_ext.methods.ponderlm3 import PonderLM3
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method, PonderConfig
+from megatron_ext.ponder.decode.sweeps import Sweeps
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account
 from pipeline.ranks.distributed import start_process_group, stop_process_group

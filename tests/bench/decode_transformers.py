@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from megatron_ext.host import device
+from megatron_ext.device import device
 from pipeline.config.schema import RunConfig
 from tests.bench.decode import DecodeSizes, random_tokens, wait_for_device
 from tests.bench.random_batches import DEFAULT_VOCAB_SIZE

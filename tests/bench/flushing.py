@@ -12,9 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ext.host import device
-from megatron_ext.model.batch import TokenBatch
-from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput
+from megatron_ext.device import device
+from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.schedule.transfer import decode, encode
 

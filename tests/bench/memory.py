@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, get_args
 
-from megatron_ext.host import device, prepare_host
+from megatron_ext.device import device
+from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
+from pipeline.config.load import build_config
 from pipeline.config.schema import ParallelConfig, RunConfig
-from pipeline.config.validate import build_config
 from pipeline.cost.account import max_sweeps
-from pipeline.cost.rank_memory import rank_memories
+from pipeline.cost.memory import rank_memories
 from pipeline.cost.rank_sizes import rank_sizes
 from pipeline.metrics.statistics import StatisticsAccumulator
 from pipeline.ranks.distributed import start_process_group, stop_process_group

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from megatron_ext.host import device, prepare_host
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.device import device
+from megatron_ext.host import prepare_host
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from megatron_ext.schedule.learning_rate import learning_rates
+from megatron_ext.schedule.optimizer import learning_rates
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from pipeline.config.schema import RunConfig
-from pipeline.cost.pass_schedule import backward_time, flushing_timeline, looping_timeline
+from pipeline.cost.schedule import backward_time, flushing_timeline, looping_timeline
 from tests.bench.machine import machine_name, num_processors
 from tests.bench.pipeline import PassTimes
 

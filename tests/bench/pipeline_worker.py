@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ext.host import device, prepare_host
-from megatron_ext.model.batch import TokenBatch
-from megatron_ext.model.micro_batch import ForwardSettings, ModelOutput
+from megatron_ext.device import device
+from megatron_ext.host import prepare_host
+from megatron_ext.model.micro_batch import ForwardSettings, ModelOutput, TokenBatch
 from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
 from megatron_ext.schedule.pass_pipeline import run_passes
 from pipeline.config.load import load_config

@@ -2,7 +2,7 @@
 
 import torch
 
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.micro_batch import TokenBatch
 from pipeline.config.schema import RunConfig
 
 # For settings that leave the vocabulary to the tokenizer of the data.

@@ -1,6 +1,6 @@
-"""A checkpoint of two tensor-parallel ranks, opened on one rank and on two.
+"""A checkpoint of two tensor-parallel ranks is evaluated and generates on one rank and on two.
 
-The vocabulary is padded to another size on one rank than on two, so the embedding's shape differs too.
+The vocabulary is padded to different sizes on one rank and on two, so the shape of the embedding differs too.
 """
 
 import json
@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import megaponder, megaponder_under_torchrun, started, wait_until
 from tests.support.corpus import VOCAB_SIZE
 from tests.support.harness_tasks import write_tasks
 from tests.support.runs import DIVISOR, NUM_ITERATIONS, written_events
+from tests.support.tiny_run import TrainedRun
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
@@ -30,7 +30,7 @@ def read_json(path: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def sample(trained: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A greedy continuation of a held-out document, made on one rank."""
+    """A greedy continuation of a held-out document, generated on one rank."""
     output = tmp_path_factory.mktemp("sample") / "sample.json"
     command = megaponder("generate", *generate_arguments(trained, output))
     assert command.exit_code == 0, command.stderr
@@ -48,7 +48,7 @@ def test_the_padding_of_the_vocabulary_differs_between_the_layouts() -> None:
     assert -VOCAB_SIZE % DIVISOR != -VOCAB_SIZE % (2 * DIVISOR)
 
 
-def test_an_evaluation_on_one_rank_finds_what_training_on_two_found(
+def test_an_evaluation_on_one_rank_equals_that_of_training_on_two(
     trained: TrainedRun, tmp_path: Path
 ) -> None:
     output = tmp_path / "evaluation.json"
@@ -59,18 +59,18 @@ def test_an_evaluation_on_one_rank_finds_what_training_on_two_found(
     assert found["iteration"] == NUM_ITERATIONS
     assert found["checkpoint"].endswith(f"iter_{NUM_ITERATIONS:07d}")
     assert found["loss"] == pytest.approx(measured["lm loss validation"], rel=1e-5)
-    # A token at the very threshold may fall on either side of it.
+    # A token at the threshold may fall on either side of it.
     assert found["steps_count"] == pytest.approx(measured["ponder/steps-histogram"], abs=2)
     assert len(found["residuals"]) == 2
     assert sum(quarter["num_tokens"] for quarter in found["loss_quartiles"]) == found["num_tokens"]
     (source,) = found["sources"]
     assert (source["num_tokens"], source["loss"]) == (found["num_tokens"], pytest.approx(found["loss"]))
-    bits = found["loss"] * found["num_tokens"] / math.log(2) / source["num_bytes"]
-    assert f"bitsperbyte{bits:.4f}" in command.stdout.replace(" ", "")
-    assert f"{found['loss']:.4f} nats per token" in command.stdout
+    bits_per_byte = found["loss"] * found["num_tokens"] / math.log(2) / source["num_bytes"]
+    for figure in (bits_per_byte, found["loss"]):
+        assert f"{figure:.4f}" in command.stdout
 
 
-def test_an_evaluation_may_make_more_sweeps_than_the_run_did(trained: TrainedRun, tmp_path: Path) -> None:
+def test_an_evaluation_may_make_more_sweeps_than_training(trained: TrainedRun, tmp_path: Path) -> None:
     output = tmp_path / "evaluation.json"
     command = megaponder(
         "eval", str(trained.checkpoints), "--jacobi-iterations", "5", "--iters", "1", "--output", str(output)
@@ -81,7 +81,7 @@ def test_an_evaluation_may_make_more_sweeps_than_the_run_did(trained: TrainedRun
     assert residuals == sorted(residuals, reverse=True)
 
 
-def test_a_task_is_asked_without_conversion(trained: TrainedRun, tmp_path: Path) -> None:
+def test_a_task_is_evaluated_without_conversion(trained: TrainedRun, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     tasks, output = write_tasks(tmp_path / "tasks"), tmp_path / "tasks.json"
     command = megaponder(
@@ -95,15 +95,13 @@ def test_a_task_is_asked_without_conversion(trained: TrainedRun, tmp_path: Path)
     assert f"{score['mean_steps']:.3f}" in command.stdout
 
 
-def test_a_greedy_text_is_the_same_every_time(
-    trained: TrainedRun, sample: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_greedy_text_is_repeatable(trained: TrainedRun, sample: dict[str, Any], tmp_path: Path) -> None:
     command = megaponder("generate", *generate_arguments(trained, tmp_path / "again.json"))
     assert command.exit_code == 0, command.stderr
     assert read_json(tmp_path / "again.json")["tokens"] == sample["tokens"]
 
 
-def test_a_text_has_its_prompt_its_steps_and_its_likelihoods(sample: dict[str, Any]) -> None:
+def test_a_text_has_its_prompt_steps_and_likelihoods(sample: dict[str, Any]) -> None:
     tokens = sample["tokens"]
     assert [token["is_prompt"] for token in tokens[: NUM_PROMPT_TOKENS + 1]] == [True] * 32 + [False]
     assert NUM_PROMPT_TOKENS < len(tokens) <= NUM_PROMPT_TOKENS + NUM_NEW_TOKENS
@@ -126,7 +124,7 @@ def test_two_ranks_generate_the_same_tokens(
     )
 
 
-def test_many_texts_are_written_as_each_is_alone(trained: TrainedRun, tmp_path: Path) -> None:
+def test_a_text_does_not_depend_on_its_batch(trained: TrainedRun, tmp_path: Path) -> None:
     prompts = ["the", "a b c d e f g", "some text", "x"]
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts[1:]))
@@ -171,7 +169,7 @@ def test_a_text_ends_before_its_stop_string(
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_texts_that_had_ended_outlive_a_signal(
+def test_finished_texts_survive_a_signal(
     trained: TrainedRun, tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
     output, file = tmp_path / "texts.jsonl", tmp_path / "prompts.txt"

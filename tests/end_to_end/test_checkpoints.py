@@ -1,4 +1,4 @@
-"""Whole commands and their checkpoints: saved in the background, damaged, and taken as a start."""
+"""Commands and their checkpoints: saved in the background, damaged, and used as initial weights."""
 
 import os
 import shutil
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint.state import read_train_state
-from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import megaponder
 from tests.support.runs import NUM_ITERATIONS, losses, one_rank, written_events
+from tests.support.tiny_run import TrainedRun
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
@@ -40,53 +40,53 @@ def test_saves_in_the_background_change_nothing(trained: TrainedRun, background:
     assert losses(background.folder) == losses(trained.folder)
     command = megaponder("checkpoint", "diff", str(trained.checkpoints), str(background.checkpoints))
     assert command.exit_code == 0, command.stdout
-    assert " equal, 0 different" in command.stdout
     folders = sorted(path.name for path in background.checkpoints.glob("iter_*"))
     assert folders == ["iter_0000012", NEWEST]
 
 
-def test_what_a_checkpoint_costs_is_said_before_and_after(background: TrainedRun) -> None:
+def test_the_cost_of_a_checkpoint_is_reported_before_and_after(background: TrainedRun) -> None:
     log = background.command.stderr
-    assert "every checkpoint: about 0.00" in log
-    assert log.index("every checkpoint: about") < log.index("iteration 4: copied in")
+    # Estimated at the start, measured when it is copied and when it is written.
+    assert log.index("every checkpoint: about 0.00") < log.index("iteration 4: copied in")
     assert "iter_0000004: 0.00" in log
-    assert "GB/s, in the background" in log
 
 
-def test_a_checkpoint_knows_the_best_heldout_loss(trained: TrainedRun) -> None:
+def test_a_checkpoint_records_the_best_heldout_loss(trained: TrainedRun) -> None:
     state = read_train_state(trained.checkpoints / NEWEST)
     (measured,) = written_events(trained.folder, "validation")
     assert state.best_heldout_loss == measured["lm loss validation"]
     assert state.best_heldout_iteration == NUM_ITERATIONS
 
 
-def test_a_run_with_a_truncated_checkpoint_resumes_from_the_one_before(
+def test_a_run_with_a_truncated_checkpoint_resumes_from_the_previous_one(
     trained: TrainedRun, recipe: Path, damaged: Path
 ) -> None:
     command = megaponder("train", "--config", str(recipe), f"output_dir={damaged}", "checkpoint.interval=4")
     assert command.exit_code == 0, command.stderr
-    assert f"DAMAGED CHECKPOINT {damaged / 'checkpoints' / NEWEST}: __1_0.distcp " in command.stderr
-    assert "resumed from iteration 12" in command.stderr
-    # Computed twice, and the same both times.
-    assert len(written_events(damaged)) == NUM_ITERATIONS + 2
+    for part in (damaged / "checkpoints" / NEWEST, "__1_0.distcp"):
+        assert str(part) in command.stderr
+    # Iterations 13 and 14 were repeated; `losses` compares them.
+    assert [event["iteration"] for event in written_events(damaged)[NUM_ITERATIONS:]] == [13, 14]
     assert losses(damaged) == losses(trained.folder)
     arguments = ("diff", str(trained.checkpoints), str(damaged / "checkpoints"))
     assert megaponder("checkpoint", *arguments).exit_code == 0
 
 
-def test_without_an_intact_checkpoint_a_run_does_not_start_from_scratch(recipe: Path, damaged: Path) -> None:
+def test_without_an_intact_checkpoint_a_run_ends_instead_of_starting_from_scratch(
+    recipe: Path, damaged: Path
+) -> None:
     (damaged / "checkpoints" / "iter_0000012" / "common.pt").unlink()
-    before = losses(damaged)
-    command = megaponder("train", "--config", str(recipe), f"output_dir={damaged}")
+    before = written_events(damaged)
+    command = megaponder("train", "--config", str(recipe), *one_rank(damaged))
     assert command.exit_code == 93, command.stderr
-    assert f"{damaged / 'checkpoints'} " in command.stderr
-    assert losses(damaged) == before
+    assert str(damaged / "checkpoints") in command.stderr
+    assert written_events(damaged) == before
 
 
 def test_an_evaluation_refuses_a_damaged_checkpoint(damaged: Path) -> None:
     command = megaponder("eval", str(damaged / "checkpoints"))
     assert command.exit_code == 93, command.stderr
-    assert "__1_0.distcp must have" in command.stderr
+    assert "__1_0.distcp" in command.stderr
     assert "Traceback" not in command.stderr
 
 
@@ -95,7 +95,7 @@ def test_a_run_starts_from_the_weights_of_another(trained: TrainedRun, recipe: P
     settings = one_rank(tmp_path / "run", *start)
     command = megaponder("train", "--config", str(recipe), *settings)
     assert command.exit_code == 0, command.stderr
-    assert f"started from the weights in {trained.checkpoints / NEWEST} (ponderlm3)" in command.stderr
+    assert str(trained.checkpoints / NEWEST) in command.stderr
     first = losses(tmp_path / "run")
     trained_losses = losses(trained.folder)
     assert list(first) == [1, 2, 3]

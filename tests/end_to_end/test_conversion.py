@@ -1,6 +1,7 @@
-"""A model of a Hugging Face folder is evaluated, continues a text, and is what a run starts from."""
+"""A model of a Hugging Face folder is evaluated, generates, initializes a run, and is exported again."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,12 @@ def test_a_converted_model_is_evaluated_generates_is_trained_on_and_exported(
         *("--method", "ponderlm3", *(part for text in settings for part in ("--set", text))),
     )
     assert command.exit_code == 0, command.stderr
-    assert "new: ponder.router.0.weight" in command.stdout
+    certificate = json.loads((native / "iter_0000000" / "conversion.json").read_text())
+    assert "ponder.router.0.weight" in certificate["tensors"]["new"]
     output = tmp_path / "evaluation.json"
     command = megaponder("eval", str(native), "--iters", "2", "--output", str(output))
     assert command.exit_code == 0, command.stderr
-    # The router starts with all but a tenth on step K.
+    # The initial router puts 0.9 on step K.
     steps = json.loads(output.read_text())["steps_count"]
     assert steps[:2] == [0, 0]
     command = megaponder("generate", str(native), "--max-new-tokens", "4")
@@ -43,7 +45,7 @@ def test_a_converted_model_is_evaluated_generates_is_trained_on_and_exported(
         *(f"init_from.path={native}", "init_from.method=ponderlm3", f"output_dir={tmp_path / 'run'}"),
     )
     assert command.exit_code == 0, command.stderr
-    assert f"started from the weights in {native / 'iter_0000000'} (ponderlm3)" in command.stderr
+    assert str(native / "iter_0000000") in command.stderr
     pytest.importorskip("transformers")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "code"))
     _export_and_generate(tmp_path / "run" / "checkpoints", tmp_path / "exported", eod_id)
@@ -54,9 +56,8 @@ def _export_and_generate(checkpoints: Path, folder: Path, eod_id: int) -> None:
 
     command = megaponder("convert", "to-hf", str(checkpoints), "--output", str(folder))
     assert command.exit_code == 0, command.stderr
-    assert "ponderlm3: forward of training and cached decoding" in command.stdout
     card = (folder / "README.md").read_text()
-    assert "| iterations | 2, of 1 sequences each |" in card
+    assert re.search(r"^\| iterations \| 2\b", card, re.MULTILINE)
     assert "SentencePieceProcessor" in card
     assert (folder / "tokenizer.model").is_file()
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
@@ -65,7 +66,7 @@ def _export_and_generate(checkpoints: Path, folder: Path, eod_id: int) -> None:
     assert output.past_key_values.steps.shape[0] == 1
 
 
-def test_a_run_does_not_go_on_from_a_converted_model(recipe: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_resume_from_a_converted_model(recipe: Path, tmp_path: Path) -> None:
     source, native = tmp_path / "source", tmp_path / "native"
     make_model(SIZES, source, dtype=torch.float16)
     command = megaponder(
@@ -78,4 +79,4 @@ def test_a_run_does_not_go_on_from_a_converted_model(recipe: Path, tmp_path: Pat
         *(f"checkpoint.directory={native}", f"output_dir={tmp_path / 'run'}"),
     )
     assert command.exit_code == 93
-    assert "missing in it: optimizer." in command.stderr
+    assert "optimizer." in command.stderr

@@ -1,19 +1,14 @@
 """The demo for real, only shorter: raw text, Ray, two ranks, evaluation, generation, report."""
 
-import io
 import json
 import sysconfig
-import uuid
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+import yaml
 
-from data_prep.inputs.documents import TextFolder
-from pipeline.config.load import load_config
-from pipeline.demo import LEDGER_FILE, Demo, run_demo
-from pipeline.demo_ledger import DemoLedger
-from tests.support.commands import MARK, processes_with, wait_until
+from cluster.commands.demo import RECIPE
+from tests.support.commands import megaponder
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
@@ -28,55 +23,53 @@ FIGURES = (
     "Loss by steps taken",
     "Jacobi residual by sweep",
 )
-FILES = ("run_config.yaml", "metrics.jsonl", "evaluation.json", "sample.json", "report.html", LEDGER_FILE)
+STEPS = ("tokenizer", "prepare", "train", "evaluate", "generate", "report")
+FILES = ("run_config.yaml", "metrics.jsonl", "evaluation.json", "sample.json")
+OVERRIDES = (
+    "train-iters=6",
+    "lr-warmup-iters=1",
+    "lr=1e-2",
+    "num-layers=1",
+    "hidden-size=32",
+    "ffn-hidden-size=64",
+    "model.num_attention_heads=4",
+    "model.vocab_size=512",
+    "seq-length=32",
+    "checkpoint.interval=3",
+    "evaluation.iters=2",
+    "metrics.interval=2",
+)
 
 
-def short_demo(repository: Path, output: Path) -> Demo:
-    recipe = repository / "pipeline" / "recipes" / "demo.yaml"
-    overrides = (
-        f"output_dir={output}",
-        f"data.path={output / 'data'}",
-        "train-iters=6",
-        "lr-warmup-iters=1",
-        "lr=1e-2",
-        "num-layers=1",
-        "hidden-size=32",
-        "ffn-hidden-size=64",
-        "model.num_attention_heads=4",
-        "model.vocab_size=512",
-        "seq-length=32",
-        "checkpoint.interval=3",
-        "evaluation.iters=2",
-        "metrics.interval=2",
-    )
-    config = load_config(recipe, overrides)
-    return Demo(
-        config_path=recipe,
-        overrides=overrides,
-        config=config,
-        console=Console(file=io.StringIO(), width=200),
-        ledger=DemoLedger(config.output_dir / LEDGER_FILE),
-        source=TextFolder(root=Path(sysconfig.get_paths()["stdlib"], "asyncio"), suffixes=(".py",)),
-        num_workers=2,
-    )
+def write_short_recipe(folder: Path) -> Path:
+    """Write the demo's recipe over a part of the standard library only."""
+    settings = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    text = {"inputs": [str(Path(sysconfig.get_paths()["stdlib"], "asyncio"))], "suffixes": [".py"]}
+    for step in settings["workflow"][:2]:
+        del step["python_stdlib"]
+        step.update(text)
+    settings["output_dir"] = str(folder / "demo")
+    settings["data"]["path"] = str(folder / "demo" / "data")
+    path = folder / "demo.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
 
 
-def shown(demo: Demo) -> str:
-    assert isinstance(demo.console.file, io.StringIO)
-    return demo.console.file.getvalue()
+def markers(output: Path) -> dict[str, bytes]:
+    return {step: (output / "workflow" / f"{step}.json").read_bytes() for step in STEPS}
 
 
 def test_the_demo_runs_from_text_to_a_report_and_a_second_time_repeats_nothing(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    mark, output = uuid.uuid4().hex, tmp_path / "demo"
-    monkeypatch.setenv(MARK, mark)
-    first = short_demo(repository, output)
-    assert run_demo(first) == 0
-    assert all(seconds is not None for seconds in first.seconds.values())
-    assert list(first.seconds) == ["tokenizer", "tokenization", "training", "evaluation", "generation"]
+    output = tmp_path / "demo"
+    recipe = write_short_recipe(tmp_path)
+    first = megaponder("demo", "--config", str(recipe), *OVERRIDES)
+    assert first.exit_code == 0, first.stderr
+    assert [json.loads(marker)["exit_code"] for marker in markers(output).values()] == [0] * len(STEPS)
     for text in ("held-out loss", "unigram entropy", "mean steps per token", "tensorboard --logdir"):
-        assert text in shown(first)
+        assert text in first.stdout
+    assert str(output / "report.html") in first.stdout
     report = (output / "report.html").read_text(encoding="utf-8")
     for part in (*(f'id="{section}"' for section in SECTIONS), *(f"<h3>{title}</h3>" for title in FIGURES)):
         assert part in report, part
@@ -84,11 +77,11 @@ def test_the_demo_runs_from_text_to_a_report_and_a_second_time_repeats_nothing(
     assert "http" not in report.replace("http://www.w3.org/2000/svg", "")
     sample = json.loads((output / "sample.json").read_text())
     assert sum(not token["is_prompt"] for token in sample["tokens"]) > 0
-    wait_until(lambda: not processes_with(mark), seconds=20.0)
 
-    written = {name: (output / name).read_bytes() for name in FILES if name != "report.html"}
-    second = short_demo(repository, output)
-    assert run_demo(second) == 0
-    assert [second.seconds[step] for step in ("training", "evaluation", "generation")] == [None] * 3
-    assert shown(second).count("up to date") == 3
+    written, before = {name: (output / name).read_bytes() for name in FILES}, markers(output)
+    second = megaponder("demo", "--config", str(recipe), *OVERRIDES)
+    assert second.exit_code == 0, second.stderr
+    assert second.stdout.count("up to date") == 5
     assert {name: (output / name).read_bytes() for name in written} == written
+    after = markers(output)
+    assert [step for step in STEPS if after[step] != before[step]] == ["report"]

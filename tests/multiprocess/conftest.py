@@ -1,10 +1,13 @@
-"""Ranks that the tests of several processes share."""
+"""Fixtures of the tests on several ranks."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.ranks import SharedRanks
+from tests.support.tiny_run import recipe
+
+__all__ = ["ranks", "recipe"]
 
 
 @pytest.fixture(scope="session")

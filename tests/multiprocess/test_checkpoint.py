@@ -1,6 +1,6 @@
 """Checkpoints of Megatron's own GPT model across layouts.
 
-Starting ranks costs seconds, so two ranks, then one, try everything, and the tests look at what they found.
+Two ranks, then one, save and load everything once, and the tests check what they report.
 """
 
 from dataclasses import dataclass
@@ -23,14 +23,21 @@ pytestmark = pytest.mark.multiprocess
 
 SAVED = TrainState(iteration=3, consumed_samples=24, consumed_tokens=384)
 Losses = list[tuple[float, float]]
+BIAS = "decoder.layers.mlp.linear_fc1.bias"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a rank reports, by case: losses and gradient norms after a save or a load, and errors."""
+    """What a rank reports, by case.
+
+    Attributes:
+        losses: and gradient norms after a save or a load.
+        errors: messages; None where there was no error.
+        facts: everything else.
+    """
 
     losses: dict[str, Losses]
-    errors: dict[str, str]
+    errors: dict[str, str | None]
     facts: dict[str, Any]
 
 
@@ -68,12 +75,12 @@ def _load_and_train(directory: Path, **settings: Any) -> Losses:
         destroy_groups()
 
 
-def _error_of_loading(directory: Path, **settings: Any) -> str:
+def _error_of_loading(directory: Path, **settings: Any) -> str | None:
     try:
         _load_and_train(directory, **settings)
     except CheckpointError as error:
         return str(error)
-    return "no error"
+    return None
 
 
 def _on_two_ranks(folder: Path) -> Found:
@@ -91,7 +98,8 @@ def _on_two_ranks(folder: Path) -> Found:
     plain: dict[str, Any] = {"tensor": 2, "use_distributed_optimizer": False}
     losses["plain"] = _train_and_save(folder / "plain", **plain)
     losses["plain -> plain"] = _load_and_train(folder / "plain", **plain)
-    errors = {"fewer tensors": _error_of_loading(folder / "tp2", tensor=2, has_biases=False)}
+    errors: dict[str, str | None] = {"cannot be written": None}
+    errors["fewer tensors"] = _error_of_loading(folder / "tp2", tensor=2, has_biases=False)
     try:
         _train_and_save(folder / "run_config.yaml" / "inside a file", tensor=2)
     except CheckpointError as error:
@@ -107,7 +115,7 @@ def _on_one_rank(folder: Path) -> Found:
     errors = {
         "more tensors": _error_of_loading(folder / "no_biases"),
         "other shapes": _error_of_loading(folder / "tp2", num_layers=3),
-        "absent": _error_of_loading(folder / "nowhere"),
+        "missing": _error_of_loading(folder / "nowhere"),
     }
     facts = {"weights": _weights_differ(folder), "untrained": _save_untrained(folder / "untrained")}
     truncated = max((folder / "dp2" / "iter_0000003").glob("*.distcp"), key=lambda path: path.stat().st_size)
@@ -117,7 +125,7 @@ def _on_one_rank(folder: Path) -> Found:
 
 
 def _weights_differ(folder: Path) -> list[str]:
-    """Return the names of weights that differ between a full load and one of the weights alone."""
+    """Return the names of weights that differ between loading everything and loading the weights alone."""
     whole = TinyGpt(seed=2)
     load_checkpoint(
         folder / "tp2",
@@ -170,19 +178,19 @@ def one_rank(folder: Path, two_ranks: list[Found]) -> Found:
 
 
 @pytest.mark.parametrize("name", ["tp2 -> tp2", "dp2 -> dp2", "bf16 -> bf16", "plain -> plain"])
-def test_on_the_same_layout_the_run_goes_on_bit_for_bit(two_ranks: list[Found], name: str) -> None:
+def test_on_the_same_layout_the_run_resumes_bit_for_bit(two_ranks: list[Found], name: str) -> None:
     for found in two_ranks:
         assert found.losses[name] == found.losses[name.split(" -> ")[0]]
 
 
 @pytest.mark.parametrize("name", ["tp2 -> dp2", "dp2 -> tp2"])
-def test_on_another_layout_of_two_ranks_the_run_goes_on(two_ranks: list[Found], name: str) -> None:
+def test_on_another_layout_of_two_ranks_the_run_resumes(two_ranks: list[Found], name: str) -> None:
     for found in two_ranks:
         _assert_close(found.losses[name], found.losses[name.split(" -> ")[0]])
 
 
 @pytest.mark.parametrize("name", ["tp2", "dp2", "plain"])
-def test_on_one_rank_the_run_of_two_goes_on(two_ranks: list[Found], one_rank: Found, name: str) -> None:
+def test_on_one_rank_the_run_of_two_resumes(two_ranks: list[Found], one_rank: Found, name: str) -> None:
     _assert_close(one_rank.losses[name], two_ranks[0].losses[name])
 
 
@@ -214,25 +222,25 @@ def test_a_model_that_was_never_trained_can_be_saved(one_rank: Found) -> None:
 
 def test_tensors_that_the_model_lacks_are_named_on_every_rank(two_ranks: list[Found]) -> None:
     for found in two_ranks:
-        assert "unexpected in it: decoder.layers.mlp.linear_fc1.bias" in found.errors["fewer tensors"]
+        assert BIAS in (found.errors["fewer tensors"] or "")
 
 
 def test_tensors_that_the_checkpoint_lacks_are_named(one_rank: Found) -> None:
-    assert "missing in it: decoder.layers.mlp.linear_fc1.bias" in one_rank.errors["more tensors"]
+    assert BIAS in (one_rank.errors["more tensors"] or "")
 
 
 def test_other_shapes_are_refused(one_rank: Found) -> None:
-    assert "mismatch" in one_rank.errors["other shapes"]
+    assert one_rank.errors["other shapes"] is not None
 
 
 def test_a_truncated_file_is_refused(one_rank: Found) -> None:
-    assert "cannot be read" in one_rank.errors["truncated"]
+    assert one_rank.errors["truncated"] is not None
 
 
-def test_an_absent_checkpoint_is_an_error(one_rank: Found) -> None:
-    assert "must hold a checkpoint" in one_rank.errors["absent"]
+def test_a_missing_checkpoint_is_an_error(folder: Path, one_rank: Found) -> None:
+    assert str(folder / "nowhere") in (one_rank.errors["missing"] or "")
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_on_every_rank(two_ranks: list[Found]) -> None:
     for found in two_ranks:
-        assert "inside a file" in found.errors["cannot be written"]
+        assert found.errors["cannot be written"] is not None

@@ -1,6 +1,7 @@
 """`megaponder checkpoint` on checkpoints of a real model, saved once on one rank and once on two."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -92,22 +93,22 @@ def test_list_shows_every_checkpoint_and_the_tracker(folder: Path) -> None:
     assert _checkpoint("list", folder / "two").exit_code == 0
 
 
-def test_verify_reports_intact_checkpoints_and_lists_damaged_files(folder: Path, tmp_path: Path) -> None:
+def test_verify_finds_intact_checkpoints_and_names_damaged_files(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "two", tmp_path / "two")
-    result = _checkpoint("verify", tmp_path / "two")
-    assert (result.exit_code, result.stdout.count(": intact")) == (0, 3)
+    assert _checkpoint("verify", tmp_path / "two").exit_code == 0
     damaged = tmp_path / "two" / "iter_0000002" / "__1_0.distcp"
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 8
     damaged.write_bytes(content)
     (tmp_path / "two" / "iter_0000003" / "common.pt").unlink()
     result = _checkpoint("verify", tmp_path / "two")
-    assert (result.exit_code, result.stdout.count(": intact")) == (1, 1)
-    assert "iter_0000002: DAMAGED\n  __1_0.distcp " in result.stdout
-    assert "iter_0000003: DAMAGED\n  common.pt " in result.stdout
+    assert result.exit_code == 1
+    assert re.search(r"iter_0000002: DAMAGED\n +__1_0\.distcp ", result.stdout)
+    assert re.search(r"iter_0000003: DAMAGED\n +common\.pt ", result.stdout)
+    assert result.stdout.count("DAMAGED") == 2
     assert _checkpoint("verify", tmp_path / "two" / "iter_0000001").exit_code == 0
     assert _checkpoint("verify", tmp_path / "two", "--iteration", 2).exit_code == 1
-    # A list looks at sizes only.
+    # `list` compares sizes only.
     assert [row["is_whole"] for row in _json("list", tmp_path / "two")] == [True, True, False]
 
 
@@ -149,7 +150,7 @@ def test_diff_of_two_layouts_compares_whole_tensors(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("num_files", [1, 5])
-def test_a_resharded_checkpoint_is_equal_and_trains_on(folder: Path, tmp_path: Path, num_files: int) -> None:
+def test_a_resharded_checkpoint_is_equal_and_resumes(folder: Path, tmp_path: Path, num_files: int) -> None:
     output = tmp_path / "resharded"
     result = _checkpoint("reshard", folder / "two", "--files", num_files, "--output", output)
     assert result.exit_code == 0, result.output
@@ -175,12 +176,12 @@ def test_an_average_is_the_mean_of_the_weights_and_loads(folder: Path, tmp_path:
     assert _checkpoint("verify", output).exit_code == 0
     weights = run_alone(_weights_from, output)
     assert torch.equal(weights[EMBEDDING], written.read(EMBEDDING))
-    with pytest.raises(CheckpointError, match="init_from"):
+    with pytest.raises(CheckpointError, match=r"\binit_from\b"):
         run_alone(_train_from, output)
 
 
 @pytest.mark.parametrize("command", [("reshard",), ("average", 1, 3)])
-def test_nothing_is_written_where_something_lies(
+def test_nothing_is_written_into_a_folder_that_is_not_empty(
     folder: Path, tmp_path: Path, command: tuple[Any, ...]
 ) -> None:
     (tmp_path / "mine").write_text("")
@@ -189,5 +190,5 @@ def test_nothing_is_written_where_something_lies(
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_mean_of_one_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_an_average_of_one_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
     assert _checkpoint("average", folder / "two", 1, 1, "--output", tmp_path / "out").exit_code == 2

@@ -1,8 +1,8 @@
 """A checkpoint of any layout loads onto any other: weights and moments stay the same, bit for bit.
 
-Each layout trains and saves; each other one loads that and saves again; the two checkpoints are held against
-each other. The weights are compared a second time without any code of checkpoints: gathered from the ranks
-that saved and from those that loaded. So are the moments, for optimizers that keep them whole.
+Each layout trains and saves; every other one loads that and saves again; the two checkpoints are compared.
+The weights are also compared without any code of checkpoints: gathered from the ranks that saved and from
+those that loaded. So are the moments, for optimizers that do not distribute them.
 """
 
 import gc
@@ -97,7 +97,7 @@ def _save(directory: Path, parts: TrainingParts, groups: ParallelGroups) -> None
 def _on_layout(name: str, is_plain: bool, action: Callable[[TrainingParts, ParallelGroups], None]) -> None:
     layout, config = LAYOUTS[name], _config(name, is_plain=is_plain)
     groups = initialize_groups(tensor=layout.tensor, pipeline=layout.pipeline)
-    # Megatron collects garbage at every save and load; what was imported need not be searched each time.
+    # Megatron collects garbage at every save and load; exclude what was imported before.
     gc.freeze()
     try:
         action(build_training(config, VOCAB_SIZE, groups), groups)
@@ -170,7 +170,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def differing(ranks: SharedRanks, folder: Path) -> list[list[str]]:
-    """What differs when gathered, by rank; all 30 pairs lie in the folder afterwards."""
+    """Return what differs when gathered, by rank; the checkpoints of all 30 pairs are in the folder then."""
     _in_pools(ranks, _train_and_save, folder, False)
     return _in_pools(ranks, _load_and_save, folder, tuple(LAYOUTS), False)
 
@@ -191,16 +191,16 @@ def test_weights_and_moments_load_onto_another_layout_bit_for_bit(
     assert [str(item) for item in compared.values() if not item.is_equal] == []
 
 
-def test_gathered_from_the_ranks_the_weights_are_those_that_were_saved(differing: list[list[str]]) -> None:
+def test_weights_gathered_from_the_ranks_are_those_that_were_saved(differing: list[list[str]]) -> None:
     assert len(differing) == 1 + 2 + 4, "ranks of all pools"
     assert [line for of_rank in differing for line in of_rank] == []
 
 
-def test_what_layouts_have_trained_differs(differing: list[list[str]], folder: Path) -> None:
+def test_layouts_have_trained_different_weights(differing: list[list[str]], folder: Path) -> None:
     assert not all(item.is_equal for item in _compare(folder, "tp1", "dp2").values())
 
 
-def test_gathered_from_the_ranks_the_moments_are_those_that_were_saved(
+def test_moments_gathered_from_the_ranks_are_those_that_were_saved(
     ranks: SharedRanks, tmp_path: Path
 ) -> None:
     _in_pools(ranks, _train_and_save, tmp_path, True)

@@ -1,6 +1,6 @@
-"""Saving at once and in the background, saves that fail, and going on after damage.
+"""Saves in the foreground and in the background, saves that fail, and resuming after damage.
 
-Starting ranks costs seconds, so two ranks try everything, and the tests look at what they found.
+Two ranks do everything once, and the tests check what they report.
 """
 
 import os
@@ -8,7 +8,7 @@ import resource
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,12 +42,12 @@ class Found:
     """What a rank reports, by case."""
 
     losses: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str | None] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Gate:
-    """A path that is not told before the gate is opened: whoever copies the file waits."""
+    """A path that can be used only after the gate is opened: a copy of the file waits until then."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,16 +71,17 @@ def _saver(run: TinyGpt, directory: Path, **settings: Any) -> CheckpointSaver:
     )
 
 
-def _error_of(action: Any) -> str:
+def _error_of(action: Any) -> str | None:
+    """Return the message of the CheckpointError that an action raises, None if it raises none."""
     try:
         action()
     except CheckpointError as error:
         return str(error)
-    return "no error"
+    return None
 
 
 def _save_in_background(folder: Path, found: Found) -> None:
-    """Save at step 3 while steps 4 and 5 are made, then at step 5."""
+    """Save step 3 while steps 4 and 5 are computed, then save step 5."""
     run = TinyGpt(tensor=2)
     gate = Gate(folder / "run_config.yaml")
     saver = _saver(run, folder / "background", in_background=True, config_file=gate)
@@ -112,8 +113,8 @@ def _save_at_once(folder: Path, found: Found) -> None:
     destroy_groups()
 
 
-def _leave_while_it_is_written(folder: Path, found: Found) -> None:
-    """One rank leaves at once, the other is busy meanwhile."""
+def _leave_during_a_save(folder: Path, found: Found) -> None:
+    """Leave on one rank at once and on the other later."""
     run = TinyGpt(tensor=2)
     saver = _saver(run, folder / "left", in_background=True)
     saver.save(STATE)
@@ -139,7 +140,7 @@ def _fail_in_background(folder: Path, found: Found) -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             num_steps += 1
-            # Ranks that are not alike in speed.
+            # The ranks differ in speed.
             time.sleep(0.02 * (1 + run.groups.rank))
             saver.poll()
 
@@ -183,7 +184,7 @@ def _fail_on_one_rank(folder: Path, found: Found) -> None:
             found.errors[f"rank {rank} cannot write"] = _error_of(lambda: save_at(LATER))
     found.facts["folders after a full disk"] = folders(directory)
     found.facts["damage after a full disk"] = find_damage(checkpoint_folder(directory, 3))
-    # Seen before anything is removed by the other rank's next save.
+    # Before the other rank's next save removes anything.
     run.train(1)
     save_at(LATER)
     found.facts["folders when there is room again"] = folders(directory)
@@ -194,7 +195,7 @@ def _on_two_ranks(folder: Path) -> Found:
     found = Found()
     _save_at_once(folder, found)
     _save_in_background(folder, found)
-    _leave_while_it_is_written(folder, found)
+    _leave_during_a_save(folder, found)
     _fail_in_background(folder, found)
     _fail_on_one_rank(folder, found)
     return found
@@ -212,7 +213,7 @@ def two_ranks(ranks: SharedRanks, folder: Path) -> list[Found]:
     return ranks.run(_on_two_ranks, 2, folder)
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(two_ranks: list[Found]) -> None:
+def test_training_continues_while_a_checkpoint_is_written(two_ranks: list[Found]) -> None:
     for found in two_ranks:
         assert found.facts["while it is written"] is None
         assert found.facts["when the next is begun"]
@@ -225,7 +226,7 @@ def test_training_is_the_same_with_saves_in_the_background(two_ranks: list[Found
 
 
 @pytest.mark.parametrize("iteration", [3, 5])
-def test_a_save_in_the_background_is_the_same_as_one_at_once(
+def test_a_save_in_the_background_equals_one_in_the_foreground(
     two_ranks: list[Found], folder: Path, iteration: int
 ) -> None:
     at_once, background = (checkpoint_folder(folder / name, iteration) for name in ("at_once", "background"))
@@ -248,29 +249,26 @@ def test_checkpoints_of_different_steps_differ(two_ranks: list[Found], folder: P
 def test_an_error_in_the_background_reaches_all_ranks_in_the_same_step(two_ranks: list[Found]) -> None:
     first, second = two_ranks
     for found in two_ranks:
-        assert "could not write the checkpoint of iteration 5" in found.errors["in the background"]
-        assert "nowhere.yaml" in found.errors["in the background"]
-        assert found.errors["afterwards"] == "no error"
+        assert "nowhere.yaml" in (found.errors["in the background"] or "")
+        assert found.errors["afterwards"] is None
         assert found.facts["after a failure"] == 3
     assert first.facts["steps until the error"] == second.facts["steps until the error"]
 
 
-def test_who_leaves_a_failed_run_lets_the_save_end(two_ranks: list[Found]) -> None:
+def test_leaving_a_failed_run_waits_for_the_save(two_ranks: list[Found]) -> None:
     assert [found.facts["after leaving"] for found in two_ranks] == [3, 3]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_full_disk_on_one_rank_is_an_error_on_all_and_harms_nothing(
+def test_a_full_disk_on_one_rank_is_an_error_on_all_and_damages_nothing(
     two_ranks: list[Found], rank: int
 ) -> None:
     for found in two_ranks:
-        message = found.errors[f"rank {rank} cannot write"]
-        assert f"could not write the checkpoint of iteration 5: rank {rank}: " in message
-        assert "GB are free" in message
+        assert f" rank {rank}: " in (found.errors[f"rank {rank} cannot write"] or "")
         assert found.facts["damage after a full disk"] == []
 
 
-def test_the_next_save_removes_what_a_full_disk_left(two_ranks: list[Found]) -> None:
+def test_the_next_save_removes_the_files_that_a_full_disk_left(two_ranks: list[Found]) -> None:
     for found in two_ranks:
         assert found.facts["folders after a full disk"] == ["iter_0000003", "iter_0000005.partial"]
         assert found.facts["folders when there is room again"] == ["iter_0000003", "iter_0000005"]
@@ -303,12 +301,13 @@ def _interrupt_replacement(directory: Path) -> None:
     folder.rename(folder.with_suffix(".replaced.partial"))
 
 
-def _harm_all(directory: Path) -> None:
+def _truncate_all(directory: Path) -> None:
     for path in directory.glob("iter_*/__0_0.distcp"):
         os.truncate(path, 3)
 
 
-HARMS = {
+# How checkpoints of iterations 100, 200 and 300 are damaged, and the one that is then resumed from.
+DAMAGES: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "nothing": (lambda directory: None, "iter_0000300"),
     "truncated": (_truncate, "iter_0000200"),
     "flipped": (_flip, "iter_0000200"),
@@ -319,7 +318,7 @@ HARMS = {
     "no tracker": (lambda directory: (directory / TRACKER_NAME).unlink(), "iter_0000300"),
     "tracker of nothing": (lambda directory: (directory / TRACKER_NAME).write_text("250"), "iter_0000200"),
     "replacement interrupted": (_interrupt_replacement, "iter_0000300"),
-    "all truncated": (_harm_all, "an intact checkpoint"),
+    "all truncated": (_truncate_all, None),
 }
 
 
@@ -327,10 +326,10 @@ def _find_on_two_ranks(directories: dict[str, Path]) -> Found:
     found = Found()
     for name, directory in directories.items():
         try:
-            intact = find_intact_checkpoint(directory, reads=True)
-            found.facts[name] = None if intact is None else intact.name
-        except CheckpointError as error:
-            found.facts[name] = str(error)
+            whole = find_intact_checkpoint(directory, reads=True)
+            found.facts[name] = "start from scratch" if whole is None else whole.name
+        except CheckpointError:
+            found.facts[name] = None
     flipped = directories["flipped"]
     found.facts["by size"] = str(find_intact_checkpoint(flipped, reads=False))
     found.errors["tool"] = _error_of(lambda: check_intact(flipped / "iter_0000300", reads=True))
@@ -341,30 +340,31 @@ def _find_on_two_ranks(directories: dict[str, Path]) -> Found:
 @pytest.fixture(scope="module")
 def after_damage(ranks: SharedRanks, tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     directories = {"new run": tmp_path_factory.mktemp("new")}
-    for name, (harm, _) in HARMS.items():
+    for name, (damage, _) in DAMAGES.items():
         directory = directories[name] = tmp_path_factory.mktemp("damaged")
         for iteration in (100, 200, 300):
             save(directory, iteration)
-        harm(directory)
+        damage(directory)
     return ranks.run(_find_on_two_ranks, 2, directories)
 
 
-@pytest.mark.parametrize("name", HARMS)
-def test_a_run_resumes_from_the_newest_intact_checkpoint(after_damage: list[Found], name: str) -> None:
-    for found in after_damage:
-        assert found.facts[name].startswith(HARMS[name][1]) or HARMS[name][1] in found.facts[name]
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_run_resumes_from_the_newest_intact_checkpoint_or_fails(
+    after_damage: list[Found], name: str
+) -> None:
+    assert [found.facts[name] for found in after_damage] == [DAMAGES[name][1]] * 2
 
 
-def test_a_run_that_has_saved_nothing_begins(after_damage: list[Found]) -> None:
-    assert [found.facts["new run"] for found in after_damage] == [None, None]
+def test_a_run_that_has_saved_nothing_starts_from_scratch(after_damage: list[Found]) -> None:
+    assert [found.facts["new run"] for found in after_damage] == ["start from scratch"] * 2
 
 
 def test_without_verification_sizes_alone_are_compared(after_damage: list[Found]) -> None:
     assert all(found.facts["by size"].endswith("iter_0000300") for found in after_damage)
 
 
-def test_tools_refuse_a_damaged_checkpoint_by_the_name_of_the_file(after_damage: list[Found]) -> None:
+def test_tools_refuse_a_damaged_checkpoint_and_name_the_file(after_damage: list[Found]) -> None:
     for found in after_damage:
-        assert "__0_0.distcp" in found.errors["tool"]
-        assert "--iteration" in found.errors["tool"]
-        assert found.errors["tool, intact"] == "no error"
+        for part in ("__0_0.distcp", "--iteration"):
+            assert part in (found.errors["tool"] or "")
+        assert found.errors["tool, intact"] is None

@@ -1,4 +1,4 @@
-"""Before its first step, a run continued from a vanilla model computes what that model does."""
+"""A run that continues a vanilla model computes what that model does before the first step."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Ranks whose data do not come: a stop is heard on all of them, and waiting has an end."""
+"""A stop signal reaches all ranks, and ends the run, while they wait for data."""
 
 import os
 import signal
@@ -16,9 +16,8 @@ from pipeline.ranks.signals import StopFlag
 from pipeline.run.start import train
 from pipeline.shared.exit_codes import ExitCode
 from tests.support.commands import wait_until
-from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus
 from tests.support.ranks import SharedRanks
-from tests.support.runs import has_trained, one_rank, write_recipe
+from tests.support.runs import has_trained, one_rank
 
 pytestmark = pytest.mark.multiprocess
 
@@ -26,7 +25,7 @@ HANGS_AFTER = 2
 
 
 def stop_while_data_hang(hanging_rank: int, stopped_rank: int) -> str:
-    """What the ranks agree on when one waits for its data and one is told to stop."""
+    """Return what the ranks agree on when one waits for its data and one receives a stop signal."""
     may_end = threading.Event()
 
     def make(position: int) -> int:
@@ -46,18 +45,15 @@ def stop_while_data_hang(hanging_rank: int, stopped_rank: int) -> str:
 
 
 @pytest.mark.parametrize(("hanging_rank", "stopped_rank"), [(0, 1), (1, 1)])
-def test_a_stop_of_one_rank_is_heard_while_another_waits_for_data(
+def test_a_stop_signal_to_one_rank_reaches_another_that_waits_for_data(
     ranks: SharedRanks, hanging_rank: int, stopped_rank: int
 ) -> None:
     assert ranks.run(stop_while_data_hang, 2, hanging_rank, stopped_rank) == ["SIGNAL", "SIGNAL"]
 
 
-def test_a_run_that_is_stopped_while_its_data_hang_saves_what_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_is_stopped_while_its_data_hang_saves(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = write_corpus(tmp_path / "text")
-    prepare_here(source, train_small_tokenizer(source, tmp_path / "tokenizer.model"), tmp_path / "data")
-    recipe = write_recipe(tmp_path / "recipe.yaml", data=tmp_path / "data")
     config = load_config(recipe, one_rank(tmp_path / "run"))
     may_end = threading.Event()
     read = TrainingBatches.read

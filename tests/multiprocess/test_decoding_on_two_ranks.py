@@ -5,10 +5,10 @@ import torch
 
 from megatron_ext.decoding import BatchDecoder
 from megatron_ext.host import prepare_host
-from megatron_ext.methods.base import Sweeps
 from megatron_ext.model.config import Architecture
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.decode.sweeps import Sweeps
 from tests.support.ponder_models import METHODS, oracle_results, random_tokens, tiny_model
 from tests.support.ranks import SharedRanks
 
@@ -23,7 +23,7 @@ CASES = [(method, Architecture.LLAMA) for method in METHODS] + [
 
 
 def errors_on_ranks(cases: list[tuple[Method, Architecture]]) -> dict[str, tuple[float, bool, list[int]]]:
-    """Largest error of the logits, whether the steps are right, and the rows kept, by case."""
+    """Return by case the largest error of the logits, whether the steps are correct, and the rows kept."""
     prepare_host()
     groups = initialize_groups(tensor=2)
     try:

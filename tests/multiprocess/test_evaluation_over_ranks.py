@@ -1,4 +1,4 @@
-"""Evaluations of a checkpoint on two ranks, tensor or data parallel, against one."""
+"""Evaluations of a checkpoint on two ranks, tensor or data parallel, equal that on one."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.multiprocess
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a rank has found: the scores and costs of all tasks, and the evaluation on held-out text."""
+    """The results of a rank: scores and costs of all tasks, and the evaluation on held-out text."""
 
     scores: list[dict[str, Any]]
     heldout: dict[str, Any]

@@ -26,7 +26,7 @@ def test_both_ways_give_the_same_gradients_on_all_stages(
 
 
 def compare_ways(method: str, num_stages: int) -> dict[str, Any]:
-    """Time one step both ways and tell how far the gradients are apart."""
+    """Time one step both ways and compare the gradients."""
     from megatron_ext.host import prepare_host
 
     prepare_host()

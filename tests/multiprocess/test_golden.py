@@ -1,4 +1,4 @@
-"""`python -m tests.golden` on the recorded vectors, and on folders in which something is wrong."""
+"""`python -m tests.golden` on the recorded vectors, on changed ones and on folders that cannot be read."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from tests.support.golden.compare import WHOLE_NUMBERS
 
 pytestmark = pytest.mark.multiprocess
 
-# On several ranks, cases that differ in what crosses them: documents, mixtures, halting, versions of keys.
+# On several ranks, cases that differ in what is sent: documents, mixtures, halting, versions of keys.
 ON_TWO_RANKS = (
     "adaponderlm_llama_k3_packed_restart",
     "adaponderlm_neox_k3_rightpad",
@@ -51,7 +51,7 @@ def results_of(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def copy_case(golden: Path, folder: Path, name: str) -> None:
-    """Copy a case and the weights it names."""
+    """Copy a case and the weights that it refers to."""
     facts = json.loads((golden / f"{name}.json").read_text())
     weights = [facts[key] for key in ("weights_file", "extra_weights_file") if key in facts]
     for file in (f"{name}.json", f"{name}.safetensors", *weights):
@@ -73,7 +73,7 @@ def quiet() -> Console:
 def assert_all_pass(
     folder: Path, results_file: Path, console: Console, cases: list[GoldenCase], **layout: int
 ) -> None:
-    """Compute the forward cases of a folder and look whether each was held against all that it records."""
+    """Compute the forward cases of a folder and check that each was compared with everything it records."""
     code = run_golden(folder, kind="forward", json_file=results_file, console=console, **layout)
 
     results = results_of(results_file)
@@ -111,7 +111,7 @@ def test_layouts_reproduce_the_vectors_too(
     for name in names:
         copy_case(golden_folder, tmp_path, name)
     cases = read_cases(tmp_path)
-    # On two stages one of them holds a layer more.
+    # Of two stages one has a layer more than the other.
     assert {case.backbone["num_hidden_layers"] for case in cases} == {3}
 
     file = tmp_path / "results" / "golden.json"
@@ -145,7 +145,7 @@ def test_the_production_decoder_reproduces_every_vector(
         assert ("halting" in worst) == (case.method is not Method.PONDERLM2), case.name
 
 
-def test_changed_records_are_found_and_named(golden_folder: Path, tmp_path: Path, quiet: Console) -> None:
+def test_changed_records_are_detected_and_named(golden_folder: Path, tmp_path: Path, quiet: Console) -> None:
     changed = {
         "ours_llama_k1_j3": ("outputs/logits", "logits"),
         "ponderlm3_neox_k1_j2": ("grads/ponder.router.0.weight", "gradients"),
@@ -182,32 +182,27 @@ def test_decoding_on_several_stages_is_not_supported(
     code = run_golden(tmp_path, json_file=file, console=quiet, pipeline_parallel=2)
 
     assert code == ExitCode.NOT_SUPPORTED
-    assert "2 pipeline stages" in results_of(file)["decode_ponderlm3_llama_k2"]["reason"]
+    assert results_of(file)["decode_ponderlm3_llama_k2"]["status"] not in ("passed", "failed")
 
 
-def test_a_folder_without_cases_is_no_success(tmp_path: Path, quiet: Console) -> None:
+def test_a_folder_without_cases_is_a_failure(tmp_path: Path, quiet: Console) -> None:
     assert run_golden(tmp_path, console=quiet) == ExitCode.CRASH
 
 
-def test_no_case_of_the_chosen_method_is_no_success(
-    golden_folder: Path, tmp_path: Path, quiet: Console
-) -> None:
+def test_a_method_without_cases_is_a_failure(golden_folder: Path, tmp_path: Path, quiet: Console) -> None:
     copy_case(golden_folder, tmp_path, "vanilla_llama")
 
     assert run_golden(tmp_path, method=Method.PONDERLM3, console=quiet) == ExitCode.CRASH
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda folder: folder / "absent", "must lie in a folder"),
-        (lambda folder: _broken(folder), "must be a golden case of a known method"),
-    ],
+    ("change", "named"),
+    [(lambda folder: folder / "missing", "missing"), (lambda folder: _broken(folder), r"case\.json")],
 )
 def test_a_folder_that_cannot_be_read_is_refused(
-    tmp_path: Path, quiet: Console, change: Callable[[Path], Path], message: str
+    tmp_path: Path, quiet: Console, change: Callable[[Path], Path], named: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=named):
         run_golden(change(tmp_path), console=quiet)
 
 

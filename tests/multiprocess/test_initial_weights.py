@@ -1,6 +1,5 @@
-"""A run starts from the weights of another one: which are taken, which are new, and what is refused."""
+"""A run is initialized with the weights of another one: which are loaded, which are new, what is refused."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,7 @@ def _start(
     changes: Mapping[str, Any],
     vocab_size: int = VOCAB_SIZE,
 ) -> tuple[Values, Values]:
-    """Return the weights before and after, or raise what was refused."""
+    """Return the weights before and after loading those of the source."""
     groups = initialize_groups(tensor=layout.tensor, pipeline=layout.pipeline)
     try:
         start = {"path": str(folder / source), "method": source} | changes.get("init_from", {})
@@ -84,7 +83,7 @@ def _start(
         before = _weights(parts)
         load_initial_weights(config, parts, vocab_size=vocab_size)
         after = _weights(parts)
-        # An optimizer that kept masters of its own would put the drawn weights back.
+        # An optimizer with stale master weights would restore the initial ones.
         parts.optimizer.step()
         return before, after
     finally:
@@ -117,15 +116,13 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("source", "target", "new"), PAIRS)
-def test_weights_are_taken_over_and_what_is_new_stays_as_it_was_drawn(
+def test_weights_are_loaded_and_new_ones_keep_their_initial_values(
     folder: Path,
     saved: dict[str, Values],
-    caplog: pytest.LogCaptureFixture,
     source: str,
     target: str,
     new: str,
 ) -> None:
-    caplog.set_level(logging.INFO, logger="pipeline.run.initial_weights")
     before, after = run_alone(_start, folder, source, target, Layout(), {})
     drawn = {name for name in after if new and name.startswith(new)}
     assert bool(drawn) == bool(new)
@@ -133,11 +130,9 @@ def test_weights_are_taken_over_and_what_is_new_stays_as_it_was_drawn(
     for name, value in after.items():
         expected = before[name] if name in drawn else saved[source][name]
         assert torch.equal(value, expected), name
-    assert f"({source})" in caplog.text
-    assert ("new weights: " in caplog.text) == bool(new)
 
 
-def test_a_run_on_another_layout_starts_from_the_same_weights(
+def test_a_run_on_another_layout_loads_the_same_weights(
     ranks: SharedRanks, folder: Path, saved: dict[str, Values]
 ) -> None:
     layout = Layout(tensor=2)
@@ -147,16 +142,11 @@ def test_a_run_on_another_layout_starts_from_the_same_weights(
 
 
 REFUSALS = [
-    (
-        "vanilla",
-        "vanilla",
-        {"init_from": {"method": "vanilla", "path": "ponderlm"}},
-        "init_from.method",
-    ),
-    ("vanilla", "vanilla", {"model": {"num_layers": 3}}, "model.num_layers is 3 here and 4 there"),
-    ("vanilla", "vanilla", {"model": {"rotary_base": 500}}, "model.rotary_base is 500 here and 10000 there"),
+    ("vanilla", "vanilla", {"init_from": {"method": "vanilla", "path": "ponderlm"}}, r"init_from\.method"),
+    ("vanilla", "vanilla", {"model": {"num_layers": 3}}, r"model\.num_layers .*\b3\b.*\b4\b"),
+    ("vanilla", "vanilla", {"model": {"rotary_base": 500}}, r"model\.rotary_base .*\b500\b.*\b10000\b"),
     ("vanilla", "vanilla", {"init_from": {"iteration": 8}}, "iter_0000008"),
-    ("ponderlm3", "ponderlm3", {"ponder": {"num_latent_thoughts": 3}}, "mismatch"),
+    ("ponderlm3", "ponderlm3", {"ponder": {"num_latent_thoughts": 3}}, r"ponder\.router"),
 ]
 
 
@@ -177,7 +167,7 @@ def test_what_does_not_fit_is_refused(
 
 def test_another_vocabulary_is_refused(folder: Path, saved: dict[str, Values]) -> None:
     changes = {"model": {"vocab_size": 70}}
-    with pytest.raises(CheckpointError, match=r"embedding .*70"):
+    with pytest.raises(CheckpointError, match=r"\b70\b"):
         run_alone(_start, folder, "vanilla", "vanilla", Layout(), changes, 70)
 
 

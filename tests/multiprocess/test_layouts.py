@@ -2,7 +2,7 @@
 
 The gradients are those that the optimizer reads after Megatron's schedule has run four micro-batches of
 packed documents, forward and backward, and all reductions are done. The cases are a pairwise subset of the
-matrix of methods, layouts, recompute and J; `make test-matrix` runs all of it.
+matrix of methods, layouts, recompute and J; `make test-matrix` runs the full matrix.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ SUBSET = covering_subset({case: case.shows for case in MATRIX})
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process computes."""
+    """A file with what one process computes."""
     file = tmp_path_factory.mktemp("references") / "steps.pt"
     run_alone(write_references, [(name, "fp32") for name in MODELS], file)
     return file

@@ -1,4 +1,4 @@
-"""In bf16 a layout differs from one process by rounding, no more.
+"""In bf16 a layout differs from one process only by rounding.
 
 The bands are of a tensor: largest absolute difference over largest absolute value. Between bf16 and float32
 in one process these models differ by up to 0.1 in gradients.
@@ -26,8 +26,8 @@ STAGES_AND_REPLICAS = [
     _case("adaponderlm, llama", "DP2xPP2"),
 ]
 LARGEST_ERROR = 2e-2
-# The forward rounds otherwise too. AdaPonderLM is missing: halting is a hard decision in it, and a token that
-# decides otherwise moves gradients by half, as it does between bf16 and float32 in one process.
+# The forward rounds differently too. AdaPonderLM is missing because its halting is a hard decision: a token
+# that decides differently changes gradients by half, as it does between bf16 and float32 in one process.
 TENSOR_AXIS = [
     _case("vanilla, llama", "TP2"),
     _case("ponderlm, llama", "TP2+SPxPP2", recompute="full"),

@@ -1,4 +1,4 @@
-"""A rank that dies or hangs in the middle of a pass ends the whole job, and is named."""
+"""A rank that dies or hangs in the middle of a pass ends the whole job and is named."""
 
 import re
 from collections.abc import Iterator
@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Finished, Running, started
-from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus
 from tests.support.failing_training import EXIT_CODE
-from tests.support.runs import write_recipe
+from tests.support.runs import written_events
 
 pytestmark = pytest.mark.multiprocess
 
@@ -34,13 +33,13 @@ JOBS = {
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Running]]:
-    """All running at the same time, because they mostly wait."""
-    folder = tmp_path_factory.mktemp("jobs")
-    source = write_corpus(folder / "text")
-    tokenizer = train_small_tokenizer(source, folder / "tokenizer.model")
-    prepare_here(source, tokenizer, folder / "data")
-    recipe = write_recipe(folder / "recipe.yaml", data=folder / "data")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def jobs(recipe: Path, folder: Path) -> Iterator[dict[str, Running]]:
+    """All run at the same time, because they mostly wait."""
     with ExitStack() as stack:
         yield {
             name: stack.enter_context(started(_arguments(recipe, folder / name, *arguments)))
@@ -50,7 +49,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Running
 
 @pytest.fixture(scope="module")
 def finished(jobs: dict[str, Running]) -> dict[str, Finished]:
-    """How they ended; no process of theirs is left."""
+    """The results of the jobs, none of which has left a process."""
     return {name: job.finish() for name, job in jobs.items()}
 
 
@@ -60,9 +59,11 @@ def _arguments(recipe: Path, output: Path, rank: str, way: str, *overrides: str)
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_the_rank_failed_in_the_middle_of_training(finished: dict[str, Finished], name: str) -> None:
-    assert "iteration        1/" in finished[name].stderr
-    assert "iteration        2/" not in finished[name].stderr
+def test_the_rank_failed_in_the_second_iteration(
+    finished: dict[str, Finished], folder: Path, name: str
+) -> None:
+    assert finished[name]
+    assert [event["iteration"] for event in written_events(folder / name)] == [1]
 
 
 @pytest.mark.parametrize(("name", "rank"), [("stage 1 dies", 1), ("tensor rank 0 dies", 0)])
@@ -70,32 +71,31 @@ def test_a_rank_that_dies_is_named_and_ends_the_job(
     finished: dict[str, Finished], name: str, rank: int
 ) -> None:
     assert finished[name].exit_code == EXIT_CODE
-    assert f"rank {rank} of 2 failed with exit code {EXIT_CODE}" in finished[name].stderr
+    assert re.search(rf"rank {rank} of 2 .*\b{EXIT_CODE}\b", finished[name].stderr)
 
 
-def test_the_other_rank_knows_that_its_neighbour_has_died(finished: dict[str, Finished]) -> None:
-    assert re.search(r"LostRanksError: .*rank 0 of 2 .*ranks \[1\]", finished["stage 1 dies"].stderr)
+def test_the_other_rank_names_the_one_that_has_died(finished: dict[str, Finished]) -> None:
+    assert re.search(r"LostRanksError: rank 0 of 2 .* ranks \[1\]", finished["stage 1 dies"].stderr)
 
 
 def test_a_rank_that_hangs_is_named_and_ends_the_job(finished: dict[str, Finished]) -> None:
     hung = finished["stage 0 hangs"]
     assert hung.exit_code == 75
-    assert re.search(r"LostRanksError: .*rank 1 of 2 .*ranks \[0\]", hung.stderr)
-    assert "ranks [0] did not leave in time and are killed" in hung.stderr
+    assert re.search(r"LostRanksError: rank 1 of 2 .* ranks \[0\]", hung.stderr)
 
 
-def test_the_watchdog_names_a_rank_that_hangs_and_asks_to_be_started_again(
+def test_the_watchdog_names_a_rank_that_hangs_and_asks_for_a_requeue(
     finished: dict[str, Finished],
 ) -> None:
     watched = finished["stage 0 hangs, watched"]
     assert watched.exit_code == 75
-    assert "rank 0 (iteration 2, at " in watched.stderr
+    assert re.search(r"rank 0 \(iteration 2, ", watched.stderr)
 
 
 @pytest.mark.parametrize(("rank", "place"), [(0, "failing_training.py"), (1, "p2p_communication.py")])
 def test_the_watchdog_writes_what_every_rank_was_doing(
-    finished: dict[str, Finished], tmp_path_factory: pytest.TempPathFactory, rank: int, place: str
+    finished: dict[str, Finished], folder: Path, rank: int, place: str
 ) -> None:
     assert finished
-    folder = next(tmp_path_factory.getbasetemp().glob("jobs*")) / "stage 0 hangs, watched" / "stacks"
-    assert place in (folder / f"rank_{rank:05d}.txt").read_text()
+    stacks = folder / "stage 0 hangs, watched" / "stacks"
+    assert place in (stacks / f"rank_{rank:05d}.txt").read_text()

@@ -1,13 +1,13 @@
-"""The plan's memory against the tensors alive on every rank of a layout."""
+"""The planned memory against the tensors that are alive on every rank of a layout."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.config.validate import build_config
-from pipeline.cost.rank_memory import rank_memories
+from pipeline.cost.memory import rank_memories
 from pipeline.cost.rank_sizes import rank_sizes
 from tests.bench.memory import measure_steps
 from tests.support.ranks import SharedRanks

@@ -1,4 +1,4 @@
-"""Ranks that agree to stop, and the harness that starts ranks for tests."""
+"""Ranks agree to stop; the ranks of tests report failures."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.support.ranks import SharedRanks, run_on_ranks
 pytestmark = pytest.mark.multiprocess
 
 
-def _stop_when_rank_one_is_told() -> list[bool]:
+def _stop_on_a_signal_to_rank_one() -> list[bool]:
     answers = []
     with StopFlag() as stop:
         for step in range(3):
@@ -36,7 +36,7 @@ def _die_on(rank: int) -> None:
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(ranks: SharedRanks) -> None:
-    assert ranks.run(_stop_when_rank_one_is_told, 2) == [[False, True, True]] * 2
+    assert ranks.run(_stop_on_a_signal_to_rank_one, 2) == [[False, True, True]] * 2
 
 
 def test_a_failing_rank_is_named_with_its_error() -> None:
@@ -49,7 +49,7 @@ def test_a_dying_rank_is_named_with_its_exit_code() -> None:
         run_on_ranks(_die_on, 2, 0)
 
 
-def test_ranks_that_do_not_finish_are_ended() -> None:
+def test_ranks_that_do_not_finish_in_time_are_named() -> None:
     with pytest.raises(RuntimeError, match=r"ranks \[0\] did not finish within 4 seconds"):
         run_on_ranks(_sleep, 1, timeout_seconds=4)
 

@@ -1,4 +1,4 @@
-"""What the start-up table says of a stage is what its ranks hold."""
+"""The start-up table lists for every stage what its ranks hold."""
 
 from typing import Any
 

@@ -1,10 +1,10 @@
-"""The loss of a step is what the definitions say: the anchor of all comparisons between layouts."""
+"""The loss of a step follows the definitions: the reference of all comparisons between layouts."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
@@ -52,7 +52,7 @@ def _compare_with_definition(name: str) -> Compared:
 
 
 def _values_by_definition(module: PonderModel, batches: list[TokenBatch]) -> Values:
-    """Differentiate the loss as definitions 2.5 words it, in one graph over all micro-batches."""
+    """Differentiate the loss of section 2.5 of the definitions in one graph over all micro-batches."""
     outputs = [module(batch, num_jacobi_iterations=NUM_SWEEPS) for batch in batches]
     labelled = sum((batch.labels != IGNORED_LABEL).sum() for batch in batches)
     loss: Tensor = sum(output.token_losses.sum() for output in outputs) / labelled

@@ -1,6 +1,6 @@
-"""Some steps of training on a layout change the weights as in one process.
+"""A few training steps on a layout change the weights as in one process.
 
-J is drawn anew in every step, data-parallel ranks share the optimizer's state, and every gradient is clipped.
+J is random in every step, data-parallel ranks share the optimizer's state, and every gradient is clipped.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""Whole commands of megaponder as processes of their own, and what they leave behind."""
+"""Whole commands of megaponder, each in a process of its own, and what they leave behind."""
 
 import os
 import subprocess
@@ -6,17 +6,19 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from tests.support.forks import fork_context
+
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = ("-m", "pipeline.cli")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-# Long, because the machine may be busy; nothing that passes ever waits for it.
+# Long, because the machine may be busy; no test that passes waits for it.
 TIMEOUT_SECONDS = 300.0
 # In the environment of a command and of every process that it starts.
 MARK = "MEGAPONDER_COMMAND_MARK"
@@ -24,7 +26,7 @@ MARK = "MEGAPONDER_COMMAND_MARK"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """How a command ended and what it said; no process that it started is left."""
+    """The result of a command, which has left no process."""
 
     exit_code: int
     stdout: str
@@ -33,7 +35,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A command under way."""
+    """A command that is running."""
 
     process: subprocess.Popen[bytes]
     mark: str
@@ -41,15 +43,15 @@ class Running:
     stderr: Path
 
     def rank(self, number: int) -> psutil.Process:
-        """Return the process of one of its ranks."""
+        """Return the process of a rank."""
         return next(rank for rank in self.ranks() if rank.environ().get("RANK") == str(number))
 
     def ranks(self) -> list[psutil.Process]:
-        """Return the processes of its ranks, as many as have been started."""
+        """Return the processes of the ranks that have been started."""
         return psutil.Process(self.process.pid).children()
 
     def finish(self) -> Finished:
-        """Wait for its end; fail if it leaves a process behind."""
+        """Wait for the end of the command; fail if it leaves a process behind."""
         exit_code = self.process.wait(TIMEOUT_SECONDS)
         stdout, stderr = self.stdout.read_text(), self.stderr.read_text()
         wait_until(lambda: not processes_with(self.mark), seconds=20.0, otherwise=stderr)
@@ -57,9 +59,38 @@ class Running:
 
 
 def megaponder(*arguments: str) -> Finished:
-    """Run `megaponder <arguments>`."""
-    with started([*COMMAND, *arguments]) as command:
-        return command.finish()
+    """Run `megaponder <arguments>` in a forked process, which need not import torch and Megatron again.
+
+    Ranks that the command launches are new processes.
+    """
+    mark = uuid.uuid4().hex
+    environment = {**os.environ, MARK: mark, "COLUMNS": "200"}
+    with tempfile.TemporaryDirectory() as folder:
+        stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
+        process = fork_context().Process(target=_main, args=(arguments, environment, stdout, stderr))
+        process.start()
+        try:
+            process.join(TIMEOUT_SECONDS)
+            assert process.exitcode is not None, f"{arguments} did not finish in time\n{stderr.read_text()}"
+            wait_until(lambda: not processes_with(mark), seconds=20.0, otherwise=stderr.read_text())
+            return Finished(exit_code=process.exitcode, stdout=stdout.read_text(), stderr=stderr.read_text())
+        finally:
+            process.kill()
+            _kill_all(mark)
+
+
+def _main(arguments: Sequence[str], environment: Mapping[str, str], stdout: Path, stderr: Path) -> None:
+    """Become the command: its arguments, environment, folder and output."""
+    for number, path, mode in ((0, Path(os.devnull), "rb"), (1, stdout, "wb"), (2, stderr, "wb")):
+        with path.open(mode) as file:
+            os.dup2(file.fileno(), number)
+    sys.argv = ["megaponder", *arguments]
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(REPOSITORY)
+    from pipeline.cli import main
+
+    main()
 
 
 def megaponder_under_torchrun(num_ranks: int, *arguments: str) -> Finished:
@@ -70,7 +101,7 @@ def megaponder_under_torchrun(num_ranks: int, *arguments: str) -> Finished:
 
 @contextmanager
 def started(arguments: Sequence[str]) -> Iterator[Running]:
-    """Start `python <arguments>`; whatever of it still runs at the end is killed."""
+    """Start `python <arguments>`; kill what still runs of it at the end."""
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
@@ -85,13 +116,17 @@ def started(arguments: Sequence[str]) -> Iterator[Running]:
         try:
             yield Running(process=process, mark=mark, stdout=stdout, stderr=stderr)
         finally:
-            for leftover in processes_with(mark):
-                leftover.kill()
+            _kill_all(mark)
             process.wait()
 
 
+def _kill_all(mark: str) -> None:
+    for leftover in processes_with(mark):
+        leftover.kill()
+
+
 def processes_with(mark: str) -> list[psutil.Process]:
-    """Return the processes that carry a command's mark; dead ones that were not reaped have none."""
+    """Return the processes that carry the mark of a command, without zombies."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -105,7 +140,7 @@ def processes_with(mark: str) -> list[psutil.Process]:
 def wait_until(
     condition: Callable[[], object], *, seconds: float = TIMEOUT_SECONDS, otherwise: str = ""
 ) -> None:
-    """Wait for a condition, asking often; fail with the text after the time is up."""
+    """Wait for a condition; fail with the text when the time has passed."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not reached within {seconds} seconds\n{otherwise}"

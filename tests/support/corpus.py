@@ -1,4 +1,4 @@
-"""A small folder of text with everything in it that real folders have, and a tokenizer for it."""
+"""A small folder of text with everything that real folders contain, and a tokenizer for it."""
 
 import random
 from pathlib import Path
@@ -57,7 +57,7 @@ def train_small_tokenizer(source: TextFolder, output: Path) -> Path:
 
 
 def prepare_here(source: TextFolder, tokenizer: Path, output: Path, **changes: object) -> ShardManifest:
-    """Tokenize in this process."""
+    """Tokenize a source in this process."""
     return prepare(build_request(source, tokenizer, output, **changes))
 
 
@@ -68,5 +68,5 @@ def build_request(source: TextFolder, tokenizer: Path, output: Path, **changes: 
 
 
 def read_text(source: TextFolder, path: str) -> str:
-    """Text of a document by its relative path."""
+    """Return the text of a document."""
     return (source.root / path).read_bytes().decode("utf-8")

@@ -1,4 +1,4 @@
-"""Train as `megaponder train` does, on two ranks of which one does something wrong at a chosen place.
+"""Train like `megaponder train` on two ranks, of which one fails at a chosen place.
 
 python -m tests.support.failing_training RANK WAY CONFIG OVERRIDES..., where WAY is one of `WAYS`.
 """
@@ -16,14 +16,14 @@ from pipeline.ranks.environment import Ranks
 from pipeline.ranks.launch import run_ranks
 
 EXIT_CODE = 9
-# Of a layer: a step of the recipe in `tests.support.runs` has ten on every rank, two of them in each pass.
+# Of a layer: a step of the recipe in `tests.support.runs` has ten calls on every rank, two in each pass.
 LAST_CALL = 15
-# Enough for the other rank to say who is missing.
+# Enough for the other rank to report who is missing.
 FAILURE_TIMEOUT_SECONDS = 8.0
 
 
 def main() -> None:
-    """Start the ranks; as one of them train until the rank fails."""
+    """Start the ranks, or as one of them train until the failure."""
     failing, way, config, *overrides = sys.argv[1:]
     ranks = Ranks.from_environment()
     set_up_logging(speaks=ranks.rank == 0)
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _train(config: Path, overrides: Sequence[str], *, fails: str | None) -> int:
-    # Not above: the launcher has no use for torch and Megatron, whose imports take seconds.
+    # The launcher does not need torch and Megatron, whose imports take seconds.
     from torch import nn
 
     from pipeline.config.load import load_config
@@ -61,7 +61,7 @@ def _gives_nan_gradients(_layer: Any, output: Any) -> None:
     output[0].register_hook(lambda gradient: gradient * float("nan"))
 
 
-def _tells_all_to_stop(_layer: Any, _output: Any) -> None:
+def _stops_the_run(_layer: Any, _output: Any) -> None:
     os.kill(os.getppid(), signal.SIGTERM)
 
 
@@ -69,13 +69,12 @@ WAYS: dict[str, Callable[[Any, Any], None]] = {
     "dies": _dies,
     "hangs": _hangs,
     "nan gradients": _gives_nan_gradients,
-    "told to stop": _tells_all_to_stop,
-    "told to stop in evaluation": _tells_all_to_stop,
+    "stop signal in evaluation": _stops_the_run,
 }
 
 
 class _FailingHook:
-    """Counts the calls of layers, in training or in evaluation, and acts at one of them."""
+    """A hook that counts the calls of layers, in training or in evaluation, and acts at one of them."""
 
     def __init__(self, act: Callable[[Any, Any], None], *, in_training: bool) -> None:
         self._act = act

@@ -1,4 +1,4 @@
-"""Whole trainings that really suffer: what strikes, when, and what became of the run."""
+"""Faults that strike whole trainings, when they strike, and what they cost."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 from pipeline.checkpoint.tracker import TRACKER_NAME, latest_iteration
-from tests.support.commands import COMMAND, Finished, Running, started, wait_until
+from tests.support.commands import COMMAND, Finished, Running, megaponder, started, wait_until
 from tests.support.runs import has_trained, written_events
 
 # Iterations after the start of a command within which a fault strikes.
@@ -25,15 +25,15 @@ Damage = Callable[[Path, Random], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """Something that happens to a run.
+    """A fault that strikes a run.
 
     Attributes:
         name: for the report.
-        moment: waits until it is time.
-        strike: does it to the processes.
-        exit_codes: with which the command may end.
-        damage: done to the checkpoints after that.
-        overrides: settings of the start it happens to.
+        moment: waits until it is time to strike.
+        strike: acts on the processes.
+        exit_codes: that the command may return.
+        damage: done to the checkpoints afterwards.
+        overrides: settings of the start that is struck.
     """
 
     name: str
@@ -50,9 +50,9 @@ class Injected:
 
     Attributes:
         name: of the fault.
-        reached: the last iteration that was logged before.
+        reached: last iteration that was logged before.
         exit_code: of the command.
-        time: when it struck, seconds since the epoch.
+        time: of the strike, seconds since the epoch.
     """
 
     name: str
@@ -65,23 +65,23 @@ class Injected:
 
 
 def settings(num_iterations: int) -> tuple[str, ...]:
-    """Return overrides for a run with many checkpoints and evaluations, and an impatient watchdog."""
+    """Return overrides for a run with many checkpoints and evaluations."""
     return (
         *(f"train-iters={num_iterations}", "lr_decay_iters=240", f"checkpoint.interval={SAVE_INTERVAL}"),
         *("checkpoint.keep_last=3", "evaluation.interval=10", "metrics.tensorboard=false"),
-        *("parallel.timeout_seconds=60", "parallel.watchdog_seconds=12"),
+        *("parallel.timeout_seconds=120", "parallel.watchdog_seconds=60"),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Campaign:
-    """A run that is started again after every fault.
+    """A run that is resumed after every fault.
 
     Attributes:
         recipe: its settings.
-        folder: where it writes.
-        num_iterations: its length.
-        injected: what has struck, in order.
+        folder: of the run.
+        num_iterations: length of the run.
+        injected: faults that have struck, in order.
     """
 
     recipe: Path
@@ -95,8 +95,8 @@ class Campaign:
         return self.folder / "checkpoints"
 
     def suffer(self, fault: Fault, random: Random) -> Finished:
-        """Start the run, let the fault strike and wait for the end of the command."""
-        with started(self._arguments(*fault.overrides)) as command:
+        """Start or resume the run, let the fault strike and wait for the end of the command."""
+        with started([*COMMAND, *self.arguments(*fault.overrides)]) as command:
             fault.moment(command, self.folder, random)
             assert command.process.poll() is None, command.stderr.read_text()
             struck = time.time()
@@ -110,28 +110,28 @@ class Campaign:
             fault.damage(self.checkpoints, random)
         return finished
 
-    def go_on(self, *overrides: str) -> Finished:
-        """Let the run go on to its last iteration, if it can."""
-        with started(self._arguments(*overrides)) as command:
-            return command.finish()
+    def resume(self, *overrides: str) -> Finished:
+        """Start or resume the run and wait for the end of the command."""
+        return megaponder(*self.arguments(*overrides))
 
     @property
     def reached(self) -> int:
-        """The last iteration that was logged."""
+        """Last iteration that was logged, 0 if none was."""
         return max((row["iteration"] for row in written_events(self.folder)), default=0)
 
-    def _arguments(self, *overrides: str) -> list[str]:
+    def arguments(self, *overrides: str) -> list[str]:
+        """Return the arguments of `megaponder` that start or resume the run."""
         all_overrides = (f"output_dir={self.folder}", *settings(self.num_iterations), *overrides)
-        return [*COMMAND, "train", "--config", str(self.recipe), *all_overrides]
+        return ["train", "--config", str(self.recipe), *all_overrides]
 
 
 def soon_after_the_start(_command: Running, _folder: Path, random: Random) -> None:
-    """Anywhere in the start, the imports included."""
+    """Wait for any point of the start, the imports included."""
     time.sleep(random.uniform(0.0, LONGEST_START_SECONDS))
 
 
 def after_some_iterations(command: Running, folder: Path, random: Random) -> None:
-    """At any point of a step, an evaluation or a save."""
+    """Wait for any point of a step, an evaluation or a save."""
     before = max((row["iteration"] for row in written_events(folder)), default=0)
     wanted = before + random.randint(1, LATEST_ITERATION)
     wait_until(lambda: has_trained(folder, wanted) or command.process.poll() is not None)
@@ -139,14 +139,14 @@ def after_some_iterations(command: Running, folder: Path, random: Random) -> Non
 
 
 def after_two_saves(command: Running, folder: Path, _random: Random) -> None:
-    """When this start has left two checkpoints, so that a whole one remains beside a damaged one."""
+    """Wait until this start has left two checkpoints, so that one remains if the other is damaged."""
     before = max((row["iteration"] for row in written_events(folder)), default=0)
     wanted = before + 2 * SAVE_INTERVAL + 1
     wait_until(lambda: has_trained(folder, wanted) or command.process.poll() is not None)
 
 
 def in_a_save(command: Running, folder: Path, _random: Random) -> None:
-    """While a checkpoint is being written, unlike what an earlier fault has left."""
+    """Wait until a checkpoint is being written; files that an earlier fault has left do not count."""
     before = _files_being_written(folder)
     wait_until(lambda: _files_being_written(folder) - before or command.process.poll() is not None)
 
@@ -160,23 +160,23 @@ def _files_being_written(folder: Path) -> set[tuple[Path, int]]:
 
 
 def signalled(number: signal.Signals) -> Strike:
-    """Signal the command, which passes it on to its ranks."""
+    """Return a strike that signals the command, which forwards the signal to its ranks."""
     return lambda command, _random: command.process.send_signal(number)
 
 
 def kill_a_rank(command: Running, random: Random) -> None:
-    """Kill -9 of one of two ranks."""
+    """Kill one of two ranks."""
     wait_until(lambda: len(command.ranks()) == 2)
     random.choice(command.ranks()).kill()
 
 
-def stop_a_rank(command: Running, random: Random) -> None:
-    """Put one of two ranks to sleep for ever."""
+def suspend_a_rank(command: Running, random: Random) -> None:
+    """Suspend one of two ranks for good."""
     random.choice(command.ranks()).suspend()
 
 
 def truncate_a_file(checkpoints: Path, random: Random) -> None:
-    """Cut the end off a file of the newest checkpoint."""
+    """Truncate a file of the newest checkpoint."""
     path = _some_file(checkpoints, random)
     os.truncate(path, path.stat().st_size // 2)
 
@@ -190,12 +190,12 @@ def flip_a_byte(checkpoints: Path, random: Random) -> None:
 
 
 def empty_the_tracker(checkpoints: Path, _random: Random) -> None:
-    """Leave the tracker without content."""
+    """Truncate the tracker to nothing."""
     (checkpoints / TRACKER_NAME).write_text("")
 
 
 def point_the_tracker_to_nothing(checkpoints: Path, _random: Random) -> None:
-    """Let the tracker name an iteration that was never saved."""
+    """Write an iteration that was never saved into the tracker."""
     (checkpoints / TRACKER_NAME).write_text("999999\n")
 
 
@@ -204,11 +204,11 @@ def _some_file(checkpoints: Path, random: Random) -> Path:
     return random.choice(sorted(path for path in newest.iterdir() if path.stat().st_size > 1))
 
 
-def _told(
-    number: signal.Signals, place: str, moment: Moment, *overrides: str, unheard: bool = False
+def _stopped(
+    number: signal.Signals, place: str, moment: Moment, *overrides: str, may_die: bool = False
 ) -> Fault:
-    # Before it listens the command itself dies of the signal; nothing is lost.
-    codes = (75, -number) if unheard else (75,)
+    # Until its handlers are installed the command itself dies of the signal; nothing is lost.
+    codes = (75, -number) if may_die else (75,)
     name = f"{number.name} {place}"
     return Fault(name=name, moment=moment, strike=signalled(number), exit_codes=codes, overrides=overrides)
 
@@ -229,14 +229,15 @@ def _damaged(what: str, damage: Damage) -> Fault:
 
 
 IN_BACKGROUND = "checkpoint.async_save=true"
+CTRL_C = _stopped(signal.SIGINT, "in training", after_some_iterations)
 FAULTS: dict[str, Fault] = {
     fault.name: fault
     for fault in (
-        _told(signal.SIGTERM, "in the start", soon_after_the_start, unheard=True),
-        _told(signal.SIGTERM, "in training", after_some_iterations),
-        _told(signal.SIGUSR1, "in training", after_some_iterations),
-        _told(signal.SIGTERM, "in a save", in_a_save),
-        _told(signal.SIGTERM, "in a save in the background", in_a_save, IN_BACKGROUND),
+        _stopped(signal.SIGTERM, "in the start", soon_after_the_start, may_die=True),
+        _stopped(signal.SIGTERM, "in training", after_some_iterations),
+        _stopped(signal.SIGUSR1, "in training", after_some_iterations),
+        _stopped(signal.SIGTERM, "in a save", in_a_save),
+        _stopped(signal.SIGTERM, "in a save in the background", in_a_save, IN_BACKGROUND),
         _rank_killed("in the start", soon_after_the_start),
         _rank_killed("in training", after_some_iterations),
         _rank_killed("in a save", in_a_save),
@@ -249,10 +250,11 @@ FAULTS: dict[str, Fault] = {
         _damaged("tracker empty", empty_the_tracker),
         _damaged("tracker points to nothing", point_the_tracker_to_nothing),
         Fault(
-            name="a rank put to sleep",
+            name="a rank suspended",
             moment=after_some_iterations,
-            strike=stop_a_rank,
+            strike=suspend_a_rank,
             exit_codes=(75,),
+            overrides=("parallel.watchdog_seconds=12",),
         ),
     )
 }
@@ -260,13 +262,13 @@ FAULTS: dict[str, Fault] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What the faults of a campaign have cost.
+    """The cost of the faults of a campaign.
 
     Attributes:
-        num_faults: how many struck.
+        num_faults: that struck.
         repeated_iterations: logged more than once.
-        seconds_lost: of each fault, from the strike to the first iteration that was new.
-        training_seconds: time of the steps that count.
+        seconds_lost: by fault, from the strike to the first new iteration.
+        training_seconds: of the steps that count.
         wall_seconds: from the first to the last line of the log.
     """
 
@@ -287,7 +289,7 @@ class Account:
 
 
 def account_of(campaign: Campaign) -> Account:
-    """Read what the faults have cost from the run's metrics."""
+    """Read the cost of the faults from the metrics of the run."""
     rows = written_events(campaign.folder)
     first_time: dict[int, float] = {}
     seconds: dict[int, float] = {}
@@ -309,16 +311,18 @@ def account_of(campaign: Campaign) -> Account:
 
 
 def steps_of(folder: Path) -> dict[int, tuple[float, float, str]]:
-    """Return loss, gradient norm and data hash by iteration; repeated ones must have come out the same."""
+    """Return loss, gradient norm and data hash by iteration, and check that repeated iterations equal."""
     found: dict[int, tuple[float, float, str]] = {}
     for row in written_events(folder):
         step = (row["lm loss"], row["grad-norm"], row["data-hash"])
-        assert found.setdefault(row["iteration"], step) == step, f"iteration {row['iteration']} came out anew"
+        assert found.setdefault(row["iteration"], step) == step, (
+            f"iteration {row['iteration']} was repeated differently"
+        )
     return found
 
 
 def shuffled_faults(num_faults: int, random: Random) -> Sequence[Fault]:
-    """Return so many faults: every kind in turn, in random order."""
+    """Return faults in random order, every kind equally often."""
     chosen: list[Fault] = []
     while len(chosen) < num_faults:
         chosen += random.sample(list(FAULTS.values()), len(FAULTS))

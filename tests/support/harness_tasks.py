@@ -13,7 +13,7 @@ TASKS = ("tiny_choice", "tiny_rolling", "tiny_generation")
 
 
 def write_tasks(folder: Path) -> Path:
-    """Write a multiple choice, a rolling perplexity and a generation, with a few questions each."""
+    """Write a multiple-choice, a rolling-perplexity and a generation task with a few questions each."""
     folder.mkdir(parents=True)
     choose = random.Random(3)
 

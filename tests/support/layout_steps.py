@@ -1,7 +1,7 @@
-"""What a step on a layout computes, and how far that is from what one process computes.
+"""What a step on a layout computes, compared with what one process computes.
 
-The measure everywhere: of a tensor, the largest absolute difference over the largest absolute value of the
-reference. A tensor that is zero throughout in the reference must be zero.
+The error of a tensor is the largest absolute difference over the largest absolute value of the reference. A
+tensor that is all zeros in the reference must be all zeros.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.schedule.gradients import finalize_gradients
-from megatron_ext.schedule.optimizer import wrap_ddp
 from megatron_ext.weights import load_weights, whole_tensors
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.metrics.statistics import StatisticsAccumulator
-from pipeline.step.build import build_module
+from pipeline.step.build import build_module, wrap_model
 from pipeline.step.settings import StepSettings
 from pipeline.step.train import run_schedule
 from tests.support.layouts import (
@@ -42,32 +41,32 @@ Values = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """How far a rank's values are from the reference.
+    """The values of a rank compared with the reference.
 
     Attributes:
         errors: by tensor.
-        zero: gradients that are zero throughout in the reference: nothing may be forgotten on both sides.
+        zero: gradients that are all zeros in the reference, which may have been forgotten on both sides.
     """
 
     errors: dict[str, float]
     zero: list[str]
 
     def complaint(self, largest_error: float, *, among: str = "") -> str:
-        """What is too far away, worst first; empty where nothing is.
+        """Return the tensors with larger errors, largest first, or "" if there are none.
 
         Args:
-            largest_error: that is no complaint.
-            among: what the names of the tensors that are looked at contain.
+            largest_error: that is acceptable.
+            among: part of the names of the tensors that are checked.
         """
-        # Not a number is no small one.
+        # NaN must not pass.
         names = [name for name, error in self.errors.items() if among in name and not error <= largest_error]
         names.sort(key=lambda name: -self.errors[name])
-        told = ", ".join(f"{name} by {self.errors[name]:.1e}" for name in names[:3])
-        return f"{len(names)} of {len(self.errors)} tensors differ: {told}" if names else ""
+        listed = ", ".join(f"{name} by {self.errors[name]:.1e}" for name in names[:3])
+        return f"{len(names)} of {len(self.errors)} tensors differ: {listed}" if names else ""
 
 
 def write_references(models: Iterable[tuple[str, str]], file: Path) -> None:
-    """Compute models for every J in one process: plain autograd through all passes, nothing computed again.
+    """Compute models for every J in one process: plain autograd through all passes, without recompute.
 
     Args:
         models: names and precisions.
@@ -83,7 +82,7 @@ def write_references(models: Iterable[tuple[str, str]], file: Path) -> None:
 
 
 def compare_with_references(cases: Sequence[Case], file: Path) -> list[Compared]:
-    """Compute cases of one layout on this rank and hold each against one process."""
+    """Compute cases of one layout on this rank and compare each with one process."""
     references = torch.load(file, mmap=True)
     (layout,) = {case.layout for case in cases}
     groups = initialize_groups(tensor=LAYOUTS[layout].tensor, pipeline=LAYOUTS[layout].pipeline)
@@ -94,7 +93,7 @@ def compare_with_references(cases: Sequence[Case], file: Path) -> list[Compared]
 
 
 def own_batches(groups: ParallelGroups) -> list[TokenBatch]:
-    """This rank's share of four micro-batches of packed documents, each with another number of labels."""
+    """Return this rank's share of four micro-batches of packed documents; numbers of labels differ."""
     generator = torch.Generator().manual_seed(4)
     shape = (NUM_MICRO_BATCHES, MICRO_BATCH_SIZE, SEQ_LENGTH)
     tokens = torch.randint(VOCAB_SIZE, shape, generator=generator)
@@ -106,7 +105,7 @@ def own_batches(groups: ParallelGroups) -> list[TokenBatch]:
 
 
 def built_model(config: RunConfig, groups: ParallelGroups) -> tuple[PonderModel, Values]:
-    """A model in which every weight matters, and the weights it had before, whole."""
+    """Return a model in which every weight matters, and the full initial weights that it had before."""
     module = build_module(config, VOCAB_SIZE, groups)
     start = {name: value.clone() for name, value in whole_tensors(module, lambda weight: weight).items()}
     load_weights(module, random_weights(module, seed=3))
@@ -114,14 +113,14 @@ def built_model(config: RunConfig, groups: ParallelGroups) -> tuple[PonderModel,
 
 
 def wrapped(module: PonderModel) -> Any:
-    """Wrap a model such that every rank keeps the whole gradient, which can then be compared."""
-    ddp = wrap_ddp(module, use_distributed_optimizer=False)
+    """Wrap a model such that every rank keeps the full gradients, to compare them."""
+    ddp = wrap_model(module, ParallelConfig(use_distributed_optimizer=False))
     ddp.config.finalize_model_grads_func = finalize_gradients
     return ddp
 
 
 def run_step(ddp: Any, num_jacobi_iterations: int, groups: ParallelGroups) -> StatisticsAccumulator:
-    """Forward, backward and reduction of a step without an update; the sums of this rank."""
+    """Run a step up to the reduction of gradients, without the update; return the sums of this rank."""
     statistics = StatisticsAccumulator(ddp.module.statistics_layout(), device=torch.device("cpu"))
     ddp.zero_grad_buffer()
     run_schedule(
@@ -135,7 +134,7 @@ def run_step(ddp: Any, num_jacobi_iterations: int, groups: ParallelGroups) -> St
 
 
 def values_of_step(ddp: Any, statistics: StatisticsAccumulator, groups: ParallelGroups) -> Values:
-    """Loss, sums and all gradients, whole."""
+    """Return loss, sums and all full gradients."""
     sums = statistics.reduce(groups.dp, groups.pp)
     loss = sums["nll"][0] / sums["labelled_tokens"][0]
     if "penalty" in sums:
@@ -146,7 +145,7 @@ def values_of_step(ddp: Any, statistics: StatisticsAccumulator, groups: Parallel
 
 
 def compare(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Compared:
-    """Hold values against the reference."""
+    """Compare values with the reference."""
     assert found.keys() == reference.keys(), f"not in both: {found.keys() ^ reference.keys()}"
     errors, zero = {}, []
     for name, expected in reference.items():
@@ -177,7 +176,7 @@ def _compare_case(case: Case, reference: Mapping[int | str, Values], groups: Par
 
 
 def _steps(config: RunConfig, sweeps: Iterable[int], groups: ParallelGroups) -> dict[int | str, Values]:
-    """Start weights, and the values of a step with each J."""
+    """Return the initial weights and the values of a step with each J."""
     module, start = built_model(config, groups)
     ddp = wrapped(module)
     found: dict[int | str, Values] = {"start": start}

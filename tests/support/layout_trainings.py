@@ -1,4 +1,4 @@
-"""A few steps of training on a layout, and how far the weights are from those of one process."""
+"""A few training steps on a layout, compared with those of one process."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,20 +21,19 @@ from tests.support.layouts import LARGEST_J, LAYOUTS, MODELS, ONE_PROCESS, SEED,
 from tests.support.ponder_models import random_weights
 
 NUM_STEPS = 4
-# Below the norm of the first steps, so that clipping is at work.
+# Below the norms of the first steps, so that gradients are clipped.
 CLIP_GRAD = 0.5
-# Large beside rounding errors of gradients, so that AdamW does not blow them up where a gradient is zero but
-# for them.
+# Large compared with rounding errors of zero gradients, which AdamW would otherwise amplify.
 ADAM_EPS = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """One model trained on one layout, J drawn anew in every step.
+    """A model trained on a layout, with a random J in every step.
 
     Attributes:
         model, layout: by name.
-        recompute: on the layout; one process computes nothing again.
+        recompute: on the layout; one process has none.
         freeze_backbone_tokens: as in the settings.
     """
 
@@ -49,11 +48,11 @@ class Training:
 
     @property
     def reference(self) -> tuple[str, int]:
-        """What all layouts of this training have in common."""
+        """What the training has in common with its reference on one process."""
         return self.model, self.freeze_backbone_tokens
 
     def config(self, layout: Layout, **parallel: Any) -> RunConfig:
-        """Settings of the run on a layout."""
+        """Return the settings of the run on a layout."""
         model = MODELS[self.model]
         drawn = {"random_jacobi_iterations": (1, LARGEST_J)} if model.sweeps else {}
         return model.config(
@@ -79,7 +78,7 @@ def write_trained(trainings: Sequence[Training], file: Path) -> None:
 
 
 def compare_with_trained(trainings: Sequence[Training], file: Path) -> list[Compared]:
-    """Train on one layout on this rank and hold each training against one process."""
+    """Train on one layout on this rank and compare each training with one process."""
     references = torch.load(file, mmap=True)
     layout = LAYOUTS[trainings[0].layout]
     groups = initialize_groups(tensor=layout.tensor, pipeline=layout.pipeline)
@@ -96,7 +95,7 @@ def compare_with_trained(trainings: Sequence[Training], file: Path) -> list[Comp
 
 
 def _train(config: RunConfig, groups: ParallelGroups) -> Values:
-    """Gradient norms, sums and what the steps have changed."""
+    """Return gradient norms, sums and the changes of the weights."""
     parts = build_training(config, VOCAB_SIZE, groups)
     load_weights(parts.module, random_weights(parts.module, seed=3))
     parts.optimizer.reload_model_params()
@@ -133,7 +132,7 @@ def _weights(module: PonderModel) -> Values:
 
 
 def _difference_of_copies(module: PonderModel, groups: ParallelGroups) -> Tensor:
-    """Largest difference between the two copies of an embedding that first and last stage have."""
+    """Return the largest difference between the copies of an embedding on the first and the last stage."""
     shared = [weight for weight in module.parameters() if getattr(weight, "shared_embedding", False)]
     if not shared or groups.pp_size == 1:
         return torch.zeros(1)

@@ -9,8 +9,8 @@ from typing import Any
 
 from megatron_ext.ponder.config import Method
 from megatron_ext.ponder.passes import draw_jacobi_iterations
+from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.config.validate import build_config
 from tests.support.pairwise import pairs_of
 
 # Padded to 56 rows on one tensor-parallel rank and to 64 on two.
@@ -32,7 +32,7 @@ TIED = {"untie_embeddings_and_output_weights": False}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How a model of four layers is spread over ranks."""
+    """A parallel layout of a model of four layers."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -58,7 +58,7 @@ class Model:
         return self.method.has_sweeps
 
     def config(self, layout: Layout, *, seed: int = 1, **sections: Mapping[str, Any]) -> RunConfig:
-        """Settings of a run on a layout, with further settings by section."""
+        """Return the settings of a run on a layout, with further settings by section."""
         ponder = {"method": self.method, "num_latent_thoughts": 0 if self.method is Method.VANILLA else 2}
         if self.sweeps:
             ponder["num_jacobi_iterations"] = LARGEST_J
@@ -150,7 +150,7 @@ MODELS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One cell of the matrix, by the names of its parts; `sweeps` is None for a method that has none."""
+    """A cell of the matrix, by name; `sweeps` is None for a method without Jacobi sweeps."""
 
     model: str
     layout: str
@@ -165,11 +165,11 @@ class Case:
 
     @property
     def jacobi_iterations(self) -> tuple[int, ...]:
-        """J of each step."""
+        """Return J of each step."""
         return (0,) if self.sweeps is None else SWEEPS[self.sweeps]
 
     def config(self) -> RunConfig:
-        """Settings on the layout."""
+        """Return the settings on the layout."""
         return MODELS[self.model].config(
             LAYOUTS[self.layout],
             parallel={"recompute": self.recompute},
@@ -178,7 +178,7 @@ class Case:
 
     @property
     def shows(self) -> set[Hashable]:
-        """Pairs of factors, and the model on every axis that the layout has, computed again or not."""
+        """Pairs of factors, and the model on every axis of the layout, with recompute or without."""
         model, layout = MODELS[self.model], LAYOUTS[self.layout]
         factors: dict[str, Hashable] = {
             "method": model.method,
@@ -195,7 +195,7 @@ class Case:
 
 
 def matrix() -> list[Case]:
-    """Methods x layouts x recompute x J; the models of a method take turns."""
+    """Return methods x layouts x recompute x J; the models of a method take turns."""
     cases = []
     for method in Method:
         models = [name for name, model in MODELS.items() if model.method is method]

@@ -1,4 +1,4 @@
-"""Local jobs whose ranks are a few lines of Python, and an end to whatever of them is left."""
+"""Local jobs whose ranks are a few lines of Python, and that end with the test."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def wait_to_be_told():
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalJobs:
-    """Jobs of one folder of runs."""
+    """The jobs of a folder of runs."""
 
     runs: Path
     mark: str
@@ -52,7 +52,7 @@ class LocalJobs:
         requeues: int = 3,
         after: tuple[str, ...] = (),
     ) -> JobSpec:
-        """Describe a job whose ranks run a few lines after `PRELUDE`; its folder is made."""
+        """Describe a job whose ranks run a few lines after `PRELUDE`, and create its folder."""
         run_folder = self.runs / name
         spec = JobSpec(
             name=name,
@@ -84,7 +84,7 @@ class LocalJobs:
         return status
 
     def wait_for_text(self, record: JobRecord, text: str, *, rank: int = 0) -> None:
-        """Wait until a rank has said something in its newest start."""
+        """Wait until a rank has printed a text in its newest start."""
         wait_until(
             lambda: any(text in file.read_text() for file in self.target.logs(record)[rank : rank + 1]),
             seconds=SECONDS,
@@ -92,7 +92,7 @@ class LocalJobs:
         )
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run `megaponder <words>`; jobs that it starts stay."""
+        """Run `megaponder <words>`, whose jobs keep running."""
         return subprocess.run(
             [sys.executable, *COMMAND, *words],
             env={**os.environ, "COLUMNS": "200"},
@@ -105,14 +105,14 @@ class LocalJobs:
         )
 
     def nothing_is_left(self) -> bool:
-        """Whether no process of any job runs, and none becomes one that does."""
+        """Wait until no process of any job runs."""
         wait_until(lambda: not processes_with(self.mark), seconds=SECONDS)
         return True
 
 
 @contextmanager
 def local_jobs(runs: Path) -> Iterator[LocalJobs]:
-    """Give jobs that end with the block, however it ends."""
+    """Yield jobs that are killed at the end of the block."""
     mark = uuid.uuid4().hex
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, MARK, mark)

@@ -1,4 +1,4 @@
-"""A few cases out of many that still show all that matters."""
+"""Few cases out of many that still cover all pairs of factors."""
 
 from collections.abc import Hashable, Mapping, Set
 from itertools import combinations
@@ -25,5 +25,5 @@ def covering_subset(cases: Mapping[CaseT, Set[Hashable]]) -> list[CaseT]:
 
 
 def pairs_of(factors: Mapping[str, Hashable]) -> set[Hashable]:
-    """All pairs of a case's factors, each with its value: what a pairwise subset is to cover."""
+    """Return all pairs of the factors of a case with their values, which a pairwise subset must cover."""
     return set(combinations(sorted(factors.items()), 2))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.config import (
     Architecture,
     Initialization,
@@ -17,13 +16,15 @@ from megatron_ext.model.config import (
     host_settings,
     initialization_settings,
 )
-from megatron_ext.model.micro_batch import ModelOutput
+from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from megatron_ext.ponder.config import Method, Mixture, PonderConfig
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
-from megatron_ext.ponder.reference import Backbone, SequentialOracle, TokenResult
+from megatron_ext.ponder.reference.backbone import Backbone
+from megatron_ext.ponder.reference.method import TokenResult
+from megatron_ext.ponder.reference.sequential import SequentialOracle
 from megatron_ext.weights import load_weights, whole_tensors
 
 VOCAB_SIZE = 43
@@ -44,7 +45,7 @@ each_backbone = pytest.mark.parametrize("architecture", BACKBONES)
 
 
 def each_model(test: Any) -> Any:
-    """Run a test for every method on every backbone."""
+    """Parametrize a test with every method on every backbone."""
     return each_method(each_backbone(test))
 
 
@@ -157,7 +158,7 @@ def batch_of(
 
 
 def random_tokens(batch: int = 2, length: int = 9, *, seed: int = 2) -> Tensor:
-    """[B, S] ids."""
+    """Return token ids, [B, S]."""
     return torch.randint(VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
@@ -167,7 +168,7 @@ def halting_tokens(length: int = 9) -> Tensor:
 
 
 def changed(tokens: Tensor, positions: slice, *, row: int | slice = slice(None)) -> Tensor:
-    """Other tokens at some positions of some rows."""
+    """Return a copy with other tokens at some positions of some rows."""
     tokens = tokens.clone()
     tokens[row, positions] = (tokens[row, positions] + 1) % VOCAB_SIZE
     return tokens
@@ -176,7 +177,7 @@ def changed(tokens: Tensor, positions: slice, *, row: int | slice = slice(None))
 def observed(
     model: PonderModel, batch: TokenBatch, *, num_jacobi_iterations: int = 2, prune: bool = False
 ) -> tuple[ModelOutput, dict[str, Tensor]]:
-    """Run a forward and return what it gives and all that it shows on the way, graphs kept.
+    """Run a forward and return its output and everything that it shows to observers, graphs kept.
 
     The logits are copied, because the loss works on them in place.
     """
@@ -193,7 +194,7 @@ def observed(
 
 
 def mean_loss(output: ModelOutput, batch: TokenBatch, *, penalty_weight: float = 0.0) -> Tensor:
-    """Mean cross-entropy over labelled tokens plus the weighted penalty."""
+    """Return the mean cross-entropy over labelled tokens plus the weighted penalty."""
     loss = output.token_losses.sum() / (batch.labels != IGNORED_LABEL).sum()
     return loss if output.penalty is None else loss + penalty_weight * output.penalty
 
@@ -216,7 +217,7 @@ def results_by_token(
 def gradients_of(
     model: PonderModel, batch: TokenBatch, *, num_jacobi_iterations: int = 2, penalty_weight: float = 0.3
 ) -> dict[str, Tensor]:
-    """Gradients of the loss by parameter, as training collects them; the model is left without any."""
+    """Return the gradients of the loss by parameter, as in training, and remove them from the model."""
     output = model(batch, num_jacobi_iterations=num_jacobi_iterations)
     mean_loss(output, batch, penalty_weight=penalty_weight).backward()
     gradients = {
@@ -234,7 +235,7 @@ def decode_one_by_one(model: PonderModel, tokens: Sequence[int]) -> tuple[Tensor
 
 
 def oracle_results(model: PonderModel, tokens: Sequence[int]) -> list[TokenResult]:
-    """Let the oracle consume one sequence on the model's weights."""
+    """Let the oracle consume a sequence with the weights of the model."""
     config = model.config
     backbone = Backbone(
         is_neox=config.architecture is Architecture.GPT_NEOX,

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder
-from megatron_ext.methods.base import Sweeps
 from megatron_ext.model.config import Architecture
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.decode.sweeps import Sweeps
 from megatron_ext.weights import load_weights, whole_tensors
 from pipeline.checkpoint.folder import publish, start_partial_checkpoint
+from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.config.validate import build_config
 from pipeline.conversion.native import NativeWriter, write_small_files
 from tests.support.ponder_models import (
     VOCAB_SIZE,
@@ -34,7 +34,7 @@ SETTLED = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What our own model gives, in float64.
+    """The results of our own model in float64.
 
     Attributes:
         forward: logits of the forward of training over `forward_tokens`, [B, S, V].
@@ -60,12 +60,12 @@ class Expected:
 
 
 def forward_tokens() -> Tensor:
-    """[2, 9] ids."""
+    """Return token ids, [2, 9]."""
     return random_tokens(2, 9, seed=26)
 
 
 def some_prompts() -> list[list[int]]:
-    """Prompts of different lengths, whose tokens halt at every step."""
+    """Return prompts of different lengths whose tokens halt at every step."""
     return [random_tokens(1, length, seed=26 + length)[0].tolist() for length in PROMPT_LENGTHS]
 
 

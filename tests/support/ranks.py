@@ -1,10 +1,7 @@
-"""Run functions on gloo ranks of this machine.
-
-The start of a rank, with its imports, costs seconds: most of what a test of several ranks costs. So ranks
-take one call after another, and tests share them.
-"""
+"""Run functions on gloo ranks of this machine, which take one call after another and are shared by tests."""
 
 import gc
+import multiprocessing
 import os
 import queue
 import sys
@@ -15,13 +12,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-import torch.multiprocessing as multiprocessing
 
 from pipeline.shared.ports import free_port
+from tests.support.forks import fork_context
 
 __all__ = ["RankPool", "SharedRanks", "run_alone", "run_on_ranks"]
 
-# Longer than any call: it is the caller's limit that ends one.
+# Longer than any call, which the limit of the caller ends.
 _COLLECTIVE_TIMEOUT_SECONDS = 3600
 _POLL_SECONDS = 0.2
 
@@ -54,9 +51,9 @@ class RankPool:
         """Start the ranks.
 
         Args:
-            world_size: number of ranks; 1 is a plain case.
+            world_size: number of ranks, at least 1.
         """
-        context = multiprocessing.get_context("spawn")
+        context = fork_context()
         port = free_port()
         self._results: Any = context.Queue()
         self._calls: list[Any] = [context.Queue() for _ in range(world_size)]
@@ -79,9 +76,9 @@ class RankPool:
         """Call ``function(*arguments)`` on each rank and return the results by rank.
 
         Args:
-            function: importable by name (ranks are spawned); its result must be picklable.
+            function: importable by name; its result must be picklable.
             arguments: of the function.
-            timeout_seconds: for the call, and in the first one for the start too.
+            timeout_seconds: for the call, and for the start of the ranks in the first one.
         Raises:
             RuntimeError: a rank failed (named, with its traceback) or did not finish in time. All ranks are
                 killed then.
@@ -95,7 +92,7 @@ class RankPool:
             raise
 
     def close(self) -> None:
-        """End the ranks; waiting for calls, they have nothing to lose."""
+        """Kill the ranks, which wait for calls and have nothing to lose."""
         for process in self._processes:
             process.kill()
             process.join()
@@ -128,29 +125,29 @@ class RankPool:
 
 
 class SharedRanks:
-    """One pool for each number of ranks that is asked for; a pool in which a rank has failed is replaced."""
+    """Pools by number of ranks; a pool in which a rank has failed is replaced."""
 
     def __init__(self) -> None:
-        """Start nothing yet."""
+        """Start no ranks yet."""
         self._pools: dict[int, RankPool] = {}
 
     def run(
         self, function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 120
     ) -> list[Any]:
-        """Call ``function(*arguments)`` on each of so many ranks; see :meth:`RankPool.run`."""
+        """Call ``function(*arguments)`` on each of ``world_size`` ranks; see :meth:`RankPool.run`."""
         pool = self._pools.pop(world_size, None) or RankPool(world_size)
         results = pool.run(function, *arguments, timeout_seconds=timeout_seconds)
         self._pools[world_size] = pool
         return results
 
     def close(self) -> None:
-        """End all ranks."""
+        """Kill all ranks."""
         for pool in self._pools.values():
             pool.close()
 
 
 def _serve(rank: int, world_size: int, port: int, calls: Any, results: Any) -> None:
-    """Answer calls until one fails or the process that asks has died."""
+    """Run calls until one fails or the calling process has died."""
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -174,19 +171,19 @@ def _serve(rank: int, world_size: int, port: int, calls: Any, results: Any) -> N
 
 
 def _end_threads() -> None:
-    """Let go of models: their process groups, though destroyed, keep threads that wake up often."""
+    """Release models: their process groups, though destroyed, keep threads that wake up often."""
     wrappers = sys.modules.get("megatron.core.distributed.distributed_data_parallel")
     if wrappers is not None:
         for found in gc.get_objects():
             if type(found) is wrappers.DistributedDataParallel:
-                # Autograd's hooks hold the wrapper where the collector cannot see it; now it holds nothing.
+                # Autograd's hooks keep the wrapper alive where the collector cannot see it; empty it.
                 vars(found).clear()
     gc.collect()
 
 
 def _next_call(calls: Any) -> Any:
-    asking = multiprocessing.parent_process()
-    while asking is not None and asking.is_alive():
+    caller = multiprocessing.parent_process()
+    while caller is not None and caller.is_alive():
         try:
             return calls.get(timeout=5)
         except queue.Empty:

@@ -1,4 +1,4 @@
-"""Tiny runs: the settings to train them with, and what a run leaves in its folder."""
+"""Tiny runs: their settings, and the metrics that they leave in their folders."""
 
 import json
 from pathlib import Path
@@ -12,9 +12,9 @@ DIVISOR = 64
 
 
 def write_recipe(path: Path, *, data: Path) -> Path:
-    """Write the settings of a tiny PonderLM-3 on two tensor-parallel ranks, seconds to train.
+    """Write the settings of a tiny PonderLM-3 on two tensor-parallel ranks, which trains in seconds.
 
-    The threshold and the penalty are such that within the run tokens halt at every step.
+    With its threshold and penalty, tokens halt at every step within the run.
     """
     settings: dict[str, Any] = {
         "name": "tiny",
@@ -53,12 +53,12 @@ def write_recipe(path: Path, *, data: Path) -> Path:
 
 
 def one_rank(output: Path, *further: str) -> list[str]:
-    """Return overrides for a run on one rank into a folder of its own."""
+    """Return overrides for a run on one rank with another output folder."""
     return ["parallel.tensor=1", f"output_dir={output}", *further]
 
 
 def written_events(folder: Path, event: str = "training") -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl in the order of writing, repeated iterations included."""
+    """Return the lines of metrics.jsonl in order, repeated iterations included."""
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [row for row in map(json.loads, lines) if row["event"] == event]
@@ -67,7 +67,7 @@ def written_events(folder: Path, event: str = "training") -> list[dict[str, Any]
 def losses(folder: Path) -> dict[int, float]:
     """Return the training loss by iteration.
 
-    An iteration that was computed twice, before and after an interruption, must have come out the same.
+    An iteration that was computed twice, before and after an interruption, must have the same loss.
     """
     found: dict[int, float] = {}
     for row in written_events(folder):
@@ -82,6 +82,6 @@ def data_hashes(folder: Path) -> dict[int, str]:
 
 
 def has_trained(folder: Path, num_iterations: int) -> bool:
-    """Tell whether a run, that may be writing at this moment, has logged an iteration."""
+    """Return whether a run, which may be writing at this moment, has logged an iteration."""
     path = folder / "metrics.jsonl"
     return path.exists() and f'"iteration": {num_iterations},' in path.read_text(encoding="utf-8")

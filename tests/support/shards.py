@@ -1,4 +1,4 @@
-"""Folders of shards from token ids that a test chooses."""
+"""Folders of shards with given token ids."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def random_documents(num_documents: int, *, longest: int = 40, seed: int = 5) ->
 
 
 def stream_of(documents: Sequence[Sequence[int]]) -> list[int]:
-    """Join documents the slow, obvious way."""
+    """Join documents in the slow, obvious way."""
     return [token for document in documents for token in [*document, EOD_ID]]
 
 

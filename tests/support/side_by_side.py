@@ -1,4 +1,4 @@
-"""Cases on layouts beside the same in one process: what is computed when, and by whom."""
+"""Cases on layouts, compared with one process: those of a layout are computed together."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.ranks import SharedRanks
 
 
 class OnLayout(Protocol):
-    """Something that is done on a layout."""
+    """A case that is computed on a layout."""
 
     @property
     def layout(self) -> str:
@@ -22,7 +22,7 @@ CaseT = TypeVar("CaseT", bound=OnLayout)
 
 
 class SideBySide(Generic[CaseT]):
-    """Cases of several layouts. Those of one layout are computed together when the first is asked for."""
+    """Cases of several layouts; those of a layout are computed together when the first is needed."""
 
     def __init__(
         self,
@@ -34,10 +34,10 @@ class SideBySide(Generic[CaseT]):
         """Compute nothing yet.
 
         Args:
-            cases: that will be asked for.
-            compare: computes cases of one layout on a rank and holds each against the references.
-            references: file with what one process computes.
-            ranks: that do it.
+            cases: that will be needed.
+            compare: computes cases of one layout on a rank and compares each with the references.
+            references: file with the results of one process.
+            ranks: that compute the cases.
         """
         self._cases = cases
         self._compare = compare
@@ -46,7 +46,7 @@ class SideBySide(Generic[CaseT]):
         self._found: dict[CaseT, list[Compared]] = {}
 
     def compared(self, case: CaseT) -> list[Compared]:
-        """What each rank found of a case."""
+        """Return the comparison of a case by rank."""
         if case not in self._found:
             together = [other for other in self._cases if other.layout == case.layout]
             by_rank = self._ranks.run(

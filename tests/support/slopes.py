@@ -1,4 +1,4 @@
-"""Gradients held against finite differences along random directions."""
+"""Gradients compared with finite differences along random directions."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ STEP = 1e-6
 
 
 def assert_slope(function: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> None:
-    """Hold the gradient of a scalar float64 function against central differences in two directions."""
+    """Compare the gradient of a scalar float64 function with central differences in two directions."""
     for seed in range(2):
         analytic, numeric = _slopes(function, parameters, seed)
         assert abs(analytic) > 1e-5, "a slope of zero proves nothing"

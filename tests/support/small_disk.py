@@ -1,4 +1,4 @@
-"""A disk that is soon full."""
+"""A small disk, to test full ones."""
 
 import subprocess
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, *, size: str) -> Iterator[Path]:
-    """Mount a file system at a new folder; skip the test where that takes more rights.
+    """Mount a file system at a new folder; skip the test without the rights to do that.
 
     Args:
-        folder: is made.
-        size: its bytes, in mount's notation.
+        folder: to create.
+        size: in bytes, in the notation of mount.
     """
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]

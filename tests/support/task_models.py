@@ -1,4 +1,4 @@
-"""A vanilla model as transformers and as this program have it, and tasks to ask both of them."""
+"""A vanilla model in the formats of transformers and of this program, and tasks to evaluate both on."""
 
 import json
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _SIZES = NeoxSizes(num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, vocab
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskModels:
-    """Where everything lies.
+    """The folders of models and tasks.
 
     Attributes:
         vanilla: a checkpoint.
@@ -42,7 +42,7 @@ class TaskModels:
 
 
 def write_task_models(folder: Path) -> TaskModels:
-    """Make text, tokenizer, shards, models and tasks."""
+    """Write text, tokenizer, shards, models and tasks."""
     hf, data = folder / "hf", folder / "data"
     make_model(_SIZES, hf, dtype=torch.float32)
     _sharpen(hf / SAFETENSORS_NAME)
@@ -64,7 +64,7 @@ def write_task_models(folder: Path) -> TaskModels:
 
 
 def _sharpen(file: Path) -> None:
-    """Let the model prefer some tokens clearly to others: no answer hangs on rounding."""
+    """Make the model clearly prefer some tokens, so that no answer depends on rounding."""
     weights = load_file(file)
     save_file({name: 10 * value if value.dim() == 2 else value for name, value in weights.items()}, file)
 

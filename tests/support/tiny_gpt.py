@@ -1,18 +1,17 @@
-"""Megatron's own GPT model, tiny, with all that trains it: what tests of the training machinery run on."""
+"""A tiny GPT model of Megatron's own with its optimizer, to test checkpoints and layouts with."""
 
 from typing import Any, Literal
 
 import torch
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
-from megatron_ext.schedule.learning_rate import ScheduleSettings, build_scheduler
-from megatron_ext.schedule.optimizer import (
-    OptimizerSettings,
-    build_optimizer,
-    connect_schedule,
-    wrap_ddp,
-)
+from megatron_ext.schedule.optimizer import build_optimizer, connect_schedule
+from pipeline.config.load import build_config
+from pipeline.config.schema import RunConfig
+from pipeline.step.build import wrap_model
+from pipeline.step.megatron_config import optimizer_config, scheduler_arguments
 
 SEQ_LENGTH = 16
 VOCAB_SIZE = 64
@@ -46,14 +45,10 @@ class TinyGpt:
         self.groups: ParallelGroups = initialize_groups(tensor=tensor, seed=1)
         torch.manual_seed(seed)
         self.module = _build_model(tensor, precision, num_layers, has_biases)
-        self.ddp = wrap_ddp(self.module, use_distributed_optimizer=use_distributed_optimizer)
-        self.optimizer = build_optimizer(
-            [self.ddp],
-            OptimizerSettings(
-                lr=1e-2, precision=precision, use_distributed_optimizer=use_distributed_optimizer
-            ),
-        )
-        self.scheduler = build_scheduler(self.optimizer, ScheduleSettings(lr=1e-2, lr_decay_iters=20))
+        config = _run_config(precision, use_distributed_optimizer)
+        self.ddp = wrap_model(self.module, config.parallel)
+        self.optimizer: Any = build_optimizer([self.ddp], optimizer_config(config))
+        self.scheduler = OptimizerParamScheduler(self.optimizer, **scheduler_arguments(config))
         connect_schedule(self.ddp, self.optimizer)
 
     def train(self, num_steps: int) -> list[tuple[float, float]]:
@@ -85,6 +80,32 @@ class TinyGpt:
         shape = (NUM_MICRO_BATCHES, MICRO_BATCH_SIZE, SEQ_LENGTH + 1)
         samples = torch.randint(VOCAB_SIZE, shape, generator=generator)
         return list(samples.chunk(self.groups.dp_size)[self.groups.dp_rank])
+
+
+def _run_config(precision: str, use_distributed_optimizer: bool) -> RunConfig:
+    """Return a configuration of which optimizer, precision and schedule are those of the tiny model."""
+    return build_config(
+        {
+            "model": {
+                "architecture": "gpt_neox",
+                "num_layers": 2,
+                "hidden_size": 32,
+                "ffn_hidden_size": 64,
+                "num_attention_heads": 4,
+            },
+            "ponder": {"method": "vanilla"},
+            "parallel": {"use_distributed_optimizer": use_distributed_optimizer},
+            "training": {
+                "seq_length": SEQ_LENGTH,
+                "micro_batch_size": MICRO_BATCH_SIZE,
+                "global_batch_size": NUM_MICRO_BATCHES * MICRO_BATCH_SIZE,
+                "train_iters": 20,
+                "precision": precision,
+            },
+            "optimizer": {"lr": 1e-2},
+            "data": {"path": "unused"},
+        }
+    )
 
 
 def _build_model(tensor: int, precision: str, num_layers: int, has_biases: bool) -> Any:

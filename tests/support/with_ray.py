@@ -1,4 +1,4 @@
-"""Run a command beside a real Ray of two nodes: python -m tests.support.with_ray COMMAND..."""
+"""Run a command with a real Ray of two nodes: python -m tests.support.with_ray COMMAND..."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ SOURCES = str(Path(__file__).parents[2])
 
 
 def main() -> None:
-    """Start Ray, run the command, and leave with its exit code."""
+    """Start Ray, run the command, and exit with its code."""
     short = tempfile.TemporaryDirectory(prefix="mp-", dir="/tmp", ignore_cleanup_errors=True)
     with short as folder, ray_cluster(Path(folder), variables={"PYTHONPATH": SOURCES}) as cluster:
         variables = {**os.environ, "RAY_API_SERVER_ADDRESS": cluster.url}

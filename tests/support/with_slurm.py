@@ -1,4 +1,4 @@
-"""Run a command beside a real SLURM of two nodes: python -m tests.support.with_slurm COMMAND..."""
+"""Run a command with a real SLURM of two nodes: python -m tests.support.with_slurm COMMAND..."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from tests.support.slurm_cluster import slurm_cluster
 
 
 def main() -> None:
-    """Start SLURM, run the command, and leave with its exit code."""
+    """Start SLURM, run the command, and exit with its code."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder, slurm_cluster(Path(folder)) as slurm:
         code = subprocess.run(sys.argv[1:], env={**os.environ, **slurm.variables}, check=False).returncode
     sys.exit(code)

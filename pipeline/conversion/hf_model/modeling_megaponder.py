@@ -2,10 +2,10 @@
 
 Backbones are GPT-NeoX and Llama. A *row* is what goes through the layers; one token has several:
 
-* ``pause``, ``ponderlm2``, ``ponderlm3``: a token owns K + 1 *slots*, one row each, which stand one behind
-  the other. Slot 0 is its embedding. Slot k > 0 is a pause token, or a *latent thought*: what came out of
-  slot k - 1. The router of ponderlm3 gives each token a distribution over its steps; slots with too little
-  tail mass are pruned.
+* ``pause``, ``ponderlm2``, ``ponderlm3``: a token owns K + 1 *slots*, one row each, one after another. Slot
+  0 is its embedding. Slot k > 0 is a pause token, or a *latent thought*: what came out of slot k - 1. The
+  router of ponderlm3 gives each token a distribution over its steps; slots with too little tail mass are
+  pruned.
 * ``loop``, ``ponderlm``, ``adaponderlm``: a token owns one row that runs K + 1 times. Each *version* of it
   has keys and values of its own. A gate of adaponderlm ends the iterations of a token for good.
 
@@ -14,16 +14,22 @@ There are two ways to run, and they agree:
 * ``model(input_ids)`` is the forward of training: thoughts come from Jacobi sweeps over all tokens at once,
   ponderlm3 weighs slots softly. It gives logits and, for labels, the loss, and has gradients.
 * ``model.generate(...)`` and ``model(input_ids, use_cache=True)`` decode: each token runs the steps it needs
-  and no others, pruned slots leave no keys and no values. Prompts are read by sweeps until they stand.
+  and no others, pruned slots leave no keys and no values. Prompts are read by sweeps until they settle.
 
-Shapes: B sequences, T tokens, N = sequences in a call, Q = rows of each, K = extra steps, H = hidden size,
-A = heads, G = key/value heads, d = head size, R = stored rows, V = vocabulary.
+Both think by the functions of ``think.py`` and ``sweeps.py``; this module runs and stores their rows. Tokens
+of a batch are laid end to end, sequence after sequence and without padding; attention alone tells sequences
+apart.
+
+Shapes: B sequences, T columns of input_ids, N tokens of a call, R rows of a call, M = sequences that have
+rows in a call, Q = most rows that one of them has, K = extra steps, H = hidden size, A = heads, G = key/value
+heads, d = head size, w = channels of a stored key, V = vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from itertools import count
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,14 +39,26 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.generation import GenerationConfig, GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from megatron_ext.ponder.attention import extended_keys, extended_size, extended_values, stored_attention
+from megatron_ext.ponder.decode.sweeps import PromptTokens, Sweeps, read_all_rows, read_by_sweeps
+from megatron_ext.ponder.decode.think import (
+    SlotDecision,
+    Thought,
+    all_slots,
+    slots_above,
+    think_by_feedback,
+    think_in_loops,
+    think_in_slots,
+    think_until_halted,
+)
+from megatron_ext.ponder.halting import in_float32
+
 from .configuration_megaponder import MegaPonderConfig
 
 IGNORED_LABEL = -100
-# log w is clamped here.
-SMALLEST_TAIL_MASS = 1e-9
-# A key has this many further channels for its log weight: two are used, fused kernels want a multiple of 8.
-WEIGHT_CHANNELS = 8
 CACHE_GROWTH = 128
+# Methods whose tokens own one row, with a version of its keys and values for each iteration.
+ITERATING = ("loop", "ponderlm", "adaponderlm")
 
 
 @dataclass
@@ -53,14 +71,14 @@ class PonderOutput(CausalLMOutputWithPast):
 class PonderCache:
     """Keys and values of the rows that ran, for ``past_key_values``.
 
-    The rows of a sequence stand one behind the other, however many its neighbours in the batch have. Padding
-    and pruned slots have none.
+    The rows of a sequence are stored one after another, however many its neighbours in the batch have.
+    Padding and pruned slots have none.
 
     Attributes:
         keys, values: by version and layer, [B, G, capacity, w].
         num_rows: stored rows of each sequence, [B].
         num_tokens: tokens of each sequence, without padding, [B].
-        steps: extra steps that every token took, 0 at padding, [B, columns of input_ids].
+        steps: extra steps that each token took, 0 at padding, [B, columns of input_ids].
     """
 
     is_compileable = False
@@ -76,7 +94,7 @@ class PonderCache:
         return self.steps.shape[1] if self.steps.dim() > 1 else 0
 
     def begin(self, input_ids: Tensor) -> None:
-        """Make room for the sequences of a batch; do nothing where there is some."""
+        """Make room for the sequences of a batch, unless there are some already."""
         if self.steps.dim() == 1:
             self.num_rows, self.num_tokens = input_ids.new_zeros(2, len(input_ids)).unbind()
             self.steps = input_ids.new_zeros(len(input_ids), 0)
@@ -86,144 +104,196 @@ class PonderCache:
                 f"{len(self.steps)}; start with a new PonderCache"
             )
 
-    def write(
-        self, version: int, layer: int, rows: Rows, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Put rows behind the stored ones, which stay behind `num_rows` until that is raised.
-
-        Args:
-            key, value: [N, G, Q, w].
-        Returns:
-            All keys and values of these sequences, [N, G, R + Q, w].
-        """
-        found = []
+    def write(self, version: int, layer: int, rows: Rows, key: Tensor, value: Tensor) -> None:
+        """Store the keys and values of rows, [R, G, w]."""
         for store, new in ((self.keys, key), (self.values, value)):
-            whole = store.get((version, layer))
-            if whole is None:
-                whole = new.new_empty(len(self.num_rows), new.shape[1], 0, new.shape[3])
-            if whole.shape[2] < rows.end:
-                grown = rows.end + CACHE_GROWTH - whole.shape[2]
-                whole = store[version, layer] = functional.pad(whole, (0, 0, 0, grown))
-            whole[rows.sequences.unsqueeze(1), :, rows.places] = new.transpose(1, 2)
-            seen = whole[:, :, : rows.end]
-            found.append(seen if len(rows.sequences) == len(seen) else seen[rows.sequences])
-        return found[0], found[1]
+            stored = store.get((version, layer))
+            if stored is None:
+                stored = new.new_empty(len(self.num_rows), new.shape[1], 0, new.shape[2])
+            if stored.shape[2] < rows.end:
+                # Zeros: a masked key or value must be a finite number.
+                growth = rows.end + CACHE_GROWTH - stored.shape[2]
+                stored = functional.pad(stored, (0, 0, 0, growth))
+            stored[rows.sequences, :, rows.places] = new
+            store[version, layer] = stored
 
     def read(self, version: int, layer: int, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return what was written for some rows, [N, G, Q, w]."""
-        keys, values = (
-            store[version, layer][rows.sequences.unsqueeze(1), :, rows.places].transpose(1, 2)
-            for store in (self.keys, self.values)
-        )
+        """Return the keys and values of all sequences that have rows in a call, [M, G, rows.end, w]."""
+        keys, values = (store[version, layer][:, :, : rows.end] for store in (self.keys, self.values))
+        if len(rows.present) < len(keys):
+            keys, values = keys[rows.present], values[rows.present]
         return keys, values
 
-    def repeat(self, version: int, rows: Rows) -> None:
-        """Let rows of halted tokens have the keys and values of the version before."""
-        for layer in [layer for of, layer in self.keys if of == version - 1]:
-            self.write(version, layer, rows, *self.read(version - 1, layer, rows))
 
-
-@dataclass
 class Rows:
-    """What attention knows about the rows of a call beside their content.
+    """The rows of a call: which sequences they belong to, where they are stored, what they attend to.
 
     Attributes:
-        positions: rotary positions, [N, Q].
-        sequences: which sequences of the batch, [N].
-        cache: where keys and values are stored; None attends to the rows of the call alone.
-        log_weight: of the rows' keys, [N, Q]; None where the method has none.
-        version: of the keys and values that are read and written.
-        active: rows whose keys and values are new, [N, Q]; the others keep those of the version before. None
-            where all are.
-        last_version: keys and values of the version before by layer, where there is no cache.
+        sequences: of each row, [R], rising.
+        places: of each row among the stored rows of its sequence, [R].
+        present: sequences that have rows, [M].
+        end: largest place, plus one.
     """
 
-    positions: Tensor
-    sequences: Tensor
-    cache: PonderCache | None = None
-    log_weight: Tensor | None = None
-    version: int = 0
-    active: Tensor | None = None
-    last_version: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    def __init__(
+        self,
+        sequences: Tensor,
+        places: Tensor,
+        cache: PonderCache,
+        *,
+        versions: Iterable[int],
+        log_weight: Tensor | None,
+    ) -> None:
+        """Find out what the rows see.
 
-    def __post_init__(self) -> None:
-        """Find the places of the rows in the cache, [N, Q], and what each of them sees, [N, 1, Q, R + Q]."""
-        self.visible: Tensor | None = None
-        if self.cache is not None:
-            stored = self.cache.num_rows[self.sequences]
-            own = torch.arange(self.positions.shape[1], device=stored.device)
-            self.places = stored.unsqueeze(1) + own
-            self.end = int(self.places.max()) + 1
-            if self.end > len(own):
-                every = torch.arange(self.end, device=stored.device)
-                self.visible = (every <= self.places.unsqueeze(-1)).unsqueeze(1)
+        Args:
+            sequences, places: see above.
+            cache: where keys and values are stored.
+            versions: which versions of their keys and values the rows write; they read the first.
+            log_weight: of the rows' keys, [R]; None where the method has none.
+        """
+        self.sequences, self.places = sequences, places
+        self._cache, self._versions, self._log_weight = cache, tuple(versions), log_weight
+        self.present, self._index, counts = sequences.unique_consecutive(
+            return_inverse=True, return_counts=True
+        )
+        starts = counts.cumsum(0) - counts
+        self._column = torch.arange(len(places), device=places.device) - starts[self._index]
+        # One transfer from the device, for all that control flow depends on.
+        self.end, self._num_columns, num_later, num_last = torch.stack(
+            [
+                places.max() + 1,
+                counts.max(),
+                (places != self._column).sum(),
+                (places == places.max()).sum(),
+            ]
+        ).tolist()
+        self._is_full = len(self.present) * self._num_columns == len(places)
+        self._is_causal = num_later == 0 and self._num_columns > 1
+        self._visible: Tensor | None = None
+        sees_all = self._num_columns == 1 and num_last == len(places)
+        if not self._is_causal and not sees_all:
+            stored = torch.arange(self.end, device=places.device)
+            # [M, 1, Q, end], or [M, end] for one row of each sequence
+            visible = stored <= self._by_sequence(places).unsqueeze(-1)
+            self._visible = visible.squeeze(1) if self._num_columns == 1 else visible.unsqueeze(1)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Causal attention: [N, A, Q, d], keys and values [N, G, Q, d] -> [N, A, Q, d]."""
-        size = query.shape[-1]
-        if self.log_weight is not None:
-            query, key, value = with_log_weight(query, key, value, self.log_weight)
-        if self.active is not None:
-            is_new = self.active[:, None, :, None]
-            old_key, old_value = self._before(layer)
-            key, value = torch.where(is_new, key, old_key), torch.where(is_new, value, old_value)
-        if self.cache is None:
-            self.last_version[layer] = key, value
-        else:
-            key, value = self.cache.write(self.version, layer, self, key, value)
-        mixed = functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=self.visible,
-            is_causal=self.visible is None,
-            scale=size**-0.5,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        return mixed[..., :size]
+        """Attend to the stored rows and these: [R, A, d], keys and values [R, G, d] -> [R, A * d]."""
+        if self._log_weight is not None:
+            size = extended_size(key.shape[-1], self._log_weight.dtype, key.dtype)
+            key = extended_keys(key, self._log_weight.unsqueeze(1), size)
+            value = extended_values(value, size)
+        for version in self._versions:
+            self._cache.write(version, layer, self, key, value)
+        keys, values = self._cache.read(self._versions[0], layer, self)
+        # [R, A, d] -> [M, Q, A, d] -> [M, A, Q, d]
+        query = self._by_sequence(query).transpose(1, 2)
+        mixed = stored_attention(query, keys, values, causal=self._is_causal, visible=self._visible)
+        # [M, A, Q, d] -> [M, Q, A * d] -> [R, A * d]
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return mixed.flatten(0, 1) if self._is_full else mixed[self._index, self._column]
 
-    def _before(self, layer: int) -> tuple[Tensor, Tensor]:
-        if self.cache is None:
-            return self.last_version[layer]
-        return self.cache.read(self.version - 1, layer, self)
-
-
-def with_log_weight(
-    query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Let each key carry the number that is added to its attention logits: plain kernels then serve.
-
-    ``softmax((q k + sqrt(d) log w) / sqrt(d))`` is attention with one more channel, which is 1 in queries.
-    A type narrower than float32 holds the number in two channels: its value, and what rounding left.
-    """
-    number = log_weight[:, None, :, None] * query.shape[-1] ** 0.5
-    number = number.expand(-1, key.shape[1], -1, -1)
-    coarse = number.to(key.dtype)
-    rest = (number.detach() - coarse.detach().to(number.dtype)).to(key.dtype)
-    key = functional.pad(torch.cat([key, coarse, rest], dim=-1), (0, WEIGHT_CHANNELS - 2))
-    query = functional.pad(query, (0, WEIGHT_CHANNELS), value=1.0)
-    return query, key, functional.pad(value, (0, WEIGHT_CHANNELS))
+    def _by_sequence(self, per_row: Tensor) -> Tensor:
+        """[R, ...] -> [M, Q, ...], with 0 where a sequence has fewer rows."""
+        if self._is_full:
+            return per_row.unflatten(0, (len(self.present), self._num_columns))
+        padded = per_row.new_zeros(len(self.present), self._num_columns, *per_row.shape[1:])
+        return padded.index_put((self._index, self._column), per_row)
 
 
 class Rotation:
     """Rotary embedding of the first channels of each head, in half-split pairing."""
 
     def __init__(self, positions: Tensor, config: MegaPonderConfig, dtype: torch.dtype) -> None:
-        """Prepare angles for rows at positions, [N, Q]."""
+        """Prepare angles for rows at positions, [R]."""
         wide = torch.promote_types(dtype, torch.float32)
         size = int(config.head_dim * config.rotary_percent)
         exponents = torch.arange(0, size, 2, dtype=wide, device=positions.device) / size
         angles = positions.unsqueeze(-1).to(wide) * (1.0 / config.rotary_base**exponents)
-        # [N, Q, size / 2] -> [N, 1, Q, size]
+        # [R, size / 2] -> [R, 1, size]
         angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
         self._cos, self._sin, self._size = angles.cos().to(dtype), angles.sin().to(dtype), size
 
     def __call__(self, heads: Tensor) -> Tensor:
-        """[N, heads, Q, d] -> the same."""
+        """[R, heads, d] -> the same."""
         turned, rest = heads[..., : self._size], heads[..., self._size :]
         first, second = turned.chunk(2, dim=-1)
         turned = turned * self._cos + torch.cat([-second, first], dim=-1) * self._sin
         return torch.cat([turned.to(heads.dtype), rest], dim=-1)
+
+
+class RowRunner:
+    """Runs and stores rows of N tokens, as ``think.RowRunner`` describes.
+
+    A token of an iterating method has one place, at its number in the sequence. Rows of other methods are
+    stored in the order of tokens and slots: after what is stored, or, where all slots of the tokens run in
+    every call, after what was stored before the first call.
+    """
+
+    def __init__(
+        self,
+        model: MegaPonderForCausalLM,
+        cache: PonderCache,
+        sequences: Tensor,
+        positions: Tensor,
+        *,
+        replaces: bool,
+        keeps: bool,
+    ) -> None:
+        """Prepare to run rows.
+
+        Args:
+            model: whose layers run.
+            cache: where rows are stored.
+            sequences: which sequence of the batch each token belongs to, [N], rising.
+            positions: of the tokens, [N].
+            replaces: each call replaces the rows of the one before.
+            keeps: the cache lasts; otherwise it is of no use after a call that replaces, and backward may
+                still need what it holds.
+        """
+        self._model, self._cache = model, cache
+        self._sequences, self._positions = sequences, positions
+        self._num_before = cache.num_rows
+        self._replaces, self._keeps = replaces, keeps
+
+    def __call__(
+        self,
+        rows: Tensor,
+        *,
+        tokens: Tensor | None = None,
+        log_weight: Tensor | None = None,
+        version: int = 0,
+        normalize: bool = True,
+    ) -> Tensor:
+        """[1, R, H] -> [1, R, H]."""
+        config, cache = self._model.config, self._cache
+        sequences, positions = self._sequences, self._positions
+        if tokens is not None:
+            sequences, positions = sequences[tokens], positions[tokens]
+        if not self._keeps and self._replaces:
+            cache.keys, cache.values = {}, {}
+        if config.method == "ponderlm3" and log_weight is None:
+            log_weight = rows.new_zeros(rows.shape[1], dtype=torch.promote_types(rows.dtype, torch.float32))
+        # Iterations that a token does not reach keep the keys and values of its last one.
+        last_version = config.num_latent_thoughts if config.method == "adaponderlm" else version
+        attention = Rows(
+            sequences,
+            positions if config.method in ITERATING else self._next_places(sequences),
+            cache,
+            versions=range(version, last_version + 1),
+            log_weight=log_weight,
+        )
+        return self._model.run_layers(rows[0], positions, attention, normalize=normalize).unsqueeze(0)
+
+    def _next_places(self, sequences: Tensor) -> Tensor:
+        """Give each row the next free place of its sequence: [R] -> [R]."""
+        cache = self._cache
+        counts = sequences.bincount(minlength=len(cache.num_rows))
+        stored = self._num_before if self._replaces else cache.num_rows
+        cache.num_rows = torch.where(counts > 0, stored + counts, cache.num_rows)
+        first = stored - (counts.cumsum(0) - counts)
+        return first[sequences] + torch.arange(len(sequences), device=sequences.device)
 
 
 class NeoXLayer(nn.Module):
@@ -243,11 +313,11 @@ class NeoXLayer(nn.Module):
         )
 
     def forward(self, hidden: Tensor, rotate: Rotation, rows: Rows) -> Tensor:
-        """[N, Q, H] -> [N, Q, H]."""
+        """[R, H] -> [R, H]."""
         mixed = self.attention["query_key_value"](self.input_layernorm(hidden))
-        # Query, key and value of a head stand together: [N, Q, A * 3 d] -> [N, A, Q, 3 d]
-        query, key, value = mixed.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).chunk(3, dim=-1)
-        attended = rows.attend(self.index, rotate(query), rotate(key), value).transpose(1, 2).flatten(2)
+        # Query, key and value of a head are neighbours: [R, A * 3 d] -> [R, A, 3 d]
+        query, key, value = mixed.unflatten(-1, (self.num_heads, -1)).chunk(3, dim=-1)
+        attended = rows.attend(self.index, rotate(query), rotate(key), value)
         inner = functional.gelu(self.mlp["dense_h_to_4h"](self.post_attention_layernorm(hidden)))
         update: Tensor = self.attention["dense"](attended) + self.mlp["dense_4h_to_h"](inner)
         return hidden + update
@@ -270,14 +340,13 @@ class LlamaLayer(nn.Module):
         self.mlp = nn.ModuleDict({name: nn.Linear(*size, bias=False) for name, size in sizes.items()})
 
     def forward(self, hidden: Tensor, rotate: Rotation, rows: Rows) -> Tensor:
-        """[N, Q, H] -> [N, Q, H]."""
+        """[R, H] -> [R, H]."""
         normed = self.input_layernorm(hidden)
-        # [N, Q, heads * d] -> [N, heads, Q, d]
+        # [R, heads * d] -> [R, heads, d]
         query, key, value = (
-            self.self_attn[f"{part}_proj"](normed).unflatten(-1, (-1, self.size)).transpose(1, 2)
-            for part in "qkv"
+            self.self_attn[f"{part}_proj"](normed).unflatten(-1, (-1, self.size)) for part in "qkv"
         )
-        attended = rows.attend(self.index, rotate(query), rotate(key), value).transpose(1, 2).flatten(2)
+        attended = rows.attend(self.index, rotate(query), rotate(key), value)
         hidden = hidden + self.self_attn["o_proj"](attended)
         normed = self.post_attention_layernorm(hidden)
         inner = functional.silu(self.mlp["gate_proj"](normed)) * self.mlp["up_proj"](normed)
@@ -293,15 +362,8 @@ class Decider(nn.Sequential):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., H] -> [..., outputs]."""
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        hidden = hidden.to(wide)
         with torch.autocast(hidden.device.type, enabled=False):
-            for layer in self:
-                if isinstance(layer, nn.Linear):
-                    hidden = functional.linear(hidden, layer.weight.to(wide), layer.bias.to(wide))
-                else:
-                    hidden = layer(hidden)
-        return hidden
+            return in_float32(self, hidden)
 
 
 # Class of the layers, and the names of base model, embedding, final norm and head in files of weights.
@@ -309,32 +371,6 @@ BACKBONES: dict[str, tuple[type[NeoXLayer | LlamaLayer], tuple[str, str, str, st
     "gpt_neox": (NeoXLayer, ("gpt_neox", "embed_in", "final_layer_norm", "embed_out")),
     "llama": (LlamaLayer, ("model", "embed_tokens", "norm", "lm_head")),
 }
-
-
-@dataclass
-class Decision:
-    """Which steps tokens take.
-
-    Attributes:
-        steps: the last slot of each, [...].
-        log_weight: of the keys of all slots, [..., K + 1]; None where slots weigh the same.
-        shares: of the slots in what is read, [..., K + 1]; None where the last slot is read.
-    """
-
-    steps: Tensor
-    log_weight: Tensor | None = None
-    shares: Tensor | None = None
-
-    def read(self, hidden: Tensor, steps: Tensor) -> Tensor:
-        """What the head reads of slots after the final norm: [..., K + 1, H] -> [..., H].
-
-        Shares of slots behind `steps` are dropped, not given away.
-        """
-        if self.shares is None:
-            return hidden[..., -1, :]
-        slot = torch.arange(hidden.shape[-2], device=hidden.device)
-        shares = torch.where(slot <= steps.unsqueeze(-1), self.shares, 0.0)
-        return (hidden * shares.unsqueeze(-1)).sum(dim=-2).to(hidden.dtype)
 
 
 class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
@@ -424,7 +460,7 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             "the vocabulary of a MegaPonder model is fixed; convert it with another one"
         )
 
-    # ---- one batch of tokens ----
+    # ---- thinking about a batch of tokens ----
 
     def _consume(
         self,
@@ -433,232 +469,125 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         cache: PonderCache | None,
         num_sweeps: int | None,
     ) -> tuple[Tensor, Tensor]:
-        """Think about tokens, [B, T], and return what the head reads, [B, T, H], and their steps, [B, T].
-
-        Padding is moved behind the tokens first, where causal attention never sees it, and what came out is
-        moved back.
-        """
+        """Think about tokens, [B, T], and return what the head reads, [B, T, H], and their steps, [B, T]."""
         is_token = torch.ones_like(input_ids, dtype=torch.bool)
         if attention_mask is not None:
             is_token = attention_mask[:, -input_ids.shape[1] :].bool()
-        order = kept_first(is_token)
-        real = is_token.gather(1, order)
-        positions = torch.arange(order.shape[1], device=order.device).expand_as(order)
-        if cache is not None:
-            if not bool(is_token[:, -1].all()):
-                raise ValueError(
-                    "prompts that are continued must be padded on the left, but the last column has padding; "
-                    "set tokenizer.padding_side = 'left'"
-                )
-            cache.begin(input_ids)
-            positions = positions + cache.num_tokens.unsqueeze(1)
-        embeddings = self._embed(input_ids.gather(1, order))
-        hidden, steps = self._think(embeddings, real, positions, cache, num_sweeps)
-        hidden = put_back(hidden * real.unsqueeze(-1), order, input_ids.shape[1])
-        steps = put_back((steps * real).unsqueeze(-1), order, input_ids.shape[1]).squeeze(-1)
-        if cache is not None:
-            cache.num_tokens = cache.num_tokens + real.sum(dim=1)
-            cache.steps = torch.cat([cache.steps, steps], dim=1)
+        if cache is not None and not bool(is_token[:, -1].all()):
+            raise ValueError(
+                "prompts that are continued must be padded on the left, but the last column has padding; set "
+                "tokenizer.padding_side = 'left'"
+            )
+        store = PonderCache() if cache is None else cache
+        store.begin(input_ids)
+        positions = is_token.cumsum(dim=1) - 1 + store.num_tokens.unsqueeze(1)
+        sequences = is_token.nonzero()[:, 0]
+        decodes = cache is not None and input_ids.shape[1] == 1
+        has_all_rows = not decodes or self.config.method in ("vanilla", "pause")
+        replaces = has_all_rows and self.config.method not in ITERATING
+        run = RowRunner(
+            self, store, sequences, positions[is_token], replaces=replaces, keeps=cache is not None
+        )
+        prompts = PromptTokens(sequences=sequences, sweeps=self._sweeps(cache is not None, num_sweeps))
+        thought = self._think(
+            input_ids[is_token], run, None if decodes else prompts, prunes=cache is not None
+        )
+        hidden = thought.hidden.new_zeros(*is_token.shape, thought.hidden.shape[-1])
+        hidden[is_token] = thought.hidden[0]
+        steps = torch.zeros_like(input_ids)
+        steps[is_token] = thought.steps
+        store.num_tokens = store.num_tokens + is_token.sum(dim=1)
+        store.steps = torch.cat([store.steps, steps], dim=1)
+        if self.config.method in ITERATING:
+            store.num_rows = store.num_tokens
         return hidden, steps
+
+    def _sweeps(self, prunes: bool, number: int | None) -> Sweeps:
+        """Sweeps of the training forward, or over prompts."""
+        config = self.config
+        if not prunes:
+            return Sweeps(number=config.num_jacobi_iterations if number is None else number)
+        tolerance = config.prefill_tolerance
+        if tolerance is None:
+            tolerance = max(1e-5, torch.finfo(self.dtype).eps)
+        return Sweeps(number=config.prefill_sweeps, tolerance=tolerance)
 
     def _think(
-        self,
-        embeddings: Tensor,
-        real: Tensor,
-        positions: Tensor,
-        cache: PonderCache | None,
-        num_sweeps: int | None,
-    ) -> tuple[Tensor, Tensor]:
-        config = self.config
-        if config.method in ("loop", "ponderlm", "adaponderlm"):
-            return self._iterate(embeddings, real, positions, cache)
-        if config.method in ("vanilla", "pause"):
-            return self._pause(embeddings, real, positions, cache)
-        if cache is None:
-            num_sweeps = config.num_jacobi_iterations if num_sweeps is None else num_sweeps
-        elif embeddings.shape[1] == 1 and bool(real.all()):
-            return self._decode(embeddings.squeeze(1), positions, cache)
-        else:
-            num_sweeps = config.prefill_sweeps
-        return self._sweep(embeddings, real, positions, cache, num_sweeps)
+        self, tokens: Tensor, run: RowRunner, prompts: PromptTokens | None, *, prunes: bool
+    ) -> Thought:
+        """Think about tokens, [N], by the method of the model.
 
-    # ---- slots: pause, ponderlm2, ponderlm3 ----
-
-    def _pause(
-        self, embeddings: Tensor, real: Tensor, positions: Tensor, cache: PonderCache | None
-    ) -> tuple[Tensor, Tensor]:
-        """All slots are known beforehand and run at once; the last one is read."""
-        num_pauses = self.config.num_latent_thoughts
-        slots = embeddings.unsqueeze(2)
-        if num_pauses:
-            pause = torch.full_like(positions, self.config.pause_token_id).unsqueeze(2)
-            slots = torch.cat([slots, self._embed(pause.expand(-1, -1, num_pauses))], dim=2)
-        keep = real.unsqueeze(2).expand(slots.shape[:3])
-        everyone = torch.arange(len(slots), device=slots.device)
-        hidden = self._run_slots(slots, keep, positions, everyone, cache)
-        if cache is not None:
-            cache.num_rows = cache.num_rows + keep.sum(dim=(1, 2))
-        return hidden[:, :, -1], torch.full_like(positions, num_pauses)
-
-    def _sweep(
-        self,
-        embeddings: Tensor,
-        real: Tensor,
-        positions: Tensor,
-        cache: PonderCache | None,
-        num_sweeps: int | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Jacobi iteration: every pass runs all current slots and then makes all thoughts anew, at once.
-
-        A token has one slot more in every pass until it has all that it takes: K + 1 in training, in decoding
-        those that are not pruned. With a fixed number of sweeps there are K + num_sweeps + 1 passes; without,
-        a sequence is swept until its steps stand and its thoughts and log weights do not move any more.
+        Args:
+            tokens: ids.
+            run: runs and stores rows.
+            prompts: whose tokens they are; None for one token of each sequence.
+            prunes: halt as decoding does; otherwise take all slots, as training does.
         """
-        num_thoughts, prunes = self.config.num_latent_thoughts, cache is not None
-        slot = torch.arange(num_thoughts + 1, device=embeddings.device)
-        live = torch.arange(len(embeddings), device=embeddings.device)
-        last = torch.zeros_like(positions)
-        # [B, T, H] -> [B, T, K + 1, H]
-        first = functional.pad(embeddings.unsqueeze(2), (0, 0, 0, num_thoughts))
-        inputs, hidden = first, torch.zeros_like(first)
-        log_weight = first.new_zeros(first.shape[:3], dtype=self._wide) if self._has_router else None
-        # A token is exact K + 1 passes after all tokens before it are.
-        limit = embeddings.shape[1] * (num_thoughts + 1) if num_sweeps is None else num_thoughts + num_sweeps
-        for number in count():
-            keep = (slot <= last.unsqueeze(-1)) & real.unsqueeze(-1)
-            weight_of_live = None if log_weight is None else log_weight[live]
-            ended = self._run_slots(
-                inputs[live], keep[live], positions[live], live, cache, log_weight=weight_of_live
+        config, num_steps = self.config, self.config.num_latent_thoughts
+        if config.method in ("vanilla", "pause"):
+            pauses = tokens.new_full((len(tokens), num_steps), config.pause_token_id or 0)
+            # [N, K + 1] -> [1, N * (K + 1), H]
+            rows = self._embed(torch.cat([tokens.unsqueeze(1), pauses], dim=1).flatten()).unsqueeze(0)
+            return read_all_rows(rows, run, num_slots=num_steps + 1)
+        rows = self._embed(tokens).unsqueeze(0)
+        if config.method == "loop":
+            return think_in_loops(rows, run, num_iterations=num_steps)
+        if config.method in ITERATING:
+            return self._iterate(rows * num_steps if config.multiply_embedding else rows, run)
+        decide = partial(self._decide, threshold=config.pruning_threshold if prunes else 0.0)
+        if prompts is None:
+            return think_in_slots(
+                rows, run, num_thoughts=num_steps, decide=decide, next_thought=self._feed_back
             )
-            hidden = hidden.index_copy(0, live, ended)
-            decision = self._decide(hidden[:, :, 0], prunes)
-            steps = torch.minimum(decision.steps, last)
-            if num_thoughts == 0 or number == limit:
-                break
-            before, before_last, before_weight = inputs, last, log_weight
-            last = torch.minimum(decision.steps, last + 1)
-            renewed = (slot > 0) & (slot <= last.unsqueeze(-1)) & real.unsqueeze(-1)
-            # Slot k of the next pass is made from slot k - 1 of this one.
-            inputs = first.clone()
-            inputs[renewed] = self._next_thought(hidden[:, :, :-1][renewed[:, :, 1:]])
-            log_weight = decision.log_weight
-            if num_sweeps is None:
-                grows = (last != before_last) | (decision.steps != last)
-                moves = self._moves(inputs, before, renewed, log_weight, before_weight)
-                live = live[(moves | (grows & real).any(dim=1))[live]]
-                if len(live) == 0:
-                    break
-        if cache is not None:
-            cache.num_rows = cache.num_rows + keep.sum(dim=(1, 2))
-        read = decision.read(hidden, steps)
-        # Training weighs all slots, and reports the steps that decoding would take.
-        return read, steps if prunes else self._decide(hidden[:, :, 0], prunes=True).steps
-
-    def _moves(
-        self, new: Tensor, old: Tensor, renewed: Tensor, log_weight: Tensor | None, old_weight: Tensor | None
-    ) -> Tensor:
-        """Whether the thoughts or log weights of a sequence moved by more than the tolerance, [B]."""
-        tolerance = self.config.prefill_tolerance
-        if tolerance is None:
-            tolerance = max(1e-5, torch.finfo(new.dtype).eps)
-        change, norm = (
-            (x.to(self._wide) * renewed.unsqueeze(-1)).square().sum(dim=(1, 2, 3)) for x in (new - old, new)
+        slots = read_by_sweeps(
+            rows[0],
+            prompts,
+            num_thoughts=num_steps,
+            run=run,
+            decide=decide,
+            next_thought=self._feed_back,
         )
-        moves: Tensor = change > tolerance**2 * norm
-        if log_weight is not None and old_weight is not None:
-            moves = moves | (((log_weight - old_weight).abs() * renewed).amax(dim=(1, 2)) > tolerance)
-        return moves
+        thought = slots.decision.read(slots.hidden)
+        # Training weighs all slots, and reports the steps that decoding would take.
+        decided = self._decide(slots.hidden[:, 0].unsqueeze(0), threshold=config.pruning_threshold)
+        return thought if prunes else Thought(hidden=thought.hidden, steps=decided.steps)
 
-    def _decode(self, embeddings: Tensor, positions: Tensor, cache: PonderCache) -> tuple[Tensor, Tensor]:
-        """Think about one token of each sequence, [B, H]: slot after slot, of the tokens that take it."""
-        hidden = functional.pad(embeddings.unsqueeze(1), (0, 0, 0, self.config.num_latent_thoughts))
-        thoughts, active = embeddings, torch.arange(len(embeddings), device=embeddings.device)
-        decision = None
-        for step in range(hidden.shape[1]):
-            weight = embeddings.new_zeros(len(active), 1, dtype=self._wide) if self._has_router else None
-            if decision is not None:
-                active = (decision.steps >= step).nonzero().flatten()
-                if len(active) == 0:
-                    break
-                thoughts = self._next_thought(hidden[active, step - 1])
-                weight = None if decision.log_weight is None else decision.log_weight[active, step, None]
-            rows = Rows(positions[active], active, cache, log_weight=weight)
-            hidden[active, step] = self._run(thoughts.unsqueeze(1), rows).squeeze(1)
-            cache.num_rows = cache.num_rows.index_add(0, active, torch.ones_like(active))
-            decision = decision or self._decide(hidden[:, 0], prunes=True)
-        assert decision is not None
-        return decision.read(hidden, decision.steps).unsqueeze(1), decision.steps.unsqueeze(1)
-
-    def _decide(self, token_hidden: Tensor, prunes: bool) -> Decision:
-        """Which steps tokens take, by their slot 0 after the final norm, [..., H]."""
-        num_thoughts = self.config.num_latent_thoughts
-        every = torch.full(token_hidden.shape[:-1], num_thoughts, device=token_hidden.device)
-        if not self._has_router:
-            return Decision(steps=every)
-        shares = torch.softmax(self.ponder["router"](token_hidden), dim=-1)
-        # Summed from the end: 1 - cumsum loses all digits of a small tail.
-        tail = shares[..., 1:].flip(-1).cumsum(-1).flip(-1)
-        mass = torch.cat([torch.ones_like(shares[..., :1]), tail], dim=-1)
-        steps = (tail >= self.config.pruning_threshold).sum(dim=-1)
-        log_weight = mass.clamp_min(SMALLEST_TAIL_MASS).log()
-        return Decision(steps=steps if prunes else every, log_weight=log_weight, shares=shares)
-
-    # ---- iterations: loop, ponderlm, adaponderlm ----
-
-    def _iterate(
-        self, embeddings: Tensor, real: Tensor, positions: Tensor, cache: PonderCache | None
-    ) -> tuple[Tensor, Tensor]:
-        """Run the row of each token again and again; a halted token keeps what its last iteration gave."""
+    def _iterate(self, first: Tensor, run: RowRunner) -> Thought:
         config, num_iterations = self.config, self.config.num_latent_thoughts
-        everyone = torch.arange(len(embeddings), device=embeddings.device)
-        first = embeddings * num_iterations if config.multiply_embedding else embeddings
-        running, active, steps = first, real, torch.zeros_like(positions)
-        kept: dict[int, tuple[Tensor, Tensor]] = {}
-        is_loop, halts = config.method == "loop", config.method == "adaponderlm"
-        # A loop has its one final norm at the end.
-        rows = Rows(positions, everyone, cache, last_version=kept)
-        hidden = self._run(running, rows, normalize=not is_loop or num_iterations == 0)
-        for iteration in range(1, num_iterations + 1):
-            going_on, share = everyone, None
-            if halts:
-                share = torch.sigmoid(self.ponder.get_submodule(f"gates.{iteration - 1}")(hidden)).squeeze(-1)
-                active = active & (share >= config.pruning_threshold)
-                share = share * active
-            if halts and cache is not None:
-                going_on, halted = (x.nonzero().flatten() for x in (active.any(dim=1), ~active.any(dim=1)))
-                if len(halted) > 0:
-                    cache.repeat(iteration, Rows(positions[halted], halted, cache))
-            if len(going_on) == 0:
-                continue
-            answer = hidden[going_on] if is_loop else self._next_thought(hidden[going_on])
-            if share is not None:
-                answer = answer * share[going_on].unsqueeze(-1).to(answer.dtype)
-            if not is_loop:
-                answer = answer + (first if config.residual == "from_embedding" else running)[going_on]
-            running = running.index_copy(0, going_on, answer)
-            is_active = active[going_on] if halts else None
-            rows = Rows(
-                positions[going_on], going_on, cache, version=iteration, active=is_active, last_version=kept
+        if config.method == "ponderlm":
+            return think_by_feedback(
+                first,
+                run,
+                num_iterations=num_iterations,
+                feed_back=self._feed_back,
+                from_first=config.residual == "from_embedding",
             )
-            ended = self._run(answer, rows, normalize=not is_loop or iteration == num_iterations)
-            if is_active is not None:
-                ended = torch.where(is_active.unsqueeze(-1), ended, hidden[going_on])
-            hidden = hidden.index_copy(0, going_on, ended)
-            steps = steps + active
-        if cache is not None:
-            cache.num_rows = cache.num_rows + real.sum(dim=1)
-        return hidden, steps
+        return think_until_halted(
+            first,
+            run,
+            num_iterations=num_iterations,
+            feed_back=self._feed_back,
+            gate=lambda index, hidden: self.ponder.get_submodule(f"gates.{index}")(hidden).squeeze(-1),
+            threshold=config.pruning_threshold,
+        )
 
-    # ---- parts that all methods use ----
+    def _decide(self, token_hidden: Tensor, threshold: float) -> SlotDecision:
+        """Decide which slots tokens take, by their slot 0 after the final norm, [1, N, H]."""
+        if self.config.method == "ponderlm2":
+            return all_slots(token_hidden, self.config.num_latent_thoughts)
+        return slots_above(self.ponder["router"](token_hidden), threshold)
 
-    @property
-    def _has_router(self) -> bool:
-        return "router" in self.ponder
+    # ---- parts of the model ----
 
-    @property
-    def _wide(self) -> torch.dtype:
-        """Type of halting decisions: at least float32."""
-        return torch.promote_types(self.dtype, torch.float32)
+    def run_layers(self, hidden: Tensor, positions: Tensor, rows: Rows, *, normalize: bool) -> Tensor:
+        """Run rows at rotary positions, [R], through all layers: [R, H] -> [R, H]."""
+        base, _, norm, _ = BACKBONES[self.config.backbone][1]
+        rotate = Rotation(positions, self.config, hidden.dtype)
+        for layer in self.get_submodule(f"{base}.layers").children():
+            hidden = layer(hidden, rotate, rows)
+        if normalize:
+            hidden = self.get_submodule(f"{base}.{norm}")(hidden)
+        return hidden
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """[...] -> [..., H]."""
@@ -670,12 +599,13 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         head = self.get_output_embeddings() or self.get_input_embeddings()
         return functional.linear(hidden, head.get_parameter("weight")[: self.config.vocab_size])
 
-    def _next_thought(self, hidden: Tensor) -> Tensor:
-        """What a step feeds back: its hidden state, or the mean embedding of what it predicts."""
+    def _feed_back(self, hidden: Tensor) -> Tensor:
+        """Return what a step feeds back: its hidden state, or the mean embedding of what it predicts."""
         config = self.config
         if config.mixture == "hidden":
             return hidden
-        logits = self._head(hidden).to(self._wide) / config.softmax_temperature
+        wide = torch.promote_types(self.dtype, torch.float32)
+        logits = self._head(hidden).to(wide) / config.softmax_temperature
         if config.mixture == "top_k":
             smallest = logits.detach().topk(config.mixture_top_k, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < smallest, float("-inf"))
@@ -683,45 +613,7 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         mixed = torch.softmax(logits, dim=-1).to(embeddings.dtype) @ embeddings
         return (mixed * float(config.embedding_scale)).to(hidden.dtype)
 
-    def _run(self, hidden: Tensor, rows: Rows, normalize: bool = True) -> Tensor:
-        """Run rows through all layers, [N, Q, H] -> [N, Q, H]."""
-        base, _, norm, _ = BACKBONES[self.config.backbone][1]
-        rotate = Rotation(rows.positions, self.config, hidden.dtype)
-        for layer in self.get_submodule(f"{base}.layers").children():
-            hidden = layer(hidden, rotate, rows)
-        if normalize:
-            hidden = self.get_submodule(f"{base}.{norm}")(hidden)
-        return hidden
-
-    def _run_slots(
-        self,
-        slots: Tensor,
-        keep: Tensor,
-        positions: Tensor,
-        sequences: Tensor,
-        cache: PonderCache | None,
-        log_weight: Tensor | None = None,
-    ) -> Tensor:
-        """Run the slots that are kept, in the order of tokens and slots, and no others.
-
-        Args:
-            slots: [N, T, n, H].
-            keep: which slots, [N, T, n].
-            positions: of the tokens, [N, T].
-            sequences: which sequences of the batch, [N].
-            cache: where the rows are stored.
-            log_weight: of the keys of the slots, [N, T, n].
-        Returns:
-            [N, T, n, H], 0 where a slot did not run.
-        """
-        num_slots = slots.shape[2]
-        order = kept_first(keep.flatten(1))
-        positions = positions.repeat_interleave(num_slots, dim=1).gather(1, order)
-        weight = None if log_weight is None else log_weight.flatten(1).gather(1, order)
-        chosen = slots.flatten(1, 2).gather(1, order.unsqueeze(-1).expand(-1, -1, slots.shape[-1]))
-        hidden = self._run(chosen, Rows(positions, sequences, cache, log_weight=weight))
-        whole: Tensor = put_back(hidden, order, keep[0].numel()).unflatten(1, (-1, num_slots))
-        return whole * keep.unsqueeze(-1)
+    # ---- generate ----
 
     def _validate_generation_mode(self, generation_mode: GenerationMode, *others: Any) -> None:
         """Refuse what reorders a cache or takes tokens back: its sequences own different numbers of rows.
@@ -755,18 +647,3 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(f"past_key_values must be a PonderCache, but is a {type(given).__name__}")
         if given is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = PonderCache()
-
-
-def kept_first(keep: Tensor) -> Tensor:
-    """Return the order that brings kept columns to the front, [B, C] bool -> [B, most kept of a row] indices.
-
-    Where a row keeps fewer than another, others of its columns fill the end.
-    """
-    order = keep.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-    return order[:, : int(keep.sum(dim=1).max())]
-
-
-def put_back(values: Tensor, order: Tensor, num_columns: int) -> Tensor:
-    """Undo an order, [B, Q, H] -> [B, C, H], with 0 in columns that it left out."""
-    whole = values.new_zeros(len(values), num_columns, values.shape[-1])
-    return whole.scatter(1, order.unsqueeze(-1).expand_as(values), values)

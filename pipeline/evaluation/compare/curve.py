@@ -7,28 +7,13 @@ from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from pipeline.metrics.records import LossPoint
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 
 CURVE_FILE = "pruning_curve.json"
-
-
-@with_config(ConfigDict(extra="forbid"))
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurvePoint:
-    """A run at one threshold.
-
-    Attributes:
-        pruning_threshold: tau; None for a method that does not halt.
-        loss: held-out cross-entropy, nats per labelled token.
-        mean_steps: extra steps per token.
-        flops_per_token: of cached decoding, mean over a text of the run's sequence length.
-    """
-
-    pruning_threshold: float | None
-    loss: float
-    mean_steps: float
-    flops_per_token: float
+# The points of a curve differ in their thresholds alone.
+NOT_WRITTEN = {"points": {"__all__": {"step_limit"}}}
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -55,9 +40,9 @@ class PruningCurve:
     num_global_batches: int
     num_tokens: int
     unigram_entropy: float
-    points: tuple[CurvePoint, ...]
+    points: tuple[LossPoint, ...]
 
-    def at(self, thresholds: Sequence[float | None]) -> tuple[CurvePoint, ...] | None:
+    def at(self, thresholds: Sequence[float | None]) -> tuple[LossPoint, ...] | None:
         """Return the points at some thresholds, or None where one is missing."""
         found = {point.pruning_threshold: point for point in self.points}
         if not set(thresholds) <= found.keys():
@@ -67,7 +52,7 @@ class PruningCurve:
 
 def save_curve(curve: PruningCurve, path: Path) -> None:
     """Write the file, complete or not at all."""
-    write_atomically(path, TypeAdapter(PruningCurve).dump_json(curve, indent=1) + b"\n")
+    write_atomically(path, TypeAdapter(PruningCurve).dump_json(curve, indent=1, exclude=NOT_WRITTEN) + b"\n")
 
 
 def load_curve(path: Path) -> PruningCurve:
@@ -85,9 +70,9 @@ def load_curve(path: Path) -> PruningCurve:
         ) from error
 
 
-def front(points: Iterable[CurvePoint]) -> frozenset[CurvePoint]:
+def front(points: Iterable[LossPoint]) -> frozenset[LossPoint]:
     """Return the points that no other one beats: none costs as little at a smaller loss."""
-    best: list[CurvePoint] = []
+    best: list[LossPoint] = []
     for point in sorted(points, key=lambda one: (one.flops_per_token, one.loss)):
         if not best or point.loss < best[-1].loss:
             best.append(point)

@@ -1,26 +1,22 @@
 """Where the points of a run come from: files in its folder, or an evaluation of its checkpoint."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from megatron_ext.host import device
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.state import read_train_state
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account
-from pipeline.cost.flops import FlopsAccount
 from pipeline.data.unigram import unigram_entropy
-from pipeline.evaluation.compare.curve import CURVE_FILE, CurvePoint, PruningCurve, load_curve, save_curve
+from pipeline.evaluation.compare.curve import CURVE_FILE, PruningCurve, load_curve, save_curve
 from pipeline.evaluation.opened import OpenedCheckpoint, opened_checkpoint
+from pipeline.evaluation.points import counted_steps, evaluate_under, loss_point
 from pipeline.evaluation.results import EVALUATION_FILE, load_evaluation
-from pipeline.method_settings import changed_settings
-from pipeline.metrics.ponder_scalars import fractions, mean_steps_of
 from pipeline.step.build import heldout_batches, open_heldout_split, vocab_size_of
 
 logger = logging.getLogger(__name__)
@@ -152,7 +148,7 @@ def _from_evaluation(run: FoundRun, num_global_batches: int) -> PruningCurve | N
         num_global_batches=num_global_batches,
         num_tokens=found.num_tokens,
         unigram_entropy=found.unigram_entropy,
-        points=(_point(None, found.loss, (), account),),
+        points=(loss_point(UNLIMITED, found.loss, None, account),),
     )
 
 
@@ -169,14 +165,22 @@ def _is_of(num_tokens: int, num_samples: int, seq_length: int, global_batch_size
 def _evaluated(opened: OpenedCheckpoint, wanted: Wanted, advance: Callable[[], None]) -> PruningCurve:
     config, ponder = opened.config, opened.config.ponder
     account = flops_account(config, vocab_size_of(config, opened.heldout))
+    batches = heldout_batches(
+        config, opened.heldout, opened.groups, max_global_batches=wanted.batches_of(config)
+    )
     points, num_tokens = [], 0
     for threshold in wanted.thresholds_of(config):
-        sums = _pruned_sums(opened, threshold, wanted.batches_of(config))
-        num_tokens = int(sums["labelled_tokens"][0])
-        loss = float(sums["nll"][0]) / num_tokens
-        points.append(
-            _point(threshold, loss, sums["steps_count"].tolist() if ponder.method.halts else (), account)
+        limits = StepLimits(threshold=threshold)
+        found = evaluate_under(
+            limits,
+            opened.module,
+            batches,
+            num_jacobi_iterations=ponder.num_jacobi_iterations,
+            groups=opened.groups,
         )
+        assert found is not None, "nothing cuts this evaluation short"
+        num_tokens = int(found.sums["labelled_tokens"][0])
+        points.append(loss_point(limits, found.loss, counted_steps(limits, opened.module, found), account))
         advance()
     return PruningCurve(
         name=config.name,
@@ -188,39 +192,4 @@ def _evaluated(opened: OpenedCheckpoint, wanted: Wanted, advance: Callable[[], N
         num_tokens=num_tokens,
         unigram_entropy=unigram_entropy(opened.heldout),
         points=tuple(points),
-    )
-
-
-@torch.no_grad()
-def _pruned_sums(
-    opened: OpenedCheckpoint, threshold: float | None, num_global_batches: int
-) -> dict[str, torch.Tensor]:
-    """Sum the model's statistics over held-out text, with pruned slots masked out for good."""
-    config, module = opened.config, opened.module
-    batches = heldout_batches(config, opened.heldout, opened.groups, max_global_batches=num_global_batches)
-    sums: dict[str, torch.Tensor] = {}
-    changes = {} if threshold is None else {"pruning_threshold": threshold}
-    with changed_settings(module.ponder, **changes):
-        for batch in (batch for micro_batches in batches for batch in micro_batches):
-            output = module(
-                batch.to(device()),
-                num_jacobi_iterations=config.ponder.num_jacobi_iterations,
-                prune=threshold is not None,
-            )
-            for name, value in output.statistics.items():
-                wide = value.double().cpu()
-                sums[name] = sums[name] + wide if name in sums else wide
-    return sums
-
-
-def _point(
-    threshold: float | None, loss: float, steps_count: Sequence[float], account: FlopsAccount
-) -> CurvePoint:
-    mean_steps = mean_steps_of(steps_count) if steps_count else float(account.num_latent_thoughts)
-    full_share = fractions(steps_count)[-1] if steps_count else None
-    return CurvePoint(
-        pruning_threshold=threshold,
-        loss=loss,
-        mean_steps=mean_steps,
-        flops_per_token=account.inference_per_token(mean_steps, full_share=full_share),
     )

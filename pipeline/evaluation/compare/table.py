@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from pipeline.evaluation.compare.curve import PruningCurve, front
+from pipeline.evaluation.compare.curve import NOT_WRITTEN, PruningCurve, front
 from pipeline.run.summary import metric
 
 
@@ -49,7 +49,7 @@ def comparison_values(curves: Sequence[PruningCurve], labels: Sequence[str]) -> 
     best = front(point for curve in curves for point in curve.points)
     runs = []
     for curve, label in zip(curves, labels, strict=True):
-        values = TypeAdapter(PruningCurve).dump_python(curve, mode="json")
+        values = TypeAdapter(PruningCurve).dump_python(curve, mode="json", exclude=NOT_WRITTEN)
         for point, found in zip(values["points"], curve.points, strict=True):
             point["is_on_front"] = found in best
         runs.append({"label": label, **values})

@@ -5,7 +5,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_ext.host import device, prepare_host
+from megatron_ext.device import device
+from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from pipeline.commands.shared import exit_on_user_error, set_up_logging
 from pipeline.config.load import load_config

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder, DecodedTokens
-from megatron_ext.host import device
-from megatron_ext.methods.base import Sweeps
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.device import device
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.decode.sweeps import Sweeps
 from megatron_ext.weights import load_weights
 from tests.support.golden.case import GoldenCase
 from tests.support.golden.forward import model_config

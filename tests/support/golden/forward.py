@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ext.host import device
-from megatron_ext.model.batch import TokenBatch
+from megatron_ext.device import device
 from megatron_ext.model.config import (
     Architecture,
     Initialization,
@@ -17,21 +16,21 @@ from megatron_ext.model.config import (
     initialization_settings,
     pipeline_settings,
 )
-from megatron_ext.model.micro_batch import ForwardSettings, ModelOutput
+from megatron_ext.model.micro_batch import ForwardSettings, ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from megatron_ext.ponder.config import Method, Mixture, Penalty, PonderConfig, Residual
-from megatron_ext.ponder.gates import active_iterations, still_active
+from megatron_ext.ponder.halting import active_iterations, still_active
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
 from megatron_ext.ponder.penalties import bottom_k, halting_penalty
 from megatron_ext.ponder.residual import residual
 from megatron_ext.schedule.gradients import finalize_gradients
-from megatron_ext.schedule.optimizer import wrap_ddp
 from megatron_ext.schedule.pass_pipeline import run_passes
 from megatron_ext.weights import load_weights, whole_tensors
-from pipeline.config.stages import even_stages
-from pipeline.config.vocabulary import padded_vocab_size
+from pipeline.config.rules_parallel import even_stages
+from pipeline.config.schema import ParallelConfig, padded_vocab_size
+from pipeline.step.build import wrap_model
 from tests.support.golden.case import GoldenCase
 from tests.support.golden.compare import is_real, zero_padding
 
@@ -62,7 +61,7 @@ def compute_forward(case: GoldenCase, groups: ParallelGroups, dtype: torch.dtype
 
 def _run(case: GoldenCase, model: PonderModel, groups: ParallelGroups) -> dict[str, Tensor]:
     """Forward and backward through the training schedule; the values that this stage has."""
-    ddp = wrap_ddp(model, use_distributed_optimizer=False)
+    ddp = wrap_model(model, ParallelConfig(use_distributed_optimizer=False))
     ddp.config.finalize_model_grads_func = finalize_gradients
     batch = _batch(case)
     seen: dict[str, Tensor] = {}

@@ -43,7 +43,7 @@ def test_a_job_is_found_by_id_handle_run_and_folder(tmp_path: Path) -> None:
     assert find_record(tmp_path, "a") == find_record(tmp_path, str(tmp_path / "a")) == new
 
 
-def test_the_newest_job_of_a_stage_is_found_by_its_name(tmp_path: Path) -> None:
+def test_the_newest_job_of_a_step_is_found_by_its_name(tmp_path: Path) -> None:
     old = submitted(tmp_path, "a", "1", name="a-train", minute=1)
     new = submitted(tmp_path, "a", "2", name="a-train", minute=2)
     last = submitted(tmp_path, "a", "3", name="a-evaluate", minute=3)

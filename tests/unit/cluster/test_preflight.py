@@ -5,8 +5,8 @@ import pytest
 
 from cluster.preflight import check_run
 from pipeline.config.errors import ConfigError
+from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.config.validate import build_config
 from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus
 from tests.unit.pipeline.config.settings import changed_settings
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from cluster.job_spec import RequeuePolicy, Resources
 from cluster.run_job import training_job
+from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.config.validate import build_config
 from tests.unit.pipeline.config.settings import changed_settings
 
 

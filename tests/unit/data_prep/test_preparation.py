@@ -15,7 +15,7 @@ from data_prep.progress import PrepareProgress
 from data_prep.run import prepare
 from data_prep.storage.shard_reader import iterate_documents
 from data_prep.tasks import ShardTask, TaskReport
-from data_prep.tokenizers.tokenizer import Tokenizer
+from data_prep.tokenizers.reading import read_tokenizer
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import folder_lock
 from tests.support.corpus import (
@@ -57,7 +57,7 @@ def run(prepared: Prepared, output: Path, executor: CountingExecutor, **changes:
 
 
 def test_shards_hold_every_document_once_in_order(prepared: Prepared) -> None:
-    tokenizer = Tokenizer.load(prepared.tokenizer)
+    tokenizer = read_tokenizer(prepared.tokenizer)
     for split in prepared.manifest.splits:
         paths = [
             file.path

@@ -11,7 +11,7 @@ import yaml
 from cluster.preflight import check_run
 from cluster.run_job import training_job
 from cluster.targets import target_named
-from cluster.workflow.job import stage_job
+from cluster.workflow.job import step_job
 from pipeline.cli import app
 from pipeline.config.load import load_config
 
@@ -41,8 +41,8 @@ def test_an_example_becomes_a_script_for_slurm(path: Path) -> None:
     script = slurm.render(training_job(config))
     assert f"#SBATCH --nodes={config.submit.nodes}\n" in script
     assert "#SBATCH --ntasks-per-node=8\n" in script
-    for stage in config.stages:
-        assert f"#SBATCH --job-name={config.name}-{stage.name}\n" in slurm.render(stage_job(config, stage))
+    for step in config.workflow:
+        assert f"#SBATCH --job-name={config.name}-{step.name}\n" in slurm.render(step_job(config, step))
 
 
 def test_the_largest_example_goes_to_ray_too() -> None:

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from megatron_ext.ponder.config import Method
+from pipeline.config.load import setting_paths
 from pipeline.config.ponder_section import PonderSection
-from pipeline.config.rules_ponder import METHODS_WITH
-from pipeline.config.validate import setting_paths
+from pipeline.config.rules_ponder import methods_with
 from pipeline.metrics import names
 
 ROOT = Path(__file__).parents[3]
@@ -64,9 +64,9 @@ def test_every_setting_is_described_and_every_described_setting_exists() -> None
     assert list(settings_table()) == list(PonderSection.model_fields)
 
 
-@pytest.mark.parametrize("name", METHODS_WITH)
+@pytest.mark.parametrize("name", [name for name in PonderSection.model_fields if name != "method"])
 def test_the_stated_defaults_are_those_of_the_settings(name: str) -> None:
-    for method in METHODS_WITH[name]:
+    for method in methods_with(name):
         actual = PonderSection(method=method).model_dump(mode="json")[name]
         assert stated_default(settings_table()[name], method) == actual
 
@@ -75,9 +75,7 @@ def test_the_stated_defaults_are_those_of_the_settings(name: str) -> None:
 def test_every_method_has_a_section_with_its_settings_and_its_recipes(method: Method) -> None:
     text = section(f"### `{method}`")
 
-    assert set(bullet(text, "Settings")) == {
-        name for name, having in METHODS_WITH.items() if method in having
-    }
+    assert set(bullet(text, "Settings")) == set(method.facts.settings)
     assert set(bullet(text, "Recipes")) == {
         recipe
         for recipe in RECIPES

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder, DecodedTokens
-from megatron_ext.methods.base import Sweeps
 from megatron_ext.model.config import Architecture
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method, Mixture, Residual
-from megatron_ext.ponder.reference import TokenResult
+from megatron_ext.ponder.decode.sweeps import Sweeps
+from megatron_ext.ponder.reference.method import TokenResult
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
+from megatron_ext.weights import load_weights, whole_tensors
 from tests.support.ponder_models import (
     batch_of,
     decode_one_by_one,
@@ -223,6 +225,29 @@ def test_a_sequence_that_starts_anew_has_forgotten_the_old_one(
     again, fresh = decode(used), decode(BatchDecoder(model, num_sequences=2, max_tokens=10))
 
     assert torch.equal(again.logits, fresh.logits)
+
+
+@pytest.mark.parametrize(
+    "method", [Method.LOOP, Method.PAUSE, Method.PONDERLM, Method.PONDERLM2, Method.ADAPONDERLM]
+)
+def test_a_limited_decoder_decodes_as_a_model_built_with_fewer_steps(
+    groups: ParallelGroups, method: Method
+) -> None:
+    large = tiny_model(groups, method, num_latent_thoughts=3)
+    small = tiny_model(groups, method, num_latent_thoughts=1)
+    weights = whole_tensors(large, lambda parameter: parameter)
+    load_weights(small, {name: weights[name] for name in whole_tensors(small, lambda parameter: parameter)})
+    prompts = some_prompts()
+
+    def read(model: PonderModel, limits: StepLimits) -> list[Tensor]:
+        decoder = BatchDecoder(model, num_sequences=4, max_tokens=9, limits=limits)
+        return [prompt.logits for prompt in decoder.read_prompts(range(4), prompts, sweeps=SETTLED)]
+
+    expected = read(small, UNLIMITED)
+    own = large.ponder.config
+    for found, logits in zip(read(large, StepLimits(num_steps=1)), expected, strict=True):
+        torch.testing.assert_close(found, logits, rtol=0, atol=EXACT)
+    assert large.ponder.config is own
 
 
 def test_sweeps_run_no_pruned_slot_and_no_settled_prompt(groups: ParallelGroups) -> None:

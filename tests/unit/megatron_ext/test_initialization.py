@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ext.initialization import drawing
+from megatron_ext.initialization import seeded_initialization
 
 
 def draw(seed: int, name: str) -> Tensor:
-    with drawing(seed, name):
+    with seeded_initialization(seed, name):
         return torch.rand(4)
 
 
@@ -40,7 +40,7 @@ def test_it_goes_on_even_after_a_failure() -> None:
     expected = torch.rand(3)
     torch.manual_seed(5)
 
-    with pytest.raises(RuntimeError), drawing(1, "head"):
+    with pytest.raises(RuntimeError), seeded_initialization(1, "head"):
         torch.rand(1).reshape(2)
 
     assert torch.equal(torch.rand(3), expected)

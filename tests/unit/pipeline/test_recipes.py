@@ -10,8 +10,8 @@ from megatron_ext.ponder.config import Method
 from pipeline.config.load import dump_config, load_config
 from pipeline.conversion.hf_config import parse_source
 from pipeline.cost.account import flops_account
-from pipeline.cost.devices import DEVICES, GIB
-from pipeline.cost.run_plan import Assumptions, plan_run
+from pipeline.cost.peaks import DEVICES, GIB
+from pipeline.cost.plan import Assumptions, plan_run
 from pipeline.run.source_conversion import refuse_other_model
 from tests.bench.conversion import NeoxSizes, hf_settings
 
@@ -60,7 +60,7 @@ def test_recipes_have_the_published_sizes(
     parameters = flops_account(config, VOCAB_SIZE).parameters()
     training = config.training
 
-    assert parameters.non_embedding - parameters.router - parameters.gates == non_embedding
+    assert parameters.non_embedding - parameters.decider == non_embedding
     assert parameters.embedding == 50_304 * config.model.hidden_size
     trained = training.train_iters * training.global_batch_size * training.seq_length
     assert trained == pytest.approx(tokens, rel=0.002)
@@ -127,6 +127,6 @@ def test_large_recipes_have_the_published_sizes(name: str, non_embedding: int, t
     parameters = flops_account(config, VOCAB_SIZE).parameters()
     training = config.training
 
-    assert parameters.non_embedding - parameters.router - parameters.gates == non_embedding
+    assert parameters.non_embedding - parameters.decider == non_embedding
     trained = training.train_iters * training.global_batch_size * training.seq_length
     assert trained == pytest.approx(tokens, rel=0.001)

@@ -7,12 +7,12 @@ from typer.testing import CliRunner, Result
 from pipeline import cli
 from pipeline.config.errors import ConfigError
 from pipeline.shared.errors import ClusterError, DataError
-from tests.support.stages import write_pipeline
+from tests.support.workflow import write_pipeline
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Settings of a run with stages, of which none has run."""
+    """Settings of a run with steps, of which none has run."""
     return write_pipeline(tmp_path_factory.mktemp("pipeline"))
 
 
@@ -20,7 +20,7 @@ def submit(config: Path, *words: str) -> Result:
     return CliRunner().invoke(cli.app, ["submit", "--config", str(config), *words], env={"COLUMNS": "200"})
 
 
-def test_a_dry_run_shows_every_stage_with_what_it_waits_for_and_writes_nothing(pipeline: Path) -> None:
+def test_a_dry_run_shows_every_step_with_what_it_waits_for_and_writes_nothing(pipeline: Path) -> None:
     result = submit(pipeline, "--dry-run")
     assert result.exit_code == 0, result.output
     scripts = result.stdout.split("#!/bin/bash")[1:]
@@ -36,13 +36,13 @@ def test_a_dry_run_shows_every_stage_with_what_it_waits_for_and_writes_nothing(p
     assert not (pipeline.parent / "runs").exists()
 
 
-def test_one_stage_alone_is_looked_at(pipeline: Path) -> None:
+def test_one_step_alone_is_looked_at(pipeline: Path) -> None:
     result = submit(pipeline, "--dry-run", "--only", "prepare")
     assert result.stdout.count("#!/bin/bash") == 1
     assert isinstance(submit(pipeline, "--only", "trian").exception, ClusterError)
 
 
-def test_a_stage_whose_input_no_other_makes_is_refused(pipeline: Path) -> None:
+def test_a_step_whose_input_no_other_makes_is_refused(pipeline: Path) -> None:
     result = submit(pipeline, "--only", "evaluate")
     assert isinstance(result.exception, ConfigError)
     assert "must have a checkpoint to evaluate" in str(result.exception)
@@ -54,18 +54,18 @@ def test_missing_text_and_tokenizers_are_found_before_anything_is_queued(
     pipeline: Path, tmp_path: Path
 ) -> None:
     settings = yaml.safe_load(pipeline.read_text())
-    settings["stages"][0]["tokenizer"] = str(tmp_path / "absent.model")
+    settings["workflow"][0]["tokenizer"] = str(tmp_path / "absent.model")
     changed = tmp_path / "changed.yaml"
     changed.write_text(yaml.safe_dump(settings))
     assert "absent.model, which does not exist" in str(submit(changed).exception)
-    settings["stages"][0]["inputs"] = [str(tmp_path / "absent")]
+    settings["workflow"][0]["inputs"] = [str(tmp_path / "absent")]
     changed.write_text(yaml.safe_dump(settings))
     assert isinstance(submit(changed).exception, DataError)
     assert not (pipeline.parent / "runs").exists()
 
 
-def test_choices_of_stages_need_stages_and_sweeps_none(pipeline: Path) -> None:
-    assert "need a file with stages" in str(submit(pipeline, "stages=null", "--from", "train").exception)
+def test_choices_of_steps_need_steps_and_sweeps_none(pipeline: Path) -> None:
+    assert "need a file with steps" in str(submit(pipeline, "workflow=null", "--from", "train").exception)
     assert "--sweep must be of a file without" in str(submit(pipeline, "--sweep", "seed=1,2").exception)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.job_spec import Resources
-from cluster.on_ray.capacity import node_resources, render_lack
+from cluster.on_ray.capacity import node_resources, render_missing_capacity
 
 ASKED = Resources(nodes=2, ranks_per_node=8, gpus_per_node=8, cpus_per_rank=4, memory_per_node="64G")
 
@@ -22,7 +22,7 @@ def test_a_machine_is_asked_for_all_of_its_ranks_at_once() -> None:
 )
 def test_a_lack_names_what_is_asked_and_what_every_machine_has(second: dict[str, float], cure: str) -> None:
     machines = [("b", second), ("a", {"CPU": 64.0, "GPU": 8.0, "memory": 2.0**40, "node:a": 1.0})]
-    lines = render_lack(node_resources(ASKED), ASKED.nodes, machines).splitlines()
+    lines = render_missing_capacity(node_resources(ASKED), ASKED.nodes, machines).splitlines()
     assert lines[:3] == [
         "asked: 2 machine(s), each with 32 CPU, 8 GPU, 64.0 GiB",
         "there: a with 64 CPU, 8 GPU, 1024.0 GiB",
@@ -32,5 +32,5 @@ def test_a_lack_names_what_is_asked_and_what_every_machine_has(second: dict[str,
 
 
 def test_machines_of_one_name_are_all_listed() -> None:
-    lines = render_lack({"CPU": 1.0}, 3, [("a", {"CPU": 1.0}), ("a", {"CPU": 1.0})]).splitlines()
+    lines = render_missing_capacity({"CPU": 1.0}, 3, [("a", {"CPU": 1.0}), ("a", {"CPU": 1.0})]).splitlines()
     assert lines[1:3] == ["there: a with 1 CPU"] * 2

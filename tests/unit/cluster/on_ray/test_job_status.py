@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.on_ray.job_status import VERDICT_SECONDS, Board, NodeReport, Orders
+from cluster.on_ray.job_status import VERDICT_SECONDS, JobStatusTracker, NodeReport, Orders
 
 
 class Clock:
@@ -21,24 +21,24 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def board(tmp_path: Path, clock: Clock) -> Board:
+def tracker(tmp_path: Path, clock: Clock) -> JobStatusTracker:
     """Of two machines with two ranks each, which have started."""
-    board = Board(tmp_path / "logs", num_nodes=2, clock=clock)
-    board.open_attempt()
-    return board
+    tracker = JobStatusTracker(tmp_path / "logs", num_nodes=2, clock=clock)
+    tracker.open_attempt()
+    return tracker
 
 
-def report(board: Board, node: int, *codes: int | None) -> Orders:
-    return board.report(NodeReport(node=node, host=f"host{node}", codes=codes))
+def report(tracker: JobStatusTracker, node: int, *codes: int | None) -> Orders:
+    return tracker.report(NodeReport(node=node, host=f"host{node}", codes=codes))
 
 
-def test_a_job_is_over_when_every_rank_of_every_machine_has_ended(board: Board) -> None:
-    assert report(board, 0, 0, 0).verdict is None
-    assert report(board, 1, 0, None).verdict is None
-    verdict = report(board, 1, 0, 0).verdict
+def test_a_job_is_over_when_every_rank_of_every_machine_has_ended(tracker: JobStatusTracker) -> None:
+    assert report(tracker, 0, 0, 0).verdict is None
+    assert report(tracker, 1, 0, None).verdict is None
+    verdict = report(tracker, 1, 0, 0).verdict
     assert verdict is not None
     assert (verdict.exit_code, verdict.reason, verdict.restarts) == (0, "", False)
-    assert report(board, 0, 0, 0).verdict == verdict
+    assert report(tracker, 0, 0, 0).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -53,54 +53,56 @@ def test_a_job_is_over_when_every_rank_of_every_machine_has_ended(board: Board) 
     ],
 )
 def test_the_rank_that_was_the_cause_gives_the_code(
-    board: Board,
+    tracker: JobStatusTracker,
     first: tuple[int, int],
     second: tuple[int, int],
     code: int,
     rank: int,
     restarts: bool,
 ) -> None:
-    report(board, 0, *first)
-    verdict = report(board, 1, *second).verdict
+    report(tracker, 0, *first)
+    verdict = report(tracker, 1, *second).verdict
     assert verdict is not None
     assert (verdict.exit_code, verdict.restarts) == (code, restarts)
     assert verdict.reason == f"rank {rank} on host{rank // 2} ended with exit code {code}"
 
 
-def test_a_failure_is_told_to_the_other_machines_at_once(board: Board) -> None:
-    assert not report(board, 1, None, None).has_failure
-    assert report(board, 0, None, 9).has_failure
-    assert report(board, 1, None, None).has_failure
+def test_a_failure_is_told_to_the_other_machines_at_once(tracker: JobStatusTracker) -> None:
+    assert report(tracker, 1, None, None).failure is None
+    assert report(tracker, 0, None, 9).failure == 9
+    assert report(tracker, 1, None, None).failure == 9
 
 
-def test_a_machine_that_is_lost_is_not_waited_for_without_end(board: Board, clock: Clock) -> None:
-    report(board, 1, None, None)
-    assert report(board, 0, 1, 1).verdict is None
+def test_a_machine_that_is_lost_is_not_waited_for_without_end(
+    tracker: JobStatusTracker, clock: Clock
+) -> None:
+    report(tracker, 1, None, None)
+    assert report(tracker, 0, 1, 1).verdict is None
     clock.seconds = VERDICT_SECONDS + 1
-    verdict = report(board, 0, 1, 1).verdict
+    verdict = report(tracker, 0, 1, 1).verdict
     assert verdict is not None
     assert verdict.exit_code == 1
 
 
-def test_a_stop_reaches_every_machine(board: Board) -> None:
-    assert not report(board, 0, None, None).stops
-    board.stop()
-    assert report(board, 0, None, None).stops
-    assert report(board, 1, None, None).stops
+def test_a_stop_reaches_every_machine(tracker: JobStatusTracker) -> None:
+    assert not report(tracker, 0, None, None).stops
+    tracker.stop()
+    assert report(tracker, 0, None, None).stops
+    assert report(tracker, 1, None, None).stops
 
 
-def test_another_start_begins_anew_with_logs_of_its_own(board: Board, clock: Clock) -> None:
-    report(board, 0, 75, 75)
-    report(board, 1, 75, 75)
-    before = board.overview()
+def test_another_start_begins_anew_with_logs_of_its_own(tracker: JobStatusTracker, clock: Clock) -> None:
+    report(tracker, 0, 75, 75)
+    report(tracker, 1, 75, 75)
+    before = tracker.overview()
     assert before.hosts == ("host0", "host1")
-    folder = board.open_attempt()
-    after = board.overview()
+    folder = tracker.open_attempt()
+    after = tracker.overview()
     assert folder != before.attempt_folder
     assert folder == after.attempt_folder
     assert folder.is_dir()
     assert (before.num_attempts, after.num_attempts) == (1, 2)
     assert after.verdict is None
-    orders = report(board, 0, None, None)
-    assert (orders.has_failure, orders.verdict) == (False, None)
-    assert board.overview().alive_ranks == 2
+    orders = report(tracker, 0, None, None)
+    assert (orders.failure, orders.verdict) == (None, None)
+    assert tracker.overview().alive_ranks == 2

@@ -1,7 +1,6 @@
 """The processes of one machine: what they are told and how they end."""
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import pytest
 
 from cluster.job_files import newest_rank_logs, next_attempt
 from cluster.job_spec import JobSpec, Resources
-from cluster.on_ray.node_ranks import NodeRanks, Rendezvous
+from cluster.on_ray.node_ranks import Rendezvous, start_node_ranks
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PRINT_VARIABLES = "import json, os, sys; sys.stdout.write(json.dumps({n: v for n, v in os.environ.items()}))"
@@ -39,8 +38,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def test_ranks_get_their_place_the_job_s_variables_and_what_setup_makes(tmp_path: Path) -> None:
     job = job_of(tmp_path, PRINT_VARIABLES, environment=(("FROM", "job"),), setup=("export SETUP=done",))
-    ranks = NodeRanks(job, next_attempt(job.log_folder), SECOND_MACHINE)
-    ranks.start()
+    ranks = start_node_ranks(job, next_attempt(job.log_folder), SECOND_MACHINE)
     wait_until(lambda: None not in ranks.codes)
     assert ranks.codes == (0, 0)
     ranks.kill()
@@ -59,30 +57,8 @@ def test_a_process_that_is_no_rank_has_no_place(tmp_path: Path, monkeypatch: pyt
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     job = job_of(tmp_path, PRINT_VARIABLES, kind="driver")
-    ranks = NodeRanks(job, next_attempt(job.log_folder), None)
-    ranks.start()
+    ranks = start_node_ranks(job, next_attempt(job.log_folder), None)
     wait_until(lambda: None not in ranks.codes)
     ranks.kill()
     (log,) = newest_rank_logs(job.log_folder)
     assert not set(VARIABLES) & set(json.loads(log.read_text()))
-
-
-def test_ranks_hear_a_signal_and_none_is_left_after_a_kill(tmp_path: Path) -> None:
-    program = (
-        "import os, signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75 if os.environ['RANK'] == '2' else None))\n"
-        "os.environ['RANK'] == '3' and signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "sys.stdout.write('ready'); sys.stdout.flush(); time.sleep(60)"
-    )
-    job = job_of(tmp_path, program)
-    ranks = NodeRanks(job, next_attempt(job.log_folder), SECOND_MACHINE)
-    ranks.start()
-    wait_until(lambda: all(log.read_text() == "ready" for log in newest_rank_logs(job.log_folder)))
-    ranks.tell(signal.SIGTERM)
-    wait_until(lambda: ranks.codes[0] is not None)
-    assert ranks.codes == (75, None)
-    ranks.tell(signal.SIGKILL)
-    wait_until(lambda: None not in ranks.codes)
-    assert ranks.codes == (75, 128 + signal.SIGKILL)
-    ranks.kill()
-    assert ranks.codes == ()

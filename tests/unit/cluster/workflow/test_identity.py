@@ -9,7 +9,7 @@ from cluster.workflow.identity import (
     identity_of_tokens,
     text_of,
 )
-from pipeline.config.workflow_section import PrepareStage
+from pipeline.config.workflow_section import PrepareStep
 from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus
 
 
@@ -24,7 +24,7 @@ def test_what_is_absent_has_no_identity(tmp_path: Path) -> None:
 def test_tokens_prepared_again_from_touched_text_are_the_same_and_text_is_not(tmp_path: Path) -> None:
     source = write_corpus(tmp_path / "text")
     tokenizer = train_small_tokenizer(source, tmp_path / "t.model")
-    text = text_of(PrepareStage(command="prepare", inputs=(str(source.root),), tokenizer=tokenizer))
+    text = text_of(PrepareStep(command="prepare", inputs=(str(source.root),), tokenizer=tokenizer))
     prepare_here(source, tokenizer, tmp_path / "data")
     before = identity_of_text(text), identity_of_tokens(tmp_path / "data")
     document = next(source.root.rglob("*.txt"))

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -5,64 +6,64 @@ from pathlib import Path
 import pytest
 
 from cluster.workflow.marker import Marker, load_marker, save_marker
-from cluster.workflow.set_aside import set_aside, starts_anew
-from cluster.workflow.todo import StageState
-from pipeline.config.validate import build_config
-from pipeline.config.workflow_section import ExportStage, TrainStage
+from cluster.workflow.set_aside import set_aside, starts_from_scratch
+from cluster.workflow.todo import StepState
+from pipeline.config.load import build_config
+from pipeline.config.workflow_section import ExportStep, TrainStep
 from pipeline.shared.errors import ClusterError
 from tests.unit.pipeline.config.settings import changed_settings
 
 SETTINGS = {"optimizer.lr": 1e-3, "training.train_iters": 100}
 MARKER = Marker(
-    stage="train",
+    step="train",
     arguments=("train",),
     settings=SETTINGS,
     inputs={"data": "one"},
     job="first",
     started_at=datetime.now(UTC),
 )
-STATE = StageState(
+STATE = StepState(
     name="train", needs=(), settings=SETTINGS, inputs={"data": "one"}, output=None, marker=MARKER
 )
 
 
 def test_a_training_goes_on_from_its_own_checkpoints_and_from_a_shorter_one() -> None:
     longer = {**SETTINGS, "training.train_iters": 200}
-    assert not starts_anew(replace(STATE, marker=None), job="second", again=True)
-    assert not starts_anew(STATE, job="second", again=False)
-    assert not starts_anew(replace(STATE, settings=longer), job="second", again=False)
+    assert not starts_from_scratch(replace(STATE, marker=None), job="second", again=True)
+    assert not starts_from_scratch(STATE, job="second", again=False)
+    assert not starts_from_scratch(replace(STATE, settings=longer), job="second", again=False)
 
 
 def test_a_training_with_other_settings_or_data_does_not_go_on_from_the_old_checkpoints() -> None:
     other = {**SETTINGS, "optimizer.lr": 2e-3}
-    assert starts_anew(replace(STATE, settings=other), job="second", again=False)
-    assert starts_anew(replace(STATE, inputs={"data": "two"}), job="second", again=False)
+    assert starts_from_scratch(replace(STATE, settings=other), job="second", again=False)
+    assert starts_from_scratch(replace(STATE, inputs={"data": "two"}), job="second", again=False)
 
 
-def test_what_is_run_again_starts_anew_once_and_not_after_every_preemption() -> None:
-    assert starts_anew(STATE, job="second", again=True)
-    assert not starts_anew(STATE, job="first", again=True)
+def test_what_is_run_again_starts_from_scratch_once_and_not_after_every_preemption() -> None:
+    assert starts_from_scratch(STATE, job="second", again=True)
+    assert not starts_from_scratch(STATE, job="first", again=True)
 
 
 def test_an_old_training_is_kept_under_other_names(tmp_path: Path) -> None:
     config = build_config(changed_settings(output_dir=str(tmp_path)))
     (tmp_path / "checkpoints" / "iter_0000001").mkdir(parents=True)
     (tmp_path / "metrics.jsonl").write_text("{}")
-    set_aside(config, TrainStage(command="train"), MARKER, None)
+    set_aside(config, TrainStep(command="train"), MARKER, None)
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "metrics.jsonl").exists()
     assert len(list(tmp_path.glob("checkpoints.until-*/iter_0000001"))) == 1
     assert len(list(tmp_path.glob("metrics.jsonl.until-*"))) == 1
 
 
-def test_only_an_export_that_the_stage_has_written_is_removed(tmp_path: Path) -> None:
+def test_only_an_export_that_the_step_has_written_is_removed(tmp_path: Path) -> None:
     config = build_config(changed_settings(output_dir=str(tmp_path)))
-    stage = ExportStage(command="export")
+    step = ExportStep(command="export")
     exported = tmp_path / "export"
     exported.mkdir()
-    set_aside(config, stage, MARKER.ended(0, "as written"), "changed by hand")
+    set_aside(config, step, MARKER.ended(0, "as written"), "changed by hand")
     assert exported.exists()
-    set_aside(config, stage, MARKER.ended(0, "as written"), "as written")
+    set_aside(config, step, MARKER.ended(0, "as written"), "as written")
     assert not exported.exists()
 
 
@@ -71,6 +72,17 @@ def test_a_marker_comes_back_as_it_was_written_and_a_broken_one_is_named(tmp_pat
     ended = MARKER.ended(0, "made")
     save_marker(tmp_path, ended)
     assert load_marker(tmp_path, "train") == ended
-    (tmp_path / "stages" / "train.json").write_text("{}")
-    with pytest.raises(ClusterError, match=r"train\.json must be the marker of a stage"):
+    (tmp_path / "workflow" / "train.json").write_text("{}")
+    with pytest.raises(ClusterError, match=r"train\.json must be the marker of a step"):
         load_marker(tmp_path, "train")
+
+
+def test_the_marker_of_an_earlier_version_is_found(tmp_path: Path) -> None:
+    content = json.loads(MARKER.model_dump_json())
+    content["stage"] = content.pop("step")
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "train.json").write_text(json.dumps(content))
+    assert load_marker(tmp_path, "train") == MARKER
+    newer = MARKER.ended(0, "output")
+    save_marker(tmp_path, newer)
+    assert load_marker(tmp_path, "train") == newer

@@ -4,20 +4,20 @@ from datetime import UTC, datetime
 import pytest
 
 from cluster.workflow.marker import Marker
-from cluster.workflow.todo import StageState, plan_stages, reason_to_run
+from cluster.workflow.todo import StepState, plan_steps, reason_to_run
 
 
-def done(name: str, *needs: str) -> StageState:
-    """A stage that is as it was when it succeeded."""
+def done(name: str, *needs: str) -> StepState:
+    """A step that is as it was when it succeeded."""
     marker = Marker(
-        stage=name,
+        step=name,
         arguments=(name,),
         settings={"iters": 4},
         inputs={"text": "one"},
         job="first",
         started_at=datetime.now(UTC),
     )
-    return StageState(
+    return StepState(
         name=name,
         needs=needs,
         settings={"iters": 4},
@@ -27,7 +27,7 @@ def done(name: str, *needs: str) -> StageState:
     )
 
 
-STAGES = (
+STEPS = (
     done("prepare"),
     done("train", "prepare"),
     done("evaluate", "prepare", "train"),
@@ -35,22 +35,22 @@ STAGES = (
 )
 
 
-def changed(name: str, **changes: object) -> tuple[StageState, ...]:
-    return tuple(replace(stage, **changes) if stage.name == name else stage for stage in STAGES)  # type: ignore[arg-type]  # any field
+def changed(name: str, **changes: object) -> tuple[StepState, ...]:
+    return tuple(replace(step, **changes) if step.name == name else step for step in STEPS)  # type: ignore[arg-type]  # any field
 
 
-def running(stages: tuple[StageState, ...], **choice: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Return the stages that run, each with those it waits for."""
-    planned = plan_stages(stages, **choice)
-    return {stage.name: stage.after for stage in planned if stage.reason is not None}
+def running(steps: tuple[StepState, ...], **choice: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Return the steps that run, each with those it waits for."""
+    planned = plan_steps(steps, **choice)
+    return {step.name: step.after for step in planned if step.reason is not None}
 
 
 def test_what_is_done_does_not_run() -> None:
-    assert running(STAGES) == {}
+    assert running(STEPS) == {}
 
 
 def test_what_has_never_run_runs_each_after_what_it_needs() -> None:
-    new = tuple(replace(stage, marker=None, output=None) for stage in STAGES)
+    new = tuple(replace(step, marker=None, output=None) for step in STEPS)
     assert running(new) == {
         "prepare": (),
         "train": ("prepare",),
@@ -68,34 +68,34 @@ def test_what_has_never_run_runs_each_after_what_it_needs() -> None:
         ("export", ["export"]),
     ],
 )
-def test_a_change_runs_the_stage_and_what_reads_its_output_and_nothing_else(
+def test_a_change_runs_the_step_and_what_reads_its_output_and_nothing_else(
     name: str, expected: list[str]
 ) -> None:
     assert list(running(changed(name, settings={"iters": 8}))) == expected
     assert list(running(changed(name, inputs={"text": "other"}))) == expected
     assert list(running(changed(name, output=None))) == expected
-    assert list(running(STAGES, again=(name,))) == expected
+    assert list(running(STEPS, again=(name,))) == expected
 
 
-def test_a_stage_waits_only_for_stages_that_run() -> None:
+def test_a_step_waits_only_for_steps_that_run() -> None:
     assert running(changed("train", output=None))["evaluate"] == ("train",)
     assert running(changed("train", output=None))["train"] == ()
 
 
 def test_the_reason_names_what_differs() -> None:
-    stage = done("evaluate")
-    assert stage.marker is not None
+    step = done("evaluate")
+    assert step.marker is not None
     cases = {
-        None: stage,
-        "has not run": replace(stage, marker=None),
-        "iters is 8, was 4": replace(stage, settings={"iters": 8}),
-        "other text": replace(stage, inputs={"text": "two"}),
-        "its output is gone": replace(stage, output=None),
-        "its output was changed": replace(stage, output="by hand"),
+        None: step,
+        "has not run": replace(step, marker=None),
+        "iters is 8, was 4": replace(step, settings={"iters": 8}),
+        "other text": replace(step, inputs={"text": "two"}),
+        "its output is gone": replace(step, output=None),
+        "its output was changed": replace(step, output="by hand"),
         "has begun, and not ended": replace(
-            stage, marker=stage.marker.model_copy(update={"exit_code": None, "output": None})
+            step, marker=step.marker.model_copy(update={"exit_code": None, "output": None})
         ),
-        "ended with exit code 93": replace(stage, marker=stage.marker.ended(93, None)),
+        "ended with exit code 93": replace(step, marker=step.marker.ended(93, None)),
     }
     for reason, state in cases.items():
         assert reason_to_run(state) == reason

@@ -3,13 +3,13 @@ from typing import Any
 
 import pytest
 
-from cluster.workflow.job import stage_job
+from cluster.workflow.job import step_job
 from cluster.workflow.work import work_of
+from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.config.validate import build_config
 from tests.unit.pipeline.config.settings import changed_settings
 
-STAGES: list[dict[str, Any]] = [
+STEPS: list[dict[str, Any]] = [
     {"command": "prepare", "inputs": ["text"], "tokenizer": "t.model", "submit": {"partition": "cpu"}},
     {"command": "train"},
     {"command": "evaluate", "submit": {"wall_time": "1:00:00"}},
@@ -17,12 +17,12 @@ STAGES: list[dict[str, Any]] = [
 
 
 def config(**changes: Any) -> RunConfig:
-    return build_config(changed_settings(stages=STAGES, **changes))
+    return build_config(changed_settings(workflow=STEPS, **changes))
 
 
 def settings_of(name: str, config: RunConfig) -> dict[str, Any]:
-    stage = next(stage for stage in config.stages if stage.name == name)
-    return dict(work_of(config, stage, Path("config.yaml")).settings)
+    step = next(step for step in config.workflow if step.name == name)
+    return dict(work_of(config, step, Path("config.yaml")).settings)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_an_evaluation_follows_the_settings_of_the_file() -> None:
     assert settings_of("evaluate", config(evaluation__iters=3))["iters"] == 3
 
 
-def test_stages_say_what_they_need() -> None:
+def test_steps_say_what_they_need() -> None:
     run = config()
-    works = [work_of(run, stage, Path("config.yaml")) for stage in run.stages]
+    works = [work_of(run, step, Path("config.yaml")) for step in run.workflow]
     assert {work.name: work.needs for work in works} == {
         "prepare": (),
         "train": ("prepare",),
@@ -69,7 +69,7 @@ def test_stages_say_what_they_need() -> None:
     }
 
 
-def test_a_stage_beside_the_training_is_one_process_with_resources_of_its_own() -> None:
+def test_a_step_beside_the_training_is_one_process_with_resources_of_its_own() -> None:
     run = config(
         submit={
             "target": "slurm",
@@ -81,7 +81,7 @@ def test_a_stage_beside_the_training_is_one_process_with_resources_of_its_own() 
         parallel__data=4,
         training__micro_batch_size=2,
     )
-    prepare, train, evaluate = (stage_job(run, stage) for stage in run.stages)
+    prepare, train, evaluate = (step_job(run, step) for step in run.workflow)
 
     def shape(job: Any) -> tuple[int, int, int]:
         return job.resources.nodes, job.resources.ranks_per_node, job.resources.gpus_per_node
@@ -95,6 +95,6 @@ def test_a_stage_beside_the_training_is_one_process_with_resources_of_its_own() 
 
 def test_data_are_prepared_on_the_ray_they_are_submitted_to() -> None:
     run = config(submit={"target": "ray"})
-    prepare, train, _ = (stage_job(run, stage) for stage in run.stages)
+    prepare, train, _ = (step_job(run, step) for step in run.workflow)
     assert (prepare.kind, train.kind) == ("driver", "ranks")
     assert prepare.command[-2:] == ("--ray-address", "{ray_address}")

@@ -18,7 +18,7 @@ from data_prep.progress import PrepareProgress
 from data_prep.run import prepare
 from data_prep.storage.shard_reader import iterate_documents
 from data_prep.tasks import ShardTask, StoppedTask, TaskReport
-from data_prep.tokenizers.tokenizer import Tokenizer
+from data_prep.tokenizers.reading import read_tokenizer
 from pipeline.shared.errors import DataError
 from tests.support.corpus import build_request
 from tests.unit.data_prep.conftest import Prepared
@@ -48,7 +48,7 @@ def prepare_content(prepared: Prepared, inputs: str, output: Path, **fields: obj
 
 
 def texts(prepared: Prepared, folder: Path, manifest: ShardManifest, split: str) -> list[str]:
-    tokenizer = Tokenizer.load(prepared.tokenizer)
+    tokenizer = read_tokenizer(prepared.tokenizer)
     return [
         tokenizer.decode(document)
         for shard in manifest.split_shards(split)

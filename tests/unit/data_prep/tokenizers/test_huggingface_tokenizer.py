@@ -8,6 +8,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_prep.run import prepare
 from data_prep.storage.shard_reader import iterate_documents
+from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.shared.errors import DataError
 from tests.support.corpus import WORDS, build_request
@@ -36,7 +37,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(file: Path) -> Tokenizer:
-    return Tokenizer.load(file, eod_token=EOD)
+    return read_tokenizer(file, eod_token=EOD)
 
 
 @settings(max_examples=200, deadline=None)
@@ -70,28 +71,28 @@ def test_ids_names_and_pieces_are_those_of_the_file(tokenizer: Tokenizer) -> Non
 
 def test_the_end_of_document_must_be_named_by_someone(file: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--eod-token, one of <pad>, <\|endoftext\|>"):
-        Tokenizer.load(file)
+        read_tokenizer(file)
     with pytest.raises(DataError, match=r"'def'"):
-        Tokenizer.load(file, eod_token="def")
+        read_tokenizer(file, eod_token="def")
     copy = tmp_path / "tokenizer.json"
     copy.write_bytes(file.read_bytes())
     for names in ('{"eos_token": "<pad>"}', '{"eos_token": {"content": "<pad>"}}'):
         (tmp_path / "special_tokens_map.json").write_text(names)
-        assert Tokenizer.load(copy).eod_id == 0
-    assert Tokenizer.load(copy, eod_token=EOD).eod_id == 1
+        assert read_tokenizer(copy).eod_id == 0
+    assert read_tokenizer(copy, eod_token=EOD).eod_id == 1
     (tmp_path / "special_tokens_map.json").write_text("[]")
     with pytest.raises(DataError, match=r"special_tokens_map\.json"):
-        Tokenizer.load(copy)
+        read_tokenizer(copy)
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, prepared: Prepared) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": 1}')
     with pytest.raises(DataError, match=r"tokenizer\.json"):
-        Tokenizer.load(tmp_path / "tokenizer.json", eod_token=EOD)
+        read_tokenizer(tmp_path / "tokenizer.json", eod_token=EOD)
     with pytest.raises(DataError, match=r"--eod-token"):
-        Tokenizer.load(prepared.tokenizer, eod_token=EOD)
+        read_tokenizer(prepared.tokenizer, eod_token=EOD)
     with pytest.raises(DataError, match="control piece"):
-        Tokenizer.load(prepared.tokenizer).special_id("<s>")
+        read_tokenizer(prepared.tokenizer).special_id("<s>")
 
 
 @pytest.mark.parametrize("bos", [None, BOS])
@@ -102,7 +103,7 @@ def test_shards_begin_and_end_documents_with_the_named_tokens(
     manifest = prepare(request)
     entry = manifest.header.tokenizer
     # what a reader does who has only the folder
-    tokenizer = Tokenizer.load(tmp_path / "shards" / entry.file)
+    tokenizer = read_tokenizer(tmp_path / "shards" / entry.file)
     assert (tokenizer.sha256, tokenizer.eod_id, entry.eod_id) == (entry.sha256, 1, 1)
     assert (entry.kind, entry.bos_id) == ("huggingface", bos and 2)
     shard = manifest.split_shards("train")[0]

@@ -11,6 +11,7 @@ from sentencepiece import SentencePieceTrainer
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from data_prep.tokenizers.long_documents import NEIGHBOURHOOD_CHARACTERS, SEARCH_CHARACTERS, encode_long
+from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
 from tests.support.corpus import WORDS
 from tests.unit.data_prep.conftest import Prepared
@@ -63,7 +64,7 @@ def huggingface_file(kind: str) -> bytes:
 def make(kind: str, prepared: Prepared, path: Path) -> Tokenizer:
     match kind:
         case "ours":
-            return Tokenizer.load(prepared.tokenizer)
+            return read_tokenizer(prepared.tokenizer)
         case "unigram":
             path.write_bytes(sentencepiece_model(model_type="unigram", add_dummy_prefix=False))
         case "dummy-prefix":
@@ -72,8 +73,8 @@ def make(kind: str, prepared: Prepared, path: Path) -> Tokenizer:
             path.write_bytes(sentencepiece_model(model_type="bpe", split_by_whitespace=False))
         case _:
             path.write_bytes(huggingface_file(kind))
-            return Tokenizer.load(path, eod_token="<eod>")
-    return Tokenizer.load(path)
+            return read_tokenizer(path, eod_token="<eod>")
+    return read_tokenizer(path)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -104,14 +105,14 @@ def test_how_a_text_arrives_leaves_no_trace(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("unit", ["\u6f22\u5b57", "x", "ab;c", "\n", "\n\n  "])
 def test_texts_without_single_spaces_are_whole_too(prepared: Prepared, unit: str) -> None:
-    tokenizer = Tokenizer.load(prepared.tokenizer)
+    tokenizer = read_tokenizer(prepared.tokenizer)
     text = unit * (60_000 // len(unit))
     parts = in_parts(tokenizer, text, 7000)
     assert np.concatenate(parts).tolist() == tokenizer.encode(text).tolist()
 
 
 def test_a_text_that_is_not_long_is_one_part(prepared: Prepared) -> None:
-    tokenizer = Tokenizer.load(prepared.tokenizer)
+    tokenizer = read_tokenizer(prepared.tokenizer)
     text = sample(30_000)[: PART_CHARACTERS + SEARCH_CHARACTERS + NEIGHBOURHOOD_CHARACTERS]
     assert in_parts(tokenizer, text, 100) == [tokenizer.encode(text).tolist()]
     assert in_parts(tokenizer, "", 100) == []

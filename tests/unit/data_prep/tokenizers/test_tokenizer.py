@@ -4,6 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.shared.errors import DataError
 from tests.support.corpus import VOCAB_SIZE
@@ -12,7 +13,7 @@ from tests.unit.data_prep.conftest import Prepared
 
 @pytest.fixture(scope="module")
 def tokenizer(prepared: Prepared) -> Tokenizer:
-    return Tokenizer.load(prepared.tokenizer)
+    return read_tokenizer(prepared.tokenizer)
 
 
 @settings(max_examples=300, deadline=None)
@@ -54,6 +55,6 @@ def test_a_half_character_is_shown_as_a_replacement(tokenizer: Tokenizer) -> Non
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "junk.model").write_bytes(b"junk")
     with pytest.raises(DataError, match="sentencepiece"):
-        Tokenizer.load(tmp_path / "junk.model")
+        read_tokenizer(tmp_path / "junk.model")
     with pytest.raises(DataError, match="megaponder tokenizer train"):
-        Tokenizer.load(tmp_path / "absent.model")
+        read_tokenizer(tmp_path / "absent.model")

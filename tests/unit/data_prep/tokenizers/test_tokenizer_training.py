@@ -6,7 +6,7 @@ import pytest
 from data_prep.inputs.documents import TextFiles
 from data_prep.inputs.finding import find_files
 from data_prep.plan import TRAIN, split_of
-from data_prep.tokenizers.tokenizer import Tokenizer
+from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer_training import TokenizerTraining, choose_sample, train_tokenizer
 from pipeline.shared.errors import DataError
 from tests.unit.data_prep.conftest import Prepared
@@ -68,6 +68,6 @@ def test_records_of_one_file_are_sampled_without_the_held_out_ones(
     with caplog.at_level("INFO"):
         train_tokenizer(build_training(prepared, tmp_path / "t.model", source=source, vocab_size=280))
     assert f"a.jsonl:{train[0]}: " in caplog.text
-    tokenizer = Tokenizer.load(tmp_path / "t.model")
+    tokenizer = read_tokenizer(tmp_path / "t.model")
     assert tokenizer.pieces(tokenizer.encode("Z")) == ["<0x5A>"]
     assert tokenizer.pieces(tokenizer.encode("t")) == ["t"]

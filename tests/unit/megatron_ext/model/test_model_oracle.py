@@ -11,7 +11,7 @@ from megatron_ext.model.config import Architecture
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method, Mixture, Residual
-from megatron_ext.ponder.reference import TokenResult
+from megatron_ext.ponder.reference.method import TokenResult
 from megatron_ext.ponder.residual import residual
 from tests.support.ponder_models import (
     VOCAB_SIZE,

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 from megatron_ext.ponder import halting
 
 TAU = 1e-4
+OPEN_ABOVE = 0.25
+
+sizes = st.integers(1, 4)
 
 
 def column(*values: float) -> Tensor:
@@ -145,3 +149,40 @@ def test_entropy_in_nats() -> None:
 
     expected = [math.log(2), 0.0, -0.25 * math.log(0.25) - 0.75 * math.log(0.75)]
     torch.testing.assert_close(entropy.flatten(), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_gate_at_the_threshold_is_open() -> None:
+    at_threshold = torch.logit(torch.tensor([[OPEN_ABOVE, OPEN_ABOVE - 1e-3]], dtype=torch.float64))
+
+    assert halting.still_active(torch.ones(1, 2, dtype=torch.bool), at_threshold, OPEN_ABOVE).tolist() == [
+        [True, False]
+    ]
+
+
+def test_a_halted_token_stays_halted_whatever_its_gate_says() -> None:
+    assert not halting.still_active(torch.tensor([[False]]), torch.tensor([[50.0]]), OPEN_ABOVE).any()
+
+
+@pytest.mark.parametrize(
+    ("logits", "steps"),
+    [([9.0, 9.0, 9.0], 3), ([9.0, 9.0, -9.0], 2), ([9.0, -9.0, 9.0], 1), ([-9.0, 9.0, 9.0], 0), ([], 0)],
+)
+def test_a_token_iterates_until_its_first_closed_gate(logits: list[float], steps: int) -> None:
+    assert halting.active_iterations(torch.tensor(logits).reshape(1, 1, -1), OPEN_ABOVE).tolist() == [[steps]]
+
+
+@given(num_tokens=sizes, batch=sizes, num_iterations=sizes, threshold=st.floats(0.0, 0.99))
+def test_the_mask_is_monotone_and_its_sum_is_the_number_of_iterations(
+    num_tokens: int, batch: int, num_iterations: int, threshold: float
+) -> None:
+    logits = 3 * torch.randn(num_tokens, batch, num_iterations)
+    masks = [torch.ones(num_tokens, batch, dtype=torch.bool)]
+
+    for index in range(num_iterations):
+        masks.append(halting.still_active(masks[-1], logits[..., index], threshold))
+
+    steps = halting.active_iterations(logits, threshold)
+    assert steps.dtype == torch.int64
+    assert torch.equal(torch.stack(masks[1:]).sum(dim=0), steps)
+    for before, after in pairwise(masks):
+        assert (after <= before).all()

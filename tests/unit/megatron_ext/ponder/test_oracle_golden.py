@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_ext.ponder.config import Method, Mixture, PonderConfig, Residual
-from megatron_ext.ponder.reference import Backbone, SequentialOracle, TokenResult
+from megatron_ext.ponder.reference.backbone import Backbone
+from megatron_ext.ponder.reference.method import TokenResult
+from megatron_ext.ponder.reference.sequential import SequentialOracle
 from tests.support.golden.case import GoldenCase, read_cases
 
 EXACT = 1e-9

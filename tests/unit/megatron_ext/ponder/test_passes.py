@@ -9,7 +9,10 @@ from megatron_ext.ponder.passes import (
     draw_jacobi_iterations,
     iteration_plan,
     jacobi_plan,
+    mean_over_sweeps,
+    pause_plan,
     scheduled_jacobi_iterations,
+    single_pass_plan,
 )
 
 steps = st.integers(0, 2**40)
@@ -50,11 +53,49 @@ def test_pass_p_sees_min_p_k_plus_one_slots(num_thoughts: int, num_sweeps: int) 
 
 @given(num_iterations=st.integers(0, 8))
 def test_iterations_are_passes_of_one_row(num_iterations: int) -> None:
-    plan = iteration_plan(num_iterations)
+    plan = iteration_plan(num_iterations, 0)
 
     assert plan.slots == (1,) * (num_iterations + 1)
     assert [plan.sweep_of(index) for index in range(plan.num_passes)] == [None] * plan.num_passes
     assert [plan.is_final(index) for index in range(plan.num_passes)] == [False] * num_iterations + [True]
+
+
+@given(num_thoughts=st.integers(0, 6), num_sweeps=st.integers(0, 6))
+def test_a_pass_hands_on_the_thoughts_of_the_next_one(num_thoughts: int, num_sweeps: int) -> None:
+    plan = jacobi_plan(num_thoughts, num_sweeps)
+
+    handed = [plan.rows_handed(index) for index in range(plan.num_passes)]
+    assert handed == [rows - 1 for rows in plan.slots[1:]] + [0]
+    assert plan.num_rows_handed == num_thoughts * (num_thoughts + 1) // 2 + num_sweeps * num_thoughts
+    assert iteration_plan(num_thoughts, num_sweeps).num_rows_handed == num_thoughts
+    assert pause_plan(num_thoughts, num_sweeps).num_rows_handed == 0
+
+
+def test_every_pass_belongs_to_one_phase() -> None:
+    assert [jacobi_plan(2, 1).phase(index) for index in range(4)] == [
+        "build_up",
+        "build_up",
+        "sweep",
+        "final",
+    ]
+    assert [iteration_plan(1, 1).phase(index) for index in range(2)] == ["build_up", "final"]
+    assert pause_plan(2, 1).phase(0) == single_pass_plan(2, 1).phase(0) == "final"
+
+
+def test_pauses_widen_one_pass() -> None:
+    assert pause_plan(3, 2).slots == (4,)
+    assert single_pass_plan(3, 2).slots == (1,)
+
+
+@given(num_thoughts=st.integers(0, 5), low=st.integers(0, 4), width=st.integers(0, 4))
+def test_a_quantity_at_the_mean_j_is_its_mean_over_drawn_j(num_thoughts: int, low: int, width: int) -> None:
+    def rows(num_sweeps: int) -> int:
+        return jacobi_plan(num_thoughts, num_sweeps).rows_per_token
+
+    drawn = range(low, low + width + 1)
+    mean = sum(map(rows, drawn)) / len(drawn)
+
+    assert mean_over_sweeps(rows, low + width / 2) == mean
 
 
 def test_a_schedule_is_constant_between_its_steps() -> None:

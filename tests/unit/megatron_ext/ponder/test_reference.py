@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from megatron_ext.ponder.config import Method, Mixture, PonderConfig, Residual
-from megatron_ext.ponder.reference import Backbone, SequentialOracle, TokenResult
+from megatron_ext.ponder.reference.backbone import Backbone
+from megatron_ext.ponder.reference.method import TokenResult
+from megatron_ext.ponder.reference.sequential import SequentialOracle
 
 VOCAB_SIZE, HIDDEN_SIZE, FFN_SIZE, NUM_HEADS, NUM_LAYERS = 11, 16, 20, 4, 2
 NUM_THOUGHTS = 3

@@ -1,166 +1,109 @@
-import copy
-import math
-from typing import Any
+"""The router and the gates learn at a rate of their own; everything else as ever."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from megatron_ext.host import prepare_host
-from megatron_ext.schedule.learning_rate import ScheduleSettings, build_scheduler
-from megatron_ext.schedule.optimizer import AdamW, exact_norm
+from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.ponder.config import Method
+from megatron_ext.schedule.optimizer import learning_rates
+from pipeline.config.load import load_config
+from pipeline.metrics.statistics import StatisticsAccumulator
+from pipeline.step.build import TrainingParts, build_training
+from pipeline.step.settings import StepSettings
+from pipeline.step.train import train_step
+from tests.support.ponder_models import batch_of, random_tokens
 
-SETTINGS: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8}
-
-
-def _parameters() -> list[torch.nn.Parameter]:
-    generator = torch.Generator().manual_seed(5)
-    shapes = [(7, 5), (3,), (1,), (130, 9)]
-    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
-
-
-def _groups(parameters: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
-    return [
-        {"params": parameters[:2], "weight_decay": 0.1},
-        {"params": parameters[2:], "weight_decay": 0.0},
-    ]
-
-
-def _set_gradients(parameters: list[torch.nn.Parameter], seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in parameters:
-        parameter.grad = torch.randn(parameter.shape, generator=generator)
+BATCH = batch_of(random_tokens(4, 12))
+RATE = 3e-3
+# Without decay, a step moves every weight by the rate times a number that does not depend on the rate.
+SETTINGS = [
+    *(f"optimizer.lr={RATE}", "optimizer.weight_decay=0", "optimizer.clip_grad=0"),
+    *("ponder.num_latent_thoughts=2", "model.hidden_size=32"),
+]
 
 
-def _train(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], steps: range) -> None:
-    for step in steps:
-        for group in optimizer.param_groups:
-            group["lr"] = SETTINGS["lr"] * (1 + step)
-        _set_gradients(parameters, seed=step)
-        optimizer.step()
-
-
-def test_adamw_equals_torchs_fused_adamw_bit_for_bit() -> None:
-    ours, theirs = _parameters(), _parameters()
-    _train(AdamW(_groups(ours), **SETTINGS), ours, range(6))
-    _train(torch.optim.AdamW(_groups(theirs), fused=True, **SETTINGS), theirs, range(6))
-    assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
-
-
-def test_adamw_agrees_with_the_unfused_formula() -> None:
-    ours, theirs = _parameters(), _parameters()
-    _train(AdamW(_groups(ours), **SETTINGS), ours, range(6))
-    _train(torch.optim.AdamW(_groups(theirs), foreach=False, fused=False, **SETTINGS), theirs, range(6))
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
-
-
-def test_first_step_moves_by_the_learning_rate_against_the_gradient() -> None:
-    parameter = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
-    parameter.grad = torch.tensor([0.5, -2.0])
-    AdamW([parameter], lr=0.1, weight_decay=0.1).step()
-    # The decay leaves 0.99 of each; then each moves by 0.1.
-    torch.testing.assert_close(parameter.detach(), torch.tensor([0.89, 1.09]))
-
-
-def test_the_step_lives_in_the_group_and_a_parameter_owns_its_moments_alone() -> None:
-    parameters = _parameters()
-    optimizer = AdamW([*_groups(parameters), {"params": []}], **SETTINGS)
-    _train(optimizer, parameters, range(3))
-    assert [group["step"] for group in optimizer.param_groups] == [3, 3, 3]
-    assert all(set(state) == {"exp_avg", "exp_avg_sq"} for state in optimizer.state.values())
-
-
-def test_a_saved_state_continues_as_if_never_interrupted() -> None:
-    straight, resumed = _parameters(), _parameters()
-    _train(AdamW(_groups(straight), **SETTINGS), straight, range(6))
-    first_half = AdamW(_groups(resumed), **SETTINGS)
-    _train(first_half, resumed, range(3))
-    second_half = AdamW(_groups(resumed), **SETTINGS)
-    second_half.load_state_dict(copy.deepcopy(first_half.state_dict()))
-    _train(second_half, resumed, range(3, 6))
-    assert all(torch.equal(mine, other) for mine, other in zip(straight, resumed, strict=True))
-
-
-def test_a_parameter_without_gradient_stays() -> None:
-    parameters = _parameters()
-    optimizer = AdamW(_groups(parameters), **SETTINGS)
-    _set_gradients(parameters, seed=0)
-    parameters[0].grad = None
-    before = parameters[0].detach().clone()
-    optimizer.step()
-    assert torch.equal(parameters[0], before)
-    assert parameters[0] not in optimizer.state
-
-
-def test_what_it_is_not_is_refused() -> None:
-    with pytest.raises(ValueError, match="decoupled_weight_decay must be True"):
-        AdamW(_parameters(), adam_w_mode=False)
-    with pytest.raises(ValueError, match="closure must be None"):
-        AdamW(_parameters()).step(lambda: 0.0)
-
-
-def _rates(num_iterations: int, **settings: Any) -> list[float]:
+def build(repository: Path, groups: ParallelGroups, method: Method, *changes: str) -> TrainingParts:
     prepare_host()
-    optimizer = AdamW(_parameters())
-    scheduler = build_scheduler(optimizer, ScheduleSettings(lr=1.0, **settings))
-    rates = []
-    for _ in range(num_iterations):
-        rates.append(optimizer.param_groups[0]["lr"])
-        scheduler.step(increment=1)
-    return rates
+    recipe = repository / "pipeline" / "recipes" / f"tiny_{method}.yaml"
+    return build_training(load_config(recipe, [*SETTINGS, *changes]), 43, groups)
 
 
-def test_cosine_warms_up_then_falls_to_the_minimum() -> None:
-    rates = _rates(13, min_lr=0.1, lr_decay_style="cosine", lr_warmup_iters=2, lr_decay_iters=10)
-    assert rates[:3] == [0.0, 0.5, 1.0]
-    assert rates[6] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
-    assert rates[10:] == pytest.approx([0.1, 0.1, 0.1])
+def moves(parts: TrainingParts, groups: ParallelGroups, *, num_steps: int = 1) -> dict[str, Tensor]:
+    """Return how far each weight goes in some steps."""
+    before = {name: weight.detach().clone() for name, weight in parts.module.named_parameters()}
+    statistics = StatisticsAccumulator(parts.module.statistics_layout(), device=torch.device("cpu"))
+    settings = StepSettings(num_jacobi_iterations=1, penalty_weight=0.3)
+    for _ in range(num_steps):
+        train_step(parts, [BATCH], settings, groups=groups, statistics=statistics)
+    return {name: weight.detach() - before[name] for name, weight in parts.module.named_parameters()}
 
 
-def test_wsd_stays_until_its_final_decay() -> None:
-    rates = _rates(
-        12, min_lr=0.0, lr_decay_style="wsd", lr_warmup_iters=1, lr_decay_iters=10, wsd_decay_iters=4
+@pytest.mark.parametrize("is_distributed", ["true", "false"])
+@pytest.mark.parametrize("method", [Method.PONDERLM3, Method.ADAPONDERLM])
+def test_new_weights_move_so_many_times_as_far_and_the_backbone_bit_for_bit_as_ever(
+    repository: Path, groups: ParallelGroups, method: Method, is_distributed: str
+) -> None:
+    changes = ["optimizer.lr_warmup_iters=0", f"parallel.use_distributed_optimizer={is_distributed}"]
+    usual = build(repository, groups, method, *changes)
+    faster = build(repository, groups, method, *changes, "optimizer.new_parameters_lr_mult=4")
+
+    assert learning_rates(usual.optimizer) == (RATE, None)
+    assert learning_rates(faster.optimizer) == (RATE, 4 * RATE)
+    expected, found = moves(usual, groups), moves(faster, groups)
+
+    new = {name for name in expected if name.startswith("ponder.")}
+    assert new
+    for name, move in expected.items():
+        if name in new:
+            # The moves are differences of rounded weights.
+            torch.testing.assert_close(found[name], 4 * move, rtol=1e-3, atol=1e-6)
+        else:
+            assert torch.equal(found[name], move), name
+    assert any(move.any() for name, move in expected.items() if name in new)
+
+
+def test_both_rates_are_warmed_up_from_the_same_start_and_decay_to_minima_of_their_own(
+    repository: Path, groups: ParallelGroups
+) -> None:
+    parts = build(
+        repository,
+        groups,
+        Method.PONDERLM3,
+        *("optimizer.lr_warmup_iters=2", f"optimizer.lr_warmup_init={RATE / 3}", "optimizer.min_lr=1e-3"),
+        *("optimizer.lr_decay_style=linear", "optimizer.lr_decay_iters=6"),
+        "optimizer.new_parameters_lr_mult=2",
     )
-    assert rates[1:7] == [1.0] * 6
-    assert rates[8] == pytest.approx(2 * math.sqrt(0.5) - 1)
-    assert rates[10:] == pytest.approx([0.0, 0.0])
+    seen = []
+    for _ in range(7):
+        seen.append(learning_rates(parts.optimizer))
+        parts.scheduler.step(increment=1)
+
+    backbone, new = zip(*seen, strict=True)
+    assert backbone == pytest.approx([1e-3, 2e-3, 3e-3, 2.5e-3, 2e-3, 1.5e-3, 1e-3])
+    assert new == pytest.approx([1e-3, 3.5e-3, 6e-3, 5e-3, 4e-3, 3e-3, 2e-3])
 
 
-def test_the_decay_of_wsd_may_have_another_form() -> None:
-    rates = _rates(11, lr_decay_style="wsd", lr_decay_iters=10, wsd_decay_iters=4, wsd_decay_style="linear")
-    assert rates[6:] == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
-
-
-def test_linear_and_constant() -> None:
-    assert _rates(3, lr_decay_style="linear", lr_decay_iters=4) == pytest.approx([1.0, 0.75, 0.5])
-    assert _rates(3, lr_decay_style="constant", lr_decay_iters=4) == [1.0, 1.0, 1.0]
-
-
-def test_a_resumed_schedule_takes_its_position_from_the_checkpoint_and_the_rest_from_the_config() -> None:
-    prepare_host()
-    optimizer = AdamW(_parameters())
-    saved = build_scheduler(optimizer, ScheduleSettings(lr=1.0, lr_decay_style="linear", lr_decay_iters=10))
-    saved.step(increment=5)
-    resumed = build_scheduler(optimizer, ScheduleSettings(lr=2.0, lr_decay_style="linear", lr_decay_iters=20))
-    resumed.load_state_dict(saved.state_dict())
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(1.5)
-
-
-def test_the_norm_does_not_depend_on_how_a_large_gradient_is_split() -> None:
-    gradient = torch.randn(700_000, generator=torch.Generator().manual_seed(3)) * torch.linspace(
-        0, 1, 700_000
+def test_a_frozen_backbone_stands_still_while_new_weights_move_at_their_own_rate(
+    repository: Path, groups: ParallelGroups
+) -> None:
+    parts = build(
+        repository,
+        groups,
+        Method.PONDERLM3,
+        *("optimizer.lr_warmup_iters=0", "optimizer.new_parameters_lr_mult=2"),
     )
-    nothing = torch.zeros(1)
+    parts.freeze.set(True)
+    before = {name: weight.detach().clone() for name, weight in parts.module.named_parameters()}
+    statistics = StatisticsAccumulator(parts.module.statistics_layout(), device=torch.device("cpu"))
+    settings = StepSettings(num_jacobi_iterations=1, penalty_weight=0.3, freezes_backbone=True)
+    train_step(parts, [BATCH], settings, groups=groups, statistics=statistics)
 
-    whole, _ = exact_norm(65536, nothing, [[gradient]], False)
-    split, _ = exact_norm(65536, nothing, [list(gradient.chunk(7))], False)
-
-    assert torch.equal(whole, split)
-    torch.testing.assert_close(whole[0].double(), gradient.double().norm(), rtol=1e-7, atol=0)
-
-
-def test_megatron_clips_by_the_exact_norm() -> None:
-    prepare_host()
-    from megatron.core.optimizer import clip_grads
-
-    assert clip_grads.l2_norm_impl is exact_norm
+    went = {name: (weight.detach() - before[name]) for name, weight in parts.module.named_parameters()}
+    changed = {name: float(move.abs().max()) for name, move in went.items() if move.any()}
+    # The first layer learns nothing while the last one's weight is 0.
+    assert set(changed) == {"ponder.router.2.weight", "ponder.router.2.bias"}
+    assert max(changed.values()) == pytest.approx(2 * RATE, rel=1e-3)

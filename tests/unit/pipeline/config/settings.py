@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.errors import ConfigError, ConfigProblem
-from pipeline.config.validate import build_config
+from pipeline.config.load import build_config
 
 
 def valid_settings() -> dict[str, Any]:

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.errors import ConfigError
-from pipeline.config.load import dump_config, load_config
+from pipeline.config.load import build_config, dump_config, load_config, setting_paths
 from pipeline.config.schema import RunConfig
+from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
 RECIPES = Path(__file__).parents[4] / "pipeline" / "recipes"
 
@@ -55,4 +56,46 @@ def test_problems_of_overrides_and_of_the_file_come_together(tmp_path: Path) -> 
         load_config(file, ["trian_iters=3"])
 
     assert [problem.path for problem in caught.value.problems] == ["trian_iters", "model.hidden_size"]
+    assert caught.value.source == str(file)
     assert str(file) in str(caught.value)
+
+
+def test_types_ranges_unknown_names_and_rules_are_reported_together() -> None:
+    problems = problems_of(
+        model__num_layers="two",
+        optimizer__lr=-1.0,
+        training__train_iter=5,
+        parallel__tensor=3,
+        training__global_batch_size=9,
+    )
+
+    assert {problem.path for problem in problems} == {
+        "model.num_layers",
+        "optimizer.lr",
+        "training.train_iter",
+        "parallel.tensor",
+        "training.global_batch_size",
+    }
+
+
+def test_an_invalid_setting_is_not_reported_again_by_the_rules_on_it() -> None:
+    problems = problems_of(model__num_attention_heads=-4, parallel__tensor=3)
+
+    assert [problem.path for problem in problems] == ["model.num_attention_heads"]
+
+
+def test_the_text_of_an_error_lists_every_problem() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(changed_settings(seed=-1, optimizer__lr=0.0))
+
+    headline, *lines = str(caught.value).splitlines()
+    assert "2" in headline
+    assert [line.split(":")[0].lstrip(" -") for line in lines] == ["seed", "optimizer.lr"]
+
+
+def test_setting_paths_name_every_leaf_once() -> None:
+    paths = setting_paths()
+
+    assert len(set(paths)) == len(paths)
+    assert {"name", "seed", "model.num_layers", "metrics.collapse_patience"} <= set(paths)
+    assert "model" not in paths

@@ -2,14 +2,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.validate import build_config
+from pipeline.config.load import build_config
+from pipeline.config.rules_parallel import even_stages
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
 VANILLA = {"ponder": {"method": "vanilla"}}
 OVERLAP = {"parallel__overlap_grad_reduce": True}
 IN_STAGES = {"parallel__pipeline": 2}
 
-# Changes that break one rule, the setting it is reported at, and a piece of the cure.
+# Changes that break one rule, the setting it is reported at, and the setting or value that the cure gives.
 BROKEN = [
     ({"parallel__tensor": 3}, "parallel.tensor", "try 2"),
     ({"parallel__pipeline": 3, "training__global_batch_size": 12}, "parallel.pipeline", "try 2"),
@@ -51,14 +52,14 @@ def test_a_broken_rule_is_reported_at_its_setting_with_a_cure(
     problems = problems_of(**changes)
 
     assert [problem.path for problem in problems] == [path]
+    assert problems[0].cure
     assert cure in problems[0].cure
 
 
 def test_stages_without_layers_are_refused_by_the_type_of_the_setting() -> None:
     (problem,) = problems_of(**IN_STAGES, parallel__layers_per_stage=[2, 0])
 
-    assert problem.path == "parallel.layers_per_stage.1"
-    assert problem.rule == "must be at least 1"
+    assert (problem.path, problem.value) == ("parallel.layers_per_stage.1", "0")
 
 
 def test_the_batch_says_what_it_must_be_a_multiple_of() -> None:
@@ -90,5 +91,15 @@ ALLOWED = [
 
 
 @pytest.mark.parametrize("changes", ALLOWED)
-def test_what_fits_together_is_accepted(changes: dict[str, Any]) -> None:
+def test_consistent_settings_are_accepted(changes: dict[str, Any]) -> None:
     build_config(changed_settings(**changes))
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "num_stages", "stages"),
+    [(6, 1, (6,)), (6, 2, (3, 3)), (3, 2, (2, 1)), (8, 3, (3, 3, 2)), (4, 4, (1, 1, 1, 1))],
+)
+def test_the_first_stages_hold_the_remainder(
+    num_layers: int, num_stages: int, stages: tuple[int, ...]
+) -> None:
+    assert even_stages(num_layers, num_stages) == stages

@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 
 from megatron_ext.ponder.config import Method
+from pipeline.config.load import build_config
 from pipeline.config.ponder_section import PonderSection
-from pipeline.config.rules_ponder import METHODS_WITH
-from pipeline.config.validate import build_config
+from pipeline.config.rules_ponder import methods_with
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
 
@@ -13,18 +13,18 @@ def with_method(method: str, **settings: Any) -> dict[str, Any]:
     return {"ponder": {"method": method} | settings}
 
 
-# Changes that break one rule, the setting it is reported at, and a piece of the cure.
+# Changes that break one rule, the setting it is reported at, and the setting or value that the cure gives.
 BROKEN = [
     ({"ponder__random_jacobi_iterations": [3, 1]}, "ponder.random_jacobi_iterations", "[1, 3]"),
     (
         {"ponder__random_jacobi_iterations": [1, 3], "ponder__num_latent_thoughts": 0},
         "ponder.random_jacobi_iterations",
-        "leave it out",
+        "",
     ),
     (
         {"ponder__jacobi_schedule": [[0, 1]], "ponder__num_latent_thoughts": 0},
         "ponder.jacobi_schedule",
-        "leave it out",
+        "",
     ),
     ({"ponder__jacobi_schedule": [[5, 1], [9, 2]]}, "ponder.jacobi_schedule", "begin it with [0, 1]"),
     (
@@ -36,7 +36,7 @@ BROKEN = [
     (
         {"ponder__jacobi_schedule": [[0, 1]], "ponder__random_jacobi_iterations": [1, 2]},
         "ponder.jacobi_schedule",
-        "leave one of them out",
+        "",
     ),
     ({"ponder__penalty_ramp": [9, 3]}, "ponder.penalty_ramp", "[3, 9]"),
     ({"ponder__mixture": "top_k", "model__vocab_size": 50}, "ponder.mixture_top_k", "try 50"),
@@ -48,17 +48,17 @@ BROKEN = [
     (
         with_method("ponderlm", multiply_embedding=True, num_latent_thoughts=0),
         "ponder.multiply_embedding",
-        "leave it out",
+        "",
     ),
     (
         {**with_method("pause", pause_token_id=50), "model__vocab_size": 50},
         "ponder.pause_token_id",
-        "leave it out",
+        "",
     ),
     (
         {"ponder__freeze_backbone_tokens": 9, "ponder__num_latent_thoughts": 0},
         "ponder.freeze_backbone_tokens",
-        "leave it out",
+        "",
     ),
 ]
 
@@ -70,6 +70,7 @@ def test_a_broken_rule_is_reported_at_its_setting_with_a_cure(
     problems = problems_of(**changes)
 
     assert [problem.path for problem in problems] == [path]
+    assert problems[0].cure
     assert cure in problems[0].cure
 
 
@@ -102,21 +103,22 @@ def unusual(name: str, method: Method) -> Any:
     return value.get(method, "bottom_k" if name == "penalty" else False)
 
 
-def test_every_setting_says_which_methods_have_it() -> None:
-    assert METHODS_WITH.keys() == UNUSUAL.keys() == PonderSection.model_fields.keys() - {"method"}
+def test_every_setting_belongs_to_a_method_and_every_setting_of_a_method_exists() -> None:
+    used = {name for method in Method for name in method.facts.settings}
+    assert used == UNUSUAL.keys() == PonderSection.model_fields.keys() - {"method"}
 
 
 @pytest.mark.parametrize("method", Method)
-@pytest.mark.parametrize("name", METHODS_WITH)
+@pytest.mark.parametrize("name", UNUSUAL)
 def test_a_setting_is_taken_by_the_methods_that_have_it_and_by_no_other(name: str, method: Method) -> None:
     changes = with_method(method, **{name: unusual(name, method)})
-    if method in METHODS_WITH[name]:
+    if name in method.facts.settings:
         build_config(changed_settings(**changes))
         return
     (problem,) = problems_of(**changes)
     assert problem.path == f"ponder.{name}"
-    assert f"must be left out for ponder.method {method}" in problem.rule
-    assert METHODS_WITH[name][0] in problem.cure
+    assert method in problem.rule
+    assert methods_with(name)[0] in problem.cure
 
 
 @pytest.mark.parametrize("method", Method)
@@ -160,5 +162,5 @@ ALLOWED = [
 
 
 @pytest.mark.parametrize("changes", ALLOWED)
-def test_what_fits_together_is_accepted(changes: dict[str, Any]) -> None:
+def test_consistent_settings_are_accepted(changes: dict[str, Any]) -> None:
     build_config(changed_settings(**changes))

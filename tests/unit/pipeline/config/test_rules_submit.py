@@ -2,33 +2,32 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.validate import build_config
+from pipeline.config.load import build_config
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
 FOUR_RANKS = {"parallel__data": 4, "training__micro_batch_size": 2}
 BROKEN: list[tuple[dict[str, Any], str, str]] = [
-    ({**FOUR_RANKS, "submit": {"target": "slurm", "nodes": 3}}, "submit.nodes", "must divide the ranks"),
+    ({**FOUR_RANKS, "submit": {"target": "slurm", "nodes": 3}}, "submit.nodes", "3"),
     (
         {**FOUR_RANKS, "submit": {"target": "slurm", "nodes": 2, "gpus_per_node": 4}},
         "submit.gpus_per_node",
-        "one for each of a node's ranks (2)",
+        "4",
     ),
-    ({**FOUR_RANKS, "submit": {"nodes": 2}}, "submit.nodes", "must be 1 where submit.target is local"),
-    ({"submit": {"chain": 2}}, "submit.chain", "needs submit.target slurm"),
-    ({"submit": {"target": "slurm", "chain": 2}}, "submit.chain", "a submit.wall_time"),
+    ({**FOUR_RANKS, "submit": {"nodes": 2}}, "submit.nodes", "2"),
+    ({"submit": {"chain": 2}}, "submit.chain", "2 with target local, no wall_time"),
+    ({"submit": {"target": "slurm", "chain": 2}}, "submit.chain", "2 with target slurm, no wall_time"),
     (
         {"submit": {"target": "slurm", "wall_time": "0:05:00", "signal_lead_seconds": 300}},
         "submit.signal_lead_seconds",
-        "must be shorter",
+        "300",
     ),
 ]
 
 
-@pytest.mark.parametrize(("changes", "path", "rule"), BROKEN)
-def test_a_broken_rule_is_reported_at_its_setting(changes: dict[str, Any], path: str, rule: str) -> None:
+@pytest.mark.parametrize(("changes", "path", "value"), BROKEN)
+def test_a_broken_rule_is_reported_at_its_setting(changes: dict[str, Any], path: str, value: str) -> None:
     (problem,) = problems_of(**changes)
-    assert problem.path == path
-    assert rule in problem.rule
+    assert (problem.path, problem.value) == (path, value)
 
 
 @pytest.mark.parametrize(

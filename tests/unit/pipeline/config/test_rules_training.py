@@ -2,10 +2,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.validate import build_config
+from pipeline.config.load import build_config
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
-# Changes that break one rule, the setting it is reported at, and a piece of the cure.
+# Changes that break one rule, the setting it is reported at, and the setting or value that the cure gives.
 BROKEN = [
     ({"optimizer__min_lr": 1e-2}, "optimizer.min_lr", "0.0001"),
     ({"optimizer__lr_warmup_iters": 100}, "optimizer.lr_warmup_iters", "try 10"),
@@ -21,7 +21,11 @@ BROKEN = [
         "optimizer.lr_warmup_init",
         "try 0.0001",
     ),
-    ({"optimizer__lr_warmup_init": 1e-4, "optimizer__lr_warmup_iters": 0}, "optimizer.lr_warmup_init", "add"),
+    (
+        {"optimizer__lr_warmup_init": 1e-4, "optimizer__lr_warmup_iters": 0},
+        "optimizer.lr_warmup_init",
+        "optimizer.lr_warmup_iters",
+    ),
     (
         {"optimizer__new_parameters_lr_mult": 2.0, "ponder__method": "loop"},
         "optimizer.new_parameters_lr_mult",
@@ -37,6 +41,7 @@ def test_a_broken_rule_is_reported_at_its_setting_with_a_cure(
     problems = problems_of(**changes)
 
     assert [problem.path for problem in problems] == [path]
+    assert problems[0].cure
     assert cure in problems[0].cure
 
 
@@ -53,5 +58,29 @@ ALLOWED = [
 
 
 @pytest.mark.parametrize("changes", ALLOWED)
-def test_what_fits_together_is_accepted(changes: dict[str, Any]) -> None:
+def test_consistent_settings_are_accepted(changes: dict[str, Any]) -> None:
     build_config(changed_settings(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"evaluation__sweep_tau": [0.1], "ponder__method": "ponderlm2"}, "evaluation.sweep_tau"),
+        (
+            {
+                "evaluation__sweep_steps": True,
+                "ponder__method": "ponderlm",
+                "ponder__multiply_embedding": True,
+            },
+            "evaluation.sweep_steps",
+        ),
+    ],
+)
+def test_an_evaluation_that_means_nothing_is_refused(changes: dict[str, Any], path: str) -> None:
+    assert [problem.path for problem in problems_of(**changes)] == [path]
+
+
+def test_a_method_that_halts_may_sweep_both() -> None:
+    settings = changed_settings(evaluation__sweep_steps=True, evaluation__sweep_tau=[1e-4, 0.1])
+
+    assert build_config(settings).evaluation.sweep_tau == (1e-4, 0.1)

@@ -1,40 +1,61 @@
+import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.config.load import render_config
-from pipeline.config.validate import build_config
-from pipeline.config.yaml_text import parse_yaml
+from pipeline.config.config_file import parse_yaml, render_yaml
+from pipeline.config.load import build_config, load_config, render_config
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
 PREPARE: dict[str, Any] = {"command": "prepare", "inputs": ["text"], "tokenizer": "t.model"}
 TRAIN = {"command": "train"}
 BROKEN: list[tuple[list[dict[str, Any]], dict[str, Any], str, str]] = [
-    ([TRAIN, PREPARE], {}, "stages", "must stand in the order"),
-    ([PREPARE, PREPARE], {}, "stages", "a name of their own"),
-    ([TRAIN, {**TRAIN, "name": "more"}], {}, "stages", "one train"),
-    ([{**PREPARE, "output": "elsewhere"}], {}, "stages.0.output", "that the run reads"),
-    ([TRAIN], {"training__exit_interval": 5}, "stages", "exit_interval"),
-    ([{**TRAIN, "submit": {"gpus_per_node": 1}}], {}, "stages.0.submit.gpus_per_node", "absent at train"),
+    ([TRAIN, PREPARE], {}, "workflow", "train, prepare"),
+    ([PREPARE, PREPARE], {}, "workflow", "2 called prepare"),
+    ([TRAIN, {**TRAIN, "name": "more"}], {}, "workflow", "2 of them"),
+    ([{**PREPARE, "output": "elsewhere"}], {}, "workflow.0.output", "elsewhere"),
+    ([{**PREPARE, "python_stdlib": True}], {}, "workflow.0.inputs", "both"),
+    ([{"command": "tokenizer"}], {}, "workflow.0.inputs", "neither"),
+    ([{**PREPARE, "tokenizer": None}], {}, "workflow.0.tokenizer", "absent"),
+    ([TRAIN], {"training__exit_interval": 5}, "workflow", "given"),
+    ([{**TRAIN, "submit": {"gpus_per_node": 1}}], {}, "workflow.0.submit.gpus_per_node", "1"),
 ]
 
 
-@pytest.mark.parametrize(("stages", "changes", "path", "rule"), BROKEN)
+@pytest.mark.parametrize(("steps", "changes", "path", "value"), BROKEN)
 def test_a_broken_rule_is_reported_at_its_setting(
-    stages: list[dict[str, Any]], changes: dict[str, Any], path: str, rule: str
+    steps: list[dict[str, Any]], changes: dict[str, Any], path: str, value: str
 ) -> None:
-    (problem,) = problems_of(stages=stages, **changes)
-    assert problem.path == path
-    assert rule in problem.rule
+    (problem,) = problems_of(workflow=steps, **changes)
+    assert (problem.path, problem.value) == (path, value)
 
 
-def test_stages_are_named_after_their_commands_and_survive_being_written() -> None:
-    stages = [PREPARE, {**PREPARE, "name": "again"}, TRAIN, {"command": "evaluate", "iters": 3}]
-    config = build_config(changed_settings(stages=stages))
-    assert [stage.name for stage in config.stages] == ["prepare", "again", "train", "evaluate"]
+def test_steps_are_named_after_their_commands_and_survive_being_written() -> None:
+    steps = [PREPARE, {**PREPARE, "name": "again"}, TRAIN, {"command": "evaluate", "iters": 3}]
+    config = build_config(changed_settings(workflow=steps))
+    assert [step.name for step in config.workflow] == ["prepare", "again", "train", "evaluate"]
     assert build_config(parse_yaml(render_config(config))) == config
 
 
-def test_an_unknown_setting_of_a_stage_is_refused() -> None:
-    (problem,) = problems_of(stages=[{"command": "evaluate", "itrs": 3}])
-    assert problem.path == "stages.0.evaluate.itrs"
+def test_an_unknown_setting_of_a_step_is_refused() -> None:
+    (problem,) = problems_of(workflow=[{"command": "evaluate", "itrs": 3}])
+    assert problem.path == "workflow.0.evaluate.itrs"
+
+
+def test_the_group_is_found_under_its_old_name_with_a_notice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = changed_settings(workflow=[{"command": "train"}])
+    new, old = tmp_path / "new.yaml", tmp_path / "old.yaml"
+    new.write_text(render_yaml(build_config(settings).model_dump(mode="json")))
+    with caplog.at_level(logging.WARNING):
+        expected = load_config(new)
+    assert caplog.records == []
+    old.write_text(new.read_text().replace("\nworkflow:", "\nstages:"))
+    assert "\nstages:" in old.read_text()
+    with caplog.at_level(logging.WARNING):
+        assert load_config(old) == expected
+    (notice,) = caplog.records
+    assert str(old) in notice.getMessage()
+    assert load_config(old, ["stages=null"]).workflow == ()

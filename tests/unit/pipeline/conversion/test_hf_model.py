@@ -1,6 +1,5 @@
 """The exported code computes in transformers what this program computes, for every method and backbone."""
 
-import filecmp
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from torch import Tensor
 from megatron_ext.model.config import Architecture
 from megatron_ext.ponder.config import Method
 from pipeline.conversion.certificate import Certificate
-from pipeline.conversion.hf_ponder_config import CODE_FILES, CODE_FOLDER
+from pipeline.conversion.model_code import shipped_code
 from pipeline.conversion.to_hf import ExportOptions, to_hf
 from tests.support.pondering_exports import (
     NUM_NEW,
@@ -209,9 +208,9 @@ def test_the_export_certifies_itself_and_brings_its_code(exported: Exported) -> 
     assert logits.max_error is not None
     assert logits.logit_rms is not None
     assert logits.max_error < 1e-5 * logits.logit_rms
-    for file in CODE_FILES:
-        assert filecmp.cmp(exported.folder / file, CODE_FOLDER / file, shallow=False)
-        assert file in exported.certificate.written_files
+    for name, source in shipped_code().items():
+        assert (exported.folder / name).read_text(encoding="utf-8") == source
+        assert name in exported.certificate.written_files
     assert type(exported.narrow).__module__.startswith("transformers_modules.")
 
 

@@ -45,7 +45,7 @@ def test_phases_of_a_hand_computed_model() -> None:
     assert flops.sweeps == 3 * 2 * two_rows
     assert flops.final == 3 * two_rows
     assert flops.head == 3 * 2 * 4 * 10
-    assert flops.router == 3 * 4 * 2 * (4 * 1 + 1 * 2)
+    assert flops.decider == 3 * 4 * 2 * (4 * 1 + 1 * 2)
     assert flops.recompute == one_row + 3 * two_rows
     # A head of two channels takes six more for the weights; two heads; forward, backward and once again.
     assert flops.weight_columns == 4 * 4 * (3 * 11) * 2 * 6
@@ -60,14 +60,14 @@ def test_gates_and_mixtures_of_a_hand_computed_model() -> None:
     one_pass = 2 * (2 * (32 * 64 + 32 * 32 + 3 * 32 * 72) + 4 * 12.5 * 32)
     flops = account.training_flops(2)
     assert (flops.build_up, flops.sweeps, flops.final) == (3 * 2 * one_pass, 0, 3 * one_pass)
-    assert (flops.mixture, flops.gates, flops.router) == (3 * 2 * mixture, 3 * 2 * gate, 0)
+    assert (flops.mixture, flops.decider) == (3 * 2 * mixture, 3 * 2 * gate)
     assert flops.model == 3 * (3 * one_pass + head + 2 * mixture + 2 * gate)
     assert account.inference_per_token(0) == one_pass + head + gate
     assert account.inference_per_token(1) == 2 * one_pass + head + mixture + 2 * gate
     # Half of the tokens stop at once and read one gate, the others take both steps and read two.
     assert account.inference_per_token(1, full_share=0.5) == 2 * one_pass + head + mixture + 1.5 * gate
     assert account.inference_per_token(2) == 3 * one_pass + head + 2 * mixture + 2 * gate
-    assert account.parameters().gates == 2 * (32 * 128 + 128 + 128 + 1)
+    assert account.parameters().decider == 2 * (32 * 128 + 128 + 128 + 1)
 
 
 @pytest.mark.parametrize("method", Method)
@@ -190,6 +190,5 @@ def test_router_and_tied_embeddings_are_counted() -> None:
     account = FlopsAccount(
         shape=dataclasses.replace(SHAPE, tied_embeddings=True), method=Method.PONDERLM3, num_latent_thoughts=3
     )
-    assert account.parameters().router == 32 * 8 + 8 + 8 * 4 + 4
+    assert account.parameters().decider == 32 * 8 + 8 + 8 * 4 + 4
     assert account.parameters().head == 0
-    assert account.parameters().gates == 0

@@ -3,7 +3,7 @@ from rich.console import Console
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.schema import RunConfig
-from pipeline.cost.pass_schedule import flushing_timeline, looping_timeline
+from pipeline.cost.schedule import flushing_timeline, looping_timeline
 from pipeline.cost.schedule_chart import chart_lines, fits_a_chart, render_schedule, show_schedule
 from tests.unit.pipeline.config.settings import changed_settings
 

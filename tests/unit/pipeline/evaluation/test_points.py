@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from megatron_ext.limits import limited
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder import halting
 from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.step_limits import StepLimits
 from megatron_ext.weights import load_weights, whole_tensors
 from pipeline.cost.account import flops_account
-from pipeline.evaluation.points import SweepSettings, sweep
+from pipeline.evaluation.points import LimitSettings, points_under_limits
 from pipeline.step.evaluate import evaluate
 from tests.support.layout_steps import built_model, own_batches
 from tests.support.layouts import LARGEST_J, MODELS, ONE_PROCESS, VOCAB_SIZE
+from tests.support.limit_points import TAUS, limit_points_on
 from tests.support.ponder_models import batch_of, random_tokens, tiny_model
-from tests.support.sweeps import TAUS, swept_on
 
 STEADY = ("loop, llama tied", "ponderlm2, llama")
 HALTING = ("adaponderlm, llama", "ponderlm3, llama")
@@ -37,8 +37,8 @@ def test_a_limited_model_computes_what_one_built_so_small_does(
     with torch.no_grad():
         expected = small(batch, num_jacobi_iterations=2).token_losses
         whole = large(batch, num_jacobi_iterations=2).token_losses
-        with limited(large, num_latent_thoughts=num_steps):
-            found = large(batch, num_jacobi_iterations=2).token_losses
+        limits = StepLimits(num_steps=num_steps)
+        found = large(batch, num_jacobi_iterations=2, limits=limits).token_losses
         again = large(batch, num_jacobi_iterations=2).token_losses
 
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
@@ -54,8 +54,8 @@ def test_a_limited_router_gives_what_is_left_out_to_its_last_step(
     hidden = torch.randn(5, 2, model.config.hidden_size, dtype=torch.float64)
     whole = halting.step_distribution(model.ponder.route(hidden))
 
-    with limited(model, num_latent_thoughts=num_steps):
-        found = halting.step_distribution(model.ponder.route(hidden))
+    limited = model.ponder.under(StepLimits(num_steps=num_steps))
+    found = halting.step_distribution(limited.route(hidden))
 
     torch.testing.assert_close(found[:, :num_steps], whole[:, :num_steps])
     torch.testing.assert_close(found[:, num_steps], whole[:, num_steps:].sum(dim=1))
@@ -63,7 +63,7 @@ def test_a_limited_router_gives_what_is_left_out_to_its_last_step(
 
 @pytest.mark.parametrize("model", STEADY + HALTING)
 def test_a_sweep_has_a_point_for_each_number_of_steps(groups: ParallelGroups, model: str) -> None:
-    points = [point for point in swept_on(groups, model, ONE_PROCESS) if point.kind == "steps"]
+    points = [point for point in limit_points_on(groups, model, ONE_PROCESS) if point.kind == "steps"]
 
     assert [point.value for point in points] == [0, 1, 2]
     assert points[0].mean_steps == 0
@@ -76,7 +76,7 @@ def test_a_sweep_has_a_point_for_each_number_of_steps(groups: ParallelGroups, mo
 
 @pytest.mark.parametrize("model", HALTING)
 def test_steps_fall_as_the_threshold_rises(groups: ParallelGroups, model: str) -> None:
-    points = [point for point in swept_on(groups, model, ONE_PROCESS) if point.kind == "tau"]
+    points = [point for point in limit_points_on(groups, model, ONE_PROCESS) if point.kind == "tau"]
 
     assert [point.value for point in points] == list(TAUS)
     steps = [point.mean_steps for point in points]
@@ -84,7 +84,7 @@ def test_steps_fall_as_the_threshold_rises(groups: ParallelGroups, model: str) -
 
 
 def test_hard_pruning_at_a_tiny_threshold_changes_next_to_nothing(groups: ParallelGroups) -> None:
-    points = swept_on(groups, "ponderlm3, llama", ONE_PROCESS)
+    points = limit_points_on(groups, "ponderlm3, llama", ONE_PROCESS)
     (at_tiny,) = (point for point in points if (point.kind, point.value) == ("tau", TAUS[0]))
     (soft,) = (point for point in points if (point.kind, point.value) == ("steps", 2))
     (at_large,) = (point for point in points if (point.kind, point.value) == ("tau", TAUS[-1]))
@@ -99,18 +99,16 @@ def test_a_sweep_that_is_cut_short_has_no_points(groups: ParallelGroups) -> None
     batches = [own_batches(groups)]
     whole = evaluate(module, batches, num_jacobi_iterations=LARGEST_J, groups=groups)
     assert whole is not None
-    settings = SweepSettings(over_steps=True, taus=(), num_jacobi_iterations=LARGEST_J)
-    own = module.config.ponder
+    settings = LimitSettings(over_steps=True, taus=(), num_jacobi_iterations=LARGEST_J)
 
-    points = sweep(
+    points = points_under_limits(
         module,
         batches,
         settings,
         groups=groups,
         flops=flops_account(config, VOCAB_SIZE),
-        whole=whole,
+        unlimited=whole,
         is_cut_short=lambda: True,
     )
 
     assert points is None
-    assert module.config.ponder is module.ponder.config is own

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from megatron_ext.methods.base import Sweeps
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.decode.sweeps import Sweeps
 from pipeline.evaluation.scoring import TextToScore, score_texts
 from tests.support.ponder_models import each_method, oracle_results, random_tokens, tiny_model
 

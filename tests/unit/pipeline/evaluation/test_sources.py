@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
-from megatron_ext.model.batch import TokenBatch
-from megatron_ext.model.micro_batch import ModelOutput
+from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
 from pipeline.data.batches import BatchLayout, HeldoutBatches, PackingOptions
@@ -29,7 +29,7 @@ SEQ_LENGTH = 9
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     source = write_corpus(folder / "text")
-    return Tokenizer.load(train_small_tokenizer(source, folder / "tokenizer.model"))
+    return read_tokenizer(train_small_tokenizer(source, folder / "tokenizer.model"))
 
 
 def documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:

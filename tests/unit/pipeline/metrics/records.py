@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from pipeline.cost.shape import ModelShape
-from pipeline.metrics.records import SweepPoint, TrainingRecord, ValidationRecord
+from pipeline.metrics.records import LossPoint, TrainingRecord, ValidationRecord
 
 # A model of a few numbers, for costs that can be checked by hand.
 SHAPE = ModelShape(
@@ -49,9 +49,9 @@ def validation_record(**changes: Any) -> ValidationRecord:
         scalars={"ponder/mean-steps": 1.5},
         steps_count=[1.0, 1.0, 1.0, 1.0],
         sweep=[
-            SweepPoint(kind="steps", value=0, loss=5.0, mean_steps=0.0, flops_per_token=10.0),
-            SweepPoint(kind="steps", value=1, loss=math.nan, mean_steps=1.0, flops_per_token=20.0),
-            SweepPoint(kind="tau", value=1e-4, loss=4.5, mean_steps=1.25, flops_per_token=30.0),
+            LossPoint(step_limit=0, loss=5.0, mean_steps=0.0, flops_per_token=10.0),
+            LossPoint(step_limit=1, loss=math.nan, mean_steps=1.0, flops_per_token=20.0),
+            LossPoint(pruning_threshold=1e-4, loss=4.5, mean_steps=1.25, flops_per_token=30.0),
         ],
     )
     return dataclasses.replace(record, **changes)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.ranks.launch import run_ranks
-from pipeline.ranks.process import first_failed
 from pipeline.shared.exit_codes import ExitCode
 
 PRELUDE = """
@@ -75,23 +74,6 @@ def test_a_failed_rank_is_named_and_the_others_are_killed(
     assert code == 7
     assert "rank 1 of 2 failed with exit code 7" in caplog.text
     assert not any(_is_alive(int(pid)) for pid in _said(tmp_path, "pid").values())
-
-
-@pytest.mark.parametrize(
-    ("codes", "cause"),
-    [
-        ([None, 0], None),
-        ([None, 3], 1),
-        ([1, 137, 1], 1),
-        ([0, 1, None, 1], 1),
-        ([134, None], 0),
-        ([75, 9], 1),
-    ],
-)
-def test_the_cause_is_the_rank_ended_by_a_signal_else_the_first(
-    codes: list[int | None], cause: int | None
-) -> None:
-    assert first_failed(codes) == cause
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,44 +1,109 @@
 import re
+from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.report import svg
 from pipeline.report.charts import Bar, Reference, Series, bar_chart, line_chart, thin_out
-from pipeline.report.colors import DARK_RAMP, LIGHT_RAMP, Rgb, contrast, step_colors
+from pipeline.report.colors import (
+    DARK,
+    DARK_RAMP,
+    LIGHT,
+    LIGHT_RAMP,
+    NUM_CURVE_COLORS,
+    Rgb,
+    contrast,
+    step_colors,
+)
 
 LIGHT_TEXT, DARK_TEXT = (236, 234, 228), (29, 35, 48)
 
 
+def rgb(color: str) -> Rgb:
+    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
+    return red, green, blue
+
+
+def corners(drawing: str, looks: str) -> list[list[tuple[float, float]]]:
+    """Return the corners of every path whose style contains a text."""
+    paths = [path for path in ElementTree.fromstring(drawing).iter("path") if looks in path.get("style", "")]
+    return [
+        [(float(x), float(y)) for x, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path.get("d", ""))]
+        for path in paths
+    ]
+
+
 def heights_of_bars(drawing: str) -> list[float]:
-    return [float(height) for height in re.findall(r'<rect [^>]*height="([\d.]+)"', drawing)]
+    return [max(y for _, y in bar) - min(y for _, y in bar) for bar in corners(drawing, "fill: var(--c1)")]
+
+
+def texts(drawing: str) -> list[str]:
+    return [element.text or "" for element in ElementTree.fromstring(drawing).iter("text")]
+
+
+def draw_bars(*values: float) -> str:
+    bars = [Bar(name=f"name {index}", value=value, color="c1") for index, value in enumerate(values)]
+    return bar_chart(bars, description="d", axis="x", format_value="<{:g}>".format)
 
 
 def test_bars_are_as_high_as_their_values() -> None:
-    bars = [Bar(name=name, value=value, css="c1") for name, value in (("a", 1.0), ("b", 2.0), ("c", 0.0))]
-    heights = heights_of_bars(bar_chart(bars, description="d", axis="x", write="{:g}".format))
-    assert heights[1] == pytest.approx(2 * heights[0], abs=0.1)
-    assert heights[2] == 0.0
+    first, second, third = heights_of_bars(draw_bars(1.0, 2.0, 0.0))
+    assert second == pytest.approx(2 * first, abs=0.1)
+    assert third == 0.0
 
 
 def test_bars_that_are_all_zero_can_be_drawn() -> None:
-    drawing = bar_chart([Bar(name="a", value=0.0, css="c1")], description="d", axis="x", write="{:g}".format)
-    assert heights_of_bars(drawing) == [0.0]
+    assert heights_of_bars(draw_bars(0.0)) == [0.0]
+
+
+def test_bars_carry_their_names_and_values() -> None:
+    assert {"name 0", "name 1", "<1>", "<2.5>", "x"} <= set(texts(draw_bars(1.0, 2.5)))
+
+
+def test_many_bars_carry_no_values_that_would_overlap() -> None:
+    assert not [text for text in texts(draw_bars(*[1.0] * 17)) if text.startswith("<")]
+
+
+def test_the_axis_of_bars_reaches_the_asked_top() -> None:
+    bars = [Bar(name="a", value=0.3, color="c1")]
+    drawing = bar_chart(bars, description="d", axis="x", format_value="{:g}".format, top=1.0)
+    assert {"0", "0.2", "1"} <= set(texts(drawing))
 
 
 def test_lines_fall_when_values_fall() -> None:
-    series = Series(name="loss", points=((0.0, 4.0), (100.0, 2.0)), css="c1")
+    series = Series(name="loss", points=((0.0, 4.0), (100.0, 2.0)), color="c1")
     drawing = line_chart([series], description="d", references=[Reference(name="entropy", value=3.0)])
-    (places,) = re.findall(r'<polyline points="([^"]*)"', drawing)
-    (x_first, y_first), (x_last, y_last) = (map(float, place.split(",")) for place in places.split())
+    (x_first, y_first), (x_last, y_last) = corners(drawing, "stroke: var(--c1)")[0]
     assert x_last > x_first
     assert y_last > y_first
-    (reference,) = re.findall(r'y1="([\d.]+)"[^>]*class="reference"', drawing)
-    assert y_first < float(reference) < y_last
+    ((_, reference), (_, same)) = corners(drawing, "stroke-dasharray")[0]
+    assert reference == same == pytest.approx((y_first + y_last) / 2)
+    assert {"loss", "entropy", "iteration"} <= set(texts(drawing))
 
 
-def test_a_single_point_can_be_drawn() -> None:
-    drawing = line_chart([Series(name="loss", points=((10.0, 4.0),), css="c1")], description="d")
-    assert drawing.count("<circle") == 1
+def test_the_value_axis_ends_at_round_numbers() -> None:
+    drawing = line_chart(
+        [Series(name="loss", points=((0.0, 6.9), (400.0, 3.1)), color="c1")], description="d"
+    )
+    assert {"3", "7", "0", "400"} <= set(texts(drawing))
+    zero_based = line_chart(
+        [Series(name="loss", points=((0.0, 0.9), (400.0, 0.3)), color="c1")],
+        description="d",
+        from_zero=True,
+        top=3.0,
+    )
+    assert {"0", "3"} <= set(texts(zero_based))
+
+
+@pytest.mark.parametrize("iteration", [0.0, 10.0])
+def test_a_single_point_can_be_drawn(iteration: float) -> None:
+    drawing = line_chart([Series(name="loss", points=((iteration, 4.0),), color="c1")], description="d")
+    assert drawing.count("<use ") == 1
+
+
+def test_only_short_curves_have_dots() -> None:
+    points = tuple((float(at), float(at % 7)) for at in range(31))
+    drawing = line_chart([Series(name="loss", points=points, color="c1")], description="d")
+    assert drawing.count("<use ") == 0
 
 
 def test_long_curves_are_thinned_and_keep_their_ends() -> None:
@@ -49,21 +114,28 @@ def test_long_curves_are_thinned_and_keep_their_ends() -> None:
     assert thin_out(points[:50], 100) == points[:50]
 
 
-def test_svg_text_and_attributes_are_escaped() -> None:
-    assert svg.label((1, 2), "<&>", 'a"b') == (
-        '<text x="1" y="2" class="a&#34;b" text-anchor="start">&lt;&amp;&gt;</text>'
-    )
-
-
 @pytest.mark.parametrize(("ramp", "text"), [(LIGHT_RAMP, DARK_TEXT), (DARK_RAMP, LIGHT_TEXT)])
 @pytest.mark.parametrize("num_colors", [1, 2, 4, 9])
 def test_text_stays_readable_on_every_step_colour(ramp: tuple[Rgb, ...], text: Rgb, num_colors: int) -> None:
     colors = step_colors(ramp, num_colors)
     assert len(set(colors)) == num_colors
     for color in colors:
-        red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
-        assert contrast((red, green, blue), text) >= 4.5
+        assert contrast(rgb(color), text) >= 4.5
 
 
 def test_contrast_of_black_and_white_is_21() -> None:
     assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21.0)
+
+
+@pytest.mark.parametrize("colors", [LIGHT, DARK])
+def test_curves_and_text_stand_out_from_the_page(colors: dict[str, str]) -> None:
+    for background in ("page", "card"):
+        for role in ("ink", "muted"):
+            assert contrast(rgb(colors[role]), rgb(colors[background])) >= 4.5
+        for index in range(NUM_CURVE_COLORS):
+            assert contrast(rgb(colors[f"c{index + 1}"]), rgb(colors[background])) >= 3.0
+
+
+def test_light_and_dark_pages_have_the_same_roles() -> None:
+    assert LIGHT.keys() == DARK.keys()
+    assert len(set(LIGHT.values())) == len(LIGHT)

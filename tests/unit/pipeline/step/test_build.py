@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.errors import ConfigError
-from pipeline.config.validate import build_config
+from pipeline.config.load import build_config
 from pipeline.step.build import open_training_split, training_batches
 from tests.support.shards import random_documents, write_split
 from tests.unit.pipeline.config.settings import changed_settings

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from pipeline.config.fault_sections import DivergenceConfig
+from pipeline.config.schema import DivergenceConfig
 from pipeline.step.divergence import Finding, FindingKind, judge, losses_to_remember
 
 WITHOUT_SPIKES = DivergenceConfig()

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from megatron_ext.methods.ponderlm3 import PonderLM3
-from megatron_ext.methods.sweeps import SlotDecision
-from megatron_ext.model.batch import TokenBatch
 from megatron_ext.model.config import Architecture
+from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.decode.think import SlotDecision
 from pipeline.verification.result import JUDGED_THRESHOLD, Verification
 from pipeline.verification.texts import pieces_of
 from pipeline.verification.verify import sweeps_for, thresholds_for, verify_model

@@ -2,17 +2,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.compare.curve import CurvePoint, PruningCurve, front, load_curve, save_curve
-from pipeline.evaluation.compare.plot import render_png
+from pipeline.evaluation.compare.curve import PruningCurve, front, load_curve, save_curve
 from pipeline.evaluation.compare.table import comparison_values, labels_of, same_text
+from pipeline.metrics.records import LossPoint
 from pipeline.shared.errors import DataError
 
 
-def point(flops: float, loss: float, threshold: float | None = None) -> CurvePoint:
-    return CurvePoint(pruning_threshold=threshold, loss=loss, mean_steps=1.0, flops_per_token=flops)
+def point(flops: float, loss: float, threshold: float | None = None) -> LossPoint:
+    return LossPoint(pruning_threshold=threshold, loss=loss, mean_steps=1.0, flops_per_token=flops)
 
 
-def curve(*points: CurvePoint, name: str = "run", entropy: float = 5.0) -> PruningCurve:
+def curve(*points: LossPoint, name: str = "run", entropy: float = 5.0) -> PruningCurve:
     return PruningCurve(
         name=name,
         method="ponderlm3",
@@ -70,11 +70,3 @@ def test_the_figures_say_which_points_are_on_the_front() -> None:
 
     assert [run["label"] for run in values["runs"]] == ["a", "b"]
     assert [run["points"][0]["is_on_front"] for run in values["runs"]] == [True, False]
-
-
-def test_the_plot_is_a_png() -> None:
-    image = render_png(
-        [curve(point(1e9, 3.0, 0.5), point(2e9, 2.0, 1e-4)), curve(point(3e9, 1.0))], ["a", "b"]
-    )
-
-    assert image.startswith(b"\x89PNG")

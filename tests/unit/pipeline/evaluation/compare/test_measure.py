@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.config.validate import build_config
+from pipeline.config.load import build_config
 from pipeline.evaluation.compare.measure import DEFAULT_THRESHOLDS, Wanted, _is_of
 from tests.unit.pipeline.config.settings import changed_settings
 

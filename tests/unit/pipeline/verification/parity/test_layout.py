@@ -1,8 +1,8 @@
 import pytest
 
+from pipeline.config.load import build_config, setting_paths
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.schema import ParallelConfig
-from pipeline.config.validate import build_config, setting_paths
 from pipeline.verification.parity.layout import ONE_PROCESS, parse_layout, render_layout
 from tests.unit.pipeline.config.settings import changed_settings
 

@@ -1,0 +1,237 @@
+"""How each method thinks about a token in decoding: which rows run, and when it halts (definitions 2 to 4).
+
+Native models and exported ones share this module, so it imports nothing but torch and its own neighbours.
+Each function thinks about N tokens at once and leaves running and storing their rows to a :class:`RowRunner`.
+
+N = tokens of a call, n = rows a token starts with, K = extra steps, H = hidden size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from megatron_ext.ponder.halting import log_tail_mass, mix_steps, step_distribution, steps_taken, tail_mass
+
+Observer = Callable[[str, Tensor], None]
+# Hidden states after the final norm, [1, R, H], to what the next step adds or runs, in the same shape.
+FeedBack = Callable[[Tensor], Tensor]
+
+
+def ignore(name: str, value: Tensor) -> None:
+    """Observe nothing."""
+    del name, value
+
+
+class RowRunner(Protocol):
+    """Runs rows of N tokens through all layers against the stored rows of earlier tokens."""
+
+    def __call__(
+        self,
+        rows: Tensor,
+        *,
+        tokens: Tensor | None = None,
+        log_weight: Tensor | None = None,
+        version: int = 0,
+        normalize: bool = True,
+    ) -> Tensor:
+        """Run rows, and store their keys and values.
+
+        Args:
+            rows: [1, R, H], only those that are needed.
+            tokens: which of the N tokens each row belongs to, [R] int64, rising; None for one row of each.
+            log_weight: of the rows' keys, [R]; None for 0.
+            version: which version of the earlier tokens' keys and values the rows read and join.
+            normalize: apply the final norm.
+        Returns:
+            [1, R, H].
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thought:
+    """The result of thinking about N tokens.
+
+    Attributes:
+        hidden: [1, N, H], goes to the head.
+        steps: extra steps taken, [N] int64.
+    """
+
+    hidden: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotDecision:
+    """Which slots tokens take.
+
+    Attributes:
+        steps: the last slot of each token, [N] int64, in 0..K.
+        log_weight: of each slot's key, [N, K + 1], or None where the method weighs none.
+        shares: of the slots in what is read, [N, K + 1], or None where the last slot is read.
+    """
+
+    steps: Tensor
+    log_weight: Tensor | None = None
+    shares: Tensor | None = None
+
+    def read(self, hidden: Tensor) -> Thought:
+        """Read the slots of tokens, [N, K + 1, H]; shares of pruned slots are dropped, not redistributed."""
+        if self.shares is None:
+            return Thought(hidden=hidden[:, -1].unsqueeze(0), steps=self.steps)
+        slot = torch.arange(hidden.shape[1], device=hidden.device)
+        shares = torch.where(slot <= self.steps.unsqueeze(1), self.shares, 0.0)
+        # [N, K + 1, H] -> [1, K + 1, N, H]; [N, K + 1] -> [1, K + 1, N]
+        mixed = mix_steps(hidden.transpose(0, 1).unsqueeze(0), shares.T.unsqueeze(0))
+        return Thought(hidden=mixed, steps=self.steps)
+
+
+def all_slots(token_hidden: Tensor, num_thoughts: int) -> SlotDecision:
+    """Let each token take all slots, which weigh the same (ponderlm2): [1, N, H], K -> N decisions."""
+    return SlotDecision(steps=every_step(token_hidden, num_thoughts))
+
+
+def slots_above(router_logits: Tensor, threshold: float, observe: Observer = ignore) -> SlotDecision:
+    """Let each token take the slots whose tail mass reaches the threshold (ponderlm3).
+
+    Args:
+        router_logits: [1, N, K + 1].
+        threshold: tau; 0 keeps all slots, as the soft mask of training does.
+        observe: called with the names and values of intermediate results.
+    """
+    distribution = step_distribution(router_logits)
+    mass = tail_mass(distribution)
+    # [1, K + 1, N] -> [N, K + 1]
+    shares = distribution[0].T
+    observe("s", shares)
+    observe("tail_mass", mass[0].T)
+    return SlotDecision(
+        steps=steps_taken(mass, threshold)[0], log_weight=log_tail_mass(mass)[0].T, shares=shares
+    )
+
+
+def every_step(of_tokens: Tensor, num_steps: int) -> Tensor:
+    """Return K for each token: [1, N, H] -> [N]."""
+    return torch.full((of_tokens.shape[1],), num_steps, dtype=torch.int64, device=of_tokens.device)
+
+
+def think_in_rows(rows: Tensor, run: RowRunner) -> Thought:
+    """Run the rows a token starts with, one after another, and read the last one (vanilla, pause).
+
+    Args:
+        rows: [n, N, H].
+        run: runs and stores rows.
+    """
+    for row in rows.split(1):
+        hidden = run(row)
+    return Thought(hidden=hidden, steps=every_step(hidden, len(rows) - 1))
+
+
+def think_in_slots(
+    rows: Tensor,
+    run: RowRunner,
+    *,
+    num_thoughts: int,
+    decide: Callable[[Tensor], SlotDecision],
+    next_thought: FeedBack,
+) -> Thought:
+    """Run slot after slot, each for the tokens that take it (ponderlm2, ponderlm3).
+
+    Args:
+        rows: slot 0 of each token, [1, N, H].
+        run: runs and stores rows.
+        num_thoughts: K.
+        decide: slot 0 after the final norm, [1, N, H], to the slots that the tokens take.
+        next_thought: makes a slot from the slot before it.
+    """
+    first = run(rows)
+    decision = decide(first)
+    # [1, N, H] -> [N, K + 1, H]
+    hidden = first.new_zeros(first.shape[1], num_thoughts + 1, first.shape[2])
+    hidden[:, 0] = first[0]
+    for step in range(1, num_thoughts + 1):
+        active = (decision.steps >= step).nonzero().flatten()
+        if len(active) == 0:
+            break
+        weight = None if decision.log_weight is None else decision.log_weight[active, step]
+        thoughts = next_thought(hidden[active, step - 1].unsqueeze(0))
+        hidden[active, step] = run(thoughts, tokens=active, log_weight=weight)[0]
+    return decision.read(hidden)
+
+
+def think_in_loops(rows: Tensor, run: RowRunner, *, num_iterations: int) -> Thought:
+    """Run a row again and again on its own output, with one final norm at the end (loop).
+
+    Args:
+        rows: [1, N, H].
+        run: runs and stores rows; loop i reads the keys and values of loop i of earlier tokens.
+        num_iterations: K, loops after the first.
+    """
+    hidden = rows
+    for iteration in range(num_iterations + 1):
+        hidden = run(hidden, version=iteration, normalize=iteration == num_iterations)
+    return Thought(hidden=hidden, steps=every_step(rows, num_iterations))
+
+
+def think_by_feedback(
+    first: Tensor, run: RowRunner, *, num_iterations: int, feed_back: FeedBack, from_first: bool
+) -> Thought:
+    """Add what an iteration predicts to the input of the next one (ponderlm).
+
+    Args:
+        first: input of the first iteration, [1, N, H].
+        run: runs and stores rows; iteration i reads the keys and values of iteration i of earlier tokens.
+        num_iterations: K, iterations after the first.
+        feed_back: hidden states to what is added.
+        from_first: add to the first input instead of the last one.
+    """
+    running = first
+    hidden = run(running)
+    for iteration in range(1, num_iterations + 1):
+        running = (first if from_first else running) + feed_back(hidden)
+        hidden = run(running, version=iteration)
+    return Thought(hidden=hidden, steps=every_step(first, num_iterations))
+
+
+def think_until_halted(
+    first: Tensor,
+    run: RowRunner,
+    *,
+    num_iterations: int,
+    feed_back: FeedBack,
+    gate: Callable[[int, Tensor], Tensor],
+    threshold: float,
+    observe: Observer = ignore,
+) -> Thought:
+    """Iterate as :func:`think_by_feedback`, each token until its gate closes (adaponderlm).
+
+    A halted token keeps its hidden state, and its keys and values, from the last iteration that it ran.
+
+    Args:
+        first, run, num_iterations, feed_back: see there.
+        gate: iteration and its hidden states, [1, R, H], to gate logits, [1, R].
+        threshold: tau, the smallest gate value that lets a token continue.
+        observe: called with the names and values of intermediate results.
+    """
+    hidden = last = run(first)
+    running = first
+    active = torch.arange(first.shape[1], device=first.device)
+    steps = torch.zeros_like(active)
+    for iteration in range(num_iterations):
+        logits = gate(iteration, hidden)
+        observe(f"gate_logits/{iteration}", torch.stack([active.to(logits.dtype), logits[0]]))
+        share = torch.sigmoid(logits)
+        continues = share[0] >= threshold
+        active = active[continues]
+        if len(active) == 0:
+            break
+        update = feed_back(hidden[:, continues])
+        running = running[:, continues] + update * share[:, continues].unsqueeze(-1).to(update.dtype)
+        hidden = run(running, tokens=active, version=iteration + 1)
+        # Not in place: a training-type forward needs the old values in backward.
+        last = last.index_copy(1, active, hidden)
+        steps[active] += 1
+    return Thought(hidden=last, steps=steps)

@@ -1,0 +1,252 @@
+"""What a pass of one micro-batch keeps on a rank until its backward: layers, method, mixtures, readout.
+
+The tensors of a layer are those that autograd keeps of :mod:`megatron_ext.model.layers`, in the order in
+which they are made. `python -m tests.bench memory` compares the sums with what is really allocated.
+"""
+
+from dataclasses import dataclass
+
+from megatron_ext.ponder.config import Mixture
+from pipeline.cost.rank_sizes import BOOL, FLOAT32, RankSizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassBytes:
+    """Bytes of one pass of one micro-batch on a rank of one stage.
+
+    Attributes:
+        layers: what its layers have kept, or their inputs where they are computed again.
+        keys: keys and values kept for halted tokens, beside those that the layers keep.
+        method: states handed on, router, gates.
+        noted: normed states that are let go when the micro-batch's last forward is done.
+        vocabulary: distributions of the mixtures at its end.
+        again: what is computed again at a time: a layer's tensors, or those of all layers.
+        working: what backward through a layer needs beside it.
+        mixing: what the mixtures need beside what they keep, forward or backward.
+    """
+
+    layers: float
+    keys: float
+    method: float
+    noted: float
+    vocabulary: float
+    again: float
+    working: float
+    mixing: float
+
+    @property
+    def kept(self) -> float:
+        """All that stays until backward."""
+        return self.layers + self.keys + self.method + self.vocabulary
+
+
+def pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
+    """Account one pass.
+
+    Args:
+        sizes: the run.
+        index: of the pass, from 0.
+        stage: pipeline stage, from 0.
+    """
+    num_slots = sizes.plan.slots[index]
+    rows = sizes.tokens * num_slots
+    num_layers = sizes.stage_layers[stage]
+    whole = _layer_kept(sizes, rows, index)
+    layers, again = num_layers * whole, 0.0
+    entered = sizes.hidden_bytes * num_slots
+    if sizes.recompute == "full":
+        layers, again = num_layers * entered + _angles(sizes, rows), whole - entered
+    if sizes.recompute == "per_pass":
+        layers, again = entered + _angles(sizes, rows), num_layers * whole - entered
+    is_last = stage == sizes.num_stages - 1
+    mixed = mixture_rows(sizes, index) if is_last else 0
+    mixture = _mixture_kept(sizes)
+    return PassBytes(
+        layers=layers,
+        keys=_kept_keys(sizes, rows, index, num_layers),
+        method=_sent(sizes, entered, stage) + (_method(sizes, index, entered) if is_last else 0),
+        noted=_noted(sizes, index) if is_last else 0,
+        vocabulary=mixed * mixture,
+        again=again,
+        working=_layer_working(sizes, rows, index) + _later_gradients(sizes, rows, index, num_layers),
+        # Logits, their distance to the largest and its exponential, all in float32.
+        mixing=mixed * max(3 * FLOAT32 - mixture, 0),
+    )
+
+
+def mixture_rows(sizes: RankSizes, index: int) -> float:
+    """Distributions that a pass makes for the next one, as numbers [rows, V / t]."""
+    return sizes.plan.rows_handed(index) * sizes.vocabulary_elements if sizes.mixes else 0
+
+
+def readout_bytes(sizes: RankSizes) -> float:
+    """The logits of a micro-batch on the last stage: as computed, and in float32 for the cross-entropy.
+
+    With padding rows there is a second copy without them; in float32 that is where the softmax is computed.
+    """
+    is_padded = sizes.shape.padded_vocab_size != sizes.shape.vocab_size
+    if sizes.value_bytes == FLOAT32:
+        return sizes.vocabulary_elements * FLOAT32 * (2 if is_padded else 1)
+    return sizes.vocabulary_elements * (FLOAT32 + sizes.value_bytes)
+
+
+def _mixture_kept(sizes: RankSizes) -> float:
+    """Per row and piece: the weights in float32, as they are multiplied, and the mask of the largest."""
+    narrow = sizes.value_bytes if sizes.value_bytes < FLOAT32 else 0
+    return FLOAT32 + narrow + (BOOL if sizes.mixture is Mixture.TOP_K else 0)
+
+
+def _angles(sizes: RankSizes, rows: float) -> float:
+    """Rotary angles stay where layers are computed again: their factors are not kept."""
+    return rows * sizes.rotary_size * FLOAT32
+
+
+def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
+    """Keys and values for halted tokens where attention is computed again and does not keep them itself."""
+    is_kept = sizes.facts.freezes_halted and not sizes.plan.is_final(index)
+    if not is_kept or sizes.recompute == "none":
+        return 0
+    shape = sizes.shape
+    extra: float = 0
+    if index == 0:
+        if sizes.recompute == "selective":
+            return 0
+        # The values of the first iteration are a view of the fused product.
+        extra = shape.query_size + shape.key_value_size / 2
+    return num_layers * rows * (shape.key_value_size + extra) / sizes.tensor * sizes.value_bytes
+
+
+def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
+    """Gradients that later passes have left for the kept keys and values of this one.
+
+    In one graph they go where autograd is at work, layer by layer; between graphs all layers' wait.
+    """
+    is_cut = sizes.recompute != "none" or sizes.num_stages > 1
+    if not sizes.facts.freezes_halted or sizes.plan.is_final(index) or not is_cut:
+        return 0
+    return num_layers * rows * sizes.shape.key_value_size / sizes.tensor * sizes.value_bytes
+
+
+def _method(sizes: RankSizes, index: int, entered: float) -> float:
+    """What the last stage makes of the hidden states of a pass, and keeps until the pass's backward."""
+    decided = _decider(sizes) if _decides_after(sizes, index) else 0
+    if sizes.plan.is_final(index):
+        # Before and after the final norm; the mixture over steps.
+        mixed = sizes.hidden_bytes if sizes.facts.weighs_slots else 0
+        return 2 * entered + mixed + decided
+    if not sizes.facts.norms_each_pass:
+        # The hidden states are the next pass's input.
+        return 0
+    kept = entered + decided
+    if sizes.facts.iterates:
+        kept += entered
+    if sizes.mixes:
+        kept += sizes.hidden_bytes
+    return kept
+
+
+def _noted(sizes: RankSizes, index: int) -> float:
+    """Latent thoughts that a pass hands on, remembered for the residual of the next sweep."""
+    return sizes.hidden_bytes * sizes.plan.rows_handed(index) if sizes.facts.has_sweeps else 0
+
+
+def _decides_after(sizes: RankSizes, index: int) -> bool:
+    decider = sizes.facts.decider
+    return decider is not None and decider.is_read_after(index, sizes.plan)
+
+
+def _decider(sizes: RankSizes) -> float:
+    """What a router or a gate keeps: its input in float32, and its layer before and after the activation."""
+    decider, hidden = sizes.facts.decider, sizes.shape.hidden_size
+    assert decider is not None, "only methods that halt have one"
+    inner, is_narrow = decider.inner(hidden), sizes.value_bytes < FLOAT32
+    weights = FLOAT32 * hidden * inner if is_narrow else 0
+    # Slot 0 of several is a copy even where float32 needs none.
+    copied = hidden if is_narrow or sizes.facts.has_slots else 0
+    return sizes.own_tokens * FLOAT32 * (copied + 2 * inner) + weights
+
+
+def _sent(sizes: RankSizes, entered: float, stage: int) -> float:
+    """What Megatron's schedule holds of a pass on several stages: the rows received, and those sent."""
+    if sizes.num_stages == 1:
+        return 0
+    return entered if stage == sizes.num_stages - 1 else 2 * entered
+
+
+def _layer_kept(sizes: RankSizes, rows: float, index: int) -> float:
+    """Bytes that a layer keeps for backward, its input included.
+
+    Args:
+        sizes: the run.
+        rows: R of the pass, all of them.
+        index: of the pass.
+    """
+    return rows * (_norms(sizes) + _attention(sizes, index) + _mlp(sizes))
+
+
+def _layer_working(sizes: RankSizes, rows: float, index: int) -> float:
+    """Bytes that backward through a layer needs beside what the layers have kept.
+
+    The gradient of the hidden state, those inside the MLP, which comes first, and the gradient of one weight.
+    """
+    shape, value = sizes.shape, sizes.value_bytes
+    inner = shape.ffn_hidden_size / sizes.tensor
+    hidden = shape.hidden_size / _token_split(sizes)
+    weight = shape.hidden_size * inner * value
+    working = rows * value * (2 * hidden + (2 if shape.is_gated else 1) * inner) + weight
+    if sizes.recompute == "selective":
+        attention = rows * value * (hidden + _attended(sizes, index) * 7)
+        working = max(working, attention - rows * value * (2 if not shape.is_gated else 5) * inner)
+    return working
+
+
+def _token_split(sizes: RankSizes) -> int:
+    return sizes.tensor if sizes.shards_tokens else 1
+
+
+def _norms(sizes: RankSizes) -> float:
+    """Per row: the input and the output of both norms; a parallel residual has one input for both."""
+    shape, value = sizes.shape, sizes.value_bytes
+    num_inputs = 1 if shape.architecture == "gpt_neox" else 2
+    outputs = 2 * value * shape.hidden_size
+    if shape.has_biases or sizes.has_fused_norms:
+        inputs: float = num_inputs * value * shape.hidden_size
+    else:
+        # Several operations: the input and the normed input, both in float32.
+        inputs = num_inputs * 2 * FLOAT32 * shape.hidden_size
+    return (outputs + inputs) / _token_split(sizes)
+
+
+def _attention(sizes: RankSizes, index: int) -> float:
+    """Per row: what the product of queries and keys takes, the attended values, and the rotary factors."""
+    shape, value = sizes.shape, sizes.value_bytes
+    query, key = shape.query_size / sizes.tensor, shape.key_value_size / 2 / sizes.tensor
+    heads = shape.num_attention_heads / sizes.tensor
+    # cos and sin, once for queries and once for keys.
+    rotary = 4 * sizes.rotary_size * value
+    # The values are a view of the fused product, and keep all of it.
+    taken = query + key + (query + 2 * key)
+    if sizes.has_kept_keys(index):
+        taken = query + 2 * key
+    is_weighted = sizes.has_weighted_keys(index)
+    if sizes.recompute == "selective":
+        return rotary + value * (taken + query)
+    if is_weighted:
+        taken = (query + 2 * key) * sizes.weighted_head_size / shape.kv_channels
+    # Without the columns of log w, and with documents put together, it is copied.
+    is_copied = is_weighted or sizes.separates_documents
+    attended = _attended(sizes, index) + (query if is_copied else 0)
+    return rotary + value * (taken + attended) + FLOAT32 * heads
+
+
+def _attended(sizes: RankSizes, index: int) -> float:
+    """Channels per row of the fused attention's output."""
+    shape = sizes.shape
+    size = sizes.weighted_head_size if sizes.has_weighted_keys(index) else shape.kv_channels
+    return shape.num_attention_heads * size / sizes.tensor
+
+
+def _mlp(sizes: RankSizes) -> float:
+    """Per row: before and after the activation; of a gated MLP both halves, their parts and their product."""
+    num_kept = 5 if sizes.shape.is_gated else 2
+    return num_kept * sizes.value_bytes * sizes.shape.ffn_hidden_size / sizes.tensor

@@ -1,0 +1,175 @@
+"""The memory of a rank at the fullest moment of a step, by part."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.cost.activations import PassBytes, pass_bytes, readout_bytes
+from pipeline.cost.parameters import RankParameters, StateBytes, rank_parameters, state_bytes
+from pipeline.cost.rank_sizes import RankSizes
+
+# The stage holds most before its backwards have caught up, which so many rounds of micro-batches show.
+ROUNDS_IN_FLIGHT = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What a rank holds beside its state at one moment, in bytes.
+
+    Attributes:
+        name: of the moment.
+        by_pass: what every pass has kept, over all micro-batches under way.
+        vocabulary: logits, or distributions being mixed.
+        working: what the layer under way needs, computed again or in its backward.
+        gradient_sums: weights' gradients that wait for those of earlier passes in one graph.
+        communication: buffers of the tensor axis.
+    """
+
+    name: str
+    by_pass: tuple[float, ...]
+    vocabulary: float = 0.0
+    working: float = 0.0
+    gradient_sums: float = 0.0
+    communication: float = 0.0
+
+    @property
+    def activations(self) -> float:
+        """What all passes have kept."""
+        return sum(self.by_pass)
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.activations + self.vocabulary + self.working + self.gradient_sums + self.communication
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankMemory:
+    """A rank of one pipeline stage.
+
+    Attributes:
+        stage: from 0.
+        state: bytes that are always there.
+        fullest: the moment with most beside them.
+    """
+
+    stage: int
+    state: StateBytes
+    fullest: Moment
+
+    @property
+    def peak(self) -> float:
+        """Bytes of tensors at the fullest moment."""
+        return self.state.total + self.fullest.total
+
+
+def rank_memories(sizes: RankSizes) -> tuple[RankMemory, ...]:
+    """Account a rank of every pipeline stage."""
+    return tuple(_rank_memory(sizes, stage) for stage in range(sizes.num_stages))
+
+
+def _rank_memory(sizes: RankSizes, stage: int) -> RankMemory:
+    parameters = rank_parameters(sizes, stage)
+    passes = [pass_bytes(sizes, index, stage) for index in range(sizes.num_passes)]
+    if sizes.num_stages == 1:
+        moments = _moments_of_one_stage(sizes, parameters, passes)
+    else:
+        moments = _moments_of_a_stage(sizes, passes, stage)
+    return RankMemory(
+        stage=stage,
+        state=state_bytes(sizes, parameters),
+        fullest=max(moments, key=lambda moment: moment.total),
+    )
+
+
+def _moments_of_one_stage(
+    sizes: RankSizes, parameters: RankParameters, passes: list[PassBytes]
+) -> Iterator[Moment]:
+    """One micro-batch at a time: all passes forward, then backward."""
+    kept = [each.kept for each in passes]
+    communication = _gathered(sizes)
+    noted = tuple(each.kept + each.noted for each in passes)
+    yield Moment(name="loss", by_pass=noted, vocabulary=readout_bytes(sizes), communication=communication)
+    sums = _gradient_sums(sizes, parameters)
+    for index, each in reversed(list(enumerate(passes))):
+        waiting = sums if index < len(passes) - 1 else 0.0
+        yield Moment(
+            name=f"mixing after pass {index}",
+            by_pass=tuple(kept[: index + 1]),
+            vocabulary=each.mixing,
+            gradient_sums=waiting,
+            communication=communication,
+        )
+        yield Moment(
+            name=f"backward of pass {index}",
+            by_pass=(*kept[:index], each.layers + each.keys),
+            working=each.again + each.working,
+            gradient_sums=waiting,
+            communication=communication,
+        )
+    # The embedding's gradient is as large as the embedding, and comes last.
+    embedding = sizes.value_bytes * sizes.shape.vocabulary_weights / sizes.tensor
+    yield Moment(
+        name="embedding",
+        by_pass=(0.0,),
+        working=embedding + sizes.hidden_bytes,
+        gradient_sums=sums,
+        communication=communication,
+    )
+
+
+def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -> Iterator[Moment]:
+    """Many micro-batches and passes under way, in the order of Megatron's interleaved schedule."""
+    from pipeline.cost.schedule import backward_time, looping_timeline
+
+    rounds = min(sizes.num_micro_batches, ROUNDS_IN_FLIGHT * sizes.num_stages)
+    timeline = looping_timeline(
+        sizes.num_stages, rounds, sizes.plan.slots, backward_per_forward=backward_time(sizes.recompute)
+    )
+    final = sizes.num_passes - 1
+    readout = readout_bytes(sizes) if stage == sizes.num_stages - 1 else 0.0
+    communication = _gathered(sizes)
+    held = [0.0] * sizes.num_passes
+    for interval in timeline.stages[stage]:
+        work = interval.work
+        index, each = work.pass_index, passes[work.pass_index]
+        if not work.is_backward:
+            held[index] += each.kept + each.noted
+        yield Moment(
+            name=f"{'backward' if work.is_backward else 'forward'} of pass {index}",
+            by_pass=tuple(held),
+            vocabulary=readout if index == final else each.mixing,
+            communication=communication,
+        )
+        if work.is_backward:
+            yield Moment(
+                name=f"backward of pass {index}",
+                by_pass=tuple(held),
+                working=each.again + each.working,
+                communication=communication,
+            )
+            held[index] -= each.kept
+        elif index == final:
+            for earlier, noted in enumerate(passes):
+                held[earlier] -= noted.noted
+
+
+def _gradient_sums(sizes: RankSizes, parameters: RankParameters) -> float:
+    """Gradients of weights that several passes of one graph use: autograd adds them up before it reports any.
+
+    Where layers are computed again, each of their uses is a backward of its own.
+    """
+    if sizes.num_passes == 1:
+        return 0
+    weights = parameters.method
+    if not sizes.recomputes_layers:
+        weights += parameters.layers
+    if sizes.mixes:
+        weights += parameters.vocabulary
+    return sizes.value_bytes * weights
+
+
+def _gathered(sizes: RankSizes) -> float:
+    """Megatron's buffer that sequence parallelism gathers the largest pass's rows into; it is never freed."""
+    if not sizes.shards_tokens:
+        return 0
+    return sizes.tokens * max(sizes.plan.slots) * sizes.shape.hidden_size * sizes.value_bytes

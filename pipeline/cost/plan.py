@@ -1,0 +1,179 @@
+"""The plan of a run: memory of its fullest rank, operations, speed and length at a stated utilisation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config.schema import RunConfig
+from pipeline.cost.account import flops_account, mean_training_sweeps
+from pipeline.cost.flops import TrainingFlops
+from pipeline.cost.memory import RankMemory, rank_memories
+from pipeline.cost.peaks import Device
+from pipeline.cost.rank_sizes import rank_sizes
+
+SECONDS_PER_DAY = 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumptions:
+    """What a plan takes as given.
+
+    Attributes:
+        device: of every rank.
+        mfu: model FLOPs utilisation: operations of the model, recomputation not counted, over the device's
+            dense peak.
+        reserve_bytes: memory of a device that tensors cannot have: the CUDA context, communication
+            libraries, workspaces of kernels, and what the allocator loses to fragments.
+        mean_steps: extra steps that a token takes at inference, where tokens halt; None: not known.
+    """
+
+    device: Device
+    mfu: float
+    reserve_bytes: float
+    mean_steps: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """What a run will need and how long it will take.
+
+    Attributes:
+        name, layout: of the run.
+        num_ranks: one device each.
+        micro_batch_size, num_micro_batches: of a rank.
+        recompute: what backward computes again.
+        num_passes: mean passes of a training forward.
+        assumptions: what is taken as given.
+        stages: a rank of each pipeline stage.
+        training_flops: per token.
+        inference_flops: per token at the fewest and the most steps, and at the assumed mean.
+        tokens: of the whole run.
+        tokens_per_second: over all ranks, at the assumed utilisation.
+    """
+
+    name: str
+    layout: str
+    num_ranks: int
+    micro_batch_size: int
+    num_micro_batches: int
+    recompute: str
+    num_passes: float
+    assumptions: Assumptions
+    stages: tuple[RankMemory, ...]
+    training_flops: TrainingFlops
+    inference_flops: tuple[float, float]
+    expected_inference_flops: float | None
+    tokens: int
+    tokens_per_second: float
+
+    @property
+    def fullest(self) -> RankMemory:
+        """A rank of the stage that needs most."""
+        return max(self.stages, key=lambda stage: stage.peak)
+
+    @property
+    def needed_bytes(self) -> float:
+        """Of the fullest rank, reserve included."""
+        return self.fullest.peak + self.assumptions.reserve_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether every rank has enough memory."""
+        return self.needed_bytes <= self.assumptions.device.memory_bytes
+
+    @property
+    def hfu(self) -> float:
+        """Hardware FLOPs utilisation that the assumed one asks for: with what is computed again."""
+        return self.assumptions.mfu * self.training_flops.hardware / self.training_flops.model
+
+    @property
+    def days(self) -> float:
+        """Length of the run."""
+        return self.tokens / self.tokens_per_second / SECONDS_PER_DAY
+
+
+def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> RunPlan:
+    """Plan a run.
+
+    Args:
+        config: the run.
+        vocab_size: the tokenizer's, without padding.
+        assumptions: what is taken as given.
+    """
+    account, sweeps, parallel = (
+        flops_account(config, vocab_size),
+        mean_training_sweeps(config),
+        config.parallel,
+    )
+    training = account.training_flops(sweeps)
+    device = assumptions.device
+    peak = device.peak.at(config.training.precision)
+    least = 0 if account.halts else account.num_latent_thoughts
+    mean_steps = assumptions.mean_steps
+    return RunPlan(
+        name=config.name,
+        layout=f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data}"
+        + (", sequence parallel" if parallel.sequence_parallel else ""),
+        num_ranks=parallel.world_size,
+        micro_batch_size=config.training.micro_batch_size,
+        num_micro_batches=config.num_micro_batches,
+        recompute=parallel.recompute,
+        num_passes=account.num_passes(sweeps),
+        assumptions=assumptions,
+        stages=rank_memories(rank_sizes(config, vocab_size)),
+        training_flops=training,
+        inference_flops=(
+            account.inference_per_token(least),
+            account.inference_per_token(account.num_latent_thoughts),
+        ),
+        expected_inference_flops=None if mean_steps is None else account.inference_per_token(mean_steps),
+        tokens=config.training.train_iters * config.training.global_batch_size * config.training.seq_length,
+        tokens_per_second=assumptions.mfu * peak * parallel.world_size / training.model,
+    )
+
+
+def plan_values(plan: RunPlan) -> Mapping[str, Any]:
+    """Give a plan as plain values for JSON: bytes as whole numbers, one entry for each pipeline stage."""
+    return {
+        "name": plan.name,
+        "layout": plan.layout,
+        "ranks": plan.num_ranks,
+        "micro_batch_size": plan.micro_batch_size,
+        "num_micro_batches": plan.num_micro_batches,
+        "recompute": plan.recompute,
+        "passes": plan.num_passes,
+        "device": plan.assumptions.device.name,
+        "device_bytes": plan.assumptions.device.memory_bytes,
+        "reserve_bytes": round(plan.assumptions.reserve_bytes),
+        "needed_bytes": round(plan.needed_bytes),
+        "fits": plan.fits,
+        "stages": [stage_values(stage) for stage in plan.stages],
+        "training_flops_per_token": plan.training_flops.model,
+        "recomputed_flops_per_token": plan.training_flops.recompute,
+        "inference_flops_per_token": list(plan.inference_flops),
+        "expected_inference_flops_per_token": plan.expected_inference_flops,
+        "mfu": plan.assumptions.mfu,
+        "hfu": plan.hfu,
+        "tokens": plan.tokens,
+        "tokens_per_second": plan.tokens_per_second,
+        "days": plan.days,
+    }
+
+
+def stage_values(memory: RankMemory) -> Mapping[str, Any]:
+    """Give the memory of a rank as plain values."""
+    state, fullest = memory.state, memory.fullest
+    return {
+        "stage": memory.stage,
+        "weights_bytes": round(state.weights),
+        "gradients_bytes": round(state.gradients),
+        "main_weights_bytes": round(state.main_weights),
+        "moments_bytes": round(state.moments),
+        "fullest_moment": fullest.name,
+        "activations_bytes_by_pass": [round(value) for value in fullest.by_pass],
+        "logits_and_mixtures_bytes": round(fullest.vocabulary),
+        "layer_under_way_bytes": round(fullest.working),
+        "gradient_sums_bytes": round(fullest.gradient_sums),
+        "communication_bytes": round(fullest.communication),
+        "peak_bytes": round(memory.peak),
+    }
