@@ -16,7 +16,7 @@ from backports import zstd
 
 from data_prep.inputs.documents import TextFiles
 from data_prep.inputs.finding import find_files
-from data_prep.inputs.ranges import whole
+from data_prep.inputs.ranges import full_range
 from data_prep.inputs.records import BadRecord, Document, read_records
 from data_prep.manifest import ReadSettings
 from pipeline.shared.errors import DataError
@@ -54,7 +54,7 @@ def tar(members: dict[str, bytes]) -> bytes:
 def read(path: str | Path, **reading: object) -> list[Document | BadRecord]:
     settings = ReadSettings.model_validate(reading)
     (file,) = find_files(TextFiles(inputs=(str(path),), reading=settings))
-    return list(read_records(whole(file), settings))
+    return list(read_records(full_range(file), settings))
 
 
 def texts(records: list[Document | BadRecord]) -> list[str]:
@@ -110,7 +110,7 @@ def test_urls_are_read_as_files_are(tmp_path: Path, url: str, name: str) -> None
 def test_records_are_numbered_and_only_the_wanted_ones_are_parsed(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "1"}\n\nbroken\n{"text": "4"}\n')
     (file,) = find_files(TextFiles(inputs=(str(tmp_path),)))
-    records = list(read_records(whole(file), ReadSettings(), wanted=lambda position: position != 15))
+    records = list(read_records(full_range(file), ReadSettings(), wanted=lambda position: position != 15))
     assert records == [Document(position=0, parts=("1",)), Document(position=22, parts=("4",))]
 
 
@@ -190,7 +190,7 @@ def test_a_file_that_changed_or_went_since_it_was_listed_is_refused(tmp_path: Pa
     (file,) = find_files(TextFiles(inputs=(str(tmp_path),)))
     (tmp_path / "a.txt").write_text("longer than before")
     with pytest.raises(DataError, match=r"\d+ bytes"):
-        list(read_records(whole(file), ReadSettings()))
+        list(read_records(full_range(file), ReadSettings()))
     (tmp_path / "a.txt").unlink()
     with pytest.raises(DataError, match="input files"):
-        list(read_records(whole(file), ReadSettings()))
+        list(read_records(full_range(file), ReadSettings()))
