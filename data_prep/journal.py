@@ -52,5 +52,5 @@ def load_journal(folder: Path) -> tuple[PreparationHeader, tuple[ShardEntry, ...
 
 
 def _complete_lines(content: bytes) -> Iterator[bytes]:
-    whole, _, _ = content.rpartition(b"\n")
-    return iter(whole.split(b"\n")) if whole else iter(())
+    complete, _, _ = content.rpartition(b"\n")
+    return iter(complete.split(b"\n")) if complete else iter(())

@@ -29,7 +29,7 @@ class FileRange:
         return self.stop - self.start
 
 
-def whole(file: InputFile) -> FileRange:
+def full_range(file: InputFile) -> FileRange:
     """Return the range of all bytes of a file."""
     return FileRange(file=file, start=0, stop=file.size_bytes)
 

@@ -81,7 +81,7 @@ def write_index_run(
 
     Args:
         descriptor: the index.
-        layout: of the whole index.
+        layout: of the complete index.
         lengths: [documents of the run], tokens of each.
         run: its place in the pair.
         token_type: stored type of a token.

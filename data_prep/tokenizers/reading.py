@@ -12,9 +12,9 @@ def read_tokenizer(path: Path, *, eod_token: str | None = None) -> Tokenizer:
     Args:
         path: the file.
         eod_token: name of the token that ends documents, for a ``tokenizer.json``. Without it the
-            ``eos_token`` of the ``special_tokens_map.json`` beside the file is taken.
+            ``eos_token`` of the ``special_tokens_map.json`` in the same folder is used.
     Raises:
-        DataError: the file does not exist or is no usable tokenizer.
+        DataError: the file does not exist or is not a usable tokenizer.
     """
     try:
         content = path.read_bytes()
@@ -22,7 +22,7 @@ def read_tokenizer(path: Path, *, eod_token: str | None = None) -> Tokenizer:
         raise DataError(
             f"the tokenizer {path} must be a file, but is not; make one with `megaponder tokenizer train`"
         ) from error
-    # each kind is loaded only where it is used: both bring a library
+    # Imported only if used, because each kind needs a library.
     if content.lstrip().startswith(b"{"):
         from data_prep.tokenizers.huggingface_tokenizer import HuggingFaceTokenizer
 
@@ -31,7 +31,7 @@ def read_tokenizer(path: Path, *, eod_token: str | None = None) -> Tokenizer:
 
     if eod_token is not None:
         raise DataError(
-            f"--eod-token is for a tokenizer.json, but {path} is a sentencepiece model, which names its "
-            "own end-of-sequence piece; leave it out"
+            f"--eod-token is for a tokenizer.json, but {path} is a sentencepiece model, which has an "
+            "end-of-sequence piece of its own; remove the option"
         )
     return SentencePieceTokenizer(content, name=str(path))

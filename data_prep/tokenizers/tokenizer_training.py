@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceTrainer
 
 from data_prep.inputs.documents import InputFile, TextFiles, TextFolder, files_fingerprint
 from data_prep.inputs.finding import find_files
-from data_prep.inputs.ranges import whole
+from data_prep.inputs.ranges import full_range
 from data_prep.inputs.records import BadRecord, document_name, holds_many, read_records
 from data_prep.manifest import RejectedRecord
 from data_prep.plan import TRAIN, name_fraction, split_of
@@ -115,7 +115,9 @@ def _texts(training: TokenizerTraining, sample: Sequence[InputFile]) -> Iterator
     """Yield the documents of the sample until ``sample_bytes`` are reached; the last one is cut."""
     remaining = training.sample_bytes
     for file in sample:
-        for record in read_records(whole(file), training.source.reading, partial(_is_train, training, file)):
+        for record in read_records(
+            full_range(file), training.source.reading, partial(_is_train, training, file)
+        ):
             if isinstance(record, BadRecord):
                 place = RejectedRecord(path=file.path, line=record.line, reason=record.reason).place
                 logger.info("the tokenizer's sample skips %s: %s", place, record.reason)

@@ -87,7 +87,7 @@ def _finish_replacement(replaced: Path) -> None:
     if folder.exists():
         return
     partial = folder.with_suffix(_PARTIAL_SUFFIX)
-    # The new one was complete before the old one was renamed, so it wins if it is there.
+    # The new one was complete before the old one was renamed, so it wins if it exists.
     source = partial if (partial / CHECKSUMS_NAME).is_file() else replaced
     logger.warning("renaming %s to %s, as an interrupted save was about to", source, folder.name)
     source.rename(folder)

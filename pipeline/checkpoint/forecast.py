@@ -75,7 +75,7 @@ def forecast(prepared: PreparedSave, directory: Path) -> Forecast:
             lambda: (prepared.num_bytes, prepared.host_bytes, probe_bytes, _probe(directory, probe_bytes))
         )
     except CheckpointError as error:
-        raise CheckpointError(f"could not write to the checkpoint folder {directory}: {error}") from error
+        raise CheckpointError(f"could not write the checkpoint folder {directory}: {error}") from error
     num_bytes, host_bytes, probed, seconds = zip(*found, strict=True)
     return Forecast(
         num_bytes=sum(num_bytes),

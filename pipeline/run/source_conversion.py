@@ -32,7 +32,7 @@ from pipeline.ranks.signals import StopFlag, StopRequest
 from pipeline.run.initial_weights import model_differences
 from pipeline.shared.bounded import wait_until
 from pipeline.shared.errors import ConversionError
-from pipeline.shared.files import sync_folder
+from pipeline.shared.files import publish
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +108,7 @@ def _ensure_converted(config: RunConfig, vocab_size: int, stop: StopFlag) -> Non
     logger.info("converting %s; progress is in %s.log", source, folder)
     started = time.monotonic()
     _convert(config, partial, folder.with_name(f"{FOLDER}.log"), stop)
-    partial.rename(folder)
-    sync_folder(folder.parent)
+    publish(partial, folder)
     _report_conversion(source, folder, seconds=time.monotonic() - started)
 
 

@@ -42,7 +42,7 @@ def test_no_option_is_no_sweep(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("option", ["lr", "lr=", "=1", "lr=1,,2"])
-def test_nonsense_is_refused(config: RunConfig, option: str) -> None:
+def test_invalid_variables_are_refused(config: RunConfig, option: str) -> None:
     with pytest.raises(ClusterError, match="--sweep must be KEY=VALUE"):
         sweep_members(config, [option])
 

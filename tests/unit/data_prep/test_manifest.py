@@ -35,7 +35,7 @@ def test_a_folder_without_a_manifest_names_the_command_to_run(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", ["{", '{"header": 1}', '{"shards": []}'])
-def test_a_manifest_that_cannot_be_understood_is_refused(tmp_path: Path, content: str) -> None:
+def test_an_invalid_manifest_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / MANIFEST_NAME).write_text(content)
     with pytest.raises(DataError, match=r"manifest\.json"):
         load_manifest(tmp_path)

@@ -84,13 +84,15 @@ def test_rejected_records_are_listed_beside_the_manifest(prepared: Prepared) -> 
     assert [RejectedRecord.model_validate_json(line) for line in lines] == [*prepared.manifest.rejected]
 
 
-def test_the_order_in_which_shards_are_finished_leaves_no_trace(prepared: Prepared, tmp_path: Path) -> None:
+def test_the_result_does_not_depend_on_the_order_in_which_shards_are_finished(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     run(prepared, tmp_path, CountingExecutor(backwards=True))
     assert folder_bytes(tmp_path) == folder_bytes(prepared.folder)
 
 
 @pytest.mark.parametrize("die_after", [0, 1, 4])
-def test_an_interrupted_run_goes_on_where_it_was(prepared: Prepared, tmp_path: Path, die_after: int) -> None:
+def test_an_interrupted_run_resumes(prepared: Prepared, tmp_path: Path, die_after: int) -> None:
     first, second = CountingExecutor(die_after=die_after), CountingExecutor()
     with pytest.raises(KeyboardInterrupt):
         run(prepared, tmp_path, first)

@@ -123,7 +123,7 @@ def backwards(tasks: Sequence[ShardTask]) -> Generator[TaskReport | StoppedTask,
 
 
 @pytest.mark.parametrize("execute", [execute_here, backwards])
-def test_one_bad_record_too_many_stops_the_run_and_a_higher_limit_goes_on(
+def test_one_bad_record_too_many_stops_the_run_and_a_higher_limit_resumes_it(
     prepared: Prepared, bad_inputs: Path, tmp_path: Path, execute: Executor
 ) -> None:
     request = request_of(prepared, bad_inputs, tmp_path / "shards", max_bad_records=11)

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.inputs.documents import InputFile, TextFiles
 from data_prep.inputs.finding import find_files
-from data_prep.inputs.ranges import cut, is_cuttable, whole
+from data_prep.inputs.ranges import cut, full_range, is_cuttable
 from data_prep.inputs.records import BadRecord, Document, read_records
 from data_prep.manifest import ReadSettings
 
@@ -52,7 +52,7 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> InputFile:
 @pytest.mark.parametrize("num_ranges", [1, 2, 3, 7, 50])
 def test_the_ranges_of_a_file_have_its_records(file: InputFile, num_ranges: int) -> None:
     assert is_cuttable(file, LINES)
-    expected = list(read_records(whole(file), LINES))
+    expected = list(read_records(full_range(file), LINES))
     ranges = cut(file, num_ranges)
     assert sum(part.num_bytes for part in ranges) == file.size_bytes
     assert [record for part in ranges for record in read_records(part, LINES)] == expected

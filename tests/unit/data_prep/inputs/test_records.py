@@ -16,7 +16,7 @@ from backports import zstd
 
 from data_prep.inputs.documents import TextFiles
 from data_prep.inputs.finding import find_files
-from data_prep.inputs.ranges import whole
+from data_prep.inputs.ranges import full_range
 from data_prep.inputs.records import BadRecord, Document, read_records
 from data_prep.manifest import ReadSettings
 from pipeline.shared.errors import DataError
@@ -54,7 +54,7 @@ def tar(members: dict[str, bytes]) -> bytes:
 def read(path: str | Path, **reading: object) -> list[Document | BadRecord]:
     settings = ReadSettings.model_validate(reading)
     (file,) = find_files(TextFiles(inputs=(str(path),), reading=settings))
-    return list(read_records(whole(file), settings))
+    return list(read_records(full_range(file), settings))
 
 
 def texts(records: list[Document | BadRecord]) -> list[str]:
@@ -107,10 +107,10 @@ def test_urls_are_read_as_files_are(tmp_path: Path, url: str, name: str) -> None
     assert texts(read(place)) == TEXTS
 
 
-def test_records_are_numbered_and_only_the_wanted_ones_are_understood(tmp_path: Path) -> None:
+def test_records_are_numbered_and_only_the_wanted_ones_are_parsed(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "1"}\n\nbroken\n{"text": "4"}\n')
     (file,) = find_files(TextFiles(inputs=(str(tmp_path),)))
-    records = list(read_records(whole(file), ReadSettings(), wanted=lambda position: position != 15))
+    records = list(read_records(full_range(file), ReadSettings(), wanted=lambda position: position != 15))
     assert records == [Document(position=0, parts=("1",)), Document(position=22, parts=("4",))]
 
 
@@ -141,7 +141,7 @@ def test_each_bad_json_record_is_named_with_its_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
-def test_an_archive_that_breaks_off_gives_what_is_before_the_break(tmp_path: Path, compression: str) -> None:
+def test_a_truncated_archive_has_the_records_before_its_end(tmp_path: Path, compression: str) -> None:
     many = [f"text {number} {number**7:x}" for number in range(12_000)]
     content = COMPRESSORS[compression](json_lines(many))
     path = tmp_path / f"a.jsonl{compression}"
@@ -156,7 +156,7 @@ def test_an_archive_that_breaks_off_gives_what_is_before_the_break(tmp_path: Pat
 
 
 @pytest.mark.parametrize("keep_bytes", [512, 700, 1024, 1024 + 100, 2048])
-def test_a_tar_that_breaks_off_is_noticed_wherever_it_does(tmp_path: Path, keep_bytes: int) -> None:
+def test_a_truncated_tar_is_detected_at_any_length(tmp_path: Path, keep_bytes: int) -> None:
     content = tar({"a.txt": b"first", "b.txt": b"second"})
     (tmp_path / "a.tar").write_bytes(content[:keep_bytes])
     *before, last = read(tmp_path / "a.tar")
@@ -190,7 +190,7 @@ def test_a_file_that_changed_or_went_since_it_was_listed_is_refused(tmp_path: Pa
     (file,) = find_files(TextFiles(inputs=(str(tmp_path),)))
     (tmp_path / "a.txt").write_text("longer than before")
     with pytest.raises(DataError, match=r"\d+ bytes"):
-        list(read_records(whole(file), ReadSettings()))
+        list(read_records(full_range(file), ReadSettings()))
     (tmp_path / "a.txt").unlink()
     with pytest.raises(DataError, match="input files"):
-        list(read_records(whole(file), ReadSettings()))
+        list(read_records(full_range(file), ReadSettings()))

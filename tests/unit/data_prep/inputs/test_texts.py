@@ -48,7 +48,7 @@ def test_the_last_of_equal_fields_counts_as_json_has_it() -> None:
         (b'", "b": \xff}', "not UTF-8"),
     ],
 )
-def test_a_long_record_that_is_bad_at_its_end_is_refused_as_a_whole(tail: bytes, reason: str) -> None:
+def test_a_long_record_that_is_bad_at_its_end_is_refused_completely(tail: bytes, reason: str) -> None:
     content = b'{"text": "' + b"a" * (2 * PART_BYTES) + tail
     with pytest.raises(BadRecordError, match=reason):
         json_text(content, "text")

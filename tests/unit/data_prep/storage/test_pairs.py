@@ -146,7 +146,7 @@ def test_verification_finds_damage_of_pairs(pairs: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("die_after", [0, 3])
-def test_an_interrupted_preparation_of_pairs_goes_on_where_it_was(
+def test_an_interrupted_preparation_of_pairs_resumes(
     prepared: Prepared, pairs: Path, tmp_path: Path, die_after: int
 ) -> None:
     request = build_request(prepared.source, prepared.tokenizer, tmp_path, stored_as="megatron")
@@ -159,7 +159,7 @@ def test_an_interrupted_preparation_of_pairs_goes_on_where_it_was(
     assert folder_bytes(tmp_path) == folder_bytes(pairs)
 
 
-def test_pairs_that_are_there_are_kept_and_those_cut_short_are_made_again(
+def test_existing_pairs_are_kept_and_truncated_ones_are_made_again(
     prepared: Prepared, pairs: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(pairs, tmp_path / "copy")

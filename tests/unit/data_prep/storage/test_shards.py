@@ -62,7 +62,7 @@ def test_the_bytes_depend_on_the_documents_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part_tokens", [1, 7, 64, 1000])
-def test_a_document_that_comes_in_parts_leaves_no_trace_of_them(tmp_path: Path, part_tokens: int) -> None:
+def test_the_bytes_do_not_depend_on_the_parts_of_a_document(tmp_path: Path, part_tokens: int) -> None:
     expected = write(tmp_path / "whole.tar")
     with ShardWriter(tmp_path / "parts.tar", token_type="uint16", eod_id=EOD_ID, member_tokens=64) as writer:
         for document in DOCUMENTS:
@@ -73,7 +73,7 @@ def test_a_document_that_comes_in_parts_leaves_no_trace_of_them(tmp_path: Path, 
     assert (tmp_path / "parts.tar").read_bytes() == (tmp_path / "whole.tar").read_bytes()
 
 
-def test_a_shard_appears_under_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_shard_gets_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="interrupted"):
         write_half(tmp_path / "a.tar")
     assert list(tmp_path.iterdir()) == []
@@ -93,7 +93,7 @@ def test_an_empty_shard_has_no_samples(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 100, 600, 2000])
-def test_a_shard_that_was_cut_short_is_refused(tmp_path: Path, keep_bytes: int) -> None:
+def test_a_truncated_shard_is_refused(tmp_path: Path, keep_bytes: int) -> None:
     write(tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:keep_bytes])
     with pytest.raises(DataError, match=r"\.tar"):

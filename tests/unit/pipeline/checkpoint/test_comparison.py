@@ -63,7 +63,7 @@ def test_other_shapes_and_types_are_problems(tmp_path: Path, other: Tensor, prob
     assert _compare(tmp_path, torch.ones(2), other).problem == problem
 
 
-def test_a_tensor_of_one_side_alone_is_a_problem_unless_the_pattern_leaves_it_out(tmp_path: Path) -> None:
+def test_a_tensor_in_only_one_checkpoint_is_a_problem_unless_the_pattern_excludes_it(tmp_path: Path) -> None:
     values = torch.ones(2)
     first = _write(tmp_path / "a", weight=values, bias=values)
     second = _write(tmp_path / "b", weight=values)

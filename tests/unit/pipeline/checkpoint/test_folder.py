@@ -12,7 +12,7 @@ from pipeline.checkpoint.tracker import latest_iteration
 from tests.unit.pipeline.checkpoint.saved import folders, save, write_partial
 
 
-def test_a_checkpoint_is_whole_once_it_has_its_final_name(tmp_path: Path) -> None:
+def test_a_checkpoint_is_complete_once_it_has_its_final_name(tmp_path: Path) -> None:
     folder = save(tmp_path, 100)
     assert folder == checkpoint_folder(tmp_path, 100)
     assert find_damage(folder) == []
@@ -44,7 +44,7 @@ def test_a_replacement_interrupted_between_its_renames_is_finished(tmp_path: Pat
     assert find_damage(old) == []
 
 
-def test_a_replaced_checkpoint_comes_back_where_the_new_one_is_gone(tmp_path: Path) -> None:
+def test_a_replaced_checkpoint_is_restored_if_the_new_one_is_missing(tmp_path: Path) -> None:
     old = save(tmp_path, 100)
     old.rename(tmp_path / "iter_0000100.replaced.partial")
     clean_up(tmp_path)
@@ -52,7 +52,7 @@ def test_a_replaced_checkpoint_comes_back_where_the_new_one_is_gone(tmp_path: Pa
     assert find_damage(old) == []
 
 
-def test_a_replaced_checkpoint_goes_where_the_new_one_is_in_place(tmp_path: Path) -> None:
+def test_a_replaced_checkpoint_is_removed_if_the_new_one_is_in_place(tmp_path: Path) -> None:
     save(tmp_path, 100).rename(tmp_path / "iter_0000100.replaced.partial")
     partial = tmp_path / "iter_0000200.partial"
     partial.mkdir()
@@ -61,7 +61,7 @@ def test_a_replaced_checkpoint_goes_where_the_new_one_is_in_place(tmp_path: Path
     assert folders(tmp_path) == ["iter_0000100"]
 
 
-def test_a_folder_without_its_state_is_there_but_not_finished(tmp_path: Path) -> None:
+def test_a_folder_without_its_state_is_listed_but_not_finished(tmp_path: Path) -> None:
     (save(tmp_path, 100) / "train_state.json").unlink()
     write_partial(tmp_path, 200)
     assert iterations_in(tmp_path) == [100]
@@ -84,7 +84,7 @@ def test_those_of_every_multiple_are_kept_too(tmp_path: Path) -> None:
     assert folders(tmp_path) == ["iter_0000020", "iter_0000035"]
 
 
-def test_after_going_back_what_lies_ahead_neither_goes_nor_counts(tmp_path: Path) -> None:
+def test_checkpoints_after_the_newest_are_neither_removed_nor_counted(tmp_path: Path) -> None:
     remove_old_checkpoints(_saved(tmp_path, 5, 6, 1, 2), newest=2, keep_last=2)
     assert folders(tmp_path) == ["iter_0000001", "iter_0000002", "iter_0000005", "iter_0000006"]
     assert latest_iteration(tmp_path) == 2

@@ -33,7 +33,7 @@ def write(folder: Path, values: Tensor = VALUES, *, num_files: int = 1) -> Offli
     return OfflineReader(folder)
 
 
-def test_what_is_written_is_read_whole_by_chunk_and_as_bytes(tmp_path: Path) -> None:
+def test_what_is_written_is_read_completely_by_chunk_and_as_bytes(tmp_path: Path) -> None:
     reader = write(tmp_path)
     assert list(reader.tensors) == ["scalar", "weight"]
     assert torch.equal(reader.read("weight"), VALUES)
@@ -44,7 +44,7 @@ def test_what_is_written_is_read_whole_by_chunk_and_as_bytes(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("offsets", [(0, 0), (1, 2), (3, 6), (2, 3)])
-def test_a_region_is_put_together_from_the_chunks_that_it_crosses(
+def test_a_region_is_assembled_from_the_chunks_that_it_crosses(
     tmp_path: Path, offsets: tuple[int, int]
 ) -> None:
     region = Chunk(offsets=torch.Size(offsets), sizes=torch.Size([2, 2]))

@@ -66,7 +66,7 @@ def test_every_source_goes_through_its_samples_epoch_by_epoch() -> None:
     assert middle.tolist() == [position % 70 for position in range(len(middle))]
 
 
-def test_a_source_that_has_had_its_epochs_gives_no_more() -> None:
+def test_a_source_is_not_used_after_its_last_epoch() -> None:
     counts = Counter(source_of(WHOLE_CAPPED).tolist())
     assert counts[1] == 140
     assert counts[2] == 450
@@ -76,7 +76,7 @@ def test_a_source_that_has_had_its_epochs_gives_no_more() -> None:
     assert after[0] / after.sum() == pytest.approx(0.6 / 0.7, abs=0.03)
 
 
-def test_a_blend_that_ends_gives_every_sample_it_may_and_no_more() -> None:
+def test_a_blend_that_ends_has_every_allowed_sample_and_no_more() -> None:
     order = blend(max_epochs=(1.0, 2.0, 0.5))
     assert order.capacity == 500 + 140 + 450
     indices = order.indices(0, order.capacity)
@@ -95,7 +95,7 @@ def test_the_blend_is_a_pure_function() -> None:
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1, 1, 1), (0.7, 0.2, 0.1), (1e9, 1.0), (0.0, 2.0, 3.0)])
-def test_units_are_shared_out_in_full(weights: tuple[float, ...]) -> None:
+def test_all_units_are_divided(weights: tuple[float, ...]) -> None:
     units = share_units(weights)
     assert sum(units) == 2**20
     for share, weight in zip(units, weights, strict=True):

@@ -36,7 +36,7 @@ def build_numbers(calls: list[int]) -> Arrays:
     return {"numbers": np.arange(50, dtype=np.int64)}
 
 
-def test_an_index_names_the_bytes_of_every_token(shards: tuple[Path, tuple[ShardEntry, ...]]) -> None:
+def test_an_index_has_the_offset_of_every_token(shards: tuple[Path, tuple[ShardEntry, ...]]) -> None:
     folder, entries = shards
     index = build_index(folder, entries)
     found: list[int] = []
@@ -47,7 +47,7 @@ def test_an_index_names_the_bytes_of_every_token(shards: tuple[Path, tuple[Shard
     assert found == stream_of(DOCUMENTS)
 
 
-def test_a_stored_index_is_mapped_and_no_shard_is_looked_into(
+def test_a_stored_index_is_mapped_and_no_shard_is_read(
     shards: tuple[Path, tuple[ShardEntry, ...]],
 ) -> None:
     seen: list[int] = []
@@ -62,7 +62,7 @@ def test_a_stored_index_is_mapped_and_no_shard_is_looked_into(
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "no sums", "garbage"])
-def test_a_damaged_index_is_made_anew(shards: tuple[Path, tuple[ShardEntry, ...]], damage: str) -> None:
+def test_a_damaged_index_is_rebuilt(shards: tuple[Path, tuple[ShardEntry, ...]], damage: str) -> None:
     expected = runs_of(load_or_build_index(*shards))
     place = index_place(*shards)
     contents = {path.name: path.read_bytes() for path in place.iterdir()}
@@ -77,14 +77,16 @@ def test_a_damaged_index_is_made_anew(shards: tuple[Path, tuple[ShardEntry, ...]
     assert {path.name: path.read_bytes() for path in place.iterdir()} == contents
 
 
-def test_what_cannot_be_stored_is_read_all_the_same(shards: tuple[Path, tuple[ShardEntry, ...]]) -> None:
+def test_an_index_that_cannot_be_stored_is_used_from_memory(
+    shards: tuple[Path, tuple[ShardEntry, ...]],
+) -> None:
     folder, _ = shards
     (folder / ".index").write_bytes(b"in the way")
     assert runs_of(load_or_build_index(*shards)) == runs_of(build_index(*shards))
     assert open_dataset(folder, "train", seq_length=8).rows([0]).tokens.tolist() == [stream_of(DOCUMENTS)[:9]]
 
 
-def test_of_many_that_ask_at_once_one_builds(tmp_path: Path) -> None:
+def test_of_many_processes_at_the_same_time_one_builds(tmp_path: Path) -> None:
     calls: list[int] = []
     results: list[Arrays] = []
 
@@ -100,7 +102,7 @@ def test_of_many_that_ask_at_once_one_builds(tmp_path: Path) -> None:
     assert [result["numbers"].tolist() for result in results] == [list(range(50))] * 8
 
 
-def test_waiting_for_another_builder_has_an_end(tmp_path: Path) -> None:
+def test_the_wait_for_another_builder_has_a_limit(tmp_path: Path) -> None:
     place = tmp_path / "cache" / "a"
     is_inside, may_leave = threading.Event(), threading.Event()
 

@@ -13,6 +13,7 @@ from pipeline.data.dataset import TokenDataset
 from pipeline.data.prefetch import CLOSE_SECONDS, Ahead, PrefetchedBatches
 from pipeline.metrics.data_hash import combine_digests, row_digests
 from pipeline.ranks.signals import StopFlag, StopRequest
+from pipeline.shared.bounded import wait_until
 from pipeline.shared.errors import DataError
 from tests.unit.pipeline.data.test_batches import build_training
 
@@ -54,13 +55,6 @@ class Counter:
         return position
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def assert_same(left: BatchShare, right: BatchShare) -> None:
     for ours, theirs in zip(left.micro_batches, right.micro_batches, strict=True):
         for field in FIELDS:
@@ -78,7 +72,7 @@ def test_batches_read_ahead_are_those_read_in_turn(dataset: TokenDataset, num_ba
         assert batches.order.samples_by_source(8) == {}
 
 
-def test_a_run_may_go_on_from_anywhere(dataset: TokenDataset) -> None:
+def test_a_run_may_resume_from_any_position(dataset: TokenDataset) -> None:
     plain = build_training(dataset)
     with prefetched(build_training(dataset), stop=100, num_batches=3) as batches:
         for consumed in (16, 24, 0, 8, 8, 96, 104, 4000):
@@ -90,7 +84,9 @@ def test_no_more_is_held_than_the_budget() -> None:
     with ahead(counter.make, budget=3) as reader:
         for position in range(20):
             # All that may be read ahead is, before the next is taken.
-            wait_until(lambda: counter.num_begun - counter.num_taken == 3)
+            assert wait_until(
+                lambda: counter.num_begun - counter.num_taken == 3, seconds=20, poll_seconds=0.001
+            )
             assert reader.take() == position
             counter.num_taken += 1
         time.sleep(0.02)
@@ -110,7 +106,7 @@ def test_the_item_that_is_being_made_counts() -> None:
         return position
 
     with ahead(make, budget=2) as reader:
-        wait_until(lambda: counter.num_begun == 2)
+        assert wait_until(lambda: counter.num_begun == 2, seconds=20, poll_seconds=0.001)
         time.sleep(0.02)
         assert counter.num_begun == 2
         assert reader.is_ready()
@@ -119,7 +115,7 @@ def test_the_item_that_is_being_made_counts() -> None:
         may_go_on.set()
 
 
-def test_nothing_is_read_behind_the_end_of_the_run(dataset: TokenDataset) -> None:
+def test_nothing_is_read_after_the_end_of_the_run(dataset: TokenDataset) -> None:
     plain = build_training(dataset)
     read: list[int] = []
 
@@ -136,7 +132,7 @@ def test_nothing_is_read_behind_the_end_of_the_run(dataset: TokenDataset) -> Non
     assert read == [0, 8, 16]
 
 
-def test_an_error_of_the_reader_comes_where_its_item_would() -> None:
+def test_an_error_of_the_reader_is_raised_in_place_of_its_item() -> None:
     def make(position: int) -> int:
         if position == 2:
             raise DataError("sample 7 has ids 0..90; prepare the data again")
@@ -149,7 +145,7 @@ def test_an_error_of_the_reader_comes_where_its_item_would() -> None:
                 reader.take()
 
 
-def test_waiting_for_a_read_that_hangs_has_an_end() -> None:
+def test_the_wait_for_a_read_that_hangs_has_a_limit() -> None:
     may_end = threading.Event()
     with ahead(lambda position: may_end.wait(20), timeout_seconds=0.1) as reader:
         with pytest.raises(TimeoutError, match=r"parallel\.timeout_seconds"):
@@ -159,7 +155,7 @@ def test_waiting_for_a_read_that_hangs_has_an_end() -> None:
 
 def test_closing_does_not_wait_for_a_reader_that_waits() -> None:
     with ahead(lambda position: position, budget=1) as reader:
-        wait_until(reader.is_ready)
+        assert wait_until(reader.is_ready, seconds=20, poll_seconds=0.001)
         started = time.monotonic()
         reader.close()
         assert time.monotonic() - started < CLOSE_SECONDS / 2
@@ -186,7 +182,7 @@ def test_a_signal_is_heard_while_waiting_for_data() -> None:
 
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        wait_until(lambda: stop.received is not None)
+        assert wait_until(lambda: stop.received is not None, seconds=20, poll_seconds=0.001)
         may_end.set()
 
     with StopFlag() as stop, ahead(make) as reader:

@@ -25,12 +25,12 @@ def test_without_them_this_is_the_only_rank() -> None:
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
-def test_a_part_of_them_is_refused_by_name(name: str) -> None:
+def test_an_incomplete_set_of_variables_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         Ranks.from_environment({key: value for key, value in TORCHRUN.items() if key != name})
 
 
-def test_nonsense_is_refused() -> None:
+def test_invalid_variables_are_refused() -> None:
     with pytest.raises(ValueError, match=r"WORLD_SIZE .*'four'"):
         Ranks.from_environment({**TORCHRUN, "WORLD_SIZE": "four"})
     with pytest.raises(ValueError, match="RANK"):

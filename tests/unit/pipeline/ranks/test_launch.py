@@ -172,7 +172,7 @@ def test_a_killed_launcher_leaves_no_rank(tmp_path: Path, repository: Path) -> N
     _wait_for(lambda: not any(_is_alive(pid) for pid in pids), "ranks are gone")
 
 
-def test_the_handlers_in_place_before_come_back() -> None:
+def test_the_previous_handlers_are_restored() -> None:
     before = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
     assert run_ranks(["-c", "pass"], num_ranks=1) == 0
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -27,7 +27,7 @@ def test_a_signal_sets_the_flag_and_nothing_else(number: signal.Signals) -> None
 
 
 @pytest.mark.usefixtures("process_group")
-def test_a_request_to_stop_is_heard_while_the_ranks_wait_for_data() -> None:
+def test_ranks_agree_to_stop_while_they_wait_for_data() -> None:
     rounds: list[float] = []
 
     def never(wait_seconds: float) -> bool:
@@ -43,7 +43,7 @@ def test_a_request_to_stop_is_heard_while_the_ranks_wait_for_data() -> None:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_ranks_go_on_when_their_data_are_there() -> None:
+def test_ranks_continue_when_their_data_is_ready() -> None:
     answers = iter([False, False, True])
     with StopFlag() as stop:
         assert stop.agreed(until=lambda _: next(answers)) is StopRequest.NONE
@@ -57,7 +57,7 @@ def test_a_second_interrupt_is_not_swallowed() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_the_handlers_in_place_before_come_back() -> None:
+def test_the_previous_handlers_are_restored() -> None:
     before = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
     with StopFlag():
         assert signal.getsignal(signal.SIGINT) != before[0]
@@ -65,13 +65,13 @@ def test_the_handlers_in_place_before_come_back() -> None:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_a_time_limit_is_a_plan_and_a_signal_counts_more() -> None:
+def test_a_time_limit_is_a_planned_stop_and_a_signal_overrides_it() -> None:
     with StopFlag(limit_seconds=0.0) as stop:
         assert stop.agreed() is StopRequest.PLANNED
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.agreed() is StopRequest.SIGNAL
 
 
-def test_a_limit_that_has_not_passed_asks_for_nothing() -> None:
+def test_a_limit_that_has_not_passed_requests_nothing() -> None:
     with StopFlag(limit_seconds=3600.0) as stop:
         assert stop.requested is StopRequest.NONE
