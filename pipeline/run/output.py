@@ -12,7 +12,7 @@ from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.config.load import dump_config, render_config
 from pipeline.config.schema import RunConfig
-from pipeline.cost.account import max_sweeps, run_summary
+from pipeline.cost.account import max_sweeps
 from pipeline.cost.peaks import dense_peak
 from pipeline.metrics.jsonl import METRICS_FILE, JsonlSink
 from pipeline.metrics.log_line import LogLineSink
@@ -20,7 +20,7 @@ from pipeline.metrics.sinks import MetricsSink, SinkGroup
 from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER, TensorBoardSink
 from pipeline.run.layout import render_layout, stages_of
 from pipeline.run.progress import NoProgress, TrainingProgress, open_progress
-from pipeline.run.summary import render_summary
+from pipeline.run.summary import render_summary, run_summary
 
 
 def config_file(config: RunConfig) -> Path:
