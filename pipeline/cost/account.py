@@ -53,7 +53,7 @@ def mean_training_sweeps(config: RunConfig) -> float:
 
 
 def max_sweeps(ponder: PonderSection) -> int:
-    """Return the largest number of Jacobi sweeps that any forward pass of the run may do."""
+    """Return the largest J of any forward of the run."""
     drawn = ponder.random_jacobi_iterations or (0, 0)
     planned = [sweeps for _, sweeps in ponder.jacobi_schedule or ()]
     return max(ponder.num_jacobi_iterations, drawn[1], *planned)
