@@ -16,8 +16,8 @@ from types import SimpleNamespace
 
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches, get_schedule_table
 
-# Backward does two products of the same size for each product of forward.
-BACKWARD_PER_FORWARD = 2
+from pipeline.cost.flops import BACKWARD_PER_FORWARD
+
 # With these it does all products of forward once more.
 RECOMPUTING_ALL = ("full", "per_pass")
 

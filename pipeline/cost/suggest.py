@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.config.suggestions import nearest_multiples
 from pipeline.config.validate import build_config
 from pipeline.cost.account import flops_account, mean_training_sweeps
-from pipeline.cost.flops import FlopsAccount
+from pipeline.cost.flops import FlopsAccount, Recompute
 from pipeline.cost.plan import Assumptions, RunPlan, plan_run
-
-Recompute = Literal["none", "selective", "full", "per_pass"]
 
 # Tensor-parallel ranks communicate in every layer and belong on one machine, which has so many devices.
 SPLITS = (1, 2, 4, 8)
