@@ -1,7 +1,7 @@
 """The ``config.json`` of an exported pondering model, written and read.
 
-Its keys are the settings of :mod:`pipeline.conversion.hf_model`; most have the names of `ponder` and some
-other ones than in `model`.
+Its keys are the settings of :mod:`pipeline.conversion.hf_model`: those of `ponder`, and those of `model` by
+other names.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ _COUNTS = {
     "rotary_base": "rotary_base",
 }
 _NUMBERS = {"rotary_percent": "rotary_percent", "norm_eps": "norm_epsilon"}
-# What decides what a trained model computes; the rest of `ponder` is about training.
+# Settings that change what a trained model computes; the rest of `ponder` is about training.
 _PONDER = (
     "num_latent_thoughts",
     "num_jacobi_iterations",
@@ -45,7 +45,7 @@ _PONDER = (
     "pause_token_id",
     "pruning_threshold",
 )
-# How transformers reads prompts, no matter of the weights.
+# How transformers reads prompts; independent of the weights.
 _READING = ("prefill_tolerance", "prefill_sweeps")
 
 
@@ -91,11 +91,11 @@ def render_ponder_config(
 def parse_ponder_config(
     keys: ConfigKeys, token_ids: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings of `model` and `ponder`; what is wrong is noted in `keys`.
+    """Return the settings of `model` and `ponder`; problems are noted in `keys`.
 
     Args:
         keys: of a config.json with this model type.
-        token_ids: taken from it already.
+        token_ids: already read from it.
     """
     keys.expect("architectures", [MODEL_CLASS], why="another class has other weights")
     keys.expect("auto_map", AUTO_MAP, why="other code may compute anything")
@@ -133,11 +133,11 @@ def _ponder_settings(keys: ConfigKeys, method: Method, vocab_size: int) -> dict[
         given["pause_token_id"] = None
     owned = {name: given[name] for name in settings_of_method(method)}
     keys.problems += [
-        f"{name}: must be there for the method {method}, but is absent"
+        f"{name}: must be present for the method {method}, but is absent"
         for name, value in owned.items()
         if value is None and name != "pause_token_id"
     ]
-    # A transformers that saves a model again writes every setting there is.
+    # transformers writes every setting when it saves a model again.
     keys.problems += [
         f"{name}: must be absent for the method {method}, but is {as_written(given[name])}"
         for name in given.keys() - owned.keys()
@@ -146,7 +146,7 @@ def _ponder_settings(keys: ConfigKeys, method: Method, vocab_size: int) -> dict[
     return owned
 
 
-# Settings whose default is one and the same for every method that has no use for them.
+# Settings that have the same default for every method that does not use them.
 _MEANINGFUL = ("softmax_temperature", "residual", "multiply_embedding", "pause_token_id")
 
 

@@ -1,4 +1,4 @@
-"""``README.md`` of an exported pondering model: what it is, how it is used, trained and measured."""
+"""``README.md`` of an exported pondering model: what it is, how to use it, its training and evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardFacts:
-    """What a card is made of.
+    """The data of a model card.
 
     Attributes:
         config: the run, with the vocabulary.
-        state: how far it was.
+        state: its progress.
         evaluation: of this checkpoint, or None.
         num_parameters: of the exported model.
         dtype: of its weights, as torch names it.
-        tokenizer_file: name of the one beside it, or None.
+        tokenizer_file: name of the tokenizer's file in the folder, or None.
     """
 
     config: RunConfig
@@ -46,11 +46,11 @@ def find_evaluation(checkpoint: Path, given: Path | None, iteration: int) -> Eva
 
     Args:
         checkpoint: its ``iter_`` folder.
-        given: a file that the user names; None looks for the one of the run, which may be of another
-            checkpoint and then counts as none.
+        given: a file named by the user; None looks for the one of the run, which is ignored if it belongs to
+            another checkpoint.
         iteration: of the checkpoint.
     Raises:
-        ConversionError: the file that the user names is of another checkpoint.
+        ConversionError: the given file belongs to another checkpoint.
     """
     file = given or checkpoint.parent.parent / EVALUATION_FILE
     if given is None and not file.is_file():
@@ -139,7 +139,7 @@ def _training_rows(config: RunConfig, state: TrainState) -> list[Row]:
 
 
 def _data(config: RunConfig) -> str:
-    """Names of the sources, without where they lie on somebody's machine."""
+    """Names of the sources, without their local paths."""
     if config.data.sources is not None:
         return ", ".join(f"{source.name} ({source.weight:g})" for source in config.data.sources)
     path = config.data.path

@@ -18,11 +18,11 @@ class PassBytes:
         layers: what its layers have kept, or their inputs where they are computed again.
         keys: keys and values kept for halted tokens, beside those that the layers keep.
         method: states handed on, router, gates.
-        noted: normed states that are let go when the micro-batch's last forward is done.
+        noted: normed states that are freed when the micro-batch's last forward is done.
         vocabulary: distributions of the mixtures at its end.
-        again: what is computed again at a time: a layer's tensors, or those of all layers.
-        working: what backward through a layer needs beside it.
-        mixing: what the mixtures need beside what they keep, forward or backward.
+        again: what recomputation holds at a time: the tensors of one layer, or of all layers.
+        working: what backward through a layer needs in addition.
+        mixing: what the mixtures need in addition to what they keep, forward or backward.
     """
 
     layers: float
@@ -36,7 +36,7 @@ class PassBytes:
 
     @property
     def kept(self) -> float:
-        """All that stays until backward."""
+        """Bytes that stay until backward."""
         return self.layers + self.keys + self.method + self.vocabulary
 
 
@@ -75,12 +75,12 @@ def pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
 
 
 def mixture_rows(sizes: RankSizes, index: int) -> float:
-    """Distributions that a pass makes for the next one, as numbers [rows, V / t]."""
+    """Return the elements of the distributions that a pass makes for the next one, [rows, V / t]."""
     return sizes.plan.rows_handed(index) * sizes.vocabulary_elements if sizes.mixes else 0
 
 
 def readout_bytes(sizes: RankSizes) -> float:
-    """The logits of a micro-batch on the last stage: as computed, and in float32 for the cross-entropy.
+    """Return the bytes of a micro-batch's logits: as computed, and in float32 for the cross-entropy.
 
     With padding rows there is a second copy without them; in float32 that is where the softmax is computed.
     """
@@ -97,12 +97,12 @@ def _mixture_kept(sizes: RankSizes) -> float:
 
 
 def _angles(sizes: RankSizes, rows: float) -> float:
-    """Rotary angles stay where layers are computed again: their factors are not kept."""
+    """Rotary angles, which are kept where layers are computed again; their cos and sin are not."""
     return rows * sizes.rotary_size * FLOAT32
 
 
 def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
-    """Keys and values for halted tokens where attention is computed again and does not keep them itself."""
+    """Keys and values kept for halted tokens, where attention is computed again and does not keep its own."""
     is_kept = sizes.facts.freezes_halted and not sizes.plan.is_final(index)
     if not is_kept or sizes.recompute == "none":
         return 0
@@ -119,7 +119,7 @@ def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> fl
 def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
     """Gradients that later passes have left for the kept keys and values of this one.
 
-    In one graph they go where autograd is at work, layer by layer; between graphs all layers' wait.
+    Within one graph autograd uses them up layer by layer; between graphs those of all layers wait.
     """
     is_cut = sizes.recompute != "none" or sizes.num_stages > 1
     if not sizes.facts.freezes_halted or sizes.plan.is_final(index) or not is_cut:
@@ -128,10 +128,10 @@ def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int)
 
 
 def _method(sizes: RankSizes, index: int, entered: float) -> float:
-    """What the last stage makes of the hidden states of a pass, and keeps until the pass's backward."""
+    """What the last stage computes from the hidden states of a pass and keeps until the pass's backward."""
     decided = _decider(sizes) if _decides_after(sizes, index) else 0
     if sizes.plan.is_final(index):
-        # Before and after the final norm; the mixture over steps.
+        # Hidden states before and after the final norm; the mixture over steps.
         mixed = sizes.hidden_bytes if sizes.facts.weighs_slots else 0
         return 2 * entered + mixed + decided
     if not sizes.facts.norms_each_pass:
@@ -167,27 +167,27 @@ def _decider(sizes: RankSizes) -> float:
 
 
 def _sent(sizes: RankSizes, entered: float, stage: int) -> float:
-    """What Megatron's schedule holds of a pass on several stages: the rows received, and those sent."""
+    """Rows that Megatron's schedule holds for a pass on several stages: those received, and those sent."""
     if sizes.num_stages == 1:
         return 0
     return entered if stage == sizes.num_stages - 1 else 2 * entered
 
 
 def _layer_kept(sizes: RankSizes, rows: float, index: int) -> float:
-    """Bytes that a layer keeps for backward, its input included.
+    """Return the bytes that a layer keeps for backward, its input included.
 
     Args:
         sizes: the run.
-        rows: R of the pass, all of them.
+        rows: R of the pass.
         index: of the pass.
     """
     return rows * (_norms(sizes) + _attention(sizes, index) + _mlp(sizes))
 
 
 def _layer_working(sizes: RankSizes, rows: float, index: int) -> float:
-    """Bytes that backward through a layer needs beside what the layers have kept.
+    """Return the bytes that backward through a layer needs in addition to what the layers have kept.
 
-    The gradient of the hidden state, those inside the MLP, which comes first, and the gradient of one weight.
+    The gradients of the hidden state, those inside the MLP, whose backward comes first, and of one weight.
     """
     shape, value = sizes.shape, sizes.value_bytes
     inner = shape.ffn_hidden_size / sizes.tensor
@@ -233,7 +233,7 @@ def _attention(sizes: RankSizes, index: int) -> float:
         return rotary + value * (taken + query)
     if is_weighted:
         taken = (query + 2 * key) * sizes.weighted_head_size / shape.kv_channels
-    # Without the columns of log w, and with documents put together, it is copied.
+    # Removing the columns of log w, or joining documents, makes a copy.
     is_copied = is_weighted or sizes.separates_documents
     attended = _attended(sizes, index) + (query if is_copied else 0)
     return rotary + value * (taken + attended) + FLOAT32 * heads

@@ -15,16 +15,12 @@ from typing import Literal
 
 from megatron_ext.ponder.config import Method, MethodFacts, Mixture
 from megatron_ext.ponder.passes import PassPlan, mean_over_sweeps
-from pipeline.cost.shape import ModelShape, ParameterCount
+from pipeline.cost.shape import ModelShape, ParameterCount, Precision
 
 Recompute = Literal["none", "selective", "full", "per_pass"]
 
 # A backward pass does two products of the same size for each product of the forward pass.
 BACKWARD_PER_FORWARD = 2
-
-# Keys that carry a weight have a channel for it in float32 and two in bfloat16, and zeros up to a multiple.
-WEIGHT_CHANNELS = {"fp32": 1, "bf16": 2}
-HEAD_SIZE_STEP = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +125,7 @@ class FlopsAccount:
     num_latent_thoughts: int = 0
     mixture: Mixture = Mixture.HIDDEN
     recompute: Recompute = "none"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
 
     @property
     def facts(self) -> MethodFacts:
@@ -274,8 +270,7 @@ class FlopsAccount:
         """Further channels of a weighted key and its value."""
         if not self.facts.weighs_slots:
             return 0
-        columns = WEIGHT_CHANNELS[self.precision]
-        return columns + -(self.shape.kv_channels + columns) % HEAD_SIZE_STEP
+        return self.shape.weighted_head_size(self.precision) - self.shape.kv_channels
 
     def _weighted_channels(self, plan: PassPlan) -> float:
         """Further channels of visible pairs per token, over all passes: only the first one has no weights."""

@@ -7,20 +7,20 @@ from pipeline.cost.activations import PassBytes, pass_bytes, readout_bytes
 from pipeline.cost.parameters import RankParameters, StateBytes, rank_parameters, state_bytes
 from pipeline.cost.rank_sizes import RankSizes
 
-# The stage holds most before its backwards have caught up, which so many rounds of micro-batches show.
+# A stage holds most before its backward passes have caught up; so many rounds of micro-batches reach that.
 ROUNDS_IN_FLIGHT = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """What a rank holds beside its state at one moment, in bytes.
+    """What a rank holds in addition to its state at one moment, in bytes.
 
     Attributes:
         name: of the moment.
-        by_pass: what every pass has kept, over all micro-batches under way.
-        vocabulary: logits, or distributions being mixed.
-        working: what the layer under way needs, computed again or in its backward.
-        gradient_sums: weights' gradients that wait for those of earlier passes in one graph.
+        by_pass: what every pass has kept, over all micro-batches in flight.
+        vocabulary: logits, or the distributions of a mixture.
+        working: what the current layer needs, in recomputation or backward.
+        gradient_sums: gradients of weights, which autograd adds up over the passes of one graph.
         communication: buffers of the tensor axis.
     """
 
@@ -33,12 +33,12 @@ class Moment:
 
     @property
     def activations(self) -> float:
-        """What all passes have kept."""
+        """Bytes that all passes have kept."""
         return sum(self.by_pass)
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Bytes beside the state."""
         return self.activations + self.vocabulary + self.working + self.gradient_sums + self.communication
 
 
@@ -48,8 +48,8 @@ class RankMemory:
 
     Attributes:
         stage: from 0.
-        state: bytes that are always there.
-        fullest: the moment with most beside them.
+        state: bytes that are always allocated.
+        fullest: the moment with the most memory in addition.
     """
 
     stage: int
@@ -63,7 +63,7 @@ class RankMemory:
 
 
 def rank_memories(sizes: RankSizes) -> tuple[RankMemory, ...]:
-    """Account a rank of every pipeline stage."""
+    """Return the memory of a rank of every pipeline stage."""
     return tuple(_rank_memory(sizes, stage) for stage in range(sizes.num_stages))
 
 
@@ -118,7 +118,8 @@ def _moments_of_one_stage(
 
 
 def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -> Iterator[Moment]:
-    """Many micro-batches and passes under way, in the order of Megatron's interleaved schedule."""
+    """Many micro-batches and passes in flight, in the order of Megatron's interleaved schedule."""
+    # Loads Megatron, which a plan of one stage and the launchers do without.
     from pipeline.cost.schedule import backward_time, looping_timeline
 
     rounds = min(sizes.num_micro_batches, ROUNDS_IN_FLIGHT * sizes.num_stages)
@@ -154,7 +155,7 @@ def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -
 
 
 def _gradient_sums(sizes: RankSizes, parameters: RankParameters) -> float:
-    """Gradients of weights that several passes of one graph use: autograd adds them up before it reports any.
+    """Gradients of weights that several passes of one graph use: autograd sums them before it returns any.
 
     Where layers are computed again, each of their uses is a backward of its own.
     """

@@ -1,4 +1,4 @@
-"""The plan of a run: memory of its fullest rank, operations, speed and length at a stated utilisation."""
+"""The run plan: memory of the fullest rank, operations, speed and duration at a stated utilisation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SECONDS_PER_DAY = 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assumptions:
-    """What a plan takes as given.
+    """What a run plan assumes.
 
     Attributes:
         device: of every rank.
@@ -24,7 +24,7 @@ class Assumptions:
             dense peak.
         reserve_bytes: memory of a device that tensors cannot have: the CUDA context, communication
             libraries, workspaces of kernels, and what the allocator loses to fragments.
-        mean_steps: extra steps that a token takes at inference, where tokens halt; None: not known.
+        mean_steps: extra steps that a token takes at inference, where tokens halt; None: unknown.
     """
 
     device: Device
@@ -35,15 +35,16 @@ class Assumptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """What a run will need and how long it will take.
+    """What a run needs and how long it takes.
 
     Attributes:
-        name, layout: of the run.
+        name: of the run.
+        layout: its parallel layout.
         num_ranks: one device each.
         micro_batch_size, num_micro_batches: of a rank.
         recompute: what backward computes again.
         num_passes: mean passes of a training forward.
-        assumptions: what is taken as given.
+        assumptions: see there.
         stages: a rank of each pipeline stage.
         training_flops: per token.
         inference_flops: per token at the fewest and the most steps, and at the assumed mean.
@@ -68,12 +69,12 @@ class RunPlan:
 
     @property
     def fullest(self) -> RankMemory:
-        """A rank of the stage that needs most."""
+        """A rank of the stage that needs most memory."""
         return max(self.stages, key=lambda stage: stage.peak)
 
     @property
     def needed_bytes(self) -> float:
-        """Of the fullest rank, reserve included."""
+        """Bytes that the fullest rank needs, reserve included."""
         return self.fullest.peak + self.assumptions.reserve_bytes
 
     @property
@@ -83,12 +84,12 @@ class RunPlan:
 
     @property
     def hfu(self) -> float:
-        """Hardware FLOPs utilisation that the assumed one asks for: with what is computed again."""
+        """Hardware FLOPs utilisation at the assumed MFU: recomputation included."""
         return self.assumptions.mfu * self.training_flops.hardware / self.training_flops.model
 
     @property
     def days(self) -> float:
-        """Length of the run."""
+        """Duration of the run."""
         return self.tokens / self.tokens_per_second / SECONDS_PER_DAY
 
 
@@ -98,7 +99,7 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
     Args:
         config: the run.
         vocab_size: the tokenizer's, without padding.
-        assumptions: what is taken as given.
+        assumptions: device, utilisation and reserve.
     """
     account, sweeps, parallel = (
         flops_account(config, vocab_size),
@@ -133,7 +134,7 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
 
 
 def plan_values(plan: RunPlan) -> Mapping[str, Any]:
-    """Give a plan as plain values for JSON: bytes as whole numbers, one entry for each pipeline stage."""
+    """Return a run plan as plain values for JSON: bytes as whole numbers, one entry per pipeline stage."""
     return {
         "name": plan.name,
         "layout": plan.layout,
@@ -161,7 +162,7 @@ def plan_values(plan: RunPlan) -> Mapping[str, Any]:
 
 
 def stage_values(memory: RankMemory) -> Mapping[str, Any]:
-    """Give the memory of a rank as plain values."""
+    """Return the memory of a rank as plain values."""
     state, fullest = memory.state, memory.fullest
     return {
         "stage": memory.stage,

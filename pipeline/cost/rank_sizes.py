@@ -5,18 +5,16 @@ H hidden size, V padded vocabulary, K extra steps, J sweeps, t tensor-parallel r
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from megatron_ext.ponder.config import Method, MethodFacts, Mixture
 from megatron_ext.ponder.passes import PassPlan
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account, max_sweeps
+from pipeline.cost.flops import Recompute
 from pipeline.cost.shape import ModelShape
 
-# Bytes of the types.
+# Bytes of a value.
 FLOAT32, BFLOAT16, BOOL = 4, 2, 1
-# Fused attention wants head sizes in steps of so many channels (definitions 2.6).
-HEAD_SIZE_STEP = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +52,7 @@ class RankSizes:
     micro_batch_size: int
     num_micro_batches: int
     value_bytes: int
-    recompute: Literal["none", "selective", "full", "per_pass"]
+    recompute: Recompute
     rotary_size: int
     separates_documents: bool
     has_fused_norms: bool = True
@@ -117,9 +115,8 @@ class RankSizes:
 
     @property
     def weighted_head_size(self) -> int:
-        """Channels of a head with the columns of log w, padded (definitions 2.6)."""
-        columns = 1 if self.value_bytes >= FLOAT32 else 2
-        return -(-(self.shape.kv_channels + columns) // HEAD_SIZE_STEP) * HEAD_SIZE_STEP
+        """Channels of a head with the columns of log w, padded."""
+        return self.shape.weighted_head_size("fp32" if self.value_bytes >= FLOAT32 else "bf16")
 
 
 def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = True) -> RankSizes:

@@ -1,9 +1,9 @@
-"""One training step of the pass pipeline on paper: which stage works on which pass, and when.
+"""The computed timeline of one training step: which stage works on which pass, and when.
 
-The order of each stage's work is Megatron's own; a piece of work starts when the stage is free and what it
-needs is there. Forward through a pass takes as long as the pass has slots, backward a fixed multiple of it.
-Stages count as equally fast. Left out are what one stage does alone (head, mixtures, router), the growth of
-attention with the rows, and all communication.
+The order of each stage's work is Megatron's own; a piece of work starts when the stage is free and its inputs
+exist. Forward through a pass takes as long as the pass has slots, backward a fixed multiple of it.
+Stages are taken to be equally fast. Not modelled are what one stage does alone (head, mixtures, router), the
+growth of attention with the rows, and all communication.
 
 With P equal passes, m micro-batches and p stages, idle time is (p - 1) / (P m + p - 1) of a looping step and
 (p - 1) / (m + p - 1) of one that flushes the pipeline between passes.
@@ -16,9 +16,9 @@ from types import SimpleNamespace
 
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches, get_schedule_table
 
-# Backward does two products of the same size for each product of forward.
-BACKWARD_PER_FORWARD = 2
-# Here it does all of forward's once more.
+from pipeline.cost.flops import BACKWARD_PER_FORWARD
+
+# With these it does all products of forward once more.
 RECOMPUTING_ALL = ("full", "per_pass")
 
 
@@ -39,7 +39,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A piece of work and its time, from `start` until before `end`."""
+    """A piece of work and its time, from `start` to `end` (excluded)."""
 
     work: Work
     start: int
@@ -63,7 +63,7 @@ class Timeline:
 
     @property
     def bubble_share(self) -> float:
-        """Share of the step in which a stage has nothing to do, mean over the stages."""
+        """Share of the step in which a stage is idle, mean over the stages."""
         busy = sum(interval.end - interval.start for intervals in self.stages for interval in intervals)
         return 1 - busy / (self.duration * len(self.stages))
 
@@ -111,7 +111,7 @@ def flushing_timeline(
     *,
     backward_per_forward: int = BACKWARD_PER_FORWARD,
 ) -> Timeline:
-    """Time the passes one by one: each begins when the one before has left the last stage.
+    """Time the passes one by one: each starts when the one before has left the last stage.
 
     Args:
         num_stages, num_micro_batches, slots, backward_per_forward: see :func:`looping_timeline`.
@@ -150,7 +150,7 @@ def _cost(work: Work, slots: Sequence[int], backward_per_forward: int) -> int:
 
 
 def _stage_order(stage: int, num_stages: int, num_micro_batches: int, num_passes: int) -> list[Work]:
-    """What a stage does, first to last: forwards to warm up, forward and backward in turns, backwards."""
+    """The order of a stage's work: warm-up forwards, forward and backward in turns, remaining backwards."""
     if num_stages == 1:
         return list(_one_stage_order(num_micro_batches, num_passes))
     table = get_schedule_table(num_micro_batches, num_passes, num_stages)
@@ -178,7 +178,7 @@ def _one_stage_order(num_micro_batches: int, num_passes: int) -> Iterator[Work]:
 
 
 def _needs(work: Work, num_stages: int, num_passes: int) -> Iterator[Work]:
-    """Give the work whose result another piece of work starts from; the very first forward has none."""
+    """Yield the work whose result another piece of work needs; the very first forward needs none."""
     stage, index, micro_batch = work.stage, work.pass_index, work.micro_batch
     last = num_stages - 1
     if not work.is_backward:

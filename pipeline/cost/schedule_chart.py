@@ -21,24 +21,24 @@ from pipeline.step.settings import step_settings
 
 # A piece of work is at least this wide, for the letter of its micro-batch and the digit of its pass.
 COLUMNS_PER_TIME = 2
-# More than fit a few lines of a terminal tell nothing; then there are only figures.
+# A wider chart is unreadable in a terminal; then only figures are shown.
 LARGEST_CHART_COLUMNS = 640
 PASS_NAMES = digits + ascii_lowercase
 COLORS = ("cyan", "green", "yellow", "magenta", "blue", "red")
 IDLE = "."
 LEGEND = "letter: micro-batch, small in forward, capital in backward; digit and colour: pass; ...: idle"
 EXPLANATION = (
-    "Computed, not measured. Time 1 is forward of one row per token on one stage; held are rows per token of "
-    "the micro-batches between forward and backward, on the stage with most."
+    "Computed, not measured. Time 1 is the forward of one row per token on one stage; held are the rows per "
+    "token of micro-batches between forward and backward, on the stage that holds most."
 )
 
 
 def show_schedule(config: RunConfig, console: Console | None = None) -> None:
-    """Print the timeline of the first step of a run, and that of flushing between passes beside it.
+    """Print the timeline of the first step of a run, and for comparison that of flushing between passes.
 
     Args:
         config: the run.
-        console: where to; None takes standard output.
+        console: None is standard output.
     """
     settings = step_settings(config, iteration=0, consumed_tokens=0)
     plan = config.ponder.method.facts.plan(config.ponder.num_latent_thoughts, settings.num_jacobi_iterations)
@@ -64,7 +64,7 @@ def show_schedule(config: RunConfig, console: Console | None = None) -> None:
 
 
 def render_schedule(timelines: Mapping[str, Timeline], *, width: int) -> RenderableType:
-    """Lay out timelines of the same step: charts of small ones, figures of all.
+    """Render timelines of the same step: charts of small ones, figures of all.
 
     Args:
         timelines: by name; shares and times are compared with the first.
@@ -81,7 +81,7 @@ def render_schedule(timelines: Mapping[str, Timeline], *, width: int) -> Rendera
 
 
 def fits_a_chart(timeline: Timeline) -> bool:
-    """Whether a timeline is short enough, and its passes and micro-batches few enough, to be drawn."""
+    """Whether a timeline is short enough, and has few enough passes and micro-batches, to be drawn."""
     works = [interval.work for intervals in timeline.stages for interval in intervals]
     return (
         timeline.duration * COLUMNS_PER_TIME <= LARGEST_CHART_COLUMNS
@@ -91,7 +91,7 @@ def fits_a_chart(timeline: Timeline) -> bool:
 
 
 def chart_lines(timeline: Timeline, *, width: int) -> list[Text]:
-    """Draw one line per stage, time from left to right, continued below where the width is used up.
+    """Draw one line per stage, time from left to right, wrapped to the width.
 
     Args:
         timeline: see :func:`fits_a_chart`.
@@ -111,7 +111,7 @@ def chart_lines(timeline: Timeline, *, width: int) -> list[Text]:
 
 
 def render_figures(timelines: Mapping[str, Timeline]) -> Table:
-    """Compare durations, bubbles and what waits for backward."""
+    """Return a table of durations, bubbles and what is held for backward."""
     table = Table(box=SIMPLE_HEAD)
     for column in ("step", "time", "relative", "bubble", "held for backward"):
         table.add_column(column, justify="left" if column == "step" else "right")

@@ -3,6 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Precision = Literal["fp32", "bf16"]
+
+# Channels that the weight of a key takes, and the multiple that fused attention wants head sizes to be.
+WEIGHT_COLUMNS = {"fp32": 1, "bf16": 2}
+HEAD_SIZE_STEP = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
@@ -43,6 +49,11 @@ class ModelShape:
     def key_value_size(self) -> int:
         """Width of all key heads and all value heads together."""
         return 2 * self.num_query_groups * self.kv_channels
+
+    def weighted_head_size(self, precision: Precision) -> int:
+        """Return the channels of a head whose keys carry log w, padding included (definitions 2.6)."""
+        channels = self.kv_channels + WEIGHT_COLUMNS[precision]
+        return channels + -channels % HEAD_SIZE_STEP
 
     @property
     def layer_weights(self) -> int:

@@ -1,23 +1,21 @@
-"""Layouts, micro-batches and recomputation with which a run fits, the cheapest first."""
+"""Parallel layouts, micro-batches and recomputation with which a run fits, cheapest first."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import build_config
 from pipeline.config.messages import nearest_multiples
 from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.cost.account import flops_account, mean_training_sweeps
-from pipeline.cost.flops import FlopsAccount
+from pipeline.cost.flops import FlopsAccount, Recompute
 from pipeline.cost.plan import Assumptions, RunPlan, plan_run
 
-Recompute = Literal["none", "selective", "full", "per_pass"]
-
-# Tensor-parallel ranks speak at every layer and belong on one machine, which has so many devices.
+# Tensor-parallel ranks communicate in every layer and belong on one machine, which has so many devices.
 SPLITS = (1, 2, 4, 8)
 LARGEST_MICRO_BATCH = 64
-# What a doubling of the tensor axis is taken to cost beside its share of the work. Ours; not measured.
+# Assumed overhead of the tensor axis: 7 % for each doubling. A guess, not measured.
 TENSOR_COST_EXPONENT = 0.1
 
 
@@ -26,9 +24,9 @@ class Suggestion:
     """One way to make a run fit.
 
     Attributes:
-        overrides: for the command line, against the run as it is.
+        overrides: for the command line, relative to the given run.
         relative_cost: estimated time over that of a run without recomputation, bubbles and tensor axis.
-        plan: what it comes to.
+        plan: the run plan with them.
     """
 
     overrides: tuple[str, ...]
@@ -52,12 +50,13 @@ def suggest(
 ) -> list[Suggestion]:
     """Find ways in which a run fits on as many devices as it has, the global batch unchanged.
 
-    One for each kind of recomputation: its cheapest, of equally cheap ones that with the largest micro-batch.
+    One for each kind of recomputation: the cheapest, and of equally cheap ones that with the largest
+    micro-batch.
 
     Args:
         config: the run.
         vocab_size: the tokenizer's, without padding.
-        assumptions: as for the plan.
+        assumptions: as for the run plan.
     """
     found: list[Suggestion] = []
     taken: set[Recompute] = set()
@@ -77,10 +76,10 @@ def suggest(
 
 
 def on_devices(config: RunConfig, num_devices: int) -> RunConfig:
-    """Spread a run over so many devices by its data axis.
+    """Spread a run over a number of devices by its data axis.
 
     Raises:
-        ConfigError: the layout does not divide them, or the global batch does not fit.
+        ConfigError: the parallel layout does not divide them, or the global batch does not fit.
     """
     model_ranks = config.parallel.tensor * config.parallel.pipeline
     if num_devices % model_ranks:
@@ -98,7 +97,7 @@ def on_devices(config: RunConfig, num_devices: int) -> RunConfig:
 
 
 def _is_worth_it(suggestion: Suggestion, cheaper: Sequence[Suggestion]) -> bool:
-    """Whether it needs less memory than all that cost no more."""
+    """Whether it needs less memory than every cheaper one."""
     return all(suggestion.plan.needed_bytes < other.plan.needed_bytes for other in cheaper)
 
 
@@ -145,7 +144,7 @@ def _recompute_cost(account: FlopsAccount, recompute: Recompute, sweeps: float) 
 
 
 def _with(config: RunConfig, choice: _Choice) -> RunConfig | None:
-    """Change a run, or None where its rules do not allow it."""
+    """Return the run with a choice applied; None where the configuration rules forbid it."""
     data = config.parallel.world_size // (choice.tensor * choice.pipeline)
     parallel = {
         "tensor": choice.tensor,
@@ -175,7 +174,7 @@ def _changed(config: RunConfig, parallel: dict[str, Any], training: dict[str, An
 
 
 def _overrides(before: RunConfig, after: RunConfig) -> tuple[str, ...]:
-    """Name what differs, as a command line takes it."""
+    """Return what differs as overrides for the command line."""
     changes = [
         f"parallel.{name}={_as_yaml(getattr(after.parallel, name))}"
         for name in ParallelConfig.model_fields

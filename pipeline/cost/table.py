@@ -1,4 +1,4 @@
-"""A plan as tables for a console."""
+"""A run plan as tables for a console."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ MOST_PASSES_SHOWN = 12
 
 
 def render_memory(plan: RunPlan) -> Table:
-    """Lay out the memory of a rank of every stage by part, in GiB."""
+    """Return a table of the memory of a rank of every stage by part, in GiB."""
     table = Table(
         title=f"{plan.name}: GiB of a rank",
         min_width=60,
@@ -34,7 +34,7 @@ def render_memory(plan: RunPlan) -> Table:
 
 
 def render_plan(plan: RunPlan) -> Table:
-    """Lay out everything else."""
+    """Return a table of everything else."""
     device = plan.assumptions.device
     table = Table(box=SIMPLE_HEAD, show_header=False)
     table.add_column(style="cyan", no_wrap=True)
@@ -46,7 +46,7 @@ def render_plan(plan: RunPlan) -> Table:
             f"{verdict}: {plan.needed_bytes / GIB:.1f} of {device.memory_bytes / GIB:.1f} GiB "
             f"of a {device.name}",
         ),
-        ("layout", f"{plan.layout}, {plan.num_ranks} devices"),
+        ("parallel layout", f"{plan.layout}, {plan.num_ranks} devices"),
         (
             "micro-batch",
             f"{plan.micro_batch_size} sequences x {plan.num_micro_batches} per iteration, recompute "
@@ -55,7 +55,7 @@ def render_plan(plan: RunPlan) -> Table:
         ("passes", f"{plan.num_passes:g} per training forward"),
         (
             "FLOPs per token, training",
-            f"{metric(plan.training_flops.model)} + {metric(plan.training_flops.recompute)} computed again",
+            f"{metric(plan.training_flops.model)} + {metric(plan.training_flops.recompute)} recomputed",
         ),
         ("FLOPs per token, inference", _inference(plan)),
         (
@@ -63,7 +63,7 @@ def render_plan(plan: RunPlan) -> Table:
             f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / plan.num_ranks:,.0f} per "
             f"device, at {plan.assumptions.mfu:.0%} MFU ({plan.hfu:.0%} HFU)",
         ),
-        ("length", f"{plan.days:,.1f} days for {metric(plan.tokens)} tokens"),
+        ("duration", f"{plan.days:,.1f} days for {metric(plan.tokens)} tokens"),
     ]
     for name, value in rows:
         table.add_row(name, value)
@@ -71,7 +71,7 @@ def render_plan(plan: RunPlan) -> Table:
 
 
 def render_suggestions(suggestions: Sequence[Suggestion]) -> Table:
-    """Lay out ways to make a run fit."""
+    """Return a table of ways to make a run fit."""
     table = Table(title="what fits", box=SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column("time", justify="right")
     table.add_column("GiB", justify="right")
@@ -80,7 +80,7 @@ def render_suggestions(suggestions: Sequence[Suggestion]) -> Table:
         table.add_row(
             f"{suggestion.relative_cost:.2f} x",
             f"{suggestion.plan.needed_bytes / GIB:.1f}",
-            " ".join(suggestion.overrides) or "as it is",
+            " ".join(suggestion.overrides) or "unchanged",
         )
     return table
 
@@ -100,11 +100,11 @@ def _parts(plan: RunPlan, memory: RankMemory) -> list[tuple[str, float]]:
         ("optimizer: moments", state.moments),
         *shown,
         ("logits and mixtures", fullest.vocabulary),
-        ("layer under way", fullest.working),
-        ("sums of weights' gradients", fullest.gradient_sums),
+        ("current layer", fullest.working),
+        ("sums of weight gradients", fullest.gradient_sums),
         ("communication", fullest.communication),
         ("reserve", plan.assumptions.reserve_bytes),
-        ("all", memory.peak + plan.assumptions.reserve_bytes),
+        ("total", memory.peak + plan.assumptions.reserve_bytes),
     ]
 
 

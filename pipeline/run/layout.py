@@ -1,4 +1,7 @@
-"""Where a model's parts lie: the ranks of each pipeline stage, its layers and what else it holds."""
+"""The parallel layout of a run: ranks, layers and other modules of each pipeline stage.
+
+Apart from the summary because it looks at the built model, while the summary loads no torch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.config.schema import ParallelConfig, RunConfig
 
-# Up to so many ranks of a stage are written one by one.
+# The ranks of a larger stage are shown as a range.
 MOST_RANKS_WRITTEN = 16
 
 
@@ -21,7 +24,7 @@ class StageParts:
 
     Attributes:
         first_layer: number of its first layer, counted from 0 through all stages.
-        num_layers: how many it has.
+        num_layers: number of its layers.
         modules: what it holds beside layers.
         parameters: on each of its tensor-parallel ranks, which hold equally many.
     """
@@ -33,14 +36,14 @@ class StageParts:
 
 
 def stages_of(module: PonderModel, groups: ParallelGroups) -> list[StageParts]:
-    """Gather what every stage holds; all ranks call it together."""
+    """Return what every stage holds; a collective call."""
     stages: list[StageParts] = [parts_of(module)] * groups.pp_size
     torch.distributed.all_gather_object(stages, parts_of(module), group=groups.pp)
     return stages
 
 
 def parts_of(module: PonderModel) -> StageParts:
-    """Look at what the stage of this rank holds."""
+    """Return what the stage of this rank holds."""
     config = module.config
     head = "head"
     if config.tie_embeddings:
@@ -50,9 +53,10 @@ def parts_of(module: PonderModel) -> StageParts:
         "a copy of the embedding for mixtures": hasattr(module, "mixture_embedding"),
         "final norm": module.post_process,
         head: module.post_process,
-        "router": hasattr(module.ponder, "router"),
-        "gates": hasattr(module.ponder, "gates"),
     }
+    decider = config.ponder.method.facts.decider
+    if decider is not None:
+        held[decider.name] = hasattr(module.ponder, decider.name)
     return StageParts(
         first_layer=config.layer_offset,
         num_layers=config.num_stage_layers,
@@ -62,10 +66,10 @@ def parts_of(module: PonderModel) -> StageParts:
 
 
 def render_layout(config: RunConfig, stages: Sequence[StageParts]) -> Table:
-    """Lay out the rank grid with what each pipeline stage holds, and how gradients are reduced."""
+    """Return a table of the rank grid, what each pipeline stage holds, and how gradients are reduced."""
     table = Table(
         box=SIMPLE_HEAD,
-        title="layout",
+        title="parallel layout",
         title_justify="left",
         title_style="bold",
         caption=f"gradients: {gradient_reduction(config)}",
@@ -90,7 +94,7 @@ def render_layout(config: RunConfig, stages: Sequence[StageParts]) -> Table:
 
 
 def stage_ranks(parallel: ParallelConfig, stage: int) -> str:
-    """Write the ranks of a stage: tensor-parallel ones side by side, the stage's copies behind bars."""
+    """Format the ranks of a stage: tensor-parallel ones side by side, data-parallel copies between bars."""
     size = parallel.tensor * parallel.data
     first = stage * size
     if size > MOST_RANKS_WRITTEN:
@@ -100,10 +104,10 @@ def stage_ranks(parallel: ParallelConfig, stage: int) -> str:
 
 
 def gradient_reduction(config: RunConfig) -> str:
-    """Say when gradients are summed over the copies of the model, and why not earlier."""
+    """Describe when gradients are summed over the copies of the model, and why not earlier."""
     ponder, parallel = config.ponder, config.parallel
     if parallel.overlap_grad_reduce:
-        return "reduced while backward goes on, because each weight's comes in one piece"
+        return "reduced during backward, as each weight gets its gradient in one piece"
     has_passes = ponder.num_latent_thoughts > 0 and not ponder.method.has_one_pass
     reasons = {
         "weights are used in several passes": has_passes

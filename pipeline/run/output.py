@@ -11,14 +11,14 @@ from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.config.load import dump_config, render_config
 from pipeline.config.schema import RunConfig
-from pipeline.cost.account import max_sweeps, run_summary
+from pipeline.cost.account import max_sweeps
 from pipeline.cost.peaks import dense_peak
 from pipeline.metrics.jsonl import METRICS_FILE, JsonlSink
 from pipeline.metrics.log_line import LogLineSink
 from pipeline.metrics.records import MetricsSink, SinkGroup, TrainingRecord
 from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER, TensorBoardSink
 from pipeline.run.layout import render_layout, stages_of
-from pipeline.run.summary import render_summary
+from pipeline.run.summary import render_summary, run_summary
 from pipeline.shared.progress import Progress, SilentProgress, open_progress
 
 

@@ -1,4 +1,4 @@
-"""What a run is, printed once at its start."""
+"""The summary of a run, printed once at its start."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from pipeline.config.ponder_section import PonderSection
+from pipeline.config.schema import ParallelConfig, RunConfig
+from pipeline.cost.account import flops_account, mean_training_sweeps
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
     """Plain values of the start-up summary.
 
-    ``num_passes`` and ``training_rows_per_token`` are means where the number of sweeps is drawn for each
-    step; FLOPs are per token, the inference figures before the first and after the last possible halt.
-    ``parameters_per_rank`` holds one count per pipeline stage, whose tensor-parallel ranks hold equally many;
-    ``extra_steps`` says what K is.
+    Attributes:
+        extra_steps: what K is.
+        num_passes, training_rows_per_token: means, where the number of sweeps is drawn for each step.
+        inference_rows_per_token, flops_per_token_infer: with the fewest and with the most steps.
+        parameters_per_rank: one count per pipeline stage; its tensor-parallel ranks hold equally many.
     """
 
     name: str
@@ -42,6 +47,51 @@ class RunSummary:
     total_iterations: int
 
 
+def run_summary(
+    config: RunConfig, vocab_size: int, *, parameters_per_rank: Sequence[int], device: str
+) -> RunSummary:
+    """Build the start-up summary.
+
+    Args:
+        vocab_size: the tokenizer's, without padding.
+        parameters_per_rank: parameters held by each model-parallel rank, as counted on the built model.
+        device: such as ``cpu (2 threads)`` or ``NVIDIA H100``.
+    """
+    account, ponder = flops_account(config, vocab_size), config.ponder
+    sweeps = mean_training_sweeps(config)
+    training, parameters = account.training_flops(sweeps), account.parameters()
+    least = 0 if account.halts else ponder.num_latent_thoughts
+    span = (least, ponder.num_latent_thoughts)
+    return RunSummary(
+        name=config.name,
+        method=ponder.method.value,
+        architecture=config.model.architecture,
+        extra_steps=_render_steps(ponder),
+        num_passes=account.num_passes(sweeps),
+        training_rows_per_token=account.training_rows_per_token(sweeps),
+        inference_rows_per_token=(
+            account.inference_rows_per_token(span[0]),
+            account.inference_rows_per_token(span[1]),
+        ),
+        effective_depth=account.effective_depth(),
+        num_layers=config.model.num_layers,
+        unique_parameters=parameters.total,
+        non_embedding_parameters=parameters.non_embedding,
+        parameters_per_rank=tuple(parameters_per_rank),
+        layout=_render_layout(config.parallel),
+        num_ranks=config.parallel.world_size,
+        layers_per_stage=config.stage_layers,
+        device=device,
+        precision=config.training.precision,
+        recompute=config.parallel.recompute,
+        flops_per_token_train=training.model,
+        flops_per_token_recompute=training.recompute,
+        flops_per_token_infer=(account.inference_per_token(span[0]), account.inference_per_token(span[1])),
+        tokens_per_iteration=config.training.global_batch_size * config.training.seq_length,
+        total_iterations=config.training.train_iters,
+    )
+
+
 def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     """Return the lines of the summary as (name, value)."""
     tokens = summary.tokens_per_iteration * summary.total_iterations
@@ -57,7 +107,7 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
             f"embedding and head)",
         ),
         ("parameters per rank", _per_rank(summary.parameters_per_rank)),
-        ("layout", _layout(summary)),
+        ("parallel layout", _layout(summary)),
         ("device", f"{summary.device}, {summary.precision}, recompute {summary.recompute}"),
         ("FLOPs per token, training", _training_flops(summary)),
         ("FLOPs per token, inference", _span(*(metric(value) for value in summary.flops_per_token_infer))),
@@ -70,7 +120,7 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
 
 
 def render_summary(summary: RunSummary) -> Table:
-    """Lay the summary out as a table for a rich console."""
+    """Return the summary as a table for a rich console."""
     table = Table(
         title=summary.name, box=SIMPLE_HEAD, show_header=False, title_justify="left", title_style="bold"
     )
@@ -82,12 +132,12 @@ def render_summary(summary: RunSummary) -> Table:
 
 
 def count(value: int) -> str:
-    """Write a whole number with its digits grouped."""
+    """Format a whole number with thousands separators."""
     return f"{value:,}"
 
 
 def metric(value: float) -> str:
-    """Write a number with three significant digits and a metric prefix, such as ``2.48 G``."""
+    """Format a number with three significant digits and a metric prefix, such as ``2.48 G``."""
     for limit, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             scaled = value / limit
@@ -122,3 +172,27 @@ def _training_flops(summary: RunSummary) -> str:
     if summary.flops_per_token_recompute == 0:
         return metric(summary.flops_per_token_train)
     return f"{metric(summary.flops_per_token_train)} + {metric(summary.flops_per_token_recompute)} recomputed"
+
+
+def _render_layout(parallel: ParallelConfig) -> str:
+    return f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data}"
+
+
+def _render_steps(ponder: PonderSection) -> str:
+    if ponder.num_latent_thoughts == 0:
+        return "none"
+    steps = f"K = {ponder.num_latent_thoughts} {ponder.method.facts.step_name}"
+    if not ponder.method.has_sweeps:
+        return steps
+    return f"{steps}, Jacobi sweeps J = {_render_sweeps(ponder)}"
+
+
+def _render_sweeps(ponder: PonderSection) -> str:
+    evaluated = ponder.num_jacobi_iterations
+    if ponder.random_jacobi_iterations is not None:
+        least, most = ponder.random_jacobi_iterations
+        return f"{least} to {most}, drawn per step ({evaluated} in evaluation)"
+    if ponder.jacobi_schedule is not None:
+        changes = ", ".join(f"{sweeps} from iteration {start}" for start, sweeps in ponder.jacobi_schedule)
+        return f"{changes} ({evaluated} in evaluation)"
+    return str(evaluated)

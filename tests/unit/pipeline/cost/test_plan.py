@@ -96,8 +96,9 @@ def test_devices_are_taken_by_the_data_axis() -> None:
     config = large_run(parallel={"tensor": 2, "data": 4})
 
     assert on_devices(config, 64).parallel.data == 32
-    with pytest.raises(ConfigError, match=r"multiple of parallel.tensor x parallel.pipeline \(2\)"):
+    with pytest.raises(ConfigError) as refused:
         on_devices(config, 7)
+    assert [(problem.path, problem.value) for problem in refused.value.problems] == [("--gpus", "7")]
 
 
 def test_plain_values_add_up_to_the_peak() -> None:

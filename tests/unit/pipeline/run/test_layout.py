@@ -32,7 +32,7 @@ def test_ranks_of_a_stage_are_written_by_tensor_and_data_axis(tensor: int, data:
     assert stage_ranks(on_layout(tensor, 2, data).parallel, 1) == ranks
 
 
-def test_the_layout_shows_what_lies_where() -> None:
+def test_the_parallel_layout_shows_what_each_stage_holds() -> None:
     console = Console(width=120)
     with console.capture() as captured:
         console.print(render_layout(on_layout(2, 2, 2), STAGES))
@@ -46,32 +46,36 @@ def test_the_layout_shows_what_lies_where() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "described"),
     [
         ({"parallel__recompute": "full"}, "last backward, because weights are used in several passes"),
         ({"parallel__pipeline": 2}, "last backward, because weights are used in several passes"),
         ({"ponder__freeze_backbone_tokens": 9}, "because weights are frozen at first"),
         ({}, "parallel.overlap_grad_reduce is false"),
-        ({"parallel__overlap_grad_reduce": True}, "while backward goes on"),
+        ({"parallel__overlap_grad_reduce": True}, "during backward"),
         (
             {
                 "ponder": {"method": "vanilla"},
                 "parallel__recompute": "full",
                 "parallel__overlap_grad_reduce": True,
             },
-            "while backward goes on",
+            "during backward",
         ),
         ({"ponder": {"method": "vanilla"}, "parallel__pipeline": 2}, "parallel.overlap_grad_reduce is false"),
     ],
 )
-def test_the_reduction_of_gradients_is_told_with_its_reason(changes: dict[str, object], said: str) -> None:
-    assert said in gradient_reduction(run(**changes))
+def test_the_reduction_of_gradients_is_described_with_its_reason(
+    changes: dict[str, object], described: str
+) -> None:
+    assert described in gradient_reduction(run(**changes))
 
 
 @pytest.mark.parametrize("method", ["vanilla", "pause", "loop", "ponderlm3"])
 @pytest.mark.parametrize("pipeline", [1, 2])
 @pytest.mark.parametrize("recompute", ["none", "full"])
-def test_what_is_told_to_be_impossible_is_refused(method: str, pipeline: int, recompute: str) -> None:
+def test_overlap_is_refused_exactly_where_the_layout_rules_it_out(
+    method: str, pipeline: int, recompute: str
+) -> None:
     changes = {"ponder": {"method": method}, "parallel__pipeline": pipeline, "parallel__recompute": recompute}
     is_impossible = "because" in gradient_reduction(run(**changes))
 

@@ -2,8 +2,8 @@ import pytest
 from rich.console import Console
 
 from pipeline.config.schema import RunConfig
-from pipeline.cost.account import flops_account, max_sweeps, mean_training_sweeps, run_summary
-from pipeline.run.summary import metric, render_summary, summary_rows
+from pipeline.cost.account import flops_account, max_sweeps, mean_training_sweeps
+from pipeline.run.summary import metric, render_summary, run_summary, summary_rows
 from tests.unit.pipeline.config.settings import valid_settings
 
 
@@ -18,7 +18,7 @@ def rows_of(config: RunConfig) -> dict[str, str]:
     return dict(summary_rows(run_summary(config, 500, parameters_per_rank=(80_000, 80_000), device="cpu")))
 
 
-def test_summary_says_what_is_trained() -> None:
+def test_summary_describes_the_run() -> None:
     rows = rows_of(config())
     assert rows["method"] == "ponderlm3 on llama"
     assert rows["extra steps"] == "K = 2 latent thoughts, Jacobi sweeps J = 2"
@@ -26,7 +26,7 @@ def test_summary_says_what_is_trained() -> None:
     assert rows["rows per token"] == "training 12, inference 1 to 3, by steps taken"
     assert rows["effective depth"] == "6 layers"
     assert rows["parameters per rank"] == "80,000"
-    assert rows["layout"] == "tensor 2 x pipeline 1 x data 1 on 2 ranks"
+    assert rows["parallel layout"] == "tensor 2 x pipeline 1 x data 1 on 2 ranks"
     assert rows["device"] == "cpu, fp32, recompute none"
     assert rows["data"] == "512 tokens per iteration x 100 iterations = 51.2 k tokens"
 
@@ -41,14 +41,14 @@ def test_summary_says_what_is_trained() -> None:
         ("adaponderlm", "K = 2 iterations", "3", "training 3, inference 1 to 3, by steps taken"),
     ],
 )
-def test_summary_says_what_each_method_does(method: str, steps: str, passes: str, rows: str) -> None:
+def test_summary_describes_each_method(method: str, steps: str, passes: str, rows: str) -> None:
     found = rows_of(config(method=method))
     assert found["extra steps"] == steps
     assert found["passes"] == f"{passes} through 2 layers per training forward"
     assert found["rows per token"] == rows
 
 
-def test_a_model_without_steps_says_so() -> None:
+def test_a_model_without_steps_has_none() -> None:
     assert rows_of(config(method="vanilla", num_latent_thoughts=0))["extra steps"] == "none"
 
 
@@ -56,7 +56,7 @@ def test_layers_are_shown_by_stage_where_there_are_several() -> None:
     settings = valid_settings()
     settings["model"]["num_layers"] = 5
     settings["parallel"] = {"pipeline": 2}
-    assert rows_of(RunConfig(**settings))["layout"] == (
+    assert rows_of(RunConfig(**settings))["parallel layout"] == (
         "tensor 1 x pipeline 2 x data 1 on 2 ranks, 3 + 2 layers on the pipeline stages"
     )
 
@@ -76,7 +76,7 @@ def test_drawn_sweeps_are_averaged_and_bounded() -> None:
 
 
 def test_planned_sweeps_are_averaged_over_the_run_and_bounded() -> None:
-    # 20 iterations with none, 30 with one, 50 with six; what begins behind the last of 100 never does.
+    # 20 iterations with none, 30 with one, 50 with six; what starts after the last of 100 never does.
     planned = config(jacobi_schedule=((0, 0), (20, 1), (50, 6), (400, 9)))
     assert mean_training_sweeps(planned) == pytest.approx((30 * 1 + 50 * 6) / 100)
     assert max_sweeps(planned.ponder) == 9
