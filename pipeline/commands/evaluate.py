@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pipeline.commands.checkpoint_argument import Checkpoint, Iteration, speaks
 from pipeline.commands.shared import examples, set_up_logging
-from pipeline.evaluation.task_groups import TASK_GROUPS
+from pipeline.evaluation.tasks import TASK_GROUPS
 
 if TYPE_CHECKING:
     from pipeline.evaluation.results import EvaluationResult, SourceLoss

@@ -12,10 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.evaluation.task_groups import expand_task_names
+from pipeline.evaluation.tasks import expand_task_names
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.task_results import TaskReport, TaskScore
+    from pipeline.evaluation.tasks import TaskReport, TaskScore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +46,8 @@ def evaluate_tasks(
     if not names:
         raise typer.BadParameter("must name a task", param_hint="--tasks")
     from pipeline.evaluation.harness.run import run_tasks
-    from pipeline.evaluation.harness.settings import TaskSettings
     from pipeline.evaluation.opened import opened_checkpoint
-    from pipeline.evaluation.task_results import TASKS_FILE, save_task_report
+    from pipeline.evaluation.tasks import TASKS_FILE, TaskSettings, save_task_report
     from pipeline.ranks.environment import Ranks
 
     settings = TaskSettings(

@@ -142,7 +142,7 @@ def _texts(prompt: list[str] | None, prompts_file: Path | None) -> list[str]:
     if not all(texts):
         raise typer.BadParameter("must not be empty", param_hint="--prompt")
     if prompts_file is not None:
-        from pipeline.generation.prompts import read_prompts_file
+        from pipeline.generation.files import read_prompts_file
 
         texts += read_prompts_file(prompts_file)
     return texts

@@ -15,10 +15,11 @@ from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.config import Method
 from megatron_ext.ponder.step_limits import StepLimits
 from pipeline.metrics.ponder_scalars import contraction, jacobi_residuals
-from pipeline.verification.agreement import Agreement, LossSum
 from pipeline.verification.logits import (
+    Agreement,
     DecodedLogits,
     ForwardLogits,
+    LossSum,
     decoded_logits,
     forward_logits,
 )

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 from lm_eval.tasks import TaskManager
 
-from pipeline.evaluation.harness.settings import TaskSettings
+from pipeline.evaluation.tasks import TaskSettings
 from pipeline.shared.errors import DataError
 
 

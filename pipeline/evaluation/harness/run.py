@@ -13,9 +13,8 @@ from pipeline.cost.flops import FlopsAccount
 from pipeline.evaluation.costs import RealizedCost
 from pipeline.evaluation.harness.loading import LoadedTasks, load_tasks
 from pipeline.evaluation.harness.model import CheckpointModel
-from pipeline.evaluation.harness.settings import TaskSettings
 from pipeline.evaluation.opened import OpenedCheckpoint
-from pipeline.evaluation.task_results import TaskReport, TaskScore
+from pipeline.evaluation.tasks import TaskReport, TaskScore, TaskSettings
 
 # What the harness's own command takes: the same examples are drawn.
 _RANDOM_SEED, _FEWSHOT_SEED = 0, 1234

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from pipeline import cli
 from pipeline.evaluation.opened import OpenedCheckpoint, opened_checkpoint
-from pipeline.evaluation.task_results import TaskReport, TaskScore
+from pipeline.evaluation.tasks import TaskReport, TaskScore
 from pipeline.shared.errors import DataError
 from tests.support.harness_tasks import TASKS
 from tests.support.task_models import SEQ_LENGTH, TaskModels, write_task_models
@@ -67,7 +67,7 @@ def report(vanilla: OpenedCheckpoint, models: TaskModels) -> TaskReport:
 
 def run(opened: OpenedCheckpoint, models: TaskModels, *names: str, **options: Any) -> TaskReport:
     from pipeline.evaluation.harness.run import run_tasks
-    from pipeline.evaluation.harness.settings import TaskSettings
+    from pipeline.evaluation.tasks import TaskSettings
 
     given = {"include_path": models.tasks, "num_fewshot": NUM_FEWSHOT, **options}
     return run_tasks(opened, TaskSettings(names=names, **given))
@@ -116,7 +116,7 @@ def test_tasks_have_the_scores_that_the_hf_model_has(
 ) -> None:
     from pipeline.evaluation.harness.loading import load_tasks
     from pipeline.evaluation.harness.run import _set_examples
-    from pipeline.evaluation.harness.settings import TaskSettings
+    from pipeline.evaluation.tasks import TaskSettings
 
     loaded = load_tasks(TaskSettings(names=TASKS, include_path=models.tasks))
     for task in loaded["tasks"].values():

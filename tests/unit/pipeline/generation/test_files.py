@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.generation.prompts import read_prompts_file
+from pipeline.generation.files import read_prompts_file
 from pipeline.shared.errors import DataError
 
 
