@@ -197,7 +197,7 @@ class Rows:
     def _by_sequence(self, per_row: Tensor) -> Tensor:
         """[R, ...] -> [M, Q, ...], with 0 where a sequence has fewer rows."""
         if self._is_full:
-            return per_row.unflatten(0, (len(self.present), self._num_columns))
+            return per_row.reshape(len(self.present), self._num_columns, *per_row.shape[1:])
         padded = per_row.new_zeros(len(self.present), self._num_columns, *per_row.shape[1:])
         return padded.index_put((self._index, self._column), per_row)
 

@@ -11,20 +11,22 @@ UNUSED: dict[str, Any] = {"threshold": None, "jacobi_iterations": None, "run_bou
 
 
 @pytest.mark.parametrize(
-    ("method", "option", "message"),
+    ("method", "option", "named"),
     [
-        ("vanilla", {"threshold": [0.1]}, "for methods that halt"),
-        ("ponderlm2", {"threshold": [0.1]}, "for methods that halt"),
-        ("adaponderlm", {"jacobi_iterations": [2]}, "for methods with Jacobi sweeps"),
-        ("loop", {"run_bound": 0.1}, "for methods with Jacobi sweeps"),
-        ("ponderlm3", {"jacobi_iterations": [5], "run_bound": 0.1}, "add --jacobi-iterations 2"),
+        ("vanilla", {"threshold": [0.1]}, "--threshold"),
+        ("ponderlm2", {"threshold": [0.1]}, "--threshold"),
+        ("adaponderlm", {"jacobi_iterations": [2]}, "--jacobi-iterations"),
+        ("loop", {"run_bound": 0.1}, "--run-bound"),
+        ("ponderlm3", {"jacobi_iterations": [5], "run_bound": 0.1}, "--run-bound"),
     ],
 )
 def test_options_that_a_method_has_no_use_for_are_refused(
-    method: str, option: dict[str, Any], message: str
+    method: str, option: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(typer.BadParameter, match=message):
+    with pytest.raises(typer.BadParameter) as raised:
         _refuse_unused(PonderSection(method=Method(method)), **(UNUSED | option))
+
+    assert raised.value.param_hint == named
 
 
 @pytest.mark.parametrize("method", Method)

@@ -158,12 +158,12 @@ def test_a_task_whose_data_are_out_of_reach_is_one_clear_error(
         (models.tasks / "tiny_choice.yaml").read_text().replace("tiny_choice", "gone")
     )
 
-    with pytest.raises(DataError, match="the data of task 'gone' must be at hand or in reach"):
+    with pytest.raises(DataError, match="gone"):
         run(vanilla, models, "gone")
 
 
 def test_options_of_a_task_that_mean_nothing_here_are_refused(native: Any) -> None:
-    with pytest.raises(DataError, match="there is num_beams"):
+    with pytest.raises(DataError, match="num_beams"):
         native.generate_until(requests("generate_until", ("x", {**GREEDY, "num_beams": 2})))
 
 
