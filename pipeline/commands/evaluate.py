@@ -26,82 +26,92 @@ EPILOG = examples(
 _GROUPS_HELP = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in TASK_GROUPS.items())
 _OF_TASKS = "With --tasks: "
 
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Ask tasks of lm-evaluation-harness (the extra eval) instead: their names, groups, tags, or "
+        f"files, separated by commas. {_GROUPS_HELP}.",
+        show_default=False,
+    ),
+]
+Iters = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Global batches of the held-out split, at most all; default: the run's evaluation.iters.",
+        show_default=False,
+    ),
+]
+JacobiIterations = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="J",
+        help="Refinement sweeps on the held-out split; default: the run's.",
+        show_default=False,
+    ),
+]
+NumFewshot = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help=f"{_OF_TASKS}solved examples before a question; default: as each task says.",
+        show_default=False,
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help=f"{_OF_TASKS}questions of each task; default: all.", show_default=False
+    ),
+]
+IncludePath = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help=f"{_OF_TASKS}a folder of further task files (YAML).", show_default=False
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option(min=1, metavar="N", help=f"{_OF_TASKS}texts that a replica reads together.")
+]
+TensorParallel = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Under torchrun, ranks that one model is split over; the others hold replicas, which share "
+        "the work. Default: all ranks hold one model.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "--output-json",
+        "-o",
+        metavar="FILE",
+        help="Default: evaluation.json of the run, with --tasks its tasks.json.",
+        show_default=False,
+    ),
+]
+
 
 def evaluate(
     checkpoint: Checkpoint,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="Ask tasks of lm-evaluation-harness (the extra eval) instead: their names, groups, tags, or "
-            f"files, separated by commas. {_GROUPS_HELP}.",
-            show_default=False,
-        ),
-    ] = None,
-    iters: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Global batches of the held-out split, at most all; default: the run's evaluation.iters.",
-            show_default=False,
-        ),
-    ] = None,
-    jacobi_iterations: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="J",
-            help="Refinement sweeps on the held-out split; default: the run's.",
-            show_default=False,
-        ),
-    ] = None,
+    tasks: Tasks = None,
+    iters: Iters = None,
+    jacobi_iterations: JacobiIterations = None,
     iteration: Iteration = None,
-    num_fewshot: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help=f"{_OF_TASKS}solved examples before a question; default: as each task says.",
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help=f"{_OF_TASKS}questions of each task; default: all.", show_default=False
-        ),
-    ] = None,
-    include_path: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help=f"{_OF_TASKS}a folder of further task files (YAML).", show_default=False
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help=f"{_OF_TASKS}texts that a replica reads together.")
-    ] = 16,
-    tensor_parallel: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Under torchrun, ranks that one model is split over; the others hold replicas, which share "
-            "the work. Default: all ranks hold one model.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "--output-json",
-            "-o",
-            metavar="FILE",
-            help="Default: evaluation.json of the run, with --tasks its tasks.json.",
-            show_default=False,
-        ),
-    ] = None,
+    num_fewshot: NumFewshot = None,
+    limit: Limit = None,
+    include_path: IncludePath = None,
+    batch_size: BatchSize = 16,
+    tensor_parallel: TensorParallel = None,
+    output: Output = None,
 ) -> None:
     """Measure loss and steps on the held-out text of the run's data, or the answers to public tasks.
 

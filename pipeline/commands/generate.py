@@ -19,75 +19,86 @@ EPILOG = examples(
     "megaponder generate runs/demo/checkpoints/iter_0000200 --output sample.json",
 )
 
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Text to continue, any number of them; default: the start of a held-out document.",
+        show_default=False,
+    ),
+]
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Texts to continue, one per line; in a .jsonl file each line has it under 'prompt'.",
+        show_default=False,
+    ),
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to add at most.")]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, metavar="T", help="Divides the logits; 0 takes the most likely token.")
+]
+TopK = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Choose among the N likeliest.", show_default=False)
+]
+TopP = Annotated[
+    float, typer.Option(min=1e-6, max=1.0, metavar="P", help="Choose among the likeliest that make up P.")
+]
+RepetitionPenalty = Annotated[
+    float,
+    typer.Option(min=1e-6, metavar="X", help="Above 1, tokens that the text has become less likely."),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="Ends a text and is left out; any number.", show_default=False),
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Of the choice; each text draws on its own.")]
+Prefill = Annotated[
+    Literal["jacobi", "exact"],
+    typer.Option(help="Read prompts by sweeps over all tokens until nothing moves, or token by token."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Texts that are decoded together at most.")]
+ShowSteps = Annotated[
+    bool, typer.Option("--show-steps/--no-show-steps", help="Colour each token by its steps.")
+]
+JsonLines = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write a line of JSON for each text as soon as it has ended.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Also write text, steps and losses of a single text as JSON, for `megaponder report`.",
+        show_default=False,
+    ),
+]
+
 
 def generate(
     checkpoint: Checkpoint,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Text to continue, any number of them; default: the start of a held-out document.",
-            show_default=False,
-        ),
-    ] = None,
-    prompts_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Texts to continue, one per line; in a .jsonl file each line has it under 'prompt'.",
-            show_default=False,
-        ),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to add at most.")] = 64,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, metavar="T", help="Divides the logits; 0 takes the most likely token.")
-    ] = 0.0,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Choose among the N likeliest.", show_default=False)
-    ] = None,
-    top_p: Annotated[
-        float, typer.Option(min=1e-6, max=1.0, metavar="P", help="Choose among the likeliest that make up P.")
-    ] = 1.0,
-    repetition_penalty: Annotated[
-        float,
-        typer.Option(min=1e-6, metavar="X", help="Above 1, tokens that the text has become less likely."),
-    ] = 1.0,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="Ends a text and is left out; any number.", show_default=False),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Of the choice; each text draws on its own.")
-    ] = 0,
-    prefill: Annotated[
-        Literal["jacobi", "exact"],
-        typer.Option(help="Read prompts by sweeps over all tokens until nothing moves, or token by token."),
-    ] = "jacobi",
-    batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Texts that are decoded together at most.")
-    ] = 8,
-    show_steps: Annotated[
-        bool, typer.Option("--show-steps/--no-show-steps", help="Colour each token by its steps.")
-    ] = True,
+    prompt: Prompt = None,
+    prompts_file: PromptsFile = None,
+    max_new_tokens: MaxNewTokens = 64,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = 1.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    stop: Stop = None,
+    seed: Seed = 0,
+    prefill: Prefill = "jacobi",
+    batch_size: BatchSize = 8,
+    show_steps: ShowSteps = True,
     iteration: Iteration = None,
-    json_lines: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write a line of JSON for each text as soon as it has ended.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Also write text, steps and losses of a single text as JSON, for `megaponder report`.",
-            show_default=False,
-        ),
-    ] = None,
+    json_lines: JsonLines = None,
+    output: Output = None,
 ) -> None:
     """Continue texts; every token takes only the steps it needs.
 

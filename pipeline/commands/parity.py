@@ -13,24 +13,28 @@ EPILOG = examples(
     "megaponder parity --config run.yaml --json parity.json",
 )
 
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="AXES",
+        help="Sizes of the axes, as tp=2,pp=2,dp=1,sp=true (tensor, pipeline, data, sequence "
+        "parallelism); an axis that is not named has size 1. Default: the run's own layout.",
+        show_default=False,
+    ),
+]
+Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Training steps to compare.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the results there too.", show_default=False),
+]
+
 
 def parity(
     config: ConfigFile,
     overrides: Overrides = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AXES",
-            help="Sizes of the axes, as tp=2,pp=2,dp=1,sp=true (tensor, pipeline, data, sequence "
-            "parallelism); an axis that is not named has size 1. Default: the run's own layout.",
-            show_default=False,
-        ),
-    ] = None,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps to compare.")] = 5,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", help="Write the results there too.", show_default=False),
-    ] = None,
+    layout: Layout = None,
+    steps: Steps = 5,
+    json_file: JsonFile = None,
 ) -> None:
     """Tell whether a parallel layout trains as one process does: is this difference normal?
 

@@ -22,65 +22,74 @@ EPILOG = examples(
     "torchrun --nproc-per-node 2 -m pipeline.cli verify runs/demo/checkpoints",
 )
 
+Rows = Annotated[int, typer.Option(min=1, metavar="N", help="Rows of held-out text.")]
+Tokens = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Tokens of each row, at most training.seq_length.")
+]
+Threshold = Annotated[
+    list[float] | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        metavar="TAU",
+        help="Pruning thresholds to decode with, beside 1e-4; default: 1e-6, 1e-5, 1e-4, 1e-3, 0.01, "
+        "0.1, 0.5.",
+        show_default=False,
+    ),
+]
+JacobiIterations = Annotated[
+    list[int] | None,
+    typer.Option(
+        min=0,
+        metavar="J",
+        help="Sweeps of the forwards; default: 0, 1, 2, 4, 8, 16 and the run's own.",
+        show_default=False,
+    ),
+]
+Bound = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        metavar="X",
+        help="Largest difference of any logit that passes, at tau 1e-4 and the most sweeps.",
+    ),
+]
+RunBound = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        metavar="X",
+        help="Judge the forward with the run's own number of sweeps too, by this bound.",
+        show_default=False,
+    ),
+]
+Precision = Annotated[
+    Literal["fp32", "run"],
+    typer.Option(help="Compute in float32, where rounding is no excuse, or as the run does."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Default: verification.json of the run.",
+        show_default=False,
+    ),
+]
+
 
 def verify(
     checkpoint: Checkpoint,
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of held-out text.")] = 8,
-    tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Tokens of each row, at most training.seq_length.")
-    ] = 128,
-    threshold: Annotated[
-        list[float] | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            metavar="TAU",
-            help="Pruning thresholds to decode with, beside 1e-4; default: 1e-6, 1e-5, 1e-4, 1e-3, 0.01, "
-            "0.1, 0.5.",
-            show_default=False,
-        ),
-    ] = None,
-    jacobi_iterations: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=0,
-            metavar="J",
-            help="Sweeps of the forwards; default: 0, 1, 2, 4, 8, 16 and the run's own.",
-            show_default=False,
-        ),
-    ] = None,
-    bound: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            metavar="X",
-            help="Largest difference of any logit that passes, at tau 1e-4 and the most sweeps.",
-        ),
-    ] = 0.01,
-    run_bound: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            metavar="X",
-            help="Judge the forward with the run's own number of sweeps too, by this bound.",
-            show_default=False,
-        ),
-    ] = None,
-    precision: Annotated[
-        Literal["fp32", "run"],
-        typer.Option(help="Compute in float32, where rounding is no excuse, or as the run does."),
-    ] = "fp32",
+    rows: Rows = 8,
+    tokens: Tokens = 128,
+    threshold: Threshold = None,
+    jacobi_iterations: JacobiIterations = None,
+    bound: Bound = 0.01,
+    run_bound: RunBound = None,
+    precision: Precision = "fp32",
     iteration: Iteration = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Default: verification.json of the run.",
-            show_default=False,
-        ),
-    ] = None,
+    output: Output = None,
 ) -> None:
     """Check that training and inference are the same model: soft-masked forward against hard-pruned decoding.
 
