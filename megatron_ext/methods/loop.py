@@ -16,7 +16,7 @@ from megatron_ext.ponder.passes import PassPlan, iteration_plan
 
 
 class Loop(PonderMethod):
-    """Nothing is injected or normed between the trips; the final norm comes once, at the end."""
+    """Nothing is added or normalized between the loops; the final norm comes once, at the end."""
 
     iterates = True
 
@@ -26,23 +26,23 @@ class Loop(PonderMethod):
         return math.sqrt(2.5 * self.hidden_size) if self.config.scale_embeds else 1.0
 
     def plan(self, num_jacobi_iterations: int) -> PassPlan:
-        """K + 1 passes of one row per token."""
+        """Plan K + 1 passes of one row per token."""
         del num_jacobi_iterations
         return iteration_plan(self.config.num_latent_thoughts)
 
     def enter(
         self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext
     ) -> PassRows:
-        """The embeddings, then whatever the trip before has left."""
+        """Enter the embeddings, then the output of the loop before."""
         del index, context
         return PassRows(rows=embed()) if handed is None else handed
 
     def normalizes(self, index: int, plan: PassPlan) -> bool:
-        """Only at the very end."""
+        """Return whether it is the last loop."""
         return plan.is_final(index)
 
     def leave(self, index: int, ended: PassRows, context: PassContext) -> PassRows:
-        """The running hidden state as it is."""
+        """Hand on the hidden state as it is."""
         del index, context
         return ended
 

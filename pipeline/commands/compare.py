@@ -65,12 +65,12 @@ def compare(
     Methods that halt are evaluated with hard pruning at every threshold; the others have one point. Figures
     are taken from pruning_curve.json of a run, which this command writes, or for methods that do not halt
     from evaluation.json of `megaponder eval`; where neither fits the newest checkpoint, it is evaluated now.
-    The log says which. Losses are comparable on the same held-out text only; a warning says where they are
-    not. Under torchrun models are split over all ranks.
+    The log reports which. Losses are comparable only on the same held-out text; a warning reports where they
+    are not. Under torchrun models are split over all ranks.
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
-    # It tells of the fonts that it finds.
+    # It logs the fonts that it finds.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
     from pipeline.evaluation.compare.measure import Wanted, curve_of, find_run
@@ -78,7 +78,7 @@ def compare(
     from pipeline.evaluation.compare.table import comparison_values, labels_of, render_comparison, same_text
     from pipeline.shared.files import write_atomically
 
-    wanted = Wanted(thresholds=tuple(threshold or ()), num_global_batches=iters, anew=anew)
+    wanted = Wanted(thresholds=tuple(threshold or ()), num_global_batches=iters, reevaluate=anew)
     found = [find_run(path) for path in runs]
     curves = []
     for run in found:

@@ -30,7 +30,7 @@ Tasks = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,...",
-        help="Ask tasks of lm-evaluation-harness (the extra eval) instead: their names, groups, tags, or "
+        help="Run tasks of lm-evaluation-harness (the extra eval) instead: their names, groups, tags, or "
         f"files, separated by commas. {_GROUPS_HELP}.",
         show_default=False,
     ),
@@ -113,22 +113,22 @@ def evaluate(
     tensor_parallel: TensorParallel = None,
     output: Output = None,
 ) -> None:
-    """Measure loss and steps on the held-out text of the run's data, or the answers to public tasks.
+    """Measure loss and steps on the held-out text of the run's data, or the scores on public tasks.
 
-    On held-out text: loss, perplexity and bits per byte of the whole and of each source of a blend, beside
+    On held-out text: loss, perplexity and bits per byte of all text and of each source of a blend, and
     the unigram entropy; the steps that tokens take, their loss by steps, and the residual of each sweep.
 
-    With --tasks: the scores of lm-evaluation-harness, and beside each the steps its tokens really took and
-    the operations that cost; pruned steps are not computed. Nothing is converted. See docs/evaluation.md.
+    With --tasks: the scores of lm-evaluation-harness, each with the steps that its tokens took and the
+    operations they cost; pruned steps are not computed. Nothing is converted. See docs/evaluation.md.
 
-    Under torchrun the model is split over all ranks, or as --tensor-parallel says.
+    Under torchrun the model is split over all ranks, or as --tensor-parallel sets.
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
     if tasks is not None:
         if iters is not None or jacobi_iterations is not None:
             raise typer.BadParameter(
-                "is for the held-out split; leave it out, tasks are read until sweeps move nothing",
+                "is for the held-out split; remove it: tasks are read until sweeps settle",
                 param_hint="--iters" if iters is not None else "--jacobi-iterations",
             )
         from pipeline.commands.evaluate_tasks import TaskOptions, evaluate_tasks
@@ -150,21 +150,36 @@ def evaluate(
         )
         return
 
+    overrides = [] if jacobi_iterations is None else [f"ponder.num_jacobi_iterations={jacobi_iterations}"]
+    result, default_output = _evaluate_heldout(
+        checkpoint, iteration, overrides, iters=iters, tensor_parallel=tensor_parallel
+    )
+    if is_first:
+        from pipeline.evaluation.results import save_json
+
+        Console().print(_table(result))
+        save_json(result, output or default_output)
+        typer.echo(f"written to {output or default_output}")
+
+
+def _evaluate_heldout(
+    checkpoint: Path,
+    iteration: int | None,
+    overrides: list[str],
+    *,
+    iters: int | None,
+    tensor_parallel: int | None,
+) -> tuple["EvaluationResult", Path]:
+    """Return the result on held-out text, and the file it goes to by default."""
     from pipeline.evaluation.checkpoint import evaluate_checkpoint
     from pipeline.evaluation.opened import opened_checkpoint
-    from pipeline.evaluation.results import EVALUATION_FILE, save_json
+    from pipeline.evaluation.results import EVALUATION_FILE
 
-    overrides = [] if jacobi_iterations is None else [f"ponder.num_jacobi_iterations={jacobi_iterations}"]
     with opened_checkpoint(
         checkpoint, iteration=iteration, overrides=overrides, tensor_parallel=tensor_parallel
     ) as opened:
         result = evaluate_checkpoint(opened, max_global_batches=iters or opened.config.evaluation.iters)
-        default_output = opened.config.output_dir / EVALUATION_FILE
-    if not is_first:
-        return
-    Console().print(_table(result))
-    save_json(result, output or default_output)
-    typer.echo(f"written to {output or default_output}")
+        return result, opened.config.output_dir / EVALUATION_FILE
 
 
 def _table(result: "EvaluationResult") -> Table:

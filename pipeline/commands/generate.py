@@ -40,10 +40,12 @@ Temperature = Annotated[
     float, typer.Option(min=0.0, metavar="T", help="Divides the logits; 0 takes the most likely token.")
 ]
 TopK = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Choose among the N likeliest.", show_default=False)
+    int | None,
+    typer.Option(min=1, metavar="N", help="Choose among the N most likely.", show_default=False),
 ]
 TopP = Annotated[
-    float, typer.Option(min=1e-6, max=1.0, metavar="P", help="Choose among the likeliest that make up P.")
+    float,
+    typer.Option(min=1e-6, max=1.0, metavar="P", help="Choose among the most likely that make up P."),
 ]
 RepetitionPenalty = Annotated[
     float,
@@ -51,12 +53,14 @@ RepetitionPenalty = Annotated[
 ]
 Stop = Annotated[
     list[str] | None,
-    typer.Option(metavar="TEXT", help="Ends a text and is left out; any number.", show_default=False),
+    typer.Option(
+        metavar="TEXT", help="Ends a text, which does not include it; any number.", show_default=False
+    ),
 ]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Of the choice; each text draws on its own.")]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Of the sampling; each text samples on its own.")]
 Prefill = Annotated[
     Literal["jacobi", "exact"],
-    typer.Option(help="Read prompts by sweeps over all tokens until nothing moves, or token by token."),
+    typer.Option(help="Read prompts by sweeps over all tokens until they settle, or token by token."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Texts that are decoded together at most.")]
 ShowSteps = Annotated[
@@ -102,19 +106,15 @@ def generate(
 ) -> None:
     """Continue texts; every token takes only the steps it needs.
 
-    Shows each token on the colour of its steps, and a single text while it grows. Pruned steps are not
+    Each token is shown on the colour of its steps, and a single text while it grows. Pruned steps are not
     computed and leave no keys or values. Under torchrun the model is split over all ranks.
 
-    Ctrl-C (exit code 130) and SIGTERM (75) end it after the step at hand; texts that had ended are written
-    out, those that had not are lost.
+    Ctrl-C (exit code 130) and SIGTERM (75) end it after the current step; texts that have ended are written,
+    the others are lost.
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
-    texts = _texts(prompt, prompts_file)
-    if output is not None and len(texts) > 1:
-        raise typer.BadParameter(
-            f"takes one text, but there are {len(texts)}; use --json-lines", param_hint="--output"
-        )
+    texts = _texts(prompt, prompts_file, output)
 
     from pipeline.commands.generate_output import generate_to
     from pipeline.evaluation.opened import opened_checkpoint
@@ -148,7 +148,7 @@ def generate(
     raise typer.Exit(code)
 
 
-def _texts(prompt: list[str] | None, prompts_file: Path | None) -> list[str]:
+def _texts(prompt: list[str] | None, prompts_file: Path | None, output: Path | None) -> list[str]:
     texts = list(prompt or ())
     if not all(texts):
         raise typer.BadParameter("must not be empty", param_hint="--prompt")
@@ -156,6 +156,10 @@ def _texts(prompt: list[str] | None, prompts_file: Path | None) -> list[str]:
         from pipeline.generation.files import read_prompts_file
 
         texts += read_prompts_file(prompts_file)
+    if output is not None and len(texts) > 1:
+        raise typer.BadParameter(
+            f"takes one text, but there are {len(texts)}; use --json-lines", param_hint="--output"
+        )
     return texts
 
 

@@ -19,7 +19,7 @@ from pipeline.ranks.signals import StopFlag, StopRequest
 from pipeline.report.colors import DARK_RAMP, step_colors
 from pipeline.shared.exit_codes import ExitCode
 
-# Ends a piece that is not a whole character yet.
+# Ends a piece that is not a complete character yet.
 UNFINISHED = "\ufffd"
 
 
@@ -35,18 +35,18 @@ def generate_to(
     speaks: bool,
     console: Console | None = None,
 ) -> ExitCode:
-    """Generate, show and write.
+    """Generate texts, show them and write them.
 
     Args:
         opened: the model.
         prompts: at least one.
         settings: what to generate.
-        stop: ends it.
-        json_lines: a line for each text that has ended.
-        sample_file: the one text, for the report.
+        stop: ends the generation.
+        json_lines: file that gets a line for each text that has ended.
+        sample_file: file that gets the single text, for the report.
         show_steps: colour the tokens.
         speaks: whether this rank shows and writes anything.
-        console: where the text goes.
+        console: where texts are shown.
     Returns:
         DONE; INTERRUPTED or REQUEUE where the keyboard or a signal ended it.
     """
@@ -89,8 +89,8 @@ class _Output:
 
         Args:
             text: the text.
-            is_shown: it has been shown while it grew.
-            has_number: there are others.
+            is_shown: whether it was shown while it grew.
+            has_number: whether there are others.
         """
         if has_number:
             self.console.rule(f"{text.number}: {text.ending}, {text.mean_steps:.2f} steps per token")
@@ -100,7 +100,7 @@ class _Output:
             self.console.print(render_legend(self.sample(text)))
 
     def sample(self, text: GeneratedText) -> TextSample:
-        """A text in the form of the report."""
+        """Return a text in the form of the report."""
         return text_sample(self._opened, text, seconds=time.monotonic() - self._started)
 
 
@@ -114,7 +114,7 @@ def _opened(path: Path | None) -> Iterator[TextIO | None]:
 
 
 class TextStream:
-    """Prints the tokens of one text as they come, each once, in the style of its steps."""
+    """Prints the tokens of one text as they are generated, each once, in the style of its steps."""
 
     def __init__(self, console: Console, *, styles: Sequence[str], stop: Sequence[str]) -> None:
         """Start with nothing shown.
@@ -122,7 +122,7 @@ class TextStream:
         Args:
             console: where to print.
             styles: by number of steps; empty for none.
-            stop: strings that end the text: what may become one of them is held back.
+            stop: strings that end the text: a possible beginning of one is held back.
         """
         self._console = console
         self._styles = styles
@@ -130,14 +130,14 @@ class TextStream:
         self._num_shown = 0
 
     def show(self, text: GeneratedText) -> None:
-        """Print what is new and will stay: all of it once the text has ended."""
+        """Print the new tokens that are final: all of them once the text has ended."""
         end = len(text.tokens) if text.ending is not None else self._num_settled(text)
         shown = render_tokens(text.tokens[self._num_shown : end], self._styles)
         self._console.print(shown, end="\n" if text.ending is not None else "", soft_wrap=True)
         self._num_shown = max(self._num_shown, end)
 
     def _num_settled(self, text: GeneratedText) -> int:
-        """How many tokens no later token can change."""
+        """Return the number of tokens that no later token can change."""
         end = len(text.tokens)
         while end > 0 and text.tokens[end - 1].piece.endswith(UNFINISHED):
             end -= 1
@@ -149,13 +149,13 @@ class TextStream:
 
 
 def possible_stop(text: str, stop: Sequence[str]) -> int:
-    """How many letters at the end of a text may be the beginning of a stop string."""
+    """Return how many letters at the end of a text may be the beginning of a stop string."""
     lengths = (length for one in stop for length in range(1, len(one)) if text.endswith(one[:length]))
     return max(lengths, default=0)
 
 
 def render_tokens(tokens: Sequence[SampleToken], styles: Sequence[str]) -> Text:
-    """Join tokens in the styles of their steps; without styles, only what was given stands out."""
+    """Join tokens in the styles of their steps; without styles, only the prompt is dimmed."""
     text = Text()
     for token in tokens:
         style = styles[token.steps] if styles else ""
@@ -164,7 +164,7 @@ def render_tokens(tokens: Sequence[SampleToken], styles: Sequence[str]) -> Text:
 
 
 def render_legend(sample: TextSample) -> Text:
-    """Say what each colour stands for and how many tokens have it; empty for a method that does not halt."""
+    """Return the legend of the colours, with token counts; empty for a method that does not halt."""
     counts = Counter(token.steps for token in sample.tokens)
     legend = Text()
     for steps, style in enumerate(_styles(sample)):
@@ -174,7 +174,7 @@ def render_legend(sample: TextSample) -> Text:
 
 
 def step_styles(num_latent_thoughts: int) -> list[str]:
-    """A style for each number of steps, 0..K."""
+    """Return a style for each number of steps, 0..K."""
     return [f"white on {color}" for color in step_colors(DARK_RAMP, num_latent_thoughts + 1)]
 
 

@@ -25,7 +25,7 @@ Layout = Annotated[
 Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Training steps to compare.")]
 JsonFile = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", help="Write the results there too.", show_default=False),
+    typer.Option("--json", metavar="FILE", help="Also write the results to this file.", show_default=False),
 ]
 
 
@@ -36,13 +36,13 @@ def parity(
     steps: Steps = 5,
     json_file: JsonFile = None,
 ) -> None:
-    """Tell whether a parallel layout trains as one process does: is this difference normal?
+    """Check that a parallel layout trains as one process does: is this difference normal?
 
     Trains the first steps of the run twice on this machine, with the same seed and data: on one process, then
-    on as many ranks as the layout has. Shows loss and gradient norm of both in every step, how far they are
-    apart, and whether that is rounding. One process must be able to hold the whole model. Nothing is saved.
+    on as many ranks as the layout has. Shows loss and gradient norm of both in each step, their difference,
+    and whether rounding explains it. One process must be able to hold the model. Nothing is saved.
 
-    The band of bf16 is wide; training.precision=fp32 tells rounding from a mistake far more sharply.
+    The band of bf16 is wide; training.precision=fp32 separates rounding from mistakes far better.
 
     Exit code 0: every difference is inside the band of the run's precision; 1: one is not, or ranks failed.
     """

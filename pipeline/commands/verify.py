@@ -32,7 +32,7 @@ Threshold = Annotated[
         min=0.0,
         max=1.0,
         metavar="TAU",
-        help="Pruning thresholds to decode with, beside 1e-4; default: 1e-6, 1e-5, 1e-4, 1e-3, 0.01, "
+        help="Pruning thresholds to decode with, in addition to 1e-4; default: 1e-6, 1e-5, 1e-4, 1e-3, 0.01, "
         "0.1, 0.5.",
         show_default=False,
     ),
@@ -65,7 +65,7 @@ RunBound = Annotated[
 ]
 Precision = Annotated[
     Literal["fp32", "run"],
-    typer.Option(help="Compute in float32, where rounding is no excuse, or as the run does."),
+    typer.Option(help="Compute in float32, which rules out rounding as a cause, or as the run does."),
 ]
 Output = Annotated[
     Path | None,
@@ -95,9 +95,9 @@ def verify(
 
     Both read the same held-out text; every logit of every token is compared, for forwards of several numbers
     of Jacobi sweeps and decodings of several pruning thresholds. Exit code 1: at threshold 1e-4 and the most
-    sweeps some logit differs by more than the bound. The default bound of 0.01 lets no probability differ by
-    more than a factor exp(0.02); pruning takes about 5e-4 and less, a wrong mask, position or cached key
-    moves logits by 0.1 and more. Methods that do not halt are compared over sweeps, or once. Under torchrun
+    sweeps some logit differs by more than the bound. With the default bound of 0.01 no probability differs by
+    more than a factor exp(0.02); pruning accounts for about 5e-4 or less, a wrong mask, position or cached
+    key moves logits by 0.1 and more. Methods that do not halt are compared over sweeps, or once. Under torchrun
     the model is split over all ranks.
     """
     is_first = speaks()
@@ -153,12 +153,12 @@ def _refuse_unused(
     method = ponder.method
     if threshold and not method.halts:
         raise typer.BadParameter(
-            f"is for methods that halt, but the run is one of {method}; leave it out",
+            f"is for methods that halt, but the run is one of {method}; remove it",
             param_hint="--threshold",
         )
     if not method.has_sweeps and (jacobi_iterations or run_bound is not None):
         raise typer.BadParameter(
-            f"is for methods with Jacobi sweeps, but the run is one of {method}; leave it out",
+            f"is for methods with Jacobi sweeps, but the run is one of {method}; remove it",
             param_hint="--jacobi-iterations" if jacobi_iterations else "--run-bound",
         )
     run_sweeps = ponder.num_jacobi_iterations

@@ -20,7 +20,7 @@ from pipeline.verification.texts import Piece
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardLogits:
-    """What one training forward gave.
+    """The result of one training forward.
 
     Attributes:
         logits: [T, V], on every rank.
@@ -33,7 +33,7 @@ class ForwardLogits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedLogits:
-    """What decoding token by token gave.
+    """The result of decoding token by token.
 
     Attributes:
         logits: [T, V], on every rank.
@@ -80,14 +80,14 @@ def forward_logits(
 def decoded_logits(
     model: PonderModel, pieces: Sequence[Piece], limits: StepLimits = UNLIMITED
 ) -> DecodedLogits:
-    """Let every document be decoded with its own tokens given (teacher forced), all documents side by side.
+    """Decode all documents together, each with its own tokens given (teacher forcing).
 
     Args:
         model: of a single pipeline stage, in evaluation mode.
         pieces: at least one.
         limits: on the steps that tokens take.
     """
-    # Longest first: those that go on stand together, and attend in one call.
+    # Longest first: those that have further tokens are neighbours, and attend in one call.
     longest_first = sorted(pieces, key=lambda piece: -len(piece.tokens))
     decoder = BatchDecoder(
         model,
@@ -99,11 +99,11 @@ def decoded_logits(
     logits: Tensor | None = None
     steps = torch.zeros(num_tokens, dtype=torch.int64, device=device())
     for position in range(len(longest_first[0].tokens)):
-        going_on = [piece for piece in longest_first if len(piece.tokens) > position]
-        decoded = decoder.consume(range(len(going_on)), [piece.tokens[position] for piece in going_on])
+        longer = [piece for piece in longest_first if len(piece.tokens) > position]
+        decoded = decoder.consume(range(len(longer)), [piece.tokens[position] for piece in longer])
         if logits is None:
             logits = decoded.logits.new_empty(num_tokens, decoded.logits.shape[1])
-        places = torch.tensor([piece.first + position for piece in going_on], device=device())
+        places = torch.tensor([piece.first + position for piece in longer], device=device())
         logits[places] = decoded.logits
         steps[places] = decoded.steps
     assert logits is not None, "a piece has at least one token"
@@ -115,10 +115,10 @@ class Agreement:
     """Differences between the logits of the same tokens.
 
     Attributes:
-        max_error: largest difference of any logit of any token; NaN where a logit is none.
+        max_error: largest difference of any logit of any token; NaN where a logit is NaN.
         error_sum: of all differences.
         num_logits: how many there are.
-        num_same_top: tokens whose likeliest next token is the same.
+        num_same_top: tokens whose most likely next token is the same.
         num_tokens: all tokens.
     """
 
@@ -129,7 +129,7 @@ class Agreement:
     num_tokens: int = 0
 
     def add(self, expected: Tensor, found: Tensor) -> None:
-        """Take in logits of further tokens, [T, V] each."""
+        """Add the logits of further tokens, [T, V] each."""
         wide = torch.promote_types(expected.dtype, torch.float32)
         errors = (expected.to(wide) - found.to(wide)).abs()
         # max() of Python would drop a NaN.
@@ -146,7 +146,7 @@ class Agreement:
 
     @property
     def top1_agreement(self) -> float:
-        """Share of tokens with the same likeliest next token."""
+        """Share of tokens with the same most likely next token."""
         return self.num_same_top / self.num_tokens
 
 
@@ -158,7 +158,7 @@ class LossSum:
     num_labels: int = 0
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Take in further tokens: logits [T, V], labels [T] with -100 where there is none."""
+        """Add further tokens: logits [T, V], labels [T] with -100 where there is none."""
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = torch.nn.functional.cross_entropy(wide, labels, ignore_index=IGNORED_LABEL, reduction="sum")
         self.nll += float(losses)
