@@ -97,8 +97,8 @@ def verify(
     of Jacobi sweeps and decodings of several pruning thresholds. Exit code 1: at threshold 1e-4 and the most
     sweeps some logit differs by more than the bound. With the default bound of 0.01 no probability differs by
     more than a factor exp(0.02); pruning accounts for about 5e-4 or less, a wrong mask, position or cached
-    key moves logits by 0.1 and more. Methods that do not halt are compared over sweeps, or once. Under torchrun
-    the model is split over all ranks.
+    key moves logits by 0.1 and more. Methods that do not halt are compared over sweeps, or once. Under
+    torchrun the model is split over all ranks.
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)

@@ -69,7 +69,7 @@ def _load(manager: TaskManager, name: str) -> LoadedTasks:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
             f"the data of task {name!r} must be cached or downloadable, but could not be loaded: "
-            f"{reason[0]}; on a machine without access to the hub, load them where there is access and set HF_HOME to a "
-            "copy of that cache, with HF_HUB_OFFLINE=1"
+            f"{reason[0]}; on a machine without access to the hub, load them where there is access and set "
+            "HF_HOME to a copy of that cache, with HF_HUB_OFFLINE=1"
         ) from error
     return loaded
