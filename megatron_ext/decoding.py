@@ -1,8 +1,9 @@
 """Decoding of many sequences: a token runs only the steps it needs (definitions 2.5, 3.2).
 
-The method says which rows of a token run; each runs against the stored rows of earlier tokens. At every step
-the rows of all sequences that need it go through the layers together, and no others: the work is the sum of
-the steps. A pruned slot is never computed and leaves no key and no value, a halted token is not run again.
+The method decides which rows of a token run; each runs against the stored rows of earlier tokens. At each
+step the rows of all sequences that need it go through the layers together, and no others: the work is the sum
+of the steps. A pruned slot is never computed and leaves no key and no value; a halted token does not run
+again.
 
 B = sequences, N = tokens of a call, H = hidden size, V = vocabulary.
 """
@@ -23,13 +24,13 @@ from megatron_ext.ponder.decode.sweeps import PromptTokens, Sweeps
 from megatron_ext.ponder.decode.think import Observer, Thought, ignore
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 
-# The head runs on this many tokens of a prompt at once: all of their logits at a time may not fit.
+# The head runs on this many tokens of a prompt at once: the logits of all of them may not fit in memory.
 TOKENS_PER_HEAD_CALL = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedTokens:
-    """What consuming one token of each of some sequences gave.
+    """The result of consuming one token of each of some sequences.
 
     Attributes:
         logits: [N, V], predicting the next token of each, on every rank; without padding rows.
@@ -42,25 +43,25 @@ class DecodedTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadPrompt:
-    """What reading one prompt of S tokens gave.
+    """The result of reading one prompt of S tokens.
 
     Attributes:
-        logits: [V], predicting the token behind the prompt.
+        logits: [V], predicting the token after the prompt.
         steps: extra steps that ran, [S].
         nll: loss in nats of the second to the last token, [S - 1].
-        likeliest: the token that was most likely at each of their places, [S - 1].
+        most_likely: the most likely token at each of their places, [S - 1].
     """
 
     logits: Tensor
     steps: Tensor
     nll: Tensor
-    likeliest: Tensor
+    most_likely: Tensor
 
 
 class BatchDecoder:
-    """Consumes the tokens of B sequences; any of them may rest, end or start anew at any time.
+    """Consumes the tokens of B sequences; any of them may pause, end or start over at any time.
 
-    What it returns are inference tensors: no gradient is ever asked of them.
+    It returns inference tensors, which have no gradients.
 
     Attributes:
         store: keys and values of all rows that ran.
@@ -123,10 +124,10 @@ class BatchDecoder:
     def read_prompts(
         self, sequences: Sequence[int], prompts: Sequence[Sequence[int]], *, sweeps: Sweeps | None
     ) -> list[ReadPrompt]:
-        """Start some sequences anew with prompts of any lengths.
+        """Start some sequences over with prompts of any lengths.
 
         Args:
-            sequences: which; what they held is forgotten.
+            sequences: which; their earlier tokens are forgotten.
             prompts: at least one token each.
             sweeps: reads all tokens of the prompts together, latent thoughts by Jacobi iteration; None reads
                 token by token, which is exact for every method.
@@ -134,7 +135,7 @@ class BatchDecoder:
             ValueError: a prompt is empty.
         """
         if not all(prompts):
-            raise ValueError("a prompt must have at least one token, but is empty; write some text")
+            raise ValueError("a prompt must have at least one token, but one is empty; write some text")
         self.store.forget(sequences)
         for sequence in sequences:
             self.num_tokens[sequence] = 0
@@ -153,7 +154,7 @@ class BatchDecoder:
         logits: dict[int, Tensor] = {}
         steps: dict[int, list[Tensor]] = {sequence: [] for sequence in sequences}
         nll: dict[int, list[Tensor]] = {sequence: [] for sequence in sequences}
-        likeliest: dict[int, list[Tensor]] = {sequence: [] for sequence in sequences}
+        most_likely: dict[int, list[Tensor]] = {sequence: [] for sequence in sequences}
         for column in zip_longest(*prompts):
             tokens = {
                 sequence: token
@@ -162,7 +163,7 @@ class BatchDecoder:
             }
             for sequence in tokens.keys() & logits.keys():
                 nll[sequence].append(token_nll(logits[sequence].unsqueeze(0), [tokens[sequence]]))
-                likeliest[sequence].append(logits[sequence].argmax().reshape(1))
+                most_likely[sequence].append(logits[sequence].argmax().reshape(1))
             decoded = self.consume(list(tokens), list(tokens.values()))
             for index, sequence in enumerate(tokens):
                 logits[sequence] = decoded.logits[index]
@@ -172,7 +173,7 @@ class BatchDecoder:
                 logits=logits[sequence],
                 steps=torch.cat(steps[sequence]),
                 nll=torch.cat([logits[sequence].new_zeros(0), *nll[sequence]]),
-                likeliest=torch.cat([_on_device([]), *likeliest[sequence]]),
+                most_likely=torch.cat([_on_device([]), *most_likely[sequence]]),
             )
             for sequence in sequences
         ]
@@ -189,21 +190,21 @@ class BatchDecoder:
             self,
             [sequences[number] for number in numbers],
             [position for prompt in prompts for position in range(len(prompt))],
-            starts_anew=True,
+            starts_over=True,
         )
         of_prompts = PromptTokens(sequences=_on_device(numbers), sweeps=sweeps)
         return self._method.read_prompts(rows, run, model.mix_embeddings, of_prompts, self.observe)
 
     def _read_prompt(self, prompt: Sequence[int], hidden: Tensor, steps: Tensor) -> ReadPrompt:
-        """Let the head read the hidden states of one prompt, [1, S, H]."""
+        """Run the head on the hidden states of one prompt, [1, S, H]."""
         logits = self._logits(hidden[:, -1:])[0]
-        nll, likeliest = [logits.new_zeros(0)], [_on_device([])]
+        nll, most_likely = [logits.new_zeros(0)], [_on_device([])]
         for start in range(0, len(prompt) - 1, TOKENS_PER_HEAD_CALL):
             stop = min(start + TOKENS_PER_HEAD_CALL, len(prompt) - 1)
             here = self._logits(hidden[:, start:stop])
             nll.append(token_nll(here, prompt[start + 1 : stop + 1]))
-            likeliest.append(here.argmax(dim=-1))
-        return ReadPrompt(logits=logits, steps=steps, nll=torch.cat(nll), likeliest=torch.cat(likeliest))
+            most_likely.append(here.argmax(dim=-1))
+        return ReadPrompt(logits=logits, steps=steps, nll=torch.cat(nll), most_likely=torch.cat(most_likely))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """[1, N, H] -> [N, V]."""
@@ -235,8 +236,8 @@ class BatchDecoder:
 class _Runner:
     """Runs rows of N tokens and stores them. Implements :class:`megatron_ext.ponder.decode.think.RowRunner`.
 
-    A token of an iterating method stays at its place in the sequence. Rows of other methods stand in the
-    order of tokens and slots: behind what is stored, or, where a sequence starts anew, from its beginning in
+    A token of an iterating method keeps its place in the sequence. Rows of other methods are stored in the
+    order of tokens and slots: after the stored rows, or, where a sequence starts over, from its beginning in
     every call.
     """
 
@@ -246,13 +247,13 @@ class _Runner:
         sequences: Sequence[int],
         positions: Sequence[int],
         *,
-        starts_anew: bool = False,
+        starts_over: bool = False,
     ) -> None:
         self._decoder = decoder
         self._iterates = decoder.iterates
         self._sequences = sequences
         self._positions = positions
-        self._starts_anew = starts_anew
+        self._starts_over = starts_over
 
     def __call__(
         self,
@@ -277,7 +278,7 @@ class _Runner:
         return hidden
 
     def _next_places(self, sequences: Sequence[int]) -> Iterator[int]:
-        if self._starts_anew:
+        if self._starts_over:
             self._decoder.store.forget(sequences)
         taken: dict[int, int] = {}
         for sequence in sequences:
@@ -287,7 +288,7 @@ class _Runner:
 
 
 def token_nll(logits: Tensor, targets: Sequence[int]) -> Tensor:
-    """Loss in nats of the tokens that came, in at least float32: [N, V] -> [N]."""
+    """Return the loss in nats of the tokens that followed, in at least float32: [N, V] -> [N]."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.nn.functional.cross_entropy(wide, _on_device(targets), reduction="none")
 

@@ -1,4 +1,4 @@
-"""Keys and values of the rows of several sequences, allocated once, without room for rows that never ran.
+"""Keys and values of the rows of several sequences, allocated once; rows that never ran take no room.
 
 A method that iterates over the same row keeps one version per iteration: iteration i of a token reads version
 i of every earlier token, which for a token that halted before is that of its last iteration (definitions
@@ -53,22 +53,22 @@ class RowStore:
         self._size = extended_size(config.kv_channels, weight_dtype, dtype)
         groups = max(config.num_query_groups // model.axis.size, 1)
         shape = (num_versions, config.num_layers, num_sequences, groups, capacity, self._size)
-        # Zeros: a masked key or value must be a number, or what it is multiplied with is none.
+        # Zeros: a masked key or value must be finite, since 0 times NaN is NaN.
         self._keys = torch.zeros(shape, dtype=dtype, device=device())
         self._values = torch.zeros_like(self._keys)
         self.capacity = capacity
         self.num_rows = [0] * num_sequences
 
     def forget(self, sequences: Sequence[int]) -> None:
-        """Give up all rows of some sequences."""
+        """Drop all rows of some sequences."""
         for sequence in sequences:
             self.num_rows[sequence] = 0
 
     def places(self, sequences: Sequence[int], places: Sequence[int], *, version: int = 0) -> "StoredRows":
-        """Say where the rows of a call go; from now on they count.
+        """Assign the rows of a call to places, which count as taken from now on.
 
         Args:
-            sequences: of every row; rows of a sequence stand together.
+            sequences: of every row; rows of a sequence are neighbours.
             places: of every row in its sequence, rising within it; all places before are taken, some of them
                 perhaps by rows of the same call.
             version: which version of the rows.
@@ -94,7 +94,7 @@ class RowStore:
                 of_layer[:, rows.sequences, :, rows.places] = new.unsqueeze(1)
 
     def read(self, layer_number: int, version: int, sequences: slice, num_rows: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of neighbouring sequences, [b, G, num_rows, w] each, without a copy."""
+        """Return the keys and values of neighbouring sequences, [b, G, num_rows, w] each, without a copy."""
         keys, values = (
             stored[version, layer_number - 1, sequences, :, :num_rows]
             for stored in (self._keys, self._values)
@@ -109,7 +109,7 @@ class RowStore:
 
 
 # Rows of sequences of different lengths attend together where that reads at most so many times the keys that
-# they see: on short texts a call costs more than the keys it reads in vain.
+# they see: on short texts a call costs more than the keys that it reads for nothing.
 MOST_KEYS_READ = 2.0
 
 
@@ -216,7 +216,7 @@ def _merged(parts: Iterator[_Part]) -> Iterator[_Part]:
 
 
 def _joined(part: _Part, following: _Part) -> _Part | None:
-    """Make one part of two, or None where that cannot be or reads too much in vain."""
+    """Join two parts; return None where they cannot be joined, or would read too many keys for nothing."""
     if not (part.has_one_row_each and following.has_one_row_each):
         return None
     if following.sequences.start != part.sequences.stop:

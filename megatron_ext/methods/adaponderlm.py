@@ -31,7 +31,7 @@ class AdaPonderLM(PonderLM):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Start with every gate open to 0.9, whatever the token."""
+        """Initialize each gate to 0.9, whatever the token."""
         if not self.decides:
             return
         for gate in self.gates:
@@ -40,20 +40,20 @@ class AdaPonderLM(PonderLM):
             nn.init.constant_(output.bias, math.log(OPEN_GATE_ODDS))
 
     def leave(self, index: int, ended: PassRows, context: PassContext) -> PassRows:
-        """m^{i+1} s^i e^i, and m^{i+1} beside it."""
-        hidden = context.memory.keep(f"hidden/{index}", self._frozen(index, ended, context))
+        """Hand on m^{i+1} s^i e^i, with m^{i+1} in the column."""
+        hidden = context.memory.keep(f"hidden/{index}", self._held_hidden(index, ended, context))
         context.observe(f"hidden/iteration_{index:02d}", hidden)
         logits = context.memory.keep(f"gate/{index}", self._gate(index, hidden))
         was_active = torch.ones_like(logits, dtype=torch.bool) if ended.column is None else ended.column > 0
         active = still_active(was_active, logits, self.config.pruning_threshold)
         share = torch.sigmoid(logits) * active
-        update = self._answer(hidden, context.mix_embeddings) * share.unsqueeze(-1).to(hidden.dtype)
+        update = self._feed_back(hidden, context.mix_embeddings) * share.unsqueeze(-1).to(hidden.dtype)
         return PassRows(rows=update, column=active.to(logits.dtype))
 
     def read(self, ended: PassRows, context: PassContext) -> Readout:
-        """The frozen hidden state after the last iteration."""
+        """Read the hidden state of each token after its last iteration."""
         num_iterations = self.config.num_latent_thoughts
-        hidden = self._frozen(num_iterations, ended, context)
+        hidden = self._held_hidden(num_iterations, ended, context)
         context.observe("last_hidden", hidden)
         if num_iterations == 0:
             return Readout(hidden=hidden)
@@ -74,7 +74,7 @@ class AdaPonderLM(PonderLM):
             self._first_input(rows),
             run,
             num_iterations=self.config.num_latent_thoughts,
-            feed_back=partial(self._answer, mix_embeddings=mix_embeddings),
+            feed_back=partial(self._feed_back, mix_embeddings=mix_embeddings),
             gate=self._gate,
             threshold=self.config.pruning_threshold,
             observe=observe,
@@ -91,13 +91,13 @@ class AdaPonderLM(PonderLM):
         }
 
     def _gate(self, index: int, hidden: Tensor) -> Tensor:
-        """G of iteration `index`, in at least float32: [S, B, H] -> [S, B]."""
+        """Return g of iteration `index`, in at least float32: [S, B, H] -> [S, B]."""
         layers = self.gates[index]
         assert isinstance(layers, nn.Sequential)
         return in_float32(layers, hidden).squeeze(-1)
 
-    def _frozen(self, index: int, ended: PassRows, context: PassContext) -> Tensor:
-        """H of iteration `index`: a halted token has that of its last active one."""
+    def _held_hidden(self, index: int, ended: PassRows, context: PassContext) -> Tensor:
+        """Return h of iteration `index`: a halted token has that of its last active one."""
         if ended.column is None:
             return ended.rows
         is_active = (ended.column > 0).unsqueeze(-1)

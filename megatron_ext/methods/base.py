@@ -1,7 +1,7 @@
-"""What a pondering method is: a plan of passes, what enters each, what one hands to the next, what is read.
+"""The interface of a pondering method: its pass plan, what enters and leaves each pass, what is read.
 
-The model runs the passes; a method only says what goes in and what comes out, so that the same method serves
-a single process, tensor and sequence parallelism, and passes that are spread over pipeline stages.
+The model runs the passes; a method only defines their inputs and outputs, so that the same method serves a
+single process, tensor and sequence parallelism, and passes that are spread over pipeline stages.
 
 S = tokens held by this rank, n = slots in the pass, B = micro-batch, H = hidden size, K = extra steps.
 """
@@ -28,7 +28,7 @@ Mixer = Callable[[Tensor], Tensor]
 
 
 class Column(Enum):
-    """What the number beside every row of a pass means."""
+    """The meaning of the number that accompanies each row of a pass."""
 
     NONE = "none"
     LOG_WEIGHT = "log weight of the row's key"
@@ -37,7 +37,7 @@ class Column(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassRows:
-    """What moves through the layers of a pass, and from the end of one pass to the start of the next.
+    """The rows that move through the layers of a pass, and from the end of one pass to the next.
 
     Attributes:
         rows: [R, B, H].
@@ -50,7 +50,7 @@ class PassRows:
 
 @dataclass(slots=True, kw_only=True)
 class PassContext:
-    """What the methods may use of one micro-batch.
+    """What the methods may use while they work on one micro-batch.
 
     Attributes:
         plan: the passes of this forward.
@@ -77,7 +77,7 @@ class PassContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readout:
-    """What is read from the final pass.
+    """The result of the final pass.
 
     Attributes:
         hidden: [S, B, H], goes to the head.
@@ -147,11 +147,11 @@ class PonderMethod(nn.Module):
         return self.facts.mixes(self.config.mixture)
 
     def plan(self, num_jacobi_iterations: int) -> PassPlan:
-        """The passes of one forward with J sweeps."""
+        """Return the passes of one forward with J sweeps."""
         return self.facts.plan(self.config.num_latent_thoughts, num_jacobi_iterations)
 
     def tokens_of_rows(self, tokens: Tensor) -> Tensor:
-        """Tokens whose embeddings the first pass is made of: [B, S] -> [B, S * n]."""
+        """Return the tokens whose embeddings form the first pass: [B, S] -> [B, S * n]."""
         return tokens
 
     def enter(
@@ -169,7 +169,7 @@ class PonderMethod(nn.Module):
         return PassRows(rows=embed())
 
     def normalizes(self, index: int, plan: PassPlan) -> bool:
-        """Whether pass `index` ends with the final norm."""
+        """Return whether pass `index` ends with the final norm."""
         return self.facts.norms_each_pass or plan.is_final(index)
 
     def leave(self, index: int, ended: PassRows, context: PassContext) -> PassRows:
@@ -180,7 +180,7 @@ class PonderMethod(nn.Module):
             ended: hidden states, [S * n, B, H], and the column that the pass was entered with.
             context: the micro-batch.
         """
-        raise AssertionError("a method of one pass has nothing to hand on")
+        raise AssertionError("a method of one pass hands nothing to a next one")
 
     def read(self, ended: PassRows, context: PassContext) -> Readout:
         """Read the final pass.
@@ -216,7 +216,7 @@ class PonderMethod(nn.Module):
     ) -> Thought:
         """Consume many tokens of each of several sequences at once.
 
-        Here as :meth:`think` does: a row that iterates in place reads rows of its own iteration alone.
+        The default is :meth:`think`: a row that iterates in place reads rows of its own iteration only.
 
         Args:
             rows: scaled embeddings of :meth:`tokens_of_rows` of the N tokens, [1, N * n, H].
@@ -229,12 +229,12 @@ class PonderMethod(nn.Module):
         return self.think(rows, run, mix_embeddings, observe)
 
     def statistics_layout(self) -> dict[str, int]:
-        """Names and sizes of the sums that a forward collects in :attr:`PassContext.statistics`."""
+        """Return names and sizes of the sums that a forward adds to :attr:`PassContext.statistics`."""
         return {}
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Set the method's own weights to their start values."""
+        """Set the method's own weights to their initial values."""
 
 
 def build_decider(config: PonderConfig, hidden_size: int) -> nn.Sequential:

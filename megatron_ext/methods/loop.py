@@ -14,17 +14,17 @@ from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignor
 
 
 class Loop(PonderMethod):
-    """Nothing is injected or normed between the trips; the final norm comes once, at the end."""
+    """Nothing is added or normalized between the loops; the final norm comes once, at the end."""
 
     def enter(
         self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext
     ) -> PassRows:
-        """The embeddings, then whatever the trip before has left."""
+        """Enter the embeddings, then the output of the loop before."""
         del index, context
         return PassRows(rows=embed()) if handed is None else handed
 
     def leave(self, index: int, ended: PassRows, context: PassContext) -> PassRows:
-        """The running hidden state as it is."""
+        """Hand on the hidden state as it is."""
         del index, context
         return ended
 

@@ -18,14 +18,14 @@ class Pause(PonderMethod):
     """One pass over K + 1 rows per token; the last pause slot is read."""
 
     def tokens_of_rows(self, tokens: Tensor) -> Tensor:
-        """Every token and its pauses: [B, S] -> [B, S * (K + 1)]."""
+        """Put its pauses after each token: [B, S] -> [B, S * (K + 1)]."""
         if self.config.num_latent_thoughts == 0:
             return tokens
         assert self.config.pause_token_id is not None, "pause tokens need an embedding row"
         return interleave_pauses(tokens, self.config.pause_token_id, self.config.num_latent_thoughts)
 
     def read(self, ended: PassRows, context: PassContext) -> Readout:
-        """The last pause slot of every token."""
+        """Read the last pause slot of each token."""
         del context
         return Readout(hidden=split_slots(ended.rows, self.config.num_slots)[:, -1])
 

@@ -16,12 +16,12 @@ from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignor
 
 
 class PonderLM(PonderMethod):
-    """K times the layers' answer is fed back as an embedding; the answer to the last input is read."""
+    """The layers' output is fed back K times as an embedding; the output for the last input is read."""
 
     def enter(
         self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext
     ) -> PassRows:
-        """E^0, then E^{i+1} = E^i + e^i; the running input stays on this stage, only e^i travels."""
+        """Enter E^0, then E^{i+1} = E^i + e^i; the running input stays on this stage, only e^i travels."""
         if handed is None:
             running, column = self._first_input(embed()), None
         else:
@@ -31,9 +31,9 @@ class PonderLM(PonderMethod):
         return PassRows(rows=context.memory.keep(f"input/{index}", running), column=column)
 
     def leave(self, index: int, ended: PassRows, context: PassContext) -> PassRows:
-        """e^i."""
+        """Hand on e^i."""
         del index
-        return PassRows(rows=self._answer(ended.rows, context.mix_embeddings))
+        return PassRows(rows=self._feed_back(ended.rows, context.mix_embeddings))
 
     def think(
         self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
@@ -44,14 +44,14 @@ class PonderLM(PonderMethod):
             self._first_input(rows),
             run,
             num_iterations=self.config.num_latent_thoughts,
-            feed_back=partial(self._answer, mix_embeddings=mix_embeddings),
+            feed_back=partial(self._feed_back, mix_embeddings=mix_embeddings),
             from_first=self.config.residual is Residual.FROM_EMBEDDING,
         )
 
     def _first_input(self, embeddings: Tensor) -> Tensor:
         return embeddings * self.config.num_latent_thoughts if self.config.multiply_embedding else embeddings
 
-    def _answer(self, hidden: Tensor, mix_embeddings: Mixer) -> Tensor:
+    def _feed_back(self, hidden: Tensor, mix_embeddings: Mixer) -> Tensor:
         """H -> e."""
         if self.config.mixture is Mixture.HIDDEN:
             return hidden

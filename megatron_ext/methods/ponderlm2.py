@@ -33,7 +33,7 @@ class PonderLM2(PonderMethod):
     def enter(
         self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext
     ) -> PassRows:
-        """Slot 0 is the embedding, the others are the thoughts handed on."""
+        """Enter the embedding in slot 0 and the thoughts handed on in the others."""
         del index
         if handed is None:
             return PassRows(rows=context.memory.keep("embeddings", embed()))
@@ -47,7 +47,7 @@ class PonderLM2(PonderMethod):
         return PassRows(rows=rows_of_pass(embeddings, thoughts), column=column)
 
     def leave(self, index: int, ended: PassRows, context: PassContext) -> PassRows:
-        """Refresh every thought at once from this pass, and append one while building up."""
+        """Refresh all thoughts at once from this pass, and append one while building up."""
         plan = context.plan
         slots = split_slots(ended.rows, plan.slots[index])
         num_thoughts = plan.slots[index + 1] - 1
@@ -61,7 +61,7 @@ class PonderLM2(PonderMethod):
         return PassRows(rows=merge_slots(thoughts), column=self._log_weight(slots, num_thoughts, context))
 
     def read(self, ended: PassRows, context: PassContext) -> Readout:
-        """The last slot of every token."""
+        """Read the last slot of each token."""
         del context
         return Readout(hidden=split_slots(ended.rows, self.config.num_slots)[:, -1])
 
@@ -104,7 +104,7 @@ class PonderLM2(PonderMethod):
         return all_slots(token_hidden, self.config.num_latent_thoughts)
 
     def statistics_layout(self) -> dict[str, int]:
-        """Squared change and norm of the thoughts in each sweep."""
+        """Return squared change and norm of the thoughts in each sweep."""
         sweeps = self.config.max_jacobi_iterations
         return {"residual_change": sweeps, "residual_norm": sweeps}
 
@@ -113,7 +113,7 @@ class PonderLM2(PonderMethod):
         return mix_embeddings(hidden) * self.embedding_scale if self.mixes_embeddings else hidden
 
     def _log_weight(self, slots: Tensor, num_thoughts: int, context: PassContext) -> Tensor | None:
-        """Log w of the thoughts in the next pass, [S * num_thoughts, B]: here all count in full."""
+        """Return log w of the thoughts in the next pass, [S * num_thoughts, B]; None: all weigh the same."""
         del slots, num_thoughts, context
         return None
 

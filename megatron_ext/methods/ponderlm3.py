@@ -34,7 +34,7 @@ class PonderLM3(PonderLM2):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Start with 0.9 on step K, whatever the token."""
+        """Initialize with 0.9 on step K, whatever the token."""
         if not self.decides:
             return
         output = self.router[2]
@@ -50,7 +50,7 @@ class PonderLM3(PonderLM2):
         Args:
             token_hidden: h^0, [S, B, H].
         Returns:
-            [S, B, K + 1]. Where the model is limited to fewer steps than the router knows, the last logit is
+            [S, B, K + 1]. Where the model is limited to fewer steps than the router has, the last logit is
             that of all steps from there on.
         """
         logits = halting.in_float32(self.router, token_hidden)
@@ -60,7 +60,7 @@ class PonderLM3(PonderLM2):
         return torch.cat([logits[..., :last], logits[..., last:].logsumexp(dim=-1, keepdim=True)], dim=-1)
 
     def _log_weight(self, slots: Tensor, num_thoughts: int, context: PassContext) -> Tensor:
-        """The next pass is masked by this pass's slot 0."""
+        """Return the mask of the next pass, from slot 0 of this one."""
         mass = halting.tail_mass(halting.step_distribution(self.route(slots[:, 0])))
         mass = merge_slots(mass[:, 1 : num_thoughts + 1])
         if context.prune:
@@ -68,7 +68,7 @@ class PonderLM3(PonderLM2):
         return halting.log_tail_mass(mass)
 
     def read(self, ended: PassRows, context: PassContext) -> Readout:
-        """The expectation over steps, by the final pass's own slot 0."""
+        """Read the expectation over steps, by slot 0 of the final pass."""
         slots = split_slots(ended.rows, self.config.num_slots)
         logits = self.route(slots[:, 0])
         distribution = halting.step_distribution(logits)
@@ -93,7 +93,7 @@ class PonderLM3(PonderLM2):
         return slots_above(self.route(token_hidden), self.config.pruning_threshold, observe)
 
     def statistics_layout(self) -> dict[str, int]:
-        """Sums over real tokens, beside the residuals."""
+        """Return the sums over real tokens, in addition to the residuals."""
         slots = self.config.num_slots
         own = {"steps_count": slots, "tail_mass": slots, "router_entropy": 1, "penalty": 1}
         return super().statistics_layout() | own

@@ -115,7 +115,7 @@ def active_iterations(gate_logits: Tensor, threshold: float) -> Tensor:
 
 
 def in_float32(layers: nn.Sequential, hidden: Tensor) -> Tensor:
-    """Run a small network in at least float32, whatever its weights' dtype: halting decisions need it."""
+    """Run a small network in at least float32, whatever the dtype of its weights: halting needs it."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     hidden = hidden.to(dtype)
     for layer in layers:

@@ -16,50 +16,55 @@ EPILOG = examples(
     "megaponder compare runs/* --iters 32 --json compare.json",
 )
 
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Folders of runs; the newest checkpoint of each is taken."),
+]
+Threshold = Annotated[
+    list[float] | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        metavar="TAU",
+        help="Pruning thresholds, any number; default: 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.5 and the "
+        "run's own.",
+        show_default=False,
+    ),
+]
+Iters = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Global batches of the held-out split; default: evaluation.iters of each run.",
+        show_default=False,
+    ),
+]
+Anew = Annotated[
+    bool, typer.Option("--anew", help="Evaluate, even where the folder of a run has the figures.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The plot, a PNG.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the figures here too.", show_default=False),
+]
+
 
 def compare(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN...", help="Folders of runs; the newest checkpoint of each is taken."),
-    ],
-    threshold: Annotated[
-        list[float] | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            metavar="TAU",
-            help="Pruning thresholds, any number; default: 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.5 and the "
-            "run's own.",
-            show_default=False,
-        ),
-    ] = None,
-    iters: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Global batches of the held-out split; default: evaluation.iters of each run.",
-            show_default=False,
-        ),
-    ] = None,
-    anew: Annotated[
-        bool, typer.Option("--anew", help="Evaluate, even where the folder of a run has the figures.")
-    ] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The plot, a PNG.")] = Path(
-        "compare.png"
-    ),
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", help="Write the figures here too.", show_default=False),
-    ] = None,
+    runs: Runs,
+    threshold: Threshold = None,
+    iters: Iters = None,
+    anew: Anew = False,
+    output: Output = Path("compare.png"),
+    json_file: JsonFile = None,
 ) -> None:
     """Compare runs by held-out loss against inference FLOPs per token, one point for each threshold.
 
     Methods that halt are evaluated with hard pruning at every threshold; the others have one point. Figures
     are taken from pruning_curve.json of a run, which this command writes, or for methods that do not halt
     from evaluation.json of `megaponder eval`; where neither fits the newest checkpoint, it is evaluated now.
-    The log says which. Losses are comparable on the same held-out text only; a warning says where they are
-    not. Under torchrun models are split over all ranks.
+    The log reports which. Losses are comparable only on the same held-out text; a warning reports where they
+    are not. Under torchrun models are split over all ranks.
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
@@ -69,7 +74,7 @@ def compare(
     from pipeline.report.comparison import render_comparison_png
     from pipeline.shared.files import write_atomically
 
-    wanted = Wanted(thresholds=tuple(threshold or ()), num_global_batches=iters, anew=anew)
+    wanted = Wanted(thresholds=tuple(threshold or ()), num_global_batches=iters, reevaluate=anew)
     found = [find_run(path) for path in runs]
     curves = []
     for run in found:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging, speaks
-from pipeline.evaluation.task_groups import TASK_GROUPS
+from pipeline.evaluation.tasks import TASK_GROUPS
 
 if TYPE_CHECKING:
     from pipeline.evaluation.results import EvaluationResult, SourceLoss
@@ -25,99 +25,109 @@ EPILOG = examples(
 _GROUPS_HELP = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in TASK_GROUPS.items())
 _OF_TASKS = "With --tasks: "
 
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Run tasks of lm-evaluation-harness (the extra eval) instead: their names, groups, tags, or "
+        f"files, separated by commas. {_GROUPS_HELP}.",
+        show_default=False,
+    ),
+]
+Iters = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Global batches of the held-out split, at most all; default: the run's evaluation.iters.",
+        show_default=False,
+    ),
+]
+JacobiIterations = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="J",
+        help="Refinement sweeps on the held-out split; default: the run's.",
+        show_default=False,
+    ),
+]
+NumFewshot = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help=f"{_OF_TASKS}solved examples before a question; default: as each task says.",
+        show_default=False,
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help=f"{_OF_TASKS}questions of each task; default: all.", show_default=False
+    ),
+]
+IncludePath = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help=f"{_OF_TASKS}a folder of further task files (YAML).", show_default=False
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option(min=1, metavar="N", help=f"{_OF_TASKS}texts that a replica reads together.")
+]
+TensorParallel = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Under torchrun, ranks that one model is split over; the others hold replicas, which share "
+        "the work. Default: all ranks hold one model.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "--output-json",
+        "-o",
+        metavar="FILE",
+        help="Default: evaluation.json of the run, with --tasks its tasks.json.",
+        show_default=False,
+    ),
+]
+
 
 def evaluate(
     checkpoint: Checkpoint,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="Ask tasks of lm-evaluation-harness (the extra eval) instead: their names, groups, tags, or "
-            f"files, separated by commas. {_GROUPS_HELP}.",
-            show_default=False,
-        ),
-    ] = None,
-    iters: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Global batches of the held-out split, at most all; default: the run's evaluation.iters.",
-            show_default=False,
-        ),
-    ] = None,
-    jacobi_iterations: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="J",
-            help="Refinement sweeps on the held-out split; default: the run's.",
-            show_default=False,
-        ),
-    ] = None,
+    tasks: Tasks = None,
+    iters: Iters = None,
+    jacobi_iterations: JacobiIterations = None,
     iteration: Iteration = None,
-    num_fewshot: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help=f"{_OF_TASKS}solved examples before a question; default: as each task says.",
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help=f"{_OF_TASKS}questions of each task; default: all.", show_default=False
-        ),
-    ] = None,
-    include_path: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help=f"{_OF_TASKS}a folder of further task files (YAML).", show_default=False
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help=f"{_OF_TASKS}texts that a replica reads together.")
-    ] = 16,
-    tensor_parallel: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Under torchrun, ranks that one model is split over; the others hold replicas, which share "
-            "the work. Default: all ranks hold one model.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "--output-json",
-            "-o",
-            metavar="FILE",
-            help="Default: evaluation.json of the run, with --tasks its tasks.json.",
-            show_default=False,
-        ),
-    ] = None,
+    num_fewshot: NumFewshot = None,
+    limit: Limit = None,
+    include_path: IncludePath = None,
+    batch_size: BatchSize = 16,
+    tensor_parallel: TensorParallel = None,
+    output: Output = None,
 ) -> None:
-    """Measure loss and steps on the held-out text of the run's data, or the answers to public tasks.
+    """Measure loss and steps on the held-out text of the run's data, or the scores on public tasks.
 
-    On held-out text: loss, perplexity and bits per byte of the whole and of each source of a blend, beside
+    On held-out text: loss, perplexity and bits per byte of all text and of each source of a blend, and
     the unigram entropy; the steps that tokens take, their loss by steps, and the residual of each sweep.
 
-    With --tasks: the scores of lm-evaluation-harness, and beside each the steps its tokens really took and
-    the operations that cost; pruned steps are not computed. Nothing is converted. See docs/evaluation.md.
+    With --tasks: the scores of lm-evaluation-harness, each with the steps that its tokens took and the
+    operations they cost; pruned steps are not computed. Nothing is converted. See docs/evaluation.md.
 
-    Under torchrun the model is split over all ranks, or as --tensor-parallel says.
+    Under torchrun the model is split over all ranks, or as --tensor-parallel sets.
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
     if tasks is not None:
         if iters is not None or jacobi_iterations is not None:
             raise typer.BadParameter(
-                "is for the held-out split; leave it out, tasks are read until sweeps move nothing",
+                "is for the held-out split; remove it: tasks are read until sweeps settle",
                 param_hint="--iters" if iters is not None else "--jacobi-iterations",
             )
         from pipeline.commands.evaluate_tasks import TaskOptions, evaluate_tasks
@@ -139,21 +149,36 @@ def evaluate(
         )
         return
 
+    overrides = [] if jacobi_iterations is None else [f"ponder.num_jacobi_iterations={jacobi_iterations}"]
+    result, default_output = _evaluate_heldout(
+        checkpoint, iteration, overrides, iters=iters, tensor_parallel=tensor_parallel
+    )
+    if is_first:
+        from pipeline.evaluation.results import save_json
+
+        Console().print(_table(result))
+        save_json(result, output or default_output)
+        typer.echo(f"written to {output or default_output}")
+
+
+def _evaluate_heldout(
+    checkpoint: Path,
+    iteration: int | None,
+    overrides: list[str],
+    *,
+    iters: int | None,
+    tensor_parallel: int | None,
+) -> tuple["EvaluationResult", Path]:
+    """Return the result on held-out text, and the file it goes to by default."""
     from pipeline.evaluation.checkpoint import evaluate_checkpoint
     from pipeline.evaluation.opened import opened_checkpoint
-    from pipeline.evaluation.results import EVALUATION_FILE, save_json
+    from pipeline.evaluation.results import EVALUATION_FILE
 
-    overrides = [] if jacobi_iterations is None else [f"ponder.num_jacobi_iterations={jacobi_iterations}"]
     with opened_checkpoint(
         checkpoint, iteration=iteration, overrides=overrides, tensor_parallel=tensor_parallel
     ) as opened:
         result = evaluate_checkpoint(opened, max_global_batches=iters or opened.config.evaluation.iters)
-        default_output = opened.config.output_dir / EVALUATION_FILE
-    if not is_first:
-        return
-    Console().print(_table(result))
-    save_json(result, output or default_output)
-    typer.echo(f"written to {output or default_output}")
+        return result, opened.config.output_dir / EVALUATION_FILE
 
 
 def _table(result: "EvaluationResult") -> Table:

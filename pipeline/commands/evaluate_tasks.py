@@ -12,10 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.evaluation.task_groups import expand_task_names
+from pipeline.evaluation.tasks import expand_task_names
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.task_results import TaskReport, TaskScore
+    from pipeline.evaluation.tasks import TaskReport, TaskScore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +38,16 @@ def evaluate_tasks(
     output: Path | None,
     speaks: bool,
 ) -> None:
-    """Run tasks on a checkpoint; the first rank shows and writes the scores."""
-    # Read when the libraries are loaded: the hub is not told who loads what.
+    """Run tasks on a checkpoint; the first rank prints and writes the scores."""
+    # Read when the libraries are loaded; it keeps them from reporting downloads to the hub.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     _check_is_installed()
     names = expand_task_names([name.strip() for name in options.names.split(",") if name.strip()])
     if not names:
         raise typer.BadParameter("must name a task", param_hint="--tasks")
     from pipeline.evaluation.harness.run import run_tasks
-    from pipeline.evaluation.harness.settings import TaskSettings
     from pipeline.evaluation.opened import opened_checkpoint
-    from pipeline.evaluation.task_results import TASKS_FILE, save_task_report
+    from pipeline.evaluation.tasks import TASKS_FILE, TaskSettings, save_task_report
     from pipeline.ranks.environment import Ranks
 
     settings = TaskSettings(
@@ -105,7 +104,7 @@ def _table(report: "TaskReport") -> Table:
 
 
 def _rows(score: "TaskScore") -> Iterator[tuple[str, ...]]:
-    """One row for each metric; what the task cost stands in the first."""
+    """Yield one row for each metric, the first with the cost of the task."""
     about = (score.task, str(score.num_fewshot))
     cost = (f"{score.mean_steps:.3f}", f"{score.flops_per_token:.3g}", f"{score.flops:.3g}")
     for name, value in score.metrics.items():

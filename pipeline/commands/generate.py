@@ -18,91 +18,102 @@ EPILOG = examples(
     "megaponder generate runs/demo/checkpoints/iter_0000200 --output sample.json",
 )
 
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Text to continue, any number of them; default: the start of a held-out document.",
+        show_default=False,
+    ),
+]
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Texts to continue, one per line; in a .jsonl file each line has it under 'prompt'.",
+        show_default=False,
+    ),
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to add at most.")]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, metavar="T", help="Divides the logits; 0 takes the most likely token.")
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Choose among the N most likely.", show_default=False),
+]
+TopP = Annotated[
+    float,
+    typer.Option(min=1e-6, max=1.0, metavar="P", help="Choose among the most likely that make up P."),
+]
+RepetitionPenalty = Annotated[
+    float,
+    typer.Option(min=1e-6, metavar="X", help="Above 1, tokens that the text has become less likely."),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT", help="Ends a text, which does not include it; any number.", show_default=False
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Of the sampling; each text samples on its own.")]
+Prefill = Annotated[
+    Literal["jacobi", "exact"],
+    typer.Option(help="Read prompts by sweeps over all tokens until they settle, or token by token."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Texts that are decoded together at most.")]
+ShowSteps = Annotated[
+    bool, typer.Option("--show-steps/--no-show-steps", help="Colour each token by its steps.")
+]
+JsonLines = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write a line of JSON for each text as soon as it has ended.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Also write text, steps and losses of a single text as JSON, for `megaponder report`.",
+        show_default=False,
+    ),
+]
+
 
 def generate(
     checkpoint: Checkpoint,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Text to continue, any number of them; default: the start of a held-out document.",
-            show_default=False,
-        ),
-    ] = None,
-    prompts_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Texts to continue, one per line; in a .jsonl file each line has it under 'prompt'.",
-            show_default=False,
-        ),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to add at most.")] = 64,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, metavar="T", help="Divides the logits; 0 takes the most likely token.")
-    ] = 0.0,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Choose among the N likeliest.", show_default=False)
-    ] = None,
-    top_p: Annotated[
-        float, typer.Option(min=1e-6, max=1.0, metavar="P", help="Choose among the likeliest that make up P.")
-    ] = 1.0,
-    repetition_penalty: Annotated[
-        float,
-        typer.Option(min=1e-6, metavar="X", help="Above 1, tokens that the text has become less likely."),
-    ] = 1.0,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="Ends a text and is left out; any number.", show_default=False),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Of the choice; each text draws on its own.")
-    ] = 0,
-    prefill: Annotated[
-        Literal["jacobi", "exact"],
-        typer.Option(help="Read prompts by sweeps over all tokens until nothing moves, or token by token."),
-    ] = "jacobi",
-    batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Texts that are decoded together at most.")
-    ] = 8,
-    show_steps: Annotated[
-        bool, typer.Option("--show-steps/--no-show-steps", help="Colour each token by its steps.")
-    ] = True,
+    prompt: Prompt = None,
+    prompts_file: PromptsFile = None,
+    max_new_tokens: MaxNewTokens = 64,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = 1.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    stop: Stop = None,
+    seed: Seed = 0,
+    prefill: Prefill = "jacobi",
+    batch_size: BatchSize = 8,
+    show_steps: ShowSteps = True,
     iteration: Iteration = None,
-    json_lines: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write a line of JSON for each text as soon as it has ended.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Also write text, steps and losses of a single text as JSON, for `megaponder report`.",
-            show_default=False,
-        ),
-    ] = None,
+    json_lines: JsonLines = None,
+    output: Output = None,
 ) -> None:
     """Continue texts; every token takes only the steps it needs.
 
-    Shows each token on the colour of its steps, and a single text while it grows. Pruned steps are not
+    Each token is shown on the colour of its steps, and a single text while it grows. Pruned steps are not
     computed and leave no keys or values. Under torchrun the model is split over all ranks.
 
-    Ctrl-C (exit code 130) and SIGTERM (75) end it after the step at hand; texts that had ended are written
-    out, those that had not are lost.
+    Ctrl-C (exit code 130) and SIGTERM (75) end it after the current step; texts that have ended are written,
+    the others are lost.
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
-    texts = _texts(prompt, prompts_file)
-    if output is not None and len(texts) > 1:
-        raise typer.BadParameter(
-            f"takes one text, but there are {len(texts)}; use --json-lines", param_hint="--output"
-        )
+    texts = _texts(prompt, prompts_file, output)
 
     from pipeline.commands.generate_output import generate_to
     from pipeline.evaluation.opened import opened_checkpoint
@@ -136,14 +147,18 @@ def generate(
     raise typer.Exit(code)
 
 
-def _texts(prompt: list[str] | None, prompts_file: Path | None) -> list[str]:
+def _texts(prompt: list[str] | None, prompts_file: Path | None, output: Path | None) -> list[str]:
     texts = list(prompt or ())
     if not all(texts):
         raise typer.BadParameter("must not be empty", param_hint="--prompt")
     if prompts_file is not None:
-        from pipeline.generation.prompts import read_prompts_file
+        from pipeline.generation.files import read_prompts_file
 
         texts += read_prompts_file(prompts_file)
+    if output is not None and len(texts) > 1:
+        raise typer.BadParameter(
+            f"takes one text, but there are {len(texts)}; use --json-lines", param_hint="--output"
+        )
     return texts
 
 

@@ -1,22 +1,26 @@
-"""What `megaponder generate` shows and writes."""
+"""Show generated texts in the terminal, each token on the colour of its steps, and write them."""
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
+from rich.text import Text
 
-from pipeline.commands.sample_text import render_legend, render_tokens, step_styles
-from pipeline.commands.text_stream import TextStream
 from pipeline.evaluation.opened import OpenedCheckpoint
-from pipeline.evaluation.results import TextSample, save_json
-from pipeline.generation.output import json_line
+from pipeline.evaluation.results import SampleToken, TextSample, save_json
+from pipeline.generation.files import json_line
 from pipeline.generation.texts import GeneratedText, GenerationSettings, generate, text_sample
 from pipeline.ranks.signals import StopFlag, StopRequest
+from pipeline.report.colors import DARK_RAMP, step_colors
 from pipeline.shared.exit_codes import ExitCode
+
+# Ends a piece that is not a complete character yet.
+UNFINISHED = "\ufffd"
 
 
 def generate_to(
@@ -31,18 +35,18 @@ def generate_to(
     speaks: bool,
     console: Console | None = None,
 ) -> ExitCode:
-    """Generate, show and write.
+    """Generate texts, show them and write them.
 
     Args:
         opened: the model.
         prompts: at least one.
         settings: what to generate.
-        stop: ends it.
-        json_lines: a line for each text that has ended.
-        sample_file: the one text, for the report.
+        stop: ends the generation.
+        json_lines: file that gets a line for each text that has ended.
+        sample_file: file that gets the single text, for the report.
         show_steps: colour the tokens.
         speaks: whether this rank shows and writes anything.
-        console: where the text goes.
+        console: where texts are shown.
     Returns:
         DONE; INTERRUPTED or REQUEUE where the keyboard or a signal ended it.
     """
@@ -85,8 +89,8 @@ class _Output:
 
         Args:
             text: the text.
-            is_shown: it has been shown while it grew.
-            has_number: there are others.
+            is_shown: whether it was shown while it grew.
+            has_number: whether there are others.
         """
         if has_number:
             self.console.rule(f"{text.number}: {text.ending}, {text.mean_steps:.2f} steps per token")
@@ -96,7 +100,7 @@ class _Output:
             self.console.print(render_legend(self.sample(text)))
 
     def sample(self, text: GeneratedText) -> TextSample:
-        """A text in the form of the report."""
+        """Return a text in the form of the report."""
         return text_sample(self._opened, text, seconds=time.monotonic() - self._started)
 
 
@@ -107,3 +111,72 @@ def _opened(path: Path | None) -> Iterator[TextIO | None]:
         return
     with path.open("w", encoding="utf-8") as file:
         yield file
+
+
+class TextStream:
+    """Prints the tokens of one text as they are generated, each once, in the style of its steps."""
+
+    def __init__(self, console: Console, *, styles: Sequence[str], stop: Sequence[str]) -> None:
+        """Start with nothing shown.
+
+        Args:
+            console: where to print.
+            styles: by number of steps; empty for none.
+            stop: strings that end the text: a possible beginning of one is held back.
+        """
+        self._console = console
+        self._styles = styles
+        self._stop = stop
+        self._num_shown = 0
+
+    def show(self, text: GeneratedText) -> None:
+        """Print the new tokens that are final: all of them once the text has ended."""
+        end = len(text.tokens) if text.ending is not None else self._num_settled(text)
+        shown = render_tokens(text.tokens[self._num_shown : end], self._styles)
+        self._console.print(shown, end="\n" if text.ending is not None else "", soft_wrap=True)
+        self._num_shown = max(self._num_shown, end)
+
+    def _num_settled(self, text: GeneratedText) -> int:
+        """Return the number of tokens that no later token can change."""
+        end = len(text.tokens)
+        while end > 0 and text.tokens[end - 1].piece.endswith(UNFINISHED):
+            end -= 1
+        held = possible_stop(text.continuation, self._stop)
+        while end > 0 and held > 0 and not text.tokens[end - 1].is_prompt:
+            end -= 1
+            held -= len(text.tokens[end].piece)
+        return end
+
+
+def possible_stop(text: str, stop: Sequence[str]) -> int:
+    """Return how many letters at the end of a text may be the beginning of a stop string."""
+    lengths = (length for one in stop for length in range(1, len(one)) if text.endswith(one[:length]))
+    return max(lengths, default=0)
+
+
+def render_tokens(tokens: Sequence[SampleToken], styles: Sequence[str]) -> Text:
+    """Join tokens in the styles of their steps; without styles, only the prompt is dimmed."""
+    text = Text()
+    for token in tokens:
+        style = styles[token.steps] if styles else ""
+        text.append(token.piece, style=f"dim {style}" if token.is_prompt else style)
+    return text
+
+
+def render_legend(sample: TextSample) -> Text:
+    """Return the legend of the colours, with token counts; empty for a method that does not halt."""
+    counts = Counter(token.steps for token in sample.tokens)
+    legend = Text()
+    for steps, style in enumerate(_styles(sample)):
+        legend.append(f" {steps} steps: {counts[steps]} tokens ", style=style)
+        legend.append(" ")
+    return legend
+
+
+def step_styles(num_latent_thoughts: int) -> list[str]:
+    """Return a style for each number of steps, 0..K."""
+    return [f"white on {color}" for color in step_colors(DARK_RAMP, num_latent_thoughts + 1)]
+
+
+def _styles(sample: TextSample) -> list[str]:
+    return [] if sample.pruning_threshold is None else step_styles(sample.num_latent_thoughts)

@@ -13,32 +13,36 @@ EPILOG = examples(
     "megaponder parity --config run.yaml --json parity.json",
 )
 
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="AXES",
+        help="Sizes of the axes, as tp=2,pp=2,dp=1,sp=true (tensor, pipeline, data, sequence "
+        "parallelism); an axis that is not named has size 1. Default: the run's own layout.",
+        show_default=False,
+    ),
+]
+Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Training steps to compare.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write the results to this file.", show_default=False),
+]
+
 
 def parity(
     config: ConfigFile,
     overrides: Overrides = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AXES",
-            help="Sizes of the axes, as tp=2,pp=2,dp=1,sp=true (tensor, pipeline, data, sequence "
-            "parallelism); an axis that is not named has size 1. Default: the run's own layout.",
-            show_default=False,
-        ),
-    ] = None,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps to compare.")] = 5,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", help="Write the results there too.", show_default=False),
-    ] = None,
+    layout: Layout = None,
+    steps: Steps = 5,
+    json_file: JsonFile = None,
 ) -> None:
-    """Tell whether a parallel layout trains as one process does: is this difference normal?
+    """Check that a parallel layout trains as one process does: is this difference normal?
 
     Trains the first steps of the run twice on this machine, with the same seed and data: on one process, then
-    on as many ranks as the layout has. Shows loss and gradient norm of both in every step, how far they are
-    apart, and whether that is rounding. One process must be able to hold the whole model. Nothing is saved.
+    on as many ranks as the layout has. Shows loss and gradient norm of both in each step, their difference,
+    and whether rounding explains it. One process must be able to hold the model. Nothing is saved.
 
-    The band of bf16 is wide; training.precision=fp32 tells rounding from a mistake far more sharply.
+    The band of bf16 is wide; training.precision=fp32 separates rounding from mistakes far better.
 
     Exit code 0: every difference is inside the band of the run's precision; 1: one is not, or ranks failed.
     """

@@ -21,74 +21,83 @@ EPILOG = examples(
     "torchrun --nproc-per-node 2 -m pipeline.cli verify runs/demo/checkpoints",
 )
 
+Rows = Annotated[int, typer.Option(min=1, metavar="N", help="Rows of held-out text.")]
+Tokens = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Tokens of each row, at most training.seq_length.")
+]
+Threshold = Annotated[
+    list[float] | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        metavar="TAU",
+        help="Pruning thresholds to decode with, in addition to 1e-4; default: 1e-6, 1e-5, 1e-4, 1e-3, 0.01, "
+        "0.1, 0.5.",
+        show_default=False,
+    ),
+]
+JacobiIterations = Annotated[
+    list[int] | None,
+    typer.Option(
+        min=0,
+        metavar="J",
+        help="Sweeps of the forwards; default: 0, 1, 2, 4, 8, 16 and the run's own.",
+        show_default=False,
+    ),
+]
+Bound = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        metavar="X",
+        help="Largest difference of any logit that passes, at tau 1e-4 and the most sweeps.",
+    ),
+]
+RunBound = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        metavar="X",
+        help="Judge the forward with the run's own number of sweeps too, by this bound.",
+        show_default=False,
+    ),
+]
+Precision = Annotated[
+    Literal["fp32", "run"],
+    typer.Option(help="Compute in float32, which rules out rounding as a cause, or as the run does."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Default: verification.json of the run.",
+        show_default=False,
+    ),
+]
+
 
 def verify(
     checkpoint: Checkpoint,
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of held-out text.")] = 8,
-    tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Tokens of each row, at most training.seq_length.")
-    ] = 128,
-    threshold: Annotated[
-        list[float] | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            metavar="TAU",
-            help="Pruning thresholds to decode with, beside 1e-4; default: 1e-6, 1e-5, 1e-4, 1e-3, 0.01, "
-            "0.1, 0.5.",
-            show_default=False,
-        ),
-    ] = None,
-    jacobi_iterations: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=0,
-            metavar="J",
-            help="Sweeps of the forwards; default: 0, 1, 2, 4, 8, 16 and the run's own.",
-            show_default=False,
-        ),
-    ] = None,
-    bound: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            metavar="X",
-            help="Largest difference of any logit that passes, at tau 1e-4 and the most sweeps.",
-        ),
-    ] = 0.01,
-    run_bound: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            metavar="X",
-            help="Judge the forward with the run's own number of sweeps too, by this bound.",
-            show_default=False,
-        ),
-    ] = None,
-    precision: Annotated[
-        Literal["fp32", "run"],
-        typer.Option(help="Compute in float32, where rounding is no excuse, or as the run does."),
-    ] = "fp32",
+    rows: Rows = 8,
+    tokens: Tokens = 128,
+    threshold: Threshold = None,
+    jacobi_iterations: JacobiIterations = None,
+    bound: Bound = 0.01,
+    run_bound: RunBound = None,
+    precision: Precision = "fp32",
     iteration: Iteration = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Default: verification.json of the run.",
-            show_default=False,
-        ),
-    ] = None,
+    output: Output = None,
 ) -> None:
     """Check that training and inference are the same model: soft-masked forward against hard-pruned decoding.
 
     Both read the same held-out text; every logit of every token is compared, for forwards of several numbers
     of Jacobi sweeps and decodings of several pruning thresholds. Exit code 1: at threshold 1e-4 and the most
-    sweeps some logit differs by more than the bound. The default bound of 0.01 lets no probability differ by
-    more than a factor exp(0.02); pruning takes about 5e-4 and less, a wrong mask, position or cached key
-    moves logits by 0.1 and more. Methods that do not halt are compared over sweeps, or once. Under torchrun
-    the model is split over all ranks.
+    sweeps some logit differs by more than the bound. With the default bound of 0.01 no probability differs by
+    more than a factor exp(0.02); pruning accounts for about 5e-4 or less, a wrong mask, position or cached
+    key moves logits by 0.1 and more. Methods that do not halt are compared over sweeps, or once. Under
+    torchrun the model is split over all ranks.
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
@@ -143,12 +152,12 @@ def _refuse_unused(
     method = ponder.method
     if threshold and not method.halts:
         raise typer.BadParameter(
-            f"is for methods that halt, but the run is one of {method}; leave it out",
+            f"is for methods that halt, but the run is one of {method}; remove it",
             param_hint="--threshold",
         )
     if not method.has_sweeps and (jacobi_iterations or run_bound is not None):
         raise typer.BadParameter(
-            f"is for methods with Jacobi sweeps, but the run is one of {method}; leave it out",
+            f"is for methods with Jacobi sweeps, but the run is one of {method}; remove it",
             param_hint="--jacobi-iterations" if jacobi_iterations else "--run-bound",
         )
     run_sweeps = ponder.num_jacobi_iterations

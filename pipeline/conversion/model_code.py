@@ -7,13 +7,13 @@ relative; transformers follows such imports when it loads a model with ``trust_r
 import re
 from pathlib import Path
 
-from megatron_ext.ponder import attention, halting
-from megatron_ext.ponder.decode import sweeps, think
+import megatron_ext.ponder
 
-MODEL_FOLDER = Path(__file__).parent / "hf_model"
+_MODEL = Path(__file__).parent / "hf_model"
+_PONDER = Path(megatron_ext.ponder.__path__[0])
 _MODULES = (
-    *(MODEL_FOLDER / name for name in ("configuration_megaponder.py", "modeling_megaponder.py")),
-    *(Path(module.__file__) for module in (attention, halting, sweeps, think)),
+    *(_MODEL / name for name in ("configuration_megaponder.py", "modeling_megaponder.py")),
+    *(_PONDER / name for name in ("attention.py", "halting.py", "decode/sweeps.py", "decode/think.py")),
 )
 CODE_FILES = tuple(module.name for module in _MODULES)
 _OWN_IMPORT = re.compile(r"^from megatron_ext\.ponder\.(?:decode\.)?(\w+) import", flags=re.MULTILINE)

@@ -21,7 +21,7 @@ from pipeline.step.evaluate import Evaluation, evaluate
 
 
 class TokenRecorder:
-    """Keeps the loss and the steps of every labelled token that passes."""
+    """Records loss and steps of every labelled token."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -29,7 +29,7 @@ class TokenRecorder:
         self._steps: list[NDArray[np.int64]] = []
 
     def __call__(self, batch: TokenBatch, output: ModelOutput) -> None:
-        """Take in one micro-batch; tokens without halting are passed over."""
+        """Add one micro-batch; nothing is recorded for a method that does not halt."""
         if output.steps is None:
             return
         has_label = (batch.labels != IGNORED_LABEL).transpose(0, 1)
@@ -50,7 +50,7 @@ def evaluate_checkpoint(checkpoint: OpenedCheckpoint, *, max_global_batches: int
 
     Args:
         checkpoint: the model, on one pipeline stage.
-        max_global_batches: how much of the split.
+        max_global_batches: global batches of the split, at most all.
     """
     config, ponder = checkpoint.config, checkpoint.config.ponder
     sweeps = ponder.num_jacobi_iterations
@@ -93,7 +93,7 @@ def evaluate_checkpoint(checkpoint: OpenedCheckpoint, *, max_global_batches: int
 
 
 def _tokenizer(checkpoint: OpenedCheckpoint) -> Tokenizer | None:
-    """The tokenizer of the run's data, where the data say it."""
+    """Return the tokenizer of the run's data, if the data name one."""
     data = checkpoint.config.data
     if data.heldout_format == "webdataset":
         return load_tokenizer(data.heldout_path or data.training_paths[0])

@@ -1,4 +1,4 @@
-"""The steps that texts really took, added up by task."""
+"""The steps that texts took, summed by task."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pipeline.cost.flops import FlopsAccount
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealizedCost:
-    """What the tokens of a task cost.
+    """The cost of the tokens of a task.
 
     Attributes:
         num_tokens: that went through the layers.

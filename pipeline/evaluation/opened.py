@@ -1,4 +1,4 @@
-"""Open a checkpoint for evaluation and generation, on the ranks that are there."""
+"""Open a checkpoint for evaluation and generation, on the ranks of this job."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,12 +26,12 @@ from pipeline.step.build import build_module, open_heldout_split, vocab_size_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedCheckpoint:
-    """A trained model and what it was trained with.
+    """A trained model, with its run and data.
 
     Attributes:
         folder: the checkpoint's own folder.
         config: the run, with the layout it was opened on.
-        state: how far the run was.
+        state: progress of the run.
         module: the model, in evaluation mode.
         heldout: held-out split of the run's data.
         groups: the layout.
@@ -49,7 +49,7 @@ class OpenedCheckpoint:
         """Load the tokenizer of the run's data.
 
         Raises:
-            ConfigError: the run reads no folder that has one.
+            ConfigError: the run's data have none.
         """
         return load_tokenizer(self.config.data.manifest_folder)
 
@@ -71,7 +71,7 @@ def opened_checkpoint(
         tensor_parallel: ranks that one model is split over, of which there are as many replicas as ranks
             allow; None splits it over all.
     Raises:
-        CheckpointError, ConfigError, DataError: what is wrong with checkpoint, configuration or data.
+        CheckpointError, ConfigError, DataError: checkpoint, configuration or data are unusable.
     """
     folder = resolve_checkpoint(path, iteration=iteration)
     ranks = Ranks.from_environment()
@@ -97,14 +97,14 @@ def opened_checkpoint(
 
 
 def load_checkpoint(folder: Path, config: RunConfig, groups: ParallelGroups) -> OpenedCheckpoint:
-    """Load a model onto a layout that stands already; all of its ranks call this together.
+    """Load a model onto an initialized layout; all of its ranks call this together.
 
     Args:
         folder: the checkpoint's own folder.
         config: the run, with this layout.
         groups: the layout.
     Raises:
-        CheckpointError, ConfigError, DataError: what is wrong with checkpoint, configuration or data.
+        CheckpointError, ConfigError, DataError: checkpoint, configuration or data are unusable.
     """
     check_intact(folder, reads=config.checkpoint.verify)
     heldout = open_heldout_split(config)

@@ -114,7 +114,7 @@ def counted_steps(limits: StepLimits, module: PonderModel, found: Evaluation) ->
 def loss_point(
     limits: StepLimits, loss: float, steps_count: Sequence[float] | None, flops: FlopsAccount
 ) -> LossPoint:
-    """Put a loss under limits beside what decoding costs there.
+    """Return a loss under limits together with the cost of decoding there.
 
     Args:
         limits: on the steps.

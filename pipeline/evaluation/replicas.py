@@ -1,4 +1,4 @@
-"""Work that the replicas of a model share, each on a part of it, and of which all get the whole result."""
+"""Work that the replicas of a model share: each does a part, and all get the complete result."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -18,10 +18,10 @@ def over_replicas(
     size: Callable[[Item], int],
     groups: ParallelGroups,
 ) -> list[Result]:
-    """Do some work on the data-parallel replicas together; all ranks call this with the same items.
+    """Run work on the data-parallel replicas together; all ranks call this with the same items.
 
     Args:
-        items: what is to be worked on.
+        items: inputs of the work.
         work: gives one result for each item that it gets; it gets long items first.
         size: how much work an item is; the replicas get equal shares.
         groups: the layout.

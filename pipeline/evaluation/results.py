@@ -1,6 +1,6 @@
 """The two files an evaluation leaves for the report: ``evaluation.json`` and ``sample.json``.
 
-Both are the dataclasses below, field by field; unknown and missing fields are refused.
+Both are the dataclasses below, field by field; unknown and missing fields are errors.
 """
 
 import math
@@ -36,12 +36,12 @@ class LossQuartile:
 @with_config(STRICT)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceLoss:
-    """What an evaluation found on the text of one source.
+    """The loss on the text of one source.
 
     Attributes:
         name: of the source.
         num_tokens: labelled tokens.
-        num_bytes: of the text they stand for; None where nobody knows the tokenizer.
+        num_bytes: of the text they encode; None where the tokenizer is not known.
         loss: mean cross-entropy, nats per labelled token.
     """
 
@@ -66,7 +66,7 @@ class SourceLoss:
 @with_config(STRICT)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
-    """What an evaluation on one split found.
+    """The result of an evaluation on one split.
 
     Attributes:
         iteration: iteration of the checkpoint.
@@ -80,7 +80,7 @@ class EvaluationResult:
         loss_quartiles: from the easiest to the hardest quarter; empty for a method that does not halt.
         residuals: Jacobi residual after each sweep, first sweep first; empty for ``vanilla``.
         tokens_per_second: speed of this evaluation.
-        sources: the same tokens by the source of their text; empty in files of before there were any.
+        sources: the same tokens by the source of their text; empty in older files.
     """
 
     format: Literal["megaponder.evaluation/1"] = "megaponder.evaluation/1"
@@ -200,5 +200,5 @@ def _load(path: Path, kind: type[Content]) -> Content:
         return TypeAdapter(kind).validate_json(path.read_bytes())
     except ValidationError as error:
         raise ValueError(
-            f"{path} must be a {kind.__name__}; write it again. What was found: {error}"
+            f"{path} must be a {kind.__name__}, but is not; write it again. Found: {error}"
         ) from error

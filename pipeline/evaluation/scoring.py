@@ -1,4 +1,4 @@
-"""How likely a model finds given tokens, when it runs for each token only the steps that it needs."""
+"""Score given tokens with a model that runs only the steps each token needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from megatron_ext.ponder.decode.sweeps import Sweeps
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredText:
-    """What a model made of a text.
+    """The score of a text.
 
     Attributes:
         log_likelihood: of the targets together, in nats.
-        is_greedy: every target was the likeliest token at its place.
+        is_greedy: every target was the most likely token at its place.
         num_tokens: that went through the layers.
         num_steps: extra steps that they took together.
     """
@@ -41,11 +41,11 @@ class TextToScore:
     num_targets: int
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be predicted."""
+        """Reject targets that cannot be predicted."""
         if not 0 <= self.num_targets < len(self.tokens):
             raise ValueError(
                 f"a text of {len(self.tokens)} tokens has at most {len(self.tokens) - 1} targets, but "
-                f"{self.num_targets} are asked for; put a token that begins a document before it"
+                f"{self.num_targets} are requested; put a token that begins a document before it"
             )
 
 
@@ -83,12 +83,12 @@ def _score_batch(
         first_target = len(text.tokens) - text.num_targets
         # [S - 1] of the second to the last token, of which the targets are the last
         nll = torch.cat([prompt.nll, last])[first_target - 1 :]
-        likeliest = torch.cat([prompt.likeliest, prompt.logits.argmax().reshape(1)])[first_target - 1 :]
+        most_likely = torch.cat([prompt.most_likely, prompt.logits.argmax().reshape(1)])[first_target - 1 :]
         targets = torch.tensor(text.tokens[first_target:], dtype=torch.int64, device=device())
         results.append(
             ScoredText(
                 log_likelihood=-float(nll.double().sum()),
-                is_greedy=bool((likeliest == targets).all()),
+                is_greedy=bool((most_likely == targets).all()),
                 num_tokens=len(prompt.steps),
                 num_steps=int(prompt.steps.sum()),
             )

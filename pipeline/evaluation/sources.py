@@ -18,9 +18,9 @@ from pipeline.metrics.statistics import StatisticsAccumulator
 
 
 class SourceRecorder:
-    """Adds up, by source, loss, tokens and bytes of the labelled tokens that pass.
+    """Sums loss, tokens and bytes of the labelled tokens by source.
 
-    The bytes are those of the text that the labelled tokens stand for, in UTF-8; the end of a document has a
+    The bytes are those of the text that the labelled tokens encode, in UTF-8; the end of a document has a
     loss and no bytes. Where a row begins or ends within a character they are up to three bytes off.
     """
 
@@ -28,8 +28,8 @@ class SourceRecorder:
         """Start empty.
 
         Args:
-            batches: what the micro-batches come from, in their order.
-            tokenizer: of the text; None where nobody knows it, then no bytes are counted.
+            batches: the source of the micro-batches, in their order.
+            tokenizer: of the text; None where it is not known: then no bytes are counted.
         """
         self._names = source_names(batches.dataset)
         self._owners = _owners(batches)
@@ -38,7 +38,7 @@ class SourceRecorder:
         self._sums = StatisticsAccumulator(layout, device=device())
 
     def __call__(self, batch: TokenBatch, output: ModelOutput) -> None:
-        """Take in the next micro-batch."""
+        """Add the next micro-batch."""
         owners = torch.from_numpy(next(self._owners)).to(device())
         has_label = (batch.labels != IGNORED_LABEL).sum(dim=1)
         # [S, B] -> [B]
@@ -53,7 +53,7 @@ class SourceRecorder:
         )
 
     def read(self, groups: ParallelGroups) -> tuple[SourceLoss, ...]:
-        """Return what all replicas have taken in; sources that had no token are left out."""
+        """Return the sums over all replicas, without sources that had no token."""
         sums = self._sums.reduce(groups.dp)
         rows = zip(self._names, sums["nll"], sums["tokens"], sums["bytes"], strict=True)
         return tuple(
@@ -83,12 +83,12 @@ class SourceRecorder:
 
 
 def text_bytes(tokens: NDArray[np.integer], is_target: NDArray[np.bool_], tokenizer: Tokenizer) -> int:
-    """Count the bytes of the text that some tokens of a row stand for.
+    """Count the bytes of the text that some tokens of a row encode.
 
     Args:
         tokens: [S], documents that end with their end-of-document token.
         is_target: [S]; in each document without a gap.
-        tokenizer: which made them.
+        tokenizer: that encoded them.
     """
     ends = np.flatnonzero(tokens == tokenizer.eod_id) + 1
     total = 0

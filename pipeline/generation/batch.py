@@ -1,4 +1,4 @@
-"""Generation of many sequences: whenever one ends, the next prompt takes its place."""
+"""Generate many sequences: whenever one ends, the next prompt takes its place."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +15,16 @@ from pipeline.generation.sampling import SamplingSettings, TokenChooser
 
 
 class Prefill(StrEnum):
-    """How a prompt is read."""
+    """Ways to read a prompt."""
 
     EXACT = "exact"
     """Token by token."""
     JACOBI = "jacobi"
-    """All tokens together, latent thoughts by sweeps until they stand."""
+    """All tokens together, latent thoughts by Jacobi sweeps until they settle."""
 
 
 class Ending(StrEnum):
-    """Why a sequence ended."""
+    """Reasons for the end of a sequence."""
 
     LENGTH = "length"
     EOD = "eod"
@@ -33,16 +33,16 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationSettings:
-    """What is generated, and how.
+    """Settings of a generation.
 
     Attributes:
         num_tokens: how many tokens to add; fewer where the document or a stop string ends the sequence.
         sampling: how to choose.
-        stop: texts that end a sequence, and are left out of it.
+        stop: texts that end a sequence, which does not include them.
         prefill: how prompts are read.
         tolerance: of the Jacobi sweeps, see :class:`megatron_ext.ponder.decode.sweeps.Sweeps`; None takes
             1e-5, or the rounding of the weights where that is coarser.
-        batch_size: sequences that are decoded together at most; it changes nothing but the speed.
+        batch_size: sequences that are decoded together at most; affects only the speed.
     """
 
     num_tokens: int = 64
@@ -53,7 +53,7 @@ class GenerationSettings:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be generated.
+        """Reject settings that generate nothing.
 
         Raises:
             ValueError: naming the setting.
@@ -62,7 +62,7 @@ class GenerationSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}; give a number")
         if not all(self.stop):
-            raise ValueError("a stop string must not be empty, but one is; leave it out")
+            raise ValueError("stop must not contain an empty string; remove it")
 
     def sweeps(self, dtype: torch.dtype) -> Sweeps | None:
         """The sweeps over prompts of a model with weights of `dtype`; None reads token by token."""
@@ -74,7 +74,7 @@ class GenerationSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumedToken:
-    """One token of a sequence and what it cost.
+    """One token of a sequence and its cost.
 
     Attributes:
         token: id.
@@ -98,7 +98,7 @@ class GrowingText:
         prompt: its tokens.
         chooser: of its next tokens.
         tokens: those consumed so far, the prompt's first.
-        ending: why it has ended; None while it goes on.
+        ending: why it has ended; None while it grows.
     """
 
     number: int
@@ -123,17 +123,17 @@ def generate_batch(
     watch: Callable[[GrowingText], None] = lambda text: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[GrowingText]:
-    """Yield every sequence once it has ended, in the order in which they end.
+    """Yield each sequence as soon as it has ended.
 
     Args:
         model: in evaluation mode; every rank calls this with the same arguments and gets the same texts.
         prompts: at least one token each.
         settings: what to generate.
         eod_id: a chosen token that ends the text and is not consumed.
-        has_stopped: looks at a sequence after each of its tokens, and says whether that ends it.
-        watch: sees a sequence after its prompt and after each of its tokens.
-        should_stop: asked before every step; ends everything, and sequences that go on are not yielded. Equal
-            on all ranks.
+        has_stopped: called with a sequence after each of its tokens; returns whether it has ended.
+        watch: called with a sequence after its prompt and after each of its tokens.
+        should_stop: called before every step, equal on all ranks; ends everything, and sequences that have
+            not ended are not yielded.
     """
     waiting = deque(enumerate(prompts))
     decoder = BatchDecoder(
@@ -171,7 +171,7 @@ class _Batch:
 
     @property
     def is_busy(self) -> bool:
-        """Whether any sequence goes on."""
+        """Whether any sequence is being decoded."""
         return bool(self._texts)
 
     def start(self, waiting: deque[tuple[int, Sequence[int]]]) -> None:

@@ -1,4 +1,4 @@
-"""How the next token of a sequence is chosen."""
+"""Choose the next token of a sequence."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSettings:
-    """How the next token is chosen.
+    """Settings of the choice of the next token.
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token.
@@ -28,7 +28,7 @@ class SamplingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse settings that choose nothing.
+        """Reject settings that choose nothing.
 
         Raises:
             ValueError: naming the setting.
@@ -36,26 +36,24 @@ class SamplingSettings:
         if self.temperature < 0:
             raise ValueError(f"temperature must be at least 0, but is {self.temperature}; 0 is greedy")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(
-                f"top_k must be at least 1, but is {self.top_k}; leave it out to choose among all"
-            )
+            raise ValueError(f"top_k must be at least 1, but is {self.top_k}; unset it to choose among all")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], but is {self.top_p}; 1 chooses among all")
         if self.repetition_penalty <= 0:
             raise ValueError(
-                f"repetition_penalty must be above 0, but is {self.repetition_penalty}; 1 leaves it out"
+                f"repetition_penalty must be above 0, but is {self.repetition_penalty}; 1 disables it"
             )
 
 
 class TokenChooser:
-    """Chooses the tokens of one sequence; what it draws depends on nothing else."""
+    """Chooses the tokens of one sequence, independently of all others."""
 
     def __init__(self, sampling: SamplingSettings, *, number: int) -> None:
         """Seed the choice.
 
         Args:
             sampling: how to choose.
-            number: of the sequence among those that are generated; each draws from its own seed.
+            number: of the sequence among those that are generated; each samples from its own seed.
         """
         self._sampling = sampling
         digest = hashlib.sha256(f"generate:{sampling.seed}:{number}".encode()).digest()
@@ -73,7 +71,7 @@ class TokenChooser:
             logits = _penalized(logits, tokens, sampling.repetition_penalty)
         if sampling.temperature == 0:
             return int(logits.argmax())
-        # On the CPU, where all ranks draw the same.
+        # On the CPU, where all ranks sample the same.
         values, order = (logits.float().cpu() / sampling.temperature).sort(descending=True)
         probabilities = torch.softmax(values[: sampling.top_k], dim=0)
         # A token counts while those before it have less than top_p: at least one always does.

@@ -40,7 +40,7 @@ class GeneratedText:
     Attributes:
         number: of the prompt.
         tokens: prompt and continuation, up to the stop string or the end of the document.
-        ending: why the text ended; None while it goes on.
+        ending: why the text ended; None while it grows.
     """
 
     number: int
@@ -71,17 +71,17 @@ def generate(
     watch: Callable[[GeneratedText], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[GeneratedText]:
-    """Continue prompts; every text is yielded once it has ended, in the order in which they end.
+    """Continue prompts; each text is yielded as soon as it has ended.
 
-    What a text becomes does not depend on the other prompts: it draws from a seed of its own, and the batch
-    changes its logits by rounding only.
+    A text does not depend on the other prompts: it samples from its own seed, and the batch changes its
+    logits by rounding only.
 
     Args:
         checkpoint: the model; every rank calls this with the same arguments and gets the same texts.
         prompts: texts, or the ids of their tokens; at least one token each.
         settings: what to generate.
-        watch: sees every text as far as it is, after its prompt and after each of its tokens.
-        should_stop: asked before every step, equal on all ranks; texts that go on then are not yielded.
+        watch: called with each text after its prompt and after each of its tokens.
+        should_stop: called before every step, equal on all ranks; texts that have not ended are not yielded.
     Raises:
         ValueError: a prompt is empty.
     """
@@ -108,12 +108,12 @@ def generate(
 
 
 def text_sample(checkpoint: OpenedCheckpoint, text: GeneratedText, *, seconds: float) -> TextSample:
-    """Bring a text into the form that reports show.
+    """Return a text in the form that reports show.
 
     Args:
-        checkpoint: what made it.
+        checkpoint: the model that generated it.
         text: generated alone.
-        seconds: that it took.
+        seconds: time that it took.
     """
     ponder = checkpoint.config.ponder
     return TextSample(

@@ -22,7 +22,7 @@ def verify_checkpoint(
     run_bound: float | None,
     advance: Callable[[], None] = lambda: None,
 ) -> VerifiedCheckpoint:
-    """Hold the training forward against cached decoding; all ranks call it together.
+    """Compare the training forward with cached decoding; all ranks call it together.
 
     Args:
         checkpoint: the model.
@@ -48,7 +48,7 @@ def verify_checkpoint(
         sweeps=sweeps,
         advance=advance,
     )
-    # Written so that an error that is no number fails.
+    # Written so that a NaN fails.
     passes = verification.settled.max_error <= bound
     if run_bound is not None:
         passes = passes and verification.comparison(run_sweeps).max_error <= run_bound

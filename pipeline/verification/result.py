@@ -1,4 +1,4 @@
-"""What a verification found, and its file ``verification.json``."""
+"""The result of a verification, and its file ``verification.json``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from pipeline.shared.files import write_atomically
 
 VERIFICATION_FILE = "verification.json"
-# The threshold at which agreement is claimed by the papers, and judged.
+# The threshold at which the papers claim agreement, and which is judged.
 JUDGED_THRESHOLD = 1e-4
 
 
@@ -40,7 +40,7 @@ class Comparison:
         num_jacobi_iterations: J; 0 for a method without sweeps.
         pruning_threshold: of the decoding.
         max_error, mean_error: difference of logits.
-        top1_agreement: share of tokens with the same likeliest next token.
+        top1_agreement: share of tokens with the same most likely next token.
         forward_loss: of the forward, nats per labelled token.
     """
 
@@ -62,7 +62,7 @@ class Verification:
         decodings: by threshold.
         comparisons: of every J with every threshold.
         residuals: of each sweep of the forward with most sweeps; empty for a method without any.
-        contraction: factor by which a sweep shrinks the residual; None where it cannot be told.
+        contraction: factor by which a sweep shrinks the residual; None where it cannot be fitted.
     """
 
     num_tokens: int
@@ -82,7 +82,7 @@ class Verification:
 
     @property
     def settled(self) -> Comparison:
-        """Return the judged comparison with most sweeps: what differs is not the sweeps' doing."""
+        """Return the judged comparison with most sweeps: what differs there is not their error."""
         return self.comparison(max(one.num_jacobi_iterations for one in self.comparisons))
 
 

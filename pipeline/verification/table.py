@@ -7,7 +7,7 @@ from rich.table import Table
 
 from pipeline.verification.result import JUDGED_THRESHOLD, Comparison, Decoding, VerifiedCheckpoint
 
-# Larger, and the sweeps have still something to say about the logits of the forward.
+# Above this, further sweeps still change the logits of the forward.
 SETTLED_RESIDUAL = 1e-5
 
 
@@ -48,14 +48,14 @@ def render_verification(result: VerifiedCheckpoint) -> Iterator[Table]:
 
 
 def render_verdict(result: VerifiedCheckpoint) -> str:
-    """Say in a line or two what holds."""
+    """Return the verdict in a few lines."""
     settled = result.verification.settled
     lines = [_judged("largest error", settled.max_error, result.bound)]
     residuals = result.verification.residuals
     if residuals and residuals[-1] > SETTLED_RESIDUAL:
         lines.append(
             f"after {len(residuals)} sweeps the thoughts still move (residual {residuals[-1]:.1e}); "
-            "more --jacobi-iterations tell the sweeps' error from the pruning's"
+            "use more --jacobi-iterations to separate the error of the sweeps from that of pruning"
         )
     if result.run_bound is not None:
         own = result.verification.comparison(result.run_jacobi_iterations)

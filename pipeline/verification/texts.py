@@ -1,4 +1,4 @@
-"""Held-out text for a comparison of forward and decoding: packed rows, and the documents in them."""
+"""Held-out text to compare forward and decoding on: packed rows, and the documents in them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pipeline.data.order import SampleOrder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """One document, or the part of it that lies in a row: a decoder reads it as a sequence of its own.
+    """A document, or its part in a row, which a decoder reads as one sequence.
 
     Attributes:
         first: number of its first token among the real tokens of the batch, row by row.
@@ -28,10 +28,10 @@ class Piece:
 def heldout_rows(
     dataset: SampleSource, *, num_rows: int, num_tokens: int, seed: int, rows_at_once: int
 ) -> Iterator[TokenBatch]:
-    """Read rows from all over the split, the same ones for the same seed.
+    """Read random rows of the split, the same ones for the same seed.
 
-    Documents of a row do not see each other and count positions from 0, however the run packs them: that is
-    what a decoder, which starts every text anew, can be held against.
+    Documents of a row do not see each other and count positions from 0, however the run packs them, because
+    a decoder starts each text at position 0.
 
     Args:
         dataset: the split.
@@ -52,9 +52,9 @@ def heldout_rows(
 
 
 def pieces_of(batch: TokenBatch) -> list[Piece]:
-    """Cut a batch into its documents; padding is left out.
+    """Cut a batch into its documents; padding is skipped.
 
-    A text that a row begins with is the rest of a document, and read as if it began there.
+    A row may begin within a document; the rest of it is read as if it began there.
     """
     pieces: list[Piece] = []
     num_tokens = 0

@@ -1,8 +1,8 @@
-"""Hold the training forward against hard-pruned cached decoding on the same text, over tau and J.
+"""Compare the training forward with hard-pruned cached decoding on the same text, over tau and J.
 
-The forward has soft masks and a finite number of Jacobi sweeps; decoding prunes for good and needs none.
-What the sweeps leave behind falls with J, what pruning takes away falls with tau; with J large and tau small
-both must be the same function (definitions 2.5, 3.2).
+The forward has soft masks and a finite number of Jacobi sweeps; decoding prunes for good and needs no sweeps.
+The error of the sweeps falls with J, the error of pruning falls with tau; with J large and tau small both
+must be the same function (definitions 2.5, 3.2).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,10 +15,11 @@ from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.config import Method
 from megatron_ext.ponder.step_limits import StepLimits
 from pipeline.metrics.ponder_scalars import contraction, jacobi_residuals
-from pipeline.verification.agreement import Agreement, LossSum
 from pipeline.verification.logits import (
+    Agreement,
     DecodedLogits,
     ForwardLogits,
+    LossSum,
     decoded_logits,
     forward_logits,
 )
@@ -27,7 +28,7 @@ from pipeline.verification.texts import pieces_of
 
 DEFAULT_THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5)
 DEFAULT_SWEEPS = (0, 1, 2, 4, 8, 16)
-# What is left below this is rounding of float32, which no sweep makes smaller.
+# Residuals below this are rounding of float32, which no sweep makes smaller.
 ROUNDING_RESIDUAL = 1e-6
 
 
@@ -72,7 +73,7 @@ def verify_model(
 
 
 class _Sums:
-    """What is summed up over batches."""
+    """Sums over batches."""
 
     def __init__(self, model: PonderModel, thresholds: Sequence[float | None], sweeps: Sequence[int]) -> None:
         self._model = model
@@ -86,7 +87,7 @@ class _Sums:
         self._forwards: dict[int, ForwardLogits] = {}
 
     def add(self, batch: TokenBatch, threshold: float | None) -> None:
-        """Decode a batch at one threshold and hold all forwards against it."""
+        """Decode a batch at one threshold and compare all forwards with it."""
         limits = StepLimits(threshold=threshold)
         decoded = decoded_logits(self._model, pieces_of(batch), limits)
         self._run_forwards(batch, limits)
@@ -97,11 +98,11 @@ class _Sums:
             self._forward_losses[num_sweeps, threshold].add(forward.logits, labels)
 
     def forget_forwards(self) -> None:
-        """Give up the logits of a batch."""
+        """Drop the logits of a batch."""
         self._forwards.clear()
 
     def result(self) -> Verification:
-        """Put together what was found."""
+        """Return the result."""
         judged = self._agreements[self._sweeps[0], self._thresholds[0]]
         residuals = self._residuals()
         return Verification(
@@ -122,7 +123,7 @@ class _Sums:
         return jacobi_residuals({name: sums.tolist() for name, sums in self._residual_sums.items()})
 
     def _run_forwards(self, batch: TokenBatch, limits: StepLimits) -> None:
-        """The soft mask of PonderLM-3 knows no threshold; the mask of AdaPonderLM does."""
+        """Run the forwards of a batch, again for each threshold if they depend on it (AdaPonderLM)."""
         if self._forwards and not self._model.ponder.config.method.facts.freezes_halted:
             return
         is_first = not self._forwards

@@ -30,7 +30,7 @@ class Found:
 def evaluated(models: TaskModels, tensor: int, data: int) -> Found:
     """Evaluate PonderLM-3 on a layout."""
     from pipeline.evaluation.harness.run import run_tasks
-    from pipeline.evaluation.harness.settings import TaskSettings
+    from pipeline.evaluation.tasks import TaskSettings
 
     prepare_host()
     folder = models.ponderlm3

@@ -90,12 +90,12 @@ class SlotDecision:
 
 
 def all_slots(token_hidden: Tensor, num_thoughts: int) -> SlotDecision:
-    """Let each token take all slots, which weigh the same (ponderlm2): [1, N, H], K -> N decisions."""
+    """Decide that each token takes all slots, with equal weight (ponderlm2): [1, N, H] -> N decisions."""
     return SlotDecision(steps=every_step(token_hidden, num_thoughts))
 
 
 def slots_above(router_logits: Tensor, threshold: float, observe: Observer = ignore) -> SlotDecision:
-    """Let each token take the slots whose tail mass reaches the threshold (ponderlm3).
+    """Decide that each token takes the slots whose tail mass reaches the threshold (ponderlm3).
 
     Args:
         router_logits: [1, N, K + 1].

@@ -32,9 +32,9 @@ class MegaPonderConfig(PreTrainedConfig):
         pause_token_id: row of the embedding that pause tokens take.
         pruning_threshold: tail mass (ponderlm3) or gate (adaponderlm) below which a token halts.
         prefill_tolerance: prompts are swept until their thoughts move by less than this share of their size
-            and their log weights by less than this; None is 1e-5, or the rounding of the weights where that
-            is coarser; 0 sweeps until nothing moves, which is exact.
-        prefill_sweeps: read prompts by this number of sweeps instead; None sweeps until they stand.
+            and their log weights by less than this value; None is 1e-5, or the rounding of the weights where
+            that is coarser; 0 sweeps until nothing moves, which is exact.
+        prefill_sweeps: read prompts by this number of sweeps instead; None sweeps until they settle.
     """
 
     model_type = "megaponder"
@@ -72,7 +72,7 @@ class MegaPonderConfig(PreTrainedConfig):
     prefill_sweeps: int | None = None
 
     def __post_init__(self, **kwargs: object) -> None:
-        """Refuse what the model does not have.
+        """Reject settings that the model does not have.
 
         Raises:
             ValueError: naming the setting.

@@ -17,8 +17,8 @@ There are two ways to run, and they agree:
   and no others, pruned slots leave no keys and no values. Prompts are read by sweeps until they settle.
 
 Both think by the functions of ``think.py`` and ``sweeps.py``; this module runs and stores their rows. Tokens
-of a batch are laid end to end, sequence after sequence and without padding; attention alone tells sequences
-apart.
+of a batch are laid end to end, sequence after sequence and without padding; only attention tells
+sequences apart.
 
 Shapes: B sequences, T columns of input_ids, N tokens of a call, R rows of a call, M = sequences that have
 rows in a call, Q = most rows that one of them has, K = extra steps, H = hidden size, A = heads, G = key/value
@@ -144,7 +144,7 @@ class Rows:
         versions: Iterable[int],
         log_weight: Tensor | None,
     ) -> None:
-        """Find out what the rows see.
+        """Work out what the rows see.
 
         Args:
             sequences, places: see above.
@@ -197,7 +197,7 @@ class Rows:
     def _by_sequence(self, per_row: Tensor) -> Tensor:
         """[R, ...] -> [M, Q, ...], with 0 where a sequence has fewer rows."""
         if self._is_full:
-            return per_row.unflatten(0, (len(self.present), self._num_columns))
+            return per_row.reshape(len(self.present), self._num_columns, *per_row.shape[1:])
         padded = per_row.new_zeros(len(self.present), self._num_columns, *per_row.shape[1:])
         return padded.index_put((self._index, self._column), per_row)
 
@@ -455,7 +455,7 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         return head
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Refuse another vocabulary."""
+        """Reject another vocabulary."""
         raise NotImplementedError(
             "the vocabulary of a MegaPonder model is fixed; convert it with another one"
         )
@@ -616,7 +616,7 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
     # ---- generate ----
 
     def _validate_generation_mode(self, generation_mode: GenerationMode, *others: Any) -> None:
-        """Refuse what reorders a cache or takes tokens back: its sequences own different numbers of rows.
+        """Reject modes that reorder a cache or take tokens back: its sequences own different numbers of rows.
 
         Raises:
             ValueError: naming the way to generate.
@@ -625,21 +625,21 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         if generation_mode not in known:
             raise ValueError(
                 "a MegaPonder model must generate by greedy_search or sample, but is asked for "
-                f"{generation_mode.value}; leave out num_beams, assistant_model and the like"
+                f"{generation_mode.value}; unset num_beams, assistant_model and the like"
             )
         super()._validate_generation_mode(generation_mode, *others)
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *sizes: Any
     ) -> None:
-        """Give `generate` a cache of our own kind.
+        """Give `generate` a :class:`PonderCache`.
 
         Raises:
             ValueError: another kind is asked for.
         """
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
-                "cache_implementation must be left out, as pondering needs a cache of its own, but is "
+                "cache_implementation must be unset, because pondering needs its own cache, but is "
                 f"{generation_config.cache_implementation!r}"
             )
         given = model_kwargs.get("past_key_values")

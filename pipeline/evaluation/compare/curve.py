@@ -25,7 +25,7 @@ class PruningCurve:
         name: of the run.
         iteration: of the checkpoint.
         num_jacobi_iterations: J of the forward.
-        num_global_batches: how much of the held-out split was asked for.
+        num_global_batches: requested size of the held-out text.
         num_tokens: labelled tokens.
         unigram_entropy: of the split, nats; equal splits have equal ones.
         points: by rising threshold.
@@ -59,7 +59,7 @@ def load_curve(path: Path) -> PruningCurve:
     """Read the file.
 
     Raises:
-        DataError: it is something else.
+        DataError: it is not a pruning curve.
     """
     try:
         return TypeAdapter(PruningCurve).validate_json(path.read_bytes())
@@ -71,7 +71,7 @@ def load_curve(path: Path) -> PruningCurve:
 
 
 def front(points: Iterable[LossPoint]) -> frozenset[LossPoint]:
-    """Return the points that no other one beats: none costs as little at a smaller loss."""
+    """Return the Pareto front: the points for which no other one costs as little at a smaller loss."""
     best: list[LossPoint] = []
     for point in sorted(points, key=lambda one: (one.flops_per_token, one.loss)):
         if not best or point.loss < best[-1].loss:

@@ -1,4 +1,4 @@
-"""Where the points of a run come from: files in its folder, or an evaluation of its checkpoint."""
+"""Get the points of a run, from files in its folder or by evaluating its checkpoint."""
 
 import logging
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class FoundRun:
     """A run on disk.
 
     Attributes:
-        folder: of the run; files about it lie here.
+        folder: of the run, with the files about it.
         checkpoint: the ``iter_`` folder that is taken.
         config: of the run.
         iteration: of the checkpoint.
@@ -44,17 +44,17 @@ class FoundRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What is asked of a run.
+    """The points that are wanted of a run.
 
     Attributes:
         thresholds: tau; empty takes the usual ones and the run's own.
         num_global_batches: of the held-out split; None takes the run's ``evaluation.iters``.
-        anew: evaluate even where files have it.
+        reevaluate: evaluate even where files have the points.
     """
 
     thresholds: tuple[float, ...] = ()
     num_global_batches: int | None = None
-    anew: bool = False
+    reevaluate: bool = False
 
     def thresholds_of(self, config: RunConfig) -> tuple[float | None, ...]:
         """Thresholds that make sense for a run, rising."""
@@ -94,13 +94,13 @@ def curve_of(
 
     Args:
         run: which.
-        wanted: what is asked of it.
-        speaks: whether this rank writes.
+        wanted: which points.
+        speaks: whether this rank writes files.
         advance: called after every threshold that is evaluated.
     Raises:
-        CheckpointError, ConfigError, DataError: what is wrong with checkpoint, configuration or data.
+        CheckpointError, ConfigError, DataError: checkpoint, configuration or data are unusable.
     """
-    known = None if wanted.anew else _from_files(run, wanted)
+    known = None if wanted.reevaluate else _from_files(run, wanted)
     if known is not None:
         return known
     logger.info("%s: evaluated now, on %s", run.folder, run.checkpoint.name)
@@ -113,7 +113,7 @@ def curve_of(
 
 
 def _from_files(run: FoundRun, wanted: Wanted) -> PruningCurve | None:
-    """Take an earlier curve of the same checkpoint and text; or the evaluation, where nothing is pruned."""
+    """Return an earlier curve of the same checkpoint and text, or the evaluation where nothing is pruned."""
     batches, sweeps = wanted.batches_of(run.config), run.config.ponder.num_jacobi_iterations
     file = run.folder / CURVE_FILE
     if file.is_file():
@@ -155,8 +155,8 @@ def _from_evaluation(run: FoundRun, num_global_batches: int) -> PruningCurve | N
 def _is_of(num_tokens: int, num_samples: int, seq_length: int, global_batch_size: int) -> bool:
     """Whether so many labelled tokens can be those of so many samples, to a global batch.
 
-    The file does not say how much was asked for. A few tokens have no label, so a long evaluation may look a
-    batch too short; it is then made again, which costs time and no truth.
+    The file does not record the requested size. A few tokens have no label, so a long evaluation may look a
+    batch too short; it is then repeated, which costs time only.
     """
     num_batches = -(-num_tokens // (global_batch_size * seq_length))
     return num_batches == -(-num_samples // global_batch_size)

@@ -22,7 +22,7 @@ def labels_of(curves: Sequence[PruningCurve], folders: Sequence[Path]) -> list[s
 
 
 def render_comparison(curves: Sequence[PruningCurve], labels: Sequence[str]) -> Table:
-    """Lay all points out; those that no other one beats are marked."""
+    """Return a table of all points; those on the front are marked."""
     best = front(point for curve in curves for point in curve.points)
     table = Table(title="held-out loss by inference cost", box=SIMPLE_HEAD)
     for column in ("run", "method", "tau", "steps", "loss", "perplexity", "FLOPs/token", "tokens", "front"):
@@ -45,7 +45,7 @@ def render_comparison(curves: Sequence[PruningCurve], labels: Sequence[str]) -> 
 
 
 def comparison_values(curves: Sequence[PruningCurve], labels: Sequence[str]) -> dict[str, Any]:
-    """Bring a comparison into plain values."""
+    """Return a comparison as plain values."""
     best = front(point for curve in curves for point in curve.points)
     runs = []
     for curve, label in zip(curves, labels, strict=True):
@@ -57,6 +57,6 @@ def comparison_values(curves: Sequence[PruningCurve], labels: Sequence[str]) -> 
 
 
 def same_text(curves: Sequence[PruningCurve]) -> bool:
-    """Whether the losses are of the same held-out text, as far as its entropy and length tell."""
+    """Whether the losses are of the same held-out text, judged by its entropy and length."""
     texts = {(round(curve.unigram_entropy, 9), curve.num_tokens) for curve in curves}
     return len(texts) == 1

@@ -1,4 +1,4 @@
-"""Continuations that tasks of lm-evaluation-harness ask for, by the project's own generation."""
+"""Continuations for tasks of lm-evaluation-harness, by the project's own generation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ class GenerationRequest:
 
     Attributes:
         tokens: of the prompt, as many of the last ones as leave room for the continuation.
-        settings: how; its batch size means nothing here.
+        settings: how; its batch size is ignored.
     """
 
     tokens: tuple[int, ...]
@@ -29,21 +29,21 @@ class GenerationRequest:
 
     @classmethod
     def of(cls, tokens: Sequence[int], options: dict[str, Any], *, max_length: int) -> "GenerationRequest":
-        """Understand the options of a task.
+        """Parse the options of a task.
 
         Args:
-            tokens: of the whole prompt, at least one.
+            tokens: of the complete prompt, at least one.
             options: `generation_kwargs` of the task.
             max_length: tokens that the model sees at once.
         Raises:
-            DataError: an option means nothing here, or the continuation leaves no room for a prompt.
+            DataError: an option is unknown, or the continuation leaves no room for a prompt.
         """
         options = dict(normalize_gen_kwargs(options))
         unknown = sorted(options.keys() - _KNOWN_OPTIONS)
         if unknown:
             raise DataError(
-                f"generation_kwargs of a task must be among {', '.join(sorted(_KNOWN_OPTIONS))}, but there "
-                f"is {', '.join(unknown)}; leave it out of a copy of the task (--include-path)"
+                f"generation_kwargs of a task must be among {', '.join(sorted(_KNOWN_OPTIONS))}, but has "
+                f"{', '.join(unknown)}; remove it in a copy of the task (--include-path)"
             )
         room = max_length - options["max_gen_toks"]
         if room < 1:
@@ -72,8 +72,8 @@ def continue_texts(
 ) -> list[ContinuedText]:
     """Continue texts; all ranks call this with the same requests and get all continuations.
 
-    Replicas share greedy requests. What a request draws depends on its place among those with equal settings,
-    so each replica draws all of them.
+    Replicas share greedy requests. What a request samples depends on its place among those with equal
+    settings, so each replica samples all of them.
 
     Args:
         checkpoint: the model.

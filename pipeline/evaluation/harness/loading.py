@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 from lm_eval.tasks import TaskManager
 
-from pipeline.evaluation.harness.settings import TaskSettings
+from pipeline.evaluation.tasks import TaskSettings
 from pipeline.shared.errors import DataError
 
 
@@ -21,7 +21,7 @@ def load_tasks(settings: TaskSettings) -> LoadedTasks:
     """Load tasks with their data.
 
     Raises:
-        DataError: a name is unknown, or the data of a task cannot be had.
+        DataError: a name is unknown, or the data of a task cannot be loaded.
     """
     manager = _manager(settings)
     loaded = LoadedTasks(tasks={}, groups={})
@@ -33,9 +33,9 @@ def load_tasks(settings: TaskSettings) -> LoadedTasks:
 
 
 def _manager(settings: TaskSettings) -> TaskManager:
-    """Know as few tasks as it takes: reading the files of all that the harness has takes seconds."""
+    """Index as few tasks as needed: reading the files of all tasks of the harness takes seconds."""
     if settings.include_path is not None and not settings.include_path.is_dir():
-        raise DataError(f"--include-path must be a folder of task files, but {settings.include_path} is none")
+        raise DataError(f"--include-path must be a folder of task files, but is {settings.include_path}")
     include = None if settings.include_path is None else str(settings.include_path)
     own = TaskManager(include_path=include, include_defaults=False)
     if not _unknown(own, settings):
@@ -57,19 +57,19 @@ def _unknown_task(name: str, manager: TaskManager) -> DataError:
     cure = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
     return DataError(
         f"--tasks must name tasks of lm-evaluation-harness, of --include-path, or task files, but {name!r} "
-        f"is none; {cure}"
+        f"is not one; {cure}"
     )
 
 
 def _load(manager: TaskManager, name: str) -> LoadedTasks:
     try:
         loaded: LoadedTasks = manager.load([name])
-    # Which class tells of data out of reach depends on the libraries below; all are reasons of the user's.
+    # The class of the error depends on the libraries below; the user can act on all of them.
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
-            f"the data of task {name!r} must be at hand or in reach, but could not be loaded: {reason[0]}; "
-            "on a machine without access to the hub, load them where there is access and set HF_HOME to a "
-            "copy of that cache, with HF_HUB_OFFLINE=1"
+            f"the data of task {name!r} must be cached or downloadable, but could not be loaded: "
+            f"{reason[0]}; on a machine without access to the hub, load them where there is access and set "
+            "HF_HOME to a copy of that cache, with HF_HUB_OFFLINE=1"
         ) from error
     return loaded

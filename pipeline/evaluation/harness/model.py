@@ -1,4 +1,4 @@
-"""A native checkpoint as lm-evaluation-harness sees a model: texts go in, likelihoods and texts come out."""
+"""A native checkpoint as a model of lm-evaluation-harness, which scores and continues texts."""
 
 import logging
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ EncodedPair = tuple[tuple[str, str], list[int], list[int]]
 
 
 class CheckpointModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
-    """Answers the requests of tasks; every rank gets all of them, and replicas share the work.
+    """Runs the requests of tasks; every rank gets all of them, and replicas share the work.
 
-    So the harness sees a single process, whatever the layout: each rank has all answers and all scores.
+    The harness sees a single process, whatever the layout: each rank has all results and all scores.
 
     Attributes:
-        costs: what the tokens of each task took, up to now.
+        costs: of the tokens of each task so far.
     """
 
     def __init__(self, checkpoint: OpenedCheckpoint, *, batch_size: int) -> None:
@@ -60,11 +60,11 @@ class CheckpointModel(TemplateLM):  # type: ignore[misc]  # the harness has no t
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without context: documents begin, or else follow, this token."""
+        """The token before a text without context: documents begin with it, or else follow it."""
         return self.eot_token_id if self._bos_id is None else self._bos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids of a text, behind the token that documents begin with, where the data have one."""
+        """Return the token ids of a text, after the token that documents begin with, if the data have one."""
         ids: list[int] = self._tokenizer.encode(string).tolist()
         begins = self._bos_id is not None and add_special_tokens is not False
         return [self.prefix_token_id, *ids] if begins else ids
@@ -89,7 +89,7 @@ class CheckpointModel(TemplateLM):  # type: ignore[misc]  # the harness has no t
         return [(text.log_likelihood, text.is_greedy) for text in scored]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Score whole texts, longer ones in windows; every token is scored once."""
+        """Score complete texts, longer ones in windows; every token is scored once."""
         del disable_tqdm
         texts, owners = [], []
         for number, request in enumerate(requests):
@@ -142,7 +142,7 @@ def _num_tokens(text: TextToScore) -> int:
 
 
 def _text(context: list[int], targets: list[int], max_length: int) -> TextToScore:
-    """The last tokens that the model can see at once; the last target is predicted, not seen.
+    """Return the last tokens that the model can see at once; the last target is predicted, not seen.
 
     Raises:
         DataError: not even the targets fit.
@@ -150,6 +150,6 @@ def _text(context: list[int], targets: list[int], max_length: int) -> TextToScor
     if len(targets) > max_length:
         raise DataError(
             f"what a task asks the model to score must fit into the {max_length} tokens of "
-            f"training.seq_length, but has {len(targets)}; leave the task out"
+            f"training.seq_length, but has {len(targets)}; remove the task"
         )
     return TextToScore(tokens=[*context, *targets][-(max_length + 1) :], num_targets=len(targets))

@@ -13,21 +13,20 @@ from pipeline.cost.flops import FlopsAccount
 from pipeline.evaluation.costs import RealizedCost
 from pipeline.evaluation.harness.loading import LoadedTasks, load_tasks
 from pipeline.evaluation.harness.model import CheckpointModel
-from pipeline.evaluation.harness.settings import TaskSettings
 from pipeline.evaluation.opened import OpenedCheckpoint
-from pipeline.evaluation.task_results import TaskReport, TaskScore
+from pipeline.evaluation.tasks import TaskReport, TaskScore, TaskSettings
 
-# What the harness's own command takes: the same examples are drawn.
+# The seeds of the harness's own command, so that the same examples are drawn.
 _RANDOM_SEED, _FEWSHOT_SEED = 0, 1234
 # Resamples for the standard error of metrics that have no formula for it.
 _BOOTSTRAP_SAMPLES = 1000
 
 
 def run_tasks(checkpoint: OpenedCheckpoint, settings: TaskSettings) -> TaskReport:
-    """Ask a checkpoint all questions of some tasks; every rank calls this and gets the whole report.
+    """Run tasks on a checkpoint; every rank calls this and gets the complete report.
 
     Raises:
-        DataError: a task does not exist, its data are out of reach, or it asks for what the model cannot do.
+        DataError: a task does not exist, its data cannot be loaded, or it needs what the model cannot do.
     """
     # The harness would otherwise start a process per core for resampling.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
@@ -102,7 +101,7 @@ def _score(task: str, found: Mapping[str, Any], cost: RealizedCost, account: Flo
 
 
 def _metrics(values: Mapping[str, Any]) -> dict[str, float]:
-    """Leave out the names and standard errors beside metrics, which alone are named "metric,filter"."""
+    """Return the metrics, which are named "metric,filter", without names and standard errors."""
     return {
         name: float(value)
         for name, value in values.items()

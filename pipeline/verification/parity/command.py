@@ -1,4 +1,4 @@
-"""Hold a parallel layout against one process (`megaponder parity`)."""
+"""Compare a parallel layout with one process (`megaponder parity`)."""
 
 import json
 import logging
@@ -46,9 +46,9 @@ def run_parity(
         DONE inside the band, CRASH outside; the exit code of the ranks where they failed.
 
     Raises:
-        ConfigError: with everything that is wrong with layout and settings.
+        ConfigError: with all problems of layout and settings.
     """
-    # First, because it tells all mistakes.
+    # First, because it reports all mistakes together.
     spread = _load_on_layout(config_file, layout, overrides)
     one = load_config(config_file, [*overrides, *ONE_PROCESS])
     with tempfile.TemporaryDirectory() as scratch:
@@ -66,7 +66,7 @@ def run_parity(
 def report(
     steps: Sequence[StepParity], config: RunConfig, *, json_file: Path | None, console: Console
 ) -> ExitCode:
-    """Show what was compared, write it where asked to, and judge it.
+    """Print the comparison, write it to a file if requested, and judge it.
 
     Args:
         steps: all of them.

@@ -1,4 +1,4 @@
-"""How far two trainings of the same model may be apart, and how far they are."""
+"""Compare two trainings of the same model, step by step, with the differences that rounding explains."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ GROWTH_PER_STEP = 1.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What one training step gives.
+    """Measurements of one training step.
 
     Attributes:
         loss: mean cross-entropy, nats per labelled token.
@@ -24,7 +24,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Band:
-    """Largest relative differences that are rounding.
+    """The largest relative differences that rounding explains.
 
     Attributes:
         loss: of the loss, a mean over many tokens, in which rounding errors cancel.

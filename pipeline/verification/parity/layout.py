@@ -15,7 +15,7 @@ class Axis:
 
     Attributes:
         setting: what it sets.
-        default: its value where the layout does not name it.
+        default: its value where the layout does not set it.
         rule: what values it takes.
         is_valid: whether a text is such a value.
     """
@@ -35,12 +35,12 @@ def _is_switch(text: str) -> bool:
 
 
 AXES = {
-    "tp": Axis("parallel.tensor", "1", "must be a whole number of at least 1", _is_count),
-    "pp": Axis("parallel.pipeline", "1", "must be a whole number of at least 1", _is_count),
-    "dp": Axis("parallel.data", "1", "must be a whole number of at least 1", _is_count),
+    "tp": Axis("parallel.tensor", "1", "must be an integer of at least 1", _is_count),
+    "pp": Axis("parallel.pipeline", "1", "must be an integer of at least 1", _is_count),
+    "dp": Axis("parallel.data", "1", "must be an integer of at least 1", _is_count),
     "sp": Axis("parallel.sequence_parallel", "false", "must be true or false", _is_switch),
 }
-# Everything runs on one process; the start values and the data are those of any layout.
+# Everything runs on one process; initial weights and data are the same on every layout.
 ONE_PROCESS = (
     *(f"{axis.setting}={axis.default}" for axis in AXES.values()),
     "parallel.layers_per_stage=null",
@@ -69,7 +69,7 @@ def parse_layout(text: str) -> tuple[list[str], list[ConfigProblem]]:
 
 
 def render_layout(parallel: ParallelConfig) -> str:
-    """Write a layout as it is given."""
+    """Return a layout in the syntax of the option."""
     sizes = f"tp={parallel.tensor},pp={parallel.pipeline},dp={parallel.data}"
     return f"{sizes},sp=true" if parallel.sequence_parallel else sizes
 

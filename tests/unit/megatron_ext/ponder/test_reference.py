@@ -136,7 +136,7 @@ def test_pausing_is_consuming_the_pause_token_at_the_same_position(architecture:
 def test_pause_tokens_need_an_embedding() -> None:
     oracle = SequentialOracle(random_backbone("llama"), settings("pause", pause_token_id=None))
 
-    with pytest.raises(AssertionError, match="pause_token_id must name"):
+    with pytest.raises(AssertionError, match="pause_token_id"):
         oracle.consume(TOKENS[0], 0)
 
 

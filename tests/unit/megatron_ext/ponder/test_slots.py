@@ -89,6 +89,6 @@ def test_splitting_takes_no_copy() -> None:
     assert rows[5].item() == 7.0
 
 
-def test_rows_that_are_no_multiple_of_the_slots_are_refused() -> None:
-    with pytest.raises(ValueError, match="multiple of 3 slots, but are 7"):
+def test_rows_must_be_a_multiple_of_the_slots() -> None:
+    with pytest.raises(ValueError, match=r"3 .* 7"):
         split_slots(torch.zeros(7, 1, 1), 3)

@@ -233,10 +233,10 @@ def model(one: Path) -> Any:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"num_beams": 2}, "but is asked for beam_search"),
-        ({"prompt_lookup_num_tokens": 2}, "but is asked for assisted_generation"),
-        ({"cache_implementation": "static"}, "cache_implementation must be left out"),
-        ({"past_key_values": transformers.DynamicCache()}, "past_key_values must be a PonderCache"),
+        ({"num_beams": 2}, "beam_search"),
+        ({"prompt_lookup_num_tokens": 2}, "assisted_generation"),
+        ({"cache_implementation": "static"}, "cache_implementation"),
+        ({"past_key_values": transformers.DynamicCache()}, "PonderCache"),
     ],
 )
 def test_ways_to_generate_that_do_not_fit_are_refused(
@@ -248,10 +248,10 @@ def test_ways_to_generate_that_do_not_fit_are_refused(
 
 def test_prompts_with_padding_behind_them_and_another_batch_are_refused(model: Any) -> None:
     ids, mask = padded(some_prompts(), left=False)
-    with pytest.raises(ValueError, match="must be padded on the left"):
+    with pytest.raises(ValueError, match="padding_side"):
         generate(model, ids, mask)
     cache = model(ids, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match=r"as many sequences as input_ids has \(1\), but holds 4"):
+    with pytest.raises(ValueError, match=r"\(1\).*4"):
         model(ids[:1], past_key_values=cache)
 
 

@@ -33,7 +33,7 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path, change: dict[str, obj
     path = tmp_path / "evaluation.json"
     save_json(made_up_evaluation(), path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ValueError, match="must be a EvaluationResult"):
+    with pytest.raises(ValueError, match=r"evaluation\.json"):
         load_evaluation(path)
 
 
@@ -50,7 +50,7 @@ def test_quartiles_of_a_hand_made_case() -> None:
 
 def test_quartiles_need_four_tokens_and_equal_shapes() -> None:
     assert loss_quartiles(np.ones(3), np.ones(3, dtype=np.int64)) == ()
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match=r"\(5,\).*\(4,\)"):
         loss_quartiles(np.ones(5), np.ones(4, dtype=np.int64))
 
 

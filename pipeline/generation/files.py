@@ -1,8 +1,10 @@
-"""Prompts from a file."""
+"""Prompts read from a file, and generated texts written as JSON lines."""
 
 import json
 from pathlib import Path
+from typing import Any
 
+from pipeline.generation.texts import GeneratedText
 from pipeline.shared.errors import DataError
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -10,13 +12,13 @@ PROMPT_KEY = "prompt"
 
 
 def read_prompts_file(path: Path) -> list[str]:
-    """Read prompts, one per line; lines without text are passed over.
+    """Read prompts, one per line; blank lines are skipped.
 
     Args:
         path: with the suffix ``.jsonl`` or ``.ndjson`` every line is a JSON object with the text under
             ``prompt``; otherwise every line is a prompt.
     Raises:
-        DataError: the file cannot be read, has no prompt, or a line is no such object.
+        DataError: the file cannot be read, has no prompt, or a line is not such an object.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -39,3 +41,21 @@ def _prompt_of(line: str, place: str) -> str:
     if not isinstance(prompt, str) or not prompt:
         raise DataError(f'{place} must have a text under "{PROMPT_KEY}", but has {prompt!r}')
     return prompt
+
+
+def json_line(text: GeneratedText) -> str:
+    """Return a text as one line of JSON, without a line break."""
+    added = [token for token in text.tokens if not token.is_prompt]
+    content: dict[str, Any] = {
+        "number": text.number,
+        "prompt": text.prompt,
+        "continuation": text.continuation,
+        "ending": text.ending,
+        "num_prompt_tokens": len(text.tokens) - len(added),
+        "num_tokens": len(added),
+        "mean_steps": text.mean_steps,
+        "pieces": [token.piece for token in text.tokens],
+        "steps": [token.steps for token in text.tokens],
+        "nll": [token.nll for token in text.tokens],
+    }
+    return json.dumps(content, ensure_ascii=False)

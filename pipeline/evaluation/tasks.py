@@ -1,5 +1,6 @@
-"""What tasks found, as the table and the JSON file show it."""
+"""Tasks of lm-evaluation-harness: which are asked, and what a checkpoint scores on them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -12,10 +13,53 @@ from pipeline.shared.files import write_atomically
 TASKS_FILE = "tasks.json"
 ACCURACY = "acc,none"
 
+# The tasks that the papers on pondering report.
+PAPERS_7 = "papers-7"
+PAPERS_9 = "papers-9"
+
+# Those with listed results of AdaPonderLM; which seven PonderLM-3 averages over is not verified.
+_SEVEN = ("lambada_openai", "arc_easy", "arc_challenge", "winogrande", "piqa", "hellaswag", "race")
+_NINE = (
+    "lambada_openai",
+    "lambada_standard",
+    "arc_easy",
+    "arc_challenge",
+    "winogrande",
+    "piqa",
+    "hellaswag",
+    "sciq",
+    "race",
+)
+TASK_GROUPS = {PAPERS_7: _SEVEN, PAPERS_9: _NINE}
+
+
+def expand_task_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Replace groups by their tasks; a task that is named several times stays where it is named first."""
+    return tuple(dict.fromkeys(task for name in names for task in TASK_GROUPS.get(name, (name,))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSettings:
+    """Which tasks are asked, and how.
+
+    Attributes:
+        names: of tasks, groups and tags of the harness, or paths of task files.
+        include_path: a folder of further task files.
+        num_fewshot: solved examples before each question; None as each task says.
+        limit: questions per task at most; None asks all.
+        batch_size: texts that a replica reads or continues together.
+    """
+
+    names: tuple[str, ...]
+    include_path: Path | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+    batch_size: int = 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScore:
-    """One task and what the model made of it.
+    """The scores of a model on one task, and what they cost.
 
     Attributes:
         task: name in lm-evaluation-harness.
@@ -24,7 +68,7 @@ class TaskScore:
         num_samples: questions.
         metrics: value by the harness's name, "metric,filter".
         standard_errors: of those metrics that have one.
-        mean_steps: extra steps per token that its requests really took.
+        mean_steps: extra steps per token that its requests took.
         num_tokens: that went through the layers.
         flops_per_token, flops: operations at those steps, per token and for the whole task.
     """
@@ -43,7 +87,7 @@ class TaskScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReport:
-    """What a checkpoint is worth on some tasks.
+    """The scores of a checkpoint on some tasks.
 
     Attributes:
         checkpoint, iteration, method, num_latent_thoughts: which model.
@@ -72,6 +116,6 @@ class TaskReport:
 
 
 def save_task_report(report: TaskReport, path: Path) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, TypeAdapter(TaskReport).dump_json(report, indent=1) + b"\n")

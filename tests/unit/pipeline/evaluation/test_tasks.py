@@ -1,4 +1,4 @@
-from pipeline.evaluation.task_groups import PAPERS_7, PAPERS_9, TASK_GROUPS, expand_task_names
+from pipeline.evaluation.tasks import PAPERS_7, PAPERS_9, TASK_GROUPS, expand_task_names
 
 
 def test_the_groups_of_the_papers_have_as_many_tasks_as_their_names_say() -> None:
