@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.slurm.client import show_job, submit_script
-from cluster.slurm.refusals import refusal
+from cluster.slurm.client import refusal, show_job, submit_script
 from pipeline.shared.errors import ClusterError
 
 
