@@ -84,7 +84,7 @@ def test_exit_codes_decide_whether_a_job_starts_again(
     assert status.state == (JobState.DONE if expected == 0 else JobState.FAILED)
     assert status.requeues == starts - 1
     if starts > 1:
-        assert "not started again: submit.max_requeues is 1" in status.reason
+        assert "submit.max_requeues is 1" in status.reason
     elif expected == 9:
         assert status.reason == "rank 1 has ended with 9"
 
@@ -131,8 +131,8 @@ def test_a_chain_goes_on_after_a_stop_and_ends_where_the_run_is_complete(
     records = submit_command(job(line, chain=3))
     statuses = [ended(slurm, record) for record in records]
     assert [status.exit_code for status in statuses] == [75, 0, 0]
-    assert "link 2 of the chain goes on" in statuses[0].reason
-    assert "the run was complete before link 3" in statuses[2].reason
+    assert "link 2" in statuses[0].reason
+    assert "link 3" in statuses[2].reason
     assert not SlurmTarget().logs(records[2])[0].name.startswith("rank")
 
 

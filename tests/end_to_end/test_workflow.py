@@ -57,7 +57,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
         first = {step: find_record(folder / "runs", job) for step, job in jobs_of(submitted.stdout).items()}
         assert tuple(first) == NAMES
         refused = jobs.command("submit", "--config", str(config))
-        assert "a step must have ended before it is submitted again" in refused.stderr
+        assert refused.returncode == 2
+        assert first["prepare"].job_id in refused.stderr
         wait_until(lambda: has_trained(run, 5), otherwise=f"see {run}")
         supervisor = load_supervisor(first["train"].job_folder).process()
         assert supervisor is not None

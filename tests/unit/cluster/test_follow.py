@@ -14,7 +14,7 @@ def test_the_newest_lines_of_a_rank_are_its_last(tmp_path: Path) -> None:
         file.write_text("".join(f"{file.name}-{number}\n" for number in range(5)))
     assert newest_lines(files, lines=2, rank=1) == "1-3\n1-4\n"
     assert newest_lines(files, lines=0, rank=0) == ""
-    with pytest.raises(ClusterError, match="rank 2 must have started to have a log, but 2 ranks have"):
+    with pytest.raises(ClusterError, match="rank 2"):
         newest_lines(files, lines=1, rank=2)
 
 

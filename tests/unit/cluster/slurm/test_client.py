@@ -40,7 +40,7 @@ def test_an_unknown_refusal_is_told_as_it_is() -> None:
 
 def test_a_machine_without_slurm_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ClusterError, match=r"SLURM must be installed where jobs are submitted.*no sbatch"):
+    with pytest.raises(ClusterError, match="sbatch"):
         submit_script(Path(__file__))
-    with pytest.raises(ClusterError, match="no scontrol"):
+    with pytest.raises(ClusterError, match="scontrol"):
         show_job("1")
