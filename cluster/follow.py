@@ -68,12 +68,12 @@ def follow(target: JobTarget, record: JobRecord, *, lines: int, rank: int) -> in
     A job that restarts writes a new file, which is followed from its beginning.
     """
     tail = LogTail(sys.stdout.buffer, lines)
-    asked = -_STATUS_SECONDS
+    polled_at = -_STATUS_SECONDS
     while True:
         has_ended = False
-        if time.monotonic() - asked >= _STATUS_SECONDS:
+        if time.monotonic() - polled_at >= _STATUS_SECONDS:
             status = target.status(record)
-            asked = time.monotonic()
+            polled_at = time.monotonic()
             has_ended = status.state.is_final or status.state == JobState.UNKNOWN
         files = target.logs(record)
         tail.copy(files[rank] if rank < len(files) else None)

@@ -29,7 +29,7 @@ class Resources:
 
     @property
     def num_ranks(self) -> int:
-        """Processes of the whole job."""
+        """Processes of the job."""
         return self.nodes * self.ranks_per_node
 
 

@@ -10,12 +10,12 @@ _BYTES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 def node_resources(resources: Resources) -> dict[str, float]:
     """Return what one machine must have free, by Ray's names: numbers of CPU and GPU, memory in bytes."""
-    asked = {"CPU": float(resources.ranks_per_node * resources.cpus_per_rank)}
+    needed = {"CPU": float(resources.ranks_per_node * resources.cpus_per_rank)}
     if resources.gpus_per_node:
-        asked["GPU"] = float(resources.gpus_per_node)
+        needed["GPU"] = float(resources.gpus_per_node)
     if resources.memory_per_node is not None:
-        asked["memory"] = float(int(resources.memory_per_node[:-1]) * _BYTES[resources.memory_per_node[-1]])
-    return asked
+        needed["memory"] = float(int(resources.memory_per_node[:-1]) * _BYTES[resources.memory_per_node[-1]])
+    return needed
 
 
 def render_missing_capacity(
@@ -41,7 +41,7 @@ def render_missing_capacity(
     ]
     if len(fitting) >= num_nodes:
         lines.append(
-            "enough machines are large enough, but other jobs use them: wait, see `ray status` on the head"
+            "the machines are large enough, but other jobs use them: wait, see `ray status` on the head"
         )
     else:
         lines.append(

@@ -17,7 +17,7 @@ _LONGEST_WAIT_SECONDS = 120
 
 
 def render_script(spec: JobSpec) -> str:
-    """Return the whole script."""
+    """Return the script."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         # A shell script is not markup; text of users passes through the filter `quote`.

@@ -29,7 +29,7 @@ def _names(config: RunConfig) -> Iterator[ConfigProblem]:
 
 
 def _order(config: RunConfig) -> Iterator[ConfigProblem]:
-    commands = [step.command for step in config.workflow]
+    commands: list[str] = [step.command for step in config.workflow]
     if commands != sorted(commands, key=_PLACES.__getitem__):
         yield ConfigProblem(
             path="workflow",

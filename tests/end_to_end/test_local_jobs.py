@@ -14,7 +14,7 @@ from tests.support.runs import data_hashes, has_trained, losses
 pytestmark = pytest.mark.end_to_end
 
 
-def test_a_job_with_a_killed_rank_equals_an_undisturbed_run(
+def test_a_job_with_a_killed_rank_equals_an_uninterrupted_run(
     recipe: Path, trained: TrainedRun, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"

@@ -171,7 +171,7 @@ def test_a_killed_node_costs_no_step_and_changes_none(
     assert steps_of(run) == steps_of(trained.folder)
 
 
-def test_what_is_cancelled_saves_and_goes_on_when_it_is_queued_again(
+def test_a_cancelled_job_saves_and_resumes_when_it_is_requeued(
     cluster: RayCluster, mark: str, recipe: Path, trained: TrainedRun, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -197,7 +197,7 @@ def test_what_is_cancelled_saves_and_goes_on_when_it_is_queued_again(
     assert steps_of(run) == steps_of(trained.folder)
 
 
-def test_a_job_without_room_ends_in_time_and_says_what_is_missing(
+def test_a_job_without_capacity_ends_in_time_and_reports_what_is_missing(
     cluster: RayCluster, mark: str, tmp_path: Path
 ) -> None:
     three = {"resources": Resources(nodes=3), "start_timeout_seconds": 3}
@@ -211,7 +211,7 @@ def test_a_job_without_room_ends_in_time_and_says_what_is_missing(
     assert lines[4].startswith("2 of 3 machine(s)")
 
 
-def test_exit_codes_decide_whether_ranks_start_again(cluster: RayCluster, mark: str, tmp_path: Path) -> None:
+def test_exit_codes_decide_whether_ranks_restart(cluster: RayCluster, mark: str, tmp_path: Path) -> None:
     codes = (9, 93, 75)
     # All at once: the third one finds room when another has ended.
     records = [
@@ -298,7 +298,7 @@ def test_data_preparation_on_ray_gives_the_same_bytes_when_a_node_is_killed(
     assert folder_bytes(output) == folder_bytes(tmp_path / "here")
 
 
-def test_what_cannot_start_is_refused_before_anything_is_queued(
+def test_an_invalid_run_is_refused_before_anything_is_queued(
     cluster: RayCluster, recipe: Path, tmp_path: Path
 ) -> None:
     missing = submit(cluster, "none", recipe, tmp_path / "run", f"data.path={tmp_path / 'nothing'}")
@@ -314,7 +314,7 @@ def test_what_cannot_start_is_refused_before_anything_is_queued(
     assert not (tmp_path / "run").exists()
 
 
-def test_stages_are_steps_on_ray_and_text_is_prepared_by_its_machines(
+def test_a_workflow_runs_on_ray_and_its_machines_prepare_the_text(
     cluster: RayCluster, mark: str, tmp_path: Path
 ) -> None:
     config = write_pipeline(tmp_path)

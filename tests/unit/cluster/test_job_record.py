@@ -59,13 +59,13 @@ def test_a_handle_of_two_targets_must_be_written_whole(tmp_path: Path) -> None:
     assert find_record(tmp_path, "ray:1") == on_ray
 
 
-def test_an_unknown_job_says_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_an_unknown_job_is_an_error_with_the_searched_folder(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=f"{tmp_path}.*slurm:9"):
         find_record(tmp_path, "slurm:9")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"target": "moon"}'])
-def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> None:
+def test_a_record_that_cannot_be_read_is_reported(tmp_path: Path, content: str) -> None:
     path = submitted(tmp_path, "a", "1").job_folder / "job.json"
     path.write_text(content)
     with pytest.raises(ClusterError, match=str(path)):

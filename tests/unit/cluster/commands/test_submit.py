@@ -36,13 +36,13 @@ def test_a_dry_run_shows_every_step_with_what_it_waits_for_and_writes_nothing(pi
     assert not (pipeline.parent / "runs").exists()
 
 
-def test_one_step_alone_is_looked_at(pipeline: Path) -> None:
+def test_one_step_alone_is_considered(pipeline: Path) -> None:
     result = submit(pipeline, "--dry-run", "--only", "prepare")
     assert result.stdout.count("#!/bin/bash") == 1
     assert isinstance(submit(pipeline, "--only", "trian").exception, ClusterError)
 
 
-def test_a_step_whose_input_no_other_makes_is_refused(pipeline: Path) -> None:
+def test_a_step_whose_input_is_missing_is_refused(pipeline: Path) -> None:
     result = submit(pipeline, "--only", "evaluate")
     assert isinstance(result.exception, ConfigError)
     assert [problem.path for problem in result.exception.problems] == ["workflow"]

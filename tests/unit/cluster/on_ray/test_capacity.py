@@ -8,7 +8,7 @@ from cluster.on_ray.capacity import node_resources, render_missing_capacity
 ASKED = Resources(nodes=2, ranks_per_node=8, gpus_per_node=8, cpus_per_rank=4, memory_per_node="64G")
 
 
-def test_a_machine_is_asked_for_all_of_its_ranks_at_once() -> None:
+def test_the_resources_of_all_ranks_of_a_machine_are_requested_together() -> None:
     assert node_resources(ASKED) == {"CPU": 32.0, "GPU": 8.0, "memory": 64.0 * 2**30}
     assert node_resources(Resources()) == {"CPU": 1.0}
 
@@ -20,7 +20,7 @@ def test_a_machine_is_asked_for_all_of_its_ranks_at_once() -> None:
         ({"CPU": 64.0, "GPU": 8.0, "memory": 2.0**40}, "the machines are large enough"),
     ],
 )
-def test_a_lack_names_what_is_asked_and_what_every_machine_has(second: dict[str, float], cure: str) -> None:
+def test_missing_capacity_lists_the_request_and_every_machine(second: dict[str, float], cure: str) -> None:
     machines = [("b", second), ("a", {"CPU": 64.0, "GPU": 8.0, "memory": 2.0**40, "node:a": 1.0})]
     lines = render_missing_capacity(node_resources(ASKED), ASKED.nodes, machines).splitlines()
     assert lines[:3] == [
