@@ -1,1 +1,1 @@
-"""How a run reaches machines. Renders and submits jobs; knows `pipeline.config` and imports no torch."""
+"""How a run reaches machines: renders, submits and watches jobs. Imports no torch."""

@@ -4,16 +4,47 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from cluster.job_record import JobRecord, JobState
 from cluster.targets import JobTarget
 from pipeline.shared.errors import ClusterError
 
 _POLL_SECONDS = 0.5
-# A target is asked less often than its files: every question costs the cluster's controller some work.
+# Polled less often than the files, because every query is work for the cluster's controller.
 _STATUS_SECONDS = 5.0
-# The exit code of a job whose target does not know it any more.
+# The exit code of a job whose target no longer knows it.
 _UNKNOWN_CODE = 1
+
+
+class LogTail:
+    """Copies a file as it grows; when another one takes its place, that one from its beginning.
+
+    Args:
+        output: where to.
+        num_lines: of the first file, this many lines that are there already; None: all.
+    """
+
+    def __init__(self, output: BinaryIO, num_lines: int | None = None) -> None:
+        self._output = output
+        self._num_lines = num_lines
+        self._file: Path | None = None
+        self._position = 0
+
+    def copy(self, file: Path | None) -> None:
+        """Copy what was added to a file since the last call; None: to the file of the last call."""
+        if file is not None and file != self._file:
+            is_first = self._file is None and self._num_lines is not None
+            self._position = _start_of_lines(file, self._num_lines or 0) if is_first else 0
+            self._file = file
+        if self._file is None:
+            return
+        with self._file.open("rb") as source:
+            source.seek(self._position)
+            added = source.read()
+        self._position += len(added)
+        self._output.write(added)
+        self._output.flush()
 
 
 def newest_lines(files: Sequence[Path], *, lines: int, rank: int) -> str:
@@ -32,27 +63,21 @@ def newest_lines(files: Sequence[Path], *, lines: int, rank: int) -> str:
 
 
 def follow(target: JobTarget, record: JobRecord, *, lines: int, rank: int) -> int:
-    """Copy what a rank writes to standard output until the job has ended; return the job's exit code.
+    """Copy a rank's log to standard output until the job has ended; return the job's exit code.
 
-    A job that starts again writes a new file, which is followed from its beginning.
+    A job that restarts writes a new file, which is followed from its beginning.
     """
-    file: Path | None = None
-    position = 0
-    asked = -_STATUS_SECONDS
+    tail = LogTail(sys.stdout.buffer, lines)
+    polled_at = -_STATUS_SECONDS
     while True:
-        is_over = False
-        if time.monotonic() - asked >= _STATUS_SECONDS:
+        has_ended = False
+        if time.monotonic() - polled_at >= _STATUS_SECONDS:
             status = target.status(record)
-            asked = time.monotonic()
-            is_over = status.state.is_final or status.state == JobState.UNKNOWN
+            polled_at = time.monotonic()
+            has_ended = status.state.is_final or status.state == JobState.UNKNOWN
         files = target.logs(record)
-        newest = files[rank] if rank < len(files) else None
-        if newest != file and newest is not None:
-            position = 0 if file is not None else _start_of_lines(newest, lines)
-            file = newest
-        if file is not None:
-            position = _copy(file, position)
-        if is_over:
+        tail.copy(files[rank] if rank < len(files) else None)
+        if has_ended:
             return _UNKNOWN_CODE if status.exit_code is None else status.exit_code
         time.sleep(_POLL_SECONDS)
 
@@ -61,12 +86,3 @@ def _start_of_lines(file: Path, lines: int) -> int:
     content = file.read_bytes()
     kept = content.splitlines(keepends=True)[-lines:] if lines else []
     return len(content) - sum(len(line) for line in kept)
-
-
-def _copy(file: Path, position: int) -> int:
-    with file.open("rb") as source:
-        source.seek(position)
-        added = source.read()
-    sys.stdout.write(added.decode("utf-8", errors="replace"))
-    sys.stdout.flush()
-    return position + len(added)

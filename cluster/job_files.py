@@ -1,9 +1,9 @@
-"""What every job keeps in its folder, wherever it runs: the logs of each start, and how it ended.
+"""What every job keeps in its folder, wherever it runs: the logs of each attempt, and how it ended.
 
 The layout::
 
-    logs/attempt-001/rank-00000.log    what a rank says; a folder for each start of all ranks
-    end.json                           `JobEnd`, written once, when the job is over
+    logs/attempt-001/rank-00000.log    output of a rank; a folder for each start of all ranks
+    end.json                           `JobEnd`, written once, when the job has ended
 
 The script of a SLURM job writes the same from a shell, see `cluster/slurm/job.sbatch.j2`.
 """
@@ -26,9 +26,9 @@ class JobEnd(BaseModel):
 
     Attributes:
         exit_code: of the job, see `pipeline.shared.exit_codes`.
-        reason: in words, where the code does not say it.
-        cancelled: it was told to end, and did before it had finished.
-        nodes: of its last ranks, where nobody else can tell.
+        reason: in words, where the code alone does not explain it.
+        cancelled: it was cancelled before it had finished.
+        nodes: of its last ranks, where the target does not report them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,22 +40,22 @@ class JobEnd(BaseModel):
 
     @property
     def state(self) -> JobState:
-        """Where the job is for good; what had finished before it heard that it is cancelled is done."""
+        """The final state; a job that had finished before the cancellation reached it is done."""
         if self.exit_code == 0:
             return JobState.DONE
         return JobState.CANCELLED if self.cancelled else JobState.FAILED
 
 
 def save_end(job_folder: Path, end: JobEnd) -> None:
-    """Write how a job ended, whole or not at all."""
+    """Write atomically how a job ended."""
     write_atomically(job_folder / END_NAME, end.model_dump_json().encode())
 
 
 def load_end(job_folder: Path) -> JobEnd | None:
-    """Return how a job ended; None while it has not, or nobody was left to write it.
+    """Return how a job ended; None while it has not, or if no process was left to write it.
 
     Raises:
-        ClusterError: what is written is no end of a job.
+        ClusterError: the file cannot be read.
     """
     path = job_folder / END_NAME
     try:
@@ -65,29 +65,29 @@ def load_end(job_folder: Path) -> JobEnd | None:
     except (OSError, ValidationError) as error:
         raise ClusterError(
             f"{path} must say how the job ended, but cannot be read ({error}); delete it, and "
-            "`megaponder jobs requeue` goes on from the newest checkpoint"
+            "`megaponder jobs requeue` resumes from the newest checkpoint"
         ) from error
 
 
 def forget_end(job_folder: Path) -> None:
-    """Make a job that has ended one that may start again."""
+    """Let a job that has ended start again."""
     (job_folder / END_NAME).unlink(missing_ok=True)
 
 
 def next_attempt(log_folder: Path) -> Path:
-    """Make the folder for the logs of the next start of a job's ranks."""
+    """Create the folder for the logs of the next attempt."""
     folder = log_folder / f"{_ATTEMPT_PREFIX}{len(_attempts(log_folder)) + 1:03d}"
     folder.mkdir(parents=True)
     return folder
 
 
 def rank_log(attempt: Path, rank: int) -> Path:
-    """Name the file of an attempt that a rank writes to."""
+    """Return the file of an attempt that a rank writes to."""
     return attempt / f"{_RANK_PREFIX}{rank:05d}.log"
 
 
 def newest_rank_logs(log_folder: Path) -> tuple[Path, ...]:
-    """Return the files of the last start, the first rank's first; none before there was one."""
+    """Return the files of the last attempt in the order of ranks; none before the first attempt."""
     attempts = _attempts(log_folder)
     return tuple(sorted(attempts[-1].glob(f"{_RANK_PREFIX}*.log"), key=_number)) if attempts else ()
 
@@ -107,5 +107,5 @@ def _attempts(log_folder: Path) -> list[Path]:
 
 
 def _number(path: Path) -> int:
-    """Return the number at the end of a name, which may have more digits than it is filled up to."""
+    """Return the number at the end of a name; it may have more digits than it is padded to."""
     return int(path.stem.rpartition("-")[2])

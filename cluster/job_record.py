@@ -1,4 +1,4 @@
-"""What is remembered of a submitted job, in its own folder inside the run's: `jobs/<stamp>/job.json`."""
+"""The record of a submitted job, in its own folder inside the run's: `jobs/<stamp>/job.json`."""
 
 import secrets
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ RECORD_NAME = "job.json"
 
 
 class JobState(StrEnum):
-    """Where a job is in its life; the same words for every target."""
+    """The state of a job; the same words for every target."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -26,23 +26,23 @@ class JobState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     UNKNOWN = "unknown"
-    """The target has forgotten the job, or cannot be asked."""
+    """The target no longer knows the job, or cannot be reached."""
 
     @property
     def is_final(self) -> bool:
-        """Whether the job will not change any more by itself."""
+        """Whether the job will not change by itself."""
         return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
 class JobStatus(BaseModel):
-    """What a target says of a job.
+    """What a target reports of a job.
 
     Attributes:
-        state: where it is.
+        state: of the job.
         reason: the target's own words, or why the job ended.
         exit_code: of the job; None while there is none.
-        requeues: how often it has started again.
-        nodes: where it runs or ran last.
+        requeues: how often it has restarted.
+        nodes: where it runs or last ran.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,10 +58,10 @@ class JobRecord(BaseModel):
     """A job as it was submitted.
 
     Attributes:
-        target: where it went.
-        handle: by which the target knows it: a SLURM job id, a Ray submission id, a process id.
+        target: where it was submitted.
+        handle: the target's name for it: a SLURM job id, a Ray submission id, a process id.
         address: of the Ray cluster; None for other targets.
-        name: of the run or step.
+        name: of the run, with that of the workflow step.
         run_folder, job_folder: see `cluster.job_spec.JobSpec`.
         submitted_at: in UTC.
         command: what every rank runs.
@@ -80,7 +80,7 @@ class JobRecord(BaseModel):
 
     @property
     def job_id(self) -> str:
-        """By which users name the job, such as `slurm:1234`."""
+        """The user's name for the job, such as `slurm:1234`."""
         return f"{self.target}:{self.handle}"
 
     @property
@@ -90,13 +90,13 @@ class JobRecord(BaseModel):
 
 
 def new_job_folder(run_folder: Path, name: str) -> Path:
-    """Name the folder of a job that is about to be submitted; it sorts by time."""
+    """Return a folder for a job that is about to be submitted; such folders sort by time."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return run_folder / JOBS_FOLDER / f"{stamp}-{name}-{secrets.token_hex(2)}"
 
 
 def save_record(record: JobRecord) -> None:
-    """Write a job's record into its folder, whole or not at all."""
+    """Write a job's record into its folder atomically."""
     content = record.model_dump_json(indent=2) + "\n"
     write_atomically(record.job_folder / RECORD_NAME, content.encode())
 
@@ -120,7 +120,7 @@ def find_records(runs: Path, job: str) -> list[JobRecord]:
 
     Args:
         runs: a folder of runs, or one run.
-        job: an id, the folder or name of a run, or the name of a step's jobs, such as `run-train`.
+        job: an id, the folder or name of a run, or the name of a workflow step's jobs, such as `run-train`.
 
     Raises:
         ClusterError: there is no such job, or several.
@@ -142,7 +142,7 @@ def find_records(runs: Path, job: str) -> list[JobRecord]:
     if not of_run:
         raise ClusterError(
             f"a job must be an id or a run below {runs}, but none is called {job}; "
-            "see `megaponder jobs list`, and give --runs where the runs lie elsewhere"
+            "see `megaponder jobs list`, and give --runs if the runs are elsewhere"
         )
     return of_run
 

@@ -1,4 +1,4 @@
-"""What a job is, whichever cluster it goes to: plain values that targets render and submit."""
+"""The description of a job for any target: plain values that targets render and submit."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +9,14 @@ LOGS_FOLDER = "logs"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What a job occupies.
+    """What a job requests.
 
     Attributes:
         nodes: machines, all or none of them.
         ranks_per_node: processes of a machine.
         gpus_per_node: one for each rank, or 0.
         cpus_per_rank: cores.
-        memory_per_node: such as `64G`; None: what the cluster gives.
+        memory_per_node: such as `64G`; None: the cluster's default.
         wall_time: [DAYS-]HH:MM:SS; None: the cluster's limit.
     """
 
@@ -29,13 +29,13 @@ class Resources:
 
     @property
     def num_ranks(self) -> int:
-        """Processes of the whole job."""
+        """Processes of the job."""
         return self.nodes * self.ranks_per_node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
-    """Where in a cluster a job waits, and on whose account.
+    """The queue of a cluster in which a job waits, and its account.
 
     Attributes:
         partition, account, qos, constraint: as SLURM names them; None: the cluster's default.
@@ -69,8 +69,8 @@ class RequeuePolicy:
     """What happens when a job loses its machines.
 
     Attributes:
-        max_requeues: how often it may start again.
-        signal_lead_seconds: how long before the end of the wall time its ranks are told to save.
+        max_requeues: how often it may restart.
+        signal_lead_seconds: how long before the end of the wall time its ranks receive the stop signal.
     """
 
     max_requeues: int = 10
@@ -79,7 +79,7 @@ class RequeuePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepMember:
-    """One run of a sweep.
+    """One run of a hyper-parameter sweep.
 
     Attributes:
         name: of the run.
@@ -94,24 +94,24 @@ class SweepMember:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """One job: a command that every rank runs, on so many machines.
+    """One job: a command that every rank runs, on a number of machines.
 
     Attributes:
-        name: of the run or step; what queues show.
-        command: what every rank runs. It reads torchrun's variables and leaves with the codes of
+        name: of the run, with that of the workflow step; shown by queues.
+        command: what every rank runs. It reads torchrun's variables and exits with the codes of
             `pipeline.shared.exit_codes`.
         run_folder: of the run, shared by all nodes.
         job_folder: of this job, inside the run folder: its record, script, configuration and logs.
         working_directory: where ranks start.
-        resources, queue, container, requeue: see there.
+        resources, queue, container, requeue: see their classes.
         environment: variables of every rank, sorted by name.
         setup: shell lines before the ranks start.
         dependencies: ids of jobs at the same target that must have succeeded first.
-        chain: jobs in a row; the second one starts when the first has ended, however it ended.
+        chain: jobs in a row; each starts when the one before has ended, however it ended.
         sweep: the run of each job of an array; empty: one job.
-        start_timeout_seconds: within which a placed job's ranks must have found each other.
-        heartbeat_seconds: between two signs of life.
-        kind: `ranks`, or `driver`: one process that itself asks the cluster for more (data preparation).
+        start_timeout_seconds: limit for the ranks of a placed job to connect.
+        heartbeat_seconds: between two heartbeats.
+        kind: `ranks`, or `driver`: one process that itself requests more of the cluster (data preparation).
     """
 
     name: str
@@ -134,5 +134,5 @@ class JobSpec:
 
     @property
     def log_folder(self) -> Path:
-        """Where every rank writes a file of its own, see `cluster.job_files`."""
+        """The folder of the ranks' logs, see `cluster.job_files`."""
         return self.job_folder / LOGS_FOLDER

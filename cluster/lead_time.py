@@ -1,4 +1,4 @@
-"""How long before the end of its wall time a job is told to save."""
+"""How long before the end of its wall time a job receives the stop signal."""
 
 import math
 from pathlib import Path
@@ -12,23 +12,23 @@ from pipeline.shared.json_lines import parse_json_lines
 DEFAULT_LEAD_SECONDS = 300
 # SLURM takes no more.
 LONGEST_LEAD_SECONDS = 65535
-# For ranks to hear the signal, to leave, and for the cluster to notice.
+# For the signal to reach the ranks, for them to leave, and for the cluster to notice.
 _LEAVING_SECONDS = 30
-# Of what was measured: storage is shared, and slower on some days than on others.
+# On measured times: storage is shared, and its speed varies.
 _SAFETY = 2.0
-# Old steps may have had other settings; the tail of the file holds at least this many lines of a run.
+# Old steps may have had other settings; the tail of the file holds at least this many lines.
 _TAIL_BYTES = 256 * 1024
 _NUM_STEPS = 50
 _NUM_SAVES = 20
 
 
 def signal_lead_seconds(run_folder: Path, *, wall_time: str | None) -> int:
-    """Return the lead time of a run: twice a step and two saves of its own, and half a minute.
+    """Return the lead time of a run: twice the time of a step and two saves, and half a minute.
 
-    A save in the background may be under way when the signal comes, and is followed by the last one.
+    A save in the background may be in progress when the signal arrives, and is followed by the last save.
 
     Args:
-        run_folder: of the run; where it has not run before, the default suffices for most.
+        run_folder: of the run; without an earlier start in it, the default applies.
         wall_time: of the job, [DAYS-]HH:MM:SS; at least half of it is left for training.
     """
     step, save = _longest_step(run_folder / METRICS_FILE), _longest_save(run_folder / SAVE_TIMES_NAME)
@@ -44,7 +44,7 @@ def _longest_save(path: Path) -> float | None:
 
 
 def _longest_step(path: Path) -> float | None:
-    """Return the longest of the newest logged steps; a line that is cut off is left out."""
+    """Return the longest of the newest logged steps; skip a line that is cut off."""
     if not path.exists():
         return None
     with path.open("rb") as file:

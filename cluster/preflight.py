@@ -1,4 +1,4 @@
-"""What is checked on the submitting machine before anything is queued."""
+"""Checks on the submitting machine before anything is queued."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,21 +10,21 @@ from pipeline.cost.peaks import DEVICES, GIB
 from pipeline.cost.plan import Assumptions, plan_run
 from pipeline.shared.errors import DataError
 
-# What the CUDA context, libraries and fragments take, as `megaponder plan` assumes.
+# For the CUDA context, libraries and fragmentation, as `megaponder plan` assumes.
 _RESERVE_BYTES = 6 * GIB
-# Of no weight for memory, which is all that is asked for here.
+# Has no effect on memory, the only figure of the plan that is used here.
 _ANY_MFU = 0.4
 
 
 def check_run(config: RunConfig, *, expects_data: bool = True) -> None:
-    """Check that a run's inputs are there and that it fits its devices.
+    """Check that a run's inputs exist and that it fits its devices.
 
     Args:
         config: of the run, valid in itself.
         expects_data: False where an earlier step of the same submission makes the data.
 
     Raises:
-        ConfigError: with every finding at once.
+        ConfigError: with all problems.
     """
     problems = [
         *(_missing_data(config) if expects_data else ()),
@@ -41,7 +41,7 @@ def _missing_data(config: RunConfig) -> Iterator[ConfigProblem]:
         if finding is not None:
             yield ConfigProblem(
                 path="data.path" if config.data.sources is None else "data.sources",
-                rule="must be there and whole before a job is queued that reads it",
+                rule="must be complete before a job is queued that reads it",
                 value=finding,
                 cure="prepare it first (megaponder data prepare), on storage that all nodes share",
             )
@@ -65,7 +65,7 @@ def _missing_weights(config: RunConfig) -> Iterator[ConfigProblem]:
     if start is not None and not start.exists():
         yield ConfigProblem(
             path="init_from.path",
-            rule="must be there before a job is queued that starts from it",
+            rule="must exist before a job is queued that starts from it",
             value=f"{start}, which does not exist",
             cure="convert or copy it first, on storage that all nodes share",
         )
@@ -103,5 +103,5 @@ def _vocab_size(config: RunConfig) -> int | None:
     try:
         return load_manifest(config.data.manifest_folder).header.tokenizer.vocab_size
     except (ConfigError, DataError):
-        # The data's own finding is reported; without them there is nothing to count.
+        # The problem of the data is reported; without data there is nothing to count.
         return None

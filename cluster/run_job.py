@@ -1,4 +1,4 @@
-"""From the configuration of a run to the job that trains it."""
+"""The job that trains a run, made from its configuration."""
 
 import sys
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ CONFIG_NAME = "config.yaml"
 def training_job(
     config: RunConfig, *, dependencies: Sequence[str] = (), sweep: Sequence[SweepMember] = ()
 ) -> JobSpec:
-    """Describe the job that trains a run; nothing is written.
+    """Describe the job that trains a run; write nothing.
 
     Args:
         config: of the run. The job reads a copy in its own folder, so that later edits do not reach it.
@@ -58,13 +58,13 @@ def training_job(
 
 
 def program(submit: SubmitSection) -> tuple[str, ...]:
-    """Return the words that start `megaponder` on a node."""
+    """Return the command that starts `megaponder` on a node."""
     python = submit.python or (sys.executable if submit.container is None else "python")
     return (python, "-m", "pipeline.cli")
 
 
 def queue_of(submit: SubmitSection) -> Queue:
-    """Return where the job waits."""
+    """Return the queue of the job."""
     return Queue(
         partition=submit.partition,
         account=submit.account,

@@ -1,4 +1,4 @@
-"""From `--sweep KEY=A,B` options to the runs of a grid."""
+"""Hyper-parameter sweeps: from `--sweep KEY=A,B` options to the runs of a grid."""
 
 import re
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def sweep_members(config: RunConfig, options: Sequence[str]) -> tuple[SweepMember, ...]:
-    """Return the runs of all combinations; each has a name and a folder of its own beside the run's.
+    """Return the runs of all combinations; each has its own name and its own folder next to the run's.
 
     Args:
         config: of the run that is varied.
         options: `key=value,value,...`, each a dimension of the grid.
 
     Raises:
-        ClusterError: an option has no key or no values, two combinations would have the same name, or the run
-            is not one that clusters take many of.
+        ClusterError: an option has no key or no values, two combinations have the same name, or the target
+            takes one run only.
     """
     if not options:
         return ()

@@ -1,4 +1,4 @@
-"""Where jobs can go, behind one interface."""
+"""Where jobs can run, behind one interface."""
 
 from pathlib import Path
 from typing import Protocol
@@ -9,39 +9,39 @@ from pipeline.config.submit_section import Target
 
 
 class JobTarget(Protocol):
-    """A way to machines: local processes, SLURM, a Ray cluster.
+    """A place for jobs: local processes, SLURM, a Ray cluster.
 
-    Every method that asks the target waits a bounded time and raises `ClusterError` where it cannot be
-    reached or refuses.
+    Every method that queries the target waits a bounded time and raises `ClusterError` if the target cannot
+    be reached or refuses.
     """
 
     def render(self, spec: JobSpec) -> str:
-        """Write what would be submitted, as a pure function of the job."""
+        """Return what would be submitted, as a pure function of the job."""
         ...
 
     def submit(self, spec: JobSpec) -> tuple[JobRecord, ...]:
-        """Submit a job whose folder exists; return its records: one, or one for each of a chain or sweep."""
+        """Submit a job whose folder exists; return its record, or one for each job of a chain or sweep."""
         ...
 
     def status(self, record: JobRecord) -> JobStatus:
-        """Ask where a job is."""
+        """Return the status of a job."""
         ...
 
     def logs(self, record: JobRecord) -> tuple[Path, ...]:
-        """Return the files a job writes now, the first rank's first; none before it has started."""
+        """Return the logs a job writes now, in the order of ranks; none before it has started."""
         ...
 
     def cancel(self, record: JobRecord) -> None:
-        """Tell a job to end and not to come back; what has ended already stays as it is."""
+        """Stop a job for good; one that has ended stays as it is."""
         ...
 
     def requeue(self, record: JobRecord) -> JobRecord:
-        """Tell a running job to save and start again, or start one again that has ended."""
+        """Let a running job save and restart, or restart one that has ended."""
         ...
 
 
 def target_named(name: Target, *, ray_address: str | None = None) -> JobTarget:
-    """Return a target; each is loaded only where it is used.
+    """Return a target; each is imported only where it is used.
 
     Args:
         name: which.

@@ -7,7 +7,7 @@ from cluster.job_record import JobRecord, JobState, JobStatus
 from cluster.targets import JobTarget
 from pipeline.shared.errors import ClusterError
 
-# The exit code of a job whose target does not know it.
+# The exit code of a job whose target no longer knows it.
 _UNKNOWN_CODE = 1
 
 
@@ -25,8 +25,8 @@ def wait_for(
         target: where the jobs are.
         records: of the jobs.
         start_limit_seconds: within which one of them must have started; None: however long it takes.
-        last_counts: the last job goes on where the others end, so its code is that of all.
-        poll_seconds: between two questions, which cost the cluster's controller some work.
+        last_counts: each job resumes the one before, so the code of the last one is that of all.
+        poll_seconds: between two queries, which are work for the cluster's controller.
 
     Returns:
         the code of the last job, or of the first that did not end with 0.

@@ -17,7 +17,7 @@ EPILOG = examples(
     "megaponder demo train-iters=100 output_dir=runs/short data.path=runs/short/data",
     "megaponder demo --fresh ponder.penalty_weight=0.06",
 )
-# The bookkeeping of earlier versions: checkpoints beside it are the demo's.
+# Bookkeeping of earlier versions: checkpoints next to it are the demo's.
 _OLD_LEDGER = "demo.json"
 _FRESH_COMMANDS = ("train", "evaluate", "generate")
 
@@ -84,7 +84,7 @@ def is_run_again(command: str, *, fresh: bool) -> bool:
 
 
 def further_dependencies(run: "RunConfig") -> dict[str, object]:
-    """Return what else tells two demos apart: the program, and what a submitted training may change."""
+    """Return what else distinguishes two demos: the program, and what a submitted training may change."""
     from cluster.workflow.identity import identity_of_program
 
     parallel = run.parallel

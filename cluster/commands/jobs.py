@@ -1,4 +1,4 @@
-"""`megaponder jobs`: the same words for local processes, SLURM and Ray."""
+"""`megaponder jobs`: one set of commands for local processes, SLURM and Ray."""
 
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +51,7 @@ def status(
     runs: Runs = RUNS,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
-    """Show where a job is, and why."""
+    """Show the state of a job and the reason for it."""
     record = find_record(runs, job)
     found = target_named(record.target, ray_address=record.address).status(record)
     if as_json:
@@ -78,17 +78,17 @@ def logs(
     runs: Runs = RUNS,
     follows: Annotated[
         bool,
-        typer.Option(
-            "--follow", "-f", help="Show what is added until the job has ended; leave with its code."
-        ),
+        typer.Option("--follow", "-f", help="Follow the log until the job has ended; exit with its code."),
     ] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="Lines of the past.")] = 50,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, metavar="N", help="Earlier lines to show.")
+    ] = 50,
     rank: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", show_default=False, help="Of this rank; default: the first."),
+        typer.Option(min=0, metavar="N", show_default=False, help="Rank to show; default: the first."),
     ] = None,
 ) -> None:
-    """Show what a rank of a job writes in its newest start."""
+    """Show the log of a rank in the newest attempt of a job."""
     record = find_record(runs, job)
     target = target_named(record.target, ray_address=record.address)
     if follows:
@@ -98,18 +98,18 @@ def logs(
 
 @app.command(epilog=examples("megaponder jobs cancel slurm:1234", "megaponder jobs cancel my-run"))
 def cancel(job: Job, runs: Runs = RUNS) -> None:
-    """Tell a job to save, end, and not to come back; of a run all its jobs, such as the links of a chain."""
-    # What waits for another job goes first, so that it does not start when that ends.
+    """Stop a job for good after it has saved; for a run, all its jobs, such as the links of a chain."""
+    # Jobs that wait for others first, so that they do not start when those end.
     for record in reversed(find_records(runs, job)):
         target_named(record.target, ray_address=record.address).cancel(record)
-        typer.echo(f"{record.job_id} is told to end", err=True)
+        typer.echo(f"{record.job_id}: stop signal sent", err=True)
 
 
 @app.command(epilog=examples("megaponder jobs requeue slurm:1234"))
 def requeue(job: Job, runs: Runs = RUNS) -> None:
-    """Tell a job to save and start again; start one again that has ended.
+    """Let a job save and restart; restart one that has ended.
 
-    Its id is printed: a new one on Ray, and where SLURM has forgotten the job.
+    Prints its id: a new one on Ray, and if SLURM no longer knows the job.
     """
     record = find_record(runs, job)
     again = target_named(record.target, ray_address=record.address).requeue(record)
@@ -117,7 +117,7 @@ def requeue(job: Job, runs: Runs = RUNS) -> None:
 
 
 def _status_or_unknown(record: JobRecord) -> JobStatus:
-    """One cluster that does not answer must not hide the others' jobs."""
+    """Return the status of a job; a cluster that does not respond must not hide the jobs of others."""
     try:
         return target_named(record.target, ray_address=record.address).status(record)
     except ClusterError as error:

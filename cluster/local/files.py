@@ -1,4 +1,4 @@
-"""What only a local job keeps in its folder: its process, and what it is asked for."""
+"""What only a local job keeps in its folder: its process, and requests to it."""
 
 import socket
 from enum import StrEnum
@@ -17,19 +17,19 @@ _REQUEST_NAME = "request"
 
 
 class Request(StrEnum):
-    """What a job that is told to stop is to do when its ranks have left."""
+    """What a job does after a stop signal, when its ranks have left."""
 
     CANCEL = "cancel"
     REQUEUE = "requeue"
 
 
 class Supervisor(BaseModel):
-    """The process that sees to a job.
+    """The process that runs a job.
 
     Attributes:
         host: the machine it runs on.
-        pid: its number there.
-        created: when it started, in seconds since 1970: numbers of processes are used again.
+        pid: of the process on that machine.
+        created: when it started, in seconds since 1970: process ids are reused.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,7 +45,7 @@ class Supervisor(BaseModel):
 
     @property
     def is_here(self) -> bool:
-        """Whether it is this machine's, so that something can be said of it."""
+        """Whether it runs on this machine, so that its state is known."""
         return self.host == socket.gethostname()
 
     def process(self) -> psutil.Process | None:
@@ -59,7 +59,7 @@ class Supervisor(BaseModel):
 
 
 def save_supervisor(folder: Path, supervisor: Supervisor) -> None:
-    """Remember the process of a job."""
+    """Write down the process of a job."""
     write_atomically(folder / _PROCESS_NAME, supervisor.model_dump_json().encode())
 
 
@@ -67,24 +67,24 @@ def load_supervisor(folder: Path) -> Supervisor:
     """Return the process of a job.
 
     Raises:
-        ClusterError: the job's folder does not say.
+        ClusterError: the file cannot be read.
     """
     path = folder / _PROCESS_NAME
     try:
         return Supervisor.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise ClusterError(
-            f"{path} must name the process of the job, but cannot be read ({error}); submit the run again"
+            f"{path} must identify the process of the job, but cannot be read ({error}); submit the run again"
         ) from error
 
 
 def leave_request(folder: Path, request: Request) -> None:
-    """Ask a job for something; it looks when it is told to stop."""
+    """Leave a request for a job, which reads it after a stop signal."""
     write_atomically(folder / _REQUEST_NAME, request.encode())
 
 
 def take_request(folder: Path) -> Request | None:
-    """Return what a job was asked for last, once."""
+    """Return the last request and remove it."""
     path = folder / _REQUEST_NAME
     if not path.exists():
         return None

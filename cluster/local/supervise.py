@@ -11,7 +11,6 @@ from cluster.job_files import JobEnd, next_attempt, rank_log, save_end
 from cluster.job_record import JobState, find_record
 from cluster.job_spec import LOGS_FOLDER
 from cluster.local.files import Request, take_request
-from cluster.local.script import runs_of
 from cluster.local.target import LocalTarget
 from pipeline.commands.shared import set_up_logging
 from pipeline.ranks.launch import run_ranks
@@ -28,7 +27,7 @@ def main() -> None:
     """Wait for other jobs, run the ranks, and write how the job ended into its folder."""
     settings = _parser().parse_args()
     set_up_logging()
-    # Outside the ranks' time a signal is remembered, so that the end is always written.
+    # While no ranks run, a signal is only noted, so that the end of the job is always written.
     with StopFlag() as stop:
         end = _supervise(settings, stop)
         save_end(settings.job_folder, end)
@@ -40,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--job-folder", type=Path, required=True)
     parser.add_argument("--ranks", type=int, required=True)
     parser.add_argument("--max-restarts", type=int, required=True)
-    parser.add_argument("--stop-timeout", type=float, required=True, help="seconds that ranks may save")
+    parser.add_argument("--stop-timeout", type=float, required=True, help="seconds for ranks to save")
     parser.add_argument("--after", action="append", default=[], help="job that must have succeeded")
     parser.add_argument("arguments", nargs="+", help="what follows the interpreter of each rank")
     return parser
@@ -58,7 +57,7 @@ def _supervise(settings: argparse.Namespace, stop: StopFlag) -> JobEnd:
         request = take_request(settings.job_folder)
         if request != Request.REQUEUE or code in FINAL_CODES:
             break
-        logger.info("the ranks left with exit code %d and are started again, as asked", code)
+        logger.info("the ranks left with exit code %d and restart, as requested", code)
         stop.received = None
     is_cancelled = request == Request.CANCEL and code != ExitCode.DONE
     return JobEnd(exit_code=code, cancelled=is_cancelled, reason=_reason(code, is_cancelled=is_cancelled))
@@ -69,7 +68,7 @@ def _run_ranks(settings: argparse.Namespace) -> int:
         settings.arguments,
         num_ranks=settings.ranks,
         stop_timeout_seconds=settings.stop_timeout,
-        # What ranks print is to be seen at once, though no terminal takes it.
+        # Output must appear in the logs at once, although they are not a terminal.
         environment={"PYTHONUNBUFFERED": "1"},
         max_restarts=settings.max_restarts,
         open_logs=lambda: _new_logs(settings),
@@ -82,9 +81,9 @@ def _new_logs(settings: argparse.Namespace) -> Sequence[Path]:
 
 
 def _wait_for_jobs(job_folder: Path, jobs: Sequence[str], stop: StopFlag) -> str | None:
-    """Wait until other jobs have succeeded; return why this one cannot start, if so."""
+    """Wait until other jobs have succeeded; return why this one cannot start, or None."""
     # runs / run / jobs / this job
-    runs = runs_of(job_folder.parent.parent)
+    runs = job_folder.parents[2]
     target = LocalTarget()
     for job in jobs:
         try:
@@ -106,7 +105,7 @@ def _reason(code: int, *, is_cancelled: bool) -> str:
     if code == ExitCode.DONE:
         return ""
     if code == ExitCode.REQUEUE:
-        return "told to stop, or hung too often; `megaponder jobs requeue` goes on from the newest checkpoint"
+        return "stopped, or hung too often; `megaponder jobs requeue` resumes from the newest checkpoint"
     return f"the ranks left with exit code {code}: see `megaponder jobs logs`"
 
 

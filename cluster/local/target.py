@@ -1,14 +1,15 @@
 """Jobs as processes of this machine.
 
 Each job is a supervisor in a session of its own, which outlives the terminal, and the ranks that it starts
-(`pipeline.ranks.launch`). Its folder holds, beside what `cluster.job_files` tells::
+(`pipeline.ranks.launch`). Its folder contains, in addition to what `cluster.job_files` describes::
 
     job.sh                 what was started
     process.json           the supervisor
-    logs/supervisor.log    what the supervisor and the setup lines say
+    logs/supervisor.log    output of the supervisor and the setup lines
 """
 
 import contextlib
+import shlex
 import signal
 import subprocess
 from datetime import UTC, datetime
@@ -29,26 +30,25 @@ from cluster.local.files import (
     save_supervisor,
     take_request,
 )
-from cluster.local.script import render_script, runs_of
 from pipeline.shared.errors import ClusterError
 
 _LEAVE_SECONDS = 30.0
-_NO_RANKS = "starts, or waits for the jobs before it"
+_NO_RANKS = "starting, or waiting for the jobs before it"
 
 
 class LocalTarget:
-    """Fills `cluster.targets.JobTarget` with processes of this machine."""
+    """Implements `cluster.targets.JobTarget` with processes of this machine."""
 
     def render(self, spec: JobSpec) -> str:
-        """Write the script that would be started."""
+        """Return the script that would be started."""
         _refuse(spec)
-        return render_script(spec)
+        return _script(spec)
 
     def submit(self, spec: JobSpec) -> tuple[JobRecord, ...]:
         """Start a job in the background."""
         content = self.render(spec)
         for job in spec.dependencies:
-            find_record(runs_of(spec.run_folder), job)
+            find_record(spec.run_folder.parent, job)
         (spec.job_folder / SCRIPT_NAME).write_text(content, encoding="utf-8")
         record = JobRecord(
             target="local",
@@ -64,7 +64,7 @@ class LocalTarget:
         return (record,)
 
     def status(self, record: JobRecord) -> JobStatus:
-        """Say where a job is, from its folder and its process."""
+        """Return the status of a job, from its folder and its process."""
         has_started = num_attempts(record.log_folder) > 0
         state, reason, exit_code = _state(record, has_started=has_started)
         host = load_supervisor(record.job_folder).host
@@ -77,23 +77,23 @@ class LocalTarget:
         )
 
     def logs(self, record: JobRecord) -> tuple[Path, ...]:
-        """Return the files of the newest start's ranks."""
+        """Return the logs of the newest attempt."""
         return newest_rank_logs(record.log_folder)
 
     def cancel(self, record: JobRecord) -> None:
-        """Tell the ranks to save and leave, for good."""
+        """Let the ranks save and leave, for good."""
         process = _process_here(record.job_folder)
         if process is not None and load_end(record.job_folder) is None:
-            _tell_to_stop(record.job_folder, process, Request.CANCEL)
+            _request_stop(record.job_folder, process, Request.CANCEL)
 
     def requeue(self, record: JobRecord) -> JobRecord:
-        """Tell the ranks to save and leave, and start them again."""
+        """Let the ranks save and leave, and restart them."""
         process = _process_here(record.job_folder)
         if process is not None and load_end(record.job_folder) is None:
-            _tell_to_stop(record.job_folder, process, Request.REQUEUE)
+            _request_stop(record.job_folder, process, Request.REQUEUE)
             return record
         if process is not None:
-            # It has written how the job ended, and has nothing left to do but to leave.
+            # It has written how the job ended and is about to leave.
             process.wait(_LEAVE_SECONDS)
         forget_end(record.job_folder)
         take_request(record.job_folder)
@@ -102,19 +102,52 @@ class LocalTarget:
 
 
 def _refuse(spec: JobSpec) -> None:
-    """Refuse what needs a cluster."""
+    """Refuse a job that needs a cluster."""
     found = [
         (spec.container is not None, "submit.container"),
         (spec.resources.nodes > 1, "submit.nodes above 1"),
         (spec.chain > 1, "submit.chain"),
-        (bool(spec.sweep), "a sweep"),
+        (bool(spec.sweep), "a hyper-parameter sweep"),
     ]
-    asked = [name for is_asked, name in found if is_asked]
-    if asked:
+    requested = [name for is_requested, name in found if is_requested]
+    if requested:
         raise ClusterError(
-            f"a local job must be processes of this machine, but {' and '.join(asked)} is asked for; "
-            "leave it out, or submit to slurm or ray"
+            f"a local job must be processes of this machine, but {' and '.join(requested)} is requested; "
+            "remove it, or submit to slurm or ray"
         )
+
+
+def _script(spec: JobSpec) -> str:
+    """Return the script that a local job runs, as a pure function of the job.
+
+    The ranks' interpreter, the first word of the command, also runs the supervisor.
+    """
+    ranks, restarts = spec.resources.num_ranks, spec.requeue.max_requeues
+    lines = [
+        "#!/bin/bash",
+        f"# {spec.name}: {ranks} rank(s) on this machine, restarted up to {restarts} times.",
+        "set -e",
+        "# A stop request is left in a file, which the supervisor reads when it has started.",
+        "trap '' TERM",
+        f"cd {shlex.quote(str(spec.working_directory))}",
+        *(f"export {name}={shlex.quote(value)}" for name, value in spec.environment),
+        *spec.setup,
+        "exec " + " \\\n    ".join(_supervisor(spec)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _supervisor(spec: JobSpec) -> list[str]:
+    python, *arguments = spec.command
+    return [
+        f"{shlex.quote(python)} -m cluster.local.supervise",
+        f"--job-folder {shlex.quote(str(spec.job_folder))}",
+        f"--ranks {spec.resources.num_ranks}",
+        f"--max-restarts {spec.requeue.max_requeues}",
+        f"--stop-timeout {spec.requeue.signal_lead_seconds}",
+        *(f"--after {shlex.quote(job)}" for job in spec.dependencies),
+        f"-- {shlex.join(arguments)}",
+    ]
 
 
 def _start(job_folder: Path, log_folder: Path) -> None:
@@ -131,14 +164,14 @@ def _start(job_folder: Path, log_folder: Path) -> None:
 
 
 def _state(record: JobRecord, *, has_started: bool) -> tuple[JobState, str, int | None]:
-    # The process is asked first: it writes its end before it leaves.
+    # The process is checked first: it writes how the job ended before it leaves.
     supervisor = load_supervisor(record.job_folder)
     is_running = supervisor.is_here and supervisor.process() is not None
     end = load_end(record.job_folder)
     if end is not None:
         return end.state, end.reason, end.exit_code
     if not supervisor.is_here:
-        return JobState.UNKNOWN, f"it runs on {supervisor.host}: ask there", None
+        return JobState.UNKNOWN, f"it runs on {supervisor.host}: run the command there", None
     if is_running:
         return (JobState.RUNNING, "", None) if has_started else (JobState.QUEUED, _NO_RANKS, None)
     return (
@@ -153,7 +186,7 @@ def _process_here(folder: Path) -> psutil.Process | None:
     """Return the supervisor while it runs.
 
     Raises:
-        ClusterError: it is another machine's.
+        ClusterError: it runs on another machine.
     """
     supervisor = load_supervisor(folder)
     if not supervisor.is_here:
@@ -163,7 +196,7 @@ def _process_here(folder: Path) -> psutil.Process | None:
     return supervisor.process()
 
 
-def _tell_to_stop(folder: Path, process: psutil.Process, request: Request) -> None:
+def _request_stop(folder: Path, process: psutil.Process, request: Request) -> None:
     leave_request(folder, request)
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGTERM)

@@ -7,7 +7,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline.shared.errors import ClusterError
 
-_LOOK_SECONDS = 2.0
+_POLL_SECONDS = 2.0
 _PREFIX = "ray:"
 
 
@@ -16,13 +16,13 @@ def wait_for_dependencies(jobs: Sequence[str], *, until: Callable[[], bool]) -> 
 
     Args:
         jobs: their ids, such as `ray:20261122-...`.
-        until: tells that this job was told to end.
+        until: whether this job has received a stop signal.
 
     Returns:
-        whether all have succeeded; False where this job was told to end.
+        whether all have succeeded; False where this job has received a stop signal.
 
     Raises:
-        ClusterError: one has failed, or there is none of that id.
+        ClusterError: one has failed or is unknown.
     """
     waiting = [job.removeprefix(_PREFIX) for job in jobs]
     client = JobSubmissionClient() if waiting else None
@@ -31,7 +31,7 @@ def wait_for_dependencies(jobs: Sequence[str], *, until: Callable[[], bool]) -> 
             return False
         waiting = [job for job in waiting if not _has_succeeded(client, job)]
         if waiting:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
     return True
 
 

@@ -1,7 +1,7 @@
-"""Signs of life that the driver of a job leaves in the job's folder.
+"""Heartbeats that the driver of a job writes into the job's folder.
 
-The folder is shared, so they tell a dead training from a dead Ray: where Ray does not answer any more they
-say how long the job was alive and what it did then.
+The folder is shared, so they tell a dead training from a dead Ray: when Ray no longer responds, they show how
+long the job was alive and what it was doing.
 """
 
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ HEARTBEAT_NAME = "heartbeat.json"
 
 
 class Heartbeat(BaseModel):
-    """A job that lives.
+    """What a job was doing when it was last known to be alive.
 
     Attributes:
         time: in UTC.
@@ -33,17 +33,17 @@ class Heartbeat(BaseModel):
 
     @property
     def age_seconds(self) -> float:
-        """How long ago it was written."""
+        """Seconds since it was written."""
         return (datetime.now(UTC) - self.time).total_seconds()
 
 
 def save_heartbeat(job_folder: Path, beat: Heartbeat) -> None:
-    """Write a sign of life, whole or not at all."""
+    """Write a heartbeat atomically."""
     write_atomically(job_folder / HEARTBEAT_NAME, (beat.model_dump_json(indent=2) + "\n").encode())
 
 
 def load_heartbeat(job_folder: Path) -> Heartbeat | None:
-    """Return the last sign of life, or None where there is none that can be read."""
+    """Return the last heartbeat, or None where there is none that can be read."""
     try:
         return Heartbeat.model_validate_json((job_folder / HEARTBEAT_NAME).read_bytes())
     except (OSError, ValidationError):

@@ -1,4 +1,4 @@
-"""A job as Ray is given it: a file that its driver reads, and the request that starts the driver."""
+"""A job as it is passed to Ray: a file that its driver reads, and the request that starts the driver."""
 
 import json
 import shlex
@@ -17,7 +17,7 @@ _JOB = TypeAdapter(JobSpec)
 
 
 def render_job(job: JobSpec) -> str:
-    """Write a job as its driver reads it."""
+    """Return a job as the text of the file that its driver reads."""
     return json.dumps(_JOB.dump_python(job, mode="json"), indent=2) + "\n"
 
 
@@ -25,13 +25,13 @@ def load_job(path: Path) -> JobSpec:
     """Read a job that was submitted.
 
     Raises:
-        ClusterError: the file is not there or does not hold one.
+        ClusterError: the file is missing or does not contain one.
     """
     try:
         return _JOB.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise ClusterError(
-            f"{path} must be a job as it was submitted to Ray, but cannot be read ({error}); submit it anew"
+            f"{path} must be a job as it was submitted to Ray, but cannot be read ({error}); submit it again"
         ) from error
 
 
@@ -39,12 +39,12 @@ def submission_of(job: JobSpec, start: int = 0) -> dict[str, Any]:
     """Return the request to the Jobs API, as a pure function of the job.
 
     Args:
-        job: what is submitted; its file lies in its folder.
-        start: how often it was submitted before; Ray wants another id each time.
+        job: what is submitted; its file is in its folder.
+        start: how often it was submitted before; Ray requires another id each time.
     """
     words = (job.command[0], "-m", "cluster.on_ray.driver", str(job.job_folder / JOB_FILE_NAME))
     return {
-        # exec: the signal that stops the job is the driver's, not a shell's. cd: a source tree is importable.
+        # exec: the driver, not a shell, receives the stop signal. cd: makes a source tree importable.
         "entrypoint": f"cd {shlex.quote(str(job.working_directory))} && exec {shlex.join(words)}",
         "submission_id": job.job_folder.name + (f"-again{start}" if start else ""),
         "metadata": {"name": job.name, "job_folder": str(job.job_folder)},

@@ -1,6 +1,6 @@
-"""Where the machines of a job tell how their ranks are, and read what all of them are to do.
+"""The status of a job on Ray: what its machines report, and the orders they get in return.
 
-One actor beside the driver; nothing here imports Ray.
+One actor on the driver's machine; nothing here imports Ray.
 """
 
 import time
@@ -12,13 +12,13 @@ from cluster.job_files import next_attempt
 from pipeline.ranks.process import first_failed
 from pipeline.shared.exit_codes import ExitCode
 
-# For machines to tell how their ranks ended after one has failed; one that is lost never tells.
+# For machines to report how their ranks ended after one has failed; a lost machine never reports.
 VERDICT_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReport:
-    """How the ranks of one machine are.
+    """The state of the ranks of one machine.
 
     Attributes:
         node: its number.
@@ -33,11 +33,11 @@ class NodeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How a start of the ranks, or the whole job, has ended.
+    """How an attempt, or the whole job, has ended.
 
     Attributes:
         exit_code: of all ranks together.
-        reason: who was the cause; empty where all ended well.
+        reason: which rank was the cause; empty where all succeeded.
     """
 
     exit_code: int
@@ -45,18 +45,18 @@ class Verdict:
 
     @property
     def restarts(self) -> bool:
-        """Whether another start can go on from the last checkpoint."""
+        """Whether another attempt can resume from the last checkpoint."""
         return self.exit_code == ExitCode.REQUEUE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
-    """What a machine is to do.
+    """What a machine must do.
 
     Attributes:
-        stops: let the ranks save and leave.
+        stops: pass a stop signal on to the ranks.
         failure: exit code of a rank that has failed, on any machine; None while there is none.
-        verdict: when all is over.
+        verdict: once the attempt has ended.
     """
 
     stops: bool
@@ -66,15 +66,15 @@ class Orders:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """What the driver sees.
+    """What the driver shows and writes down.
 
     Attributes:
-        attempt_folder: logs of the last start; None before the first.
-        num_attempts: starts so far.
+        attempt_folder: logs of the last attempt; None before the first.
+        num_attempts: so far.
         hosts: of the machines, in order of the ranks.
         alive_ranks: how many run.
-        silent_seconds: since any machine reported, or since the job began.
-        verdict: on the last start.
+        silent_seconds: since any machine has reported, or since the job began.
+        verdict: on the last attempt.
     """
 
     attempt_folder: Path | None
@@ -86,7 +86,7 @@ class Overview:
 
 
 class JobStatusTracker:
-    """Reports of one start at a time.
+    """Collects the reports of one attempt at a time and decides how it has ended.
 
     Args:
         log_folder: of the job.
@@ -108,7 +108,7 @@ class JobStatusTracker:
         self._verdict: Verdict | None = None
 
     def open_attempt(self) -> Path:
-        """Begin another start; return the folder for its logs."""
+        """Begin another attempt; return the folder for its logs."""
         self._reports.clear()
         self._failed_at = self._failure = self._verdict = None
         self._reported_at = self._clock()
@@ -117,11 +117,11 @@ class JobStatusTracker:
         return self._attempt_folder
 
     def stop(self) -> None:
-        """Tell every machine to let its ranks save and leave."""
+        """Order every machine to let its ranks save and leave."""
         self._stops = True
 
     def report(self, report: NodeReport) -> Orders:
-        """Take a machine's report and answer it."""
+        """Record a machine's report; return its orders."""
         self._reported_at = self._clock()
         self._reports[report.node] = report
         failed = first_failed(report.codes)
@@ -132,7 +132,7 @@ class JobStatusTracker:
         return Orders(stops=self._stops, failure=self._failure, verdict=self._verdict)
 
     def overview(self) -> Overview:
-        """Return what the driver shows and writes down."""
+        """Return the state of the job."""
         reports = self._in_order()
         return Overview(
             attempt_folder=self._attempt_folder,

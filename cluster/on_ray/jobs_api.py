@@ -1,4 +1,4 @@
-"""Ray's own client of its Jobs API, with an end to every wait and errors in the words of users."""
+"""Ray's own client of its Jobs API, with bounded waits and errors that users can act on."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,32 +9,32 @@ from ray.job_submission import JobSubmissionClient
 
 from pipeline.shared.errors import ClusterError
 
-ANSWER_SECONDS = 10.0
-# Which Ray's client prefers to the address it is given.
+RESPONSE_SECONDS = 10.0
+# Ray's client prefers these to the address it is given.
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
 
 class UnreachableRayError(ClusterError):
-    """Nothing that is a Ray answers at the address."""
+    """No Ray responds at the address."""
 
 
 class _BoundedClient(JobSubmissionClient):
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        return super()._do_request(method, endpoint, timeout=ANSWER_SECONDS, **options)
+        return super()._do_request(method, endpoint, timeout=RESPONSE_SECONDS, **options)
 
 
 def address_of(address: str | None) -> str:
     """Return where the Jobs API is.
 
     Raises:
-        ClusterError: nobody says.
+        ClusterError: no address is given, or it is not one of a dashboard.
     """
     found = address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if not found:
         raise ClusterError(
-            "the Ray cluster must be named, but neither --ray-address, submit.ray_address nor "
+            "the Ray cluster must have an address, but neither --ray-address, submit.ray_address nor "
             "RAY_API_SERVER_ADDRESS is set; it is the address of the dashboard, such as http://head:8265"
         )
     if not found.startswith(("http://", "https://")):
@@ -45,15 +45,15 @@ def address_of(address: str | None) -> str:
     return found
 
 
-def ask(address: str, question: Callable[[JobSubmissionClient], Answer]) -> Answer:
-    """Ask the Jobs API of a cluster something.
+def ask(address: str, question: Callable[[JobSubmissionClient], Response]) -> Response:
+    """Query the Jobs API of a cluster.
 
     Args:
         address: URL of its dashboard.
-        question: is given the client.
+        question: called with the client.
 
     Raises:
-        UnreachableRayError: there is no such Ray, or it does not answer in time.
+        UnreachableRayError: there is no such Ray, or it does not respond in time.
         ClusterError: it refuses.
     """
     try:
@@ -61,9 +61,9 @@ def ask(address: str, question: Callable[[JobSubmissionClient], Answer]) -> Answ
             return question(_BoundedClient(address))
     except OSError as error:
         raise UnreachableRayError(
-            f"the Jobs API of a Ray must answer at {address}, but nothing does within {ANSWER_SECONDS:.0f} s "
-            f"({_first_line(error)}); see that the head runs, that ray[default] is installed there, and that "
-            "this machine may connect to its dashboard port"
+            f"the Jobs API of a Ray must respond at {address}, but nothing does within "
+            f"{RESPONSE_SECONDS:.0f} s ({_first_line(error)}); check that the head runs, that ray[default] "
+            "is installed there, and that this machine may connect to its dashboard port"
         ) from error
     except (RuntimeError, ValueError) as error:
         raise ClusterError(f"the Ray at {address} refuses: {_first_line(error)}") from error

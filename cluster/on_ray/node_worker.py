@@ -1,4 +1,4 @@
-"""What Ray Train runs on every machine: its ranks, until all machines agree on how they ended."""
+"""What Ray Train runs on every machine: its ranks, until the verdict on how all of them ended."""
 
 import signal
 import socket
@@ -20,12 +20,12 @@ REPORT_SECONDS = 1.0
 _POLL_SECONDS = 0.2
 # For the ranks of this machine to leave after another one has failed.
 FAILURE_SECONDS = 10.0
-# Of the time that Ray gives a job to end, for the driver to write down how it ended.
+# Of the time that Ray gives a job to stop, reserved for the driver to write how the job ended.
 _MARGIN_SECONDS = 10.0
 
 
 class RestartError(Exception):
-    """The ranks have left to be started again. Ray Train counts and bounds these."""
+    """The ranks have left in order to restart. Ray Train counts and bounds these."""
 
 
 def run_node(settings: dict[str, Any]) -> int:
@@ -35,10 +35,10 @@ def run_node(settings: dict[str, Any]) -> int:
         settings: `job`, a `JobSpec`, and `tracker`, the handle of a `JobStatusTracker`.
 
     Returns:
-        the exit code of all ranks, with which the job is over.
+        the exit code of the job, which has ended.
 
     Raises:
-        RestartError: another start can go on from the last checkpoint.
+        RestartError: another attempt can resume from the last checkpoint.
     """
     job, tracker = settings["job"], settings["tracker"]
     attempt_folder, rendezvous = _meet(tracker)
@@ -59,7 +59,7 @@ def run_node(settings: dict[str, Any]) -> int:
 
 
 def _meet(tracker: Any) -> tuple[Path, Rendezvous]:
-    """Let the first machine choose where ranks meet, and tell the others."""
+    """Let the first machine choose where the ranks meet, and send that to the others."""
     node = ray.train.get_context().get_world_rank()
     chosen = None
     if node == 0:

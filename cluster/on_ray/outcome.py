@@ -1,4 +1,4 @@
-"""Telling a job that has failed from a Ray that has failed."""
+"""The status of a job on Ray, which tells a failed job from a failed Ray."""
 
 from ray.job_submission import JobDetails
 from ray.job_submission import JobStatus as RayJobStatus
@@ -8,12 +8,12 @@ from cluster.job_record import JobRecord, JobState, JobStatus
 from cluster.on_ray.heartbeat import Heartbeat, load_heartbeat
 from cluster.on_ray.jobs_api import UnreachableRayError, ask
 
-# A driver that is busy may be late; one that is much later hangs.
+# A busy driver may be late; one that is later than this hangs.
 _LATE_SECONDS = 120.0
 _STATES = {
     RayJobStatus.PENDING: JobState.QUEUED,
     RayJobStatus.RUNNING: JobState.RUNNING,
-    # Both end without a word in the job's folder only where the driver could not write one any more.
+    # A job that ended without an `end.json`: its driver could no longer write one.
     RayJobStatus.SUCCEEDED: JobState.DONE,
     RayJobStatus.FAILED: JobState.FAILED,
     RayJobStatus.STOPPED: JobState.CANCELLED,
@@ -23,9 +23,9 @@ _STATES = {
 def status_of(record: JobRecord, address: str) -> JobStatus:
     """Return where a job is.
 
-    Its own `end.json` counts first, so that what has ended is known without Ray. Where there is none, Ray is
-    asked; where Ray does not answer, or is another one that does not know the job, the reason says that Ray
-    is gone, and when the job was last alive.
+    Its own `end.json` counts first, so that the end of a job is known without Ray. Without one, Ray is
+    queried; if Ray does not respond, or is another one that does not know the job, the reason says that Ray
+    is gone and when the job was last alive.
     """
     end = load_end(record.job_folder)
     found = _running_or_lost(record, address) if end is None else _ended(end)
@@ -37,9 +37,9 @@ def _running_or_lost(record: JobRecord, address: str) -> JobStatus:
     try:
         known = ask(address, lambda client: [job for job in client.list_jobs() if _is(job, record)])
     except UnreachableRayError:
-        return _without_ray(heartbeat, JobState.UNKNOWN, f"Ray itself does not answer at {address}")
+        return _without_ray(heartbeat, JobState.UNKNOWN, f"Ray itself does not respond at {address}")
     if not known:
-        reason = f"the Ray at {address} does not know the job: it is another one, or was started anew"
+        reason = f"the Ray at {address} does not know the job: it is another one, or was restarted"
         return _without_ray(heartbeat, JobState.FAILED, reason)
     return _as_ray_says(known[0], heartbeat)
 
@@ -54,12 +54,12 @@ def _ended(end: JobEnd) -> JobStatus:
 
 def _without_ray(heartbeat: Heartbeat | None, state: JobState, reason: str) -> JobStatus:
     if heartbeat is None:
-        life = "the job has left no sign of life"
+        life = "the job has written no heartbeat"
     else:
         life = f"the job was last alive {heartbeat.age_seconds:.0f} s ago ({heartbeat.activity})"
     return JobStatus(
         state=state,
-        reason=f"{reason}; {life}; once Ray runs, `megaponder jobs requeue` goes on from the last checkpoint",
+        reason=f"{reason}; {life}; once Ray runs, `megaponder jobs requeue` resumes from the last checkpoint",
         nodes=() if heartbeat is None else heartbeat.hosts,
     )
 
@@ -67,16 +67,16 @@ def _without_ray(heartbeat: Heartbeat | None, state: JobState, reason: str) -> J
 def _as_ray_says(job: JobDetails, heartbeat: Heartbeat | None) -> JobStatus:
     state = _STATES[job.status]
     if state == JobState.RUNNING and (heartbeat is None or not heartbeat.hosts):
-        # The driver waits, for room or for other jobs.
+        # The driver waits for capacity, or for other jobs.
         state = JobState.QUEUED
     if state == JobState.CANCELLED:
-        reason = "told to end, and did before it could write how"
+        reason = "stopped before it could write how it ended"
     elif state.is_final:
-        reason = f"Ray runs, but the job's driver ended without a word: {job.message}"
+        reason = f"Ray runs, but the job's driver ended without a report: {job.message}"
     elif heartbeat is None:
         reason = job.message or ""
     elif heartbeat.age_seconds > _LATE_SECONDS:
-        reason = f"no sign of life for {heartbeat.age_seconds:.0f} s, before: {heartbeat.activity}"
+        reason = f"no heartbeat for {heartbeat.age_seconds:.0f} s, before: {heartbeat.activity}"
     else:
         reason = heartbeat.activity
     return JobStatus(

@@ -1,4 +1,4 @@
-"""Submitting to a Ray cluster that runs already, and watching what became of it."""
+"""A running Ray cluster as a target of jobs."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from pipeline.shared.files import write_atomically
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
-# What Ray needs beyond the time it gives a job to end.
+# What Ray needs beyond the time it gives a job to stop.
 _STOP_MARGIN_SECONDS = 30.0
 
 
@@ -34,7 +34,7 @@ class RayTarget:
         self._address = address
 
     def render(self, spec: JobSpec) -> str:
-        """Write the request to the Jobs API and the file that the driver reads, as one JSON."""
+        """Return the request to the Jobs API and the file that the driver reads, as one JSON."""
         jobs = [
             {"submission": submission_of(job), JOB_FILE_NAME: json.loads(render_job(job))}
             for job in _each(spec)
@@ -42,18 +42,18 @@ class RayTarget:
         return json.dumps(jobs[0] if len(jobs) == 1 else jobs, indent=2) + "\n"
 
     def submit(self, spec: JobSpec) -> tuple[JobRecord, ...]:
-        """Start a driver on the cluster for every job of a sweep."""
+        """Start a driver on the cluster, or one for every run of a hyper-parameter sweep."""
         _check_supported(spec)
         return tuple(self._submit(job) for job in _each(spec))
 
     def status(self, record: JobRecord) -> JobStatus:
-        """Tell how the job ended from its folder; else ask Ray, and the job's own signs of life."""
+        """Return how the job ended, from its folder; else query Ray and the job's heartbeats."""
         from cluster.on_ray.outcome import status_of
 
         return status_of(record, self._url(record))
 
     def logs(self, record: JobRecord) -> tuple[Path, ...]:
-        """Return the rank logs of the last start."""
+        """Return the rank logs of the last attempt."""
         return newest_rank_logs(record.log_folder)
 
     def cancel(self, record: JobRecord) -> None:
@@ -64,7 +64,7 @@ class RayTarget:
             ask(self._url(record), lambda client: client.stop_job(record.handle))
 
     def requeue(self, record: JobRecord) -> JobRecord:
-        """Stop the job where it runs, wait until it has saved, and submit it again under another id."""
+        """Stop the job if it runs, wait until it has saved, and submit it again under another id."""
         job = load_job(record.job_folder / JOB_FILE_NAME)
         if not self.status(record).state.is_final:
             self.cancel(record)
@@ -105,14 +105,14 @@ class RayTarget:
         while not self.status(record).state.is_final:
             if time.monotonic() > end:
                 raise ClusterError(
-                    f"{record.job_id} must end within {seconds:.0f} s of being told to, but still runs; "
+                    f"{record.job_id} must end within {seconds:.0f} s of the stop signal, but still runs; "
                     "see `megaponder jobs status`"
                 )
             time.sleep(_POLL_SECONDS)
 
 
 def _each(spec: JobSpec) -> Iterator[JobSpec]:
-    """Split a sweep: Ray has no arrays."""
+    """Split a hyper-parameter sweep into jobs: Ray has no arrays."""
     if not spec.sweep:
         yield spec
     for index, member in enumerate(spec.sweep):

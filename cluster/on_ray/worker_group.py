@@ -1,8 +1,8 @@
-"""All ranks of a job through Ray Train, which places them, notices lost machines and starts all anew.
+"""All ranks of a job through Ray Train, which places them, notices lost machines and restarts all ranks.
 
 Ray Train's worker is a machine, not a rank: STRICT_SPREAD then means one per machine, and a machine's GPUs
-come in one bundle. Its trainer is the base of `TorchTrainer`, without that one's own process group of torch:
-the ranks, which are processes of their own, make theirs as they do under every other launcher.
+come in one bundle. Its trainer is the base class of `TorchTrainer`, without the process group of torch that
+the latter creates: the ranks are processes of their own and create theirs, as under every other launcher.
 """
 
 import os
@@ -27,9 +27,9 @@ from cluster.on_ray.job_status import JobStatusTracker, Overview, Verdict
 from cluster.on_ray.node_worker import RestartError, run_node
 from pipeline.shared.exit_codes import ExitCode
 
-_ANSWER_SECONDS = 30.0
+_RESPONSE_SECONDS = 30.0
 _TRAIN_FOLDER = "ray_train"
-# The usual 2 s would be added to every end and every restart.
+# Every end and every restart waits for one interval; the default is 2 s.
 _TRAIN_VARIABLES = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0"}
 
 
@@ -51,13 +51,13 @@ class WorkerGroup:
         self._thread.start()
 
     def overview(self) -> Overview:
-        """Return how the ranks are."""
-        seen: Overview = ray.get(self._tracker.overview.remote(), timeout=_ANSWER_SECONDS)
+        """Return the state of the ranks."""
+        seen: Overview = ray.get(self._tracker.overview.remote(), timeout=_RESPONSE_SECONDS)
         return seen
 
     def stop(self) -> None:
-        """Tell all ranks to save and leave."""
-        ray.get(self._tracker.stop.remote(), timeout=_ANSWER_SECONDS)
+        """Let all ranks save and leave."""
+        ray.get(self._tracker.stop.remote(), timeout=_RESPONSE_SECONDS)
 
     @property
     def ending(self) -> Verdict | None:
@@ -72,11 +72,11 @@ class WorkerGroup:
         except Exception as error:
             self._ending = Verdict(exit_code=ExitCode.CRASH, reason=f"{type(error).__name__}: {error}")
         finally:
-            # Nothing is kept there: checkpoints are the ranks' own.
+            # It holds nothing to keep: the ranks write their checkpoints themselves.
             shutil.rmtree(self._job.job_folder / _TRAIN_FOLDER, ignore_errors=True)
 
     def _fit(self) -> Verdict:
-        """Train; again where a machine is lost while Ray Train's workers start, which ends its trainer."""
+        """Train; retry if a machine is lost while Ray Train's workers start, which ends its trainer."""
         num_lost_starts = 0
         while True:
             num_restarts = max(self.overview().num_attempts - 1, 0) + num_lost_starts
@@ -96,24 +96,25 @@ class WorkerGroup:
         seen = self.overview()
         if not isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
             return Verdict(exit_code=ExitCode.CRASH, reason=str(error).strip())
-        asked = node_resources(self._job.resources)
-        lack = render_missing_capacity(asked, self._job.resources.nodes, _machines())
-        when = "again, after a machine was lost," if seen.num_attempts else "all ranks"
-        reason = f"the cluster had no room for {when} within {self._job.start_timeout_seconds} s\n{lack}"
-        # What has trained goes on where it was; what has not started is to be asked for differently.
+        requested = node_resources(self._job.resources)
+        missing = render_missing_capacity(requested, self._job.resources.nodes, _machines())
+        when = "after a machine was lost, " if seen.num_attempts else ""
+        limit = self._job.start_timeout_seconds
+        reason = f"{when}the cluster had no capacity for all ranks within {limit} s\n{missing}"
+        # A job that has trained can resume; one that has not started must request other resources.
         code = ExitCode.REQUEUE if seen.num_attempts else ExitCode.USAGE
         return Verdict(exit_code=code, reason=reason)
 
     def _given_up(self, error: WorkerGroupError) -> Verdict:
         seen = self.overview()
         if any(isinstance(failure, RestartError) for failure in error.worker_failures.values()):
-            last = "its ranks left to be started again"
+            last = "its ranks left in order to restart"
         elif any(_is_lost(failure) for failure in error.worker_failures.values()):
             last = "a machine was lost"
         else:
             return Verdict(exit_code=ExitCode.CRASH, reason=str(error).strip())
         restarts = self._job.requeue.max_requeues
-        reason = f"started again {restarts} times, all that submit.max_requeues allows; the last time {last}"
+        reason = f"restarted {restarts} times, all that submit.max_requeues allows; the last time {last}"
         if seen.verdict is not None and seen.verdict.reason:
             reason += f" ({seen.verdict.reason})"
         return Verdict(exit_code=ExitCode.REQUEUE, reason=reason)
@@ -121,18 +122,18 @@ class WorkerGroup:
 
 def _as_judged(verdict: Verdict | None) -> Verdict:
     if verdict is None:
-        return Verdict(exit_code=ExitCode.CRASH, reason="the ranks ended without saying how")
+        return Verdict(exit_code=ExitCode.CRASH, reason="the ranks ended without a verdict")
     return verdict
 
 
 def _is_lost(failure: Exception) -> bool:
-    """Whether Ray Train reports a worker that died, with or without its own wrapping."""
+    """Tell whether Ray Train reports a worker that died, with or without its own wrapping."""
     cause = getattr(failure, "health_check_failure", failure)
     return isinstance(cause, ray.exceptions.RayError) and not isinstance(cause, ray.exceptions.RayTaskError)
 
 
 def _tracker_here(job: JobSpec) -> Any:
-    """Start the tracker beside the driver: it must not be lost with a machine of the ranks."""
+    """Start the tracker on the driver's machine: it must not be lost with a machine of the ranks."""
     here = ray.get_runtime_context().get_node_id()
     place = NodeAffinitySchedulingStrategy(here, soft=False)
     remote: Any = ray.remote(num_cpus=0)(JobStatusTracker)
@@ -148,10 +149,10 @@ def _trainer(job: JobSpec, tracker: Any, restarts_left: int) -> DataParallelTrai
         failure_config=FailureConfig(
             max_failures=restarts_left,
             max_preemption_failures=restarts_left,
-            # No room in time is the end; it is the start timeout that is to be long enough.
+            # Capacity that is not available in time ends the job: the start timeout must be long enough.
             controller_failure_limit=0,
         ),
-        # Ray's workers are nice to others by default, and so would be the ranks.
+        # Ray's workers have a lower priority by default, which the ranks would inherit.
         worker_runtime_env={"env_vars": {"RAY_worker_niceness": "0"}},
     )
     return DataParallelTrainer(

@@ -6,23 +6,61 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.slurm.refusals import refusal
 from pipeline.shared.errors import ClusterError
 
 # The commands themselves give up on a controller after about 20 s.
 LIMIT_SECONDS = 60.0
 _FORGOTTEN = "Invalid job id specified"
 _FIELD = re.compile(r"(?:^|\s)(\w+)=(\S*)")
+# Patterns of SLURM's messages, and the cure. The first match counts.
+_CURES: tuple[tuple[str, str], ...] = (
+    (
+        r"[Ii]nvalid partition",
+        "submit.partition must be one of the cluster's (`sinfo -h -o %R` lists them)",
+    ),
+    (
+        r"Invalid account",
+        "submit.account must be one that may use the partition (`sacctmgr show associations user=$USER` "
+        "lists yours)",
+    ),
+    (r"Invalid qos", "submit.qos must be one that the account may use (`sacctmgr show qos` lists them)"),
+    (
+        r"time limit is invalid",
+        "submit.wall_time must be within the partition's limit (`sinfo -o '%R %l'` shows it); for longer "
+        "runs set submit.chain",
+    ),
+    (r"Invalid feature", "submit.constraint must name features of nodes (`sinfo -o '%n %f'` lists them)"),
+    (
+        r"Invalid generic resource|Invalid GRES|[Nn]ode configuration is not available"
+        r"|More processors requested|Node count specification invalid"
+        r"|Memory specification can not be satisfied|Requested nodes",
+        "submit.nodes, gpus_per_node, cpus_per_rank and memory_per_node must fit the partition's nodes "
+        "(`sinfo -N -o '%N %c %m %G'` shows them)",
+    ),
+    (r"dependency problem", "--after must name jobs that SLURM still knows (`squeue` lists them)"),
+    (
+        r"[Aa]ccess/permission denied|not permitted|QOS policy|violates accounting",
+        "the account's limits must allow the job (`sacctmgr show associations` shows them); request less, or "
+        "ask the cluster's administrators",
+    ),
+    (r"unrecognized option|Invalid --|invalid option", "submit.options must hold options that sbatch knows"),
+    (
+        r"Unable to contact slurm controller|Connection refused|connect failure|Unable to establish|"
+        r"Socket timed out",
+        "SLURM's controller must respond (check with `scontrol ping`); try again, or ask the cluster's "
+        "administrators",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobInfo:
-    """What the controller says of a job.
+    """What the controller reports of a job.
 
     Attributes:
         state: such as PENDING.
         reason: why it waits or has ended; empty where there is none.
-        exit_code: of the batch script as a shell tells it.
+        exit_code: of the batch script as a shell reports it.
         nodes: of the job, compressed as SLURM writes them.
     """
 
@@ -36,7 +74,7 @@ def submit_script(script: Path, *arguments: str, dependency: str | None = None) 
     """Hand a script to sbatch; return the id of the job.
 
     Raises:
-        ClusterError: it was refused, or the controller does not answer.
+        ClusterError: it was refused, or the controller does not respond.
     """
     options = [f"--dependency={dependency}"] if dependency else []
     answer = _run(["sbatch", "--parsable", *options, str(script), *arguments], what="take the job")
@@ -45,16 +83,16 @@ def submit_script(script: Path, *arguments: str, dependency: str | None = None) 
 
 
 def show_job(job: str) -> JobInfo | None:
-    """Ask for a job; None where the controller has forgotten it, as it does minutes after the end.
+    """Return what the controller knows of a job; None once it has forgotten it, minutes after the end.
 
     Raises:
-        ClusterError: the controller does not answer.
+        ClusterError: the controller does not respond.
     """
     try:
         text = _run(["scontrol", "--oneliner", "show", "job", job], what="show the job")
     except _ForgottenJobError:
         return None
-    # Of an array's job that waits with others SLURM shows one line, and of a whole array several.
+    # SLURM shows one line for a job of an array that waits with others, and several for a whole array.
     fields = dict(_FIELD.findall(text.splitlines()[0]))
     code, _, number = fields.get("ExitCode", "0:0").partition(":")
     reason, nodes = fields.get("Reason", ""), fields.get("NodeList", "")
@@ -70,25 +108,25 @@ def signal_ranks(job: str) -> None:
     """Send SIGTERM to the ranks of a job, and to nothing else of it.
 
     Raises:
-        ClusterError: the controller does not answer.
+        ClusterError: the controller does not respond.
     """
     _run(["scancel", "--signal=TERM", job], what="signal the job")
 
 
 def cancel_job(job: str) -> None:
-    """End a job, wherever it is.
+    """End a job in whatever state it is.
 
     Raises:
-        ClusterError: the controller does not answer, or forbids it.
+        ClusterError: the controller does not respond, or forbids it.
     """
     _run(["scancel", job], what="cancel the job")
 
 
 def start_again(job: str) -> bool:
-    """Put a job that has ended back into the queue; whether SLURM still can.
+    """Put a job that has ended back into the queue; return False if SLURM no longer knows it.
 
     Raises:
-        ClusterError: the controller does not answer.
+        ClusterError: the controller does not respond.
     """
     try:
         _run(["scontrol", "requeue", job], what="start the job again")
@@ -98,7 +136,7 @@ def start_again(job: str) -> bool:
 
 
 class _ForgottenJobError(ClusterError):
-    """The controller does not know the job any more."""
+    """The controller no longer knows the job."""
 
 
 def _run(command: Sequence[str], *, what: str) -> str:
@@ -119,11 +157,19 @@ def _run(command: Sequence[str], *, what: str) -> str:
         ) from error
     except subprocess.TimeoutExpired as error:
         raise ClusterError(
-            f"SLURM's controller must answer within {LIMIT_SECONDS:.0f} s, but {command[0]} has heard "
-            "nothing; try again, or ask the cluster's administrators (`scontrol ping` asks it)"
+            f"SLURM's controller must respond within {LIMIT_SECONDS:.0f} s, but {command[0]} got no "
+            "response; try again, or ask the cluster's administrators (check with `scontrol ping`)"
         ) from error
     if finished.returncode == 0:
         return finished.stdout
     if _FORGOTTEN in finished.stderr:
-        raise _ForgottenJobError(f"SLURM knows no job {command[-1]} any more")
+        raise _ForgottenJobError(f"SLURM no longer knows the job {command[-1]}")
     raise ClusterError(refusal(finished.stderr, what=what))
+
+
+def refusal(text: str, *, what: str) -> str:
+    """Return what one of SLURM's commands has reported as one message, with the cure where it is known."""
+    lines = [re.sub(r"^\w+: (error: )?", "", line).strip() for line in text.splitlines()]
+    said = "; ".join(line for line in lines if line and not line.startswith("Try ")) or "no reason given"
+    cure = next((cure for pattern, cure in _CURES if re.search(pattern, said)), None)
+    return f"SLURM does not {what}: {said}" + (f"; {cure}" if cure else "")

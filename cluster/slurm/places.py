@@ -1,4 +1,4 @@
-"""The jobs of a submission, and where each of them keeps its record, state and logs."""
+"""The jobs of a submission, and the folder of each for its record, state and logs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from cluster.job_spec import JobSpec
 
 SCRIPT_NAME = "job.sbatch"
-# What the script says, of all its starts.
+# Output of the script, of all its attempts.
 LOG_NAME = "job.log"
 
 

@@ -1,4 +1,4 @@
-"""From a job to the script for `sbatch`: a pure function, whose text users can read and edit."""
+"""The script for `sbatch` as a pure function of a job; users can read and edit it."""
 
 import shlex
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ from pipeline.ranks.environment import START_TIMEOUT_VARIABLE
 from pipeline.shared.exit_codes import AGREED_CODES, FINAL_CODES, ExitCode
 
 TEMPLATE = "job.sbatch.j2"
-# After the first rank has ended; who is to leave with it has left by then.
+# After the first rank has ended; ranks that leave together have left by then.
 _LONGEST_WAIT_SECONDS = 120
 
 
 def render_script(spec: JobSpec) -> str:
-    """Return the whole script."""
+    """Return the script."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        # A shell script is no markup; what users wrote goes through the filter `quote`.
+        # A shell script is not markup; text of users passes through the filter `quote`.
         autoescape=False,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -72,14 +72,14 @@ def _sbatch_options(spec: JobSpec) -> Iterator[str]:
     yield "--requeue"
     yield "--open-mode=append"
     yield f"--chdir={_quoted(str(spec.working_directory))}"
-    # Jobs of several write into their own folders as soon as they know which.
+    # The jobs of a chain or an array write into their own folders once they know which.
     log = "job-%j.log" if spec.sweep or spec.chain > 1 else LOG_NAME
     yield f"--output={_quoted(_without_patterns(spec.job_folder / log))}"
     yield from queue.options
 
 
 def _srun_options(spec: JobSpec) -> Iterator[str]:
-    # SLURM hands the cores of a task from sbatch to srun in some versions and not in others.
+    # Only some versions of SLURM pass the cores of a task on from sbatch to srun.
     yield f"--cpus-per-task={spec.resources.cpus_per_rank}"
     yield "--export=ALL"
     yield "--kill-on-bad-exit=0"
@@ -101,7 +101,7 @@ def _command_lines(spec: JobSpec) -> Iterator[str]:
 
 
 def _mounts(spec: JobSpec, container: Container) -> list[str]:
-    """Return the user's mounts, those of all runs and where the ranks start."""
+    """Return the user's mounts, the folders of all runs and the working directory."""
     own = [spec.working_directory, *(place.run_folder for place in places_of(spec))]
     return list(dict.fromkeys([*container.mounts, *(f"{folder}:{folder}" for folder in own)]))
 
@@ -116,10 +116,10 @@ def _variables(spec: JobSpec) -> list[tuple[str, str]]:
 
 
 def _quoted(text: str) -> str:
-    """Quote for a line of #SBATCH, which knows double quotes only."""
+    """Quote for a line of #SBATCH, which supports double quotes only."""
     return text if shlex.quote(text) == text else f'"{text}"'
 
 
 def _without_patterns(path: Path) -> str:
-    """A percent sign in a folder's name is no pattern of SLURM's."""
+    """Escape percent signs in a folder's name: SLURM takes them for patterns."""
     return f"{str(path.parent).replace('%', '%%')}/{path.name}"

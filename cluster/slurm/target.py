@@ -26,10 +26,10 @@ _CANCELLED_STATES = ("CANCELLED", "PREEMPTED", "REVOKED")
 
 
 class SlurmTarget:
-    """Submits with sbatch, and asks with scontrol; see `cluster.targets.JobTarget`."""
+    """Submits with sbatch and queries with scontrol; see `cluster.targets.JobTarget`."""
 
     def render(self, spec: JobSpec) -> str:
-        """Write the commands as comments, and the script."""
+        """Return the commands as comments, and the script."""
         commands = [
             shlex.join(["sbatch", "--parsable", *options, str(spec.job_folder / SCRIPT_NAME), *arguments])
             for options, arguments in _calls(spec, before="<job before>")
@@ -66,7 +66,7 @@ class SlurmTarget:
         return tuple(records)
 
     def status(self, record: JobRecord) -> JobStatus:
-        """Ask the controller; where it has forgotten the job, the job's folder."""
+        """Query the controller, or the job's folder if the controller no longer knows the job."""
         info = client.show_job(record.handle)
         end = load_end(record.job_folder)
         state, reason = _state_of(record, info, end)
@@ -82,9 +82,9 @@ class SlurmTarget:
         )
 
     def logs(self, record: JobRecord) -> tuple[Path, ...]:
-        """Return the files of the newest start's ranks; before there are any, that of the script.
+        """Return the logs of the newest attempt; before there is one, that of the script.
 
-        For a link of a chain that has not started yet, those of the links before it.
+        For a link of a chain that has not started, return those of the link before it.
         """
         found = newest_rank_logs(record.log_folder) or tuple(record.job_folder.glob(LOG_NAME))
         before = previous_link(record.job_folder)
@@ -93,7 +93,7 @@ class SlurmTarget:
         return self.logs(record.model_copy(update={"job_folder": before}))
 
     def cancel(self, record: JobRecord) -> None:
-        """Let the ranks of a running job save and leave; take a waiting one out of the queue."""
+        """Let the ranks of a running job save and leave; remove a waiting one from the queue."""
         info = client.show_job(record.handle)
         if info is None or _is_over(info):
             return
@@ -104,7 +104,7 @@ class SlurmTarget:
             client.cancel_job(record.handle)
 
     def requeue(self, record: JobRecord) -> JobRecord:
-        """Let the ranks of a running job save, so that its script requeues it; start an ended one again."""
+        """Let the ranks of a running job save, so that its script requeues it; restart one that has ended."""
         info = client.show_job(record.handle)
         if info is not None and info.state == "RUNNING":
             client.signal_ranks(record.handle)
@@ -119,12 +119,12 @@ class SlurmTarget:
         return self._submit_again(record)
 
     def _submit_again(self, record: JobRecord) -> JobRecord:
-        """Hand the same script to SLURM, which has forgotten the job."""
+        """Submit the same script again, because SLURM no longer knows the job."""
         script = record.job_folder / SCRIPT_NAME
         if not script.exists() or "_" in record.handle:
             raise ClusterError(
-                f"SLURM must still know {record.job_id}, which is part of a sweep or a chain, but has "
-                "forgotten it; submit the run again, which goes on from its newest checkpoint"
+                f"SLURM must still know {record.job_id}, which is part of a sweep or a chain, but does "
+                "not; submit the run again, which resumes from its newest checkpoint"
             )
         again = record.model_copy(
             update={"handle": client.submit_script(script), "submitted_at": datetime.now(UTC)}
@@ -161,19 +161,19 @@ def _record(spec: JobSpec, place: Place, handle: str, link: int) -> JobRecord:
 
 
 def _state_of(record: JobRecord, info: JobInfo | None, end: JobEnd | None) -> tuple[JobState, str]:
-    """Return where a job is, and why, from the controller's word and from what the job has written."""
+    """Return the state of a job and its reason, from the controller and from what the job has written."""
     if info is not None and not _is_over(info):
         return (JobState.QUEUED if info.state in _WAITING else JobState.RUNNING), info.reason
     if end is not None and end.state != JobState.FAILED:
         return end.state, end.reason
-    # Also by SLURM's own commands, and before the script has started.
+    # Also with SLURM's own commands, and before the script has started.
     if (record.job_folder / _CANCELLED).exists() or _is_cancelled(info):
         return JobState.CANCELLED, end.reason if end else ""
     if end is not None:
         return end.state, end.reason
     if info is None:
-        return JobState.UNKNOWN, "SLURM has forgotten the job, which was ended before it could say why"
-    # It has ended in the moment since its file was read.
+        return JobState.UNKNOWN, "SLURM no longer knows the job, which ended before it could write why"
+    # It has ended since its file was read.
     if info.state == "COMPLETED":
         return JobState.DONE, ""
     return JobState.FAILED, f"{info.state}: {info.reason}" if info.reason else info.state

@@ -47,14 +47,14 @@ def identity_of_text(text: TextSource) -> str:
 
 
 def identity_of_file(path: Path) -> str | None:
-    """Return the checksum of a file, if it is there."""
+    """Return the checksum of a file, or None if it does not exist."""
     return file_sha256(path) if path.is_file() else None
 
 
 def identity_of_tokens(path: Path) -> str | None:
-    """Return what tells tokens apart: checksums where there is a manifest, else names, sizes and times.
+    """Return an identity of tokens: checksums if there is a manifest, else names, sizes and times.
 
-    Tokens that were prepared anew from the same text are the same.
+    Tokens that are prepared again from the same text have the same identity.
     """
     if (path / MANIFEST_NAME).exists():
         try:
@@ -63,14 +63,14 @@ def identity_of_tokens(path: Path) -> str | None:
             return None
         shards = [f"{shard.name} {shard.split} {shard.sha256}" for shard in manifest.shards]
         return _digest([manifest.header.tokenizer.sha256, *shards])
-    # Rows or a pair of Megatron's: a folder, or the prefix of two files.
+    # Rows or a Megatron pair: a folder, or the prefix of two files.
     files = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}.*")
     found = sorted(file for file in files if file.suffix in (".bin", ".idx"))
     return _digest(map(_described, found)) if found else None
 
 
 def identity_of_checkpoint(path: Path) -> str | None:
-    """Return the newest checkpoint's iteration and checksum, if there is a whole one."""
+    """Return iteration and checksum of the newest complete checkpoint, or None if there is none."""
     try:
         folder = resolve_checkpoint(path)
     except CheckpointError:
@@ -80,7 +80,7 @@ def identity_of_checkpoint(path: Path) -> str | None:
 
 
 def identity_of_folder(path: Path) -> str | None:
-    """Return the checksum of all files of a small folder, if it is there."""
+    """Return a checksum over all files of a small folder, or None if it does not exist."""
     if not path.is_dir():
         return None
     files = sorted(file for file in path.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""From a step to its job."""
+"""The job of a workflow step."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,13 +24,13 @@ def job_name(config: RunConfig, step: WorkflowStep) -> str:
 def step_job(
     config: RunConfig, step: WorkflowStep, *, dependencies: Sequence[str] = (), again: bool = False
 ) -> JobSpec:
-    """Describe the job of a step; nothing is written.
+    """Describe the job of a step; write nothing.
 
     Args:
         config: of the run.
-        step: one of its steps.
+        step: of its workflow.
         dependencies: ids of jobs that must have succeeded first.
-        again: run it although it is done.
+        again: run the step although it is done.
     """
     training = training_job(config, dependencies=dependencies)
     folder = new_job_folder(training.run_folder, step.name)
@@ -59,8 +59,8 @@ def step_job(
 
 
 def _resources(of_run: Resources, step: WorkflowStep) -> Resources:
-    asked = step.submit.model_dump(exclude={"partition", "qos"})
-    given = {name: value for name, value in asked.items() if value is not None}
+    requested = step.submit.model_dump(exclude={"partition", "qos"})
+    given = {name: value for name, value in requested.items() if value is not None}
     if step.command == "train":
         return replace(of_run, **given)
     gpus = min(of_run.gpus_per_node, 1) if step.command in ("evaluate", "generate") else 0

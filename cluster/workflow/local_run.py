@@ -39,8 +39,8 @@ class LocalWorkflow:
         config: of the run.
         console: shows which step runs.
         again: names of steps that run although they are done.
-        also_depends_on: settings by which a training is told from an earlier one, beside those that decide
-            its model.
+        also_depends_on: settings that distinguish a training from an earlier one, in addition to those that
+            decide its model.
         run_command: runs `python <arguments>` on a number of ranks and returns the exit code.
     """
 

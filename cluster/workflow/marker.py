@@ -18,17 +18,17 @@ _OLD_FOLDER = "stages"
 
 
 class Marker(BaseModel):
-    """One run of a step.
+    """One run of a workflow step.
 
     Attributes:
         step: its name.
         arguments: of `megaponder`.
-        settings: all that its output depends on beside its inputs, by dotted name.
-        inputs: identity of each input as it was when the step began; None: it was not there.
+        settings: all that its output depends on besides its inputs, by dotted name.
+        inputs: identity of each input when the step began; None: it did not exist.
         job: folder of the job that ran it.
-        started_at, finished_at: in UTC; finished_at is None while it runs, and where it was killed.
+        started_at, finished_at: in UTC; finished_at is None while it runs, or if it was killed.
         exit_code: of the command.
-        output: identity of what it wrote; None unless it succeeded.
+        output: identity of its output; None unless it succeeded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,23 +44,23 @@ class Marker(BaseModel):
     output: str | None = None
 
     def ended(self, exit_code: int, output: str | None) -> "Marker":
-        """Return the marker of the same run when it has ended."""
+        """Return the marker of this run after its end."""
         changes = {"finished_at": datetime.now(UTC), "exit_code": exit_code, "output": output}
         return self.model_copy(update=changes)
 
 
 def save_marker(run_folder: Path, marker: Marker) -> None:
-    """Write a marker, whole or not at all."""
+    """Write a marker atomically."""
     path = _path(run_folder, marker.step)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (marker.model_dump_json(indent=2) + "\n").encode())
 
 
 def load_marker(run_folder: Path, step: str) -> Marker | None:
-    """Return the marker of a step; None where it has never run.
+    """Return the marker of a step; None if it has never run.
 
     Raises:
-        ClusterError: there is one, which cannot be read.
+        ClusterError: it cannot be read.
     """
     path = _path(run_folder, step)
     if not path.exists():

@@ -1,7 +1,8 @@
-"""A step inside its job: `python -m cluster.workflow.run_step NAME --config FILE [--again]`.
+"""A workflow step inside its job: `python -m cluster.workflow.run_step NAME --config FILE [--again]`.
 
-It runs `megaponder` in this very process, so that signals, exit codes and launchers need no go-between, and
-keeps the step's marker. A step that is done already ends at once: what was to change its inputs did not.
+Runs `megaponder` in this process, so that signals and exit codes are not passed through another one, and
+keeps the step's marker. A step that is done ends at once: the steps before it have run, but did not change
+its inputs.
 """
 
 import argparse
@@ -28,20 +29,20 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Run a step as one of its ranks; the first rank keeps the marker."""
-    asked = _parser().parse_args()
+    arguments = _parser().parse_args()
     set_up_logging(speaks=Ranks.from_environment().rank == 0)
     try:
-        config = load_config(asked.config)
-        step = next(step for step in config.workflow if step.name == asked.step)
-        work = work_of(config, step, asked.config)
-        marker = begin(config, step, work, job=str(asked.config.parent), again=asked.again)
+        config = load_config(arguments.config)
+        step = next(step for step in config.workflow if step.name == arguments.step)
+        work = work_of(config, step, arguments.config)
+        marker = begin(config, step, work, job=str(arguments.config.parent), again=arguments.again)
     except UserError as error:
         logger.error("%s", error)
         sys.exit(error.exit_code)
     if marker is None:
         logger.info("%s is done already: its settings and inputs are those of its last run", step.name)
         sys.exit(ExitCode.DONE)
-    on_ray = () if asked.ray_address is None else ("--ray-address", asked.ray_address)
+    on_ray = () if arguments.ray_address is None else ("--ray-address", arguments.ray_address)
     code = run_command((*work.arguments, *on_ray))
     if Ranks.from_environment().rank == 0:
         output = work.output() if code == ExitCode.DONE else None

@@ -1,4 +1,4 @@
-"""Submitting what is missing of a run's steps, each after those it needs."""
+"""Choosing and checking the steps of a workflow that are to run, each after those it needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from pipeline.shared.errors import ClusterError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Which steps are looked at.
+    """Which steps of a workflow are considered.
 
     Attributes:
         only: this one alone; None: all.
-        again_from: it and what needs its output run although they are done.
+        again_from: this one, and the steps that need its output, run although they are done.
     """
 
     only: str | None = None
@@ -33,19 +33,19 @@ class Choice:
 
 
 def plan_workflow(config: RunConfig, choice: Choice) -> tuple[PlannedStep, ...]:
-    """Look at what is there and decide what runs.
+    """Compare the steps with their last runs and decide which ones run.
 
     Raises:
         ClusterError: the choice names no step, or a marker cannot be read.
         DataError: there is no text to prepare.
-        ConfigError: what the steps need is not there and none of them makes it.
+        ConfigError: an input is missing and no step makes it.
     """
     names = [step.name for step in config.workflow]
     for name in (choice.only, choice.again_from):
         if name is not None and name not in names:
             raise ClusterError(f"a step must be one of {', '.join(names)}, but is {name}")
-    looked_at = [step for step in config.workflow if choice.only in (None, step.name)]
-    works = [work_of(config, step, Path(CONFIG_NAME)) for step in looked_at]
+    considered = [step for step in config.workflow if choice.only in (None, step.name)]
+    works = [work_of(config, step, Path(CONFIG_NAME)) for step in considered]
     again = () if choice.again_from is None else (choice.again_from,)
     planned = plan_steps([work.state(config.output_dir) for work in works], again=again)
     _check(config, planned)
@@ -65,7 +65,7 @@ def step_to_job(
 
 
 def refuse_running(config: RunConfig, planned: Sequence[PlannedStep]) -> None:
-    """Refuse to submit a step whose last job has not ended.
+    """Raise an error if the last job of a step has not ended.
 
     Raises:
         ClusterError: there is one.

@@ -1,4 +1,4 @@
-"""Which steps are to run, and why: a pure function of what is there."""
+"""Which steps of a workflow run, and why: a pure function of their states."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from cluster.workflow.marker import Marker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepState:
-    """A step as it is asked for, and as it was run last.
+    """A step as it is configured now, and its last run.
 
     Attributes:
         name: of the step.
-        needs: steps before it whose output it reads.
-        settings, inputs, output: as they are now; see `cluster.workflow.marker.Marker`.
+        needs: earlier steps whose output it reads.
+        settings, inputs, output: at present; see `cluster.workflow.marker.Marker`.
         marker: of its last run.
     """
 
@@ -28,12 +28,12 @@ class StepState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStep:
-    """What becomes of a step.
+    """The decision on a step.
 
     Attributes:
         name: of the step.
         reason: why it runs; None: it is done.
-        after: steps that run now, for whose success it waits.
+        after: steps that run before it, which must succeed.
     """
 
     name: str
@@ -42,11 +42,11 @@ class PlannedStep:
 
 
 def plan_steps(steps: Sequence[StepState], *, again: Collection[str] = ()) -> tuple[PlannedStep, ...]:
-    """Decide what runs: what has not succeeded with these settings and inputs, and what reads its output.
+    """Decide which steps run: those not done with these settings and inputs, and the readers of their output.
 
     Args:
         steps: in their order.
-        again: names of steps that run whatever is there.
+        again: names of steps that run although they are done.
     """
     planned: dict[str, PlannedStep] = {}
     for step in steps:
@@ -55,13 +55,13 @@ def plan_steps(steps: Sequence[StepState], *, again: Collection[str] = ()) -> tu
         if after:
             reason = f"after {' and '.join(after)}"
         elif step.name in again:
-            reason = "asked for"
+            reason = "requested"
         planned[step.name] = PlannedStep(name=step.name, reason=reason, after=after)
     return tuple(planned.values())
 
 
 def reason_to_run(step: StepState) -> str | None:
-    """Return why a step is not done, whatever becomes of the others; None: it is."""
+    """Return why a step has to run, regardless of the others; None if it is done."""
     marker = step.marker
     if marker is None:
         return "has not run"
@@ -69,16 +69,16 @@ def reason_to_run(step: StepState) -> str | None:
     if differences:
         return ", ".join(differences[:3]) + (" ..." if len(differences) > 3 else "")
     if marker.exit_code is None:
-        return "has begun, and not ended"
+        return "has begun, but not ended"
     if marker.exit_code != 0:
         return f"ended with exit code {marker.exit_code}"
     if step.output is None:
-        return "its output is gone"
+        return "its output is missing"
     return None if step.output == marker.output else "its output was changed"
 
 
 def differing(marker: Marker, step: StepState) -> list[str]:
-    """Say in which settings and inputs a step differs from its last run."""
+    """Return the settings and inputs in which a step differs from its last run, in words."""
     before = marker.settings
     settings = [
         f"{name} is {_shown(step.settings.get(name))}, was {_shown(before.get(name))}"

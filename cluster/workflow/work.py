@@ -1,4 +1,4 @@
-"""What each step does: its command line, what its output depends on, and where that lies."""
+"""The work of each workflow step: its command line, what its output depends on, and where that is."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ Identity = Callable[[], str | None]
 _CERTIFICATE = "conversion.json"
 _TOKENIZER_NAME = "tokenizer.model"
 _EVALUATION, _SAMPLE, _REPORT = "evaluation.json", "sample.json", "report.html"
-# Settings of a run that decide nothing about the model that is trained: where and how it is computed, saved,
-# shown and sent off. Inputs count by their content.
+# Settings without effect on the trained model: where and how it is computed, saved, logged and submitted.
+# Inputs count by their content.
 _WITHOUT_EFFECT = (
     *("name", "output_dir", "parallel", "checkpoint", "evaluation", "metrics", "submit", "workflow"),
     *("training.micro_batch_size", "data.path", "data.heldout_path", "data.heldout_format"),
@@ -45,16 +45,16 @@ _WITHOUT_EFFECT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepWork:
-    """A step, spelled out.
+    """A step as a command, with what identifies its result.
 
     Attributes:
         name: of the step.
         arguments: of `megaponder`.
-        settings: all that the output depends on beside the inputs, by dotted name.
-        inputs: what gives the identity of each input, and the folders and files they lie in.
-        output: gives the identity of the output.
-        folders: that the job reads or writes beside the run's own.
-        needs: steps before it whose output it reads.
+        settings: all that the output depends on besides the inputs, by dotted name.
+        inputs: functions that return the identity of each input.
+        output: returns the identity of the output.
+        folders: that the job reads or writes besides the run's own.
+        needs: earlier steps whose output it reads.
     """
 
     name: str
@@ -66,7 +66,7 @@ class StepWork:
     needs: tuple[str, ...] = ()
 
     def state(self, run_folder: Path) -> StepState:
-        """Look at what is there now.
+        """Return the present state of the step.
 
         Raises:
             DataError: there is no text to prepare.
@@ -83,12 +83,12 @@ class StepWork:
 
 
 def work_of(config: RunConfig, step: WorkflowStep, config_file: Path) -> StepWork:
-    """Spell out one step of a run.
+    """Return the work of one step of a run.
 
     Args:
         config: of the run.
-        step: one of its steps.
-        config_file: where the job finds the settings.
+        step: of its workflow.
+        config_file: with the settings, for the job.
     """
     match step:
         case TokenizerStep():
@@ -108,9 +108,9 @@ def work_of(config: RunConfig, step: WorkflowStep, config_file: Path) -> StepWor
 
 
 def prepared_folder(config: RunConfig, step: PrepareStep) -> Path:
-    """Return where a step puts its tokens."""
+    """Return the folder of the tokens that a step prepares."""
     folder = step.output or config.data.path
-    assert folder is not None, "a rule asks for the output of a step where there is no data.path"
+    assert folder is not None, "a rule requires the output of a step if there is no data.path"
     return folder
 
 

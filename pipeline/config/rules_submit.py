@@ -1,4 +1,4 @@
-"""Rules on what a submission asks a cluster for."""
+"""Rules on what a submission requests of a cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _ranks_on_nodes(config: RunConfig) -> Iterator[ConfigProblem]:
     if ranks % submit.nodes:
         yield ConfigProblem(
             path="submit.nodes",
-            rule=f"must divide the ranks of the layout, parallel.tensor x pipeline x data ({ranks})",
+            rule=f"must divide the number of ranks, parallel.tensor x pipeline x data ({ranks})",
             value=str(submit.nodes),
             cure="change it, or parallel.data",
         )
@@ -36,7 +36,7 @@ def _local(config: RunConfig) -> Iterator[ConfigProblem]:
     if submit.target == "local" and submit.nodes > 1:
         yield ConfigProblem(
             path="submit.nodes",
-            rule="must be 1 where submit.target is local",
+            rule="must be 1 if submit.target is local",
             value=str(submit.nodes),
             cure="submit to slurm or ray, or set it to 1",
         )
@@ -50,7 +50,7 @@ def _chain(config: RunConfig) -> Iterator[ConfigProblem]:
             rule="needs submit.target slurm and a submit.wall_time, which ends a job of the chain",
             value=f"{submit.chain} with target {submit.target}, "
             + ("no wall_time" if submit.wall_time is None else f"wall_time {submit.wall_time}"),
-            cure="set both, or leave it out",
+            cure="set both, or remove it",
         )
 
 
@@ -62,7 +62,7 @@ def _lead(config: RunConfig) -> Iterator[ConfigProblem]:
             path="submit.signal_lead_seconds",
             rule=f"must be shorter than submit.wall_time ({wall_time})",
             value=str(lead),
-            cure="leave it out, which takes what steps and saves of the run need",
+            cure="remove it; the default is derived from steps and saves of the run",
         )
 
 

@@ -22,20 +22,20 @@ def _names(config: RunConfig) -> Iterator[ConfigProblem]:
         if count > 1:
             yield ConfigProblem(
                 path="workflow",
-                rule="must each have a name of their own",
+                rule="must have steps with different names",
                 value=f"{count} called {name}",
                 cure="give them names, as in name: prepare-books",
             )
 
 
 def _order(config: RunConfig) -> Iterator[ConfigProblem]:
-    commands = [step.command for step in config.workflow]
+    commands: list[str] = [step.command for step in config.workflow]
     if commands != sorted(commands, key=_PLACES.__getitem__):
         yield ConfigProblem(
             path="workflow",
             rule=f"must be in the order {', '.join(_PLACES)}",
             value=", ".join(commands),
-            cure="move them",
+            cure="reorder them",
         )
     for command in _ONLY_ONE:
         if commands.count(command) > 1:
@@ -93,10 +93,10 @@ def _whole_training(config: RunConfig) -> Iterator[ConfigProblem]:
     if stops_early and any(step.command == "train" for step in config.workflow):
         yield ConfigProblem(
             path="workflow",
-            rule="must train without training.exit_interval and exit_duration_in_mins: what follows would "
-            "take the first part for the whole",
+            rule="must train without training.exit_interval and exit_duration_in_mins: the next steps would "
+            "use the model of an unfinished training",
             value="given",
-            cure="leave them out; submit.wall_time and submit.max_requeues do the same for jobs",
+            cure="remove them; submit.wall_time and submit.max_requeues do the same for jobs",
         )
 
 
@@ -105,7 +105,7 @@ def _gpus_of_training(config: RunConfig) -> Iterator[ConfigProblem]:
         if step.command == "train" and step.submit.gpus_per_node is not None:
             yield ConfigProblem(
                 path=f"workflow.{number}.submit.gpus_per_node",
-                rule="must be absent at train, which has one for each rank",
+                rule="must be absent for train, which has one for each rank",
                 value=str(step.submit.gpus_per_node),
                 cure="set submit.gpus_per_node",
             )

@@ -12,21 +12,21 @@ _Line = Annotated[str, Field(min_length=1, pattern=r"^[^\n]+$")]
 
 
 class ContainerSection(Section):
-    """The image that ranks run in."""
+    """The container image that ranks run in."""
 
     image: _Word = Field(
-        description="as the runtime names it: a registry's name, or the path of a .sqsh or .sif"
+        description="name in a registry, or path of a .sqsh or .sif file, as the runtime expects it"
     )
     runtime: Literal["pyxis", "apptainer"] = Field(
         "pyxis", description="srun --container-image (pyxis and enroot), or apptainer exec"
     )
     mounts: tuple[_Word, ...] = Field(
-        (), description="HOST:CONTAINER paths; the run's folders are mounted anyway"
+        (), description="HOST:CONTAINER paths; the run's folders are always mounted"
     )
 
 
 class SubmitSection(Section):
-    """What `megaponder submit` asks a cluster for; a run on this machine has no use for it."""
+    """What `megaponder submit` requests of a cluster; without effect on `megaponder train`."""
 
     target: Target = "local"
     nodes: Count = 1
@@ -38,13 +38,13 @@ class SubmitSection(Section):
         None, description="such as 64G; default: the cluster's"
     )
     wall_time: Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]{1,2}:[0-9]{2}:[0-9]{2}$")] | None = Field(
-        None, description="[DAYS-]HH:MM:SS after which the cluster takes the machines back; default: its own"
+        None, description="[DAYS-]HH:MM:SS after which the cluster ends the job; default: the cluster's"
     )
     partition: _Word | None = None
     account: _Word | None = None
     qos: _Word | None = None
     constraint: _Word | None = None
-    options: tuple[_Line, ...] = Field((), description="further lines of #SBATCH, such as --exclude=node7")
+    options: tuple[_Line, ...] = Field((), description="further #SBATCH options, such as --exclude=node7")
     container: ContainerSection | None = None
     python: _Word | None = Field(
         None, description="the interpreter on the nodes; default: this one, or `python` in a container"
@@ -55,31 +55,32 @@ class SubmitSection(Section):
     environment: dict[str, str] = Field(default_factory=dict, description="variables of every rank")
     max_requeues: CountOrZero = Field(
         10,
-        description="how often the job starts again after a preemption, a hang or a lost node; with `local` "
+        description="how often the job restarts after a preemption, a hang or a lost node; with `local` "
         "after a crash too",
     )
     chain: Count = Field(
-        1, description="jobs in a row, each of which goes on where the one before ran out of its wall_time"
+        1,
+        description="jobs in a row, each of which resumes when the one before reaches its wall_time",
     )
     signal_lead_seconds: Count | None = Field(
         None,
-        description="how long before the end of its wall_time a job is told to save; default: from the time "
-        "that steps and saves of this run have taken, else 300",
+        description="how long before the end of its wall_time a job receives the stop signal; default: "
+        "derived from the times of steps and saves of this run, else 300",
     )
     start_timeout_seconds: Count = Field(
         600,
-        description="limit of a Ray cluster to find room for all ranks, and of ranks to find each other",
+        description="limit for a Ray cluster to place all ranks, and for ranks to connect",
     )
     ray_address: _Word | None = Field(
         None,
         description="of the cluster's Jobs API, such as http://head:8265; default: RAY_API_SERVER_ADDRESS",
     )
-    heartbeat_seconds: Count = Field(30, description="between two signs of life of a job on Ray")
+    heartbeat_seconds: Count = Field(30, description="between two heartbeats of a job on Ray")
     check_memory: Switch = Field(
-        True, description="refuse to submit what `megaponder plan` says does not fit the GPUs"
+        True, description="refuse to submit a run that, according to `megaponder plan`, does not fit the GPUs"
     )
     gpu: _Word = Field(
-        "h100-80g", description="the device that memory is checked for, as `megaponder plan` names it"
+        "h100-80g", description="the device whose memory is checked, by its name in `megaponder plan`"
     )
 
 

@@ -53,7 +53,7 @@ class TokenizerStep(_TextStep):
     """`megaponder tokenizer train`: its arguments of the same names."""
 
     command: Literal["tokenizer"]
-    output: Path | None = Field(None, description="default: tokenizer.model beside the data")
+    output: Path | None = Field(None, description="default: tokenizer.model next to the data")
     vocab_size: Count | None = Field(None, description="default: model.vocab_size")
 
 

@@ -62,7 +62,7 @@ def run_ranks(
         for restart in range(max_restarts + 1):
             logs = None if open_logs is None else open_logs()
             code = launcher.run(arguments, num_ranks, environment or {}, logs)
-            is_final = launcher.was_told_to_stop or code in FINAL_CODES or restart == max_restarts
+            is_final = launcher.is_stopping or code in FINAL_CODES or restart == max_restarts
             if is_final or not launcher.waits_before(restart + 1, max_restarts, code):
                 break
         return code
@@ -79,7 +79,7 @@ class _Launcher:
         self._received: signal.Signals | None = None
 
     @property
-    def was_told_to_stop(self) -> bool:
+    def is_stopping(self) -> bool:
         """Whether a stop signal was received."""
         return self._received is not None
 
@@ -120,9 +120,9 @@ class _Launcher:
             seconds,
         )
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.was_told_to_stop:
+        while time.monotonic() < end and not self.is_stopping:
             time.sleep(_POLL_SECONDS)
-        return not self.was_told_to_stop
+        return not self.is_stopping
 
     def forward(self, number: int, _frame: FrameType | None) -> None:
         """Pass the first stop signal on to every rank; later ones have no effect."""
@@ -154,7 +154,7 @@ class _Launcher:
         code = codes[failed]
         assert code is not None, "a rank that has failed has ended"
         self._ranks.note_failure(code)
-        if code not in AGREED_CODES and not self.was_told_to_stop:
+        if code not in AGREED_CODES and not self.is_stopping:
             logger.error(
                 "rank %d of %d failed with exit code %d; stopping the others", failed, len(codes), code
             )

@@ -57,7 +57,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
         first = {step: find_record(folder / "runs", job) for step, job in jobs_of(submitted.stdout).items()}
         assert tuple(first) == NAMES
         refused = jobs.command("submit", "--config", str(config))
-        assert "a step must have ended before it is submitted again" in refused.stderr
+        assert refused.returncode == 2
+        assert first["prepare"].job_id in refused.stderr
         wait_until(lambda: has_trained(run, 5), otherwise=f"see {run}")
         supervisor = load_supervisor(first["train"].job_folder).process()
         assert supervisor is not None
@@ -70,14 +71,14 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
         yield complete
 
 
-def test_a_pipeline_killed_in_the_middle_goes_on_where_it_was(pipeline: Pipeline) -> None:
+def test_a_workflow_killed_in_the_middle_resumes(pipeline: Pipeline) -> None:
     assert sorted(losses(pipeline.run)) == list(range(1, NUM_ITERATIONS + 1))
     train = find_record(pipeline.run.parent, "tiny-train")
     (log,) = pipeline.jobs.target.logs(train)
     assert "resumed from iteration" in log.read_text()
 
 
-def test_every_step_says_what_it_made_of_what(pipeline: Pipeline) -> None:
+def test_every_marker_links_inputs_and_output(pipeline: Pipeline) -> None:
     markers = [pipeline.marker(step) for step in NAMES]
     assert [marker["exit_code"] for marker in markers] == [0, 0, 0, 0]
     prepare, train, evaluate, export = markers
@@ -87,7 +88,7 @@ def test_every_step_says_what_it_made_of_what(pipeline: Pipeline) -> None:
     assert json.loads((pipeline.run / "evaluation.json").read_text())["loss"] > 0
 
 
-def test_what_is_done_is_not_done_again(pipeline: Pipeline) -> None:
+def test_a_finished_workflow_submits_nothing(pipeline: Pipeline) -> None:
     assert pipeline.submit("--wait") == {}
 
 

@@ -1,8 +1,9 @@
+import io
 from pathlib import Path
 
 import pytest
 
-from cluster.follow import follow, newest_lines
+from cluster.follow import LogTail, follow, newest_lines
 from cluster.job_record import JobState
 from pipeline.shared.errors import ClusterError
 from tests.support.local_jobs import local_jobs
@@ -14,8 +15,24 @@ def test_the_newest_lines_of_a_rank_are_its_last(tmp_path: Path) -> None:
         file.write_text("".join(f"{file.name}-{number}\n" for number in range(5)))
     assert newest_lines(files, lines=2, rank=1) == "1-3\n1-4\n"
     assert newest_lines(files, lines=0, rank=0) == ""
-    with pytest.raises(ClusterError, match="rank 2 must have started to have a log, but 2 ranks have"):
+    with pytest.raises(ClusterError, match="rank 2"):
         newest_lines(files, lines=1, rank=2)
+
+
+def test_a_tail_copies_what_is_added_and_a_new_file_from_its_beginning(tmp_path: Path) -> None:
+    first, second, output = tmp_path / "1", tmp_path / "2", io.BytesIO()
+    first.write_bytes(b"a\nb\nc\n")
+    second.write_bytes(b"d\ne\n")
+    tail = LogTail(output, num_lines=1)
+    tail.copy(None)
+    assert output.getvalue() == b""
+    for file in (first, None, second, second):
+        tail.copy(file)
+    assert output.getvalue() == b"c\nd\ne\n"
+    with second.open("ab") as log:
+        log.write(b"\xff\n")
+    tail.copy(second)
+    assert output.getvalue() == b"c\nd\ne\n\xff\n"
 
 
 def test_following_shows_every_start_to_the_end_and_gives_the_jobs_code(

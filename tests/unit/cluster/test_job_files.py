@@ -60,7 +60,7 @@ def test_the_end_is_kept_until_it_is_forgotten(
     assert load_end(tmp_path) is None
 
 
-def test_an_end_that_cannot_be_read_is_named_with_the_cure(tmp_path: Path) -> None:
+def test_an_end_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     (tmp_path / "end.json").write_text("9 rank 3")
-    with pytest.raises(ClusterError, match=r"(?s)end.json must say how the job ended.*delete it"):
+    with pytest.raises(ClusterError, match=r"end\.json"):
         load_end(tmp_path)

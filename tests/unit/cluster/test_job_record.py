@@ -54,21 +54,21 @@ def test_the_newest_job_of_a_step_is_found_by_its_name(tmp_path: Path) -> None:
 def test_a_handle_of_two_targets_must_be_written_whole(tmp_path: Path) -> None:
     submitted(tmp_path, "a", "1")
     on_ray = submitted(tmp_path, "a", "1", target="ray")
-    with pytest.raises(ClusterError, match="write the whole id"):
+    with pytest.raises(ClusterError, match="ray:1"):
         find_record(tmp_path, "1")
     assert find_record(tmp_path, "ray:1") == on_ray
 
 
-def test_an_unknown_job_says_where_it_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=f"below {tmp_path}, but none is called slurm:9"):
+def test_an_unknown_job_is_an_error_with_the_searched_folder(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=f"{tmp_path}.*slurm:9"):
         find_record(tmp_path, "slurm:9")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"target": "moon"}'])
-def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> None:
+def test_a_record_that_cannot_be_read_is_reported(tmp_path: Path, content: str) -> None:
     path = submitted(tmp_path, "a", "1").job_folder / "job.json"
     path.write_text(content)
-    with pytest.raises(ClusterError, match=f"{path} must be the record of a job"):
+    with pytest.raises(ClusterError, match=str(path)):
         records_below(tmp_path)
 
 

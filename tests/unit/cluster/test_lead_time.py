@@ -14,7 +14,7 @@ def write_steps(folder: Path, *seconds: float) -> None:
     (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"event": "validation"}', '{"eve']))
 
 
-def test_a_run_without_a_past_has_the_default(tmp_path: Path) -> None:
+def test_a_run_without_an_earlier_start_has_the_default(tmp_path: Path) -> None:
     assert signal_lead_seconds(tmp_path, wall_time=None) == 300
     write_steps(tmp_path, 2.0)
     assert signal_lead_seconds(tmp_path, wall_time="1-00:00:00") == 300
@@ -45,7 +45,7 @@ def test_wall_times_are_read(text: str, seconds: int) -> None:
     assert wall_seconds(text) == seconds
 
 
-def test_a_line_that_a_crash_has_cut_off_is_left_out(tmp_path: Path) -> None:
+def test_a_line_cut_off_by_a_crash_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / SAVE_TIMES_NAME
     assert read_save_seconds(path) == []
     record_save_seconds(path, iteration=1, seconds=1.25)

@@ -21,7 +21,7 @@ def config(output: Path, **submit: Any) -> RunConfig:
     )
 
 
-def test_a_job_has_the_resources_that_the_run_asks_for(tmp_path: Path) -> None:
+def test_a_job_has_the_resources_that_the_run_requests(tmp_path: Path) -> None:
     job = training_job(
         config(
             tmp_path,
@@ -51,7 +51,7 @@ def test_a_job_reads_the_settings_in_its_own_folder_and_writes_nothing_yet(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_container_has_an_interpreter_of_its_own_and_sees_the_run_and_its_data(tmp_path: Path) -> None:
+def test_a_container_has_its_own_interpreter_and_mounts_the_run_and_its_data(tmp_path: Path) -> None:
     job = training_job(
         config(tmp_path, target="slurm", container={"image": "mega.sqsh", "mounts": ["/raw:/raw"]})
     )

@@ -43,16 +43,16 @@ def test_no_option_is_no_sweep(config: RunConfig) -> None:
 
 @pytest.mark.parametrize("option", ["lr", "lr=", "=1", "lr=1,,2"])
 def test_invalid_variables_are_refused(config: RunConfig, option: str) -> None:
-    with pytest.raises(ClusterError, match="--sweep must be KEY=VALUE"):
+    with pytest.raises(ClusterError, match="--sweep"):
         sweep_members(config, [option])
 
 
 def test_equal_runs_are_refused(config: RunConfig) -> None:
-    with pytest.raises(ClusterError, match="2 runs are called tiny-seed-1"):
+    with pytest.raises(ClusterError, match=r"2 runs.*tiny-seed-1"):
         sweep_members(config, ["seed=1,1"])
 
 
 def test_only_clusters_take_sweeps(config: RunConfig) -> None:
     elsewhere = config.model_copy(update={"submit": config.submit.model_copy(update={"target": "local"})})
-    with pytest.raises(ClusterError, match="needs --target slurm or ray"):
+    with pytest.raises(ClusterError, match="--target"):
         sweep_members(elsewhere, ["seed=1,2"])

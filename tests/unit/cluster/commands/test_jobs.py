@@ -28,13 +28,13 @@ def test_without_jobs_the_list_is_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "cancel", "requeue"])
-def test_an_unknown_job_is_an_error_that_names_it(tmp_path: Path, command: str) -> None:
+def test_an_unknown_job_is_an_error_with_its_id(tmp_path: Path, command: str) -> None:
     result = megaponder("jobs", command, "slurm:9", "--runs", str(tmp_path))
     assert isinstance(result.exception, ClusterError)
-    assert "none is called slurm:9" in str(result.exception)
+    assert "slurm:9" in str(result.exception)
 
 
-def test_a_job_is_listed_shown_read_stopped_and_started_again(jobs: LocalJobs) -> None:
+def test_a_job_is_listed_shown_read_stopped_and_restarted(jobs: LocalJobs) -> None:
     record = jobs.start("print('hello')\nif starts == 0:\n    wait_to_be_told(); sys.exit(75)")
     jobs.wait_for_text(record, "hello")
     runs = ("--runs", str(jobs.runs))
@@ -42,10 +42,8 @@ def test_a_job_is_listed_shown_read_stopped_and_started_again(jobs: LocalJobs) -
     assert record.job_id in listed.output
     assert "running" in listed.output
     assert megaponder("jobs", "logs", "run", *runs, "-n", "1").stdout == "hello\n"
-    assert "must have started to have a log" in str(
-        megaponder("jobs", "logs", "run", *runs, "--rank", "5").exception
-    )
-    assert "told to end" in megaponder("jobs", "cancel", record.job_id, *runs).output
+    assert "rank" in str(megaponder("jobs", "logs", "run", *runs, "--rank", "5").exception)
+    assert record.job_id in megaponder("jobs", "cancel", record.job_id, *runs).output
     jobs.wait_for(record, JobState.CANCELLED)
     status = json.loads(megaponder("jobs", "status", "run", *runs, "--json").stdout)
     assert (status["state"], status["exit_code"]) == ("cancelled", 75)

@@ -36,18 +36,19 @@ def test_a_dry_run_shows_every_step_with_what_it_waits_for_and_writes_nothing(pi
     assert not (pipeline.parent / "runs").exists()
 
 
-def test_one_step_alone_is_looked_at(pipeline: Path) -> None:
+def test_one_step_alone_is_considered(pipeline: Path) -> None:
     result = submit(pipeline, "--dry-run", "--only", "prepare")
     assert result.stdout.count("#!/bin/bash") == 1
     assert isinstance(submit(pipeline, "--only", "trian").exception, ClusterError)
 
 
-def test_a_step_whose_input_no_other_makes_is_refused(pipeline: Path) -> None:
+def test_a_step_whose_input_is_missing_is_refused(pipeline: Path) -> None:
     result = submit(pipeline, "--only", "evaluate")
     assert isinstance(result.exception, ConfigError)
-    assert "must have a checkpoint to evaluate" in str(result.exception)
+    assert [problem.path for problem in result.exception.problems] == ["workflow"]
     result = submit(pipeline, "--only", "train")
-    assert "must be there and whole before a job is queued" in str(result.exception)
+    assert isinstance(result.exception, ConfigError)
+    assert [problem.path for problem in result.exception.problems] == ["data.path"]
 
 
 def test_missing_text_and_tokenizers_are_found_before_anything_is_queued(
@@ -57,7 +58,7 @@ def test_missing_text_and_tokenizers_are_found_before_anything_is_queued(
     settings["workflow"][0]["tokenizer"] = str(tmp_path / "absent.model")
     changed = tmp_path / "changed.yaml"
     changed.write_text(yaml.safe_dump(settings))
-    assert "absent.model, which does not exist" in str(submit(changed).exception)
+    assert "absent.model" in str(submit(changed).exception)
     settings["workflow"][0]["inputs"] = [str(tmp_path / "absent")]
     changed.write_text(yaml.safe_dump(settings))
     assert isinstance(submit(changed).exception, DataError)
@@ -65,11 +66,11 @@ def test_missing_text_and_tokenizers_are_found_before_anything_is_queued(
 
 
 def test_choices_of_steps_need_steps_and_sweeps_none(pipeline: Path) -> None:
-    assert "need a file with steps" in str(submit(pipeline, "workflow=null", "--from", "train").exception)
-    assert "--sweep must be of a file without" in str(submit(pipeline, "--sweep", "seed=1,2").exception)
+    assert isinstance(submit(pipeline, "workflow=null", "--from", "train").exception, ClusterError)
+    assert isinstance(submit(pipeline, "--sweep", "seed=1,2").exception, ClusterError)
 
 
 def test_a_run_that_cannot_be_submitted_leaves_nothing_behind(pipeline: Path) -> None:
     result = submit(pipeline, "--only", "prepare", "--after", "local:nothing")
-    assert "none is called local:nothing" in str(result.exception)
+    assert "local:nothing" in str(result.exception)
     assert not (pipeline.parent / "runs" / "tiny").exists()

@@ -33,7 +33,7 @@ def test_a_job_runs_all_its_ranks_and_leaves_their_logs(jobs: LocalJobs) -> None
     assert jobs.nothing_is_left()
 
 
-def test_a_killed_rank_starts_again_with_all_others_and_is_counted(jobs: LocalJobs) -> None:
+def test_a_killed_rank_restarts_with_all_others_and_is_counted(jobs: LocalJobs) -> None:
     record = jobs.start("os.kill(os.getpid(), 9) if starts == 0 and rank == 1 else None", ranks=2)
     status = jobs.wait_for(record, JobState.DONE)
     assert status.requeues == 1
@@ -41,21 +41,21 @@ def test_a_killed_rank_starts_again_with_all_others_and_is_counted(jobs: LocalJo
 
 
 @pytest.mark.parametrize("code", [ExitCode.USAGE, ExitCode.DO_NOT_REQUEUE])
-def test_what_cannot_get_better_is_not_started_again(jobs: LocalJobs, code: ExitCode) -> None:
+def test_a_final_exit_code_is_not_restarted(jobs: LocalJobs, code: ExitCode) -> None:
     record = jobs.start(f"sys.exit({int(code)})")
     status = jobs.wait_for(record, JobState.FAILED)
     assert (status.exit_code, status.requeues) == (code, 0)
     assert f"exit code {int(code)}" in status.reason
 
 
-def test_starts_are_bounded(jobs: LocalJobs) -> None:
+def test_restarts_are_bounded(jobs: LocalJobs) -> None:
     (record,) = jobs.target.submit(jobs.spec("sys.exit(75)", requeues=1))
     status = jobs.wait_for(record, JobState.FAILED)
     assert (status.exit_code, status.requeues) == (75, 1)
     assert "megaponder jobs requeue" in status.reason
 
 
-def test_a_cancelled_job_saves_and_does_not_come_back(jobs: LocalJobs) -> None:
+def test_a_cancelled_job_saves_and_does_not_restart(jobs: LocalJobs) -> None:
     record = jobs.start(WAITS)
     jobs.wait_for_text(record, "start 0")
     assert jobs.target.status(record).state == JobState.RUNNING
@@ -67,15 +67,15 @@ def test_a_cancelled_job_saves_and_does_not_come_back(jobs: LocalJobs) -> None:
     assert jobs.nothing_is_left()
 
 
-def test_a_job_that_is_cancelled_before_its_supervisor_listens_never_starts(jobs: LocalJobs) -> None:
+def test_a_job_cancelled_before_its_supervisor_handles_signals_never_starts(jobs: LocalJobs) -> None:
     (record,) = jobs.target.submit(replace(jobs.spec(WAITS), setup=("sleep 0.5",)))
     jobs.target.cancel(record)
     status = jobs.wait_for(record, JobState.CANCELLED)
-    assert (status.reason, status.exit_code) == ("cancelled before it started", 75)
+    assert status.exit_code == 75
     assert jobs.target.logs(record) == ()
 
 
-def test_a_requeued_job_saves_and_starts_again_running_or_ended(jobs: LocalJobs) -> None:
+def test_a_requeued_job_saves_and_restarts_running_or_ended(jobs: LocalJobs) -> None:
     record = jobs.start(f"if starts < 2:\n    {WAITS}")
     jobs.wait_for_text(record, "start 0")
     assert jobs.target.requeue(record) == record
@@ -87,18 +87,29 @@ def test_a_requeued_job_saves_and_starts_again_running_or_ended(jobs: LocalJobs)
     assert status.requeues == 2
 
 
-def test_a_dead_supervisor_is_told_from_a_living_one_and_takes_its_ranks_along(jobs: LocalJobs) -> None:
+@pytest.mark.parametrize("code", [ExitCode.FAILED_VALIDATION, ExitCode.NOT_SUPPORTED])
+def test_a_requeued_job_that_leaves_with_a_final_code_does_not_restart(
+    jobs: LocalJobs, code: ExitCode
+) -> None:
+    record = jobs.start(f"wait_to_be_told(); sys.exit({int(code)})")
+    jobs.wait_for_text(record, "start 0")
+    jobs.target.requeue(record)
+    status = jobs.wait_for(record, JobState.FAILED)
+    assert (status.exit_code, status.requeues) == (code, 0)
+
+
+def test_a_dead_supervisor_is_detected_and_takes_its_ranks_with_it(jobs: LocalJobs) -> None:
     record = jobs.start(WAITS, ranks=2)
     jobs.wait_for_text(record, "start 0", rank=1)
     process = load_supervisor(record.job_folder).process()
     assert process is not None
     process.kill()
     status = jobs.wait_for(record, JobState.FAILED)
-    assert "its supervisor was killed" in status.reason
+    assert "supervisor.log" in status.reason
     assert jobs.nothing_is_left()
 
 
-def test_another_process_with_the_number_of_the_supervisor_is_not_taken_for_it(jobs: LocalJobs) -> None:
+def test_another_process_with_the_pid_of_the_supervisor_is_not_mistaken_for_it(jobs: LocalJobs) -> None:
     record = jobs.start(WAITS)
     jobs.wait_for_text(record, "start 0")
     known = load_supervisor(record.job_folder)
@@ -115,8 +126,9 @@ def test_a_job_of_another_machine_is_left_alone(jobs: LocalJobs) -> None:
     (record.job_folder / "end.json").unlink()
     save_supervisor(record.job_folder, Supervisor(host="elsewhere", pid=1, created=0.0))
     status = jobs.target.status(record)
-    assert (status.state, status.reason) == (JobState.UNKNOWN, "it runs on elsewhere: ask there")
-    with pytest.raises(ClusterError, match="is elsewhere; run the command there"):
+    assert status.state == JobState.UNKNOWN
+    assert "elsewhere" in status.reason
+    with pytest.raises(ClusterError, match="elsewhere"):
         jobs.target.cancel(record)
 
 
@@ -146,12 +158,13 @@ def test_a_job_after_one_that_failed_never_starts(jobs: LocalJobs) -> None:
     first = jobs.start("sys.exit(93)", name="first")
     second = jobs.start("", name="second", after=(first.job_id,))
     status = jobs.wait_for(second, JobState.FAILED)
-    assert (status.reason, status.exit_code) == (f"{first.job_id} must succeed first, but is failed", 1)
+    assert status.exit_code == 1
+    assert first.job_id in status.reason
     assert jobs.target.logs(second) == ()
 
 
 def test_a_job_can_only_wait_for_one_that_is_known(jobs: LocalJobs) -> None:
-    with pytest.raises(ClusterError, match="none is called local:nothing"):
+    with pytest.raises(ClusterError, match="local:nothing"):
         jobs.start("", after=("local:nothing",))
 
 
@@ -176,7 +189,7 @@ def test_what_is_rendered_is_what_runs(jobs: LocalJobs) -> None:
     assert (spec.job_folder / "job.sh").read_text() == jobs.target.render(spec)
 
 
-def test_what_needs_a_cluster_is_refused(jobs: LocalJobs) -> None:
+def test_a_job_that_needs_a_cluster_is_refused(jobs: LocalJobs) -> None:
     spec = replace(jobs.spec(""), container=Container(image="image", runtime="pyxis"), chain=3)
-    with pytest.raises(ClusterError, match=r"but submit.container and submit.chain is asked for"):
+    with pytest.raises(ClusterError, match=r"submit\.container and submit\.chain"):
         LocalTarget().render(spec)

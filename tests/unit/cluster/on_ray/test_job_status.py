@@ -32,7 +32,7 @@ def report(tracker: JobStatusTracker, node: int, *codes: int | None) -> Orders:
     return tracker.report(NodeReport(node=node, host=f"host{node}", codes=codes))
 
 
-def test_a_job_is_over_when_every_rank_of_every_machine_has_ended(tracker: JobStatusTracker) -> None:
+def test_a_job_has_ended_when_every_rank_of_every_machine_has(tracker: JobStatusTracker) -> None:
     assert report(tracker, 0, 0, 0).verdict is None
     assert report(tracker, 1, 0, None).verdict is None
     verdict = report(tracker, 1, 0, 0).verdict
@@ -67,15 +67,13 @@ def test_the_rank_that_was_the_cause_gives_the_code(
     assert verdict.reason == f"rank {rank} on host{rank // 2} ended with exit code {code}"
 
 
-def test_a_failure_is_told_to_the_other_machines_at_once(tracker: JobStatusTracker) -> None:
+def test_a_failure_reaches_the_other_machines_at_once(tracker: JobStatusTracker) -> None:
     assert report(tracker, 1, None, None).failure is None
     assert report(tracker, 0, None, 9).failure == 9
     assert report(tracker, 1, None, None).failure == 9
 
 
-def test_a_machine_that_is_lost_is_not_waited_for_without_end(
-    tracker: JobStatusTracker, clock: Clock
-) -> None:
+def test_the_wait_for_a_lost_machine_is_bounded(tracker: JobStatusTracker, clock: Clock) -> None:
     report(tracker, 1, None, None)
     assert report(tracker, 0, 1, 1).verdict is None
     clock.seconds = VERDICT_SECONDS + 1
@@ -91,7 +89,7 @@ def test_a_stop_reaches_every_machine(tracker: JobStatusTracker) -> None:
     assert report(tracker, 1, None, None).stops
 
 
-def test_another_start_begins_anew_with_logs_of_its_own(tracker: JobStatusTracker, clock: Clock) -> None:
+def test_another_attempt_starts_clean_with_its_own_logs(tracker: JobStatusTracker, clock: Clock) -> None:
     report(tracker, 0, 75, 75)
     report(tracker, 1, 75, 75)
     before = tracker.overview()

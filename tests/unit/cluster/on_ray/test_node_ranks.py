@@ -36,7 +36,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_ranks_get_their_place_the_job_s_variables_and_what_setup_makes(tmp_path: Path) -> None:
+def test_ranks_get_their_own_variables_those_of_the_job_and_those_of_setup(tmp_path: Path) -> None:
     job = job_of(tmp_path, PRINT_VARIABLES, environment=(("FROM", "job"),), setup=("export SETUP=done",))
     ranks = start_node_ranks(job, next_attempt(job.log_folder), SECOND_MACHINE)
     wait_until(lambda: None not in ranks.codes)
@@ -53,7 +53,7 @@ def test_ranks_get_their_place_the_job_s_variables_and_what_setup_makes(tmp_path
         assert {name: found[name] for name in expected} == expected
 
 
-def test_a_process_that_is_no_rank_has_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_is_not_a_rank_has_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     job = job_of(tmp_path, PRINT_VARIABLES, kind="driver")

@@ -1,5 +1,6 @@
-"""What is submitted to Ray, and what is said of a job whose Ray does not answer."""
+"""What is submitted to Ray, and the status of a job whose Ray does not respond."""
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -47,12 +48,12 @@ def test_the_submission_is_rendered_as_recorded() -> None:
     assert RayTarget(NOBODY).render(JOB) == RENDERED.read_text(encoding="utf-8")
 
 
-def test_a_rendered_job_is_read_back_as_it_was(tmp_path: Path) -> None:
+def test_a_rendered_job_is_read_back_equal(tmp_path: Path) -> None:
     (tmp_path / JOB_FILE_NAME).write_text(render_job(JOB))
     assert load_job(tmp_path / JOB_FILE_NAME) == JOB
 
 
-def test_every_start_has_an_id_of_its_own() -> None:
+def test_every_start_has_its_own_id() -> None:
     ids = [submission_of(JOB, start)["submission_id"] for start in range(3)]
     assert ids == [f"20260101-000000-train-00ff{end}" for end in ("", "-again1", "-again2")]
 
@@ -68,20 +69,20 @@ def test_a_sweep_becomes_a_job_for_each_run() -> None:
         assert f'"seed={seed}"' in rendered
 
 
-def test_a_container_is_refused_with_the_cure() -> None:
-    with pytest.raises(ClusterError, match=r"submit.container must be unset for ray.*start the cluster with"):
+def test_a_container_is_refused() -> None:
+    with pytest.raises(ClusterError, match=r"submit\.container"):
         RayTarget(NOBODY).submit(replace(JOB, container=Container(image="a.sif", runtime="apptainer")))
 
 
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        (NOBODY, r"the Jobs API of a Ray must answer at http://127.0.0.1:9, but nothing does"),
-        ("head:6379", r"must be that of its dashboard, such as http://head:8265, but is head:6379"),
-        (None, r"neither --ray-address, submit.ray_address nor RAY_API_SERVER_ADDRESS is set"),
+        (NOBODY, r"http://127\.0\.0\.1:9"),
+        ("head:6379", "head:6379"),
+        (None, r"--ray-address.*RAY_API_SERVER_ADDRESS"),
     ],
 )
-def test_a_wrong_address_is_named_with_the_cure(
+def test_a_wrong_address_is_an_error_that_contains_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str | None, message: str
 ) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
@@ -89,13 +90,12 @@ def test_a_wrong_address_is_named_with_the_cure(
         RayTarget(address).submit(replace(JOB, job_folder=tmp_path))
 
 
-def test_a_dead_ray_is_told_from_a_dead_job(tmp_path: Path) -> None:
+def test_a_dead_ray_is_distinguished_from_a_dead_job(tmp_path: Path) -> None:
     record = record_in(tmp_path)
     target = RayTarget(None)
     status = target.status(record)
     assert status.state == JobState.UNKNOWN
-    assert "Ray itself does not answer" in status.reason
-    assert "no sign of life" in status.reason
+    assert NOBODY in status.reason
     alive = datetime.now(UTC) - timedelta(seconds=40)
     beat = Heartbeat(time=alive, activity="16 of 16 process(es) alive", hosts=("a", "b"))
     save_heartbeat(tmp_path, beat)
@@ -103,7 +103,7 @@ def test_a_dead_ray_is_told_from_a_dead_job(tmp_path: Path) -> None:
         next_attempt(record.log_folder)
     status = target.status(record)
     assert (status.state, status.requeues, status.nodes) == (JobState.UNKNOWN, 1, ("a", "b"))
-    assert "last alive 40 s ago (16 of 16 process(es) alive)" in status.reason
+    assert re.search(r" 4\d s ago .*16 of 16 process", status.reason)
     assert "jobs requeue" in status.reason
     save_end(tmp_path, JobEnd(exit_code=9, reason="rank 3 on b ended with exit code 9", nodes=("a", "c")))
     status = target.status(record)
@@ -112,7 +112,7 @@ def test_a_dead_ray_is_told_from_a_dead_job(tmp_path: Path) -> None:
     assert status.reason == "rank 3 on b ended with exit code 9"
 
 
-def test_what_was_told_to_end_is_cancelled_and_what_has_ended_is_done(tmp_path: Path) -> None:
+def test_a_job_that_received_a_stop_is_cancelled_and_one_that_has_ended_is_done(tmp_path: Path) -> None:
     record = record_in(tmp_path)
     save_end(tmp_path, JobEnd(exit_code=75, cancelled=True))
     assert RayTarget(None).status(record).state == JobState.CANCELLED

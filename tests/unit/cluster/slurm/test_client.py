@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.slurm.client import show_job, submit_script
-from cluster.slurm.refusals import refusal
+from cluster.slurm.client import refusal, show_job, submit_script
 from pipeline.shared.errors import ClusterError
 
 
@@ -32,16 +31,16 @@ def test_known_refusals_have_a_cure(said: str, cure: str) -> None:
     assert cure in refusal(f"sbatch: error: Batch job submission failed: {said}\n", what="take the job")
 
 
-def test_an_unknown_refusal_is_told_as_it_is() -> None:
+def test_an_unknown_refusal_is_reported_unchanged() -> None:
     assert refusal("sbatch: error: Out of cheese\n", what="take the job") == (
         "SLURM does not take the job: Out of cheese"
     )
     assert refusal("", what="take the job") == "SLURM does not take the job: no reason given"
 
 
-def test_a_machine_without_slurm_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_slurm_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ClusterError, match=r"SLURM must be installed where jobs are submitted.*no sbatch"):
+    with pytest.raises(ClusterError, match="sbatch"):
         submit_script(Path(__file__))
-    with pytest.raises(ClusterError, match="no scontrol"):
+    with pytest.raises(ClusterError, match="scontrol"):
         show_job("1")

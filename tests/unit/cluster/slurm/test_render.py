@@ -112,7 +112,7 @@ def test_the_end_that_a_script_writes_can_be_read_whatever_its_reason(
     assert load_end(tmp_path) == end
 
 
-def test_what_is_shown_begins_with_the_commands() -> None:
+def test_a_rendered_job_begins_with_the_commands() -> None:
     shown = SlurmTarget().render(JOBS["chain"]).splitlines()
     assert shown[:4] == [
         f"# sbatch --parsable {FOLDER}/job.sbatch 1",
@@ -122,7 +122,7 @@ def test_what_is_shown_begins_with_the_commands() -> None:
     ]
 
 
-def test_a_percent_sign_in_a_folder_is_no_pattern() -> None:
+def test_a_percent_sign_in_a_folder_is_not_a_pattern() -> None:
     script = render_script(job(job_folder=Path("/runs/50%j/jobs/x")))
     assert "#SBATCH --output=/runs/50%%j/jobs/x/job.log\n" in script
     assert '--output="${logs//%/%%}/rank-%5t.log"' in script

@@ -13,7 +13,7 @@ from pipeline.config.workflow_section import PrepareStep
 from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus
 
 
-def test_what_is_absent_has_no_identity(tmp_path: Path) -> None:
+def test_a_missing_input_has_no_identity(tmp_path: Path) -> None:
     absent = tmp_path / "absent"
     assert identity_of_file(absent) is None
     assert identity_of_folder(absent) is None
@@ -38,7 +38,7 @@ def test_tokens_prepared_again_from_touched_text_are_the_same_and_text_is_not(tm
     assert identity_of_tokens(tmp_path / "data") != before[1]
 
 
-def test_tokens_without_a_manifest_are_told_apart_by_their_files(tmp_path: Path) -> None:
+def test_tokens_without_a_manifest_are_identified_by_their_files(tmp_path: Path) -> None:
     prefix = tmp_path / "pair"
     prefix.with_suffix(".bin").write_bytes(b"tokens")
     before = identity_of_tokens(prefix)
@@ -48,7 +48,7 @@ def test_tokens_without_a_manifest_are_told_apart_by_their_files(tmp_path: Path)
     assert identity_of_tokens(tmp_path) == identity_of_tokens(prefix)
 
 
-def test_a_folder_is_told_apart_by_its_files_content(tmp_path: Path) -> None:
+def test_a_folder_is_identified_by_the_content_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     before = identity_of_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("[]")

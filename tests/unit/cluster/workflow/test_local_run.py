@@ -8,13 +8,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cluster.commands.demo import further_dependencies, is_run_again, load_demo, make_room
+from cluster.commands.demo import further_dependencies, is_run_again
 from cluster.workflow.local_run import LocalWorkflow, run_workflow
 from cluster.workflow.marker import Marker, load_marker
 from pipeline.checkpoint.folder import publish, start_partial_checkpoint
 from pipeline.checkpoint.state import TrainState, write_train_state
 from pipeline.cli import app
-from pipeline.config.errors import ConfigError
 from pipeline.config.load import dump_config
 from pipeline.config.schema import RunConfig
 from pipeline.evaluation.results import save_json
@@ -101,7 +100,6 @@ def config(tmp_path: Path, source: Path) -> RunConfig:
 def run_demo(commands: RecordedCommands, *, fresh: bool = False) -> int:
     """Run the workflow as `megaponder demo` does."""
     config = commands.config
-    make_room(config, Path("run.yaml"))
     return run_workflow(
         LocalWorkflow(
             config=config,
@@ -202,27 +200,3 @@ def test_a_stopped_training_resumes_from_its_checkpoint(config: RunConfig) -> No
     assert run_demo(resumed) == 0
     assert resumed.calls[0] == "train"
     assert (config.checkpoint_directory / "iter_0000050").exists()
-
-
-def test_checkpoints_of_another_run_are_never_touched(config: RunConfig) -> None:
-    write_checkpoint(config.checkpoint_directory, 50)
-    with pytest.raises(ConfigError) as caught:
-        run_demo(RecordedCommands(config))
-    assert [problem.path for problem in caught.value.problems] == ["output_dir"]
-    assert (config.checkpoint_directory / "iter_0000050").exists()
-
-
-def test_checkpoints_of_an_earlier_version_of_the_demo_are_set_aside(config: RunConfig) -> None:
-    write_checkpoint(config.checkpoint_directory, 50)
-    (config.output_dir / "demo.json").write_text("{}")
-    assert run_demo(RecordedCommands(config)) == 0
-    assert not (config.checkpoint_directory / "iter_0000050").exists()
-
-
-def test_a_file_without_steps_gets_those_of_the_recipe(config: RunConfig, tmp_path: Path) -> None:
-    file = tmp_path / "run.yaml"
-    dump_config(config.model_copy(update={"workflow": ()}), file)
-    run = load_demo(file, [], num_workers=5)
-    assert tuple(step.command for step in run.workflow) == STEPS
-    assert [step.workers for step in run.workflow if step.command == "prepare"] == [5]
-    assert load_demo(file, ["seed=9"], num_workers=0).seed == 9

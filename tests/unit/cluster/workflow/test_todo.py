@@ -90,9 +90,9 @@ def test_the_reason_names_what_differs() -> None:
         "has not run": replace(step, marker=None),
         "iters is 8, was 4": replace(step, settings={"iters": 8}),
         "other text": replace(step, inputs={"text": "two"}),
-        "its output is gone": replace(step, output=None),
+        "its output is missing": replace(step, output=None),
         "its output was changed": replace(step, output="by hand"),
-        "has begun, and not ended": replace(
+        "has begun, but not ended": replace(
             step, marker=step.marker.model_copy(update={"exit_code": None, "output": None})
         ),
         "ended with exit code 93": replace(step, marker=step.marker.ended(93, None)),

@@ -59,7 +59,7 @@ def test_an_evaluation_follows_the_settings_of_the_file() -> None:
     assert settings_of("evaluate", config(evaluation__iters=3))["iters"] == 3
 
 
-def test_steps_say_what_they_need() -> None:
+def test_steps_need_the_steps_whose_output_they_read() -> None:
     run = config()
     works = [work_of(run, step, Path("config.yaml")) for step in run.workflow]
     assert {work.name: work.needs for work in works} == {
@@ -69,7 +69,7 @@ def test_steps_say_what_they_need() -> None:
     }
 
 
-def test_a_step_beside_the_training_is_one_process_with_resources_of_its_own() -> None:
+def test_a_step_other_than_train_is_one_process_with_its_own_resources() -> None:
     run = config(
         submit={
             "target": "slurm",
@@ -93,7 +93,7 @@ def test_a_step_beside_the_training_is_one_process_with_resources_of_its_own() -
     assert [job.name for job in (prepare, train, evaluate)] == ["run-prepare", "run-train", "run-evaluate"]
 
 
-def test_data_are_prepared_on_the_ray_they_are_submitted_to() -> None:
+def test_data_are_prepared_on_the_ray_cluster_of_the_job() -> None:
     run = config(submit={"target": "ray"})
     prepare, train, _ = (step_job(run, step) for step in run.workflow)
     assert (prepare.kind, train.kind) == ("driver", "ranks")

@@ -65,7 +65,7 @@ def test_ranks_get_torchruns_variables(tmp_path: Path) -> None:
     assert first[5] == "given"
 
 
-def test_a_failed_rank_is_named_and_the_others_are_killed(
+def test_a_failed_rank_is_reported_and_the_others_are_killed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     body = "say('pid', os.getpid())\nsys.exit(7) if rank == 1 else time.sleep(60)"
@@ -115,7 +115,7 @@ def no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
     ("code", "max_restarts", "expected", "attempts"),
     [(1, 2, 0, 3), (1, 1, 1, 2), (75, 2, 0, 3), (93, 2, 93, 1), (2, 2, 2, 1)],
 )
-def test_ranks_start_again_after_a_failure_that_a_start_may_cure(
+def test_ranks_restart_after_a_failure_that_a_restart_may_cure(
     tmp_path: Path, code: int, max_restarts: int, expected: int, attempts: int
 ) -> None:
     arguments = ["-c", PRELUDE + FAIL_TWICE, str(tmp_path), str(code)]
@@ -123,7 +123,7 @@ def test_ranks_start_again_after_a_failure_that_a_start_may_cure(
     assert _said(tmp_path, "attempts") == {0: str(attempts)}
 
 
-def test_ranks_do_not_start_again_once_told_to_stop(tmp_path: Path) -> None:
+def test_ranks_do_not_restart_after_a_stop_signal(tmp_path: Path) -> None:
     body = "say('ready')\ntime.sleep(60)"
     _signal_self_when_said(tmp_path, "ready", signal.SIGUSR1)
     # Ranks that do not listen yet die of the signal: nothing is lost, and they are to be started elsewhere.
@@ -142,7 +142,7 @@ def test_ranks_that_ignore_the_signal_are_killed_after_the_limit(
     assert not any(_is_alive(int(pid)) for pid in _said(tmp_path, "ready").values())
 
 
-def test_what_a_rank_has_started_does_not_stay_behind(tmp_path: Path) -> None:
+def test_no_helper_of_a_rank_is_left_behind(tmp_path: Path) -> None:
     body = "say('helper', subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).pid)"
     assert run_ranks(["-c", PRELUDE + body, str(tmp_path)], num_ranks=2) == 0
     helpers = [int(pid) for pid in _said(tmp_path, "helper").values()]
