@@ -1,4 +1,4 @@
-"""Attention with one additive weight per key column, at the price of plain attention (definitions 2.6).
+"""Attention with one additive weight per key column, at the cost of plain attention (definitions 2.6).
 
 ``softmax(Q K^T / sqrt(d) + 1 log w^T)`` is plain attention with the key extended by the column
 ``sqrt(d) * log w`` and the query by a column of ones, at the unchanged scale ``1 / sqrt(d)``. Every fused
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Fused kernels on GPUs want head sizes in steps of eight channels.
+# Fused kernels on GPUs need head sizes in multiples of eight.
 HEAD_SIZE_STEP = 8
 
 # Half-open runs [start, stop) of rows that see each other, for each sequence of the batch.
@@ -29,7 +29,7 @@ def key_weighted_attention(
     causal: bool = True,
     segments: Segments | None = None,
 ) -> Tensor:
-    """Attention in which key column r is weighted by ``exp(log_weight[r])`` in every softmax.
+    """Attend with key column r weighted by ``exp(log_weight[r])`` in every softmax.
 
     Args:
         query: [B, A, Q, d].
@@ -54,15 +54,15 @@ def key_weighted_attention(
 def stored_attention(
     query: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False, visible: Tensor | None = None
 ) -> Tensor:
-    """Attention to stored keys, which carry their weights already.
+    """Attend to stored keys, which already carry their weights.
 
     Args:
         query: [B, A, Q, d].
         keys: [B, G, R, w] from :func:`extended_keys`, G a divisor of A, w at least d.
         values: [B, G, R, w] from :func:`extended_values`.
         causal: Q is R and query row i sees key rows 0..i.
-        visible: bool, [Q, R], or [B, R] where Q is 1; None where every query row sees all keys, or where
-            `causal` says what it sees.
+        visible: bool, [Q, R] or [B, 1, Q, R], or [B, R] where Q is 1; None where every query row sees all
+            keys, or where `causal` decides.
     Returns:
         [B, A, Q, d].
     """
@@ -84,7 +84,7 @@ def stored_attention(
 
 
 def extended_size(head_size: int, weight_dtype: torch.dtype | None, dtype: torch.dtype) -> int:
-    """Channels of a stored key: those of the head, and room for a weight of `weight_dtype` unless None."""
+    """Return the channels of a stored key: of the head, and for a weight of `weight_dtype` unless None."""
     if weight_dtype is None:
         return head_size
     num_columns = 1 if dtype.itemsize >= weight_dtype.itemsize else 2
@@ -92,7 +92,7 @@ def extended_size(head_size: int, weight_dtype: torch.dtype | None, dtype: torch
 
 
 def extended_keys(key: Tensor, log_weight: Tensor, size: int) -> Tensor:
-    """Put the weight of each key behind its channels, and zeros behind that.
+    """Append the weight of each key to its channels, and pad with zeros.
 
     Args:
         key: [..., d].
@@ -107,7 +107,7 @@ def extended_keys(key: Tensor, log_weight: Tensor, size: int) -> Tensor:
 
 
 def extended_values(value: Tensor, size: int) -> Tensor:
-    """Put zeros behind the channels of each value: fused kernels want keys and values of one size."""
+    """Pad the channels of each value with zeros: fused kernels need keys and values of one size."""
     return functional.pad(value, (0, size - value.shape[-1]))
 
 
@@ -119,7 +119,7 @@ def dense_bias_attention(
     *,
     visible: Tensor | None = None,
 ) -> Tensor:
-    """The obvious twin of :func:`key_weighted_attention`, with a dense bias: for tests and benchmarks.
+    """Do the same as :func:`key_weighted_attention` with a dense bias, for tests and benchmarks.
 
     Args:
         query, key, value, log_weight: as there.

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 # log w is clamped here in training: w below it multiplies a softmax term by what float32 rounds away.
 SMALLEST_TAIL_MASS = 1e-9
 
-# Stands for log 0 in a hard mask. Finite, so that splitting it into two bfloat16 columns gives no NaN;
+# Used as log 0 in a hard mask. Finite, so that splitting it into two bfloat16 columns gives no NaN;
 # exp of it is exactly 0 in every floating type used here.
 PRUNED_LOG_MASS = -1e9
 
 
 def step_distribution(router_logits: Tensor) -> Tensor:
-    """s: where a token stops, as probabilities over steps 0..K.
+    """Return s: the probabilities that a token stops at steps 0..K.
 
     Args:
         router_logits: [S, B, K + 1].
@@ -30,7 +30,7 @@ def step_distribution(router_logits: Tensor) -> Tensor:
 
 
 def tail_mass(steps: Tensor) -> Tensor:
-    """w: probability that a token takes at least k steps, summed from k = K downwards.
+    """Return w: the probability that a token takes at least k steps, summed from k = K downwards.
 
     The sum runs from the end because 1 - cumsum loses all digits of a small tail. ``w_0`` is 1 exactly and
     carries no gradient.
@@ -45,17 +45,17 @@ def tail_mass(steps: Tensor) -> Tensor:
 
 
 def log_tail_mass(mass: Tensor) -> Tensor:
-    """Soft mask: log w, clamped below at 1e-9 without gradient there. Shape is kept."""
+    """Return the soft mask: log w, clamped below at 1e-9 without gradient there. Shape is kept."""
     return torch.log(mass.clamp_min(SMALLEST_TAIL_MASS))
 
 
 def hard_log_tail_mass(mass: Tensor, threshold: float) -> Tensor:
-    """Hard mask: log w on the slots that are kept, log 0 on the pruned ones. Shape is kept."""
+    """Return the hard mask: log w on the slots that are kept, log 0 on the pruned ones. Shape is kept."""
     return torch.where(mass >= threshold, log_tail_mass(mass), PRUNED_LOG_MASS)
 
 
 def steps_taken(mass: Tensor, threshold: float) -> Tensor:
-    """K_hat: the last step whose tail mass reaches the threshold.
+    """Return K_hat: the last step whose tail mass reaches the threshold.
 
     Args:
         mass: w, [S, K + 1, B].
@@ -68,7 +68,7 @@ def steps_taken(mass: Tensor, threshold: float) -> Tensor:
 
 
 def mix_steps(hidden: Tensor, steps: Tensor) -> Tensor:
-    """Readout: the expectation of the hidden state over steps.
+    """Return the readout: the expectation of the hidden state over steps.
 
     Args:
         hidden: [S, K + 1, B, H].
@@ -81,7 +81,7 @@ def mix_steps(hidden: Tensor, steps: Tensor) -> Tensor:
 
 
 def step_entropy(steps: Tensor) -> Tensor:
-    """Entropy of s in nats: [S, K + 1, B] -> [S, B]."""
+    """Return the entropy of s in nats: [S, K + 1, B] -> [S, B]."""
     entropy: Tensor = -torch.special.xlogy(steps, steps).sum(dim=1)
     return entropy
 

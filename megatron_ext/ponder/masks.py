@@ -1,4 +1,4 @@
-"""Who may see whom: documents and padding, over the rows of a pass.
+"""Visibility of rows: documents and padding, over the rows of a pass.
 
 A document is a run of equal ids. Padding has the id -1 and forms a run of its own, so that no real token sees
 it and it sees no real token.
@@ -38,7 +38,7 @@ def scale_segments(segments: Segments | None, num_slots: int) -> Segments | None
 
 
 def visible_rows(document_ids: Tensor, num_slots: int) -> Tensor:
-    """The same rule as one dense mask. Quadratic in the rows: for references and tests.
+    """Return the same rule as a dense mask, quadratic in the rows: for references and tests.
 
     Args:
         document_ids: [B, S].

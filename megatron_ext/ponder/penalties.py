@@ -8,7 +8,7 @@ from megatron_ext.ponder.halting import log_tail_mass
 
 
 def expected_steps(mass: Tensor, real: Tensor) -> Tensor:
-    """Mean over real tokens of the expected number of steps, as a share of K.
+    """Return the mean over real tokens of the expected number of steps, as a share of K.
 
     Args:
         mass: w, [S, K + 1, B].
@@ -24,7 +24,7 @@ def expected_steps(mass: Tensor, real: Tensor) -> Tensor:
 
 
 def bottom_k(values: Tensor, fraction: float) -> Tensor:
-    """Mean of the ``max(1, floor(fraction * N))`` smallest of N values; 0 when the fraction is 0.
+    """Return the mean of the ``max(1, floor(fraction * N))`` smallest of N values; 0 when the fraction is 0.
 
     Args:
         values: any shape, the values of real tokens.
@@ -37,7 +37,7 @@ def bottom_k(values: Tensor, fraction: float) -> Tensor:
 
 
 def halting_penalty(mass: Tensor, real: Tensor, kind: Penalty, bottom_k_fraction: float) -> Tensor:
-    """The penalty of a micro-batch.
+    """Return the penalty of a micro-batch.
 
     Args:
         mass: w of the final pass, [S, K + 1, B].
@@ -52,7 +52,7 @@ def halting_penalty(mass: Tensor, real: Tensor, kind: Penalty, bottom_k_fraction
 
 
 def ramp(step: int, start: int, end: int) -> float:
-    """Linear ramp from 0 at `start` to 1 at `end`; 1 throughout where both are the same step."""
+    """Return a linear ramp from 0 at `start` to 1 at `end`; 1 throughout where both are the same step."""
     if step >= end:
         return 1.0
     return max(0.0, (step - start) / (end - start))

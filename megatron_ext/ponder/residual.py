@@ -1,10 +1,10 @@
-"""How far a refinement sweep still moves the latent thoughts (definitions 2.3)."""
+"""The Jacobi residual: how far a sweep still moves the latent thoughts (definitions 2.3)."""
 
 from torch import Tensor
 
 
 def squared_change(new: Tensor, old: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums from which the residual ``rms(new - old) / rms(old)`` of a sweep is made.
+    """Return the sums that give the residual ``rms(new - old) / rms(old)`` of a sweep.
 
     Sums, not means, so that they can be added over micro-batches and ranks before dividing.
 
@@ -25,5 +25,5 @@ def squared_change(new: Tensor, old: Tensor, real: Tensor) -> tuple[Tensor, Tens
 
 
 def residual(change: Tensor, norm: Tensor) -> Tensor:
-    """``sqrt(change / norm)``, 0 where nothing was measured. Shape is kept."""
+    """Return ``sqrt(change / norm)``, 0 where nothing was measured. Shape is kept."""
     return (change / norm.clamp_min(1e-30)).sqrt()

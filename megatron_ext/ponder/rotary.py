@@ -9,7 +9,7 @@ from megatron_ext.ponder.slots import repeat_per_slot
 def rotary_angles(
     position_ids: Tensor, *, num_slots: int, rotary_size: int, base: float, dtype: torch.dtype
 ) -> Tensor:
-    """Angles in half-split pairing, in the layout Megatron's rotary functions take.
+    """Return angles in half-split pairing, in the layout that Megatron's rotary functions expect.
 
     Args:
         position_ids: [B, S] int64.

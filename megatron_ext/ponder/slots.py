@@ -45,17 +45,17 @@ def rows_of_pass(embeddings: Tensor, thoughts: Tensor | None) -> Tensor:
 
 
 def repeat_per_slot(per_token: Tensor, num_slots: int) -> Tensor:
-    """Give every slot the value of its token: [B, S] -> [B, S * n]."""
+    """Repeat the value of each token for its slots: [B, S] -> [B, S * n]."""
     return per_token.repeat_interleave(num_slots, dim=1)
 
 
 def interleave_pauses(tokens: Tensor, pause_token: int, num_pauses: int) -> Tensor:
-    """Put copies of the pause token behind every token: [B, S] -> [B, S * (num_pauses + 1)]."""
+    """Insert copies of the pause token after each token: [B, S] -> [B, S * (num_pauses + 1)]."""
     pauses = torch.full((*tokens.shape, num_pauses), pause_token, dtype=tokens.dtype, device=tokens.device)
     # [B, S, 1 + pauses] -> [B, S * (1 + pauses)]
     return torch.cat([tokens.unsqueeze(-1), pauses], dim=-1).flatten(1)
 
 
 def keys_of_slots(per_slot: Tensor) -> Tensor:
-    """Bring one number per slot into the order of the key columns: [S, n, B] -> [B, S * n]."""
+    """Reorder one number per slot to the order of the key columns: [S, n, B] -> [B, S * n]."""
     return merge_slots(per_slot).transpose(0, 1)

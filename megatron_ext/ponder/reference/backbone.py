@@ -14,7 +14,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptRow:
-    """What a row leaves behind for later rows.
+    """What later rows need of a row.
 
     Attributes:
         log_weight: scalar, added to the attention logits of the row's column.

@@ -1,4 +1,4 @@
-"""What every method does with a token: it runs rows, keeps them, and feeds results back.
+"""The base of the oracle's methods: run rows of a token, keep them, feed results back.
 
 H = hidden size, V = vocabulary.
 """
@@ -17,13 +17,13 @@ from megatron_ext.ponder.reference.backbone import Backbone, KeptRow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenResult:
-    """What consuming one token gives.
+    """The result of consuming one token.
 
     Attributes:
         logits: [V], predicting the next token.
         rows: rows that ran through the layers for it.
         thoughts: [K_hat, H], inputs of slots 1..K_hat; empty for the methods without latent thoughts.
-        gate_logits: one number per gate that was asked, the one that halted included; empty without gates.
+        gate_logits: one number per gate that was evaluated, including the one that halted; empty without gates.
     """
 
     logits: Tensor
@@ -33,7 +33,7 @@ class TokenResult:
 
     @property
     def steps(self) -> int:
-        """K_hat, the active iterations, or the K that always run: one row each, beside the first."""
+        """K_hat, the active iterations, or the K that always run: one row each, after the first."""
         return self.rows - 1
 
 
@@ -71,7 +71,7 @@ class OracleMethod(ABC):
 
     @abstractmethod
     def visible_rows(self) -> Sequence[KeptRow]:
-        """Return the rows that the next row of the last token attends to, beside itself."""
+        """Return the rows that the next row of the last token attends to, apart from itself."""
 
     def embed(self, token: int) -> Tensor:
         """Return c * Emb[x], [H]."""

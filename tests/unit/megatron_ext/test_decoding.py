@@ -210,7 +210,7 @@ def decode_greedily(
 
 
 @each_model
-def test_a_sequence_that_starts_anew_has_forgotten_the_old_one(
+def test_a_sequence_that_starts_over_has_forgotten_the_old_one(
     groups: ParallelGroups, method: Method, architecture: Architecture
 ) -> None:
     model = tiny_model(groups, method, architecture)

@@ -40,7 +40,7 @@ def test_a_reserved_row_is_learned_and_never_predicted(groups: ParallelGroups) -
     assert (observed(model, BATCH)[1]["logits"][..., VOCAB_SIZE] == float("-inf")).all()
 
 
-def test_the_reserved_row_alone_says_what_a_pause_is(groups: ParallelGroups) -> None:
+def test_only_the_reserved_row_defines_a_pause(groups: ParallelGroups) -> None:
     reserved = tiny_model(groups, "pause")
     # Token 42 has the embedding of the pause in the second model.
     existing = tiny_model(groups, "pause", ponder={"pause_token_id": 42})

@@ -159,7 +159,7 @@ def test_a_gate_at_the_threshold_is_open() -> None:
     ]
 
 
-def test_a_halted_token_stays_halted_whatever_its_gate_says() -> None:
+def test_a_halted_token_stays_halted_even_if_its_gate_opens() -> None:
     assert not halting.still_active(torch.tensor([[False]]), torch.tensor([[50.0]]), OPEN_ABOVE).any()
 
 

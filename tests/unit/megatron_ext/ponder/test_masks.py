@@ -47,7 +47,7 @@ def test_a_dense_mask_by_hand() -> None:
 
 
 @given(row=st.lists(ids, min_size=1, max_size=8).map(sorted), num_slots=st.integers(1, 3))
-def test_segments_and_dense_mask_say_the_same(row: list[int], num_slots: int) -> None:
+def test_segments_and_dense_mask_agree(row: list[int], num_slots: int) -> None:
     # One more sequence of two documents, so that there are always segments.
     other = [0] * (len(row) - 1) + [1]
     document_ids = torch.tensor([row, other])

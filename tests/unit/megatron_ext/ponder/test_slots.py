@@ -47,7 +47,7 @@ def test_row_t_n_plus_k_is_slot_k_of_token_t(
 
 
 @given(num_tokens=sizes, num_slots=sizes, batch=sizes)
-def test_key_columns_stand_in_the_order_of_the_rows(num_tokens: int, num_slots: int, batch: int) -> None:
+def test_key_columns_follow_the_order_of_the_rows(num_tokens: int, num_slots: int, batch: int) -> None:
     per_slot = torch.arange(num_tokens * num_slots * batch).reshape(num_tokens, num_slots, batch)
 
     columns = keys_of_slots(per_slot)

@@ -154,7 +154,7 @@ def test_rounded_weights_are_compared_as_rounded(checkpoints: dict[str, Path], t
         ({"head_dim": 16}, "head_dim:"),
     ],
 )
-def test_a_config_that_says_something_else_is_refused(
+def test_a_config_with_other_settings_is_refused(
     exports: dict[str, Path], tmp_path: Path, changes: dict[str, Any], complaint: str
 ) -> None:
     source = tmp_path / "source"
@@ -207,7 +207,7 @@ def test_a_wrong_weight_is_seen_and_nothing_is_written(exports: dict[str, Path],
     assert not (tmp_path / "native").exists()
 
 
-def test_the_card_says_what_the_model_is_and_how_it_was_measured(
+def test_the_card_describes_the_model_and_its_evaluation(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     output, file = tmp_path / "exported", tmp_path / "evaluation.json"
@@ -237,7 +237,7 @@ def test_the_card_says_what_the_model_is_and_how_it_was_measured(
     assert {"README.md", "modeling_megaponder.py", "model.safetensors"} <= set(certificate["written_files"])
 
 
-def test_the_card_of_a_trained_model_tells_its_training(checkpoints: dict[str, Path]) -> None:
+def test_the_card_of_a_trained_model_describes_its_training(checkpoints: dict[str, Path]) -> None:
     config = load_config(checkpoints["adaponderlm"] / "run_config.yaml")
     facts = CardFacts(
         config=config,

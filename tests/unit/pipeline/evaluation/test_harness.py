@@ -94,7 +94,7 @@ def test_continuations_are_as_likely_as_for_the_hf_model(native: Any, reference:
     assert [is_greedy for _, is_greedy in found] == [is_greedy for _, is_greedy in expected]
 
 
-def test_whole_texts_are_as_likely_as_for_the_hf_model(native: Any, reference: Any) -> None:
+def test_complete_texts_are_as_likely_as_for_the_hf_model(native: Any, reference: Any) -> None:
     asked = requests("loglikelihood_rolling", *((text,) for text in TEXTS))
 
     found, expected = native.loglikelihood_rolling(asked), reference.loglikelihood_rolling(asked)
@@ -139,13 +139,13 @@ def score_of(report: TaskReport, task: str) -> TaskScore:
     return next(score for score in report.tasks if score.task == task)
 
 
-def test_steps_and_operations_stand_beside_the_scores(report: TaskReport, models: TaskModels) -> None:
+def test_scores_come_with_steps_and_operations(report: TaskReport, models: TaskModels) -> None:
     for score in report.tasks:
         assert score.mean_steps == 0
         assert score.flops == pytest.approx(score.num_tokens * score.flops_per_token)
 
 
-def test_a_task_asks_no_more_than_the_limit_says(vanilla: OpenedCheckpoint, models: TaskModels) -> None:
+def test_a_task_asks_no_more_questions_than_the_limit(vanilla: OpenedCheckpoint, models: TaskModels) -> None:
     (score,) = run(vanilla, models, "tiny_choice", limit=2).tasks
 
     assert score.num_samples == 2

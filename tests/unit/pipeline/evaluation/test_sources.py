@@ -40,7 +40,7 @@ def size(text: str) -> int:
     return len(text.encode())
 
 
-def test_the_bytes_of_whole_documents_are_those_of_their_texts(tokenizer: Tokenizer) -> None:
+def test_the_bytes_of_complete_documents_are_those_of_their_texts(tokenizer: Tokenizer) -> None:
     tokens = np.array(documents(tokenizer, TEXTS))
 
     assert text_bytes(tokens, np.ones(len(tokens), dtype=bool), tokenizer) == sum(map(size, TEXTS))

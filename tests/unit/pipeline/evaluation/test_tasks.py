@@ -6,7 +6,7 @@ def test_the_groups_of_the_papers_have_as_many_tasks_as_their_names_say() -> Non
     assert set(TASK_GROUPS[PAPERS_7]) < set(TASK_GROUPS[PAPERS_9])
 
 
-def test_a_group_stands_for_its_tasks_and_no_task_comes_twice() -> None:
+def test_a_group_expands_to_its_tasks_without_duplicates() -> None:
     names = expand_task_names(["mine", "papers-7", "papers-9", "piqa"])
 
     assert names[:2] == ("mine", "lambada_openai")

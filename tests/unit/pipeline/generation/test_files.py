@@ -32,7 +32,7 @@ def test_json_lines_have_the_prompt_under_its_name(tmp_path: Path) -> None:
         ("[1]\n", "prompts.jsonl:1"),
     ],
 )
-def test_what_is_no_prompt_is_refused_by_its_line(tmp_path: Path, content: str, place: str) -> None:
+def test_a_line_without_a_prompt_is_refused_with_its_number(tmp_path: Path, content: str, place: str) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(content, encoding="utf-8")
 

@@ -16,7 +16,7 @@ def drawn(sampling: SamplingSettings, *, number: int = 0, count: int = 400) -> C
     return Counter(chooser.choose(LOGITS, [0]) for _ in range(count))
 
 
-def test_greedy_takes_the_likeliest() -> None:
+def test_greedy_takes_the_most_likely() -> None:
     assert drawn(SamplingSettings()) == {1: 400}
 
 
@@ -34,14 +34,14 @@ def test_a_temperature_sharpens_or_flattens() -> None:
     assert hot == pytest.approx(0.5**0.5 / (0.5**0.5 + 0.5 + 0.1**0.5 + 0.15**0.5), abs=0.04)
 
 
-def test_top_k_leaves_the_k_likeliest() -> None:
+def test_top_k_leaves_the_k_most_likely() -> None:
     assert set(drawn(SamplingSettings(temperature=1.0, top_k=2))) == {0, 1}
 
 
 @pytest.mark.parametrize(
     ("top_p", "left"), [(0.5, {1}), (0.51, {0, 1}), (0.75, {0, 1}), (0.8, {0, 1, 3}), (1e-9, {1})]
 )
-def test_top_p_leaves_the_likeliest_that_make_it_up(top_p: float, left: set[int]) -> None:
+def test_top_p_leaves_the_most_likely_that_make_it_up(top_p: float, left: set[int]) -> None:
     assert set(drawn(SamplingSettings(temperature=1.0, top_p=top_p))) == left
 
 

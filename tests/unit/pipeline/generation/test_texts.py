@@ -31,7 +31,7 @@ def test_a_text_without_a_stop_string_goes_on() -> None:
     assert _first_stop(["ab", "c"], ("cd", "x")) is None
 
 
-def test_a_line_of_json_tells_all_about_a_text() -> None:
+def test_a_line_of_json_has_all_fields_of_a_text() -> None:
     tokens = (
         SampleToken(piece="def ", steps=0, nll=None, is_prompt=True),
         SampleToken(piece="f\n", steps=2, nll=1.5, is_prompt=False),

@@ -116,7 +116,7 @@ def test_a_decoder_with_a_fault_is_found_out(groups: ParallelGroups) -> None:
     assert verified(model).settled.max_error > 0.05
 
 
-def test_a_logit_that_is_no_number_is_an_error(groups: ParallelGroups) -> None:
+def test_a_nan_logit_is_an_error(groups: ParallelGroups) -> None:
     model = tiny_model(groups, Method.VANILLA, dtype=torch.float32)
     with torch.no_grad():
         model.final_norm.weight[0] = float("nan")

@@ -53,19 +53,19 @@ def test_a_curve_gives_the_thresholds_it_has() -> None:
     assert whole.at((1e-4, 0.1)) is None
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders() -> None:
+def test_runs_of_one_name_are_labelled_by_their_folders() -> None:
     folders = [Path("a"), Path("b")]
 
     assert labels_of([curve(name="x"), curve(name="y")], folders) == ["x", "y"]
     assert labels_of([curve(), curve()], folders) == ["a", "b"]
 
 
-def test_losses_of_other_texts_are_told_apart() -> None:
+def test_losses_of_different_texts_are_recognized() -> None:
     assert same_text([curve(), curve(name="other")])
     assert not same_text([curve(), curve(entropy=5.1)])
 
 
-def test_the_figures_say_which_points_are_on_the_front() -> None:
+def test_the_figures_mark_the_points_on_the_front() -> None:
     values = comparison_values([curve(point(1, 3.0)), curve(point(2, 3.5), name="worse")], ["a", "b"])
 
     assert [run["label"] for run in values["runs"]] == ["a", "b"]

@@ -9,7 +9,7 @@ from tests.unit.pipeline.config.settings import changed_settings
     ("num_tokens", "num_samples", "fits"),
     [(32 * 16, 32, True), (32 * 16 - 9, 32, True), (24 * 16, 32, False), (33 * 16, 32, False), (25, 3, True)],
 )
-def test_an_evaluation_of_more_or_less_text_is_told_apart(
+def test_an_evaluation_of_more_or_less_text_is_recognized(
     num_tokens: int, num_samples: int, fits: bool
 ) -> None:
     assert _is_of(num_tokens, num_samples, seq_length=16, global_batch_size=8) is fits

@@ -1,4 +1,4 @@
-"""A threshold sweep is the same on every layout as in one process."""
+"""Losses under limits on steps and thresholds are the same on every layout as in one process."""
 
 from dataclasses import asdict
 
