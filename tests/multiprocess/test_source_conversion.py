@@ -1,6 +1,7 @@
 """A run converts the Hugging Face folder that it starts from: once, whole, and only where it is its model."""
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_a_source_that_cannot_be_converted_is_one_error_on_every_rank_and_leaves
     complaints = ranks.run(_complaint, 2, _config(damaged, tmp_path / "run", init_from={"ignore": []}))
 
     assert complaints[0] == complaints[1]
-    assert complaints[0].startswith("embed_out.weight must hold finite numbers, but has 1 that are not")
+    assert re.match(r"embed_out\.weight .* 1 non-finite", complaints[0])
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["init_from.log"]
 
 
