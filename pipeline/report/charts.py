@@ -63,7 +63,7 @@ def line_chart(
 
     Args:
         series: at least one line, with at least one point each.
-        description: what a screen reader announces, unique within the page.
+        description: what a screen reader announces.
         from_zero: start the vertical axis at 0.
         top: smallest end of the vertical axis.
         format_tick: text of a number at the vertical axis.
@@ -107,7 +107,7 @@ def bar_chart(
 
     Args:
         bars: at least one, with values of at least 0.
-        description: what a screen reader announces, unique within the page.
+        description: what a screen reader announces.
         axis: what the categories are.
         format_value: text of the value of a bar.
         format_tick: text of a number at the vertical axis.

@@ -48,13 +48,13 @@ def loss_figure(data: ReportData) -> Figure:
     draw = partial(
         line_chart,
         [line for line in lines if line.points],
+        description=f"Loss in nats per token over iterations. {caption}",
         references=[Reference(name="unigram entropy", value=data.unigram_entropy)],
     )
-    description = f"Loss in nats per token over iterations. {caption}"
     return Figure(
         title="Loss, nats per token",
-        chart=draw(description=description, size=WIDE),
-        narrow_chart=draw(description=f"{description} For narrow pages."),
+        chart=draw(size=WIDE),
+        narrow_chart=draw(),
         caption=caption,
         numbers=_last_values(lines, ".4f"),
     )
@@ -84,9 +84,7 @@ def histogram_figure(data: ReportData) -> Figure:
 def pruned_figure(data: ReportData) -> Figure:
     """Plot the share of held-out tokens that skip each step."""
     pruned = [1 - active for active in active_fractions(data.steps_count)][1:]
-    bars = [
-        Bar(name=f"step {step}", value=share, color=f"s{step}") for step, share in enumerate(pruned, start=1)
-    ]
+    bars = [Bar(name=str(step), value=share, color=f"s{step}") for step, share in enumerate(pruned, start=1)]
     caption = (
         f"Of the held-out tokens, {pruned[0]:.1%} skip step 1 and all later ones; "
         f"step {len(pruned)} is skipped by {pruned[-1]:.1%}."
@@ -95,7 +93,7 @@ def pruned_figure(data: ReportData) -> Figure:
         "Pruned fraction by step",
         bars,
         caption=caption,
-        numbers=_numbers(bars, PERCENT),
+        numbers=_numbers(bars, PERCENT, prefix="step "),
         axis="ponder step",
         format_value=PERCENT,
         format_tick=WHOLE_PERCENT,
@@ -194,8 +192,7 @@ def steps_allowed_figure(data: ReportData) -> Figure:
 def residual_figure(data: ReportData) -> Figure:
     """Plot the Jacobi residual after each sweep."""
     bars = [
-        Bar(name=f"sweep {index}", value=value, color="c4")
-        for index, value in enumerate(data.residuals, start=1)
+        Bar(name=str(index), value=value, color="c4") for index, value in enumerate(data.residuals, start=1)
     ]
     factor = contraction(data.residuals)
     caption = "Relative change of the latent thoughts in each sweep"
@@ -204,7 +201,7 @@ def residual_figure(data: ReportData) -> Figure:
         "Jacobi residual by sweep",
         bars,
         caption=caption,
-        numbers=_numbers(bars, "{:.5g}".format),
+        numbers=_numbers(bars, "{:.5g}".format, prefix="sweep "),
         axis="Jacobi sweep",
         format_value="{:.3g}".format,
     )
@@ -247,8 +244,10 @@ def _bar_figure(
     return Figure(title=title, chart=chart, caption=caption, numbers=numbers)
 
 
-def _numbers(bars: list[Bar], write: Callable[[float], str]) -> tuple[tuple[str, str], ...]:
-    return tuple((bar.name, write(bar.value)) for bar in bars)
+def _numbers(
+    bars: list[Bar], write: Callable[[float], str], *, prefix: str = ""
+) -> tuple[tuple[str, str], ...]:
+    return tuple((f"{prefix}{bar.name}", write(bar.value)) for bar in bars)
 
 
 def _last_values(lines: list[Series], form: str) -> tuple[tuple[str, str], ...]:

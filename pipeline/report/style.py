@@ -60,11 +60,13 @@ def styled_axes(size: tuple[float, float], color_of: ColorOf = css_placeholder) 
 def render_svg(axes: Axes, description: str) -> Markup:
     """Return the figure of ``axes`` as an SVG element that screen readers announce as ``description``.
 
-    Equal figures give equal text. Identifiers are unique within a page as long as descriptions are.
+    Equal figures give equal text. Identifiers are unique within a page as long as no two figures have the
+    same description and size.
     """
     written = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": description}):
-        _figure_of(axes).savefig(written, format="svg", transparent=True)
+    figure = _figure_of(axes)
+    with mpl.rc_context({"svg.hashsalt": f"{figure.get_size_inches()} {description}"}):
+        figure.savefig(written, format="svg", transparent=True)
     root = ElementTree.fromstring(written.getvalue())
     used = {element.get(f"{XLINK}href", "").removeprefix("#") for element in root.iter()}
     _clean(root, used)

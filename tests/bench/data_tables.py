@@ -31,7 +31,7 @@ def _preparation(measured: DataMeasurements) -> Table:
 
 
 def _against_datatrove(measured: DataMeasurements) -> RenderableType:
-    theirs, ours = measured.datatrove, measured.ours_against_datatrove
+    theirs, ours = measured.datatrove, measured.ours_beside_datatrove
     if theirs is None:
         return f"datatrove is not installed, so there is no comparison with it; install it: {INSTALL}"
     table = _table("the same text with one tokenizer.json")

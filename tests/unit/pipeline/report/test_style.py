@@ -17,8 +17,8 @@ def draw(axes: Axes) -> None:
     axes.legend()
 
 
-def svg(description: str = "A line.") -> str:
-    with styled_axes(SIZE) as axes:
+def svg(description: str = "A line.", size: tuple[float, float] = SIZE) -> str:
+    with styled_axes(size) as axes:
         draw(axes)
         return render_svg(axes, description)
 
@@ -51,11 +51,14 @@ def test_every_role_has_a_placeholder_of_its_own() -> None:
     assert "#000000" not in placeholders
 
 
-def test_equal_figures_are_equal_text_and_share_no_identifiers_with_others() -> None:
-    first, second = svg("first"), svg("second")
+def test_equal_figures_give_equal_text_and_different_ones_share_no_identifiers() -> None:
+    first = svg("first")
+    identifiers = set(re.findall(' id="(.*?)"', first))
 
     assert svg("first") == first
-    assert set(re.findall(' id="(.*?)"', first)).isdisjoint(re.findall(' id="(.*?)"', second))
+    for other in (svg("second"), svg("first", (300.0, 200.0))):
+        assert identifiers
+        assert identifiers.isdisjoint(re.findall(' id="(.*?)"', other))
 
 
 def test_settings_of_the_machine_have_no_influence_and_stay_as_they_are() -> None:
