@@ -149,7 +149,7 @@ def host_settings() -> dict[str, Any]:
     return {
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
-        # Complete weights are drawn and then split, so that initial weights do not depend on the layout.
+        # Complete weights are initialized and then split, so that they do not depend on the layout.
         "use_cpu_initialization": True,
         # These fusions need CUDA extensions; torch's own kernels run on every device.
         "bias_activation_fusion": False,

@@ -141,7 +141,7 @@ class _PassView(nn.Module):
         moving = None if received is None else decode(received, self.config.hidden_size)
         for index in self.passes[:-1]:
             handed_over = stage.run_pass(micro_batch, index, moving)
-            assert isinstance(handed_over, PassRows), "only the final pass gives an output"
+            assert isinstance(handed_over, PassRows), "only the final pass returns an output"
             moving = handed_over
         return stage.run_pass(micro_batch, self.passes[-1], moving)
 
