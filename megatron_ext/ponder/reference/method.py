@@ -23,7 +23,7 @@ class TokenResult:
         logits: [V], predicting the next token.
         rows: rows that ran through the layers for it.
         thoughts: [K_hat, H], inputs of slots 1..K_hat; empty for the methods without latent thoughts.
-        gate_logits: one number per gate that was evaluated, including the one that halted; empty without gates.
+        gate_logits: one number per evaluated gate, including the one that halted; empty without gates.
     """
 
     logits: Tensor
