@@ -37,7 +37,7 @@ def run_alone(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def run_on_ranks(
-    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 120
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 240
 ) -> list[Any]:
     """Call ``function(*arguments)`` once on each rank of a fresh gloo group; see :meth:`RankPool.run`."""
     with RankPool(world_size) as pool:
@@ -72,7 +72,7 @@ class RankPool:
     ) -> None:
         self.close()
 
-    def run(self, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 120) -> list[Any]:
+    def run(self, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 240) -> list[Any]:
         """Call ``function(*arguments)`` on each rank and return the results by rank.
 
         Args:
@@ -132,7 +132,7 @@ class SharedRanks:
         self._pools: dict[int, RankPool] = {}
 
     def run(
-        self, function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 120
+        self, function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 240
     ) -> list[Any]:
         """Call ``function(*arguments)`` on each of ``world_size`` ranks; see :meth:`RankPool.run`."""
         pool = self._pools.pop(world_size, None) or RankPool(world_size)
