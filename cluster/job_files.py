@@ -1,4 +1,4 @@
-"""What every job keeps in its folder, wherever it runs: the logs of each attempt, and how it ended.
+"""What every job keeps in its folder, on every target: the logs of each attempt, and how it ended.
 
 The layout::
 

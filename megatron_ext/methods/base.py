@@ -123,7 +123,7 @@ class PonderMethod(nn.Module):
 
     @property
     def column(self) -> Column:
-        """What stands beside every row of a pass."""
+        """The kind of number that accompanies every row of a pass."""
         if self.facts.weighs_slots:
             return Column.LOG_WEIGHT
         return Column.ACTIVE if self.facts.freezes_halted else Column.NONE

@@ -37,7 +37,7 @@ class ShardStream(TokenStream):
         return int(self._index.start[-1])
 
     def pieces(self, start: int, stop: int) -> Iterator[NDArray[np.integer]]:
-        """Yield views of the tokens ``start`` .. ``stop``, one per shard member they lie in."""
+        """Yield views of the tokens ``start`` .. ``stop``, one per shard member that contains them."""
         check_range(start, stop, len(self))
         run = int(np.searchsorted(self._index.start, start, side="right")) - 1
         while start < stop:

@@ -329,5 +329,5 @@ def test_a_workflow_runs_on_ray_and_its_machines_prepare_the_text(
     assert submitted.exit_code == 0, "\n".join(map(logs_of, records_below(run)))
     prepare, _ = records_below(run)
     assert "--ray-address" in prepare.command
-    marker = json.loads((run / "stages" / "train.json").read_text())
+    marker = json.loads((run / "workflow" / "train.json").read_text())
     assert (marker["exit_code"], marker["output"].split()[0]) == (0, "iter_0000006")

@@ -18,7 +18,7 @@ LOST = JobStatus(state=JobState.UNKNOWN)
 
 
 class PlannedTarget:
-    """Jobs whose states are known beforehand; the last one stays."""
+    """Jobs with a given sequence of states; the last one stays."""
 
     def __init__(self, **plans: list[JobStatus]) -> None:
         self._plans = {name: self._states(plan) for name, plan in plans.items()}

@@ -33,7 +33,7 @@ def in_backticks(text: str) -> list[str]:
 
 
 def bullet(text: str, name: str) -> list[str]:
-    """What stands in backticks in the bullet `name:` of a text."""
+    """Return what is in backticks in the bullet `name:` of a text."""
     (found,) = re.findall(rf"^- {name}: (.*?)(?=^- |\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
     return in_backticks(found)
 

@@ -1,6 +1,6 @@
 """What is handed to sbatch, held letter by letter against recorded scripts.
 
-After a change that is meant, `python -m tests.unit.cluster.slurm.test_render` writes them anew.
+After a change that is meant, `python -m tests.unit.cluster.slurm.test_render` rewrites them.
 """
 
 import subprocess

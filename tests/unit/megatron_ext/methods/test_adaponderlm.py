@@ -1,4 +1,4 @@
-"""Halting in AdaPonderLM: a halted token stands still for good, and skipping it changes nothing (3.2)."""
+"""Halting in AdaPonderLM: a halted token stays frozen, and skipping it changes nothing (3.2)."""
 
 from dataclasses import dataclass, field
 

@@ -85,7 +85,7 @@ def consume(case: GoldenCase, tokens: Tensor) -> list[TokenResult]:
 
 
 def documents(case: GoldenCase) -> list[tuple[int, Tensor]]:
-    """Every document as the row of the batch that it lies in, and its places there."""
+    """Yield every document as its row of the batch and its positions there."""
     ids = case.tensors["inputs/input_ids"]
     real = case.tensors.get("inputs/attention_mask", torch.ones_like(ids)).bool()
     document_ids = case.tensors.get("inputs/document_ids", torch.zeros_like(ids))

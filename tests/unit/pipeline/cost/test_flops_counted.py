@@ -157,7 +157,7 @@ def test_every_phase_costs_what_torch_counts(
     num_build_up = sum(plan.phase(index) == "build_up" for index in range(plan.num_passes))
     beside = flops.decider + flops.mixture + flops.weight_columns + flops.masked
     assert sum(passes) == pytest.approx(flops.dense / 3, rel=1e-6)
-    # Only what stands beside the phases could hide an error of one in another.
+    # Only costs outside the phases could hide an error of one in another.
     for phase, counted in (
         (flops.build_up, passes[:num_build_up]),
         (flops.sweeps, passes[num_build_up:-1]),
