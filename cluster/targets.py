@@ -23,9 +23,7 @@ class JobTarget(Protocol):
         """Submit a job whose folder exists; return its record, or one for each job of a chain or sweep."""
         ...
 
-    def status(self, record: JobRecord) -> JobStatus:
-        """Return the status of a job."""
-        ...
+    def status(self, record: JobRecord) -> JobStatus: ...
 
     def logs(self, record: JobRecord) -> tuple[Path, ...]:
         """Return the logs a job writes now, in the order of ranks; none before it has started."""

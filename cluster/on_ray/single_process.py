@@ -29,7 +29,6 @@ class SingleProcessJob:
         self._process: RankProcesses | None = None
 
     def start(self) -> None:
-        """Start the process."""
         self._process = start_node_ranks(self._job, self._tracker.open_attempt(), None)
 
     def overview(self) -> Overview:

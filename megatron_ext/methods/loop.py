@@ -31,6 +31,5 @@ class Loop(PonderMethod):
     def think(
         self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
     ) -> Thought:
-        """Run all loops."""
         del mix_embeddings, observe
         return think_in_loops(rows, run, num_iterations=self.config.num_latent_thoughts)

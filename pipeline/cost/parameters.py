@@ -21,7 +21,6 @@ class RankParameters:
 
     @property
     def total(self) -> float:
-        """All parameters of the rank."""
         return self.layers + self.vocabulary + self.method
 
 

@@ -71,12 +71,10 @@ class ModelShape:
 
     @property
     def norm_parameters(self) -> int:
-        """Parameters of one norm."""
         return self.hidden_size * (2 if self.has_biases else 1)
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of one layer."""
         biases = self.query_size + self.key_value_size + 2 * self.hidden_size + self.ffn_hidden_size
         return self.layer_weights + 2 * self.norm_parameters + (biases if self.has_biases else 0)
 

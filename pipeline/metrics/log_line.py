@@ -70,7 +70,6 @@ class LogLineSink:
         self._emit = emit
 
     def write_training(self, record: TrainingRecord) -> None:
-        """Write one log line."""
         self._emit(render_training_line(record, timestamp=time.strftime("%Y-%m-%d %H:%M:%S")))
 
     def write_validation(self, record: ValidationRecord) -> None:

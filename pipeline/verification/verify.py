@@ -102,7 +102,6 @@ class _Sums:
         self._forwards.clear()
 
     def result(self) -> Verification:
-        """Return the result."""
         judged = self._agreements[self._sweeps[0], self._thresholds[0]]
         residuals = self._residuals()
         return Verification(

@@ -18,7 +18,6 @@ class SlotMethod(OracleMethod):
     """A method whose tokens own slots."""
 
     def visible_rows(self) -> Sequence[KeptRow]:
-        """All rows there are."""
         return [row for slots in self.tokens for row in slots]
 
 
