@@ -67,12 +67,13 @@ class ShardTimes(PrepareProgress):
     """Records the time at which each shard was finished."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        super().__init__(clock=clock)
+        super().__init__()
+        self._shard_clock = clock
         self._finished: list[tuple[float, int]] = []
 
     def advance(self, entry: ShardEntry) -> None:
         """Record one finished shard."""
-        self._finished.append((self._clock(), entry.num_tokens))
+        self._finished.append((self._shard_clock(), entry.num_tokens))
 
     def tokens_per_second(self, num_workers: int) -> float | None:
         """Return the rate after the first ``num_workers`` shards; None if there were no more."""

@@ -75,13 +75,13 @@ def test_a_rank_that_dies_is_named_and_ends_the_job(
 
 
 def test_the_other_rank_names_the_one_that_has_died(finished: dict[str, Finished]) -> None:
-    assert re.search(r"LostRanksError: rank 0 of 2 .* ranks \[1\]", finished["stage 1 dies"].stderr)
+    assert re.search(r"LostRanksError: .*rank 0 of 2 .*ranks \[1\]", finished["stage 1 dies"].stderr)
 
 
 def test_a_rank_that_hangs_is_named_and_ends_the_job(finished: dict[str, Finished]) -> None:
     hung = finished["stage 0 hangs"]
     assert hung.exit_code == 75
-    assert re.search(r"LostRanksError: rank 1 of 2 .* ranks \[0\]", hung.stderr)
+    assert re.search(r"LostRanksError: .*rank 1 of 2 .*ranks \[0\]", hung.stderr)
 
 
 def test_the_watchdog_names_a_rank_that_hangs_and_asks_for_a_requeue(

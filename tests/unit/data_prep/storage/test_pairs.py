@@ -1,5 +1,6 @@
 """Megatron pairs against Megatron's own reader, and their way from text, from shards and back."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -117,8 +118,9 @@ def test_a_damaged_source_is_not_converted(prepared: Prepared, pairs: Path, tmp_
 def test_a_conversion_writes_only_into_an_empty_folder(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "notes").write_text("the user's own")
-    with pytest.raises(DataError, match="pairs"):
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / "output"))):
         convert(prepared.folder, tmp_path / "output", stored_as="megatron")
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["notes"]
     with pytest.raises(DataError, match="webdataset"):
         convert(prepared.folder, tmp_path / "other", stored_as="webdataset")
     (tmp_path / "output" / "notes").unlink()
