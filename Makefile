@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 # Processes that run tests at the same time; the tests of one file stay in one of them.
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 3
 
 # One thread per process: the demo and the tests run several ranks on the cores of one machine.
 export OMP_NUM_THREADS ?= 1

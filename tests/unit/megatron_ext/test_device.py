@@ -49,3 +49,27 @@ def test_the_generator_repeats_its_numbers_from_a_saved_state() -> None:
 @without_cuda
 def test_without_cuda_the_generator_is_that_of_the_host() -> None:
     assert torch.equal(generator_state(), torch.get_rng_state())
+
+
+def test_with_cuda_every_question_goes_to_the_selected_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    selected: list[int] = []
+    states = [torch.arange(3, dtype=torch.uint8)]
+    fakes = {
+        "is_available": lambda: True,
+        "set_device": selected.append,
+        "current_device": lambda: selected[-1],
+        "get_device_name": lambda: "an accelerator",
+        "synchronize": lambda: selected.append(-1),
+        "get_rng_state": lambda: states[-1],
+        "set_rng_state": states.append,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+    select_device(2)
+    assert device() == torch.device("cuda", 2)
+    assert (device_name(), process_group_backend()) == ("an accelerator", "cpu:gloo,cuda:nccl")
+    set_generator_state(generator_state() + 1)
+    assert torch.equal(generator_state(), torch.tensor([1, 2, 3], dtype=torch.uint8))
+    synchronize()
+    assert selected == [2, -1]
