@@ -118,7 +118,7 @@ class PonderMethod(nn.Module):
 
     @property
     def facts(self) -> MethodFacts:
-        """What is known of the method beside its code."""
+        """The facts of this method."""
         return self.config.method.facts
 
     @property

@@ -1,7 +1,7 @@
 """The pondering methods, the facts of each, and the settings of one: plain values, no torch.
 
 Everything that depends on which method a model has is read from :data:`FACTS`: costs, memory, rules of the
-configuration, names and shapes of weights, charts, model cards. What a method computes stands in
+configuration, names and shapes of weights, charts, model cards. What a method computes is in
 :mod:`megatron_ext.methods`. docs/adding-a-method.md shows how another one is added.
 """
 
@@ -33,7 +33,7 @@ class Method(StrEnum):
 
     @property
     def facts(self) -> "MethodFacts":
-        """What is known of the method beside its code."""
+        """The facts of this method."""
         return FACTS[self]
 
     @property

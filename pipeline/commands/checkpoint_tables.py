@@ -50,7 +50,7 @@ def inventory_table(entries: Sequence[Entry], *, title: str) -> Table:
             "?" if state is None else f"{state.consumed_tokens:,}",
             "" if state is None else _best(state),
             f"DAMAGED: {entry.damage[0]}" if entry.damage else _kind(state),
-            "named here" if entry.is_tracked else "",
+            "latest" if entry.is_tracked else "",
         )
     return table
 
@@ -118,8 +118,8 @@ def _best(state: TrainState) -> str:
 
 def _kind(state: TrainState | None) -> str:
     if state is not None and state.averaged_iterations:
-        return f"all there; mean of {', '.join(map(str, state.averaged_iterations))}"
-    return "all there"
+        return f"complete; mean of {', '.join(map(str, state.averaged_iterations))}"
+    return "complete"
 
 
 def _size(num_bytes: int) -> str:
