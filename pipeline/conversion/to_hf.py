@@ -21,8 +21,7 @@ from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.certificate import Certificate, TensorAccount, write_certificate
 from pipeline.conversion.comparison import TOLERANCE, compare_logits
-from pipeline.conversion.hf_config import CONFIG_JSON
-from pipeline.conversion.hf_config_writing import render_hf_config
+from pipeline.conversion.hf_config import CONFIG_JSON, render_hf_config
 from pipeline.conversion.hf_ponder_config import render_ponder_config
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.hf_weights_writing import write_tensors

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.schema import ModelConfig
-from pipeline.conversion.hf_config import parse_source, read_source
-from pipeline.conversion.hf_config_writing import render_hf_config
+from pipeline.conversion.hf_config import parse_source, read_source, render_hf_config
 from pipeline.shared.errors import ConversionError
 
 # As EleutherAI publishes pythia-2.8b.
