@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.hf_models import use_module_cache
 from tests.support.runs import losses, one_rank, written_events
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
@@ -140,7 +141,7 @@ def test_its_export_gives_the_same_logits_with_transformers_alone(
 ) -> None:
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "code"))
+    use_module_cache(monkeypatch, tmp_path / "code")
     folder = tmp_path / "exported"
 
     # Compares the forward and cached decoding of the folder with those of the checkpoint.

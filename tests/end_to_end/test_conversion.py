@@ -11,6 +11,7 @@ from pipeline.data.prompts import load_tokenizer
 from tests.bench.conversion import NeoxSizes, make_model
 from tests.support.commands import megaponder
 from tests.support.corpus import VOCAB_SIZE
+from tests.support.hf_models import use_module_cache
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
@@ -47,7 +48,7 @@ def test_a_converted_model_is_evaluated_generates_is_trained_on_and_exported(
     assert command.exit_code == 0, command.stderr
     assert str(native / "iter_0000000") in command.stderr
     pytest.importorskip("transformers")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "code"))
+    use_module_cache(monkeypatch, tmp_path / "code")
     _export_and_generate(tmp_path / "run" / "checkpoints", tmp_path / "exported", eod_id)
 
 

@@ -1,9 +1,11 @@
 """Tiny Hugging Face models with random weights, made by transformers."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 VOCAB_SIZE = 50
@@ -76,3 +78,15 @@ def _as_of_old(model: Any) -> dict[str, torch.Tensor]:
         "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9),
         "gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(2),
     }
+
+
+def use_module_cache(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let transformers import the code of exported models from a folder of its own.
+
+    A process keeps the package of the folder that was used before, in which the modules of another export are
+    not found.
+    """
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        patch.delitem(sys.modules, name)
+    patch.setattr(sys, "path", list(sys.path))
+    patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))

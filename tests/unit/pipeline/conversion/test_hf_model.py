@@ -17,6 +17,7 @@ from megatron_ext.ponder.config import Method
 from pipeline.conversion.certificate import Certificate
 from pipeline.conversion.model_code import shipped_code
 from pipeline.conversion.to_hf import ExportOptions, to_hf
+from tests.support.hf_models import use_module_cache
 from tests.support.pondering_exports import (
     NUM_NEW,
     SETTLED,
@@ -86,7 +87,7 @@ def exported(
     folder = directory / "exported"
     certificate = to_hf(checkpoint, folder, ExportOptions(needs_tokenizer=False))
     with pytest.MonkeyPatch.context() as environment:
-        environment.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(directory / "code"))
+        use_module_cache(environment, directory / "code")
         yield Exported(
             checkpoint=checkpoint,
             folder=folder,
