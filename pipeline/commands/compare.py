@@ -40,8 +40,8 @@ Iters = Annotated[
         show_default=False,
     ),
 ]
-Anew = Annotated[
-    bool, typer.Option("--anew", help="Evaluate, even where the folder of a run has the figures.")
+Reevaluate = Annotated[
+    bool, typer.Option("--reevaluate", "--anew", help="Evaluate again, even if the run has the figures.")
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The plot, a PNG.")]
 JsonFile = Annotated[
@@ -54,7 +54,7 @@ def compare(
     runs: Runs,
     threshold: Threshold = None,
     iters: Iters = None,
-    anew: Anew = False,
+    reevaluate: Reevaluate = False,
     output: Output = Path("compare.png"),
     json_file: JsonFile = None,
 ) -> None:
@@ -74,7 +74,7 @@ def compare(
     from pipeline.report.comparison import render_comparison_png
     from pipeline.shared.files import write_atomically
 
-    wanted = Wanted(thresholds=tuple(threshold or ()), num_global_batches=iters, reevaluate=anew)
+    wanted = Wanted(thresholds=tuple(threshold or ()), num_global_batches=iters, reevaluate=reevaluate)
     found = [find_run(path) for path in runs]
     curves = []
     for run in found:
