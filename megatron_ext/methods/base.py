@@ -61,6 +61,8 @@ class PassContext:
         prune: hard mask: pruned slots have no keys and no share in the readout.
         bottom_k_fraction: q of the bottom-k penalty.
         observe: called with the name and value of intermediate results, for verification.
+        pondering_share: a of a blended start (definitions 2.8); 1 is the method as it is.
+        holds_decisions: router or gates learn nothing: their logits are used without gradient.
         statistics: additive sums over the micro-batch, collected by the methods.
     """
 
@@ -72,6 +74,8 @@ class PassContext:
     prune: bool
     bottom_k_fraction: float
     observe: Observer
+    pondering_share: float = 1.0
+    holds_decisions: bool = False
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -120,6 +124,11 @@ class PonderMethod(nn.Module):
     def facts(self) -> MethodFacts:
         """The facts of this method."""
         return self.config.method.facts
+
+    @staticmethod
+    def decided(logits: Tensor, context: PassContext) -> Tensor:
+        """Return logits of the router or a gate as this forward uses them; the shape is kept."""
+        return logits.detach() if context.holds_decisions else logits
 
     @property
     def column(self) -> Column:

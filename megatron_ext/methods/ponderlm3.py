@@ -61,7 +61,8 @@ class PonderLM3(PonderLM2):
 
     def _log_weight(self, slots: Tensor, num_thoughts: int, context: PassContext) -> Tensor:
         """Return the mask of the next pass, from slot 0 of this one."""
-        mass = halting.tail_mass(halting.step_distribution(self.route(slots[:, 0])))
+        logits = self.decided(self.route(slots[:, 0]), context)
+        mass = halting.tail_mass(halting.step_distribution(logits))
         mass = merge_slots(mass[:, 1 : num_thoughts + 1])
         if context.prune:
             return halting.hard_log_tail_mass(mass, self.config.pruning_threshold)
@@ -70,7 +71,7 @@ class PonderLM3(PonderLM2):
     def read(self, ended: PassRows, context: PassContext) -> Readout:
         """Read the expectation over steps, by slot 0 of the final pass."""
         slots = split_slots(ended.rows, self.config.num_slots)
-        logits = self.route(slots[:, 0])
+        logits = self.decided(self.route(slots[:, 0]), context)
         distribution = halting.step_distribution(logits)
         mass = halting.tail_mass(distribution)
         weights = distribution

@@ -52,12 +52,15 @@ class ForwardSettings:
         prune: mask pruned slots out (hard mask) instead of weighing them.
         bottom_k_fraction: q of the bottom-k penalty; None takes the configured one.
         limits: on the steps that tokens take.
+        pondering_share, holds_decisions: see :class:`PassContext`.
     """
 
     num_jacobi_iterations: int
     prune: bool = False
     bottom_k_fraction: float | None = None
     limits: StepLimits = UNLIMITED
+    pondering_share: float = 1.0
+    holds_decisions: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

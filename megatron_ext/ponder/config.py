@@ -245,7 +245,7 @@ class MethodFacts:
         return "mixture" in self.settings and mixture is not Mixture.HIDDEN
 
 
-_STEPS = ("num_latent_thoughts", "scale_embeds")
+_STEPS = ("num_latent_thoughts", "scale_embeds", "blended_start_iterations")
 _SWEEPS = ("num_jacobi_iterations", "random_jacobi_iterations", "jacobi_schedule")
 _MIXTURES = ("mixture", "mixture_top_k")
 _HALTING = (
@@ -254,6 +254,7 @@ _HALTING = (
     "penalty_ramp",
     "bottom_k_fraction",
     "freeze_backbone_tokens",
+    "held_decisions_iterations",
 )
 
 FACTS: Mapping[Method, MethodFacts] = {

@@ -95,3 +95,13 @@ class PonderSection(Section):
     freeze_backbone_tokens: CountOrZero = Field(
         0, description="train the router or the gates alone until so many tokens are consumed"
     )
+    blended_start_iterations: CountOrZero = Field(
+        0,
+        description="for a run that continues a trained model without extra steps: over so many iterations "
+        "the share of the thoughts in what is read rises from 0 to 1, and their keys come to full weight",
+    )
+    held_decisions_iterations: CountOrZero = Field(
+        0,
+        description="for so many iterations the router or the gates learn nothing, and the penalty is not "
+        "applied",
+    )

@@ -179,6 +179,52 @@ def _frozen_backbone(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
+def _start(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder, last = config.ponder, config.training.train_iters
+    for name in ("blended_start_iterations", "held_decisions_iterations"):
+        value = getattr(ponder, name)
+        if value == 0 or not _has(config, name):
+            continue
+        if ponder.num_latent_thoughts == 0:
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule="needs extra steps (ponder.num_latent_thoughts above 0)",
+                value=f"{value} with 0 steps",
+                cure="leave it out",
+            )
+        elif value > last:
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule=f"must be at most training.train_iters ({last}), so that the start ends in the run",
+                value=str(value),
+                cure=f"try {max(1, last // 8)}",
+            )
+
+
+def _blended_start(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder = config.ponder
+    is_blended = ponder.blended_start_iterations > 0 and _has(config, "blended_start_iterations")
+    if is_blended and ponder.multiply_embedding:
+        yield ConfigProblem(
+            path="ponder.blended_start_iterations",
+            rule="must be 0 with ponder.multiply_embedding: the first pass is then not the trained model",
+            value=str(ponder.blended_start_iterations),
+            cure="leave it out",
+        )
+
+
+def _held_decisions(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder = config.ponder
+    is_held = ponder.held_decisions_iterations > 0 and _has(config, "held_decisions_iterations")
+    if is_held and ponder.freeze_backbone_tokens > 0:
+        yield ConfigProblem(
+            path="ponder.held_decisions_iterations",
+            rule="must be 0 with ponder.freeze_backbone_tokens: nothing at all would learn",
+            value=f"{ponder.held_decisions_iterations} with {ponder.freeze_backbone_tokens}",
+            cure="leave one of them out",
+        )
+
+
 PONDER_RULES = (
     _settings_of_other_methods,
     _random_jacobi,
@@ -190,4 +236,7 @@ PONDER_RULES = (
     _penalty_ramp,
     _decider_size,
     _frozen_backbone,
+    _start,
+    _blended_start,
+    _held_decisions,
 )

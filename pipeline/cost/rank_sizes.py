@@ -36,6 +36,7 @@ class RankSizes:
         recompute: what backward computes again.
         rotary_size: rotated channels of a head.
         separates_documents: whether the documents of a row are attended to one by one.
+        blends_start: whether the keys of extra slots have weights at first, whatever the method.
         has_fused_norms: whether RMSNorm is one kernel, as on GPUs, and not several operations, as on CPUs.
     """
 
@@ -55,6 +56,7 @@ class RankSizes:
     recompute: Recompute
     rotary_size: int
     separates_documents: bool
+    blends_start: bool = False
     has_fused_norms: bool = True
 
     @property
@@ -104,7 +106,8 @@ class RankSizes:
 
     def has_weighted_keys(self, index: int) -> bool:
         """Whether the keys of pass `index` have log weights beside them."""
-        return self.facts.weighs_slots and index > 0
+        is_blended = self.blends_start and self.plan.slots[index] > 1
+        return is_blended or (self.facts.weighs_slots and index > 0)
 
     def has_kept_keys(self, index: int) -> bool:
         """Whether pass `index` replaces the computed keys and values of halted tokens by kept ones.
@@ -145,5 +148,6 @@ def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = Tr
         recompute=parallel.recompute,
         rotary_size=int(config.model.kv_channels * config.model.rotary_percent),
         separates_documents=config.data.reset_attention,
+        blends_start=config.ponder.blended_start_iterations > 0,
         has_fused_norms=has_fused_norms,
     )

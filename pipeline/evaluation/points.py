@@ -22,11 +22,13 @@ class LimitSettings:
         over_steps: every number of steps from 0 to K, by the training forward (soft mask).
         taus: thresholds, by hard pruning.
         num_jacobi_iterations: J.
+        pondering_share: a of a blended start; 1 is the method as it is.
     """
 
     over_steps: bool
     taus: Sequence[float]
     num_jacobi_iterations: int
+    pondering_share: float = 1.0
 
     def limits(self, num_latent_thoughts: int) -> list[StepLimits]:
         """Return the limits for a model of K latent thoughts, by rising steps, then the thresholds."""
@@ -66,6 +68,7 @@ def points_under_limits(
                 module,
                 batches,
                 num_jacobi_iterations=settings.num_jacobi_iterations,
+                pondering_share=settings.pondering_share,
                 groups=groups,
                 is_cut_short=is_cut_short,
             )
@@ -82,13 +85,14 @@ def evaluate_under(
     *,
     num_jacobi_iterations: int,
     groups: ParallelGroups,
+    pondering_share: float = 1.0,
     is_cut_short: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
     """Evaluate a model under limits; a threshold prunes for good, as decoding does.
 
     Args:
         limits: on the steps.
-        module, batches, num_jacobi_iterations, groups, is_cut_short: see
+        module, batches, num_jacobi_iterations, groups, pondering_share, is_cut_short: see
             :func:`pipeline.step.evaluate.evaluate`.
     """
     return evaluate(
@@ -98,6 +102,7 @@ def evaluate_under(
         groups=groups,
         prune=limits.threshold is not None,
         limits=limits,
+        pondering_share=pondering_share,
         is_cut_short=is_cut_short,
     )
 

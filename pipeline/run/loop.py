@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.ponder.start import pondering_share
 from megatron_ext.schedule.optimizer import learning_rates
 from pipeline.checkpoint.saver import CheckpointSaver
 from pipeline.checkpoint.state import TrainState, with_best_loss
@@ -221,6 +222,9 @@ class TrainingLoop:
     def _evaluate(self) -> bool:
         """Measure the held-out loss.
 
+        In a blended start the model is read as the next training step reads it; such a loss is none of the
+        finished model, so it does not count as the best one.
+
         A stop signal cuts the evaluation short; it stays due, and the resumed run makes it.
 
         Returns:
@@ -231,6 +235,7 @@ class TrainingLoop:
             self.parts.module,
             self.heldout,
             num_jacobi_iterations=sweeps,
+            pondering_share=self._pondering_share,
             groups=self.groups,
             is_cut_short=self._is_evaluation_cut_short,
         )
@@ -238,7 +243,8 @@ class TrainingLoop:
         self.state = replace(self.state, is_evaluation_due=points is None)
         if evaluation is None or points is None:
             return False
-        self.state = with_best_loss(self.state, evaluation.loss)
+        if self._pondering_share == 1:
+            self.state = with_best_loss(self.state, evaluation.loss)
         scalars = ponder_scalars(
             evaluation.sums,
             num_jacobi_iterations=sweeps,
@@ -263,6 +269,7 @@ class TrainingLoop:
             over_steps=self.config.evaluation.sweep_steps,
             taus=self.config.evaluation.sweep_tau,
             num_jacobi_iterations=self.config.ponder.num_jacobi_iterations,
+            pondering_share=self._pondering_share,
         )
         return points_under_limits(
             self.parts.module,
@@ -273,6 +280,10 @@ class TrainingLoop:
             unlimited=evaluation,
             is_cut_short=self._is_evaluation_cut_short,
         )
+
+    @property
+    def _pondering_share(self) -> float:
+        return pondering_share(self.state.iteration, self.config.ponder.blended_start_iterations)
 
     def _is_evaluation_cut_short(self) -> bool:
         self.watchdog.beat(f"evaluation at iteration {self.state.iteration}")

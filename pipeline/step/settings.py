@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from megatron_ext.model.micro_batch import ForwardSettings
 from megatron_ext.ponder.passes import draw_jacobi_iterations, scheduled_jacobi_iterations
 from megatron_ext.ponder.penalties import ramp
+from megatron_ext.ponder.start import pondering_share
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.config.schema import RunConfig
 
@@ -20,6 +21,8 @@ class StepSettings:
         freezes_backbone: train only the method's own weights.
         prune: mask pruned slots out, as inference does.
         limits: on the steps that tokens take.
+        pondering_share: a of a blended start; 1 is the method as it is.
+        holds_decisions: router or gates learn nothing.
     """
 
     num_jacobi_iterations: int
@@ -28,6 +31,8 @@ class StepSettings:
     freezes_backbone: bool = False
     prune: bool = False
     limits: StepLimits = UNLIMITED
+    pondering_share: float = 1.0
+    holds_decisions: bool = False
 
     @property
     def forward(self) -> ForwardSettings:
@@ -37,6 +42,8 @@ class StepSettings:
             prune=self.prune,
             bottom_k_fraction=self.bottom_k_fraction,
             limits=self.limits,
+            pondering_share=self.pondering_share,
+            holds_decisions=self.holds_decisions,
         )
 
 
@@ -55,11 +62,14 @@ def step_settings(config: RunConfig, *, iteration: int, consumed_tokens: int) ->
         # Here the fraction rises instead, with the full weight (definitions 3.2).
         has_begun = iteration >= ponder.penalty_ramp[0]
         weight, fraction = ponder.penalty_weight * has_begun, ponder.bottom_k_fraction * risen
+    is_held = iteration < ponder.held_decisions_iterations
     return StepSettings(
         num_jacobi_iterations=_jacobi_iterations(config, iteration),
-        penalty_weight=weight,
+        penalty_weight=0.0 if is_held else weight,
         bottom_k_fraction=fraction,
         freezes_backbone=consumed_tokens < ponder.freeze_backbone_tokens,
+        pondering_share=pondering_share(iteration, ponder.blended_start_iterations),
+        holds_decisions=is_held,
     )
 
 
