@@ -245,7 +245,13 @@ class MethodFacts:
         return "mixture" in self.settings and mixture is not Mixture.HIDDEN
 
 
-_STEPS = ("num_latent_thoughts", "scale_embeds", "blended_start_iterations")
+_STEPS = (
+    "num_latent_thoughts",
+    "random_latent_thoughts",
+    "thoughts_schedule",
+    "scale_embeds",
+    "blended_start_iterations",
+)
 _SWEEPS = ("num_jacobi_iterations", "random_jacobi_iterations", "jacobi_schedule")
 _MIXTURES = ("mixture", "mixture_top_k")
 _HALTING = (

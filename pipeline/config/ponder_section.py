@@ -40,6 +40,14 @@ class PonderSection(Section):
         default_factory=_by_method("num_latent_thoughts", 3),
         description="K, extra steps per token: thoughts, pause tokens, iterations; default: 3, for vanilla 0",
     )
+    random_latent_thoughts: Pair | None = Field(
+        None,
+        description="in training draw K uniformly from this inclusive range, at most num_latent_thoughts",
+    )
+    thoughts_schedule: Annotated[tuple[Pair, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="in training, pairs [iteration, K]: K from this iteration on, at most the model's",
+    )
     num_jacobi_iterations: CountOrZero = Field(
         default_factory=_default_sweeps,
         description="J, refinement sweeps, in evaluation always, in training unless one of the next two is "

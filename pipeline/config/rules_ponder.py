@@ -46,43 +46,88 @@ def _has(config: RunConfig, name: str) -> bool:
     return name in config.ponder.method.facts.settings
 
 
-def _random_jacobi(config: RunConfig) -> Iterator[ConfigProblem]:
-    bounds = config.ponder.random_jacobi_iterations
-    if bounds is not None and bounds[0] > bounds[1] and _has(config, "random_jacobi_iterations"):
-        yield ConfigProblem(
-            path="ponder.random_jacobi_iterations",
-            rule="must be [lowest, highest]",
-            value=as_written(bounds),
-            cure=f"write [{bounds[1]}, {bounds[0]}]",
-        )
+# (drawn from a range, by a schedule, what both set)
+_NUMBERS_OF_STEPS = (
+    ("random_jacobi_iterations", "jacobi_schedule", "J"),
+    ("random_latent_thoughts", "thoughts_schedule", "K"),
+)
 
 
-def _jacobi_schedule(config: RunConfig) -> Iterator[ConfigProblem]:
-    schedule = config.ponder.jacobi_schedule
-    if schedule is None or not _has(config, "jacobi_schedule"):
-        return
+def _drawn_numbers(config: RunConfig) -> Iterator[ConfigProblem]:
+    for name, _, _ in _NUMBERS_OF_STEPS:
+        bounds = getattr(config.ponder, name)
+        if bounds is not None and bounds[0] > bounds[1] and _has(config, name):
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule="must be [lowest, highest]",
+                value=as_written(bounds),
+                cure=f"write [{bounds[1]}, {bounds[0]}]",
+            )
+
+
+def _schedules(config: RunConfig) -> Iterator[ConfigProblem]:
+    for drawn, name, number in _NUMBERS_OF_STEPS:
+        schedule = getattr(config.ponder, name)
+        if schedule is None or not _has(config, name):
+            continue
+        yield from _broken_schedule(name, schedule)
+        if getattr(config.ponder, drawn) is not None:
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule=f"must not be combined with ponder.{drawn}: both set {number} in training",
+                value="both are given",
+                cure="leave one of them out",
+            )
+
+
+def _broken_schedule(name: str, schedule: tuple[tuple[int, int], ...]) -> Iterator[ConfigProblem]:
     starts = [start for start, _ in schedule]
     if any(later <= earlier for earlier, later in pairwise(starts)):
         yield ConfigProblem(
-            path="ponder.jacobi_schedule",
+            path=f"ponder.{name}",
             rule="must list every iteration once, in rising order",
             value=as_written(schedule),
             cure=f"try {as_written(sorted(dict(schedule).items()))}",
         )
     elif starts[0] != 0:
         yield ConfigProblem(
-            path="ponder.jacobi_schedule",
+            path=f"ponder.{name}",
             rule="must start at iteration 0",
             value=as_written(schedule),
             cure=f"begin it with [0, {schedule[0][1]}]",
         )
-    if config.ponder.random_jacobi_iterations is not None:
-        yield ConfigProblem(
-            path="ponder.jacobi_schedule",
-            rule="must not be combined with ponder.random_jacobi_iterations: both set J in training",
-            value="both are given",
-            cure="leave one of them out",
-        )
+
+
+def _thoughts_in_training(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder, most = config.ponder, config.ponder.num_latent_thoughts
+    given = {
+        "random_latent_thoughts": ponder.random_latent_thoughts,
+        "thoughts_schedule": ponder.thoughts_schedule and [steps for _, steps in ponder.thoughts_schedule],
+    }
+    for name, numbers in given.items():
+        if numbers is None or not _has(config, name):
+            continue
+        if max(numbers) > most:
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule=f"must not exceed ponder.num_latent_thoughts ({most}), the K of the model",
+                value=str(max(numbers)),
+                cure=f"set ponder.num_latent_thoughts to {max(numbers)}",
+            )
+        if ponder.multiply_embedding:
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule="must be left out with ponder.multiply_embedding: the first input depends on K",
+                value="both are given",
+                cure="leave one of them out",
+            )
+        if ponder.freeze_backbone_tokens > 0 and min(numbers) == 0:
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule="must be at least 1 with ponder.freeze_backbone_tokens: without steps nothing learns",
+                value="0",
+                cure="begin with 1",
+            )
 
 
 def _sweeps_need_thoughts(config: RunConfig) -> Iterator[ConfigProblem]:
@@ -227,8 +272,9 @@ def _held_decisions(config: RunConfig) -> Iterator[ConfigProblem]:
 
 PONDER_RULES = (
     _settings_of_other_methods,
-    _random_jacobi,
-    _jacobi_schedule,
+    _drawn_numbers,
+    _schedules,
+    _thoughts_in_training,
     _sweeps_need_thoughts,
     _mixture,
     _multiplied_embedding,

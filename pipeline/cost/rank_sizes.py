@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from megatron_ext.ponder.config import Method, MethodFacts, Mixture
 from megatron_ext.ponder.passes import PassPlan
 from pipeline.config.schema import RunConfig
-from pipeline.cost.account import flops_account, max_sweeps
+from pipeline.cost.account import flops_account, max_sweeps, step_kinds
 from pipeline.cost.flops import Recompute
 from pipeline.cost.shape import ModelShape
 
@@ -136,7 +136,7 @@ def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = Tr
         method=account.method,
         num_latent_thoughts=account.num_latent_thoughts,
         mixture=account.mixture,
-        plan=account.plan(max_sweeps(config.ponder)),
+        plan=account.limited_to(step_kinds(config)[-1].num_latent_thoughts).plan(max_sweeps(config.ponder)),
         tensor=parallel.tensor,
         shards_tokens=parallel.sequence_parallel,
         stage_layers=config.stage_layers,

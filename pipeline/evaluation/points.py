@@ -1,7 +1,7 @@
 """The held-out loss when tokens may take fewer steps, and when they halt at other thresholds."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from megatron_ext.methods.base import Column
 from megatron_ext.model.micro_batch import TokenBatch
@@ -128,7 +128,7 @@ def loss_point(
         flops: cost account of the model.
     """
     if limits.num_steps is not None:
-        flops = replace(flops, num_latent_thoughts=limits.num_steps)
+        flops = flops.limited_to(limits.num_steps)
     mean_steps, full_share = float(flops.num_latent_thoughts), None
     if steps_count is not None:
         mean_steps, full_share = mean_steps_of(steps_count), fractions(steps_count)[-1]

@@ -35,6 +35,8 @@ ROUTER_ENTROPY: Final = "ponder/router-entropy"
 PENALTY: Final = "ponder/penalty"
 PENALTY_WEIGHT: Final = "ponder/penalty-weight"
 JACOBI_ITERATIONS: Final = "ponder/jacobi-iterations"
+# Mean K of the training steps, where it is drawn or scheduled.
+LATENT_THOUGHTS: Final = "ponder/latent-thoughts"
 CONTRACTION: Final = "ponder/contraction"
 FLOPS_PER_TOKEN_TRAIN: Final = "ponder/flops-per-token-train"
 FLOPS_PER_TOKEN_INFER: Final = "ponder/flops-per-token-infer"

@@ -20,6 +20,7 @@ def ponder_scalars(
     num_jacobi_iterations: float,
     penalty_weight: float,
     flops: FlopsAccount,
+    training_flops: float | None = None,
 ) -> dict[str, float]:
     """Compute every ``ponder/`` curve of the run's method.
 
@@ -29,10 +30,13 @@ def ponder_scalars(
         num_jacobi_iterations: mean number of sweeps in the interval.
         penalty_weight: the current weight of the ponder penalty in the loss.
         flops: cost account of the model.
+        training_flops: per token of a training step; None: that of all K steps.
     Returns:
         Value by tag. Tags without a value are absent, such as the loss of a step that no token took.
     """
-    scalars = {names.FLOPS_PER_TOKEN_TRAIN: flops.training_per_token(num_jacobi_iterations)}
+    if training_flops is None:
+        training_flops = flops.training_per_token(num_jacobi_iterations)
+    scalars = {names.FLOPS_PER_TOKEN_TRAIN: training_flops}
     if "residual_change" in sums:
         scalars[names.JACOBI_ITERATIONS] = num_jacobi_iterations
         scalars |= _residual_scalars(jacobi_residuals(sums))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from megatron_ext.model.micro_batch import ForwardSettings
-from megatron_ext.ponder.passes import draw_jacobi_iterations, scheduled_jacobi_iterations
+from megatron_ext.ponder.passes import draw_jacobi_iterations, draw_latent_thoughts, scheduled_number
 from megatron_ext.ponder.penalties import ramp
 from megatron_ext.ponder.start import pondering_share
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
@@ -68,6 +68,7 @@ def step_settings(config: RunConfig, *, iteration: int, consumed_tokens: int) ->
         penalty_weight=0.0 if is_held else weight,
         bottom_k_fraction=fraction,
         freezes_backbone=consumed_tokens < ponder.freeze_backbone_tokens,
+        limits=_step_limits(config, iteration),
         pondering_share=pondering_share(iteration, ponder.blended_start_iterations),
         holds_decisions=is_held,
     )
@@ -78,5 +79,15 @@ def _jacobi_iterations(config: RunConfig, iteration: int) -> int:
     if ponder.random_jacobi_iterations is not None:
         return draw_jacobi_iterations(config.seed, iteration, *ponder.random_jacobi_iterations)
     if ponder.jacobi_schedule is not None:
-        return scheduled_jacobi_iterations(ponder.jacobi_schedule, iteration)
+        return scheduled_number(ponder.jacobi_schedule, iteration)
     return ponder.num_jacobi_iterations
+
+
+def _step_limits(config: RunConfig, iteration: int) -> StepLimits:
+    ponder = config.ponder
+    if ponder.random_latent_thoughts is not None:
+        low, high = ponder.random_latent_thoughts
+        return StepLimits(num_steps=draw_latent_thoughts(config.seed, iteration, low, high))
+    if ponder.thoughts_schedule is not None:
+        return StepLimits(num_steps=scheduled_number(ponder.thoughts_schedule, iteration))
+    return UNLIMITED

@@ -127,7 +127,7 @@ def run_schedule(
     scale = len(batches) * groups.dp_size
 
     def record(batch: TokenBatch, output: ModelOutput) -> None:
-        statistics.add(output.statistics)
+        statistics.add(output.statistics, is_limited=settings.limits.num_steps is not None)
         sums.add_(torch.cat([output.statistics["nll"], output.statistics["labelled_tokens"]]).detach())
         if observe is not None:
             observe(batch, output)

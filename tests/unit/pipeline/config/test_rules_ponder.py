@@ -60,6 +60,43 @@ BROKEN = [
         "ponder.freeze_backbone_tokens",
         "",
     ),
+    ({"ponder__random_latent_thoughts": [3, 1]}, "ponder.random_latent_thoughts", "[1, 3]"),
+    ({"ponder__random_latent_thoughts": [0, 4]}, "ponder.random_latent_thoughts", "to 4"),
+    ({"ponder__thoughts_schedule": [[5, 1]]}, "ponder.thoughts_schedule", "[0, 1]"),
+    ({"ponder__thoughts_schedule": [[0, 1], [0, 2]]}, "ponder.thoughts_schedule", "[[0, 2]]"),
+    ({"ponder__thoughts_schedule": [[0, 1], [9, 5]]}, "ponder.thoughts_schedule", "to 5"),
+    (
+        {"ponder__thoughts_schedule": [[0, 1]], "ponder__random_latent_thoughts": [1, 2]},
+        "ponder.thoughts_schedule",
+        "",
+    ),
+    (
+        {"ponder__thoughts_schedule": [[0, 0]], "ponder__freeze_backbone_tokens": 9},
+        "ponder.thoughts_schedule",
+        "",
+    ),
+    (
+        with_method("ponderlm", multiply_embedding=True, random_latent_thoughts=[1, 2]),
+        "ponder.random_latent_thoughts",
+        "",
+    ),
+    (
+        {"ponder__blended_start_iterations": 9, "ponder__num_latent_thoughts": 0},
+        "ponder.blended_start_iterations",
+        "",
+    ),
+    (
+        with_method("ponderlm", multiply_embedding=True, blended_start_iterations=3),
+        "ponder.blended_start_iterations",
+        "",
+    ),
+    ({"ponder__blended_start_iterations": 10**9}, "ponder.blended_start_iterations", ""),
+    ({"ponder__held_decisions_iterations": 10**9}, "ponder.held_decisions_iterations", ""),
+    (
+        {"ponder__held_decisions_iterations": 3, "ponder__freeze_backbone_tokens": 9},
+        "ponder.held_decisions_iterations",
+        "",
+    ),
 ]
 
 
@@ -78,6 +115,8 @@ def test_a_broken_rule_is_reported_at_its_setting_with_a_cure(
 UNUSUAL = {
     "num_latent_thoughts": 2,
     "num_jacobi_iterations": 1,
+    "random_latent_thoughts": [1, 3],
+    "thoughts_schedule": [[0, 0], [10, 3]],
     "random_jacobi_iterations": [1, 2],
     "jacobi_schedule": [[0, 2], [10, 3]],
     "scale_embeds": {Method.VANILLA: True},
@@ -93,6 +132,8 @@ UNUSUAL = {
     "penalty_ramp": [3, 9],
     "bottom_k_fraction": 0.5,
     "freeze_backbone_tokens": 1000,
+    "blended_start_iterations": 3,
+    "held_decisions_iterations": 3,
 }
 
 
