@@ -40,14 +40,15 @@ class PonderModel(ModelStage):
         limits: StepLimits = UNLIMITED,
         pondering_share: float = 1.0,
         holds_decisions: bool = False,
+        measures_steps: bool = False,
         observe: Observer | None = None,
     ) -> ModelOutput:
         """Run all passes of a model that has a single pipeline stage.
 
         Args:
             batch: B rows of S tokens.
-            num_jacobi_iterations, prune, bottom_k_fraction, limits, pondering_share, holds_decisions: see
-                :class:`ForwardSettings`.
+            num_jacobi_iterations, prune, bottom_k_fraction, limits, pondering_share, holds_decisions,
+                measures_steps: see :class:`ForwardSettings`.
             observe: called with the name and value of intermediate results.
         """
         assert self.pp_group.size() == 1, "several stages are run by Megatron's schedule"
@@ -58,6 +59,7 @@ class PonderModel(ModelStage):
             limits=limits,
             pondering_share=pondering_share,
             holds_decisions=holds_decisions,
+            measures_steps=measures_steps,
         )
         micro_batch = self.begin(batch, settings, observe)
         moving: PassRows | ModelOutput | None = None
@@ -89,6 +91,7 @@ class PonderModel(ModelStage):
             bottom_k_fraction=method.config.bottom_k_fraction if fraction is None else fraction,
             pondering_share=settings.pondering_share,
             holds_decisions=settings.holds_decisions,
+            measures_steps=settings.measures_steps,
             observe=observe or (lambda name, value: None),
         )
         segments = document_segments(batch.document_ids)
@@ -177,7 +180,7 @@ class PonderModel(ModelStage):
         return replace(ended, rows=context.memory.keep(_FIRST_HIDDEN, ended.rows))
 
     def _blend(self, readout: Readout, ended: PassRows, micro_batch: MicroBatch) -> Readout:
-        """Blend what the method reads with what the trained model reads (definitions 2.8)."""
+        """Blend what the method reads with what the trained model reads (definitions 2.9)."""
         context, method = micro_batch.context, micro_batch.method
         if context.pondering_share == 1 or method.config.num_latent_thoughts == 0:
             return readout
@@ -204,10 +207,37 @@ class PonderModel(ModelStage):
         logits = self.logits(readout.hidden)
         context.observe("logits", logits)
         losses = token_losses(logits, micro_batch.batch.labels.transpose(0, 1), self.axis)
+        of_steps = self._losses_of_steps(readout, micro_batch)
         self._record_losses(losses, readout.steps, micro_batch)
+        weight = micro_batch.method.config.step_loss_weight
         return ModelOutput(
-            token_losses=losses, penalty=readout.penalty, steps=readout.steps, statistics=context.statistics
+            token_losses=losses,
+            penalty=readout.penalty,
+            steps=readout.steps,
+            statistics=context.statistics,
+            step_losses=None if of_steps is None or weight == 0 else weight * of_steps.mean(dim=0),
+            regularizer=readout.regularizer,
         )
+
+    def _losses_of_steps(self, readout: Readout, micro_batch: MicroBatch) -> Tensor | None:
+        """Return the losses of reading each step alone, [K + 1, S, B], where they are needed."""
+        if readout.of_steps is None:
+            return None
+        labels = micro_batch.batch.labels.transpose(0, 1)
+        losses = torch.stack(
+            [
+                token_losses(self.logits(hidden.contiguous()), labels, self.axis)
+                for hidden in readout.of_steps.unbind(1)
+            ]
+        )
+        if readout.one_step_more is not None:
+            more = token_losses(self.logits(readout.one_step_more), labels, self.axis)
+            micro_batch.context.statistics |= {
+                "measured_tokens": (labels != IGNORED_LABEL).sum().reshape(1).to(losses.dtype),
+                "step_nll": losses.detach().sum(dim=(1, 2)),
+                "one_more_nll": more.detach().sum().reshape(1),
+            }
+        return losses
 
     @torch.no_grad()
     def _record_losses(self, losses: Tensor, steps: Tensor | None, micro_batch: MicroBatch) -> None:
@@ -237,4 +267,6 @@ def _statistics_layout(method: PonderMethod) -> dict[str, int]:
     layout = {"real_tokens": 1, "labelled_tokens": 1, "nll": 1} | method.statistics_layout()
     if "steps_count" in layout:
         layout |= dict.fromkeys(("nll_by_steps", "labelled_by_steps"), method.config.num_slots)
+    if method.facts.weighs_slots:
+        layout |= {"measured_tokens": 1, "step_nll": method.config.num_slots, "one_more_nll": 1}
     return layout

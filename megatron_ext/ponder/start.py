@@ -1,4 +1,4 @@
-"""The blended start of a model that continues a trained one (definitions 2.8).
+"""The blended start of a model that continues a trained one (definitions 2.9).
 
 The trained model reads h^0. Over the first iterations of its continuation the share of the method's own
 readout rises from 0 to 1, and the keys of its thoughts, almost invisible at first, come to their full weight.

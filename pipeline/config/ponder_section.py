@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from megatron_ext.ponder.config import Method, Mixture, Penalty, Residual
+from megatron_ext.ponder.config import Method, Mixture, Penalty, Reading, Residual
 from pipeline.config.section import (
     BelowOne,
     Count,
@@ -100,6 +100,18 @@ class PonderSection(Section):
         default_factory=_by_method("bottom_k_fraction", 0.25),
         description="share of steps that a bottom_k penalty pushes down; default: 0.25, for adaponderlm 0.1",
     )
+    reading: Reading = Field(
+        Reading.MIXTURE,
+        description="what is read of a token's steps: their mixture, the same without gradient to the "
+        "router, or the last step",
+    )
+    step_loss_weight: NonNegative = Field(
+        0.0, description="weight of the mean loss of reading each step alone, added in training"
+    )
+    entropy_floor: NonNegative = Field(
+        0.0, description="nats; tokens whose steps have less entropy are penalised in training"
+    )
+    entropy_floor_weight: Positive = Field(1.0, description="weight of that penalty")
     freeze_backbone_tokens: CountOrZero = Field(
         0, description="train the router or the gates alone until so many tokens are consumed"
     )

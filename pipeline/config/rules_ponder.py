@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -224,6 +225,36 @@ def _frozen_backbone(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
+def _step_losses(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder = config.ponder
+    if not _has(config, "entropy_floor"):
+        return
+    for name in ("step_loss_weight", "entropy_floor"):
+        value = getattr(ponder, name)
+        if value > 0 and ponder.num_latent_thoughts == 0:
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule="needs steps to weigh (ponder.num_latent_thoughts above 0)",
+                value=f"{value:g} with 0 steps",
+                cure="leave it out",
+            )
+    most = math.log(ponder.num_latent_thoughts + 1)
+    if ponder.num_latent_thoughts > 0 and ponder.entropy_floor > most:
+        yield ConfigProblem(
+            path="ponder.entropy_floor",
+            rule=f"must be at most the entropy of equal shares, ln(K + 1) = {most:.3f}",
+            value=f"{ponder.entropy_floor:g}",
+            cure=f"try {most / 4:.2f}",
+        )
+    if ponder.entropy_floor == 0 and ponder.entropy_floor_weight != 1:
+        yield ConfigProblem(
+            path="ponder.entropy_floor_weight",
+            rule="needs ponder.entropy_floor above 0",
+            value=f"{ponder.entropy_floor_weight:g}",
+            cure="leave it out, or set ponder.entropy_floor",
+        )
+
+
 def _start(config: RunConfig) -> Iterator[ConfigProblem]:
     ponder, last = config.ponder, config.training.train_iters
     for name in ("blended_start_iterations", "held_decisions_iterations"):
@@ -282,6 +313,7 @@ PONDER_RULES = (
     _penalty_ramp,
     _decider_size,
     _frozen_backbone,
+    _step_losses,
     _start,
     _blended_start,
     _held_decisions,

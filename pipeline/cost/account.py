@@ -39,6 +39,7 @@ def flops_account(config: RunConfig, vocab_size: int) -> FlopsAccount:
         mixture=ponder.mixture,
         recompute=config.parallel.recompute,
         precision=config.training.precision,
+        supervises_steps=ponder.step_loss_weight > 0,
     )
 
 

@@ -124,6 +124,7 @@ class FlopsAccount:
         recompute: what backward computes again: nothing, the core attention, or all layers, one by one
             (``full``) or a pass at a time (``per_pass``), which is the same work.
         precision: of weights and keys; decides how many channels the weight of a key takes.
+        supervises_steps: every step is read alone too, in training.
         built_latent_thoughts: K that the weights are made for, where forwards are limited to fewer steps;
             None: the same.
     """
@@ -134,6 +135,7 @@ class FlopsAccount:
     mixture: Mixture = Mixture.HIDDEN
     recompute: Recompute = "none"
     precision: Precision = "fp32"
+    supervises_steps: bool = False
     built_latent_thoughts: int | None = None
 
     @property
@@ -256,7 +258,7 @@ class FlopsAccount:
             build_up=passes["build_up"],
             sweeps=passes["sweep"],
             final=passes["final"],
-            head=step * self._head_flops(),
+            head=step * (1 + self.supervises_steps * (self.num_latent_thoughts + 1)) * self._head_flops(),
             decider=step * num_decisions * self._decider_flops(),
             mixture=step * plan.num_rows_handed * self._mixture_flops(),
             recompute=self._recompute_flops(plan),

@@ -37,6 +37,7 @@ class RankSizes:
         rotary_size: rotated channels of a head.
         separates_documents: whether the documents of a row are attended to one by one.
         blends_start: whether the keys of extra slots have weights at first, whatever the method.
+        supervises_steps: every step of the final pass is read alone too.
         has_fused_norms: whether RMSNorm is one kernel, as on GPUs, and not several operations, as on CPUs.
     """
 
@@ -57,6 +58,7 @@ class RankSizes:
     rotary_size: int
     separates_documents: bool
     blends_start: bool = False
+    supervises_steps: bool = False
     has_fused_norms: bool = True
 
     @property
@@ -149,5 +151,6 @@ def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = Tr
         rotary_size=int(config.model.kv_channels * config.model.rotary_percent),
         separates_documents=config.data.reset_attention,
         blends_start=config.ponder.blended_start_iterations > 0,
+        supervises_steps=account.supervises_steps,
         has_fused_norms=has_fused_norms,
     )

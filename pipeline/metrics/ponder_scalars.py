@@ -86,6 +86,14 @@ def mean_steps_of(steps_count: Sequence[float]) -> float:
     return sum(step * share for step, share in enumerate(fractions(steps_count)))
 
 
+def tail_masses(scalars: Mapping[str, float]) -> list[float]:
+    """Return the mean tail mass of steps 0, 1, ... from the curves of an interval; empty without a router."""
+    masses: list[float] = []
+    while (tag := names.per_step(names.TAIL_MASS, len(masses))) in scalars:
+        masses.append(scalars[tag])
+    return masses
+
+
 def _residual_scalars(residuals: Sequence[float]) -> dict[str, float]:
     scalars = {
         names.per_sweep(names.JACOBI_RESIDUAL, sweep): value for sweep, value in enumerate(residuals, start=1)
@@ -115,7 +123,12 @@ def _halting_scalars(sums: Sums) -> dict[str, float]:
 
 def _router_scalars(sums: Sums, real_tokens: float) -> dict[str, float]:
     entropy = {names.ROUTER_ENTROPY: sums["router_entropy"][0] / real_tokens}
-    return entropy | _step_curves(names.TAIL_MASS, [mass / real_tokens for mass in sums["tail_mass"]])
+    curves = entropy | _step_curves(names.TAIL_MASS, [mass / real_tokens for mass in sums["tail_mass"]])
+    measured = sums["measured_tokens"][0]
+    if measured == 0:
+        return curves
+    curves |= _step_curves(names.STEP_NLL, [nll / measured for nll in sums["step_nll"]])
+    return curves | {names.ONE_MORE_NLL: sums["one_more_nll"][0] / measured}
 
 
 def _gate_scalars(sums: Sums, real_tokens: float) -> dict[str, float]:

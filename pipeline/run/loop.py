@@ -17,7 +17,7 @@ from pipeline.data.prefetch import PrefetchedBatches
 from pipeline.evaluation.points import LimitSettings, points_under_limits
 from pipeline.metrics.collapse import CollapseAlarm
 from pipeline.metrics.data_hash import gather_data_hash
-from pipeline.metrics.ponder_scalars import ponder_scalars
+from pipeline.metrics.ponder_scalars import ponder_scalars, tail_masses
 from pipeline.metrics.records import LossPoint, SinkGroup, ValidationRecord
 from pipeline.ranks.signals import StopFlag, StopRequest
 from pipeline.ranks.watchdog import Watchdog
@@ -215,7 +215,13 @@ class TrainingLoop:
         self.sinks.write_training(record)
         self.progress.update(record.iteration, render_state(record))
         if record.steps_count is not None:
-            warning = self.alarm.observe(record.steps_count, penalty_weight=self.meter.penalty_weight)
+            # Steps that no forward of the interval had are no collapse.
+            num_slots = self.meter.most_thoughts + 1
+            warning = self.alarm.observe(
+                record.steps_count[:num_slots],
+                penalty_weight=self.meter.penalty_weight,
+                tail_mass=tail_masses(record.scalars)[:num_slots],
+            )
             if warning is not None:
                 logger.warning("%s", warning.advice)
 
@@ -236,6 +242,7 @@ class TrainingLoop:
             self.heldout,
             num_jacobi_iterations=sweeps,
             pondering_share=self._pondering_share,
+            measures_steps=True,
             groups=self.groups,
             is_cut_short=self._is_evaluation_cut_short,
         )

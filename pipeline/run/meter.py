@@ -39,6 +39,8 @@ class IntervalMeter:
         self.flops = flops
         self.statistics = StatisticsAccumulator(layout, device=device())
         self.penalty_weight = 0.0
+        # The largest K of the interval that was read last.
+        self.most_thoughts = 0
         self._config = config
         self._peak_flops = peak_flops
         self._grad_norm: float | None = None
@@ -115,6 +117,7 @@ class IntervalMeter:
             | seen,
             steps_count=sums.get("steps_count"),
         )
+        self.most_thoughts = max(num_thoughts for num_thoughts, _ in self._steps)
         self._clear()
         return record
 

@@ -50,6 +50,7 @@ def evaluate(
     prune: bool = False,
     limits: StepLimits = UNLIMITED,
     pondering_share: float = 1.0,
+    measures_steps: bool = False,
     observe: Callable[[TokenBatch, ModelOutput], None] | None = None,
     is_cut_short: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
@@ -63,6 +64,7 @@ def evaluate(
         prune: mask pruned slots out instead of weighing them.
         limits: on the steps that tokens take.
         pondering_share: a of a blended start; 1 is the method as it is.
+        measures_steps: also measure the loss of every step alone, and of one step more.
         observe: called with every micro-batch of this rank and its output.
         is_cut_short: called before every global batch; returns the same on all ranks.
 
@@ -77,6 +79,7 @@ def evaluate(
         prune=prune,
         limits=limits,
         pondering_share=pondering_share,
+        measures_steps=measures_steps,
     )
     was_training = module.training
     module.eval()

@@ -23,6 +23,7 @@ class StepSettings:
         limits: on the steps that tokens take.
         pondering_share: a of a blended start; 1 is the method as it is.
         holds_decisions: router or gates learn nothing.
+        measures_steps: also measure the loss of every step alone, and of one step more.
     """
 
     num_jacobi_iterations: int
@@ -33,6 +34,7 @@ class StepSettings:
     limits: StepLimits = UNLIMITED
     pondering_share: float = 1.0
     holds_decisions: bool = False
+    measures_steps: bool = False
 
     @property
     def forward(self) -> ForwardSettings:
@@ -44,6 +46,7 @@ class StepSettings:
             limits=self.limits,
             pondering_share=self.pondering_share,
             holds_decisions=self.holds_decisions,
+            measures_steps=self.measures_steps,
         )
 
 

@@ -196,6 +196,10 @@ def observed(
 def mean_loss(output: ModelOutput, batch: TokenBatch, *, penalty_weight: float = 0.0) -> Tensor:
     """Return the mean cross-entropy over labelled tokens plus the weighted penalty."""
     loss = output.token_losses.sum() / (batch.labels != IGNORED_LABEL).sum()
+    if output.step_losses is not None:
+        loss = loss + output.step_losses.sum() / (batch.labels != IGNORED_LABEL).sum()
+    if output.regularizer is not None:
+        loss = loss + output.regularizer
     return loss if output.penalty is None else loss + penalty_weight * output.penalty
 
 

@@ -24,12 +24,16 @@ class TokenResult:
         rows: rows that ran through the layers for it.
         thoughts: [K_hat, H], inputs of slots 1..K_hat; empty for the methods without latent thoughts.
         gate_logits: one number per evaluated gate, including the one that halted; empty without gates.
+        step_logits: [K_hat + 1, V], from reading each step alone; empty without a router.
+        shares: [K + 1], s; empty without a router.
     """
 
     logits: Tensor
     rows: int
     thoughts: Tensor
     gate_logits: Tensor
+    step_logits: Tensor
+    shares: Tensor
 
     @property
     def steps(self) -> int:
@@ -53,7 +57,7 @@ class OracleMethod(ABC):
         Args:
             backbone: the layers.
             ponder: the method's settings.
-            pondering_share: a of a blended start (definitions 2.8).
+            pondering_share: a of a blended start (definitions 2.9).
             holds_decisions: no gradient reaches the router or the gates.
         """
         self.backbone = backbone
@@ -131,6 +135,8 @@ class OracleMethod(ABC):
         first: Tensor,
         thoughts: Sequence[Tensor] = (),
         gate_logits: Sequence[Tensor] = (),
+        steps: Sequence[Tensor] = (),
+        shares: Tensor | None = None,
     ) -> TokenResult:
         """Read the logits from a hidden state, in a blended start also from that of step 0.
 
@@ -139,12 +145,18 @@ class OracleMethod(ABC):
             first: [H], h^0.
             thoughts: [H] each.
             gate_logits: [1] each.
+            steps: [H] each, the steps that a router weighs.
+            shares: [K + 1], s.
         """
         return TokenResult(
             logits=self.backbone.head @ ((1 - self.pondering_share) * first + self.pondering_share * hidden),
             rows=len(self.tokens[-1]),
             thoughts=torch.stack(list(thoughts)) if thoughts else hidden.new_zeros(0, len(hidden)),
             gate_logits=torch.cat(list(gate_logits)) if gate_logits else hidden.new_zeros(0),
+            step_logits=torch.stack([self.backbone.head @ step for step in steps])
+            if steps
+            else hidden.new_zeros(0, len(self.backbone.head)),
+            shares=hidden.new_zeros(0) if shares is None else shares,
         )
 
 

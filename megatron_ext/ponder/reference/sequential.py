@@ -35,7 +35,7 @@ class SequentialOracle:
         Args:
             backbone: the layers, with the router or the gates among its weights.
             ponder: the method and its settings.
-            pondering_share: a of a blended start (definitions 2.8).
+            pondering_share: a of a blended start (definitions 2.9).
             holds_decisions: no gradient reaches the router or the gates.
         """
         self._method = METHODS[ponder.method](

@@ -6,7 +6,9 @@ The next row sees all slots of all earlier tokens, and the slots of its own toke
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
+from megatron_ext.ponder.config import Reading
 from megatron_ext.ponder.reference.backbone import KeptRow
 from megatron_ext.ponder.reference.method import OracleMethod, TokenResult
 
@@ -71,5 +73,14 @@ class PonderLM3(SlotMethod):
             thoughts.append(self.feed_back(hidden[-1]))
             log_weight = tail_mass.clamp_min(SMALLEST_TAIL_MASS).log()
             hidden.append(self.run_thought(thoughts[-1], log_weight=log_weight))
-        mixed = shares[: len(hidden)] @ torch.stack(hidden)
-        return self.result(mixed, first=hidden[0], thoughts=thoughts)
+        return self.result(
+            self.read(hidden, shares), first=hidden[0], thoughts=thoughts, steps=hidden, shares=shares
+        )
+
+    def read(self, hidden: Sequence[Tensor], shares: Tensor) -> Tensor:
+        """Read the mixture of the steps that ran, or the last of them."""
+        if self.ponder.reading is Reading.LAST_STEP:
+            return hidden[-1]
+        if self.ponder.reading is Reading.DETACHED_MIXTURE:
+            shares = shares.detach()
+        return shares[: len(hidden)] @ torch.stack(list(hidden))

@@ -92,6 +92,18 @@ BROKEN = [
     ),
     ({"ponder__blended_start_iterations": 10**9}, "ponder.blended_start_iterations", ""),
     ({"ponder__held_decisions_iterations": 10**9}, "ponder.held_decisions_iterations", ""),
+    ({"ponder__entropy_floor": 2.0}, "ponder.entropy_floor", "try 0.35"),
+    ({"ponder__entropy_floor_weight": 2.0}, "ponder.entropy_floor_weight", ""),
+    (
+        {"ponder__step_loss_weight": 0.5, "ponder__num_latent_thoughts": 0},
+        "ponder.step_loss_weight",
+        "",
+    ),
+    (
+        {"ponder__entropy_floor": 0.1, "ponder__num_latent_thoughts": 0},
+        "ponder.entropy_floor",
+        "",
+    ),
     (
         {"ponder__held_decisions_iterations": 3, "ponder__freeze_backbone_tokens": 9},
         "ponder.held_decisions_iterations",
@@ -134,6 +146,10 @@ UNUSUAL = {
     "freeze_backbone_tokens": 1000,
     "blended_start_iterations": 3,
     "held_decisions_iterations": 3,
+    "reading": "last_step",
+    "step_loss_weight": 0.5,
+    "entropy_floor": 0.25,
+    "entropy_floor_weight": 2.0,
 }
 
 
@@ -149,11 +165,16 @@ def test_every_setting_belongs_to_a_method_and_every_setting_of_a_method_exists(
     assert used == UNUSUAL.keys() == PonderSection.model_fields.keys() - {"method"}
 
 
+# What a setting needs beside it.
+COMPANIONS = {"entropy_floor_weight": {"entropy_floor": 0.25}}
+
+
 @pytest.mark.parametrize("method", Method)
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_a_setting_is_taken_by_the_methods_that_have_it_and_by_no_other(name: str, method: Method) -> None:
     changes = with_method(method, **{name: unusual(name, method)})
     if name in method.facts.settings:
+        changes["ponder"] |= COMPANIONS.get(name, {})
         build_config(changed_settings(**changes))
         return
     (problem,) = problems_of(**changes)
