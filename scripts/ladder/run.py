@@ -110,7 +110,7 @@ class Runner:
     def _started(self, run: Run, base: Path | None) -> Run:
         if base is None:
             return run
-        settings = {"init_from.path": str(base), "init_from.method": "vanilla", **run.settings}
+        settings = {"init_from.path": str(base), "init_from.method": "ponderlm2", **run.settings}
         return replace(run, settings=settings)
 
     def result_of(self, run: Run) -> dict[str, Any]:
