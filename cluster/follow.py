@@ -29,7 +29,7 @@ class LogTail:
 
     def __init__(self, output: BinaryIO, num_lines: int | None = None) -> None:
         self._output = output
-        self._decoder = getincrementaldecoder("utf-8")("replace")
+        self._decoder = getincrementaldecoder("utf-8")("backslashreplace")
         self._num_lines = num_lines
         self._file: Path | None = None
         self._position = 0

@@ -19,6 +19,8 @@ __all__ = ["OutputError", "keep_log_in", "protect_standard_streams"]
 _STDIN, _STDOUT, _STDERR = range(3)
 # The reader of a pipe has left, or the terminal is gone.
 _NOBODY_READS = (errno.EPIPE, errno.EIO, errno.ENXIO)
+# Of a log that nobody reads, until the folder exists in which it continues.
+_WAITING_BYTES = 65536
 
 
 class OutputError(UserError):
@@ -48,7 +50,7 @@ def protect_standard_streams() -> None:
 
 
 def keep_log_in(file: Path) -> None:
-    """Name the file in which standard error continues when nobody reads it any more, if its folder exists."""
+    """Name the file in which standard error continues when nobody reads it, as soon as its folder exists."""
     raw = _raw_of(sys.stderr)
     if raw is not None:
         raw.fallback = file
@@ -61,23 +63,23 @@ class _OutputFile(io.FileIO):
         super().__init__(descriptor, "w", closefd=False)
         self._is_log = is_log
         self.fallback: Path | None = None
+        self._waiting = b""
 
     def write(self, data: Any, /) -> int:
         try:
             return self._write(data)
         except OSError as error:
             if error.errno in _NOBODY_READS:
-                self._replace(self.fallback)
-                return self.write(data)
-            if self._is_log:
-                # The next piece is tried again: a full disk may have space by then.
-                return len(memoryview(data))
-            # Python writes what is left in its buffers when it ends, and would complain once more.
-            self._replace(None)
-            raise OutputError(
-                f"standard output must be writable, but is not ({error.strerror}); free some space, or "
-                "redirect it to another place"
-            ) from error
+                self._write_elsewhere(data)
+            elif not self._is_log:
+                # Python writes what is left in its buffers when it ends, and would complain once more.
+                self._become(os.open(os.devnull, os.O_WRONLY))
+                raise OutputError(
+                    f"standard output must be writable, but is not ({error.strerror}); free some space, or "
+                    "redirect it to another place"
+                ) from error
+            # Else the next piece of the log is tried again: the disk may have space by then.
+            return len(memoryview(data))
 
     def _write(self, data: Any) -> int:
         while True:
@@ -87,15 +89,23 @@ class _OutputFile(io.FileIO):
             # Another program has set the pipe that we share to not block.
             select.select([], [self.fileno()], [])
 
-    def _replace(self, fallback: Path | None) -> None:
-        """Let this descriptor write to another file, for libraries and child processes too."""
+    def _write_elsewhere(self, data: Any) -> None:
+        """Continue in the fallback; as long as its folder is absent, keep what it will begin with."""
+        if self.fallback is None:
+            self._become(os.open(os.devnull, os.O_WRONLY))
+            return
+        self._waiting = (self._waiting + bytes(data))[-_WAITING_BYTES:]
         try:
-            created = os.O_CREAT if fallback else 0
-            descriptor = os.open(fallback or os.devnull, os.O_WRONLY | os.O_APPEND | created)
+            self._become(os.open(self.fallback, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666))
+            self._write(self._waiting)
         except OSError:
-            descriptor = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(descriptor, self.fileno())
-        os.close(descriptor)
+            return
+        self._waiting = b""
+
+    def _become(self, opened: int) -> None:
+        """Write to another file from now on; so do libraries and child processes."""
+        os.dup2(opened, self.fileno())
+        os.close(opened)
 
 
 def _protected(stream: TextIO | None, descriptor: int, *, is_log: bool) -> TextIO:

@@ -43,16 +43,18 @@ Path({str(tmp_path / "done")!r}).write_text("")
 
 
 def test_a_log_that_nobody_reads_goes_on_in_a_file(tmp_path: Path) -> None:
-    log = tmp_path / "stderr.log"
+    log = tmp_path / "run" / "stderr.log"
     body = f"""
 protect_standard_streams()
 keep_log_in(Path({str(log)!r}))
+say("before", err=True)
+Path({str(log.parent)!r}).mkdir()
 say("first", err=True)
 os.write(2, b"library\\n")
 say("last", err=True)
 """
     assert start(body, stderr=closed_pipe()).wait(60) == 0
-    assert log.read_text().split() == ["first", "library", "last"]
+    assert log.read_text().split() == ["before", "first", "library", "last"]
 
 
 def test_a_log_on_a_full_disk_is_dropped() -> None:
