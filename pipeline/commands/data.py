@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from data_prep.manifest import DEFAULT_MAX_RECORD_BYTES
 from pipeline.commands.shared import examples, set_up_logging
@@ -19,6 +18,7 @@ from pipeline.commands.text_source import (
     TextField,
     choose_source,
 )
+from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.progress import open_bar
 
@@ -132,8 +132,8 @@ def prepare(
         max_bad_files=max_bad_files,
         overwrite=overwrite,
     )
-    prepare_shards(request, PrepareProgress(Console(stderr=True)))
-    typer.echo(f"tokens and manifest are in {output}")
+    prepare_shards(request, PrepareProgress(open_console(stderr=True)))
+    say(f"tokens and manifest are in {output}")
 
 
 @app.command(
@@ -150,7 +150,7 @@ def inspect(
     from data_prep.inspection import inspect_shards, render_inspection
 
     inspection = inspect_shards(folder, num_samples=samples, verify=verify)
-    Console().print(render_inspection(inspection))
+    open_console().print(render_inspection(inspection))
     raise typer.Exit(ExitCode.CRASH if inspection.problems else ExitCode.DONE)
 
 
@@ -172,7 +172,7 @@ def convert(
     set_up_logging()
     manifest = convert_folder(source, destination, stored_as=to, num_threads=workers)
     num_tokens = sum(manifest.num_tokens(split) for split in manifest.splits)
-    typer.echo(f"{num_tokens:,} tokens and their manifest are in {destination}")
+    say(f"{num_tokens:,} tokens and their manifest are in {destination}")
 
 
 @app.command(
@@ -197,12 +197,12 @@ def index(
     for path in paths:
         splits = splits_to_index(path)
         if not splits:
-            typer.echo(f"{path}: no index needed for Megatron pairs and rows")
+            say(f"{path}: no index needed for Megatron pairs and rows")
         for split in splits:
             with open_bar(f"indexing {split.name}", total=len(split.shards)) as bar:
                 indexed = index_split(split, on_shard=bar.advance)
             how = f"built in {indexed.seconds:.1f} s" if indexed.is_new else "exists"
-            typer.echo(
+            say(
                 f"{path} {split.name}: index of {len(split.shards):,} shards with {indexed.num_tokens:,} "
                 f"tokens {how}"
             )

@@ -13,7 +13,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from megatron_ext.ponder.halting import log_tail_mass, mix_steps, step_distribution, steps_taken, tail_mass
+from megatron_ext.ponder.halting import (
+    last_step_weights,
+    log_tail_mass,
+    mix_steps,
+    step_distribution,
+    steps_taken,
+    tail_mass,
+)
 
 Observer = Callable[[str, Tensor], None]
 # Hidden states after the final norm, [1, R, H], to what the next step adds or runs, in the same shape.
@@ -94,13 +101,16 @@ def all_slots(token_hidden: Tensor, num_thoughts: int) -> SlotDecision:
     return SlotDecision(steps=every_step(token_hidden, num_thoughts))
 
 
-def slots_above(router_logits: Tensor, threshold: float, observe: Observer = ignore) -> SlotDecision:
+def slots_above(
+    router_logits: Tensor, threshold: float, observe: Observer = ignore, *, reads_last: bool = False
+) -> SlotDecision:
     """Decide that each token takes the slots whose tail mass reaches the threshold (ponderlm3).
 
     Args:
         router_logits: [1, N, K + 1].
         threshold: tau; 0 keeps all slots, as the soft mask of training does.
         observe: called with the names and values of intermediate results.
+        reads_last: the last slot that is kept is read, not the mixture.
     """
     distribution = step_distribution(router_logits)
     mass = tail_mass(distribution)
@@ -108,6 +118,8 @@ def slots_above(router_logits: Tensor, threshold: float, observe: Observer = ign
     shares = distribution[0].T
     observe("s", shares)
     observe("tail_mass", mass[0].T)
+    if reads_last:
+        shares = last_step_weights(mass, threshold)[0].T
     return SlotDecision(
         steps=steps_taken(mass, threshold)[0], log_weight=log_tail_mass(mass)[0].T, shares=shares
     )

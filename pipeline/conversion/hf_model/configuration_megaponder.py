@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 BACKBONES = ("gpt_neox", "llama")
 METHODS = ("vanilla", "loop", "pause", "ponderlm", "ponderlm2", "adaponderlm", "ponderlm3")
 MIXTURES = ("hidden", "softmax", "top_k")
+READINGS = ("mixture", "detached_mixture", "last_step")
 
 
 class MegaPonderConfig(PreTrainedConfig):
@@ -31,6 +32,8 @@ class MegaPonderConfig(PreTrainedConfig):
         multiply_embedding: ponderlm starts from K times the embedding.
         pause_token_id: row of the embedding that pause tokens take.
         pruning_threshold: tail mass (ponderlm3) or gate (adaponderlm) below which a token halts.
+        reading: what ponderlm3 reads of a token's steps; a ``detached_mixture`` is a ``mixture`` that was
+            trained without gradient to the router.
         prefill_tolerance: prompts are swept until their thoughts move by less than this share of their size
             and their log weights by less than this value; None is 1e-5, or the rounding of the weights where
             that is coarser; 0 sweeps until nothing moves, which is exact.
@@ -68,6 +71,7 @@ class MegaPonderConfig(PreTrainedConfig):
     multiply_embedding: bool = False
     pause_token_id: int | None = None
     pruning_threshold: float = 1e-4
+    reading: str = "mixture"
     prefill_tolerance: float | None = None
     prefill_sweeps: int | None = None
 
@@ -77,7 +81,8 @@ class MegaPonderConfig(PreTrainedConfig):
         Raises:
             ValueError: naming the setting.
         """
-        for name, known in (("backbone", BACKBONES), ("method", METHODS), ("mixture", MIXTURES)):
+        known_values = {"backbone": BACKBONES, "method": METHODS, "mixture": MIXTURES, "reading": READINGS}
+        for name, known in known_values.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}")
         super().__post_init__(**kwargs)
