@@ -15,10 +15,12 @@ def pondering_share(iteration: int, blended_iterations: int) -> float:
     """Return a: rises linearly from 0 at iteration 0 to 1 after the blended start; 1 where there is none.
 
     Args:
-        iteration: finished iterations.
+        iteration: finished iterations since tokens may take extra steps; negative before that.
         blended_iterations: length of the blended start.
     """
-    return 1.0 if iteration >= blended_iterations else iteration / blended_iterations
+    if blended_iterations == 0:
+        return 1.0
+    return min(1.0, max(0, iteration) / blended_iterations)
 
 
 def added_log_weight(share: float, num_slots: int, rows: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from pipeline.commands.shared import examples
 from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.shared.console import open_console, say
 
 EPILOG = examples("megaponder report runs/demo", "megaponder report runs/demo --output demo.html")
 
@@ -59,11 +60,12 @@ def report(
         raise ConfigError([_missing(run, Path(error.filename).name, cure)]) from error
     path = output or run / "report.html"
     write_report(data, path)
-    Console().print(render_results(data))
+    console = open_console()
+    console.print(render_results(data))
     for command in data.commands:
-        typer.secho(f"{command.purpose}:", dim=True)
-        typer.echo(f"  {command.line}")
-    typer.echo(f"report: {path.resolve()}")
+        console.print(Text(f"{command.purpose}:", style="dim"))
+        say(f"  {command.line}")
+    say(f"report: {path.resolve()}")
 
 
 def _missing(run: Path, name: str, cure: str) -> ConfigProblem:

@@ -117,11 +117,12 @@ class PonderSection(Section):
     )
     blended_start_iterations: CountOrZero = Field(
         0,
-        description="for a run that continues a trained model without extra steps: over so many iterations "
-        "the share of the thoughts in what is read rises from 0 to 1, and their keys come to full weight",
+        description="for a model that was trained without extra steps, in another run or in this one before "
+        "thoughts_schedule begins with them: over so many iterations the share of the thoughts in what is "
+        "read rises from 0 to 1, and their keys come to full weight",
     )
     held_decisions_iterations: CountOrZero = Field(
         0,
-        description="for so many iterations the router or the gates learn nothing, and the penalty is not "
-        "applied",
+        description="for so many iterations with extra steps the router or the gates learn nothing, and the "
+        "penalty is not applied",
     )

@@ -47,12 +47,12 @@ def show_schedule(config: RunConfig, console: Console | None = None) -> None:
     slots = plan.slots
     stages, micro_batches = config.parallel.pipeline, config.num_micro_batches
     console = console or table_console()
-    console.print(
-        f"[bold]{config.name}[/], first step: {config.ponder.method}, J = {settings.num_jacobi_iterations}; "
+    heading = (
+        f", first step: {config.ponder.method}, J = {settings.num_jacobi_iterations}; "
         f"rows per token by pass: {', '.join(map(str, slots))}; micro-batches: {micro_batches}; "
-        f"pipeline stages: {stages}",
-        highlight=False,
+        f"pipeline stages: {stages}"
     )
+    console.print(Text.assemble((config.name, "bold"), heading))
     timelines = {
         name: timeline(
             stages, micro_batches, slots, backward_per_forward=backward_time(config.parallel.recompute)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from megatron_ext.parallel.groups import ParallelGroups
-from megatron_ext.ponder.start import pondering_share
 from megatron_ext.schedule.optimizer import learning_rates
 from pipeline.checkpoint.saver import CheckpointSaver
 from pipeline.checkpoint.state import TrainState, with_best_loss
@@ -35,7 +34,7 @@ from pipeline.step.divergence import (
     report_bad_step,
 )
 from pipeline.step.evaluate import Evaluation, evaluate
-from pipeline.step.settings import step_settings
+from pipeline.step.settings import share_of_thoughts, step_settings
 from pipeline.step.train import StepResult, train_step
 
 logger = logging.getLogger(__name__)
@@ -290,7 +289,7 @@ class TrainingLoop:
 
     @property
     def _pondering_share(self) -> float:
-        return pondering_share(self.state.iteration, self.config.ponder.blended_start_iterations)
+        return share_of_thoughts(self.config, self.state.iteration)
 
     def _is_evaluation_cut_short(self) -> bool:
         self.watchdog.beat(f"evaluation at iteration {self.state.iteration}")

@@ -65,16 +65,27 @@ def step_settings(config: RunConfig, *, iteration: int, consumed_tokens: int) ->
         # Here the fraction rises instead, with the full weight (definitions 3.2).
         has_begun = iteration >= ponder.penalty_ramp[0]
         weight, fraction = ponder.penalty_weight * has_begun, ponder.bottom_k_fraction * risen
-    is_held = iteration < ponder.held_decisions_iterations
+    is_held = iteration - _first_pondering_iteration(config) < ponder.held_decisions_iterations
     return StepSettings(
         num_jacobi_iterations=_jacobi_iterations(config, iteration),
         penalty_weight=0.0 if is_held else weight,
         bottom_k_fraction=fraction,
         freezes_backbone=consumed_tokens < ponder.freeze_backbone_tokens,
         limits=_step_limits(config, iteration),
-        pondering_share=pondering_share(iteration, ponder.blended_start_iterations),
+        pondering_share=share_of_thoughts(config, iteration),
         holds_decisions=is_held,
     )
+
+
+def share_of_thoughts(config: RunConfig, iteration: int) -> float:
+    """Return a of the blended start after so many finished steps: 0 until it begins, 1 once it is over."""
+    since = iteration - _first_pondering_iteration(config)
+    return pondering_share(since, config.ponder.blended_start_iterations)
+
+
+def _first_pondering_iteration(config: RunConfig) -> int:
+    """Return where a schedule first gives tokens extra steps; before that the model trains without any."""
+    return next((start for start, steps in config.ponder.thoughts_schedule or () if steps > 0), 0)
 
 
 def _jacobi_iterations(config: RunConfig, iteration: int) -> int:

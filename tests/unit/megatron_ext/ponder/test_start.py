@@ -10,7 +10,16 @@ ROWS = torch.zeros(1)
 
 @pytest.mark.parametrize(
     ("iteration", "length", "share"),
-    [(0, 4, 0.0), (1, 4, 0.25), (3, 4, 0.75), (4, 4, 1.0), (9, 4, 1.0), (0, 0, 1.0)],
+    [
+        (-3, 4, 0.0),
+        (-3, 0, 1.0),
+        (0, 4, 0.0),
+        (1, 4, 0.25),
+        (3, 4, 0.75),
+        (4, 4, 1.0),
+        (9, 4, 1.0),
+        (0, 0, 1.0),
+    ],
 )
 def test_the_share_rises_linearly_and_stays(iteration: int, length: int, share: float) -> None:
     assert pondering_share(iteration, length) == share

@@ -151,3 +151,12 @@ def test_scheduled_thoughts_follow_the_schedule(repository: Path) -> None:
         thoughts_of(repository, "ponder.thoughts_schedule=[[0,0],[4,2],[9,3]]") == [0] * 4 + [2] * 5 + [3] * 3
     )
     assert thoughts_of(repository) == [None] * 12
+
+
+def test_a_blended_start_begins_where_the_schedule_first_gives_extra_steps(repository: Path) -> None:
+    start = ("ponder.blended_start_iterations=4", "ponder.held_decisions_iterations=2")
+    schedule = "ponder.thoughts_schedule=[[0,0],[5,1],[7,3]]"
+    steps = [settings_at(repository, "ponderlm3", iteration, *start, schedule) for iteration in ITERATIONS]
+
+    assert [step.pondering_share for step in steps] == [0.0] * 6 + [0.25, 0.5, 0.75] + [1.0] * 3
+    assert [step.holds_decisions for step in steps] == [True] * 7 + [False] * 5
