@@ -43,9 +43,11 @@ def ponder_config(ponder: PonderSection, vocab_size: int) -> PonderConfig:
         residual=ponder.residual,
         multiply_embedding=ponder.multiply_embedding,
         pause_token_id=pause_token_id,
+        step_input_scale=ponder.step_input_scale,
         pruning_threshold=ponder.pruning_threshold,
         penalty=ponder.penalty,
         bottom_k_fraction=ponder.bottom_k_fraction,
+        penalty_exponent=ponder.penalty_exponent,
     )
 
 

@@ -126,6 +126,8 @@ def random_weights(model: PonderModel, seed: int) -> dict[str, Tensor]:
             noise = 4 * noise
         elif name.startswith("ponder.gates") and name.endswith("2.weight"):
             noise = 1.5 * noise
+        elif name == "ponder.router.weight":
+            noise = 0.6 * noise
         elif name.startswith("ponder"):
             noise = noise / like.shape[-1] ** 0.5
         else:

@@ -126,5 +126,7 @@ def embedding_scale(ponder: PonderConfig, hidden_size: int) -> float:
     if ponder.method is Method.VANILLA or not ponder.scale_embeds:
         return 1.0
     has_thoughts = ponder.method in (Method.PONDERLM2, Method.PONDERLM3)
-    is_wide = ponder.method is Method.LOOP or (has_thoughts and ponder.mixture is Mixture.HIDDEN)
+    is_wide = ponder.method in (Method.LOOP, Method.ADAPTIVE_LATENT_COT) or (
+        has_thoughts and ponder.mixture is Mixture.HIDDEN
+    )
     return math.sqrt(2.5 * hidden_size if is_wide else hidden_size)
