@@ -56,7 +56,8 @@ class AdaptiveLatentCoT(PonderMethod):
         """Hand on the hidden state, with 1 in the column where the token runs the next step."""
         hidden = context.memory.keep(f"hidden/{index}", ended.rows)
         context.observe(f"hidden/step_{index:02d}", hidden)
-        logits = context.memory.keep(f"continue/{index}", self._router_logits(hidden))
+        logits = self._router_logits(hidden)
+        hidden = context.memory.keep_aside(f"continue/{index}", logits, hidden)
         with torch.no_grad():
             before = torch.ones_like(logits) if index == 0 else context.memory.recall(f"reach/{index}")
             reach = reaches(before, logits)
@@ -85,7 +86,7 @@ class AdaptiveLatentCoT(PonderMethod):
             logits,
             correctness,
             steps,
-            labelled=context.labelled,
+            labelled=context.has_label,
             real=context.real,
             exponent=self.config.penalty_exponent,
         )

@@ -57,7 +57,7 @@ class PassContext:
         real: [S_all, B] bool, False at padding; all tokens, also under sequence parallelism.
         axis: the tensor axis.
         mix_embeddings: rows [R, B, H] -> softmax mixture of unscaled embeddings [R, B, H].
-        labelled: [S_all, B] bool, tokens whose successor is to be predicted.
+        has_label: [S_all, B] bool, tokens whose successor is to be predicted.
         label_probability: hidden states [S, B, H] -> probability that the head gives to the label of every
             token, [S_all, B], without gradient; of no meaning where there is no label.
         memory: what this rank keeps from pass to pass.
@@ -71,7 +71,7 @@ class PassContext:
     real: Tensor
     axis: TensorAxis
     mix_embeddings: Mixer
-    labelled: Tensor
+    has_label: Tensor
     label_probability: Callable[[Tensor], Tensor]
     memory: PassMemory
     prune: bool

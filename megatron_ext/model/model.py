@@ -74,7 +74,7 @@ class PonderModel(ModelStage):
             real=batch.is_real.transpose(0, 1).to(batch.tokens.device),
             axis=self.axis,
             mix_embeddings=self.mix_embeddings,
-            labelled=batch.labels.transpose(0, 1) != IGNORED_LABEL,
+            has_label=batch.labels.transpose(0, 1) != IGNORED_LABEL,
             label_probability=partial(self._label_probability, batch.labels),
             memory=PassMemory(by_leaves=self._cuts_graph and torch.is_grad_enabled()),
             prune=settings.prune,

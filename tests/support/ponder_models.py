@@ -103,7 +103,7 @@ def _ponder_defaults(method: Method) -> dict[str, Any]:
     is_vertical = method in (Method.PONDERLM, Method.ADAPONDERLM)
     return {
         "max_jacobi_iterations": 40,
-        "pruning_threshold": 1e-2,
+        "pruning_threshold": 0.35 if method is Method.ADAPTIVE_LATENT_COT else 1e-2,
         "mixture": Mixture.SOFTMAX if is_vertical else Mixture.HIDDEN,
         # The first row beyond the vocabulary.
         "pause_token_id": VOCAB_SIZE if method is Method.PAUSE else None,

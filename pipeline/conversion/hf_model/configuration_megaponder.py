@@ -5,7 +5,16 @@ import math
 from transformers import PreTrainedConfig
 
 BACKBONES = ("gpt_neox", "llama")
-METHODS = ("vanilla", "loop", "pause", "ponderlm", "ponderlm2", "adaponderlm", "ponderlm3")
+METHODS = (
+    "vanilla",
+    "loop",
+    "pause",
+    "ponderlm",
+    "ponderlm2",
+    "adaponderlm",
+    "ponderlm3",
+    "adaptive_latent_cot",
+)
 MIXTURES = ("hidden", "softmax", "top_k")
 
 
@@ -30,7 +39,9 @@ class MegaPonderConfig(PreTrainedConfig):
         residual: what ponderlm adds a mixture to: its running input (``accumulate``) or ``from_embedding``.
         multiply_embedding: ponderlm starts from K times the embedding.
         pause_token_id: row of the embedding that pause tokens take.
-        pruning_threshold: tail mass (ponderlm3) or gate (adaponderlm) below which a token halts.
+        step_input_scale: adaptive_latent_cot multiplies what a step feeds back by it.
+        pruning_threshold: tail mass (ponderlm3), gate (adaponderlm) or reach (adaptive_latent_cot) below which
+            a token halts.
         prefill_tolerance: prompts are swept until their thoughts move by less than this share of their size
             and their log weights by less than this value; None is 1e-5, or the rounding of the weights where
             that is coarser; 0 sweeps until nothing moves, which is exact.
@@ -67,6 +78,7 @@ class MegaPonderConfig(PreTrainedConfig):
     residual: str = "accumulate"
     multiply_embedding: bool = False
     pause_token_id: int | None = None
+    step_input_scale: float = 1.0
     pruning_threshold: float = 1e-4
     prefill_tolerance: float | None = None
     prefill_sweeps: int | None = None
@@ -92,7 +104,7 @@ class MegaPonderConfig(PreTrainedConfig):
         """The factor on all embeddings."""
         if self.method == "vanilla" or not self.scale_embeds:
             return 1.0
-        is_wide = self.method == "loop" or (
+        is_wide = self.method in ("loop", "adaptive_latent_cot") or (
             self.method in ("ponderlm2", "ponderlm3") and self.mixture == "hidden"
         )
         return math.sqrt((2.5 if is_wide else 1.0) * self.hidden_size)

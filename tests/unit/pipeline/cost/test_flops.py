@@ -65,7 +65,9 @@ def test_gates_and_mixtures_of_a_hand_computed_model() -> None:
     assert account.inference_per_token(0) == one_pass + head + gate
     assert account.inference_per_token(1) == 2 * one_pass + head + mixture + 2 * gate
     # Half of the tokens stop at once and read one gate, the others take both steps and read two.
-    assert account.inference_per_token(1, full_share=0.5) == 2 * one_pass + head + mixture + 1.5 * gate
+    assert (
+        account.inference_per_token(1, shares=(0.5, 0.0, 0.5)) == 2 * one_pass + head + mixture + 1.5 * gate
+    )
     assert account.inference_per_token(2) == 3 * one_pass + head + 2 * mixture + 2 * gate
     assert account.parameters().decider == 2 * (32 * 128 + 128 + 128 + 1)
 

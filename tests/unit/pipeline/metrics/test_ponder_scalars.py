@@ -85,8 +85,8 @@ def test_every_curve_of_a_hand_made_batch_of_adaponderlm() -> None:
         "ponder/nll-by-steps/step_0": 1.2,
         "ponder/nll-by-steps/step_1": 6.0,
         "ponder/flops-per-token-train": ADAPONDERLM.training_per_token(0.0),
-        "ponder/flops-per-token-infer": ADAPONDERLM.inference_per_token(0.7, full_share=0.2),
-        "ponder/flops-saved": ADAPONDERLM.saved_fraction(0.7, full_share=0.2),
+        "ponder/flops-per-token-infer": ADAPONDERLM.inference_per_token(0.7, shares=(0.5, 0.3, 0.2)),
+        "ponder/flops-saved": ADAPONDERLM.saved_fraction(0.7, shares=(0.5, 0.3, 0.2)),
     }
     assert scalars == pytest.approx(expected)
 
