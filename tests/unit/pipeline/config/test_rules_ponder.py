@@ -87,11 +87,13 @@ UNUSUAL = {
     "residual": "from_embedding",
     "multiply_embedding": True,
     "pause_token_id": 3,
+    "step_input_scale": 0.5,
     "pruning_threshold": 0.01,
     "penalty": {Method.ADAPONDERLM: "expected_steps"},
     "penalty_weight": 0.02,
     "penalty_ramp": [3, 9],
     "bottom_k_fraction": 0.5,
+    "penalty_exponent": 2.0,
     "freeze_backbone_tokens": 1000,
 }
 
