@@ -56,7 +56,7 @@ class AdaptiveLatentCoT(PonderMethod):
         """Hand on the hidden state, with 1 in the column where the token runs the next step."""
         hidden = context.memory.keep(f"hidden/{index}", ended.rows)
         context.observe(f"hidden/step_{index:02d}", hidden)
-        logits = self._router_logits(hidden)
+        logits = self.decided(self._router_logits(hidden), context)
         hidden = context.memory.keep_aside(f"continue/{index}", logits, hidden)
         with torch.no_grad():
             before = torch.ones_like(logits) if index == 0 else context.memory.recall(f"reach/{index}")

@@ -80,6 +80,14 @@ class Penalty(StrEnum):
     BOTTOM_K = "bottom_k"
 
 
+class Reading(StrEnum):
+    """What PonderLM-3 reads of a token's steps (definitions 2.10)."""
+
+    MIXTURE = "mixture"
+    DETACHED_MIXTURE = "detached_mixture"
+    LAST_STEP = "last_step"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PonderConfig:
     """Settings of a pondering method; a method ignores what it has no use for.
@@ -99,6 +107,10 @@ class PonderConfig:
         pruning_threshold: tau, the tail mass, gate value or reach below which a token halts.
         penalty: how the steps taken are penalised (ponderlm3).
         bottom_k_fraction: q of the bottom-k penalty, in [0, 1].
+        reading: what is read of a token's steps (ponderlm3).
+        step_loss_weight: weight of the mean loss of reading each step alone (ponderlm3).
+        entropy_floor: nats of s below which a token is penalised (ponderlm3).
+        entropy_floor_weight: weight of that penalty.
         penalty_exponent: beta, power of the label's probability in the penalty (adaptive_latent_cot).
     """
 
@@ -116,6 +128,10 @@ class PonderConfig:
     pruning_threshold: float = 1e-4
     penalty: Penalty = Penalty.EXPECTED_STEPS
     bottom_k_fraction: float = 0.25
+    reading: Reading = Reading.MIXTURE
+    step_loss_weight: float = 0.0
+    entropy_floor: float = 0.0
+    entropy_floor_weight: float = 1.0
     penalty_exponent: float = 1.0
 
     @property
@@ -278,14 +294,22 @@ class MethodFacts:
         return "mixture" in self.settings and mixture is not Mixture.HIDDEN
 
 
-_STEPS = ("num_latent_thoughts", "scale_embeds")
+_STEPS = (
+    "num_latent_thoughts",
+    "random_latent_thoughts",
+    "thoughts_schedule",
+    "scale_embeds",
+    "blended_start_iterations",
+)
 _SWEEPS = ("num_jacobi_iterations", "random_jacobi_iterations", "jacobi_schedule")
 _MIXTURES = ("mixture", "mixture_top_k")
+_READING = ("reading", "step_loss_weight", "entropy_floor", "entropy_floor_weight")
 _HALTING = (
     "pruning_threshold",
     "penalty_weight",
     "penalty_ramp",
     "freeze_backbone_tokens",
+    "held_decisions_iterations",
 )
 
 FACTS: Mapping[Method, MethodFacts] = {
@@ -377,7 +401,7 @@ FACTS: Mapping[Method, MethodFacts] = {
         ),
         weighs_slots=True,
         continues=(Method.VANILLA, Method.PONDERLM2),
-        settings=(*_STEPS, *_SWEEPS, *_MIXTURES, "penalty", *_HALTING, "bottom_k_fraction"),
+        settings=(*_STEPS, *_SWEEPS, *_MIXTURES, "penalty", *_HALTING, "bottom_k_fraction", *_READING),
     ),
     Method.ADAPTIVE_LATENT_COT: MethodFacts(
         title="Adaptive Latent CoT",

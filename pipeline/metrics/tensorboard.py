@@ -172,6 +172,13 @@ def _halting_charts(method: Method, num_latent_thoughts: int) -> dict[str, list[
     return charts | {
         "tail mass by step": [names.per_step(names.TAIL_MASS, step) for step in steps],
         "router entropy": [names.ROUTER_ENTROPY],
+        "held-out loss of reading one step alone": [
+            names.on_validation(names.per_step(names.STEP_NLL, step)) for step in steps
+        ],
+        "held-out loss with one step more": [
+            names.LM_LOSS_VALIDATION,
+            names.on_validation(names.ONE_MORE_NLL),
+        ],
     }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megatron_ext.ponder.halting import (
     exit_masses,
+    last_step_weights,
     log_tail_mass,
     mix_exits,
     mix_steps,
@@ -105,13 +106,16 @@ def all_slots(token_hidden: Tensor, num_thoughts: int) -> SlotDecision:
     return SlotDecision(steps=every_step(token_hidden, num_thoughts))
 
 
-def slots_above(router_logits: Tensor, threshold: float, observe: Observer = ignore) -> SlotDecision:
+def slots_above(
+    router_logits: Tensor, threshold: float, observe: Observer = ignore, *, reads_last: bool = False
+) -> SlotDecision:
     """Decide that each token takes the slots whose tail mass reaches the threshold (ponderlm3).
 
     Args:
         router_logits: [1, N, K + 1].
         threshold: tau; 0 keeps all slots, as the soft mask of training does.
         observe: called with the names and values of intermediate results.
+        reads_last: the last slot that is kept is read, not the mixture.
     """
     distribution = step_distribution(router_logits)
     mass = tail_mass(distribution)
@@ -119,6 +123,8 @@ def slots_above(router_logits: Tensor, threshold: float, observe: Observer = ign
     shares = distribution[0].T
     observe("s", shares)
     observe("tail_mass", mass[0].T)
+    if reads_last:
+        shares = last_step_weights(mass, threshold)[0].T
     return SlotDecision(
         steps=steps_taken(mass, threshold)[0], log_weight=log_tail_mass(mass)[0].T, shares=shares
     )

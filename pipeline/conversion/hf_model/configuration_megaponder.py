@@ -16,6 +16,7 @@ METHODS = (
     "adaptive_latent_cot",
 )
 MIXTURES = ("hidden", "softmax", "top_k")
+READINGS = ("mixture", "detached_mixture", "last_step")
 
 
 class MegaPonderConfig(PreTrainedConfig):
@@ -40,8 +41,10 @@ class MegaPonderConfig(PreTrainedConfig):
         multiply_embedding: ponderlm starts from K times the embedding.
         pause_token_id: row of the embedding that pause tokens take.
         step_input_scale: adaptive_latent_cot multiplies what a step feeds back by it.
-        pruning_threshold: tail mass (ponderlm3), gate (adaponderlm) or reach (adaptive_latent_cot) below which
-            a token halts.
+        pruning_threshold: tail mass (ponderlm3), gate (adaponderlm) or reach (adaptive_latent_cot) below
+            which a token halts.
+        reading: what ponderlm3 reads of a token's steps; a ``detached_mixture`` is a ``mixture`` that was
+            trained without gradient to the router.
         prefill_tolerance: prompts are swept until their thoughts move by less than this share of their size
             and their log weights by less than this value; None is 1e-5, or the rounding of the weights where
             that is coarser; 0 sweeps until nothing moves, which is exact.
@@ -80,6 +83,7 @@ class MegaPonderConfig(PreTrainedConfig):
     pause_token_id: int | None = None
     step_input_scale: float = 1.0
     pruning_threshold: float = 1e-4
+    reading: str = "mixture"
     prefill_tolerance: float | None = None
     prefill_sweeps: int | None = None
 
@@ -89,7 +93,8 @@ class MegaPonderConfig(PreTrainedConfig):
         Raises:
             ValueError: naming the setting.
         """
-        for name, known in (("backbone", BACKBONES), ("method", METHODS), ("mixture", MIXTURES)):
+        known_values = {"backbone": BACKBONES, "method": METHODS, "mixture": MIXTURES, "reading": READINGS}
+        for name, known in known_values.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}")
         super().__post_init__(**kwargs)

@@ -637,7 +637,9 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         """Decide which slots tokens take, by their slot 0 after the final norm, [1, N, H]."""
         if self.config.method == "ponderlm2":
             return all_slots(token_hidden, self.config.num_latent_thoughts)
-        return slots_above(self.ponder["router"](token_hidden), threshold)
+        return slots_above(
+            self.ponder["router"](token_hidden), threshold, reads_last=self.config.reading == "last_step"
+        )
 
     # ---- parts of the model ----
 
