@@ -1,4 +1,4 @@
-"""Adaptive Latent CoT: hidden states are fed back, step by step, until a router stops (definitions 8)."""
+"""Adaptive Latent CoT: hidden states are fed back, step by step, until a router stops (definitions 3.3)."""
 
 import math
 from collections.abc import Callable

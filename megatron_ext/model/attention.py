@@ -147,7 +147,7 @@ class IterationKeys(PassKeys):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepKeys(PassKeys):
-    """A step attends to those of all steps up to its own, of the tokens that ran them (definitions 8)."""
+    """A step attends to those of all steps up to its own, of the tokens that ran them (definitions 3.3)."""
 
     def __post_init__(self) -> None:
         """Note the tokens that run this step, for later ones."""

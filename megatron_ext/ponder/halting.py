@@ -1,7 +1,7 @@
 """Halting: how tokens decide on their steps, and what of them is read.
 
 Tail mass, masks and readout of PonderLM-3 (definitions 2.5), gates of AdaPonderLM (3.2), reach and exit
-masses of Adaptive Latent CoT (8).
+masses of Adaptive Latent CoT (3.3).
 
 S = tokens, B = micro-batch, K = extra steps, H = hidden size. Step quantities of PonderLM-3 are laid out
 [S, K + 1, B], so that a slot of a token and its number have the same index as in

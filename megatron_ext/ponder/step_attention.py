@@ -1,4 +1,4 @@
-"""Attention of one step to the keys of all steps up to its own, by fused kernels (definitions 8).
+"""Attention of one step to the keys of all steps up to its own, by fused kernels (definitions 3.3).
 
 Row t of step k sees the keys (t', k') with t' <= t and k' <= k. The keys of one step are a causal square, for
 which there are fused kernels; they also return the logarithm of each softmax's sum, by which the results of

@@ -1,4 +1,4 @@
-"""Methods that run one row again and again (definitions 3, 4, 8).
+"""Methods that run one row again and again (definitions 3 and 4).
 
 A token keeps one version of its keys and values per iteration. Iteration i sees version i of every earlier
 token, or the last one of a token that has fewer; in Adaptive Latent CoT it sees all versions up to i.

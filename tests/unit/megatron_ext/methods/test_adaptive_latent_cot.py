@@ -1,4 +1,4 @@
-"""Adaptive Latent CoT: exit masses, and gradients against those of the oracle (definitions 8)."""
+"""Adaptive Latent CoT: exit masses, and gradients against those of the oracle (definitions 3.3)."""
 
 import math
 
