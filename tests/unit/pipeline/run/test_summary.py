@@ -39,6 +39,7 @@ def test_summary_describes_the_run() -> None:
         ("ponderlm", "K = 2 iterations", "3", "training 3, inference 3"),
         ("ponderlm2", "K = 2 latent thoughts, Jacobi sweeps J = 2", "5", "training 12, inference 3"),
         ("adaponderlm", "K = 2 iterations", "3", "training 3, inference 1 to 3, by steps taken"),
+        ("adaptive_latent_cot", "K = 2 latent steps", "3", "training 3, inference 1 to 3, by steps taken"),
     ],
 )
 def test_summary_describes_each_method(method: str, steps: str, passes: str, rows: str) -> None:
