@@ -60,7 +60,7 @@ BROKEN = [
         "ponder.freeze_backbone_tokens",
         "",
     ),
-    ({"ponder__random_latent_thoughts": [3, 1]}, "ponder.random_latent_thoughts", "[1, 3]"),
+    ({"ponder__random_latent_thoughts": [2, 1]}, "ponder.random_latent_thoughts", "[1, 2]"),
     ({"ponder__random_latent_thoughts": [0, 4]}, "ponder.random_latent_thoughts", "to 4"),
     ({"ponder__thoughts_schedule": [[5, 1]]}, "ponder.thoughts_schedule", "[0, 1]"),
     ({"ponder__thoughts_schedule": [[0, 1], [0, 2]]}, "ponder.thoughts_schedule", "[[0, 2]]"),
@@ -92,7 +92,7 @@ BROKEN = [
     ),
     ({"ponder__blended_start_iterations": 10**9}, "ponder.blended_start_iterations", ""),
     ({"ponder__held_decisions_iterations": 10**9}, "ponder.held_decisions_iterations", ""),
-    ({"ponder__entropy_floor": 2.0}, "ponder.entropy_floor", "try 0.35"),
+    ({"ponder__entropy_floor": 2.0}, "ponder.entropy_floor", "try 0.27"),
     ({"ponder__entropy_floor_weight": 2.0}, "ponder.entropy_floor_weight", ""),
     (
         {"ponder__step_loss_weight": 0.5, "ponder__num_latent_thoughts": 0},

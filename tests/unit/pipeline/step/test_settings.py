@@ -142,7 +142,9 @@ def test_a_blended_start_and_held_decisions_follow_the_iteration(repository: Pat
 
 def thoughts_of(repository: Path, *overrides: str) -> list[int | None]:
     return [
-        settings_at(repository, "ponderlm2", iteration, *overrides).limits.num_steps
+        settings_at(
+            repository, "ponderlm2", iteration, "ponder.num_latent_thoughts=3", *overrides
+        ).limits.num_steps
         for iteration in ITERATIONS
     ]
 
