@@ -259,7 +259,7 @@ class PonderMethod(nn.Module):
         """Set the method's own weights to their initial values."""
 
 
-def build_decider(config: PonderConfig, hidden_size: int) -> nn.Sequential:
+def build_decider(config: PonderConfig, hidden_size: int) -> nn.Sequential | nn.Linear:
     """Build one network by which tokens halt, as the facts of the method describe it."""
     decider = config.method.facts.decider
     assert decider is not None, f"{config.method} does not halt"
