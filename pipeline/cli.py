@@ -17,7 +17,8 @@ from pipeline.commands import (
     train,
     verify,
 )
-from pipeline.commands.shared import exit_on_user_error, report_notices_once
+from pipeline.commands.shared import exit_on_user_error, ignore_leftover_variables, report_notices_once
+from pipeline.shared.python_start import forget_working_directory
 
 app = typer.Typer(
     name="megaponder",
@@ -48,6 +49,8 @@ app.add_typer(tokenizer.app, name="tokenizer")
 
 def main() -> None:
     """Run the command line."""
+    forget_working_directory()
+    ignore_leftover_variables()
     with exit_on_user_error():
         report_notices_once()
         app()
