@@ -14,6 +14,7 @@ from cluster.job_spec import LOGS_FOLDER
 from pipeline.config.submit_section import Target
 from pipeline.shared.errors import ClusterError
 from pipeline.shared.files import write_atomically
+from pipeline.shared.secrets import mask_text
 
 JOBS_FOLDER = "jobs"
 RECORD_NAME = "job.json"
@@ -101,7 +102,8 @@ def new_job_folder(run_folder: Path, name: str) -> Path:
 
 def save_record(record: JobRecord) -> None:
     """Write a job's record into its folder atomically."""
-    content = record.model_dump_json(indent=2) + "\n"
+    masked = record.model_copy(update={"command": tuple(mask_text(word) for word in record.command)})
+    content = masked.model_dump_json(indent=2) + "\n"
     write_atomically(record.job_folder / RECORD_NAME, content.encode())
 
 

@@ -45,6 +45,7 @@ def training_job(
         queue=queue_of(submit),
         container=container_of(submit, (run_folder, *config.data.training_paths)),
         environment=tuple(sorted(_environment(submit).items())),
+        secrets=submit.secrets,
         setup=submit.setup,
         dependencies=tuple(dependencies),
         requeue=RequeuePolicy(

@@ -17,7 +17,7 @@ from cluster.running import refuse_unfinished
 from cluster.targets import JobTarget
 from cluster.workflow.submission import Choice, plan_workflow, refuse_running, step_to_job
 from cluster.workflow.todo import PlannedStep
-from pipeline.config.load import dump_config
+from pipeline.config.load import dump_private_config
 from pipeline.config.schema import RunConfig
 from pipeline.shared.folder_lock import folder_lock
 
@@ -41,7 +41,7 @@ def submit_training(
     """
     job = training_job(run, dependencies=after, sweep=members)
     if is_dry_run:
-        typer.echo(where.render(job), nl=False)
+        typer.echo(where.render(job.masked()), nl=False)
         return ()
     folders = [member.run_folder for member in members] or [job.run_folder]
     with _only_submission(folders):
@@ -96,7 +96,7 @@ def _send_steps(
         if is_dry_run:
             # Ids are known once the jobs before it are submitted; the names of their steps stand for them.
             jobs = [f"{run.submit.target}:{name}" for name in step.after] or after
-            typer.echo(where.render(step_to_job(run, step, choice, dependencies=jobs)), nl=False)
+            typer.echo(where.render(step_to_job(run, step, choice, dependencies=jobs).masked()), nl=False)
         else:
             jobs = [sent[name].job_id for name in step.after] or after
             sent[step.name] = _send(where, step_to_job(run, step, choice, dependencies=jobs), run)[-1]
@@ -114,7 +114,7 @@ def _send(where: JobTarget, job: JobSpec, run: RunConfig) -> Sequence[JobRecord]
     """Create the job's folder, submit the job and print its ids; leave nothing behind where it is refused."""
     job.log_folder.mkdir(parents=True)
     try:
-        dump_config(run, job.job_folder / CONFIG_NAME)
+        dump_private_config(run, job.job_folder / CONFIG_NAME)
         records = where.submit(job)
     except BaseException:
         shutil.rmtree(job.job_folder, ignore_errors=True)

@@ -30,7 +30,9 @@ from cluster.local.files import (
     save_supervisor,
     take_request,
 )
+from cluster.spec_checks import check_spec
 from pipeline.shared.errors import ClusterError
+from pipeline.shared.files import write_private
 from pipeline.shared.folder_lock import folder_lock
 from pipeline.shared.python_start import python_module
 
@@ -43,6 +45,7 @@ class LocalTarget:
 
     def render(self, spec: JobSpec) -> str:
         """Return the script that would be started."""
+        check_spec(spec)
         _refuse(spec)
         return _script(spec)
 
@@ -51,7 +54,7 @@ class LocalTarget:
         content = self.render(spec)
         for job in spec.dependencies:
             find_record(spec.run_folder.parent, job)
-        (spec.job_folder / SCRIPT_NAME).write_text(content, encoding="utf-8")
+        write_private(spec.job_folder / SCRIPT_NAME, content)
         record = JobRecord(
             target="local",
             handle=spec.job_folder.name,

@@ -1,5 +1,6 @@
 import json
 import socket
+import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -217,6 +218,36 @@ def test_what_is_rendered_is_what_runs(jobs: LocalJobs) -> None:
     jobs.wait_for(record, JobState.DONE)
     assert f"two words and more {jobs.runs}" in jobs.target.logs(record)[0].read_text()
     assert (spec.job_folder / "job.sh").read_text() == jobs.target.render(spec)
+
+
+def test_whatever_a_folder_is_called_a_job_runs_in_it_and_its_script_is_private(jobs: LocalJobs) -> None:
+    hostile = jobs.runs / 'it\'s "my" $(touch pwned) `touch pwned`; # work'
+    hostile.mkdir()
+    body = "print(os.environ['HF_TOKEN'], os.getcwd()); sys.exit(75 if starts == 0 else 0)"
+    value = "hun'ter2 $HOME\n`touch pwned`"
+    inside = replace(jobs, runs=hostile)
+    spec = replace(inside.spec(body), environment=(("HF_TOKEN", value),), working_directory=hostile)
+    (record,) = jobs.target.submit(spec)
+    jobs.wait_for(record, JobState.DONE)
+    # Also after a restart.
+    assert f"{value} {hostile}" in jobs.target.logs(record)[0].read_text()
+    assert not list(jobs.runs.rglob("pwned"))
+    assert stat.S_IMODE((spec.job_folder / "job.sh").stat().st_mode) == 0o600
+    assert "ter2" not in jobs.target.render(spec.masked())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"environment": (("A=1; touch pwned; B", "x"),)},
+        {"environment": (("RANK", "3"),)},
+        {"working_directory": Path("/a\nb")},
+        {"setup": ("true\rtouch pwned",)},
+    ],
+)
+def test_what_a_script_cannot_hold_is_refused(jobs: LocalJobs, changes: dict[str, object]) -> None:
+    with pytest.raises(ClusterError):
+        LocalTarget().submit(replace(jobs.spec(""), **changes))  # type: ignore[arg-type]  # fields of the class
 
 
 def test_a_job_that_needs_a_cluster_is_refused(jobs: LocalJobs) -> None:
