@@ -281,8 +281,8 @@ class _Search:
         if not isinstance(self._source, TextFolder) and not self._is_wanted(place):
             raise DataError(
                 f"an input file must end in {show_suffixes(KNOWN_SUFFIXES)}, but {mask_url(place)} does "
-                "not, so that its kind is unknown; rename, unpack or convert it, or declare the end of its name with "
-                "--suffix to read it as plain text"
+                "not, so that its kind is unknown; rename, unpack or convert it, or declare the end of its "
+                "name with --suffix to read it as plain text"
             )
 
     def _is_description(self, path: Path) -> str | None:
