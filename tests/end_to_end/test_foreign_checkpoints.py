@@ -35,7 +35,7 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-# Commands that read each part; {} is the folder of checkpoints.
+# {} is the folder of checkpoints.
 READERS: dict[str, tuple[str, ...]] = {
     "show": ("checkpoint", "show", "{}"),
     "diff": ("checkpoint", "diff", "{}", "{}"),

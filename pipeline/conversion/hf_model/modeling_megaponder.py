@@ -460,6 +460,18 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             "the vocabulary of a MegaPonder model is fixed; convert it with another one"
         )
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, *arguments: Any, **settings: Any
+    ) -> nn.Module:
+        """Reject another vocabulary, before anything is changed."""
+        embeddings = self.get_input_embeddings()
+        if new_num_tokens is not None and new_num_tokens != embeddings.weight.shape[0]:
+            raise NotImplementedError(
+                f"the vocabulary of a MegaPonder model is fixed to {embeddings.weight.shape[0]} tokens; "
+                "convert it with another one"
+            )
+        return embeddings
+
     # ---- thinking about a batch of tokens ----
 
     def _consume(
