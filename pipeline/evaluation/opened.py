@@ -119,7 +119,7 @@ def opened_checkpoint(
     Raises:
         CheckpointError, ConfigError, DataError: checkpoint, configuration or data are unusable.
     """
-    folder = resolve_checkpoint(path, iteration=iteration)
+    folder = resolve_checkpoint(path, iteration=iteration).absolute()
     ranks = Ranks.from_environment()
     tensor = ranks.world_size if tensor_parallel is None else tensor_parallel
     if ranks.world_size % tensor != 0:

@@ -20,6 +20,7 @@ from pipeline.metrics.records import MetricsSink, SinkGroup, TrainingRecord
 from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER, TensorBoardSink
 from pipeline.run.layout import render_layout, stages_of
 from pipeline.run.summary import render_summary, run_summary
+from pipeline.shared.files import remove_temporaries
 from pipeline.shared.progress import Progress, SilentProgress, open_progress
 
 
@@ -32,6 +33,7 @@ def start_output(config: RunConfig, groups: ParallelGroups, identity: RunIdentit
     """Create the run's folder with the resolved configuration and what it is; all ranks wait for it."""
     if groups.rank == 0:
         config.output_dir.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(config.output_dir)
         dump_config(config, config_file(config))
         write_identity(config.output_dir, identity, None)
     torch.distributed.barrier()

@@ -2,22 +2,26 @@
 
 import json
 import logging
+import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import yaml
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from typer.testing import CliRunner, Result
 
 from data_prep.inputs.documents import TextFolder
+from data_prep.run import prepare
 from data_prep.tokenizers.tokenizer_training import TokenizerTraining, train_tokenizer
 from pipeline.checkpoint.identity import read_identity
 from pipeline.checkpoint.state import read_train_state
 from pipeline.cli import app
 from pipeline.shared.errors import CheckpointError, DataError
-from tests.support.corpus import prepare_here, write_corpus
+from tests.support.corpus import build_request, prepare_here, write_corpus
 from tests.support.foreign import refresh_checksums
 from tests.support.runs import one_rank
 from tests.support.tiny_run import made_once
@@ -79,7 +83,9 @@ def other_data(project: Path, *, tokenizer: Path | None = None) -> Path:
 def other_tokenizer(project: Path) -> Path:
     text = project / "words"
     text.mkdir()
-    (text / "words.txt").write_text("the old clock in the lamp room " * 200)
+    letters = random.Random(3)
+    words = ["".join(letters.choices("abcdefghilmnoprstu", k=letters.randint(2, 7))) for _ in range(3000)]
+    (text / "words.txt").write_text(" ".join(words))
     source = TextFolder(root=text, label="words")
     training = TokenizerTraining(
         source=source, output=project / "other.model", vocab_size=320, heldout_fraction=0.0
@@ -163,7 +169,7 @@ def test_an_older_checkpoint_is_used_with_one_notice(
     copy: Path, recipe: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     without_identity(newest(copy))
-    assert text_of(copy / "runs/own/checkpoints", copy / "texts.jsonl")["num_tokens"] == 2
+    assert text_of(copy / "runs/own/checkpoints", copy / "texts.jsonl")["num_prompt_tokens"] > 0
     with caplog.at_level(logging.WARNING, "pipeline.run.identity"):
         assert resume(copy, recipe).exit_code == 0
     assert len([one for one in caplog.records if one.name == "pipeline.run.identity"]) == 1
@@ -271,3 +277,46 @@ def test_nothing_is_trained_by_a_refused_resume(copy: Path, recipe: Path) -> Non
     before = read_train_state(newest(copy))
     resume(copy, recipe, "seed=5")
     assert read_train_state(newest(copy)) == before
+
+
+def byte_tokenizer(path: Path) -> Path:
+    """Write a tokenizer of bytes with tokens that begin and end documents."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=258,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["a"], trainer)
+    tokenizer.save(str(path))
+    return path
+
+
+def test_prompts_and_exports_begin_as_the_documents_of_the_training(recipe: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    source = write_corpus(tmp_path / "text", num_documents=15)
+    file = byte_tokenizer(tmp_path / "tokenizer.json")
+    prepare(build_request(source, file, data, eod_token="</s>", bos_token="<s>"))
+    small = ("train-iters=1", f"data.path={data}", *SETTINGS)
+    assert invoke("train", "--config", recipe, *one_rank(run, *small)).exit_code == 0
+    shutil.rmtree(data)
+
+    text = text_of(run / "checkpoints", tmp_path / "text.jsonl")
+    assert text["num_prompt_tokens"] == 1 + len("def value")
+    assert text["pieces"][:2] == ["", "d"]
+    assert text["prompt"] == "def value"
+    assert text["nll"][0] is None
+    assert text["nll"][1] > 0
+
+    exported = tmp_path / "exported"
+    result = invoke("convert", "to-hf", run / "checkpoints", "--output", exported)
+    assert result.exit_code == 0, result.exception
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    ids = tokenizer("def value")["input_ids"]
+    own = tokenizers.Tokenizer.from_file(str(file))
+    assert ids == [own.token_to_id("<s>"), *own.encode("def value", add_special_tokens=False).ids]
+    assert json.loads((exported / "generation_config.json").read_text())["bos_token_id"] == ids[0]

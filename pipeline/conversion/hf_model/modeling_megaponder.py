@@ -465,9 +465,10 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> nn.Module:
         """Reject another vocabulary, before anything is changed."""
         embeddings = self.get_input_embeddings()
-        if new_num_tokens is not None and new_num_tokens != embeddings.weight.shape[0]:
+        assert isinstance(embeddings, nn.Embedding), "the model builds it"
+        if new_num_tokens is not None and new_num_tokens != embeddings.num_embeddings:
             raise NotImplementedError(
-                f"the vocabulary of a MegaPonder model is fixed to {embeddings.weight.shape[0]} tokens; "
+                f"the vocabulary of a MegaPonder model is fixed to {embeddings.num_embeddings} rows; "
                 "convert it with another one"
             )
         return embeddings
