@@ -24,7 +24,7 @@ def collect_report(
     checkpoints: Path | None = None,
     name: str,
     flops: FlopsAccount,
-    training_sweeps: float,
+    flops_per_token_train: float,
     facts: tuple[tuple[str, str], ...],
     commands: tuple[Command, ...],
 ) -> ReportData:
@@ -35,7 +35,7 @@ def collect_report(
             ``sample.json``.
         checkpoints: folder of the run's checkpoints; None is ``checkpoints`` in its folder.
         flops: cost account of the model, evaluated at the mean steps on the held-out split.
-        training_sweeps: mean number of Jacobi sweeps of a training step.
+        flops_per_token_train: of a training step, mean over the run.
         facts: (name, value) rows about the model and the run.
         commands: command lines for looking further into the run.
     Raises:
@@ -49,7 +49,7 @@ def collect_report(
     sample = _sample_of(run_folder / SAMPLE_FILE, checkpoints)
     halts = sum(evaluation.steps_count) > 0
     mean_steps = mean_steps_of(evaluation.steps_count) if halts else float(evaluation.num_latent_thoughts)
-    full_share = fractions(evaluation.steps_count)[-1] if halts else None
+    shares = fractions(evaluation.steps_count) if halts else None
     return ReportData(
         name=name,
         method=evaluation.method,
@@ -68,9 +68,9 @@ def collect_report(
         loss_quartiles=evaluation.loss_quartiles,
         residuals=evaluation.residuals,
         steps_allowed=_steps_allowed(events),
-        flops_per_token_train=flops.training_per_token(training_sweeps),
-        flops_per_token_infer=flops.inference_per_token(mean_steps, full_share=full_share),
-        flops_saved=flops.saved_fraction(mean_steps, full_share=full_share) if halts else None,
+        flops_per_token_train=flops_per_token_train,
+        flops_per_token_infer=flops.inference_per_token(mean_steps, shares=shares),
+        flops_saved=flops.saved_fraction(mean_steps, shares=shares) if halts else None,
         training_tokens_per_second=_median(curve(events, TRAINING, names.TOKENS_PER_SECOND)),
         sample=sample,
         commands=commands,
