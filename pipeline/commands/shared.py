@@ -48,6 +48,16 @@ Iteration = Annotated[
     typer.Option(min=0, metavar="N", help="Take the checkpoint of this iteration.", show_default=False),
 ]
 
+OtherData = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Folder of the data, in place of the one that the run stored; of the same tokenizer.",
+        show_default=False,
+    ),
+]
+
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
