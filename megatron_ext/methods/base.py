@@ -57,6 +57,9 @@ class PassContext:
         real: [S_all, B] bool, False at padding; all tokens, also under sequence parallelism.
         axis: the tensor axis.
         mix_embeddings: rows [R, B, H] -> softmax mixture of unscaled embeddings [R, B, H].
+        has_label: [S_all, B] bool, tokens whose successor is to be predicted.
+        label_probability: hidden states [S, B, H] -> probability that the head gives to the label of every
+            token, [S_all, B], without gradient; of no meaning where there is no label.
         memory: what this rank keeps from pass to pass.
         prune: hard mask: pruned slots have no keys and no share in the readout.
         bottom_k_fraction: q of the bottom-k penalty.
@@ -71,6 +74,8 @@ class PassContext:
     real: Tensor
     axis: TensorAxis
     mix_embeddings: Mixer
+    has_label: Tensor
+    label_probability: Callable[[Tensor], Tensor]
     memory: PassMemory
     prune: bool
     bottom_k_fraction: float
@@ -143,7 +148,7 @@ class PonderMethod(nn.Module):
         """The kind of number that accompanies every row of a pass."""
         if self.facts.weighs_slots:
             return Column.LOG_WEIGHT
-        return Column.ACTIVE if self.facts.freezes_halted else Column.NONE
+        return Column.ACTIVE if self.facts.halts_in_training else Column.NONE
 
     @property
     def iterates(self) -> bool:
@@ -254,9 +259,12 @@ class PonderMethod(nn.Module):
         """Set the method's own weights to their initial values."""
 
 
-def build_decider(config: PonderConfig, hidden_size: int) -> nn.Sequential:
+def build_decider(config: PonderConfig, hidden_size: int) -> nn.Sequential | nn.Linear:
     """Build one network by which tokens halt, as the facts of the method describe it."""
     decider = config.method.facts.decider
     assert decider is not None, f"{config.method} does not halt"
-    inner, outputs = decider.inner(hidden_size), decider.outputs(config.num_latent_thoughts)
+    outputs = decider.outputs(config.num_latent_thoughts)
+    if decider.inner is None:
+        return nn.Linear(hidden_size, outputs)
+    inner = decider.inner(hidden_size)
     return nn.Sequential(nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, outputs))

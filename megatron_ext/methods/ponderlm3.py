@@ -37,6 +37,7 @@ class PonderLM3(PonderLM2):
         """Initialize with 0.9 on step K, whatever the token."""
         if not self.decides:
             return
+        assert isinstance(self.router, nn.Sequential)
         output = self.router[2]
         assert isinstance(output, nn.Linear)
         nn.init.zeros_(output.weight)

@@ -79,9 +79,13 @@ class PonderSection(Section):
     pause_token_id: CountOrZero | None = Field(
         None, description="embedding row of pause tokens; default: one is reserved behind the vocabulary"
     )
+    step_input_scale: Positive = Field(
+        1.0, description="factor on the hidden state that is the input of the next step"
+    )
     pruning_threshold: BelowOne = Field(
-        1e-4,
-        description="tau: a step with less tail mass (ponderlm3) or a lower gate (adaponderlm) is skipped",
+        default_factory=_by_method("pruning_threshold", 1e-4),
+        description="tau: a step with less tail mass (ponderlm3), a lower gate (adaponderlm) or less reach "
+        "(adaptive_latent_cot) is skipped; default: 1e-4, for adaptive_latent_cot 0.05",
     )
     penalty: Penalty = Field(
         default_factory=_by_method("penalty", Penalty.EXPECTED_STEPS),
@@ -89,16 +93,22 @@ class PonderSection(Section):
     )
     penalty_weight: NonNegative = Field(
         default_factory=_by_method("penalty_weight", 0.3),
-        description="lambda at the end of the ramp; default: 0.3, for adaponderlm 0.1",
+        description="lambda at the end of the ramp; default: 0.3, for adaponderlm and adaptive_latent_cot "
+        "0.1",
     )
     penalty_ramp: Pair = Field(
         (0, 0),
-        description="ponderlm3: lambda rises linearly from 0 between these two iterations; adaponderlm: from "
-        "the first on lambda holds in full, and the fraction rises linearly from 0 until the second",
+        description="lambda rises linearly from 0 between these two iterations; adaponderlm: from the first "
+        "on lambda holds in full, and the fraction rises linearly from 0 until the second",
     )
     bottom_k_fraction: Fraction = Field(
         default_factory=_by_method("bottom_k_fraction", 0.25),
         description="share of steps that a bottom_k penalty pushes down; default: 0.25, for adaponderlm 0.1",
+    )
+    penalty_exponent: NonNegative = Field(
+        1.0,
+        description="beta: going on is penalised in proportion to this power of the probability that a step "
+        "gives to the label",
     )
     reading: Reading = Field(
         Reading.MIXTURE,

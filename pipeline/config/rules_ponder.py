@@ -204,7 +204,11 @@ def _penalty_ramp(config: RunConfig) -> Iterator[ConfigProblem]:
 
 def _decider_size(config: RunConfig) -> Iterator[ConfigProblem]:
     decider = config.ponder.method.facts.decider
-    if decider is not None and decider.inner(config.model.hidden_size) == 0:
+    if (
+        decider is not None
+        and decider.inner is not None
+        and decider.num_hidden(config.model.hidden_size) == 0
+    ):
         yield ConfigProblem(
             path="model.hidden_size",
             rule=f"must be larger for {config.ponder.method}: its {decider.name} would have no hidden units",

@@ -45,6 +45,7 @@ FLOPS_SAVED: Final = "ponder/flops-saved"
 ACTIVE_FRACTION: Final = "ponder/active-fraction"
 HALT_FRACTION: Final = "ponder/halt-fraction"
 GATE: Final = "ponder/gate"
+CONTINUE_PROBABILITY: Final = "ponder/continue-probability"
 TAIL_MASS: Final = "ponder/tail-mass"
 NLL_BY_STEPS: Final = "ponder/nll-by-steps"
 # Only on the held-out split: the loss if all tokens read step k alone, and if each took one step more.
