@@ -20,9 +20,10 @@ from megatron_ext.device import device
 from megatron_ext.methods.base import Column
 from megatron_ext.model.attention import RowContext
 from megatron_ext.model.model import PonderModel
+from megatron_ext.ponder.decode.signals import SignalHalting, prediction_signal
 from megatron_ext.ponder.decode.sweeps import PromptTokens, Sweeps
 from megatron_ext.ponder.decode.think import Observer, Thought, ignore
-from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
+from megatron_ext.ponder.step_limits import UNLIMITED, HaltingSignal, StepLimits
 
 # The head runs on this many tokens of a prompt at once: the logits of all of them may not fit in memory.
 TOKENS_PER_HEAD_CALL = 256
@@ -67,6 +68,7 @@ class BatchDecoder:
         store: keys and values of all rows that ran.
         num_tokens: consumed so far, by sequence.
         dtype: of the weights.
+        halting: how tokens halt by a signal; None where the limits have none.
         iterates: whether a token keeps its place and has versions there.
         observe: called with the name and value of intermediate results of the tokens that are consumed.
     """
@@ -89,6 +91,9 @@ class BatchDecoder:
         """
         self._model = model
         self._method = model.ponder.under(limits)
+        self.halting: SignalHalting | None = None
+        if limits.signal is not None:
+            self.halting = self._method.halting = self._halting(limits.signal, limits.threshold)
         self.iterates = self._method.iterates
         num_slots = self._method.config.num_slots
         self.store = RowStore(
@@ -194,6 +199,17 @@ class BatchDecoder:
         )
         of_prompts = PromptTokens(sequences=_on_device(numbers), sweeps=sweeps)
         return self._method.read_prompts(rows, run, model.mix_embeddings, of_prompts, self.observe)
+
+    def _halting(self, signal: HaltingSignal, threshold: float | None) -> SignalHalting:
+        def of_prediction(hidden: Tensor) -> Tensor:
+            parts = hidden.unsqueeze(0).split(TOKENS_PER_HEAD_CALL, dim=1)
+            return torch.cat([prediction_signal(self._logits(part), signal) for part in parts])
+
+        return SignalHalting(
+            signal=signal,
+            threshold=float("-inf") if threshold is None else threshold,
+            of_prediction=of_prediction,
+        )
 
     def _read_prompt(self, prompt: Sequence[int], hidden: Tensor, steps: Tensor) -> ReadPrompt:
         """Run the head on the hidden states of one prompt, [1, S, H]."""

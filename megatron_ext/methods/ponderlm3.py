@@ -87,7 +87,9 @@ class PonderLM3(PonderLM2):
         context.observe("s", distribution)
         context.observe("tail_mass", mass)
         context.observe("mixed_hidden", mixed)
-        return Readout(hidden=mixed, penalty=penalty, steps=steps)
+        # [S, K, B] -> [S, B, K]
+        scores = mass[:, 1:].transpose(1, 2)
+        return Readout(hidden=mixed, penalty=penalty, steps=steps, step_scores=scores)
 
     def _decide(self, token_hidden: Tensor, observe: Observer) -> SlotDecision:
         return slots_above(self.route(token_hidden), self.config.pruning_threshold, observe)

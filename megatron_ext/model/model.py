@@ -67,6 +67,7 @@ class PonderModel(ModelStage):
             settings: of the forward.
             observe: called with the name and value of intermediate results.
         """
+        assert settings.limits.signal is None, "only decoders halt by a signal"
         method = self.ponder.under(settings.limits)
         fraction = settings.bottom_k_fraction
         context = PassContext(
@@ -165,7 +166,11 @@ class PonderModel(ModelStage):
         losses = token_losses(logits, micro_batch.batch.labels.transpose(0, 1), self.axis)
         self._record_losses(losses, readout.steps, micro_batch)
         return ModelOutput(
-            token_losses=losses, penalty=readout.penalty, steps=readout.steps, statistics=context.statistics
+            token_losses=losses,
+            penalty=readout.penalty,
+            steps=readout.steps,
+            step_scores=readout.step_scores,
+            statistics=context.statistics,
         )
 
     @torch.no_grad()

@@ -1,10 +1,12 @@
 """`megaponder generate`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
 from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging, speaks
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ EPILOG = examples(
     "megaponder generate runs/demo/checkpoints --prompt 'import os' --max-new-tokens 80",
     "megaponder generate runs/demo/checkpoints --temperature 0.8 --top-p 0.95 --seed 1",
     "megaponder generate runs/demo/checkpoints --prompts-file prompts.jsonl --json-lines texts.jsonl",
+    "megaponder generate runs/demo/checkpoints --prompt 'import os' --budget 1.5",
     "megaponder generate runs/demo/checkpoints/iter_0000200 --output sample.json",
 )
 
@@ -97,6 +100,9 @@ def generate(
     stop: Stop = None,
     seed: Seed = 0,
     prefill: Prefill = "jacobi",
+    max_steps: MaxSteps = None,
+    threshold: Threshold = None,
+    budget: BudgetOption = None,
     batch_size: BatchSize = 8,
     show_steps: ShowSteps = True,
     iteration: Iteration = None,
@@ -114,6 +120,7 @@ def generate(
     is_first = speaks()
     set_up_logging(speaks=is_first)
     texts = _texts(prompt, prompts_file, output)
+    limits = LimitOptions.read(max_steps=max_steps, threshold=threshold, budget=budget)
 
     from pipeline.commands.generate_output import generate_to
     from pipeline.evaluation.opened import opened_checkpoint
@@ -134,10 +141,14 @@ def generate(
         batch_size=batch_size,
     )
     with StopFlag() as stop_flag, opened_checkpoint(checkpoint, iteration=iteration) as opened:
+        num_samples = opened.config.evaluation.iters * opened.config.training.global_batch_size
+        applied, met = limits.limits(opened, num_samples=num_samples)
+        if met is not None and is_first:
+            typer.echo(spent_line(met), err=True)
         code = generate_to(
             opened,
             texts or [_heldout_prompt(opened)],
-            settings,
+            replace(settings, limits=applied),
             stop=stop_flag,
             json_lines=json_lines,
             sample_file=output,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from megatron_ext.methods.base import Column
-from megatron_ext.model.micro_batch import TokenBatch
+from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.step_limits import StepLimits
@@ -82,13 +82,14 @@ def evaluate_under(
     *,
     num_jacobi_iterations: int,
     groups: ParallelGroups,
+    observe: Callable[[TokenBatch, ModelOutput], None] | None = None,
     is_cut_short: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
     """Evaluate a model under limits; a threshold prunes for good, as decoding does.
 
     Args:
-        limits: on the steps.
-        module, batches, num_jacobi_iterations, groups, is_cut_short: see
+        limits: on the steps, without a signal.
+        module, batches, num_jacobi_iterations, groups, observe, is_cut_short: see
             :func:`pipeline.step.evaluate.evaluate`.
     """
     return evaluate(
@@ -98,6 +99,7 @@ def evaluate_under(
         groups=groups,
         prune=limits.threshold is not None,
         limits=limits,
+        observe=observe,
         is_cut_short=is_cut_short,
     )
 
@@ -130,6 +132,7 @@ def loss_point(
     return LossPoint(
         step_limit=limits.num_steps,
         pruning_threshold=limits.threshold,
+        signal=limits.signal,
         loss=loss,
         mean_steps=mean_steps,
         flops_per_token=flops.inference_per_token(mean_steps, full_share=full_share),

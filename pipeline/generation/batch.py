@@ -11,6 +11,7 @@ from torch import Tensor
 from megatron_ext.decoding import BatchDecoder, ReadPrompt, token_nll
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.decode.sweeps import Sweeps
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.generation.sampling import SamplingSettings, TokenChooser
 
 
@@ -43,6 +44,7 @@ class GenerationSettings:
         tolerance: of the Jacobi sweeps, see :class:`megatron_ext.ponder.decode.sweeps.Sweeps`; None takes
             1e-5, or the rounding of the weights where that is coarser.
         batch_size: sequences that are decoded together at most; affects only the speed.
+        limits: on the steps that tokens take.
     """
 
     num_tokens: int = 64
@@ -51,6 +53,7 @@ class GenerationSettings:
     prefill: Prefill = Prefill.JACOBI
     tolerance: float | None = None
     batch_size: int = 8
+    limits: StepLimits = UNLIMITED
 
     def __post_init__(self) -> None:
         """Reject settings that generate nothing.
@@ -140,6 +143,7 @@ def generate_batch(
         model,
         num_sequences=min(settings.batch_size, len(waiting)),
         max_tokens=max(map(len, prompts), default=0) + settings.num_tokens,
+        limits=settings.limits,
     )
     batch = _Batch(decoder, settings, eod_id=eod_id, has_stopped=has_stopped, watch=watch)
     while (waiting or batch.is_busy) and not should_stop():

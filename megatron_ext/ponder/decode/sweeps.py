@@ -17,7 +17,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from megatron_ext.ponder.decode.think import FeedBack, RowRunner, SlotDecision, Thought, every_step
+from megatron_ext.ponder.decode.think import (
+    FeedBack,
+    RowRunner,
+    SlotDecision,
+    StepHalting,
+    Thought,
+    every_step,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +91,7 @@ def read_by_sweeps(
     run: RowRunner,
     decide: Callable[[Tensor], SlotDecision],
     next_thought: FeedBack,
+    halting: StepHalting | None = None,
 ) -> Slots:
     """Sweep until every prompt has settled, or as often as `prompts.sweeps` says.
 
@@ -94,12 +102,15 @@ def read_by_sweeps(
         run: runs and stores rows; those of a prompt replace its rows of the pass before.
         decide: slot 0 after the final norm, [1, N, H], to the slots that the tokens take.
         next_thought: makes a slot from the slot before it.
+        halting: ends the slots of a token earlier.
     """
     state = _State(embeddings, num_thoughts)
     live = torch.ones(len(embeddings), dtype=torch.bool, device=embeddings.device)
     for last in _last_passes(prompts, num_thoughts):
         state.run(live, run)
         decision = decide(state.hidden[:, 0].unsqueeze(0))
+        if halting is not None:
+            decision = decision.ended_at(_last_slots(state, halting))
         if last:
             decision = replace(decision, steps=torch.minimum(decision.steps, state.last_slot))
             break
@@ -109,6 +120,16 @@ def read_by_sweeps(
             if not bool(live.any()):
                 break
     return Slots(inputs=state.inputs, hidden=state.hidden, decision=decision)
+
+
+def _last_slots(state: "_State", halting: StepHalting) -> Tensor:
+    """Return the last slot that each token takes, as far as those that ran can tell: K where nothing ends."""
+    num_thoughts = state.hidden.shape[1] - 1
+    steps = torch.full_like(state.last_slot, num_thoughts)
+    for step in range(num_thoughts, 0, -1):
+        ends = (state.last_slot >= step - 1) & halting.ends_before(step, state.hidden)
+        steps = torch.where(ends, step - 1, steps)
+    return steps
 
 
 def _last_passes(prompts: PromptTokens, num_thoughts: int) -> list[bool]:
