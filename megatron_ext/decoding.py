@@ -279,13 +279,17 @@ class _Runner:
         log_weight: Tensor | None = None,
         version: int = 0,
         normalize: bool = True,
+        places: Tensor | None = None,
     ) -> Tensor:
         decoder, store = self._decoder, self._decoder.store
         chosen = range(len(self._sequences)) if tokens is None else tokens.tolist()
         sequences = [self._sequences[token] for token in chosen]
         positions = [self._positions[token] for token in chosen]
-        places = positions if self._iterates else list(self._next_places(sequences))
-        stored = store.places(sequences, places, version=version)
+        if places is not None:
+            taken = places.tolist()
+        else:
+            taken = positions if self._iterates else list(self._next_places(sequences))
+        stored = store.places(sequences, taken, version=version)
         decoder.observe("rows/sequences", stored.sequences)
         decoder.observe("rows/entered", rows)
         hidden = decoder.run_layers(rows, positions, log_weight, RowContext(store=stored))

@@ -64,6 +64,21 @@ Prefill = Annotated[
     Literal["jacobi", "exact"],
     typer.Option(help="Read prompts by sweeps over all tokens until they settle, or token by token."),
 ]
+SweepDamping = Annotated[
+    float,
+    typer.Option(
+        min=0.0, max=0.99, metavar="A", help="Share of a thought that a sweep over prompts keeps; 0 to 0.99."
+    ),
+]
+SweepGroups = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="G",
+        help="Groups of every G-th token in a sweep over prompts, each against what those before it left "
+        "(Gauss-Seidel); 1 is Jacobi.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Texts that are decoded together at most.")]
 ShowSteps = Annotated[
     bool, typer.Option("--show-steps/--no-show-steps", help="Colour each token by its steps.")
@@ -100,6 +115,8 @@ def generate(
     stop: Stop = None,
     seed: Seed = 0,
     prefill: Prefill = "jacobi",
+    sweep_damping: SweepDamping = 0.0,
+    sweep_groups: SweepGroups = 1,
     max_steps: MaxSteps = None,
     threshold: Threshold = None,
     budget: BudgetOption = None,
@@ -120,6 +137,11 @@ def generate(
     is_first = speaks()
     set_up_logging(speaks=is_first)
     texts = _texts(prompt, prompts_file, output)
+    is_swept = sweep_damping > 0 or sweep_groups > 1
+    if is_swept and prefill == "exact":
+        raise typer.BadParameter(
+            "is for --prefill jacobi; remove it", param_hint=_sweep_option(sweep_damping)
+        )
     limits = LimitOptions.read(max_steps=max_steps, threshold=threshold, budget=budget)
 
     from pipeline.commands.generate_output import generate_to
@@ -138,9 +160,17 @@ def generate(
         ),
         stop=tuple(stop or ()),
         prefill=Prefill(prefill),
+        damping=sweep_damping,
+        num_groups=sweep_groups,
         batch_size=batch_size,
     )
     with StopFlag() as stop_flag, opened_checkpoint(checkpoint, iteration=iteration) as opened:
+        method = opened.config.ponder.method
+        if is_swept and not method.has_sweeps:
+            raise typer.BadParameter(
+                f"is for methods with sweeps, but the run is one of {method}; remove it",
+                param_hint=_sweep_option(sweep_damping),
+            )
         num_samples = opened.config.evaluation.iters * opened.config.training.global_batch_size
         applied, met = limits.limits(opened, num_samples=num_samples)
         if met is not None and is_first:
@@ -156,6 +186,10 @@ def generate(
             speaks=is_first,
         )
     raise typer.Exit(code)
+
+
+def _sweep_option(damping: float) -> str:
+    return "--sweep-damping" if damping > 0 else "--sweep-groups"
 
 
 def _texts(prompt: list[str] | None, prompts_file: Path | None, output: Path | None) -> list[str]:

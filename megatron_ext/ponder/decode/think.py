@@ -36,6 +36,7 @@ class RowRunner(Protocol):
         log_weight: Tensor | None = None,
         version: int = 0,
         normalize: bool = True,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Run rows, and store their keys and values.
 
@@ -45,6 +46,8 @@ class RowRunner(Protocol):
             log_weight: of the rows' keys, [R]; None for 0.
             version: which version of the earlier tokens' keys and values the rows read and join.
             normalize: apply the final norm.
+            places: of the rows among those of their sequence, [R], where they replace only some of what is
+                stored; None for the places that follow from the order of the rows.
         Returns:
             [1, R, H].
         """

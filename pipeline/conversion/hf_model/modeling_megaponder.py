@@ -265,21 +265,24 @@ class RowRunner:
         log_weight: Tensor | None = None,
         version: int = 0,
         normalize: bool = True,
+        places: Tensor | None = None,
     ) -> Tensor:
         """[1, R, H] -> [1, R, H]."""
         config, cache = self._model.config, self._cache
         sequences, positions = self._sequences, self._positions
         if tokens is not None:
             sequences, positions = sequences[tokens], positions[tokens]
-        if not self._keeps and self._replaces:
+        if not self._keeps and self._replaces and places is None:
             cache.keys, cache.values = {}, {}
         if config.method == "ponderlm3" and log_weight is None:
             log_weight = rows.new_zeros(rows.shape[1], dtype=torch.promote_types(rows.dtype, torch.float32))
         # Iterations that a token does not reach keep the keys and values of its last one.
         last_version = config.num_latent_thoughts if config.method == "adaponderlm" else version
+        if places is None:
+            places = positions if config.method in ITERATING else self._next_places(sequences)
         attention = Rows(
             sequences,
-            positions if config.method in ITERATING else self._next_places(sequences),
+            places,
             cache,
             versions=range(version, last_version + 1),
             log_weight=log_weight,
