@@ -8,10 +8,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cluster.follow import follow, newest_lines
-from cluster.job_record import JobRecord, JobState, JobStatus, find_record, find_records, records_below
+from cluster.job_record import JobRecord, JobState, JobStatus, find_record, find_records, scan_records
 from cluster.targets import target_named
 from pipeline.commands.shared import examples
-from pipeline.shared.console import table_console
+from pipeline.shared.console import say, table_console
 from pipeline.shared.errors import ClusterError
 
 app = typer.Typer(
@@ -24,15 +24,18 @@ Job = Annotated[
     str,
     typer.Argument(metavar="JOB", help="Id from `submit` (slurm:1234), a run's name or folder, or RUN-STEP."),
 ]
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of runs, or one run.")]
+Runs = Annotated[
+    Path, typer.Option("--runs", metavar="DIR", help="Folder with runs at any depth, or one run.")
+]
 RUNS = Path("runs")
 
 
 @app.command("list", epilog=examples("megaponder jobs list", "megaponder jobs list --runs /shared/runs"))
 def list_jobs(runs: Runs = RUNS) -> None:
-    """List the jobs of all runs in a folder, oldest first."""
+    """List the jobs of all runs in a folder and below it, oldest first."""
     table = Table("JOB", "RUN", "STATE", "REQUEUES", "SUBMITTED (UTC)", "REASON", box=SIMPLE_HEAD)
-    for record in records_below(runs):
+    found = scan_records(runs)
+    for record in found.records:
         status = _status_or_unknown(record)
         table.add_row(
             record.job_id,
@@ -43,6 +46,8 @@ def list_jobs(runs: Runs = RUNS) -> None:
             status.reason,
         )
     table_console().print(table)
+    for line in found.unreadable:
+        say(f"unreadable: {line}", err=True)
 
 
 @app.command(epilog=examples("megaponder jobs status slurm:1234", "megaponder jobs status my-run --json"))
@@ -55,7 +60,7 @@ def status(
     record = find_record(runs, job)
     found = target_named(record.target, ray_address=record.address).status(record)
     if as_json:
-        typer.echo(found.model_dump_json())
+        say(found.model_dump_json())
         return
     table = Table(box=SIMPLE_HEAD, show_header=False)
     for name, value in (
@@ -93,7 +98,7 @@ def logs(
     target = target_named(record.target, ray_address=record.address)
     if follows:
         raise typer.Exit(follow(target, record, lines=lines, rank=rank or 0))
-    typer.echo(newest_lines(target.logs(record), lines=lines, rank=rank or 0), nl=False)
+    say(newest_lines(target.logs(record), lines=lines, rank=rank or 0), nl=False)
 
 
 @app.command(epilog=examples("megaponder jobs cancel slurm:1234", "megaponder jobs cancel my-run"))
@@ -102,7 +107,7 @@ def cancel(job: Job, runs: Runs = RUNS) -> None:
     # Jobs that wait for others first, so that they do not start when those end.
     for record in reversed(find_records(runs, job)):
         target_named(record.target, ray_address=record.address).cancel(record)
-        typer.echo(f"{record.job_id}: stop signal sent", err=True)
+        say(f"{record.job_id}: stop signal sent", err=True)
 
 
 @app.command(epilog=examples("megaponder jobs requeue slurm:1234"))
@@ -113,7 +118,7 @@ def requeue(job: Job, runs: Runs = RUNS) -> None:
     """
     record = find_record(runs, job)
     again = target_named(record.target, ray_address=record.address).requeue(record)
-    typer.echo(again.job_id)
+    say(again.job_id)
 
 
 def _status_or_unknown(record: JobRecord) -> JobStatus:

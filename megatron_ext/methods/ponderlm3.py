@@ -13,9 +13,9 @@ from megatron_ext.methods.base import (
 )
 from megatron_ext.methods.ponderlm2 import PonderLM2
 from megatron_ext.ponder import halting
-from megatron_ext.ponder.config import PonderConfig
+from megatron_ext.ponder.config import PonderConfig, Reading
 from megatron_ext.ponder.decode.think import Observer, SlotDecision, slots_above
-from megatron_ext.ponder.penalties import halting_penalty
+from megatron_ext.ponder.penalties import entropy_gap, halting_penalty
 from megatron_ext.ponder.slots import merge_slots, split_slots
 
 # The router starts with 0.9 of the probability on the last step: close to PonderLM-2 (definitions 2.7).
@@ -37,6 +37,7 @@ class PonderLM3(PonderLM2):
         """Initialize with 0.9 on step K, whatever the token."""
         if not self.decides:
             return
+        assert isinstance(self.router, nn.Sequential)
         output = self.router[2]
         assert isinstance(output, nn.Linear)
         nn.init.zeros_(output.weight)
@@ -61,7 +62,8 @@ class PonderLM3(PonderLM2):
 
     def _log_weight(self, slots: Tensor, num_thoughts: int, context: PassContext) -> Tensor:
         """Return the mask of the next pass, from slot 0 of this one."""
-        mass = halting.tail_mass(halting.step_distribution(self.route(slots[:, 0])))
+        logits = self.decided(self.route(slots[:, 0]), context)
+        mass = halting.tail_mass(halting.step_distribution(logits))
         mass = merge_slots(mass[:, 1 : num_thoughts + 1])
         if context.prune:
             return halting.hard_log_tail_mass(mass, self.config.pruning_threshold)
@@ -70,13 +72,14 @@ class PonderLM3(PonderLM2):
     def read(self, ended: PassRows, context: PassContext) -> Readout:
         """Read the expectation over steps, by slot 0 of the final pass."""
         slots = split_slots(ended.rows, self.config.num_slots)
-        logits = self.route(slots[:, 0])
+        logits = self.decided(self.route(slots[:, 0]), context)
         distribution = halting.step_distribution(logits)
         mass = halting.tail_mass(distribution)
-        weights = distribution
-        if context.prune:
-            weights = torch.where(mass >= self.config.pruning_threshold, distribution, 0.0)
+        weights = self._weights(distribution, mass, context)
         mixed = halting.mix_steps(slots, weights)
+        one_step_more = None
+        if context.measures_steps:
+            one_step_more = halting.mix_steps(slots, halting.one_step_more(weights))
 
         # From here on every rank works on all tokens.
         mass, distribution = context.axis.to_full_use(mass), context.axis.to_full_use(distribution)
@@ -87,12 +90,43 @@ class PonderLM3(PonderLM2):
         context.observe("s", distribution)
         context.observe("tail_mass", mass)
         context.observe("mixed_hidden", mixed)
-        # [S, K, B] -> [S, B, K]
-        scores = mass[:, 1:].transpose(1, 2)
-        return Readout(hidden=mixed, penalty=penalty, steps=steps, step_scores=scores)
+        return Readout(
+            hidden=mixed,
+            penalty=penalty,
+            steps=steps,
+            # [S, K, B] -> [S, B, K]
+            step_scores=mass[:, 1:].transpose(1, 2),
+            of_steps=slots if context.measures_steps or self._supervises_steps else None,
+            one_step_more=one_step_more,
+            regularizer=self._regularizer(distribution, context),
+        )
+
+    def _weights(self, distribution: Tensor, mass: Tensor, context: PassContext) -> Tensor:
+        """Return the weights of the steps in what is read, [S, K + 1, B]."""
+        threshold = self.config.pruning_threshold
+        if self.config.reading is Reading.LAST_STEP:
+            return halting.last_step_weights(mass, threshold if context.prune else 0.0)
+        if self.config.reading is Reading.DETACHED_MIXTURE:
+            distribution = distribution.detach()
+        return torch.where(mass >= threshold, distribution, 0.0) if context.prune else distribution
+
+    @property
+    def _supervises_steps(self) -> bool:
+        return self.config.step_loss_weight > 0 and torch.is_grad_enabled()
+
+    def _regularizer(self, distribution: Tensor, context: PassContext) -> Tensor | None:
+        if self.config.entropy_floor == 0:
+            return None
+        gap = entropy_gap(distribution, context.real, self.config.entropy_floor)
+        return self.config.entropy_floor_weight * gap
 
     def _decide(self, token_hidden: Tensor, observe: Observer) -> SlotDecision:
-        return slots_above(self.route(token_hidden), self.config.pruning_threshold, observe)
+        return slots_above(
+            self.route(token_hidden),
+            self.config.pruning_threshold,
+            observe,
+            reads_last=self.config.reading is Reading.LAST_STEP,
+        )
 
     def statistics_layout(self) -> dict[str, int]:
         """Return the sums over real tokens, in addition to the residuals."""

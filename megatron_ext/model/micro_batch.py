@@ -52,12 +52,16 @@ class ForwardSettings:
         prune: mask pruned slots out (hard mask) instead of weighing them.
         bottom_k_fraction: q of the bottom-k penalty; None takes the configured one.
         limits: on the steps that tokens take.
+        pondering_share, holds_decisions, measures_steps: see :class:`PassContext`.
     """
 
     num_jacobi_iterations: int
     prune: bool = False
     bottom_k_fraction: float | None = None
     limits: StepLimits = UNLIMITED
+    pondering_share: float = 1.0
+    holds_decisions: bool = False
+    measures_steps: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,8 @@ class ModelOutput:
         step_scores: [S, B, K] what the threshold is compared with to take each step, non-increasing, or None
             where all take K.
         statistics: additive sums over the micro-batch, each [size], without gradient.
+        step_losses: [S, B] weighted mean of the cross-entropies of reading each step alone, or None.
+        regularizer: scalar, mean over real tokens, that is added to the mean loss, or None.
     """
 
     token_losses: Tensor
@@ -95,3 +101,5 @@ class ModelOutput:
     steps: Tensor | None
     step_scores: Tensor | None = None
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    step_losses: Tensor | None = None
+    regularizer: Tensor | None = None

@@ -30,6 +30,7 @@ class Method(StrEnum):
     PONDERLM2 = "ponderlm2"
     ADAPONDERLM = "adaponderlm"
     PONDERLM3 = "ponderlm3"
+    ADAPTIVE_LATENT_COT = "adaptive_latent_cot"
 
     @property
     def facts(self) -> "MethodFacts":
@@ -79,6 +80,14 @@ class Penalty(StrEnum):
     BOTTOM_K = "bottom_k"
 
 
+class Reading(StrEnum):
+    """What PonderLM-3 reads of a token's steps (definitions 2.10)."""
+
+    MIXTURE = "mixture"
+    DETACHED_MIXTURE = "detached_mixture"
+    LAST_STEP = "last_step"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PonderConfig:
     """Settings of a pondering method; a method ignores what it has no use for.
@@ -94,9 +103,15 @@ class PonderConfig:
         residual: what PonderLM adds a step's result to.
         multiply_embedding: PonderLM starts from K times the embedding.
         pause_token_id: row of the embedding that pause tokens take, or None where the method has none.
-        pruning_threshold: tau, the tail mass or gate value below which a token halts.
+        step_input_scale: factor on the hidden state that is the input of the next step (adaptive_latent_cot).
+        pruning_threshold: tau, the tail mass, gate value or reach below which a token halts.
         penalty: how the steps taken are penalised (ponderlm3).
         bottom_k_fraction: q of the bottom-k penalty, in [0, 1].
+        reading: what is read of a token's steps (ponderlm3).
+        step_loss_weight: weight of the mean loss of reading each step alone (ponderlm3).
+        entropy_floor: nats of s below which a token is penalised (ponderlm3).
+        entropy_floor_weight: weight of that penalty.
+        penalty_exponent: beta, power of the label's probability in the penalty (adaptive_latent_cot).
     """
 
     method: Method
@@ -109,9 +124,15 @@ class PonderConfig:
     residual: Residual = Residual.ACCUMULATE
     multiply_embedding: bool = False
     pause_token_id: int | None = None
+    step_input_scale: float = 1.0
     pruning_threshold: float = 1e-4
     penalty: Penalty = Penalty.EXPECTED_STEPS
     bottom_k_fraction: float = 0.25
+    reading: Reading = Reading.MIXTURE
+    step_loss_weight: float = 0.0
+    entropy_floor: float = 0.0
+    entropy_floor_weight: float = 1.0
+    penalty_exponent: float = 1.0
 
     @property
     def num_slots(self) -> int:
@@ -123,22 +144,29 @@ class PonderConfig:
 class Decider:
     """The small network by which a method decides how many steps a token takes.
 
-    Two layers with biases and an exact GELU between them: Linear(H, inner), GELU, Linear(inner, outputs).
+    Linear(H, inner), exact GELU, Linear(inner, outputs), or Linear(H, outputs) alone; all with biases.
 
     Attributes:
         name: of the attribute that holds it, and of its weights.
-        inner: H -> units of the hidden layer.
+        inner: H -> units of the hidden layer; None where there is none.
         outputs: K -> outputs.
-        per_iteration: whether each of the K iterations has a network of its own, read when it ends, so that
-            none is read after the final pass; otherwise a single one is read after every pass.
+        asks_again: whether a token is asked after each of its iterations but the K-th, whether it goes on;
+            otherwise once, and in a training forward anew after every pass.
+        per_iteration: whether each of the K iterations has a network of its own.
         start: how its weights are initialized, for people.
     """
 
     name: str
-    inner: Callable[[int], int]
+    inner: Callable[[int], int] | None
     outputs: Callable[[int], int]
+    asks_again: bool
     per_iteration: bool
     start: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the linear layers below the prefix of a network, each with its dot."""
+        return ("",) if self.inner is None else ("0.", "2.")
 
     def prefixes(self, num_latent_thoughts: int) -> tuple[str, ...]:
         """Return the names of the networks of a model with K extra steps."""
@@ -148,27 +176,37 @@ class Decider:
 
     def shapes(self, hidden_size: int, num_latent_thoughts: int) -> Mapping[str, tuple[int, ...]]:
         """Return the shapes of the parameters of one network, by their names below its prefix."""
-        inner, outputs = self.inner(hidden_size), self.outputs(num_latent_thoughts)
-        return {
-            "0.weight": (inner, hidden_size),
-            "0.bias": (inner,),
-            "2.weight": (outputs, inner),
-            "2.bias": (outputs,),
-        }
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, (inputs, outputs) in zip(
+            self.layers, self._products(hidden_size, num_latent_thoughts), strict=True
+        ):
+            shapes |= {f"{name}weight": (outputs, inputs), f"{name}bias": (outputs,)}
+        return shapes
+
+    def num_hidden(self, hidden_size: int) -> int:
+        """Return the units of the hidden layer; 0 where there is none."""
+        return 0 if self.inner is None else self.inner(hidden_size)
 
     def num_weights(self, hidden_size: int, num_latent_thoughts: int) -> int:
-        """Return the elements of the two matrices of one network."""
-        return self.inner(hidden_size) * (hidden_size + self.outputs(num_latent_thoughts))
+        """Return the elements of the matrices of one network."""
+        return sum(inputs * outputs for inputs, outputs in self._products(hidden_size, num_latent_thoughts))
 
     def num_parameters(self, hidden_size: int, num_latent_thoughts: int) -> int:
         """Return the parameters of all networks of a model, biases included."""
-        biases = self.inner(hidden_size) + self.outputs(num_latent_thoughts)
+        biases = sum(outputs for _, outputs in self._products(hidden_size, num_latent_thoughts))
         one = self.num_weights(hidden_size, num_latent_thoughts) + biases
         return len(self.prefixes(num_latent_thoughts)) * one
 
     def is_read_after(self, index: int, plan: PassPlan) -> bool:
-        """Whether a training forward runs a network on every token after pass `index`."""
-        return not (self.per_iteration and plan.is_final(index))
+        """Whether a forward whose passes all decide anew runs a network on every token after pass `index`."""
+        return not (self.asks_again and plan.is_final(index))
+
+    def _products(self, hidden_size: int, num_latent_thoughts: int) -> tuple[tuple[int, int], ...]:
+        """Return (inputs, outputs) of the linear layers."""
+        outputs = self.outputs(num_latent_thoughts)
+        if self.inner is None:
+            return ((hidden_size, outputs),)
+        return ((hidden_size, self.inner(hidden_size)), (self.inner(hidden_size), outputs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +229,10 @@ class MethodFacts:
         weighs_slots: the decider gives each slot a weight: of its key, as ``log w``, and in what is read.
         freezes_halted: a halted token keeps hidden state, keys and values of its last iteration, in the
             training forward too, which therefore depends on tau.
+        sees_earlier_steps: an iteration attends to the keys of all iterations up to its own, not to a token's
+            latest ones alone. A token that has halted leaves no keys in later ones, in the training forward
+            too, which therefore depends on tau.
+        predicts_each_step: the penalty asks the head what each iteration predicts.
         ramps_fraction: `ponder.penalty_ramp` raises the fraction q of bottom-k, under the whole weight,
             rather than the weight.
         continues: the methods whose trained weights a run may start from, beside its own.
@@ -210,6 +252,8 @@ class MethodFacts:
     decider: Decider | None = None
     weighs_slots: bool = False
     freezes_halted: bool = False
+    sees_earlier_steps: bool = False
+    predicts_each_step: bool = False
     ramps_fraction: bool = False
     continues: tuple[Method, ...] = (Method.VANILLA,)
     settings: tuple[str, ...]
@@ -224,6 +268,11 @@ class MethodFacts:
     def halts(self) -> bool:
         """Whether every token decides how many steps it takes."""
         return self.decider is not None
+
+    @property
+    def halts_in_training(self) -> bool:
+        """Whether tokens halt in the training forward as in decoding."""
+        return self.freezes_halted or self.sees_earlier_steps
 
     @property
     def has_one_pass(self) -> bool:
@@ -255,15 +304,22 @@ class MethodFacts:
         return "mixture" in self.settings and mixture is not Mixture.HIDDEN
 
 
-_STEPS = ("num_latent_thoughts", "scale_embeds")
+_STEPS = (
+    "num_latent_thoughts",
+    "random_latent_thoughts",
+    "thoughts_schedule",
+    "scale_embeds",
+    "blended_start_iterations",
+)
 _SWEEPS = ("num_jacobi_iterations", "random_jacobi_iterations", "jacobi_schedule")
 _MIXTURES = ("mixture", "mixture_top_k")
+_READING = ("reading", "step_loss_weight", "entropy_floor", "entropy_floor_weight")
 _HALTING = (
     "pruning_threshold",
     "penalty_weight",
     "penalty_ramp",
-    "bottom_k_fraction",
     "freeze_backbone_tokens",
+    "held_decisions_iterations",
 )
 
 FACTS: Mapping[Method, MethodFacts] = {
@@ -320,13 +376,14 @@ FACTS: Mapping[Method, MethodFacts] = {
             name="gates",
             inner=lambda hidden_size: 4 * hidden_size,
             outputs=lambda num_latent_thoughts: 1,
+            asks_again=True,
             per_iteration=True,
             start="the first layer of every gate is random, its last layer opens it to 0.9 for every token",
         ),
         freezes_halted=True,
         ramps_fraction=True,
         continues=(Method.VANILLA, Method.PONDERLM),
-        settings=(*_STEPS, *_MIXTURES, "softmax_temperature", *_HALTING),
+        settings=(*_STEPS, *_MIXTURES, "softmax_temperature", *_HALTING, "bottom_k_fraction"),
         defaults={
             "mixture": Mixture.SOFTMAX,
             "penalty": Penalty.BOTTOM_K,
@@ -348,11 +405,33 @@ FACTS: Mapping[Method, MethodFacts] = {
             name="router",
             inner=lambda hidden_size: hidden_size // 4,
             outputs=lambda num_latent_thoughts: num_latent_thoughts + 1,
+            asks_again=False,
             per_iteration=False,
             start="the router's first layer is random, its last layer puts 0.9 on step K for every token",
         ),
         weighs_slots=True,
         continues=(Method.VANILLA, Method.PONDERLM2),
-        settings=(*_STEPS, *_SWEEPS, *_MIXTURES, "penalty", *_HALTING),
+        settings=(*_STEPS, *_SWEEPS, *_MIXTURES, "penalty", *_HALTING, "bottom_k_fraction", *_READING),
+    ),
+    Method.ADAPTIVE_LATENT_COT: MethodFacts(
+        title="Adaptive Latent CoT",
+        source="arXiv 2602.08220",
+        step_name="latent steps",
+        description="the last hidden state of every token is fed back into it, at most {steps} times; a "
+        "router decides after each step whether the token goes on.",
+        plan=iteration_plan,
+        has_wide_embeddings=True,
+        decider=Decider(
+            name="router",
+            inner=None,
+            outputs=lambda num_latent_thoughts: 1,
+            asks_again=True,
+            per_iteration=False,
+            start="the router's weight is 0 and its bias lets every token go on with 0.9",
+        ),
+        sees_earlier_steps=True,
+        predicts_each_step=True,
+        settings=(*_STEPS, "step_input_scale", *_HALTING, "penalty_exponent"),
+        defaults={"penalty_weight": 0.1, "pruning_threshold": 0.05},
     ),
 }

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
-from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging, speaks
+from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
 from pipeline.evaluation.tasks import TASK_GROUPS
+from pipeline.shared.console import open_console, say
 
 if TYPE_CHECKING:
     from pipeline.evaluation.results import EvaluationResult, SourceLoss
@@ -118,6 +118,7 @@ def evaluate(
     budget: BudgetOption = None,
     timing: Timing = True,
     iteration: Iteration = None,
+    data: OtherData = None,
     num_fewshot: NumFewshot = None,
     limit: Limit = None,
     include_path: IncludePath = None,
@@ -160,6 +161,7 @@ def evaluate(
             options,
             iteration=iteration,
             tensor_parallel=tensor_parallel,
+            data=data,
             output=output,
             speaks=is_first,
         )
@@ -174,13 +176,14 @@ def evaluate(
         iters=iters,
         tensor_parallel=tensor_parallel,
         timing=timing,
+        data=data,
     )
     if is_first:
         from pipeline.evaluation.results import save_json
 
-        Console().print(_table(result))
+        open_console().print(_table(result))
         save_json(result, output or default_output)
-        typer.echo(f"written to {output or default_output}")
+        say(f"written to {output or default_output}")
 
 
 def _evaluate_heldout(
@@ -192,6 +195,7 @@ def _evaluate_heldout(
     iters: int | None,
     tensor_parallel: int | None,
     timing: bool,
+    data: Path | None,
 ) -> tuple["EvaluationResult", Path]:
     """Return the result on held-out text, and the file it goes to by default."""
     from pipeline.evaluation.checkpoint import evaluate_checkpoint
@@ -200,12 +204,12 @@ def _evaluate_heldout(
     from pipeline.evaluation.timing import decoding_speeds
 
     with opened_checkpoint(
-        checkpoint, iteration=iteration, overrides=overrides, tensor_parallel=tensor_parallel
+        checkpoint, iteration=iteration, overrides=overrides, tensor_parallel=tensor_parallel, data=data
     ) as opened:
         batches = iters or opened.config.evaluation.iters
         applied, met = limits.limits(opened, num_samples=batches * opened.config.training.global_batch_size)
         if met is not None and speaks():
-            typer.echo(spent_line(met))
+            say(spent_line(met))
         result = evaluate_checkpoint(opened, max_global_batches=batches, limits=applied)
         speeds = decoding_speeds(opened, [applied])[0] if timing else ()
         result = replace(result, speeds=speeds, budget=None if met is None else met.budget)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.commands.limit_options import LimitOptions, spent_line
 from pipeline.evaluation.tasks import expand_task_names
+from pipeline.shared.console import open_console, say
 
 if TYPE_CHECKING:
     from pipeline.evaluation.tasks import TaskReport, TaskScore
@@ -37,6 +37,7 @@ def evaluate_tasks(
     *,
     iteration: int | None,
     tensor_parallel: int | None,
+    data: Path | None,
     output: Path | None,
     speaks: bool,
 ) -> None:
@@ -67,20 +68,20 @@ def evaluate_tasks(
         f"training.global_batch_size={Ranks.from_environment().world_size}",
     )
     with opened_checkpoint(
-        checkpoint, iteration=iteration, overrides=batch, tensor_parallel=tensor_parallel
+        checkpoint, iteration=iteration, overrides=batch, tensor_parallel=tensor_parallel, data=data
     ) as opened:
         own = load_config(opened.folder / CONFIG_NAME, ())
         num_samples = own.evaluation.iters * own.training.global_batch_size
         applied, met = options.limits.limits(opened, num_samples=num_samples)
         if met is not None and speaks:
-            typer.echo(spent_line(met))
+            say(spent_line(met))
         report = run_tasks(opened, settings, limits=applied)
         default_output = opened.config.output_dir / TASKS_FILE
     if not speaks:
         return
-    Console().print(_table(report))
+    open_console().print(_table(report))
     save_task_report(report, output or default_output)
-    typer.echo(f"written to {output or default_output}")
+    say(f"written to {output or default_output}")
 
 
 def _check_is_installed() -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
-from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging, speaks
+from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
+from pipeline.shared.console import say
 
 if TYPE_CHECKING:
     from pipeline.evaluation.opened import OpenedCheckpoint
@@ -79,6 +80,14 @@ SweepGroups = Annotated[
         "(Gauss-Seidel); 1 is Jacobi.",
     ),
 ]
+CutPrompts = Annotated[
+    bool,
+    typer.Option(
+        "--cut-prompts",
+        help="Cut the beginning of prompts that leave no room for the new tokens in the model's "
+        "max_position_embeddings, instead of refusing them.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Texts that are decoded together at most.")]
 ShowSteps = Annotated[
     bool, typer.Option("--show-steps/--no-show-steps", help="Colour each token by its steps.")
@@ -120,9 +129,11 @@ def generate(
     max_steps: MaxSteps = None,
     threshold: Threshold = None,
     budget: BudgetOption = None,
+    cut_prompts: CutPrompts = False,
     batch_size: BatchSize = 8,
     show_steps: ShowSteps = True,
     iteration: Iteration = None,
+    data: OtherData = None,
     json_lines: JsonLines = None,
     output: Output = None,
 ) -> None:
@@ -163,8 +174,9 @@ def generate(
         damping=sweep_damping,
         num_groups=sweep_groups,
         batch_size=batch_size,
+        cut_prompts=cut_prompts,
     )
-    with StopFlag() as stop_flag, opened_checkpoint(checkpoint, iteration=iteration) as opened:
+    with StopFlag() as stop_flag, opened_checkpoint(checkpoint, iteration=iteration, data=data) as opened:
         method = opened.config.ponder.method
         if is_swept and not method.has_sweeps:
             raise typer.BadParameter(
@@ -174,7 +186,7 @@ def generate(
         num_samples = opened.config.evaluation.iters * opened.config.training.global_batch_size
         applied, met = limits.limits(opened, num_samples=num_samples)
         if met is not None and is_first:
-            typer.echo(spent_line(met), err=True)
+            say(spent_line(met), err=True)
         code = generate_to(
             opened,
             texts or [_heldout_prompt(opened)],

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from megatron_ext.ponder.config import Method, Mixture, Penalty, Residual
+from megatron_ext.ponder.config import Method, Mixture, Penalty, Reading, Residual
 from pipeline.config.section import (
     BelowOne,
     Count,
@@ -39,6 +39,14 @@ class PonderSection(Section):
     num_latent_thoughts: CountOrZero = Field(
         default_factory=_by_method("num_latent_thoughts", 3),
         description="K, extra steps per token: thoughts, pause tokens, iterations; default: 3, for vanilla 0",
+    )
+    random_latent_thoughts: Pair | None = Field(
+        None,
+        description="in training draw K uniformly from this inclusive range, at most num_latent_thoughts",
+    )
+    thoughts_schedule: Annotated[tuple[Pair, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="in training, pairs [iteration, K]: K from this iteration on, at most the model's",
     )
     num_jacobi_iterations: CountOrZero = Field(
         default_factory=_default_sweeps,
@@ -71,9 +79,13 @@ class PonderSection(Section):
     pause_token_id: CountOrZero | None = Field(
         None, description="embedding row of pause tokens; default: one is reserved behind the vocabulary"
     )
+    step_input_scale: Positive = Field(
+        1.0, description="factor on the hidden state that is the input of the next step"
+    )
     pruning_threshold: BelowOne = Field(
-        1e-4,
-        description="tau: a step with less tail mass (ponderlm3) or a lower gate (adaponderlm) is skipped",
+        default_factory=_by_method("pruning_threshold", 1e-4),
+        description="tau: a step with less tail mass (ponderlm3), a lower gate (adaponderlm) or less reach "
+        "(adaptive_latent_cot) is skipped; default: 1e-4, for adaptive_latent_cot 0.05",
     )
     penalty: Penalty = Field(
         default_factory=_by_method("penalty", Penalty.EXPECTED_STEPS),
@@ -81,17 +93,46 @@ class PonderSection(Section):
     )
     penalty_weight: NonNegative = Field(
         default_factory=_by_method("penalty_weight", 0.3),
-        description="lambda at the end of the ramp; default: 0.3, for adaponderlm 0.1",
+        description="lambda at the end of the ramp; default: 0.3, for adaponderlm and adaptive_latent_cot "
+        "0.1",
     )
     penalty_ramp: Pair = Field(
         (0, 0),
-        description="ponderlm3: lambda rises linearly from 0 between these two iterations; adaponderlm: from "
-        "the first on lambda holds in full, and the fraction rises linearly from 0 until the second",
+        description="lambda rises linearly from 0 between these two iterations; adaponderlm: from the first "
+        "on lambda holds in full, and the fraction rises linearly from 0 until the second",
     )
     bottom_k_fraction: Fraction = Field(
         default_factory=_by_method("bottom_k_fraction", 0.25),
         description="share of steps that a bottom_k penalty pushes down; default: 0.25, for adaponderlm 0.1",
     )
+    penalty_exponent: NonNegative = Field(
+        1.0,
+        description="beta: going on is penalised in proportion to this power of the probability that a step "
+        "gives to the label",
+    )
+    reading: Reading = Field(
+        Reading.MIXTURE,
+        description="what is read of a token's steps: their mixture, the same without gradient to the "
+        "router, or the last step",
+    )
+    step_loss_weight: NonNegative = Field(
+        0.0, description="weight of the mean loss of reading each step alone, added in training"
+    )
+    entropy_floor: NonNegative = Field(
+        0.0, description="nats; tokens whose steps have less entropy are penalised in training"
+    )
+    entropy_floor_weight: Positive = Field(1.0, description="weight of that penalty")
     freeze_backbone_tokens: CountOrZero = Field(
         0, description="train the router or the gates alone until so many tokens are consumed"
+    )
+    blended_start_iterations: CountOrZero = Field(
+        0,
+        description="for a model that was trained without extra steps, in another run or in this one before "
+        "thoughts_schedule begins with them: over so many iterations the share of the thoughts in what is "
+        "read rises from 0 to 1, and their keys come to full weight",
+    )
+    held_decisions_iterations: CountOrZero = Field(
+        0,
+        description="for so many iterations with extra steps the router or the gates learn nothing, and the "
+        "penalty is not applied",
     )

@@ -84,7 +84,7 @@ def spending(steps_count: Sequence[float], account: FlopsAccount, full: FlopsAcc
         full: of the trained model, which takes all its steps.
     """
     mean_steps = mean_steps_of(steps_count)
-    flops = account.inference_per_token(mean_steps, full_share=fractions(steps_count)[-1])
+    flops = account.inference_per_token(mean_steps, shares=fractions(steps_count))
     # A signal is not asked by a decoder that takes all steps anyway.
     whole = full.inference_per_token(full.num_latent_thoughts)
     return Spending(mean_steps=mean_steps, flops_per_token=flops, flops_share=flops / whole)

@@ -1,4 +1,4 @@
-"""The thresholds that were found for budgets, in ``budgets.json`` beside the checkpoints."""
+"""The thresholds that were found for budgets, in ``budgets.json`` beside the checkpoints they belong to."""
 
 import logging
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ class MetBudget:
         budget: as it was written: steps per token, or a share of the operations of all steps.
         step_limit: most steps of a token; None: the trained K.
         signal: what is compared with the threshold, by name; None: the model's own router or gates.
+        data: folder or prefix of the held-out text.
         num_samples: held-out rows of the run's length that it was searched on.
         threshold: tau.
         loss: nats per labelled token at this threshold.
@@ -42,6 +43,7 @@ class MetBudget:
     budget: str
     step_limit: int | None
     signal: str | None
+    data: str
     num_samples: int
     threshold: float
     loss: float
@@ -58,7 +60,7 @@ class MetBudget:
     @property
     def key(self) -> tuple[Any, ...]:
         """What it was asked for."""
-        return self.iteration, self.budget, self.step_limit, self.signal, self.num_samples
+        return self.iteration, self.budget, self.step_limit, self.signal, self.data, self.num_samples
 
 
 @with_config(STRICT)
@@ -82,8 +84,10 @@ def met_budget(text: HeldoutText, budget: Budget, limits: StepLimits) -> MetBudg
         DataError: the budget is below what no steps cost.
     """
     opened = text.opened
-    path = opened.folder.parent / BUDGETS_FILE
-    key = (opened.state.iteration, str(budget), limits.num_steps, limits.signal, text.batches.num_samples)
+    path = opened.config.output_dir / BUDGETS_FILE
+    data = str(opened.config.data.heldout_path or opened.config.data.training_paths[0])
+    num_samples = text.batches.num_samples
+    key = (opened.state.iteration, str(budget), limits.num_steps, limits.signal, data, num_samples)
     stored = on_rank_zero(lambda: next((one for one in _load(path).budgets if one.key == key), None))
     if stored is not None:
         logger.info("budget %s: threshold %.6g from %s", budget, stored.threshold, path)
@@ -96,7 +100,8 @@ def met_budget(text: HeldoutText, budget: Budget, limits: StepLimits) -> MetBudg
         budget=str(budget),
         step_limit=limits.num_steps,
         signal=limits.signal,
-        num_samples=text.batches.num_samples,
+        data=data,
+        num_samples=num_samples,
         threshold=result.limits.threshold,
         loss=result.loss,
         mean_steps=spent.mean_steps,

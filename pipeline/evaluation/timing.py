@@ -21,7 +21,6 @@ from pipeline.cost.flops import FlopsAccount
 from pipeline.data.order import SampleOrder
 from pipeline.evaluation.opened import OpenedCheckpoint
 from pipeline.metrics.records import DecodingSpeed
-from pipeline.step.build import vocab_size_of
 
 BATCH_SIZES = (1, 8)
 PROMPT_TOKENS, TIMED_TOKENS, NUM_ROUNDS = 16, 16, 3
@@ -46,7 +45,7 @@ def decoding_speeds(
     Returns:
         For each way its speeds by batch size.
     """
-    account = flops_account(checkpoint.config, vocab_size_of(checkpoint.config, checkpoint.heldout))
+    account = flops_account(checkpoint.config, checkpoint.module.config.vocab_size)
     distinct = list(dict.fromkeys([_all_steps(checkpoint), *ways]))
     speeds: dict[StepLimits, list[DecodingSpeed]] = {limits: [] for limits in distinct}
     for batch_size in batch_sizes:
@@ -81,16 +80,14 @@ class _Way:
     account: FlopsAccount
     seconds: list[float] = field(default_factory=list)
     mean_steps: float = 0.0
-    full_share: float | None = None
+    shares: tuple[float, ...] = ()
 
     def flops_per_token(self, tokens_before: float) -> float:
         limits = self.limits
         account = replace(self.account, signal=limits.signal)
         if limits.num_steps is not None:
-            account = replace(account, num_latent_thoughts=limits.num_steps)
-        return account.inference_flops(
-            self.mean_steps, full_share=self.full_share, tokens_before=tokens_before
-        ).model
+            account = account.limited_to(limits.num_steps)
+        return account.inference_flops(self.mean_steps, shares=self.shares, tokens_before=tokens_before).model
 
 
 def _take_turns(checkpoint: OpenedCheckpoint, ways: Sequence[_Way], tokens: Sequence[Sequence[int]]) -> None:
@@ -124,7 +121,7 @@ def _decode(
     steps = torch.stack(taken)
     way.mean_steps = float(steps.double().mean())
     num_steps = way.account.num_latent_thoughts if way.limits.num_steps is None else way.limits.num_steps
-    way.full_share = float((steps == num_steps).double().mean())
+    way.shares = tuple((steps.flatten().bincount(minlength=num_steps + 1) / steps.numel()).tolist())
 
 
 def _columns(tokens: Sequence[Sequence[int]], start: int) -> Iterator[list[int]]:

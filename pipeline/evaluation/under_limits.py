@@ -27,7 +27,7 @@ from pipeline.evaluation.reading import read_rows
 from pipeline.metrics.ponder_scalars import mean_steps_of
 from pipeline.metrics.records import LossPoint
 from pipeline.shared.errors import DataError
-from pipeline.step.build import heldout_batches, vocab_size_of
+from pipeline.step.build import heldout_batches
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class HeldoutText:
     @property
     def account(self) -> FlopsAccount:
         """The cost account of the model without limits."""
-        return flops_account(self.opened.config, vocab_size_of(self.opened.config, self.opened.heldout))
+        return flops_account(self.opened.config, self.opened.module.config.vocab_size)
 
     def evaluate(self, limits: StepLimits) -> LimitedResult:
         """Evaluate under limits; all ranks call it together.
@@ -154,7 +154,7 @@ class HeldoutText:
 
     def _account_under(self, limits: StepLimits) -> FlopsAccount:
         account = replace(self.account, signal=limits.signal)
-        return account if limits.num_steps is None else replace(account, num_latent_thoughts=limits.num_steps)
+        return account if limits.num_steps is None else account.limited_to(limits.num_steps)
 
     def _least(self, scores: RecordedScores, limits: StepLimits) -> Spending:
         return spending(scores.steps_count(float("inf")), self._account_under(limits), self.account)

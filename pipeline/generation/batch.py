@@ -46,6 +46,8 @@ class GenerationSettings:
         damping, num_groups: of the sweeps, see there.
         batch_size: sequences that are decoded together at most; affects only the speed.
         limits: on the steps that tokens take.
+        cut_prompts: cut the beginning of prompts that leave no room for the new tokens in the context of the
+            model, instead of refusing them.
     """
 
     num_tokens: int = 64
@@ -57,6 +59,7 @@ class GenerationSettings:
     num_groups: int = 1
     batch_size: int = 8
     limits: StepLimits = UNLIMITED
+    cut_prompts: bool = False
 
     def __post_init__(self) -> None:
         """Reject settings that generate nothing.

@@ -162,12 +162,23 @@ def _halting_charts(method: Method, num_latent_thoughts: int) -> dict[str, list[
         "loss by steps taken": [names.per_step(names.NLL_BY_STEPS, step) for step in steps],
         "penalty": [names.PENALTY, names.PENALTY_WEIGHT],
     }
-    if method.facts.decider is not None and method.facts.decider.per_iteration:
+    decider = method.facts.decider
+    if decider is not None and decider.asks_again and not decider.per_iteration:
+        asked = [names.per_step(names.CONTINUE_PROBABILITY, step) for step in steps[:-1]]
+        return charts | {"probability of going on by step": asked}
+    if decider is not None and decider.per_iteration:
         gates = [names.per_iteration(names.GATE, iteration) for iteration in range(num_latent_thoughts)]
         return charts | {"gate by iteration": gates}
     return charts | {
         "tail mass by step": [names.per_step(names.TAIL_MASS, step) for step in steps],
         "router entropy": [names.ROUTER_ENTROPY],
+        "held-out loss of reading one step alone": [
+            names.on_validation(names.per_step(names.STEP_NLL, step)) for step in steps
+        ],
+        "held-out loss with one step more": [
+            names.LM_LOSS_VALIDATION,
+            names.on_validation(names.ONE_MORE_NLL),
+        ],
     }
 
 

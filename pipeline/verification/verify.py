@@ -122,8 +122,8 @@ class _Sums:
         return jacobi_residuals({name: sums.tolist() for name, sums in self._residual_sums.items()})
 
     def _run_forwards(self, batch: TokenBatch, limits: StepLimits) -> None:
-        """Run the forwards of a batch, again for each threshold if they depend on it (AdaPonderLM)."""
-        if self._forwards and not self._model.ponder.config.method.facts.freezes_halted:
+        """Run the forwards of a batch, again for each threshold if they depend on it."""
+        if self._forwards and not self._model.ponder.config.method.facts.halts_in_training:
             return
         is_first = not self._forwards
         self._forwards = {

@@ -13,14 +13,15 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
 
 def test_a_budget_is_met_stored_and_used_again(trained: TrainedRun, tmp_path: Path) -> None:
-    checkpoints, result, lines = tmp_path / "checkpoints", tmp_path / "result.json", tmp_path / "texts.jsonl"
-    shutil.copytree(trained.checkpoints, checkpoints)
+    run, result, lines = tmp_path / "run", tmp_path / "result.json", tmp_path / "texts.jsonl"
+    shutil.copytree(trained.folder, run)
+    checkpoints = run / "checkpoints"
 
     command = megaponder("eval", str(checkpoints), "--budget", "1.5", "--output", str(result))
 
     assert command.exit_code == 0, command.stderr
     evaluation = json.loads(result.read_text())
-    (stored,) = json.loads((checkpoints / "budgets.json").read_text())["budgets"]
+    (stored,) = json.loads((run / "budgets.json").read_text())["budgets"]
     steps = sum(number * count for number, count in enumerate(evaluation["steps_count"]))
     assert evaluation["prunes"]
     assert evaluation["budget"] == stored["budget"] == "1.5"
@@ -32,7 +33,7 @@ def test_a_budget_is_met_stored_and_used_again(trained: TrainedRun, tmp_path: Pa
     assert all(speed["milliseconds_per_token"] > 0 for speed in evaluation["speeds"])
 
     # Generation takes the stored threshold: at one above all tail masses no token takes a step.
-    file = checkpoints / "budgets.json"
+    file = run / "budgets.json"
     file.write_text(file.read_text().replace(str(stored["threshold"]), "2.0"))
     command = megaponder("generate", str(checkpoints), "--budget", "1.5", "--json-lines", str(lines))
 

@@ -6,7 +6,9 @@ The next row sees all slots of all earlier tokens, and the slots of its own toke
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
+from megatron_ext.ponder.config import Reading
 from megatron_ext.ponder.reference.backbone import KeptRow
 from megatron_ext.ponder.reference.method import OracleMethod, TokenResult
 
@@ -26,7 +28,8 @@ class Vanilla(SlotMethod):
 
     def think(self, token: int) -> TokenResult:
         """Run the embedding."""
-        return self.result(self.run(self.embed(token)))
+        hidden = self.run(self.embed(token))
+        return self.result(hidden, first=hidden)
 
 
 class Pause(SlotMethod):
@@ -35,11 +38,11 @@ class Pause(SlotMethod):
     def think(self, token: int) -> TokenResult:
         """Run the token, then its pause tokens."""
         pause = self.ponder.pause_token_id
-        hidden = self.run(self.embed(token))
+        hidden = first = self.run(self.embed(token))
         for _ in range(self.ponder.num_latent_thoughts):
             assert pause is not None, "pause_token_id must name the embedding of a pause token, but is None"
-            hidden = self.run(self.embed(pause))
-        return self.result(hidden)
+            hidden = self.run_thought(self.embed(pause))
+        return self.result(hidden, first=first)
 
 
 class PonderLM2(SlotMethod):
@@ -48,11 +51,11 @@ class PonderLM2(SlotMethod):
     def think(self, token: int) -> TokenResult:
         """Run the embedding, then thought after thought."""
         thoughts = []
-        hidden = self.run(self.embed(token))
+        hidden = first = self.run(self.embed(token))
         for _ in range(self.ponder.num_latent_thoughts):
             thoughts.append(self.feed_back(hidden))
-            hidden = self.run(thoughts[-1])
-        return self.result(hidden, thoughts=thoughts)
+            hidden = self.run_thought(thoughts[-1])
+        return self.result(hidden, first=first, thoughts=thoughts)
 
 
 class PonderLM3(SlotMethod):
@@ -62,11 +65,22 @@ class PonderLM3(SlotMethod):
         """Run the embedding, ask the router, run the thoughts that are kept."""
         thoughts = []
         hidden = [self.run(self.embed(token))]
-        shares = torch.softmax(self.backbone.two_layers(hidden[0], "ponder.router"), dim=0)
+        shares = torch.softmax(self.decide(hidden[0], "ponder.router"), dim=0)
         for step in range(1, self.ponder.num_latent_thoughts + 1):
             tail_mass = shares[step:].sum()
             if tail_mass < self.ponder.pruning_threshold:
                 break
             thoughts.append(self.feed_back(hidden[-1]))
-            hidden.append(self.run(thoughts[-1], log_weight=tail_mass.clamp_min(SMALLEST_TAIL_MASS).log()))
-        return self.result(shares[: len(hidden)] @ torch.stack(hidden), thoughts=thoughts)
+            log_weight = tail_mass.clamp_min(SMALLEST_TAIL_MASS).log()
+            hidden.append(self.run_thought(thoughts[-1], log_weight=log_weight))
+        return self.result(
+            self.read(hidden, shares), first=hidden[0], thoughts=thoughts, steps=hidden, shares=shares
+        )
+
+    def read(self, hidden: Sequence[Tensor], shares: Tensor) -> Tensor:
+        """Read the mixture of the steps that ran, or the last of them."""
+        if self.ponder.reading is Reading.LAST_STEP:
+            return hidden[-1]
+        if self.ponder.reading is Reading.DETACHED_MIXTURE:
+            shares = shares.detach()
+        return shares[: len(hidden)] @ torch.stack(list(hidden))

@@ -3,7 +3,6 @@
 import os
 import random
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -75,7 +74,7 @@ def _report(
 ) -> TaskReport:
     ponder = checkpoint.module.ponder.under(limits).config
     account = flops_account(checkpoint.config, checkpoint.heldout.vocabulary.size)
-    account = replace(account, num_latent_thoughts=ponder.num_latent_thoughts)
+    account = account.limited_to(ponder.num_latent_thoughts)
     return TaskReport(
         checkpoint=str(checkpoint.folder),
         iteration=checkpoint.state.iteration,

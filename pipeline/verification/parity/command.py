@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import dump_config, load_config
@@ -17,6 +18,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.ranks.launch import run_ranks
 from pipeline.shared.console import table_console
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.python_start import python_module
 from pipeline.verification.parity.compare import FIRST_STEP, GROWTH_PER_STEP, Measured, StepParity, compare
 from pipeline.verification.parity.layout import ONE_PROCESS, OPTION, parse_layout, render_layout
 
@@ -104,7 +106,7 @@ def _train(config: RunConfig, num_steps: int, scratch: Path) -> tuple[int, list[
     file, output = scratch / f"{ranks}.yaml", scratch / f"{ranks}.json"
     dump_config(config, file)
     logger.info("%d steps on %s", num_steps, render_layout(config.parallel))
-    worker = ["-W", "ignore", "-m", "pipeline.verification.parity.worker", str(file)]
+    worker = ["-W", "ignore", *python_module("pipeline.verification.parity.worker"), str(file)]
     code = run_ranks([*worker, "--steps", str(num_steps), "--output", str(output)], num_ranks=ranks)
     steps = json.loads(output.read_text(encoding="utf-8")) if code == ExitCode.DONE else []
     return code, [Measured(**step) for step in steps]
@@ -128,7 +130,7 @@ def _print(steps: Sequence[StepParity], config: RunConfig, console: Console) -> 
             f"{step.one_process.grad_norm:.6f}",
             f"{step.on_layout.grad_norm:.6f}",
             f"{step.grad_norm_difference:.1e}",
-            f"[{style}]{step.share_of_band:.3f} {'inside' if step.passes else 'outside'}[/]",
+            Text(f"{step.share_of_band:.3f} {'inside' if step.passes else 'outside'}", style=style),
         )
     console.print(table)
     band = FIRST_STEP[precision]
@@ -140,7 +142,7 @@ def _print(steps: Sequence[StepParity], config: RunConfig, console: Console) -> 
     )
     outside = [str(step.step) for step in steps if not step.passes]
     if outside:
-        console.print(f"[bold red]outside the band[/] in step {', '.join(outside)}", highlight=False)
+        console.print(Text.assemble(("outside the band", "bold red"), f" in step {', '.join(outside)}"))
 
 
 def _record(steps: Sequence[StepParity], config: RunConfig) -> dict[str, object]:

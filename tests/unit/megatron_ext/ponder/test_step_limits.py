@@ -4,7 +4,14 @@ from megatron_ext.ponder.config import Method, PonderConfig
 from megatron_ext.ponder.step_limits import UNLIMITED, HaltingSignal, StepLimits
 
 OWN = PonderConfig(method=Method.ADAPONDERLM, num_latent_thoughts=3, pruning_threshold=0.1)
-MORE_STEPS = {Method.LOOP, Method.PAUSE, Method.PONDERLM, Method.PONDERLM2}
+MORE_STEPS = {
+    Method.LOOP,
+    Method.PAUSE,
+    Method.PONDERLM,
+    Method.PONDERLM2,
+    # One router is asked after every step.
+    Method.ADAPTIVE_LATENT_COT,
+}
 
 
 def config(method: Method) -> PonderConfig:

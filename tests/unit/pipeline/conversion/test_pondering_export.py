@@ -38,6 +38,7 @@ MODELS = {
     "ponderlm2": (Method.PONDERLM2, Architecture.GPT_NEOX, False),
     "adaponderlm": (Method.ADAPONDERLM, Architecture.LLAMA, True),
     "ponderlm3": (Method.PONDERLM3, Architecture.GPT_NEOX, False),
+    "adaptive_latent_cot": (Method.ADAPTIVE_LATENT_COT, Architecture.LLAMA, False),
 }
 EVALUATION = EvaluationResult(
     checkpoint="somewhere",
@@ -176,6 +177,8 @@ def test_a_config_with_other_settings_is_refused(
         ("ponderlm3", {"pruning_threshold": 0.3}),
         ("ponderlm3", {"scale_embeds": False}),
         ("adaponderlm", {"pruning_threshold": 0.9}),
+        ("adaptive_latent_cot", {"pruning_threshold": 0.9}),
+        ("adaptive_latent_cot", {"step_input_scale": 2.0}),
         ("loop", {"num_latent_thoughts": 1}),
         ("ponderlm", {"residual": "from_embedding"}),
         ("ponderlm2", {"num_jacobi_iterations": 0}),

@@ -99,7 +99,7 @@ def test_a_share_is_one_of_the_operations_of_all_steps(method: Method) -> None:
     assert everything.flops_share == 1
     assert everything.fits(Budget(flops_share=1.0))
     assert half.mean_steps == pytest.approx(5 / 6)
-    assert half.flops_per_token == account.inference_per_token(half.mean_steps, full_share=1 / 6)
+    assert half.flops_per_token == account.inference_per_token(half.mean_steps, shares=[2 / 6, 3 / 6, 1 / 6])
     assert half.fits(Budget(mean_steps=0.84))
     assert not half.fits(Budget(mean_steps=0.83))
     assert not half.fits(Budget(flops_share=half.flops_share * 0.99))

@@ -48,7 +48,10 @@ def test_a_limited_model_computes_what_one_built_so_small_does(
     assert torch.equal(again, whole)
 
 
-@pytest.mark.parametrize("method", [Method.LOOP, Method.PAUSE, Method.PONDERLM, Method.PONDERLM2])
+@pytest.mark.parametrize(
+    "method",
+    [Method.LOOP, Method.PAUSE, Method.PONDERLM, Method.PONDERLM2, Method.ADAPTIVE_LATENT_COT],
+)
 def test_a_model_takes_more_steps_than_it_was_trained_with_as_one_built_so(
     groups: ParallelGroups, method: Method
 ) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.step_limits import UNLIMITED, HaltingSignal, StepLimits
 from pipeline.checkpoint.state import TrainState
+from pipeline.checkpoint.stored_config import StoredRun
 from pipeline.data.batches import HeldoutBatches
 from pipeline.evaluation.budget import Budget
 from pipeline.evaluation.opened import OpenedCheckpoint
@@ -20,7 +21,7 @@ from pipeline.shared.errors import CheckpointError, DataError
 from tests.support.layout_steps import built_model, own_batches
 from tests.support.layouts import MODELS, ONE_PROCESS
 
-LEARNED = ("ponderlm3, llama", "adaponderlm, llama")
+LEARNED = ("ponderlm3, llama", "adaponderlm, llama", "adaptive_latent_cot, llama")
 THINKING = ("ponderlm2, llama", "ponderlm3, llama")
 ROUTER = StepLimits()
 
@@ -36,16 +37,16 @@ class Batches:
         yield self._batches
 
 
-def text_of(groups: ParallelGroups, name: str, folder: Path = Path("nowhere/iter_0000007")) -> HeldoutText:
+def text_of(groups: ParallelGroups, name: str, folder: Path = Path("nowhere")) -> HeldoutText:
     config = MODELS[name].config(ONE_PROCESS)
+    config = config.model_copy(update={"output_dir": folder})
     module, _ = built_model(config, groups)
     module.eval()
     opened = OpenedCheckpoint(
-        folder=folder,
-        config=config,
+        folder=folder / "checkpoints" / "iter_0000007",
+        stored=StoredRun(config=config, identity=None, given={}, bases=()),
         state=cast(TrainState, type("State", (), {"iteration": 7})),
         module=module,
-        heldout=cast(Any, None),
         groups=groups,
     )
     return HeldoutText(opened, 1, [cast(HeldoutBatches, Batches(own_batches(groups)))])
@@ -135,7 +136,7 @@ def test_judging_a_prediction_costs_a_head_for_each_token_that_goes_on(groups: P
 
 
 def test_a_threshold_is_stored_and_found_again(groups: ParallelGroups, tmp_path: Path) -> None:
-    text = text_of(groups, "ponderlm3, llama", tmp_path / "iter_0000007")
+    text = text_of(groups, "ponderlm3, llama", tmp_path)
     file = tmp_path / BUDGETS_FILE
 
     found = met_budget(text, Budget(mean_steps=1.2), ROUTER)
