@@ -15,7 +15,6 @@ from pipeline.shared.console import open_console, say
 
 if TYPE_CHECKING:
     from pipeline.evaluation.results import EvaluationResult, SourceLoss
-    from pipeline.metrics.records import DecodingSpeed
 
 EPILOG = examples(
     "megaponder eval runs/demo/checkpoints",
@@ -234,16 +233,8 @@ def _table(result: "EvaluationResult") -> Table:
         table.add_row(f"residual of sweep {sweep}", f"{residual:.3e}")
     table.add_row("speed", f"{result.tokens_per_second:,.0f} tokens/s")
     for speed in result.speeds:
-        table.add_row(f"decoding {speed.batch_size} at once", _of_speed(speed))
+        table.add_row(f"decoding {speed.batch_size} at once", speed.summary)
     return table
-
-
-def _of_speed(speed: "DecodingSpeed") -> str:
-    gain = "" if speed.gain_reached is None else f", {speed.gain_reached:.0%} of the FLOPs saved"
-    return (
-        f"{speed.milliseconds_per_token:.2f} ms per token, {speed.tokens_per_second:,.0f} tokens/s "
-        f"at {speed.mean_steps:.2f} steps{gain}"
-    )
 
 
 def _of_source(source: "SourceLoss") -> str:

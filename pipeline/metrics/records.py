@@ -69,6 +69,15 @@ class DecodingSpeed:
     flops_per_token: float
     gain_reached: float | None
 
+    @property
+    def summary(self) -> str:
+        """Time, speed, and the share of the FLOPs saved that is saved in time."""
+        gain = "" if self.gain_reached is None else f"; {self.gain_reached:.0%} of the FLOPs saved in time"
+        return (
+            f"{self.milliseconds_per_token:.2f} ms/token, {self.tokens_per_second:,.0f} tokens/s "
+            f"at {self.mean_steps:.2f} steps{gain}"
+        )
+
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)

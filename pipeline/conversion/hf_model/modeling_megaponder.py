@@ -59,7 +59,7 @@ from megatron_ext.ponder.decode.think import (
     think_until_halted,
     think_until_stopped,
 )
-from megatron_ext.ponder.halting import in_float32
+from megatron_ext.ponder.halting import folded_router_logits, in_float32
 
 from .configuration_megaponder import MegaPonderConfig
 
@@ -654,7 +654,9 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         if self.config.method == "ponderlm2":
             return all_slots(token_hidden, self.config.num_latent_thoughts)
         return slots_above(
-            self.ponder["router"](token_hidden), threshold, reads_last=self.config.reading == "last_step"
+            folded_router_logits(self.ponder["router"](token_hidden), self.config.num_latent_thoughts),
+            threshold,
+            reads_last=self.config.reading == "last_step",
         )
 
     # ---- parts of the model ----
