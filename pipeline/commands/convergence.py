@@ -41,6 +41,10 @@ JsonFile = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write all figures here.", show_default=False),
 ]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Plot the residuals, a PNG.", show_default=False),
+]
 
 
 def convergence(
@@ -54,6 +58,7 @@ def convergence(
     iteration: Iteration = None,
     data: OtherData = None,
     json_file: JsonFile = None,
+    output: Output = None,
 ) -> None:
     """Show how fast the Jacobi sweeps of a model converge, on held-out text.
 
@@ -99,6 +104,12 @@ def convergence(
     console = table_console()
     for table in render_convergence(found):
         console.print(table)
+    if output is not None:
+        from pipeline.report.convergence import render_convergence_png
+        from pipeline.shared.files import write_atomically
+
+        write_atomically(output, render_convergence_png(found))
+        say(f"written to {output}")
     if json_file is not None:
         save_convergence(found, json_file)
         say(f"written to {json_file}")

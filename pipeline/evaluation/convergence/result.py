@@ -163,6 +163,15 @@ class Convergence:
     reading_tolerance: float
     readings: tuple[Reading, ...]
 
+    def residual_of(self, sweep: int, positions: Sequence[int]) -> float:
+        """Return the root mean square residual at some positions, over tokens, after a sweep from 1 on.
+
+        Thoughts of all tokens have about the same size, so it is close to the residual of these alone.
+        """
+        of_sweep = self.residuals_by_position[sweep - 1]
+        total = sum(self.tokens_by_position[one] * of_sweep[one] ** 2 for one in positions)
+        return math.sqrt(total / max(sum(self.tokens_by_position[one] for one in positions), 1))
+
 
 def save_convergence(content: Convergence, path: Path) -> None:
     """Write the file, complete or not at all."""

@@ -31,8 +31,9 @@ def _residuals(found: Convergence) -> Table:
     for heading in ("sweep", "all", *map(_name, bins)):
         table.add_column(heading, justify="right")
     for sweep, residual in list(enumerate(found.residuals, start=1))[:MOST_ROWS]:
-        of_sweep = found.residuals_by_position[sweep - 1]
-        table.add_row(str(sweep), f"{residual:.1e}", *(_of_bin(found, of_sweep, one) for one in bins))
+        table.add_row(
+            str(sweep), f"{residual:.1e}", *(f"{found.residual_of(sweep, one):.1e}" for one in bins)
+        )
     if found.contraction is not None:
         table.add_row("factor", f"{found.contraction.factor:.3f}", *(_factor(found, one) for one in bins))
     return table
@@ -40,14 +41,6 @@ def _residuals(found: Convergence) -> Table:
 
 def _name(positions: range) -> str:
     return str(positions.start) if len(positions) == 1 else f"{positions.start}-{positions.stop - 1}"
-
-
-def _of_bin(found: Convergence, of_sweep: tuple[float, ...], positions: range) -> str:
-    """Root mean square over tokens, as thoughts of all tokens have about the same size."""
-    tokens = [found.tokens_by_position[position] for position in positions]
-    squares = [of_sweep[position] ** 2 for position in positions]
-    total = sum(count * square for count, square in zip(tokens, squares, strict=True))
-    return f"{(total / max(sum(tokens), 1)) ** 0.5:.1e}"
 
 
 def _factor(found: Convergence, positions: range) -> str:

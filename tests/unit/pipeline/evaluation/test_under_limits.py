@@ -1,55 +1,20 @@
 """Budgets met on held-out text, and halting by a signal beside the learned one."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
 
-from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.step_limits import UNLIMITED, HaltingSignal, StepLimits
-from pipeline.checkpoint.state import TrainState
-from pipeline.checkpoint.stored_config import StoredRun
-from pipeline.data.batches import HeldoutBatches
 from pipeline.evaluation.budget import Budget
-from pipeline.evaluation.opened import OpenedCheckpoint
 from pipeline.evaluation.stored_budgets import BUDGETS_FILE, met_budget
-from pipeline.evaluation.under_limits import HeldoutText
 from pipeline.shared.errors import CheckpointError, DataError
-from tests.support.layout_steps import built_model, own_batches
-from tests.support.layouts import MODELS, ONE_PROCESS
+from tests.support.heldout_text import text_of
 
 LEARNED = ("ponderlm3, llama", "adaponderlm, llama", "adaptive_latent_cot, llama")
 THINKING = ("ponderlm2, llama", "ponderlm3, llama")
 ROUTER = StepLimits()
-
-
-class Batches:
-    """The batches of the layouts' tests in the place of held-out ones."""
-
-    def __init__(self, batches: list[TokenBatch]) -> None:
-        self.num_samples = sum(len(batch.tokens) for batch in batches)
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[TokenBatch]]:
-        yield self._batches
-
-
-def text_of(groups: ParallelGroups, name: str, folder: Path = Path("nowhere")) -> HeldoutText:
-    config = MODELS[name].config(ONE_PROCESS)
-    config = config.model_copy(update={"output_dir": folder})
-    module, _ = built_model(config, groups)
-    module.eval()
-    opened = OpenedCheckpoint(
-        folder=folder / "checkpoints" / "iter_0000007",
-        stored=StoredRun(config=config, identity=None, given={}, bases=()),
-        state=cast(TrainState, type("State", (), {"iteration": 7})),
-        module=module,
-        groups=groups,
-    )
-    return HeldoutText(opened, 1, [cast(HeldoutBatches, Batches(own_batches(groups)))])
 
 
 @pytest.mark.parametrize("name", LEARNED)

@@ -30,6 +30,7 @@ from pipeline.evaluation.convergence.table import render_convergence
 from pipeline.evaluation.opened import OpenedCheckpoint
 from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
+from pipeline.report.convergence import render_convergence_png
 from pipeline.verification.texts import heldout_rows
 from tests.support.ponder_models import VOCAB_SIZE, batch_of, random_tokens, tiny_model
 from tests.unit.pipeline.config.settings import changed_settings
@@ -151,6 +152,7 @@ def test_the_figures_are_shown_and_written(
     save_convergence(found, tmp_path / "out" / "convergence.json")
 
     assert (tmp_path / "out" / "convergence.json").stat().st_size > 0
+    assert render_convergence_png(found).startswith(b"\x89PNG")
     assert [table.row_count for table in render_convergence(found)] == [
         len(found.residuals) + (found.contraction is not None),
         len(found.needed),
