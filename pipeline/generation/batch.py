@@ -72,9 +72,11 @@ class GenerationSettings:
                 raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}; give a number")
         if not all(self.stop):
             raise ValueError("stop must not contain an empty string; remove it")
-        if self.prefill is Prefill.EXACT and (self.damping, self.num_groups) != (0.0, 1):
+        if self.prefill is Prefill.EXACT and Sweeps() != Sweeps(
+            damping=self.damping, num_groups=self.num_groups, by_slot=self.by_slot
+        ):
             raise ValueError(
-                "damping and num_groups are for prefill jacobi, but prefill is exact; unset them"
+                "damping, num_groups and by_slot are for sweeps, but prefill is exact; unset them"
             )
 
     def sweeps(self, dtype: torch.dtype) -> Sweeps | None:
@@ -82,7 +84,9 @@ class GenerationSettings:
         if self.prefill is Prefill.EXACT:
             return None
         tolerance = max(1e-5, torch.finfo(dtype).eps) if self.tolerance is None else self.tolerance
-        return Sweeps(tolerance=tolerance, damping=self.damping, num_groups=self.num_groups)
+        return Sweeps(
+            tolerance=tolerance, damping=self.damping, num_groups=self.num_groups, by_slot=self.by_slot
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
