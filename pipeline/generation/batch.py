@@ -75,9 +75,7 @@ class GenerationSettings:
         if self.prefill is Prefill.EXACT and Sweeps() != Sweeps(
             damping=self.damping, num_groups=self.num_groups, by_slot=self.by_slot
         ):
-            raise ValueError(
-                "damping, num_groups and by_slot are for sweeps, but prefill is exact; unset them"
-            )
+            raise ValueError("damping, num_groups and by_slot must be unset where prefill is exact")
 
     def sweeps(self, dtype: torch.dtype) -> Sweeps | None:
         """The sweeps over prompts of a model with weights of `dtype`; None reads token by token."""

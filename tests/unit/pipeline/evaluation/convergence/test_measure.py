@@ -10,7 +10,6 @@ import torch
 
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.ponder.config import Method
-from megatron_ext.ponder.decode.sweeps import Sweeps
 from megatron_ext.ponder.passes import jacobi_plan
 from megatron_ext.ponder.residual import residual
 from pipeline.checkpoint.state import TrainState
@@ -138,10 +137,8 @@ def test_all_ways_to_read_prompts_reach_the_same_result(
 ) -> None:
     _, found = measured
 
-    ways = [
-        Sweeps(damping=one.damping, num_groups=one.num_groups, by_slot=one.by_slot) for one in found.readings
-    ]
-    assert ways == list(WAYS)
+    ways = [(one.damping, one.num_groups, one.by_slot) for one in found.readings]
+    assert ways == [(way.damping, way.num_groups, way.by_slot) for way in WAYS]
     assert all(one.max_error < 1e-6 for one in found.readings)
     assert all(one.milliseconds > 0 and one.rows_per_token > 0 for one in found.readings)
     jacobi, damped, by_slot = found.readings[0], found.readings[2], found.readings[-1]
