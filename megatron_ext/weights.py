@@ -221,7 +221,8 @@ def _grouped_qkv(config: PonderTransformerConfig, native: str, source: str) -> E
 
 
 def _method_entries(config: PonderTransformerConfig) -> Iterator[Entry]:
-    decider = config.ponder.method.facts.decider
+    decider = config.ponder.decider
     for network in decider.prefixes(config.ponder.num_latent_thoughts) if decider else ():
-        for layer in (0, 2):
-            yield from _with_bias(f"{network}.{layer}", f"{network}.{layer}")
+        for layer in decider.layers:
+            name = f"{network}.{layer}".removesuffix(".")
+            yield from _with_bias(name, name)

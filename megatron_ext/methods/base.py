@@ -22,6 +22,7 @@ from megatron_ext.ponder.config import MethodFacts, PonderConfig
 from megatron_ext.ponder.decode.sweeps import PromptTokens
 from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_in_rows
 from megatron_ext.ponder.passes import PassPlan
+from megatron_ext.ponder.penalties import LabelScores
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 
 Mixer = Callable[[Tensor], Tensor]
@@ -55,10 +56,13 @@ class PassContext:
     Attributes:
         plan: the passes of this forward.
         real: [S_all, B] bool, False at padding; all tokens, also under sequence parallelism.
+        has_label: [S_all, B] bool.
         axis: the tensor axis.
         mix_embeddings: rows [R, B, H] -> softmax mixture of unscaled embeddings [R, B, H].
         memory: what this rank keeps from pass to pass.
+        score_labels: hidden states, [S, B, H], to how well the head predicts the labels from them.
         prune: hard mask: pruned slots have no keys and no share in the readout.
+        damped: whether decisions of the router are damped where the method says so.
         bottom_k_fraction: q of the bottom-k penalty.
         observe: called with the name and value of intermediate results, for verification.
         statistics: additive sums over the micro-batch, collected by the methods.
@@ -66,10 +70,13 @@ class PassContext:
 
     plan: PassPlan
     real: Tensor
+    has_label: Tensor
     axis: TensorAxis
     mix_embeddings: Mixer
+    score_labels: Callable[[Tensor], LabelScores]
     memory: PassMemory
     prune: bool
+    damped: bool
     bottom_k_fraction: float
     observe: Observer
     statistics: dict[str, Tensor] = field(default_factory=dict)
@@ -82,11 +89,13 @@ class Readout:
     Attributes:
         hidden: [S, B, H], goes to the head.
         penalty: scalar to be weighted and added to the loss, or None.
+        penalty_of: gives the penalty instead, from how well the labels are predicted from `hidden`; or None.
         steps: steps taken by every token, [S_all, B] int64, or None where all take K.
     """
 
     hidden: Tensor
     penalty: Tensor | None = None
+    penalty_of: Callable[[LabelScores], Tensor] | None = None
     steps: Tensor | None = None
 
 
@@ -127,6 +136,11 @@ class PonderMethod(nn.Module):
         if self.facts.weighs_slots:
             return Column.LOG_WEIGHT
         return Column.ACTIVE if self.facts.freezes_halted else Column.NONE
+
+    @property
+    def prunes_in_training(self) -> bool:
+        """Whether the training forward depends on tau."""
+        return self.facts.freezes_halted or (self.facts.weighs_slots and self.config.form.hides_keys)
 
     @property
     def iterates(self) -> bool:
@@ -237,9 +251,12 @@ class PonderMethod(nn.Module):
         """Set the method's own weights to their initial values."""
 
 
-def build_decider(config: PonderConfig, hidden_size: int) -> nn.Sequential:
+def build_decider(config: PonderConfig, hidden_size: int) -> nn.Sequential | nn.Linear:
     """Build one network by which tokens halt, as the facts of the method describe it."""
-    decider = config.method.facts.decider
+    decider = config.decider
     assert decider is not None, f"{config.method} does not halt"
-    inner, outputs = decider.inner(hidden_size), decider.outputs(config.num_latent_thoughts)
+    outputs = decider.outputs(config.num_latent_thoughts)
+    if decider.inner is None:
+        return nn.Linear(hidden_size, outputs)
+    inner = decider.inner(hidden_size)
     return nn.Sequential(nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, outputs))

@@ -11,9 +11,13 @@ from torch import Tensor, nn
 # log w is clamped here in training: w below it multiplies a softmax term by what float32 rounds away.
 SMALLEST_TAIL_MASS = 1e-9
 
+# The same for the keys that a hard mask keeps in training (definitions 2.8).
+SMALLEST_KEPT_MASS = 1e-12
+
 # Used as log 0 in a hard mask. Finite, so that splitting it into two bfloat16 columns gives no NaN;
 # exp of it is exactly 0 in every floating type used here.
 PRUNED_LOG_MASS = -1e9
+HIDDEN_LOG_MASS = -1e4
 
 
 def step_distribution(router_logits: Tensor) -> Tensor:
@@ -54,17 +58,48 @@ def hard_log_tail_mass(mass: Tensor, threshold: float) -> Tensor:
     return torch.where(mass >= threshold, log_tail_mass(mass), PRUNED_LOG_MASS)
 
 
-def steps_taken(mass: Tensor, threshold: float) -> Tensor:
-    """Return K_hat: the last step whose tail mass reaches the threshold.
+def hidden_log_tail_mass(mass: Tensor, threshold: float) -> Tensor:
+    """Return the mask of training that hides keys: log w above the threshold, else -1e4 without gradient.
+
+    Shape is kept.
+    """
+    kept = torch.log(mass.clamp_min(SMALLEST_KEPT_MASS))
+    return torch.where(mass > threshold, kept, HIDDEN_LOG_MASS)
+
+
+def log_key_mass(mass: Tensor, threshold: float, *, hides_keys: bool) -> Tensor:
+    """Return what training adds to the logits of keys, the soft or the hard mask, in the shape of `mass`.
+
+    Args:
+        mass: w.
+        threshold: tau.
+        hides_keys: whether keys of slots below tau are hidden.
+    """
+    return hidden_log_tail_mass(mass, threshold) if hides_keys else log_tail_mass(mass)
+
+
+def is_kept(mass: Tensor, threshold: float, *, hides_keys: bool = False) -> Tensor:
+    """Return which slots are not pruned, in the shape of `mass`.
+
+    Args:
+        mass: w.
+        threshold: tau.
+        hides_keys: whether training hides keys, and then those of slots at the threshold too.
+    """
+    return mass > threshold if hides_keys else mass >= threshold
+
+
+def steps_taken(mass: Tensor, threshold: float, *, hides_keys: bool = False) -> Tensor:
+    """Return K_hat: the last step that is not pruned.
 
     Args:
         mass: w, [S, K + 1, B].
-        threshold: tau.
+        threshold, hides_keys: see :func:`is_kept`.
     Returns:
         [S, B] int64, in 0..K.
     """
     # w is non-increasing, so counting the kept steps gives the last one.
-    return (mass[:, 1:] >= threshold).sum(dim=1)
+    return is_kept(mass[:, 1:], threshold, hides_keys=hides_keys).sum(dim=1)
 
 
 def mix_steps(hidden: Tensor, steps: Tensor) -> Tensor:
@@ -114,11 +149,11 @@ def active_iterations(gate_logits: Tensor, threshold: float) -> Tensor:
     return stays.long().cumprod(dim=-1).sum(dim=-1)
 
 
-def in_float32(layers: nn.Sequential, hidden: Tensor) -> Tensor:
+def in_float32(network: nn.Sequential | nn.Linear, hidden: Tensor) -> Tensor:
     """Run a small network in at least float32, whatever the dtype of its weights: halting needs it."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     hidden = hidden.to(dtype)
-    for layer in layers:
+    for layer in [network] if isinstance(network, nn.Linear) else network:
         if isinstance(layer, nn.Linear):
             hidden = nn.functional.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype))
         else:

@@ -9,6 +9,7 @@ CountOrZero = Annotated[int, Field(strict=True, ge=0)]
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
+Share = Annotated[float, Field(strict=True, gt=0, le=1)]
 BelowOne = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Switch = Annotated[bool, Field(strict=True)]
 # Two numbers that belong together: the ends of a range, or an iteration and the value from there on.

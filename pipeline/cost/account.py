@@ -32,6 +32,8 @@ def flops_account(config: RunConfig, vocab_size: int) -> FlopsAccount:
         method=ponder.method,
         num_latent_thoughts=ponder.num_latent_thoughts,
         mixture=ponder.mixture,
+        form=ponder.router_form,
+        penalty=ponder.penalty,
         recompute=config.parallel.recompute,
         precision=config.training.precision,
     )

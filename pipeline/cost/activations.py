@@ -129,7 +129,7 @@ def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int)
 
 def _method(sizes: RankSizes, index: int, entered: float) -> float:
     """What the last stage computes from the hidden states of a pass and keeps until the pass's backward."""
-    decided = _decider(sizes) if _decides_after(sizes, index) else 0
+    decided = _decider(sizes) if sizes.account.decides_after(index, sizes.plan) else 0
     if sizes.plan.is_final(index):
         # Hidden states before and after the final norm; the mixture over steps.
         mixed = sizes.hidden_bytes if sizes.facts.weighs_slots else 0
@@ -150,16 +150,11 @@ def _noted(sizes: RankSizes, index: int) -> float:
     return sizes.hidden_bytes * sizes.plan.rows_handed(index) if sizes.facts.has_sweeps else 0
 
 
-def _decides_after(sizes: RankSizes, index: int) -> bool:
-    decider = sizes.facts.decider
-    return decider is not None and decider.is_read_after(index, sizes.plan)
-
-
 def _decider(sizes: RankSizes) -> float:
-    """What a router or a gate keeps: its input in float32, and its layer before and after the activation."""
-    decider, hidden = sizes.facts.decider, sizes.shape.hidden_size
+    """What a router or a gate keeps: its input in float32, its layer before and after the activation."""
+    decider, hidden = sizes.account.decider, sizes.shape.hidden_size
     assert decider is not None, "only methods that halt have one"
-    inner, is_narrow = decider.inner(hidden), sizes.value_bytes < FLOAT32
+    inner, is_narrow = decider.num_hidden(hidden), sizes.value_bytes < FLOAT32
     weights = FLOAT32 * hidden * inner if is_narrow else 0
     # Slot 0 of several is a copy even where float32 needs none.
     copied = hidden if is_narrow or sizes.facts.has_slots else 0

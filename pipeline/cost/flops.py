@@ -10,10 +10,10 @@ Legend: K extra steps per token, J Jacobi sweeps, S tokens of a sequence, H hidd
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from megatron_ext.ponder.config import Method, MethodFacts, Mixture
+from megatron_ext.ponder.config import Decider, Method, MethodFacts, Mixture, Penalty, RouterForm
 from megatron_ext.ponder.passes import PassPlan, mean_over_sweeps
 from pipeline.cost.shape import ModelShape, ParameterCount, Precision
 
@@ -36,6 +36,7 @@ class TrainingFlops:
         head: the output layer.
         decider: the router or the gates.
         mixture: mixtures of embeddings.
+        penalty: heads on the readouts from fewer steps, forward only, for a penalty that needs them.
         recompute: what backward computes again.
         weight_columns: the further channels of keys and values through which kernels take ``log w``.
         masked: pairs of rows that do not see each other, in all of the above: a kernel that works on whole
@@ -48,6 +49,7 @@ class TrainingFlops:
     head: float
     decider: float
     mixture: float
+    penalty: float
     recompute: float
     weight_columns: float
     masked: float
@@ -62,7 +64,8 @@ class TrainingFlops:
     @property
     def model(self) -> float:
         """What the method asks for (the numerator of MFU)."""
-        return self.build_up + self.sweeps + self.final + self.head + self.decider + self.mixture
+        passes = self.build_up + self.sweeps + self.final
+        return passes + self.head + self.decider + self.mixture + self.penalty
 
     @property
     def hardware(self) -> float:
@@ -115,6 +118,8 @@ class FlopsAccount:
         method: which method.
         num_latent_thoughts: K; 0 for ``vanilla``.
         mixture: what a step feeds back; mixtures cost a head and a product with embeddings.
+        form: of the router; decides how large it is and how often training asks it.
+        penalty: what is penalised; some kinds cost further heads.
         recompute: what backward computes again: nothing, the core attention, or all layers, one by one
             (``full``) or a pass at a time (``per_pass``), which is the same work.
         precision: of weights and keys; decides how many channels the weight of a key takes.
@@ -124,6 +129,8 @@ class FlopsAccount:
     method: Method
     num_latent_thoughts: int = 0
     mixture: Mixture = Mixture.HIDDEN
+    form: RouterForm = field(default_factory=RouterForm)
+    penalty: Penalty = Penalty.EXPECTED_STEPS
     recompute: Recompute = "none"
     precision: Precision = "fp32"
 
@@ -133,6 +140,11 @@ class FlopsAccount:
         return self.method.facts
 
     @property
+    def decider(self) -> Decider | None:
+        """The network by which tokens halt, or None."""
+        return self.facts.decider_of(self.form)
+
+    @property
     def halts(self) -> bool:
         """Whether tokens take different numbers of steps."""
         return self.facts.halts
@@ -140,6 +152,21 @@ class FlopsAccount:
     def plan(self, num_jacobi_iterations: int) -> PassPlan:
         """Return the passes of a training forward with J sweeps."""
         return self.facts.plan(self.num_latent_thoughts, num_jacobi_iterations)
+
+    def decides_after(self, index: int, plan: PassPlan) -> bool:
+        """Whether a training forward runs the router, or a gate, on every token after pass `index`."""
+        if self.decider is None:
+            return False
+        return self.decider.is_read_after(index, plan) and self.is_renewed_after(index, plan)
+
+    def is_renewed_after(self, index: int, plan: PassPlan) -> bool:
+        """Whether the router's form lets it decide anew after pass `index`; any other decider does."""
+        if not self.facts.weighs_slots:
+            return True
+        share = self.form.renewal.share(
+            index, num_thoughts=self.num_latent_thoughts, num_sweeps=plan.num_sweeps
+        )
+        return share > 0.0
 
     def num_passes(self, num_jacobi_iterations: float) -> float:
         """Return how often a training forward goes through the layers."""
@@ -163,7 +190,7 @@ class FlopsAccount:
 
     def parameters(self) -> ParameterCount:
         """Count the unique parameters; weights shared between passes count once."""
-        shape, decider = self.shape, self.facts.decider
+        shape, decider = self.shape, self.decider
         return ParameterCount(
             embedding=shape.vocabulary_weights,
             layers=shape.num_layers * shape.layer_parameters,
@@ -228,10 +255,10 @@ class FlopsAccount:
         # Attention that is computed again in backward runs once more.
         attention_step = step + (self.recompute != "none")
         passes = {"build_up": 0.0, "sweep": 0.0, "final": 0.0}
-        num_decisions, decider = 0, self.facts.decider
+        num_decisions = 0
         for index, rows in enumerate(plan.slots):
             passes[plan.phase(index)] += step * self._pass_flops(rows)
-            num_decisions += decider is not None and decider.is_read_after(index, plan)
+            num_decisions += self.decides_after(index, plan)
         return TrainingFlops(
             build_up=passes["build_up"],
             sweeps=passes["sweep"],
@@ -239,6 +266,7 @@ class FlopsAccount:
             head=step * self._head_flops(),
             decider=step * num_decisions * self._decider_flops(),
             mixture=step * plan.num_rows_handed * self._mixture_flops(),
+            penalty=self._num_penalty_heads * self._head_flops(),
             recompute=self._recompute_flops(plan),
             weight_columns=attention_step * self._product_flops(self._weighted_channels(plan)),
             masked=attention_step * self._product_flops(self._masked_channels(plan)),
@@ -296,12 +324,17 @@ class FlopsAccount:
 
     def _decider_flops(self) -> float:
         """Operations for one token through the router, or one gate."""
-        decider = self.facts.decider
+        decider = self.decider
         return 2 * decider.num_weights(self.shape.hidden_size, self.num_latent_thoughts) if decider else 0
+
+    @property
+    def _num_penalty_heads(self) -> int:
+        """Heads on readouts from fewer steps: K, where the penalty follows from what they predict."""
+        return self.num_latent_thoughts if self.facts.weighs_slots and self.penalty.is_adaptive else 0
 
     def _decisions_per_token(self, rows: float, full_share: float | None) -> float:
         """How often a decoder asks the router or a gate, for a token that takes so many rows."""
-        decider = self.facts.decider
+        decider = self.decider
         if decider is None or not decider.per_iteration:
             return 1
         return min(rows, self.num_latent_thoughts) if full_share is None else rows - full_share

@@ -46,6 +46,7 @@ def ponder_config(ponder: PonderSection, vocab_size: int) -> PonderConfig:
         pruning_threshold=ponder.pruning_threshold,
         penalty=ponder.penalty,
         bottom_k_fraction=ponder.bottom_k_fraction,
+        form=ponder.router_form,
     )
 
 

@@ -6,7 +6,7 @@ H = hidden size, V = vocabulary.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class OracleMethod(ABC):
             backbone: the layers.
             ponder: the method's settings.
         """
-        self.backbone = backbone
+        self.backbone = replace(backbone, scale_extra=ponder.form.attention_scale_extra)
         self.ponder = ponder
         self.scale = embedding_scale(ponder, backbone.embeddings.shape[1])
         self.position = 0

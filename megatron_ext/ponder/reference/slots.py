@@ -6,12 +6,15 @@ The next row sees all slots of all earlier tokens, and the slots of its own toke
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from megatron_ext.ponder.reference.backbone import KeptRow
+from megatron_ext.ponder.config import PonderConfig, RouterKind, TrainingMask
+from megatron_ext.ponder.reference.backbone import Backbone, KeptRow
 from megatron_ext.ponder.reference.method import OracleMethod, TokenResult
 
-# log w is clamped here (definitions 2.5).
+# log w is clamped here (definitions 2.5, 2.8).
 SMALLEST_TAIL_MASS = 1e-9
+SMALLEST_KEPT_MASS = 1e-12
 
 
 class SlotMethod(OracleMethod):
@@ -62,11 +65,29 @@ class PonderLM3(SlotMethod):
         """Run the embedding, ask the router, run the thoughts that are kept."""
         thoughts = []
         hidden = [self.run(self.embed(token))]
-        shares = torch.softmax(self.backbone.two_layers(hidden[0], "ponder.router"), dim=0)
+        shares = router_shares(self.backbone, self.ponder, hidden[0])
         for step in range(1, self.ponder.num_latent_thoughts + 1):
             tail_mass = shares[step:].sum()
-            if tail_mass < self.ponder.pruning_threshold:
+            if is_pruned(tail_mass, self.ponder):
                 break
             thoughts.append(self.feed_back(hidden[-1]))
-            hidden.append(self.run(thoughts[-1], log_weight=tail_mass.clamp_min(SMALLEST_TAIL_MASS).log()))
+            hidden.append(self.run(thoughts[-1], log_weight=log_weight(tail_mass, self.ponder)))
         return self.result(shares[: len(hidden)] @ torch.stack(hidden), thoughts=thoughts)
+
+
+def router_shares(backbone: Backbone, ponder: PonderConfig, hidden: Tensor) -> Tensor:
+    """Return the distribution of a token over its steps, from its slot 0: [H] -> [K + 1]."""
+    network = backbone.one_layer if ponder.form.router is RouterKind.LINEAR else backbone.two_layers
+    return torch.softmax(network(hidden, "ponder.router"), dim=0)
+
+
+def is_pruned(tail_mass: Tensor, ponder: PonderConfig) -> bool:
+    """Whether a slot with this tail mass is pruned; at tau it is where training hides keys."""
+    tau = ponder.pruning_threshold
+    return bool(tail_mass <= tau if ponder.form.mask_in_training is TrainingMask.HARD else tail_mass < tau)
+
+
+def log_weight(tail_mass: Tensor, ponder: PonderConfig) -> Tensor:
+    """Return what is added to the attention logits of a slot's key, where it is not hidden."""
+    is_hard = ponder.form.mask_in_training is TrainingMask.HARD
+    return tail_mass.clamp_min(SMALLEST_KEPT_MASS if is_hard else SMALLEST_TAIL_MASS).log()

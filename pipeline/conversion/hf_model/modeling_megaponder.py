@@ -29,7 +29,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -44,6 +43,8 @@ from megatron_ext.ponder.decode.sweeps import PromptTokens, Sweeps, read_all_row
 from megatron_ext.ponder.decode.think import (
     SlotDecision,
     Thought,
+    TrainingDecisions,
+    TrainingRules,
     all_slots,
     slots_above,
     think_by_feedback,
@@ -52,6 +53,7 @@ from megatron_ext.ponder.decode.think import (
     think_until_halted,
 )
 from megatron_ext.ponder.halting import in_float32
+from megatron_ext.ponder.renewal import Renewal
 
 from .configuration_megaponder import MegaPonderConfig
 
@@ -143,6 +145,7 @@ class Rows:
         *,
         versions: Iterable[int],
         log_weight: Tensor | None,
+        scale_extra: int,
     ) -> None:
         """Work out what the rows see.
 
@@ -151,9 +154,11 @@ class Rows:
             cache: where keys and values are stored.
             versions: which versions of their keys and values the rows write; they read the first.
             log_weight: of the rows' keys, [R]; None where the method has none.
+            scale_extra: logits are divided by the root of the head size plus this.
         """
         self.sequences, self.places = sequences, places
         self._cache, self._versions, self._log_weight = cache, tuple(versions), log_weight
+        self._scale_extra = scale_extra
         self.present, self._index, counts = sequences.unique_consecutive(
             return_inverse=True, return_counts=True
         )
@@ -182,14 +187,22 @@ class Rows:
         """Attend to the stored rows and these: [R, A, d], keys and values [R, G, d] -> [R, A * d]."""
         if self._log_weight is not None:
             size = extended_size(key.shape[-1], self._log_weight.dtype, key.dtype)
-            key = extended_keys(key, self._log_weight.unsqueeze(1), size)
+            weight = self._log_weight.unsqueeze(1)
+            key = extended_keys(key, weight, size, scale_extra=self._scale_extra)
             value = extended_values(value, size)
         for version in self._versions:
             self._cache.write(version, layer, self, key, value)
         keys, values = self._cache.read(self._versions[0], layer, self)
         # [R, A, d] -> [M, Q, A, d] -> [M, A, Q, d]
         query = self._by_sequence(query).transpose(1, 2)
-        mixed = stored_attention(query, keys, values, causal=self._is_causal, visible=self._visible)
+        mixed = stored_attention(
+            query,
+            keys,
+            values,
+            causal=self._is_causal,
+            visible=self._visible,
+            scale_extra=self._scale_extra,
+        )
         # [M, A, Q, d] -> [M, Q, A * d] -> [R, A * d]
         mixed = mixed.transpose(1, 2).flatten(2)
         return mixed.flatten(0, 1) if self._is_full else mixed[self._index, self._column]
@@ -283,6 +296,7 @@ class RowRunner:
             cache,
             versions=range(version, last_version + 1),
             log_weight=log_weight,
+            scale_extra=config.attention_scale_extra,
         )
         return self._model.run_layers(rows[0], positions, attention, normalize=normalize).unsqueeze(0)
 
@@ -366,6 +380,15 @@ class Decider(nn.Sequential):
             return in_float32(self, hidden)
 
 
+class LinearDecider(nn.Linear):
+    """A router of one linear map, in at least float32, whatever the weights are."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., H] -> [..., outputs]."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return in_float32(self, hidden)
+
+
 # Class of the layers, and the names of base model, embedding, final norm and head in files of weights.
 BACKBONES: dict[str, tuple[type[NeoXLayer | LlamaLayer], tuple[str, str, str, str]]] = {
     "gpt_neox": (NeoXLayer, ("gpt_neox", "embed_in", "final_layer_norm", "embed_out")),
@@ -396,7 +419,10 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             self.add_module(head, nn.Linear(hidden, config.vocab_size, bias=False))
         self.ponder = nn.ModuleDict()
         if config.method == "ponderlm3":
-            self.ponder["router"] = Decider(hidden, hidden // 4, steps + 1)
+            is_linear = config.router == "linear"
+            self.ponder["router"] = (
+                LinearDecider(hidden, steps + 1) if is_linear else Decider(hidden, hidden // 4, steps + 1)
+            )
         if config.method == "adaponderlm":
             self.ponder["gates"] = nn.ModuleList(Decider(hidden, 4 * hidden, 1) for _ in range(steps))
         self.post_init()
@@ -534,10 +560,15 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             return think_in_loops(rows, run, num_iterations=num_steps)
         if config.method in ITERATING:
             return self._iterate(rows * num_steps if config.multiply_embedding else rows, run)
-        decide = partial(self._decide, threshold=config.pruning_threshold if prunes else 0.0)
         if prompts is None:
             return think_in_slots(
-                rows, run, num_thoughts=num_steps, decide=decide, next_thought=self._feed_back
+                rows, run, num_thoughts=num_steps, decide=self._decide, next_thought=self._feed_back
+            )
+        decide = self._decide
+        if config.method == "ponderlm3" and not prunes:
+            assert prompts.sweeps.number is not None, "a forward of training has a number of sweeps"
+            training = decide = TrainingDecisions(
+                self.ponder["router"], self._training_rules(prompts.sweeps.number)
             )
         slots = read_by_sweeps(
             rows[0],
@@ -548,9 +579,25 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             next_thought=self._feed_back,
         )
         thought = slots.decision.read(slots.hidden)
+        if decide is self._decide:
+            return thought
         # Training weighs all slots, and reports the steps that decoding would take.
-        decided = self._decide(slots.hidden[:, 0].unsqueeze(0), threshold=config.pruning_threshold)
-        return thought if prunes else Thought(hidden=thought.hidden, steps=decided.steps)
+        return Thought(hidden=thought.hidden, steps=training.steps_of_decoding())
+
+    def _training_rules(self, num_sweeps: int) -> TrainingRules:
+        config = self.config
+        return TrainingRules(
+            renewal=Renewal(
+                pre_pass=config.pre_pass,
+                damping=config.router_damping,
+                undamped_sweeps=config.undamped_sweeps,
+                reads_last_sweep=config.readout_from == "last_sweep",
+            ),
+            num_thoughts=config.num_latent_thoughts,
+            num_sweeps=num_sweeps,
+            threshold=config.pruning_threshold,
+            hides_keys=config.mask_in_training == "hard",
+        )
 
     def _iterate(self, first: Tensor, run: RowRunner) -> Thought:
         config, num_iterations = self.config, self.config.num_latent_thoughts
@@ -571,11 +618,13 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             threshold=config.pruning_threshold,
         )
 
-    def _decide(self, token_hidden: Tensor, threshold: float) -> SlotDecision:
+    def _decide(self, token_hidden: Tensor) -> SlotDecision:
         """Decide which slots tokens take, by their slot 0 after the final norm, [1, N, H]."""
-        if self.config.method == "ponderlm2":
-            return all_slots(token_hidden, self.config.num_latent_thoughts)
-        return slots_above(self.ponder["router"](token_hidden), threshold)
+        config = self.config
+        if config.method == "ponderlm2":
+            return all_slots(token_hidden, config.num_latent_thoughts)
+        logits = self.ponder["router"](token_hidden)
+        return slots_above(logits, config.pruning_threshold, hides_keys=config.mask_in_training == "hard")
 
     # ---- parts of the model ----
 

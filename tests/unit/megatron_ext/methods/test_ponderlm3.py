@@ -18,6 +18,7 @@ from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.ponder import halting
 from megatron_ext.ponder.config import Method, Penalty, PonderConfig
+from megatron_ext.ponder.penalties import LabelScores
 from tests.support.ponder_models import (
     VOCAB_SIZE,
     batch_of,
@@ -29,6 +30,10 @@ from tests.support.ponder_models import (
 from tests.support.slopes import assert_slope
 
 LENGTH = 5
+# Of labels that every readout predicts alike.
+SCORES = LabelScores(
+    nll=torch.full((3, 2), 0.7, dtype=torch.float64), is_first=torch.ones(3, 2, dtype=torch.bool)
+)
 BATCH = batch_of(random_tokens(2, LENGTH))
 
 
@@ -71,10 +76,13 @@ def fixed_final_pass(groups: ParallelGroups, kind: Penalty) -> tuple[PonderLM3, 
     context = PassContext(
         plan=method.plan(0),
         real=torch.tensor([[True, True], [True, True], [True, False]]),
+        has_label=torch.ones(3, 2, dtype=torch.bool),
         axis=TensorAxis(groups.tp, False),
         mix_embeddings=lambda rows: rows,
+        score_labels=lambda hidden: SCORES,
         memory=PassMemory(),
         prune=False,
+        damped=True,
         bottom_k_fraction=0.25,
         observe=lambda name, value: None,
     )
@@ -93,7 +101,8 @@ def test_the_router_learns_through_the_penalty_alone(groups: ParallelGroups, kin
     method, ended, context = fixed_final_pass(groups, kind)
 
     def penalty() -> Tensor:
-        value = method.read(ended, context).penalty
+        readout = method.read(ended, context)
+        value = readout.penalty if readout.penalty_of is None else readout.penalty_of(SCORES)
         assert value is not None
         return value
 

@@ -96,7 +96,7 @@ def test_residuals_compare_thoughts_before_and_after_each_sweep(groups: Parallel
     assert change[0] > change[1] > 0.0
 
 
-@pytest.mark.parametrize("kind", Penalty)
+@pytest.mark.parametrize("kind", [Penalty.EXPECTED_STEPS, Penalty.BOTTOM_K])
 def test_the_routers_decisions_are_counted_over_real_tokens(groups: ParallelGroups, kind: Penalty) -> None:
     output, seen = run(groups, "ponderlm3", penalty=kind)
     logits = seen["router_logits"]
