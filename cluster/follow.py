@@ -2,12 +2,14 @@
 
 import sys
 import time
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from cluster.job_record import JobRecord, JobState
 from cluster.targets import JobTarget
+from pipeline.shared.console import printable
 from pipeline.shared.errors import ClusterError
 
 _POLL_SECONDS = 0.5
@@ -27,6 +29,7 @@ class LogTail:
 
     def __init__(self, output: BinaryIO, num_lines: int | None = None) -> None:
         self._output = output
+        self._decoder = getincrementaldecoder("utf-8")("backslashreplace")
         self._num_lines = num_lines
         self._file: Path | None = None
         self._position = 0
@@ -43,7 +46,8 @@ class LogTail:
             source.seek(self._position)
             added = source.read()
         self._position += len(added)
-        self._output.write(added)
+        # What ranks print holds text from outside, such as names of files.
+        self._output.write(printable(self._decoder.decode(added)).encode())
         self._output.flush()
 
 

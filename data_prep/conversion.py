@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep.inputs.rejections import write_rejected
+from data_prep.inputs.rejections import SKIPPED_NAME, write_omissions
 from data_prep.manifest import (
     PreparationHeader,
     ShardEntry,
@@ -14,12 +14,13 @@ from data_prep.manifest import (
     load_manifest,
     save_manifest,
 )
+from data_prep.output import output_errors
 from data_prep.storage.pairs import write_pairs
 from data_prep.storage.shard_writer import ShardWriter
 from data_prep.storage.stored_tokens import StoredTokens, open_stored
 from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME
 from pipeline.shared.errors import DataError
-from pipeline.shared.files import disk_full_as_data_error, folder_written_atomically, write_atomically
+from pipeline.shared.files import folder_written_atomically, write_atomically
 
 
 def convert(source: Path, destination: Path, *, stored_as: StoredAs, num_threads: int = 2) -> ShardManifest:
@@ -37,7 +38,7 @@ def convert(source: Path, destination: Path, *, stored_as: StoredAs, num_threads
             f"{source} must be stored in another format than {stored_as} to be converted to it, but is not; "
             "copy the folder, or choose the other format"
         )
-    with disk_full_as_data_error(destination), _new_folder(destination) as output:
+    with output_errors(destination), _new_folder(destination) as output:
         if stored_as == "megatron":
             converted = write_pairs(source, manifest, output, num_threads=num_threads)
         else:
@@ -48,10 +49,12 @@ def convert(source: Path, destination: Path, *, stored_as: StoredAs, num_threads
 
 def finish_folder(source: Path, output: Path, manifest: ShardManifest) -> None:
     """Add the other files of a prepared folder to converted tokens, the manifest last."""
-    for name in (manifest.header.tokenizer.file, SPECIAL_TOKENS_NAME):
+    for name in (manifest.header.tokenizer.file, SPECIAL_TOKENS_NAME, SKIPPED_NAME):
         if (source / name).is_file():
             write_atomically(output / name, (source / name).read_bytes())
-    write_rejected(output, manifest.rejected)
+        else:
+            (output / name).unlink(missing_ok=True)
+    write_omissions(output, manifest.rejected, manifest.lost)
     save_manifest(manifest, output)
 
 

@@ -128,7 +128,7 @@ def render_inspection(inspection: Inspection) -> RenderableType:
     )
     rejected = [Text(f"rejected: {record.place}: {record.reason}") for record in manifest.rejected]
     panels = [
-        Panel(Text(sample.text), title=f"{sample.shard}: a document of {sample.num_tokens:,} tokens")
+        Panel(Text(sample.text), title=Text(f"{sample.shard}: a document of {sample.num_tokens:,} tokens"))
         for sample in inspection.samples
     ]
     return Group(

@@ -1,6 +1,6 @@
 """The manifest of a folder of token shards, which is written last and read first."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,9 @@ from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 
 MANIFEST_NAME = "manifest.json"
+# Larger than books and web pages. A worker holds a record in memory, so that a damaged or hostile file, such
+# as one line of many gigabytes in a small archive, must not decide how much.
+DEFAULT_MAX_RECORD_BYTES = 256 << 20
 
 TokenType = Literal["uint16", "int32"]
 TokenizerKind = Literal["sentencepiece", "huggingface"]
@@ -50,11 +53,12 @@ class ReadSettings(_Record):
     """How documents are found in the input files, together with their suffixes.
 
     ``text_field`` is the field of JSON records and the column of parquet files. With ``lines`` each line of a
-    plain text file is a document.
+    plain text file is a document. A larger record than ``max_record_bytes`` is a bad one.
     """
 
     text_field: str = "text"
     lines: bool = False
+    max_record_bytes: PositiveInt = DEFAULT_MAX_RECORD_BYTES
 
 
 class PrepareSettings(_Record):
@@ -97,6 +101,17 @@ class RejectedRecord(_Record):
         return self.path if self.line is None else f"{self.path}:{self.line}"
 
 
+class LostFile(_Record):
+    """A file of the input that cannot be read, or not from a record on.
+
+    ``line`` is the first record that is lost; it is absent if all are.
+    """
+
+    path: str
+    line: PositiveInt | None = None
+    reason: str
+
+
 class ShardEntry(_Record):
     """One finished shard.
 
@@ -115,6 +130,7 @@ class ShardEntry(_Record):
     inputs: InputRange
     num_empty_documents: NonNegativeInt = 0
     rejected: tuple[RejectedRecord, ...] = ()
+    lost: tuple[LostFile, ...] = ()
 
 
 class PairEntry(_Record):
@@ -156,6 +172,11 @@ class ShardManifest(_Record):
         """All records that were skipped, in the order of the shards."""
         return tuple(record for shard in self.shards for record in shard.rejected)
 
+    @property
+    def lost(self) -> tuple[LostFile, ...]:
+        """All files that were lost, each once: it is read for every split."""
+        return each_once(file for shard in self.shards for file in shard.lost)
+
     def split_shards(self, split: str) -> tuple[ShardEntry, ...]:
         """Return the shards of one split, in stream order.
 
@@ -177,6 +198,14 @@ class ShardManifest(_Record):
     def num_documents(self, split: str) -> int:
         """Return the number of documents of one split."""
         return sum(shard.num_documents for shard in self.split_shards(split))
+
+
+def each_once(lost: Iterable[LostFile]) -> tuple[LostFile, ...]:
+    """Return every lost file once, with its first loss, sorted by name."""
+    found: dict[str, LostFile] = {}
+    for file in sorted(lost, key=lambda file: (file.path, file.line or 0)):
+        found.setdefault(file.path, file)
+    return tuple(found.values())
 
 
 def token_type_for(vocab_size: int) -> TokenType:

@@ -150,6 +150,7 @@ def _prepare(config: RunConfig, step: PrepareStep) -> StepWork:
         "--bos-token": step.bos_token,
         "--workers": step.workers,
         "--max-bad-records": step.max_bad_records,
+        "--max-bad-files": step.max_bad_files,
     }
     settings = step.model_dump(mode="json", include={"format", "eod_token", "bos_token"})
     return StepWork(

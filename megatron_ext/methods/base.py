@@ -65,6 +65,9 @@ class PassContext:
         damped: whether decisions of the router are damped where the method says so.
         bottom_k_fraction: q of the bottom-k penalty.
         observe: called with the name and value of intermediate results, for verification.
+        pondering_share: a of a blended start (definitions 2.9); 1 is the method as it is.
+        holds_decisions: router or gates learn nothing: their logits are used without gradient.
+        measures_steps: also give what :attr:`Readout.one_step_more` needs.
         statistics: additive sums over the micro-batch, collected by the methods.
     """
 
@@ -79,6 +82,9 @@ class PassContext:
     damped: bool
     bottom_k_fraction: float
     observe: Observer
+    pondering_share: float = 1.0
+    holds_decisions: bool = False
+    measures_steps: bool = False
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -91,12 +97,18 @@ class Readout:
         penalty: scalar to be weighted and added to the loss, or None.
         penalty_of: gives the penalty instead, from how well the labels are predicted from `hidden`; or None.
         steps: steps taken by every token, [S_all, B] int64, or None where all take K.
+        of_steps: hidden states of all steps, [S, K + 1, B, H], where the loss or a measurement needs them.
+        one_step_more: what would be read if every token took one step more, [S, B, H], where it is measured.
+        regularizer: scalar to be added to the loss as it is, or None.
     """
 
     hidden: Tensor
     penalty: Tensor | None = None
     penalty_of: Callable[[LabelScores], Tensor] | None = None
     steps: Tensor | None = None
+    of_steps: Tensor | None = None
+    one_step_more: Tensor | None = None
+    regularizer: Tensor | None = None
 
 
 class PonderMethod(nn.Module):
@@ -129,6 +141,11 @@ class PonderMethod(nn.Module):
     def facts(self) -> MethodFacts:
         """The facts of this method."""
         return self.config.method.facts
+
+    @staticmethod
+    def decided(logits: Tensor, context: PassContext) -> Tensor:
+        """Return logits of the router or a gate as this forward uses them; the shape is kept."""
+        return logits.detach() if context.holds_decisions else logits
 
     @property
     def column(self) -> Column:

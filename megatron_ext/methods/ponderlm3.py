@@ -16,11 +16,12 @@ from megatron_ext.methods.base import (
 )
 from megatron_ext.methods.ponderlm2 import PonderLM2
 from megatron_ext.ponder import halting
-from megatron_ext.ponder.config import PonderConfig, RouterStart
+from megatron_ext.ponder.config import PonderConfig, Reading, RouterStart
 from megatron_ext.ponder.decode.think import Observer, SlotDecision, slots_above
 from megatron_ext.ponder.penalties import (
     LabelScores,
     accuracies,
+    entropy_gap,
     halting_penalty,
     penalised_shares,
     penalty_levels,
@@ -88,7 +89,7 @@ class PonderLM3(PonderLM2):
         if share == 0.0:
             distribution = context.memory.recall(f"distribution/{index - 1}")
         else:
-            logits = self.route(token_hidden)
+            logits = self.decided(self.route(token_hidden), context)
             context.observe("router_logits", logits)
             distribution = halting.step_distribution(logits)
             if share < 1.0:
@@ -111,28 +112,61 @@ class PonderLM3(PonderLM2):
         """Read the expectation over steps."""
         slots = split_slots(ended.rows, self.config.num_slots)
         distribution = self._distribution(context.plan.num_passes - 1, slots[:, 0], context)
-        threshold, hides_keys = self.config.pruning_threshold, self.config.form.hides_keys
         mass = halting.tail_mass(distribution)
-        weights = distribution
-        if context.prune:
-            kept = halting.is_kept(mass, threshold, hides_keys=hides_keys)
-            weights = torch.where(kept, distribution, 0.0)
+        weights = self._weights(distribution, mass, context)
         mixed = halting.mix_steps(slots, weights)
+        one_step_more = None
+        if context.measures_steps:
+            one_step_more = halting.mix_steps(slots, halting.one_step_more(weights))
         scores = self._scores_of_fewer_steps(slots, weights, context) if self._has_adaptive_penalty else []
 
         # From here on every rank works on all tokens.
         mass, distribution = context.axis.to_full_use(mass), context.axis.to_full_use(distribution)
-        steps = halting.steps_taken(mass, threshold, hides_keys=hides_keys)
+        steps = halting.steps_taken(
+            mass, self.config.pruning_threshold, hides_keys=self.config.form.hides_keys
+        )
         self._record(steps, mass, distribution, context)
         context.observe("s", distribution)
         context.observe("tail_mass", mass)
         context.observe("mixed_hidden", mixed)
+        penalty, penalty_of = None, None
         if self._has_adaptive_penalty:
             penalty_of = partial(self._adaptive_penalty, mass, scores, context)
-            return Readout(hidden=mixed, penalty_of=penalty_of, steps=steps)
-        penalty = halting_penalty(mass, context.real, self.config.penalty, context.bottom_k_fraction)
-        self._record_penalty(penalty, context)
-        return Readout(hidden=mixed, penalty=penalty, steps=steps)
+        else:
+            penalty = halting_penalty(mass, context.real, self.config.penalty, context.bottom_k_fraction)
+            self._record_penalty(penalty, context)
+        return Readout(
+            hidden=mixed,
+            penalty=penalty,
+            penalty_of=penalty_of,
+            steps=steps,
+            of_steps=slots if context.measures_steps or self._supervises_steps else None,
+            one_step_more=one_step_more,
+            regularizer=self._regularizer(distribution, context),
+        )
+
+    def _weights(self, distribution: Tensor, mass: Tensor, context: PassContext) -> Tensor:
+        """Return the weights of the steps in what is read, [S, K + 1, B]."""
+        threshold, hides_keys = self.config.pruning_threshold, self.config.form.hides_keys
+        if self.config.reading is Reading.LAST_STEP:
+            if not context.prune:
+                return halting.last_step_weights(mass, 0.0)
+            return halting.last_step_weights(mass, threshold, hides_keys=hides_keys)
+        if self.config.reading is Reading.DETACHED_MIXTURE:
+            distribution = distribution.detach()
+        if not context.prune:
+            return distribution
+        return torch.where(halting.is_kept(mass, threshold, hides_keys=hides_keys), distribution, 0.0)
+
+    @property
+    def _supervises_steps(self) -> bool:
+        return self.config.step_loss_weight > 0 and torch.is_grad_enabled()
+
+    def _regularizer(self, distribution: Tensor, context: PassContext) -> Tensor | None:
+        if self.config.entropy_floor == 0:
+            return None
+        gap = entropy_gap(distribution, context.real, self.config.entropy_floor)
+        return self.config.entropy_floor_weight * gap
 
     @property
     def _has_adaptive_penalty(self) -> bool:
@@ -179,6 +213,7 @@ class PonderLM3(PonderLM2):
             self.config.pruning_threshold,
             observe,
             hides_keys=self.config.form.hides_keys,
+            reads_last=self.config.reading is Reading.LAST_STEP,
         )
 
     def statistics_layout(self) -> dict[str, int]:

@@ -162,6 +162,14 @@ class RouterForm:
         )
 
 
+class Reading(StrEnum):
+    """What PonderLM-3 reads of a token's steps (definitions 2.10)."""
+
+    MIXTURE = "mixture"
+    DETACHED_MIXTURE = "detached_mixture"
+    LAST_STEP = "last_step"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PonderConfig:
     """Settings of a pondering method; a method ignores what it has no use for.
@@ -181,6 +189,10 @@ class PonderConfig:
         penalty: how the steps taken are penalised (ponderlm3).
         bottom_k_fraction: q of the bottom-k penalty, in [0, 1].
         form: of the router (ponderlm3).
+        reading: what is read of a token's steps (ponderlm3).
+        step_loss_weight: weight of the mean loss of reading each step alone (ponderlm3).
+        entropy_floor: nats of s below which a token is penalised (ponderlm3).
+        entropy_floor_weight: weight of that penalty.
     """
 
     method: Method
@@ -197,6 +209,10 @@ class PonderConfig:
     penalty: Penalty = Penalty.EXPECTED_STEPS
     bottom_k_fraction: float = 0.25
     form: RouterForm = field(default_factory=RouterForm)
+    reading: Reading = Reading.MIXTURE
+    step_loss_weight: float = 0.0
+    entropy_floor: float = 0.0
+    entropy_floor_weight: float = 1.0
 
     @property
     def num_slots(self) -> int:
@@ -369,7 +385,13 @@ _ROUTER_STARTS = {
     "likely",
 }
 
-_STEPS = ("num_latent_thoughts", "scale_embeds")
+_STEPS = (
+    "num_latent_thoughts",
+    "random_latent_thoughts",
+    "thoughts_schedule",
+    "scale_embeds",
+    "blended_start_iterations",
+)
 _SWEEPS = ("num_jacobi_iterations", "random_jacobi_iterations", "jacobi_schedule")
 _MIXTURES = ("mixture", "mixture_top_k")
 _ROUTER = (
@@ -384,12 +406,14 @@ _ROUTER = (
     "readout_from",
     "penalty_start_weight",
 )
+_READING = ("reading", "step_loss_weight", "entropy_floor", "entropy_floor_weight")
 _HALTING = (
     "pruning_threshold",
     "penalty_weight",
     "penalty_ramp",
     "bottom_k_fraction",
     "freeze_backbone_tokens",
+    "held_decisions_iterations",
 )
 
 FACTS: Mapping[Method, MethodFacts] = {
@@ -479,7 +503,7 @@ FACTS: Mapping[Method, MethodFacts] = {
         ),
         weighs_slots=True,
         continues=(Method.VANILLA, Method.PONDERLM2),
-        settings=(*_STEPS, *_SWEEPS, *_MIXTURES, *_ROUTER, "penalty", *_HALTING),
+        settings=(*_STEPS, *_SWEEPS, *_MIXTURES, *_ROUTER, "penalty", *_HALTING, *_READING),
         forms={
             Form.AUTHORS: {
                 "num_jacobi_iterations": 10,

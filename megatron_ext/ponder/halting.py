@@ -115,6 +115,33 @@ def mix_steps(hidden: Tensor, steps: Tensor) -> Tensor:
     return mixed
 
 
+def last_step_weights(mass: Tensor, threshold: float, *, hides_keys: bool = False) -> Tensor:
+    """Return 1 for the last step of each token that is not pruned, 0 for all others.
+
+    Args:
+        mass: w, [S, K + 1, B].
+        threshold: tau; 0 takes step K, unless keys are hidden.
+        hides_keys: see :func:`is_kept`.
+    Returns:
+        [S, K + 1, B] in the dtype of `mass`, without gradient.
+    """
+    last = nn.functional.one_hot(steps_taken(mass, threshold, hides_keys=hides_keys), mass.shape[1])
+    # [S, B, K + 1] -> [S, K + 1, B]
+    return last.transpose(1, 2).to(mass.dtype)
+
+
+def one_step_more(weights: Tensor) -> Tensor:
+    """Return the weights of steps if every token took one step more than it does; step K keeps its own.
+
+    Args:
+        weights: of the steps in what is read, [S, K + 1, B].
+    """
+    if weights.shape[1] == 1:
+        return weights
+    moved = torch.cat([torch.zeros_like(weights[:, :1]), weights[:, :-2]], dim=1)
+    return torch.cat([moved, weights[:, -2:].sum(dim=1, keepdim=True)], dim=1)
+
+
 def step_entropy(steps: Tensor) -> Tensor:
     """Return the entropy of s in nats: [S, K + 1, B] -> [S, B]."""
     entropy: Tensor = -torch.special.xlogy(steps, steps).sum(dim=1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.ponder.config import Penalty
-from megatron_ext.ponder.halting import log_tail_mass
+from megatron_ext.ponder.halting import log_tail_mass, step_entropy
 
 
 def expected_steps(mass: Tensor, real: Tensor) -> Tensor:
@@ -40,6 +40,20 @@ def bottom_k(values: Tensor, fraction: float) -> Tensor:
         return values.new_zeros(())
     count = max(1, int(fraction * values.numel()))
     return torch.topk(values.flatten(), count, largest=False, sorted=False).values.mean()
+
+
+def entropy_gap(steps: Tensor, real: Tensor, floor: float) -> Tensor:
+    """Return the mean over real tokens of what the entropy of s lacks to the floor.
+
+    Args:
+        steps: s, [S, K + 1, B].
+        real: [S, B] bool, False at padding.
+        floor: in nats.
+    Returns:
+        scalar, at least 0.
+    """
+    lacking = (floor - step_entropy(steps)).clamp_min(0)
+    return (lacking * real).sum() / real.sum().clamp_min(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from pipeline.checkpoint.content import GENERATORS_KEY, OPTIMIZER_PREFIXES
 from pipeline.checkpoint.folder import COMMON_NAME, CONFIG_NAME, publish, start_partial_checkpoint
 from pipeline.checkpoint.offline import OfflineReader, OfflineWriter, num_bytes_of, pieces_of
 from pipeline.checkpoint.state import read_train_state, write_train_state
+from pipeline.checkpoint.unpickling import read_common
 from pipeline.shared.errors import CheckpointError
 
 _SMALL_FILES = ("metadata.json", COMMON_NAME, CONFIG_NAME)
@@ -29,6 +30,7 @@ def reshard(source: Path, directory: Path, *, num_files: int) -> Path:
         CheckpointError: the source cannot be read, or the directory is not empty.
     """
     reader, state = OfflineReader(source), read_train_state(source)
+    read_common(source)
     total = sum(num_bytes_of(entry) for entry in reader.tensors.values())
     partial = _start(directory, state.iteration)
     with OfflineWriter(partial, num_files=num_files, total_bytes=total) as writer:
@@ -60,6 +62,7 @@ def average(sources: Sequence[Path], directory: Path) -> Path:
     """
     readers = [OfflineReader(source) for source in sources]
     states = [read_train_state(source) for source in sources]
+    read_common(sources[-1])
     names = [_weights_of(reader) for reader in readers]
     for source, own in zip(sources[1:], names[1:], strict=True):
         if own != names[0]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pipeline.checkpoint.inventory import take_inventory, tracker_problem
 from pipeline.checkpoint.tracker import resolve_checkpoint
@@ -19,6 +18,7 @@ from pipeline.commands.checkpoint_tables import (
     tensor_table,
 )
 from pipeline.commands.shared import Checkpoint, Iteration, examples
+from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
 
 app = typer.Typer(
@@ -52,9 +52,9 @@ def list_checkpoints(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
     """
     entries = take_inventory(checkpoint, reads=False)
     if as_json:
-        typer.echo(json.dumps(inventory_rows(entries), indent=2))
+        say(json.dumps(inventory_rows(entries), indent=2))
         return
-    Console().print(inventory_table(entries, title=str(checkpoint)))
+    open_console().print(inventory_table(entries, title=str(checkpoint)))
     _report_tracker(checkpoint)
 
 
@@ -72,12 +72,12 @@ def verify(checkpoint: Checkpoint, iteration: Iteration = None, as_json: AsJson 
     entries = take_inventory(checkpoint, iteration=iteration, reads=True)
     damaged = [entry for entry in entries if entry.damage]
     if as_json:
-        typer.echo(json.dumps(inventory_rows(entries), indent=2))
+        say(json.dumps(inventory_rows(entries), indent=2))
     else:
         for entry in entries:
-            typer.echo(f"{entry.folder}: {'DAMAGED' if entry.damage else 'intact'}")
+            say(f"{entry.folder}: {'DAMAGED' if entry.damage else 'intact'}")
             for item in entry.damage:
-                typer.echo(f"  {item}")
+                say(f"  {item}")
         _report_tracker(checkpoint)
     raise typer.Exit(ExitCode.CRASH if damaged else ExitCode.DONE)
 
@@ -101,12 +101,12 @@ def show(
     config = (folder / CONFIG_NAME).read_text(encoding="utf-8")
     if as_json:
         content = {"folder": str(folder), "state": asdict(state), "tensors": rows, "config": config}
-        typer.echo(json.dumps(content, indent=2))
+        say(json.dumps(content, indent=2))
         return
-    console = Console()
+    console = open_console()
     console.print(state_table(folder, state))
     console.print(tensor_table(rows))
-    typer.echo(config, nl=False)
+    say(config, nl=False)
 
 
 @app.command(
@@ -126,9 +126,9 @@ def diff(first: Checkpoint, second: Checkpoint, tensors: Tensors = "*", as_json:
     folders = [resolve_checkpoint(path) for path in (first, second)]
     compared = list(compare_checkpoints(*folders, pattern=tensors))
     if as_json:
-        typer.echo(json.dumps([asdict(item) for item in compared], indent=2))
+        say(json.dumps([asdict(item) for item in compared], indent=2))
     else:
-        Console().print(comparison_table(compared, *folders))
+        open_console().print(comparison_table(compared, *folders))
     are_equal = all(item.is_equal for item in compared)
     raise typer.Exit(ExitCode.DONE if are_equal else ExitCode.CRASH)
 
@@ -155,7 +155,7 @@ def reshard(
     from pipeline.checkpoint.rewriting import reshard as rewrite
 
     folder = rewrite(resolve_checkpoint(checkpoint, iteration=iteration), output, num_files=files)
-    typer.echo(f"written to {folder}")
+    say(f"written to {folder}")
 
 
 @app.command(
@@ -181,7 +181,7 @@ def average(
     if len(set(iterations)) < 2:
         raise typer.BadParameter("must be at least two different ones", param_hint="'N N...'")
     sources = [resolve_checkpoint(checkpoint, iteration=number) for number in sorted(set(iterations))]
-    typer.echo(f"written to {write_average(sources, output)}")
+    say(f"written to {write_average(sources, output)}")
 
 
 def _report_tracker(checkpoint: Path) -> None:
@@ -189,4 +189,4 @@ def _report_tracker(checkpoint: Path) -> None:
 
     problem = None if iteration_of(checkpoint) is not None else tracker_problem(checkpoint)
     if problem is not None:
-        typer.echo(f"tracker: {problem}", err=True)
+        say(f"tracker: {problem}", err=True)

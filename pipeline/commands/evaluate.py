@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging, speaks
 from pipeline.evaluation.tasks import TASK_GROUPS
+from pipeline.shared.console import open_console, say
 
 if TYPE_CHECKING:
     from pipeline.evaluation.results import EvaluationResult, SourceLoss
@@ -156,9 +156,9 @@ def evaluate(
     if is_first:
         from pipeline.evaluation.results import save_json
 
-        Console().print(_table(result))
+        open_console().print(_table(result))
         save_json(result, output or default_output)
-        typer.echo(f"written to {output or default_output}")
+        say(f"written to {output or default_output}")
 
 
 def _evaluate_heldout(

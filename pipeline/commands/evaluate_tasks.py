@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.evaluation.tasks import expand_task_names
+from pipeline.shared.console import open_console, say
 
 if TYPE_CHECKING:
     from pipeline.evaluation.tasks import TaskReport, TaskScore
@@ -69,9 +69,9 @@ def evaluate_tasks(
         default_output = opened.config.output_dir / TASKS_FILE
     if not speaks:
         return
-    Console().print(_table(report))
+    open_console().print(_table(report))
     save_task_report(report, output or default_output)
-    typer.echo(f"written to {output or default_output}")
+    say(f"written to {output or default_output}")
 
 
 def _check_is_installed() -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from pipeline.ranks.environment import Ranks
+from pipeline.shared.console import printable, say
 from pipeline.shared.errors import UserError
 
 NOTICES_LOGGER = "pipeline.config.aliases"
@@ -51,7 +52,7 @@ def exit_on_user_error() -> Iterator[None]:
     except UserError as error:
         # Every rank has the same error; rank 0 reports it.
         if Ranks.from_environment().rank == 0:
-            typer.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True)
         sys.exit(error.exit_code)
 
 
@@ -77,11 +78,11 @@ def set_up_logging(*, speaks: bool = True) -> None:
     Args:
         speaks: False for ranks other than the first, which log warnings only.
     """
-    logging.basicConfig(
-        level=logging.INFO if speaks else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        _PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     )
+    logging.basicConfig(level=logging.INFO if speaks else logging.WARNING, handlers=[handler])
     logging.getLogger("megatron").setLevel(logging.WARNING)
     # Its first import on a machine logs that it searches for fonts.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
@@ -89,6 +90,13 @@ def set_up_logging(*, speaks: bool = True) -> None:
     # developers.
     for module in (r"megatron\.core", r"torch\.distributed\.checkpoint"):
         warnings.filterwarnings("ignore", module=module)
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Formats records, and the tracebacks in them, without control characters from outside."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def speaks() -> bool:

@@ -8,7 +8,12 @@ from pipeline.commands.ranks import run_on_layout
 from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
 from pipeline.config.load import load_config, render_config
 from pipeline.config.schema import RunConfig
+from pipeline.shared.console import say
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.streams import keep_log_in
+
+# In the folder of the run, if whoever read the log has left (`megaponder train 2>&1 | head`).
+LOG_NAME = "stderr.log"
 
 EPILOG = examples(
     "megaponder train --config pipeline/recipes/tiny_ponderlm3.yaml data.path=runs/data",
@@ -54,12 +59,13 @@ def train(
     settings = overrides or []
     run = load_config(config, settings)
     if dry_run:
-        typer.echo(render_config(run), nl=False)
-        typer.echo(f"# valid; needs {run.parallel.world_size} rank(s)", err=True)
+        say(render_config(run), nl=False)
+        say(f"# valid; needs {run.parallel.world_size} rank(s)", err=True)
         raise typer.Exit(ExitCode.DONE)
     if show_schedule:
         _show_schedule(run)
         raise typer.Exit(ExitCode.DONE)
+    keep_log_in(run.output_dir / LOG_NAME)
     raise typer.Exit(
         run_on_layout(
             run,

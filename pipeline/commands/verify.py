@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging, speaks
-from pipeline.shared.console import table_console
+from pipeline.shared.console import say, table_console
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.progress import open_bar
 
@@ -133,7 +133,7 @@ def verify(
             console.print(table)
         console.print(render_verdict(result), soft_wrap=True, highlight=False)
         save_verification(result, output or default_output)
-        typer.echo(f"written to {output or default_output}")
+        say(f"written to {output or default_output}")
     raise typer.Exit(ExitCode.DONE if result.passes else ExitCode.CRASH)
 
 

@@ -14,6 +14,7 @@ from megatron_ext.ponder.config import (
     Method,
     Mixture,
     Penalty,
+    Reading,
     ReadoutFrom,
     Residual,
     RouterForm,
@@ -74,6 +75,14 @@ class PonderSection(Section):
     num_latent_thoughts: CountOrZero = Field(
         default_factory=_by_method("num_latent_thoughts", 3),
         description="K, extra steps per token: thoughts, pause tokens, iterations; default: 3, for vanilla 0",
+    )
+    random_latent_thoughts: Pair | None = Field(
+        None,
+        description="in training draw K uniformly from this inclusive range, at most num_latent_thoughts",
+    )
+    thoughts_schedule: Annotated[tuple[Pair, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="in training, pairs [iteration, K]: K from this iteration on, at most the model's",
     )
     num_jacobi_iterations: CountOrZero = Field(
         default_factory=_default_sweeps,
@@ -168,8 +177,31 @@ class PonderSection(Section):
         default_factory=_by_method("bottom_k_fraction", 0.25),
         description="share of steps that a bottom_k penalty pushes down; default: 0.25, for adaponderlm 0.1",
     )
+    reading: Reading = Field(
+        Reading.MIXTURE,
+        description="what is read of a token's steps: their mixture, the same without gradient to the "
+        "router, or the last step",
+    )
+    step_loss_weight: NonNegative = Field(
+        0.0, description="weight of the mean loss of reading each step alone, added in training"
+    )
+    entropy_floor: NonNegative = Field(
+        0.0, description="nats; tokens whose steps have less entropy are penalised in training"
+    )
+    entropy_floor_weight: Positive = Field(1.0, description="weight of that penalty")
     freeze_backbone_tokens: CountOrZero = Field(
         0, description="train the router or the gates alone until so many tokens are consumed"
+    )
+    blended_start_iterations: CountOrZero = Field(
+        0,
+        description="for a model that was trained without extra steps, in another run or in this one before "
+        "thoughts_schedule begins with them: over so many iterations the share of the thoughts in what is "
+        "read rises from 0 to 1, and their keys come to full weight",
+    )
+    held_decisions_iterations: CountOrZero = Field(
+        0,
+        description="for so many iterations with extra steps the router or the gates learn nothing, and the "
+        "penalty is not applied",
     )
 
     @property

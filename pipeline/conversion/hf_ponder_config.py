@@ -51,6 +51,7 @@ _PONDER = (
     "router_damping",
     "undamped_sweeps",
     "readout_from",
+    "reading",
 )
 # Those that models have not, which were exported before there was a choice: they have the default.
 _ADDED = _PONDER[_PONDER.index("router") :]

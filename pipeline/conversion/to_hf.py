@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from megatron_ext.model.config import PonderTransformerConfig
-from megatron_ext.weights import entries
 from pipeline.checkpoint.checksums import describe_damage, digest_file, find_damage, read_checksums
 from pipeline.checkpoint.content import OPTIMIZER_PREFIXES
 from pipeline.checkpoint.folder import CONFIG_NAME
@@ -25,6 +24,7 @@ from pipeline.conversion.hf_config import CONFIG_JSON, render_hf_config
 from pipeline.conversion.hf_ponder_config import render_ponder_config
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.hf_weights_writing import write_tensors
+from pipeline.conversion.inspection import entries_up_to
 from pipeline.conversion.model_card import CARD_NAME, CardFacts, find_evaluation, render_model_card
 from pipeline.conversion.model_code import write_code
 from pipeline.conversion.native import NativeReader, place_of
@@ -201,7 +201,9 @@ def _with_vocabulary(config: RunConfig) -> RunConfig:
 
 def _check_tensors(reader: NativeReader, model: PonderTransformerConfig) -> None:
     """Check that the checkpoint has the tensors of the model and no others."""
-    wanted = {place_of(entry.native).key for entry in entries(model)}
+    stored = sum(max(entry.size[:1], default=1) for entry in reader.reader.tensors.values())
+    table = entries_up_to(model, stored, origin=str(reader.folder))
+    wanted = {place_of(entry.native).key for entry in table}
     found = {name for name in reader.reader.tensors if not name.startswith(OPTIMIZER_PREFIXES)}
     stacks = {name: entry.size for name, entry in reader.reader.tensors.items() if name in wanted}
     other_depth = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_prep.tokenizers.reading import read_tokenizer
 from pipeline.shared.errors import ConversionError, DataError
+from pipeline.shared.foreign_files import read_json_object, regular_size
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,10 @@ _FILES = (
     "chat_template.jinja",
     GENERATION_NAME,
 )
+# Those in which transformers looks for code to run.
+_SETTINGS = ("tokenizer_config.json", GENERATION_NAME)
+_NAMING_CODE = {"auto_map", "custom_generate", "trust_remote_code"}
+_MOST_BYTES = 2**28
 
 
 def main_file(folder: Path) -> str | None:
@@ -44,7 +49,30 @@ def find_tokenizer(folder: Path) -> list[Path]:
             f"{folder} must hold a tokenizer ({' or '.join(_MAIN_FILES)}), but holds none; put one there, or "
             "convert only the weights with --no-tokenizer"
         )
-    return [folder / name for name in _FILES if (folder / name).is_file()]
+    files = [folder / name for name in _FILES if (folder / name).is_file()]
+    for file in files:
+        _refuse_code(file)
+    return files
+
+
+def _refuse_code(file: Path) -> None:
+    """Refuse settings that name code: whoever loads the copy with transformers would run it.
+
+    Raises:
+        ConversionError: they do, or the file is absurdly large or cannot be read.
+    """
+    try:
+        if regular_size(file) > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+        values = read_json_object(file) if file.name in _SETTINGS else {}
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{file} must be a file of a tokenizer, but is not ({error})") from error
+    named = sorted(_NAMING_CODE & values.keys())
+    if named:
+        raise ConversionError(
+            f"{file} must not name code of its own, but has {', '.join(named)}; remove it there if the "
+            "tokenizer works without, or convert only the weights with --no-tokenizer"
+        )
 
 
 def copy_files(files: list[Path], folder: Path) -> None:
@@ -68,9 +96,9 @@ def read_token_ids(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return _end_of_documents(folder)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json_object(path)
         return {key: value for key, value in values.items() if key.endswith("_token_id")}
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ConversionError(
             f"{path} must be JSON settings by name, but cannot be read ({error})"
         ) from error

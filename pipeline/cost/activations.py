@@ -85,9 +85,10 @@ def readout_bytes(sizes: RankSizes) -> float:
     With padding rows there is a second copy without them; in float32 that is where the softmax is computed.
     """
     is_padded = sizes.shape.padded_vocab_size != sizes.shape.vocab_size
+    num_readings = 1 + (sizes.plan.slots[-1] if sizes.supervises_steps else 0)
     if sizes.value_bytes == FLOAT32:
-        return sizes.vocabulary_elements * FLOAT32 * (2 if is_padded else 1)
-    return sizes.vocabulary_elements * (FLOAT32 + sizes.value_bytes)
+        return num_readings * sizes.vocabulary_elements * FLOAT32 * (2 if is_padded else 1)
+    return num_readings * sizes.vocabulary_elements * (FLOAT32 + sizes.value_bytes)
 
 
 def _mixture_kept(sizes: RankSizes) -> float:

@@ -9,8 +9,8 @@ Legend: K extra steps per token, J Jacobi sweeps, S tokens of a sequence, H hidd
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from megatron_ext.ponder.config import Decider, Method, MethodFacts, Mixture, Penalty, RouterForm
@@ -78,6 +78,12 @@ class TrainingFlops:
         return self.hardware + self.masked
 
 
+def weighted_mean(parts: Sequence[tuple[float, TrainingFlops]]) -> TrainingFlops:
+    """Return the mean of steps with weights that add up to 1."""
+    values = [(share, asdict(flops)) for share, flops in parts]
+    return TrainingFlops(**{name: sum(share * each[name] for share, each in values) for name in values[0][1]})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceFlops:
     """Operations per token of cached decoding.
@@ -123,6 +129,9 @@ class FlopsAccount:
         recompute: what backward computes again: nothing, the core attention, or all layers, one by one
             (``full``) or a pass at a time (``per_pass``), which is the same work.
         precision: of weights and keys; decides how many channels the weight of a key takes.
+        supervises_steps: every step is read alone too, in training.
+        built_latent_thoughts: K that the weights are made for, where forwards are limited to fewer steps;
+            None: the same.
     """
 
     shape: ModelShape
@@ -133,6 +142,8 @@ class FlopsAccount:
     penalty: Penalty = Penalty.EXPECTED_STEPS
     recompute: Recompute = "none"
     precision: Precision = "fp32"
+    supervises_steps: bool = False
+    built_latent_thoughts: int | None = None
 
     @property
     def facts(self) -> MethodFacts:
@@ -149,6 +160,17 @@ class FlopsAccount:
         """Whether tokens take different numbers of steps."""
         return self.facts.halts
 
+    @property
+    def built_for(self) -> int:
+        """K of the weights."""
+        return self.num_latent_thoughts if self.built_latent_thoughts is None else self.built_latent_thoughts
+
+    def limited_to(self, num_latent_thoughts: int) -> "FlopsAccount":
+        """Return the account of the same weights limited to K steps."""
+        if num_latent_thoughts == self.num_latent_thoughts:
+            return self
+        return replace(self, num_latent_thoughts=num_latent_thoughts, built_latent_thoughts=self.built_for)
+
     def plan(self, num_jacobi_iterations: int) -> PassPlan:
         """Return the passes of a training forward with J sweeps."""
         return self.facts.plan(self.num_latent_thoughts, num_jacobi_iterations)
@@ -163,9 +185,9 @@ class FlopsAccount:
         """Whether the router's form lets it decide anew after pass `index`; any other decider does."""
         if not self.facts.weighs_slots:
             return True
-        share = self.form.renewal.share(
-            index, num_thoughts=self.num_latent_thoughts, num_sweeps=plan.num_sweeps
-        )
+        # The sweeps begin after as many passes as there are thoughts.
+        num_thoughts = plan.first_sweep
+        share = self.form.renewal.share(index, num_thoughts=num_thoughts, num_sweeps=plan.num_sweeps)
         return share > 0.0
 
     def num_passes(self, num_jacobi_iterations: float) -> float:
@@ -196,7 +218,7 @@ class FlopsAccount:
             layers=shape.num_layers * shape.layer_parameters,
             final_norm=shape.norm_parameters,
             head=0 if shape.tied_embeddings else shape.vocabulary_weights,
-            decider=decider.num_parameters(shape.hidden_size, self.num_latent_thoughts) if decider else 0,
+            decider=decider.num_parameters(shape.hidden_size, self.built_for) if decider else 0,
         )
 
     def training_flops(self, num_jacobi_iterations: float) -> TrainingFlops:
@@ -263,7 +285,7 @@ class FlopsAccount:
             build_up=passes["build_up"],
             sweeps=passes["sweep"],
             final=passes["final"],
-            head=step * self._head_flops(),
+            head=step * (1 + self.supervises_steps * (self.num_latent_thoughts + 1)) * self._head_flops(),
             decider=step * num_decisions * self._decider_flops(),
             mixture=step * plan.num_rows_handed * self._mixture_flops(),
             penalty=self._num_penalty_heads * self._head_flops(),
@@ -325,7 +347,7 @@ class FlopsAccount:
     def _decider_flops(self) -> float:
         """Operations for one token through the router, or one gate."""
         decider = self.decider
-        return 2 * decider.num_weights(self.shape.hidden_size, self.num_latent_thoughts) if decider else 0
+        return 2 * decider.num_weights(self.shape.hidden_size, self.built_for) if decider else 0
 
     @property
     def _num_penalty_heads(self) -> int:

@@ -11,16 +11,19 @@ from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.loading import load_weights
+from pipeline.checkpoint.offline import OfflineReader
 from pipeline.checkpoint.resuming import check_intact
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
+from pipeline.cost.account import flops_account
 from pipeline.data.dataset import SampleSource
 from pipeline.data.prompts import load_tokenizer
 from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
+from pipeline.shared.errors import CheckpointError
 from pipeline.step.build import build_module, open_heldout_split, vocab_size_of
 
 
@@ -108,12 +111,26 @@ def load_checkpoint(folder: Path, config: RunConfig, groups: ParallelGroups) -> 
     """
     check_intact(folder, reads=config.checkpoint.verify)
     heldout = open_heldout_split(config)
-    module = build_module(config, vocab_size_of(config, heldout), groups)
+    vocab_size = vocab_size_of(config, heldout)
+    _check_size(folder, config, vocab_size)
+    module = build_module(config, vocab_size, groups)
     state = load_weights(folder, module=module)
     module.eval()
     return OpenedCheckpoint(
         folder=folder, config=config, state=state, module=module, heldout=heldout, groups=groups
     )
+
+
+def _check_size(folder: Path, config: RunConfig, vocab_size: int) -> None:
+    """Refuse a configuration of a larger model than is stored, before memory is taken for it."""
+    needed = flops_account(config, vocab_size).parameters().total
+    stored = OfflineReader(folder).num_weights
+    if needed > stored:
+        raise CheckpointError(
+            f"{folder / CONFIG_NAME} must describe the model that is stored beside it, but describes one of "
+            f"{needed:,} parameters for a vocabulary of {vocab_size:,}, and {stored:,} are stored; use "
+            "another checkpoint, or the data that it was trained on"
+        )
 
 
 def _uneven(tensor: int, num_ranks: int) -> ConfigProblem:

@@ -35,6 +35,8 @@ ROUTER_ENTROPY: Final = "ponder/router-entropy"
 PENALTY: Final = "ponder/penalty"
 PENALTY_WEIGHT: Final = "ponder/penalty-weight"
 JACOBI_ITERATIONS: Final = "ponder/jacobi-iterations"
+# Mean K of the training steps, where it is drawn or scheduled.
+LATENT_THOUGHTS: Final = "ponder/latent-thoughts"
 CONTRACTION: Final = "ponder/contraction"
 FLOPS_PER_TOKEN_TRAIN: Final = "ponder/flops-per-token-train"
 FLOPS_PER_TOKEN_INFER: Final = "ponder/flops-per-token-infer"
@@ -48,6 +50,9 @@ PRUNED_FRACTION: Final = "ponder/pruned-fraction"
 ACCURACY: Final = "ponder/accuracy"
 PENALISED_SHARE: Final = "ponder/penalised-share"
 NLL_BY_STEPS: Final = "ponder/nll-by-steps"
+# Only on the held-out split: the loss if all tokens read step k alone, and if each took one step more.
+STEP_NLL: Final = "ponder/step-nll"
+ONE_MORE_NLL: Final = "ponder/one-more-step-nll"
 JACOBI_RESIDUAL: Final = "ponder/jacobi-residual"
 
 # Only on the held-out split: perplexity for a maximum number of steps and for a threshold, and mean steps for

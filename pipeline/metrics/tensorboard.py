@@ -177,6 +177,13 @@ def _halting_charts(method: Method, num_latent_thoughts: int, penalty: Penalty) 
         "tail mass by step": [names.per_step(names.TAIL_MASS, step) for step in steps],
         "pruned tokens by step": [names.per_step(names.PRUNED_FRACTION, step) for step in steps[1:]],
         "router entropy": [names.ROUTER_ENTROPY],
+        "held-out loss of reading one step alone": [
+            names.on_validation(names.per_step(names.STEP_NLL, step)) for step in steps
+        ],
+        "held-out loss with one step more": [
+            names.LM_LOSS_VALIDATION,
+            names.on_validation(names.ONE_MORE_NLL),
+        ],
     }
     if not penalty.is_adaptive:
         return charts

@@ -18,7 +18,7 @@ def collect_report(
     *,
     name: str,
     flops: FlopsAccount,
-    training_sweeps: float,
+    flops_per_token_train: float,
     facts: tuple[tuple[str, str], ...],
     commands: tuple[Command, ...],
 ) -> ReportData:
@@ -28,7 +28,7 @@ def collect_report(
         run_folder: holds ``metrics.jsonl``, ``evaluation.json``, ``run_config.yaml`` and optionally
             ``sample.json``.
         flops: cost account of the model, evaluated at the mean steps on the held-out split.
-        training_sweeps: mean number of Jacobi sweeps of a training step.
+        flops_per_token_train: of a training step, mean over the run.
         facts: (name, value) rows about the model and the run.
         commands: command lines for looking further into the run.
     Raises:
@@ -58,7 +58,7 @@ def collect_report(
         loss_quartiles=evaluation.loss_quartiles,
         residuals=evaluation.residuals,
         steps_allowed=_steps_allowed(events),
-        flops_per_token_train=flops.training_per_token(training_sweeps),
+        flops_per_token_train=flops_per_token_train,
         flops_per_token_infer=flops.inference_per_token(mean_steps, full_share=full_share),
         flops_saved=flops.saved_fraction(mean_steps, full_share=full_share) if halts else None,
         training_tokens_per_second=_median(curve(events, TRAINING, names.TOKENS_PER_SECOND)),

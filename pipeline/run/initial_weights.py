@@ -46,6 +46,7 @@ def load_initial_weights(
     folder = resolve_checkpoint(converted or start.path, iteration=start.iteration)
     source = load_config(folder / CONFIG_NAME)
     _check_method(config, source, folder)
+    _check_start(config, source, folder)
     _check_model(config, source, folder)
     check_intact(folder, reads=config.checkpoint.verify)
     _check_vocabulary(source, folder, vocab_size)
@@ -73,6 +74,16 @@ def _check_method(config: RunConfig, source: RunConfig, folder: Path) -> None:
         raise CheckpointError(
             f"init_from.method must be {found}, the method of {folder}, but is {named}; see "
             f"{folder / CONFIG_NAME}"
+        )
+
+
+def _check_start(config: RunConfig, source: RunConfig, folder: Path) -> None:
+    """Check that a blended start begins with what the source's model reads, which is the state of step 0."""
+    blended, steps = config.ponder.blended_start_iterations, source.ponder.num_latent_thoughts
+    if blended > 0 and steps > 0:
+        raise CheckpointError(
+            "ponder.blended_start_iterations must be 0 where the initial model already takes extra steps, "
+            f"but is {blended}, and the model in {folder} takes {steps}; leave it out"
         )
 
 

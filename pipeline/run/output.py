@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch.distributed
-from rich.console import Console
 
 from megatron_ext.device import device_name
 from megatron_ext.model.model import PonderModel
@@ -19,6 +18,7 @@ from pipeline.metrics.records import MetricsSink, SinkGroup, TrainingRecord
 from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER, TensorBoardSink
 from pipeline.run.layout import render_layout, stages_of
 from pipeline.run.summary import render_summary, run_summary
+from pipeline.shared.console import open_console
 from pipeline.shared.progress import Progress, SilentProgress, open_progress
 
 
@@ -62,7 +62,7 @@ def open_run_progress(config: RunConfig, groups: ParallelGroups, *, start_iterat
     if groups.rank != 0:
         return SilentProgress()
     return open_progress(
-        Console(stderr=True),
+        open_console(stderr=True),
         "training",
         total=config.training.train_iters,
         completed=start_iteration,
@@ -83,7 +83,7 @@ def show_summary(config: RunConfig, vocab_size: int, module: PonderModel, groups
         return
     counts = [stage.parameters for stage in stages]
     summary = run_summary(config, vocab_size, parameters_per_rank=counts, device=device_name())
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     console.print(render_summary(summary))
     if groups.world_size > 1:
         console.print(render_layout(config, stages))

@@ -47,6 +47,10 @@ def ponder_config(ponder: PonderSection, vocab_size: int) -> PonderConfig:
         penalty=ponder.penalty,
         bottom_k_fraction=ponder.bottom_k_fraction,
         form=ponder.router_form,
+        reading=ponder.reading,
+        step_loss_weight=ponder.step_loss_weight,
+        entropy_floor=ponder.entropy_floor,
+        entropy_floor_weight=ponder.entropy_floor_weight,
     )
 
 

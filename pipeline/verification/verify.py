@@ -2,8 +2,8 @@
 
 The forward has soft masks and a finite number of Jacobi sweeps; decoding prunes for good and needs no sweeps.
 The error of the sweeps falls with J, the error of pruning falls with tau; with J large and tau small both
-must be the same function (definitions 2.5, 2.8, 3.2). Where training damps the router's decisions, the forwards
-here do not: they have the same fixed point, which damped ones would approach by a tenth a sweep.
+must be the same function (definitions 2.5, 2.8, 3.2). Where training damps the router's decisions, the
+forwards here do not: the fixed point is the same, and damped ones would approach it by a tenth a sweep.
 """
 
 from collections.abc import Callable, Iterable, Sequence

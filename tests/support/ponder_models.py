@@ -222,6 +222,10 @@ def observed(
 def mean_loss(output: ModelOutput, batch: TokenBatch, *, penalty_weight: float = 0.0) -> Tensor:
     """Return the mean cross-entropy over labelled tokens plus the weighted penalty."""
     loss = output.token_losses.sum() / (batch.labels != IGNORED_LABEL).sum()
+    if output.step_losses is not None:
+        loss = loss + output.step_losses.sum() / (batch.labels != IGNORED_LABEL).sum()
+    if output.regularizer is not None:
+        loss = loss + output.regularizer
     return loss if output.penalty is None else loss + penalty_weight * output.penalty
 
 
@@ -260,12 +264,12 @@ def decode_one_by_one(model: PonderModel, tokens: Sequence[int]) -> tuple[Tensor
     return torch.cat([one.logits for one in decoded]), [int(one.steps) for one in decoded], decoder
 
 
-def oracle_backbone(model: PonderModel) -> Backbone:
-    """Return the layers of the oracle with copies of the model's weights."""
+def oracle_backbone(model: PonderModel, weights: dict[str, Tensor] | None = None) -> Backbone:
+    """Return the layers of the oracle with copies of the model's weights, or with others of their names."""
     config = model.config
     return Backbone(
         is_neox=config.architecture is Architecture.GPT_NEOX,
-        weights=whole_tensors(model, lambda parameter: parameter.clone()),
+        weights=weights or whole_tensors(model, lambda parameter: parameter.clone()),
         num_layers=config.num_layers,
         num_heads=config.num_attention_heads,
         num_key_value_heads=config.num_query_groups,
@@ -275,7 +279,16 @@ def oracle_backbone(model: PonderModel) -> Backbone:
     )
 
 
-def oracle_results(model: PonderModel, tokens: Sequence[int]) -> list[TokenResult]:
-    """Let the oracle consume a sequence with the weights of the model."""
-    oracle = SequentialOracle(oracle_backbone(model), model.config.ponder)
+def oracle_results(
+    model: PonderModel, tokens: Sequence[int], *, weights: dict[str, Tensor] | None = None, **settings: Any
+) -> list[TokenResult]:
+    """Let the oracle consume a sequence with the weights of the model, or with others by the same names.
+
+    Args:
+        model: decides sizes and method.
+        tokens: ids.
+        weights: None for the model's own.
+        settings: further ones of the oracle.
+    """
+    oracle = SequentialOracle(oracle_backbone(model, weights), model.config.ponder, **settings)
     return [oracle.consume(int(token), position) for position, token in enumerate(tokens)]

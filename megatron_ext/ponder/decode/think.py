@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.ponder.halting import (
+    last_step_weights,
     log_key_mass,
     mix_steps,
     step_distribution,
@@ -102,7 +103,12 @@ def all_slots(token_hidden: Tensor, num_thoughts: int) -> SlotDecision:
 
 
 def slots_above(
-    router_logits: Tensor, threshold: float, observe: Observer = ignore, *, hides_keys: bool = False
+    router_logits: Tensor,
+    threshold: float,
+    observe: Observer = ignore,
+    *,
+    hides_keys: bool = False,
+    reads_last: bool = False,
 ) -> SlotDecision:
     """Decide that each token takes the slots whose tail mass reaches the threshold (ponderlm3).
 
@@ -112,15 +118,21 @@ def slots_above(
         observe: called with the names and values of intermediate results.
         hides_keys: whether training hides the keys of pruned slots, and then the slots at the threshold are
             pruned too.
+        reads_last: the last slot that is kept is read, not the mixture.
     """
     # [1, K + 1, N] -> [N, K + 1]
     shares = step_distribution(router_logits)[0].T
     mass = _mass(shares)
     observe("s", shares)
     observe("tail_mass", mass)
-    steps = steps_taken(mass.T.unsqueeze(0), threshold, hides_keys=hides_keys)[0]
-    weight = log_key_mass(mass, threshold, hides_keys=hides_keys)
-    return SlotDecision(steps=steps, log_weight=weight, shares=shares)
+    by_token = mass.T.unsqueeze(0)
+    if reads_last:
+        shares = last_step_weights(by_token, threshold, hides_keys=hides_keys)[0].T
+    return SlotDecision(
+        steps=steps_taken(by_token, threshold, hides_keys=hides_keys)[0],
+        log_weight=log_key_mass(mass, threshold, hides_keys=hides_keys),
+        shares=shares,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +144,7 @@ class TrainingRules:
         num_thoughts, num_sweeps: K and J of the forward.
         threshold: tau.
         hides_keys: hide the keys of slots below tau.
+        reads_last: the last slot is read, not the mixture.
     """
 
     renewal: Renewal
@@ -139,6 +152,7 @@ class TrainingRules:
     num_sweeps: int
     threshold: float
     hides_keys: bool
+    reads_last: bool
 
 
 class TrainingDecisions:
@@ -169,10 +183,11 @@ class TrainingDecisions:
             # [1, K + 1, N] -> [N, K + 1]
             found = step_distribution(self._route(token_hidden))[0].T
             self._shares = found if share == 1.0 else torch.lerp(self._shares, found, share)
+        mass = _mass(self._shares)
         return SlotDecision(
             steps=every_step(token_hidden, rules.num_thoughts),
-            log_weight=log_key_mass(_mass(self._shares), rules.threshold, hides_keys=rules.hides_keys),
-            shares=self._shares,
+            log_weight=log_key_mass(mass, rules.threshold, hides_keys=rules.hides_keys),
+            shares=_last_of(mass) if rules.reads_last else self._shares,
         )
 
     def steps_of_decoding(self) -> Tensor:
@@ -184,6 +199,11 @@ class TrainingDecisions:
 def _mass(shares: Tensor) -> Tensor:
     """Return w from s, [N, K + 1] each."""
     return tail_mass(shares.T.unsqueeze(0))[0].T
+
+
+def _last_of(mass: Tensor) -> Tensor:
+    """Return 1 for slot K and 0 for the others, [N, K + 1]."""
+    return last_step_weights(mass.T.unsqueeze(0), 0.0)[0].T
 
 
 def every_step(of_tokens: Tensor, num_steps: int) -> Tensor:

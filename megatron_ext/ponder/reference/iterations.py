@@ -27,10 +27,10 @@ class Loop(IterativeMethod):
 
     def think(self, token: int) -> TokenResult:
         """Run trip after trip, then the final norm."""
-        row = self.embed(token)
-        for _ in range(self.ponder.num_slots):
+        row = after_one = self.run_layers(self.embed(token))
+        for _ in range(self.ponder.num_latent_thoughts):
             row = self.run_layers(row)
-        return self.result(self.backbone.final_norm(row))
+        return self.result(self.backbone.final_norm(row), first=self.backbone.final_norm(after_one))
 
 
 class PonderLM(IterativeMethod):
@@ -42,12 +42,12 @@ class PonderLM(IterativeMethod):
         if self.ponder.multiply_embedding:
             first = self.ponder.num_latent_thoughts * first
         row = first
-        hidden = self.run(row)
+        hidden = first_hidden = self.run(row)
         for _ in range(self.ponder.num_latent_thoughts):
             base = row if self.ponder.residual is Residual.ACCUMULATE else first
             row = base + self.feed_back(hidden)
             hidden = self.run(row)
-        return self.result(hidden)
+        return self.result(hidden, first=first_hidden)
 
 
 class AdaPonderLM(IterativeMethod):
@@ -57,12 +57,12 @@ class AdaPonderLM(IterativeMethod):
         """Run E^0, then E^{i+1} = E^i + s^i e^i while s^i >= tau."""
         gate_logits = []
         row = self.embed(token)
-        hidden = self.run(row)
+        hidden = first = self.run(row)
         for iteration in range(self.ponder.num_latent_thoughts):
-            gate_logits.append(self.backbone.two_layers(hidden, f"ponder.gates.{iteration}"))
+            gate_logits.append(self.decide(hidden, f"ponder.gates.{iteration}"))
             gate = torch.sigmoid(gate_logits[-1])
             if gate < self.ponder.pruning_threshold:
                 break
             row = row + gate * self.feed_back(hidden)
             hidden = self.run(row)
-        return self.result(hidden, gate_logits=gate_logits)
+        return self.result(hidden, first=first, gate_logits=gate_logits)

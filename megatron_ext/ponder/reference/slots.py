@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from megatron_ext.ponder.config import PonderConfig, RouterKind, TrainingMask
-from megatron_ext.ponder.reference.backbone import Backbone, KeptRow
+from megatron_ext.ponder.config import PonderConfig, Reading, TrainingMask
+from megatron_ext.ponder.reference.backbone import KeptRow
 from megatron_ext.ponder.reference.method import OracleMethod, TokenResult
 
 # log w is clamped here (definitions 2.5, 2.8).
@@ -29,7 +29,8 @@ class Vanilla(SlotMethod):
 
     def think(self, token: int) -> TokenResult:
         """Run the embedding."""
-        return self.result(self.run(self.embed(token)))
+        hidden = self.run(self.embed(token))
+        return self.result(hidden, first=hidden)
 
 
 class Pause(SlotMethod):
@@ -38,11 +39,11 @@ class Pause(SlotMethod):
     def think(self, token: int) -> TokenResult:
         """Run the token, then its pause tokens."""
         pause = self.ponder.pause_token_id
-        hidden = self.run(self.embed(token))
+        hidden = first = self.run(self.embed(token))
         for _ in range(self.ponder.num_latent_thoughts):
             assert pause is not None, "pause_token_id must name the embedding of a pause token, but is None"
-            hidden = self.run(self.embed(pause))
-        return self.result(hidden)
+            hidden = self.run_thought(self.embed(pause))
+        return self.result(hidden, first=first)
 
 
 class PonderLM2(SlotMethod):
@@ -51,11 +52,11 @@ class PonderLM2(SlotMethod):
     def think(self, token: int) -> TokenResult:
         """Run the embedding, then thought after thought."""
         thoughts = []
-        hidden = self.run(self.embed(token))
+        hidden = first = self.run(self.embed(token))
         for _ in range(self.ponder.num_latent_thoughts):
             thoughts.append(self.feed_back(hidden))
-            hidden = self.run(thoughts[-1])
-        return self.result(hidden, thoughts=thoughts)
+            hidden = self.run_thought(thoughts[-1])
+        return self.result(hidden, first=first, thoughts=thoughts)
 
 
 class PonderLM3(SlotMethod):
@@ -65,20 +66,25 @@ class PonderLM3(SlotMethod):
         """Run the embedding, ask the router, run the thoughts that are kept."""
         thoughts = []
         hidden = [self.run(self.embed(token))]
-        shares = router_shares(self.backbone, self.ponder, hidden[0])
+        shares = torch.softmax(self.decide(hidden[0], "ponder.router"), dim=0)
         for step in range(1, self.ponder.num_latent_thoughts + 1):
             tail_mass = shares[step:].sum()
             if is_pruned(tail_mass, self.ponder):
                 break
             thoughts.append(self.feed_back(hidden[-1]))
-            hidden.append(self.run(thoughts[-1], log_weight=log_weight(tail_mass, self.ponder)))
-        return self.result(shares[: len(hidden)] @ torch.stack(hidden), thoughts=thoughts)
+            weight = log_weight(tail_mass, self.ponder)
+            hidden.append(self.run_thought(thoughts[-1], log_weight=weight))
+        return self.result(
+            self.read(hidden, shares), first=hidden[0], thoughts=thoughts, steps=hidden, shares=shares
+        )
 
-
-def router_shares(backbone: Backbone, ponder: PonderConfig, hidden: Tensor) -> Tensor:
-    """Return the distribution of a token over its steps, from its slot 0: [H] -> [K + 1]."""
-    network = backbone.one_layer if ponder.form.router is RouterKind.LINEAR else backbone.two_layers
-    return torch.softmax(network(hidden, "ponder.router"), dim=0)
+    def read(self, hidden: Sequence[Tensor], shares: Tensor) -> Tensor:
+        """Read the mixture of the steps that ran, or the last of them."""
+        if self.ponder.reading is Reading.LAST_STEP:
+            return hidden[-1]
+        if self.ponder.reading is Reading.DETACHED_MIXTURE:
+            shares = shares.detach()
+        return shares[: len(hidden)] @ torch.stack(list(hidden))
 
 
 def is_pruned(tail_mass: Tensor, ponder: PonderConfig) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megatron_ext.ponder.config import Penalty, PonderConfig, ReadoutFrom, TrainingMask
 from megatron_ext.ponder.reference.backbone import Backbone, KeptRow
-from megatron_ext.ponder.reference.slots import PonderLM3, is_pruned, log_weight, router_shares
+from megatron_ext.ponder.reference.slots import PonderLM3, is_pruned, log_weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,8 @@ class TrainingForward:
         ]
 
     def _route(self, hidden: list[list[Tensor]]) -> list[Tensor]:
-        return [router_shares(self._backbone, self._ponder, of_token[0]) for of_token in hidden]
+        logits = [self._rules.decide(of_token[0], "ponder.router") for of_token in hidden]
+        return [torch.softmax(of_token, dim=0) for of_token in logits]
 
     def _pass(self, slots: list[list[Tensor]], shares: list[Tensor] | None) -> list[list[Tensor]]:
         """Run the rows of all tokens, in order, and return them after the final norm."""

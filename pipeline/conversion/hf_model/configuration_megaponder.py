@@ -11,6 +11,7 @@ MIXTURES = ("hidden", "softmax", "top_k")
 ROUTERS = ("mlp", "linear")
 MASKS = ("soft", "hard")
 READOUTS = ("final", "last_sweep")
+READINGS = ("mixture", "detached_mixture", "last_step")
 
 
 class MegaPonderConfig(PreTrainedConfig):
@@ -44,6 +45,8 @@ class MegaPonderConfig(PreTrainedConfig):
         router_damping, undamped_sweeps: in all but so many last sweeps of such a forward, the share of the
             newest distribution over steps in the one that weighs the keys of the next pass.
         readout_from: the pass of such a forward whose distribution it is read by.
+        reading: what ponderlm3 reads of a token's steps; a ``detached_mixture`` is a ``mixture`` that was
+            trained without gradient to the router.
         prefill_tolerance: prompts are swept until their thoughts move by less than this share of their size
             and their log weights by less than this value; None is 1e-5, or the rounding of the weights where
             that is coarser; 0 sweeps until nothing moves, which is exact.
@@ -88,6 +91,7 @@ class MegaPonderConfig(PreTrainedConfig):
     router_damping: float = 1.0
     undamped_sweeps: int = 1
     readout_from: str = "final"
+    reading: str = "mixture"
     prefill_tolerance: float | None = None
     prefill_sweeps: int | None = None
 
@@ -97,15 +101,16 @@ class MegaPonderConfig(PreTrainedConfig):
         Raises:
             ValueError: naming the setting.
         """
-        choices = {
+        known_values = {
             "backbone": BACKBONES,
             "method": METHODS,
             "mixture": MIXTURES,
             "router": ROUTERS,
             "mask_in_training": MASKS,
             "readout_from": READOUTS,
+            "reading": READINGS,
         }
-        for name, known in choices.items():
+        for name, known in known_values.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}")
         super().__post_init__(**kwargs)

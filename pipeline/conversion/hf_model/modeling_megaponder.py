@@ -597,6 +597,7 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             num_sweeps=num_sweeps,
             threshold=config.pruning_threshold,
             hides_keys=config.mask_in_training == "hard",
+            reads_last=config.reading == "last_step",
         )
 
     def _iterate(self, first: Tensor, run: RowRunner) -> Thought:
@@ -623,8 +624,12 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         config = self.config
         if config.method == "ponderlm2":
             return all_slots(token_hidden, config.num_latent_thoughts)
-        logits = self.ponder["router"](token_hidden)
-        return slots_above(logits, config.pruning_threshold, hides_keys=config.mask_in_training == "hard")
+        return slots_above(
+            self.ponder["router"](token_hidden),
+            config.pruning_threshold,
+            hides_keys=config.mask_in_training == "hard",
+            reads_last=config.reading == "last_step",
+        )
 
     # ---- parts of the model ----
 

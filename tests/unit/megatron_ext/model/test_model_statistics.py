@@ -69,6 +69,8 @@ def test_every_forward_has_the_same_names_and_sizes(
         expected |= {"penalty": 1}
         own = {"ponderlm3": {"tail_mass": num_thoughts + 1, "router_entropy": 1}}
         expected |= own.get(method, {"gate_mean": num_thoughts})
+    if method == "ponderlm3":
+        expected |= {"measured_tokens": 1, "step_nll": num_thoughts + 1, "one_more_nll": 1}
     settings = {"max_jacobi_iterations": MAX_SWEEPS}
     model = tiny_model(groups, method, num_latent_thoughts=num_thoughts, ponder=settings)
 

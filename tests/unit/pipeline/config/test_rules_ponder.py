@@ -79,6 +79,55 @@ BROKEN = [
         "ponder.freeze_backbone_tokens",
         "",
     ),
+    ({"ponder__random_latent_thoughts": [3, 1]}, "ponder.random_latent_thoughts", "[1, 3]"),
+    ({"ponder__random_latent_thoughts": [0, 4]}, "ponder.random_latent_thoughts", "to 4"),
+    ({"ponder__thoughts_schedule": [[5, 1]]}, "ponder.thoughts_schedule", "[0, 1]"),
+    ({"ponder__thoughts_schedule": [[0, 1], [0, 2]]}, "ponder.thoughts_schedule", "[[0, 2]]"),
+    ({"ponder__thoughts_schedule": [[0, 1], [9, 5]]}, "ponder.thoughts_schedule", "to 5"),
+    (
+        {"ponder__thoughts_schedule": [[0, 1]], "ponder__random_latent_thoughts": [1, 2]},
+        "ponder.thoughts_schedule",
+        "",
+    ),
+    (
+        {"ponder__thoughts_schedule": [[0, 0]], "ponder__freeze_backbone_tokens": 9},
+        "ponder.thoughts_schedule",
+        "",
+    ),
+    (
+        with_method("ponderlm", multiply_embedding=True, random_latent_thoughts=[1, 2]),
+        "ponder.random_latent_thoughts",
+        "",
+    ),
+    (
+        {"ponder__blended_start_iterations": 9, "ponder__num_latent_thoughts": 0},
+        "ponder.blended_start_iterations",
+        "",
+    ),
+    (
+        with_method("ponderlm", multiply_embedding=True, blended_start_iterations=3),
+        "ponder.blended_start_iterations",
+        "",
+    ),
+    ({"ponder__blended_start_iterations": 10**9}, "ponder.blended_start_iterations", ""),
+    ({"ponder__held_decisions_iterations": 10**9}, "ponder.held_decisions_iterations", ""),
+    ({"ponder__entropy_floor": 2.0}, "ponder.entropy_floor", "try 0.35"),
+    ({"ponder__entropy_floor_weight": 2.0}, "ponder.entropy_floor_weight", ""),
+    (
+        {"ponder__step_loss_weight": 0.5, "ponder__num_latent_thoughts": 0},
+        "ponder.step_loss_weight",
+        "",
+    ),
+    (
+        {"ponder__entropy_floor": 0.1, "ponder__num_latent_thoughts": 0},
+        "ponder.entropy_floor",
+        "",
+    ),
+    (
+        {"ponder__held_decisions_iterations": 3, "ponder__freeze_backbone_tokens": 9},
+        "ponder.held_decisions_iterations",
+        "",
+    ),
 ]
 
 
@@ -108,6 +157,8 @@ UNUSUAL = {
     "penalty_start_weight": 0.01,
     "num_latent_thoughts": 2,
     "num_jacobi_iterations": 1,
+    "random_latent_thoughts": [1, 3],
+    "thoughts_schedule": [[0, 0], [10, 3]],
     "random_jacobi_iterations": [1, 2],
     "jacobi_schedule": [[0, 2], [10, 3]],
     "scale_embeds": {Method.VANILLA: True},
@@ -123,6 +174,12 @@ UNUSUAL = {
     "penalty_ramp": [3, 9],
     "bottom_k_fraction": 0.5,
     "freeze_backbone_tokens": 1000,
+    "blended_start_iterations": 3,
+    "held_decisions_iterations": 3,
+    "reading": "last_step",
+    "step_loss_weight": 0.5,
+    "entropy_floor": 0.25,
+    "entropy_floor_weight": 2.0,
 }
 
 
@@ -138,13 +195,19 @@ def test_every_setting_belongs_to_a_method_and_every_setting_of_a_method_exists(
     assert used == UNUSUAL.keys() == PonderSection.model_fields.keys() - {"method"}
 
 
+# What a setting needs beside it.
+COMPANIONS = {
+    "entropy_floor_weight": {"entropy_floor": 0.25},
+    "undamped_sweeps": {"router_damping": 0.5},
+}
+
+
 @pytest.mark.parametrize("method", Method)
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_a_setting_is_taken_by_the_methods_that_have_it_and_by_no_other(name: str, method: Method) -> None:
     changes = with_method(method, **{name: unusual(name, method)})
     if name in method.facts.settings:
-        if name == "undamped_sweeps":
-            changes["ponder"]["router_damping"] = 0.5
+        changes["ponder"] |= COMPANIONS.get(name, {})
         build_config(changed_settings(**changes))
         return
     (problem,) = problems_of(**changes)

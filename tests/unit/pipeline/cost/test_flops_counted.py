@@ -1,6 +1,7 @@
 """The account against what torch counts while the real model trains and decodes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.ponder.attention import extended_size
 from megatron_ext.ponder.config import Method, Mixture, Penalty, RouterForm
+from megatron_ext.ponder.step_limits import StepLimits
 from pipeline.cost.flops import FlopsAccount
 from pipeline.cost.shape import ModelShape
 from pipeline.ranks.distributed import start_process_group, stop_process_group
@@ -89,11 +91,11 @@ def account_of(model: PonderModel, *, seq_length: int, recompute: Any = "none") 
     )
 
 
-def trained_flops(model: PonderModel) -> float:
+def trained_flops(model: PonderModel, **settings: Any) -> float:
     """What torch counts in one forward and backward, per token."""
     batch = batch_of(random_tokens(BATCH, LENGTH))
     with counting() as counter:
-        output = model(batch, num_jacobi_iterations=SWEEPS)
+        output = model(batch, num_jacobi_iterations=SWEEPS, **settings)
         mean_loss(output, batch, penalty_weight=0.1).backward()
     return counter.get_total_flops() / (BATCH * LENGTH)
 
@@ -130,6 +132,28 @@ def test_recomputation_costs_what_torch_counts(groups: ParallelGroups, method: M
     account = account_of(model, seq_length=LENGTH, recompute=kind)
 
     assert account.training_flops(SWEEPS).recompute > 0
+    assert account.training_flops(SWEEPS).dense == pytest.approx(trained_flops(model), rel=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+@pytest.mark.parametrize("method", [Method.PAUSE, Method.PONDERLM3, Method.ADAPONDERLM])
+def test_a_step_with_fewer_thoughts_costs_what_torch_counts(
+    groups: ParallelGroups, method: Method, num_steps: int
+) -> None:
+    model = tiny_model(groups, method, dtype=torch.float32)
+
+    account = account_of(model, seq_length=LENGTH).limited_to(num_steps)
+
+    counted = trained_flops(model, limits=StepLimits(num_steps=num_steps))
+    assert account.training_flops(SWEEPS).dense == pytest.approx(counted, rel=1e-6)
+
+
+def test_reading_each_step_alone_costs_what_torch_counts(groups: ParallelGroups) -> None:
+    ponder = {"step_loss_weight": 0.5}
+    model = tiny_model(groups, Method.PONDERLM3, dtype=torch.float32, ponder=ponder)
+
+    account = replace(account_of(model, seq_length=LENGTH), supervises_steps=True)
+
     assert account.training_flops(SWEEPS).dense == pytest.approx(trained_flops(model), rel=1e-6)
 
 

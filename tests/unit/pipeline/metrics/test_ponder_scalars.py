@@ -12,6 +12,7 @@ from pipeline.metrics.ponder_scalars import (
     mean_loss,
     mean_steps_of,
     ponder_scalars,
+    tail_masses,
 )
 from tests.unit.pipeline.metrics.records import SHAPE
 
@@ -28,6 +29,9 @@ SUMS = {
     "steps_count": [5.0, 3.0, 2.0],
     "tail_mass": [10.0, 4.0, 1.0],
     "router_entropy": [7.0],
+    "measured_tokens": [8.0],
+    "step_nll": [32.0, 24.0, 20.0],
+    "one_more_nll": [22.0],
     "penalty": [2.5],
     "nll_by_steps": [6.0, 18.0, 0.0],
     "labelled_by_steps": [5.0, 3.0, 0.0],
@@ -61,6 +65,10 @@ def test_every_curve_of_a_hand_made_batch() -> None:
         "ponder/pruned-fraction/step_1": 0.5,
         "ponder/pruned-fraction/step_2": 0.8,
         "ponder/router-entropy": 0.7,
+        "ponder/step-nll/step_0": 4.0,
+        "ponder/step-nll/step_1": 3.0,
+        "ponder/step-nll/step_2": 2.5,
+        "ponder/one-more-step-nll": 2.75,
         "ponder/penalty": 0.25,
         "ponder/penalty-weight": 0.3,
         "ponder/nll-by-steps/step_0": 1.2,
@@ -139,3 +147,13 @@ def test_shares_of_nothing_are_zero() -> None:
     assert fractions([0.0, 0.0]) == [0.0, 0.0]
     assert active_fractions([0.0, 0.0]) == [0.0, 0.0]
     assert mean_steps_of([]) == 0.0
+
+
+def test_what_was_not_measured_has_no_curve() -> None:
+    sums = SUMS | {"measured_tokens": [0.0]}
+
+    scalars = ponder_scalars(sums, num_jacobi_iterations=3.0, penalty_weight=0.3, flops=PONDERLM3)
+
+    assert not any("step-nll" in tag for tag in scalars)
+    assert tail_masses(scalars) == [1.0, 0.4, 0.1]
+    assert tail_masses({}) == []
