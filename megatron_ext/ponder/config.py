@@ -503,7 +503,6 @@ FACTS: Mapping[Method, MethodFacts] = {
         ),
         weighs_slots=True,
         continues=(Method.VANILLA, Method.PONDERLM2),
-        settings=(*_STEPS, *_SWEEPS, *_MIXTURES, *_ROUTER, "penalty", *_HALTING, *_READING),
         forms={
             Form.AUTHORS: {
                 "num_jacobi_iterations": 10,
@@ -518,5 +517,6 @@ FACTS: Mapping[Method, MethodFacts] = {
                 "penalty_ramp": (1000, 4000),
             }
         },
+        settings=(*_STEPS, *_SWEEPS, *_MIXTURES, *_ROUTER, "penalty", *_HALTING, *_READING),
     ),
 }
