@@ -76,11 +76,19 @@ class RowStore:
         Raises:
             IndexError: the store is full.
         """
+        self.take(sequences, places)
+        return StoredRows(self, sequences, places, version)
+
+    def take(self, sequences: Sequence[int], places: Sequence[int]) -> None:
+        """Count places as taken.
+
+        Raises:
+            IndexError: the store is full.
+        """
         if max(places) >= self.capacity:
             raise IndexError(f"a store of {self.capacity} rows cannot take row {max(places) + 1}")
         for sequence, place in zip(sequences, places, strict=True):
             self.num_rows[sequence] = max(self.num_rows[sequence], place + 1)
-        return StoredRows(self, sequences, places, version)
 
     def write(self, layer_number: int, rows: "StoredRows", key: Tensor, value: Tensor) -> None:
         """Store rows of one layer, [R, G, w]; versions that a row has not reached repeat its last one."""
@@ -116,7 +124,7 @@ MOST_KEYS_READ = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """Rows of a call that attend together: one of each of neighbouring sequences, or several of a single one.
 
     Attributes:
@@ -165,7 +173,7 @@ class StoredRows:
         self.version = version
         self.sequences = torch.tensor(sequences, device=device())
         self.places = torch.tensor(places, device=device())
-        parts = list(_merged(_runs(sequences, places)))
+        parts = list(merged_parts(parts_by_sequence(sequences, places)))
         self.common_sequences = parts[0].sequences
         self.common_place = (
             places[0] if len(parts) == 1 and parts[0].has_one_row_each and len({*places}) == 1 else None
@@ -181,12 +189,12 @@ class StoredRows:
         self._store.write(layer_number, self, key, value)
         return [self._stored_keys(layer_number, part, visible) for part, visible in self._parts]
 
-    def _stored_keys(self, layer_number: int, part: _Part, visible: Tensor | None) -> StoredKeys:
+    def _stored_keys(self, layer_number: int, part: Part, visible: Tensor | None) -> StoredKeys:
         keys, values = self._store.read(layer_number, self.version, part.sequences, part.num_visible)
         causal = part.is_whole and not part.has_one_row_each
         return StoredKeys(rows=part.rows, keys=keys, values=values, causal=causal, visible=visible)
 
-    def _visible(self, part: _Part) -> Tensor | None:
+    def _visible(self, part: Part) -> Tensor | None:
         """[q or b, R] bool, where rows of the part see some of what is read and that is not all there."""
         if part.sees_all or part.is_whole:
             return None
@@ -194,7 +202,7 @@ class StoredRows:
         return order <= self.places[part.rows].unsqueeze(1)
 
 
-def _runs(sequences: Sequence[int], places: Sequence[int]) -> Iterator[_Part]:
+def parts_by_sequence(sequences: Sequence[int], places: Sequence[int]) -> Iterator[Part]:
     """Cut the rows of a call where the sequence changes."""
     start = 0
     for stop in range(1, len(sequences) + 1):
@@ -202,11 +210,11 @@ def _runs(sequences: Sequence[int], places: Sequence[int]) -> Iterator[_Part]:
             continue
         sequence, num_visible = sequences[start], places[stop - 1] + 1
         is_whole = stop - start == num_visible
-        yield _Part(slice(start, stop), slice(sequence, sequence + 1), num_visible, num_visible, is_whole)
+        yield Part(slice(start, stop), slice(sequence, sequence + 1), num_visible, num_visible, is_whole)
         start = stop
 
 
-def _merged(parts: Iterator[_Part]) -> Iterator[_Part]:
+def merged_parts(parts: Iterator[Part]) -> Iterator[Part]:
     """Join single rows of neighbouring sequences that see about equally many rows, for one call."""
     current = next(parts)
     for part in parts:
@@ -217,7 +225,7 @@ def _merged(parts: Iterator[_Part]) -> Iterator[_Part]:
     yield current
 
 
-def _joined(part: _Part, following: _Part) -> _Part | None:
+def _joined(part: Part, following: Part) -> Part | None:
     """Join two parts; return None where they cannot be joined, or would read too many keys for nothing."""
     if not (part.has_one_row_each and following.has_one_row_each):
         return None
@@ -229,4 +237,4 @@ def _joined(part: _Part, following: _Part) -> _Part | None:
     if (sequences.stop - sequences.start) * most > MOST_KEYS_READ * total:
         return None
     rows = slice(part.rows.start, following.rows.stop)
-    return _Part(rows, sequences, most, total, part.is_whole and following.is_whole)
+    return Part(rows, sequences, most, total, part.is_whole and following.is_whole)

@@ -121,8 +121,8 @@ def _nothing_found(source: TextSource, skipped: tuple[SkippedFile, ...]) -> Data
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(file.kind for file in skipped).items())
     first = f" ({kinds}; the first is {skipped[0].path}: {skipped[0].reason})" if skipped else ""
     return DataError(
-        f"{source.description} must hold files ending in {show_suffixes(source.suffixes)}, but has none{first}"
-        "; give other suffixes or another folder"
+        f"{source.description} must hold files ending in {show_suffixes(source.suffixes)}, but has "
+        f"none{first}; give other suffixes or another folder"
     )
 
 
@@ -280,8 +280,8 @@ class _Search:
         """Check that a file that is named is of a known kind."""
         if not isinstance(self._source, TextFolder) and not self._is_wanted(place):
             raise DataError(
-                f"an input file must end in {show_suffixes(KNOWN_SUFFIXES)}, but {mask_url(place)} does not, "
-                "so that its kind is unknown; rename, unpack or convert it, or declare the end of its name with "
+                f"an input file must end in {show_suffixes(KNOWN_SUFFIXES)}, but {mask_url(place)} does "
+                "not, so that its kind is unknown; rename, unpack or convert it, or declare the end of its name with "
                 "--suffix to read it as plain text"
             )
 

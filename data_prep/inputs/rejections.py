@@ -65,7 +65,8 @@ def check_omissions(
     if len(lost) > max_bad_files:
         raise DataError(
             f"at most {max_bad_files} input files may be lost, but {len(lost)} are so far: "
-            f"{_place(lost[0])}: {lost[0].reason}; all of them are in {folder / LOST_NAME}; repair or remove them, check "
+            f"{_place(lost[0])}: {lost[0].reason}; "
+            f"all of them are in {folder / LOST_NAME}; repair or remove them, check "
             "--text-field, or allow more with --max-bad-files, and run the command again: finished shards "
             "are kept"
         )

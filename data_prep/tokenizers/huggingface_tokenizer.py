@@ -47,8 +47,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if not 0 < self.vocab_size <= LARGEST_VOCABULARY:
             raise DataError(
-                f"the ids of {name} must be in 0..{LARGEST_VOCABULARY - 1}, because a model has a row for each"
-                f", but the largest is {self.vocab_size - 1}; number its pieces from 0"
+                f"the ids of {name} must be in 0..{LARGEST_VOCABULARY - 1}, because a model has a row for "
+                f"each, but the largest is {self.vocab_size - 1}; number its pieces from 0"
             )
         if eod_token is None:
             raise DataError(

@@ -56,11 +56,13 @@ class PassContext:
     Attributes:
         plan: the passes of this forward.
         real: [S_all, B] bool, False at padding; all tokens, also under sequence parallelism.
-        has_label: [S_all, B] bool.
         axis: the tensor axis.
         mix_embeddings: rows [R, B, H] -> softmax mixture of unscaled embeddings [R, B, H].
+        has_label: [S_all, B] bool, tokens whose successor is to be predicted.
+        label_probability: hidden states [S, B, H] -> probability that the head gives to the label of every
+            token, [S_all, B], without gradient; of no meaning where there is no label.
+        score_labels: the same to how well the head predicts them.
         memory: what this rank keeps from pass to pass.
-        score_labels: hidden states, [S, B, H], to how well the head predicts the labels from them.
         prune: hard mask: pruned slots have no keys and no share in the readout.
         damped: whether decisions of the router are damped where the method says so.
         bottom_k_fraction: q of the bottom-k penalty.
@@ -73,9 +75,10 @@ class PassContext:
 
     plan: PassPlan
     real: Tensor
-    has_label: Tensor
     axis: TensorAxis
     mix_embeddings: Mixer
+    has_label: Tensor
+    label_probability: Callable[[Tensor], Tensor]
     score_labels: Callable[[Tensor], LabelScores]
     memory: PassMemory
     prune: bool
@@ -152,12 +155,13 @@ class PonderMethod(nn.Module):
         """The kind of number that accompanies every row of a pass."""
         if self.facts.weighs_slots:
             return Column.LOG_WEIGHT
-        return Column.ACTIVE if self.facts.freezes_halted else Column.NONE
+        return Column.ACTIVE if self.facts.halts_in_training else Column.NONE
 
     @property
     def prunes_in_training(self) -> bool:
         """Whether the training forward depends on tau."""
-        return self.facts.freezes_halted or (self.facts.weighs_slots and self.config.form.hides_keys)
+        hides_keys = self.facts.weighs_slots and self.config.form.hides_keys
+        return self.facts.halts_in_training or hides_keys
 
     @property
     def iterates(self) -> bool:

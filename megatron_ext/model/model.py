@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.methods.base import Column, PassContext, PassRows, PonderMethod, Readout
-from megatron_ext.model.attention import IterationKeys, RowContext
+from megatron_ext.model.attention import IterationKeys, PassKeys, RowContext, StepKeys
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput, TokenBatch
 from megatron_ext.model.stage import ModelStage
@@ -90,6 +90,7 @@ class PonderModel(ModelStage):
             has_label=labels != IGNORED_LABEL,
             axis=self.axis,
             mix_embeddings=self.mix_embeddings,
+            label_probability=partial(self._label_probability, batch.labels),
             score_labels=partial(self._score_labels, labels=labels),
             memory=PassMemory(by_leaves=self._cuts_graph and torch.is_grad_enabled()),
             prune=settings.prune,
@@ -156,7 +157,7 @@ class PonderModel(ModelStage):
             log_weight=self._key_weight(entered, index, micro_batch),
             context=RowContext(
                 segments=scale_segments(micro_batch.segments, num_slots),
-                iteration_keys=self._iteration_keys(entered, index, context),
+                passes=self._pass_keys(entered, index, context),
             ),
         )
 
@@ -197,16 +198,17 @@ class PonderModel(ModelStage):
             first = first if method.normalizes(0, context.plan) else self.final_norm(first)
         return replace(readout, hidden=blend(first, readout.hidden, context.pondering_share))
 
-    def _iteration_keys(self, entered: PassRows, index: int, context: PassContext) -> IterationKeys | None:
+    def _pass_keys(self, entered: PassRows, index: int, context: PassContext) -> PassKeys | None:
         if self.ponder.column is not Column.ACTIVE:
             return None
         active = None if entered.column is None else self.axis.to_full_use(entered.column.detach()) > 0
-        return IterationKeys(
-            iteration=index,
-            num_iterations=context.plan.num_passes,
-            active=active,
-            memory=context.memory,
-        )
+        kind = StepKeys if self.ponder.facts.sees_earlier_steps else IterationKeys
+        return kind(index=index, num_passes=context.plan.num_passes, active=active, memory=context.memory)
+
+    @torch.no_grad()
+    def _label_probability(self, labels: Tensor, hidden: Tensor) -> Tensor:
+        """[B, S], [S or S / tp, B, H] -> [S, B]."""
+        return torch.exp(-token_losses(self.logits(hidden), labels.transpose(0, 1), self.axis))
 
     def _output(self, readout: Readout, micro_batch: MicroBatch) -> ModelOutput:
         context = micro_batch.context

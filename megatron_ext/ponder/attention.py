@@ -9,6 +9,7 @@ B = batch, A = query heads, G = key/value heads, Q = query rows, R = key rows, d
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ def stored_attention(
     head_size, width = query.shape[-1], keys.shape[-1]
     scale = 1.0 / math.sqrt(head_size + scale_extra)
     # Where a key has no weight it is padded by zeros, so that every further channel of the query may be one.
-    wide = functional.pad(query, (0, width - head_size), value=1.0) if width > head_size else query
+    wide = widened_query(query, width) if width > head_size else query
     if query.shape[2] == 1:
         # The heads that share keys take the place of rows: [B, A, 1, w] -> [B, G, A / G, w]
         grouped = wide.squeeze(2).unflatten(1, (keys.shape[1], -1))
@@ -91,6 +92,43 @@ def stored_attention(
     else:
         output = _attend(wide, keys, values, causal=causal, visible=visible, scale=scale)
     return output[..., :head_size]
+
+
+def attention_to_parts(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], visible: Sequence[Tensor | None]
+) -> Tensor:
+    """Attend to several sets of stored keys at once.
+
+    Args:
+        query: [B, A, Q, d].
+        keys, values: of each set, [B, G, R, d] with an R of its own, G a divisor of A.
+        visible: for each set a bool, [B, Q, R]; None where every query row sees all of it.
+    Returns:
+        [B, A, Q, d].
+    """
+    if query.shape[2] > 1:
+        everything = [
+            torch.ones(len(key), query.shape[2], key.shape[2], dtype=torch.bool, device=key.device)
+            if mask is None
+            else mask
+            for key, mask in zip(keys, visible, strict=True)
+        ]
+        mask = torch.cat(everything, dim=-1).unsqueeze(1)
+        return stored_attention(query, torch.cat(list(keys), 2), torch.cat(list(values), 2), visible=mask)
+    # One row each: its scores are few, and the keys, which are many, are not copied.
+    # [B, A, 1, d] -> [B, G, A / G, d]
+    grouped = query.squeeze(2).unflatten(1, (keys[0].shape[1], -1)) / math.sqrt(query.shape[-1])
+    scores = [grouped @ key.transpose(-1, -2) for key in keys]
+    for number, mask in enumerate(visible):
+        if mask is not None:
+            # [B, 1, R] -> [B, 1, 1, R]
+            scores[number] = scores[number].masked_fill(~mask.unsqueeze(1), -math.inf)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    shares = torch.softmax(torch.cat(scores, dim=-1), dim=-1, dtype=wide).to(query.dtype)
+    parts = shares.split([key.shape[2] for key in keys], dim=-1)
+    output = torch.stack([part @ value for part, value in zip(parts, values, strict=True)]).sum(dim=0)
+    # [B, G, A / G, d] -> [B, A, 1, d]
+    return output.flatten(1, 2).unsqueeze(2)
 
 
 def extended_size(head_size: int, weight_dtype: torch.dtype | None, dtype: torch.dtype) -> int:
@@ -115,6 +153,11 @@ def extended_keys(key: Tensor, log_weight: Tensor, size: int, *, scale_extra: in
     columns = _weight_columns(log_weight * math.sqrt(key.shape[-1] + scale_extra), key.dtype)
     columns = columns.expand(*key.shape[:-1], -1)
     return functional.pad(torch.cat([key, columns], dim=-1), (0, size - key.shape[-1] - columns.shape[-1]))
+
+
+def widened_query(query: Tensor, size: int) -> Tensor:
+    """Give each query ones for the further channels of keys, of which all but weights are zeros."""
+    return functional.pad(query, (0, size - query.shape[-1]), value=1.0)
 
 
 def extended_values(value: Tensor, size: int) -> Tensor:
@@ -153,10 +196,9 @@ def _augment(
 ) -> tuple[Tensor, Tensor, Tensor]:
     head_size = query.shape[-1]
     size = extended_size(head_size, log_weight.dtype, key.dtype)
-    query = functional.pad(query, (0, size - head_size), value=1.0)
     # [B, R] -> [B, 1, R], for all groups
     key = extended_keys(key, log_weight.unsqueeze(1), size, scale_extra=scale_extra)
-    return query, key, extended_values(value, size)
+    return widened_query(query, size), key, extended_values(value, size)
 
 
 def _weight_columns(weight: Tensor, dtype: torch.dtype) -> Tensor:

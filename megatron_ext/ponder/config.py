@@ -31,6 +31,7 @@ class Method(StrEnum):
     PONDERLM2 = "ponderlm2"
     ADAPONDERLM = "adaponderlm"
     PONDERLM3 = "ponderlm3"
+    ADAPTIVE_LATENT_COT = "adaptive_latent_cot"
 
     @property
     def facts(self) -> "MethodFacts":
@@ -185,7 +186,8 @@ class PonderConfig:
         residual: what PonderLM adds a step's result to.
         multiply_embedding: PonderLM starts from K times the embedding.
         pause_token_id: row of the embedding that pause tokens take, or None where the method has none.
-        pruning_threshold: tau, the tail mass or gate value below which a token halts.
+        step_input_scale: factor on the hidden state that is the input of the next step (adaptive_latent_cot).
+        pruning_threshold: tau, the tail mass, gate value or reach below which a token halts.
         penalty: how the steps taken are penalised (ponderlm3).
         bottom_k_fraction: q of the bottom-k penalty, in [0, 1].
         form: of the router (ponderlm3).
@@ -193,6 +195,7 @@ class PonderConfig:
         step_loss_weight: weight of the mean loss of reading each step alone (ponderlm3).
         entropy_floor: nats of s below which a token is penalised (ponderlm3).
         entropy_floor_weight: weight of that penalty.
+        penalty_exponent: beta, power of the label's probability in the penalty (adaptive_latent_cot).
     """
 
     method: Method
@@ -205,6 +208,7 @@ class PonderConfig:
     residual: Residual = Residual.ACCUMULATE
     multiply_embedding: bool = False
     pause_token_id: int | None = None
+    step_input_scale: float = 1.0
     pruning_threshold: float = 1e-4
     penalty: Penalty = Penalty.EXPECTED_STEPS
     bottom_k_fraction: float = 0.25
@@ -213,6 +217,7 @@ class PonderConfig:
     step_loss_weight: float = 0.0
     entropy_floor: float = 0.0
     entropy_floor_weight: float = 1.0
+    penalty_exponent: float = 1.0
 
     @property
     def num_slots(self) -> int:
@@ -235,14 +240,16 @@ class Decider:
         name: of the attribute that holds it, and of its weights.
         inner: H -> units of the hidden layer; None where there is none.
         outputs: K -> outputs.
-        per_iteration: whether each of the K iterations has a network of its own, read when it ends, so that
-            none is read after the final pass; otherwise a single one is read after every pass.
+        asks_again: whether a token is asked after each of its iterations but the K-th, whether it goes on;
+            otherwise once, and in a training forward anew after every pass.
+        per_iteration: whether each of the K iterations has a network of its own.
         start: how its weights are initialized, for people.
     """
 
     name: str
     inner: Callable[[int], int] | None
     outputs: Callable[[int], int]
+    asks_again: bool
     per_iteration: bool
     start: str
 
@@ -282,7 +289,7 @@ class Decider:
 
     def is_read_after(self, index: int, plan: PassPlan) -> bool:
         """Whether a forward whose passes all decide anew runs a network on every token after pass `index`."""
-        return not (self.per_iteration and plan.is_final(index))
+        return not (self.asks_again and plan.is_final(index))
 
     def _products(self, hidden_size: int, num_latent_thoughts: int) -> tuple[tuple[int, int], ...]:
         """Return (inputs, outputs) of the linear layers."""
@@ -312,6 +319,10 @@ class MethodFacts:
         weighs_slots: the decider gives each slot a weight: of its key, as ``log w``, and in what is read.
         freezes_halted: a halted token keeps hidden state, keys and values of its last iteration, in the
             training forward too, which therefore depends on tau.
+        sees_earlier_steps: an iteration attends to the keys of all iterations up to its own, not to a token's
+            latest ones alone. A token that has halted leaves no keys in later ones, in the training forward
+            too, which therefore depends on tau.
+        predicts_each_step: the penalty asks the head what each iteration predicts.
         ramps_fraction: `ponder.penalty_ramp` raises the fraction q of bottom-k, under the whole weight,
             rather than the weight.
         continues: the methods whose trained weights a run may start from, beside its own.
@@ -332,6 +343,8 @@ class MethodFacts:
     decider: Decider | None = None
     weighs_slots: bool = False
     freezes_halted: bool = False
+    sees_earlier_steps: bool = False
+    predicts_each_step: bool = False
     ramps_fraction: bool = False
     continues: tuple[Method, ...] = (Method.VANILLA,)
     settings: tuple[str, ...]
@@ -354,6 +367,11 @@ class MethodFacts:
     def halts(self) -> bool:
         """Whether every token decides how many steps it takes."""
         return self.decider is not None
+
+    @property
+    def halts_in_training(self) -> bool:
+        """Whether tokens halt in the training forward as in decoding."""
+        return self.freezes_halted or self.sees_earlier_steps
 
     @property
     def has_one_pass(self) -> bool:
@@ -411,7 +429,6 @@ _HALTING = (
     "pruning_threshold",
     "penalty_weight",
     "penalty_ramp",
-    "bottom_k_fraction",
     "freeze_backbone_tokens",
     "held_decisions_iterations",
 )
@@ -470,13 +487,14 @@ FACTS: Mapping[Method, MethodFacts] = {
             name="gates",
             inner=lambda hidden_size: 4 * hidden_size,
             outputs=lambda num_latent_thoughts: 1,
+            asks_again=True,
             per_iteration=True,
             start="the first layer of every gate is random, its last layer opens it to 0.9 for every token",
         ),
         freezes_halted=True,
         ramps_fraction=True,
         continues=(Method.VANILLA, Method.PONDERLM),
-        settings=(*_STEPS, *_MIXTURES, "softmax_temperature", *_HALTING),
+        settings=(*_STEPS, *_MIXTURES, "softmax_temperature", *_HALTING, "bottom_k_fraction"),
         defaults={
             "mixture": Mixture.SOFTMAX,
             "penalty": Penalty.BOTTOM_K,
@@ -498,6 +516,7 @@ FACTS: Mapping[Method, MethodFacts] = {
             name="router",
             inner=lambda hidden_size: hidden_size // 4,
             outputs=lambda num_latent_thoughts: num_latent_thoughts + 1,
+            asks_again=False,
             per_iteration=False,
             start=_ROUTER_STARTS[RouterKind.MLP, RouterStart.LAST_STEP],
         ),
@@ -517,6 +536,36 @@ FACTS: Mapping[Method, MethodFacts] = {
                 "penalty_ramp": (1000, 4000),
             }
         },
-        settings=(*_STEPS, *_SWEEPS, *_MIXTURES, *_ROUTER, "penalty", *_HALTING, *_READING),
+        settings=(
+            *_STEPS,
+            *_SWEEPS,
+            *_MIXTURES,
+            *_ROUTER,
+            "penalty",
+            *_HALTING,
+            "bottom_k_fraction",
+            *_READING,
+        ),
+    ),
+    Method.ADAPTIVE_LATENT_COT: MethodFacts(
+        title="Adaptive Latent CoT",
+        source="arXiv 2602.08220",
+        step_name="latent steps",
+        description="the last hidden state of every token is fed back into it, at most {steps} times; a "
+        "router decides after each step whether the token goes on.",
+        plan=iteration_plan,
+        has_wide_embeddings=True,
+        decider=Decider(
+            name="router",
+            inner=None,
+            outputs=lambda num_latent_thoughts: 1,
+            asks_again=True,
+            per_iteration=False,
+            start="the router's weight is 0 and its bias lets every token go on with 0.9",
+        ),
+        sees_earlier_steps=True,
+        predicts_each_step=True,
+        settings=(*_STEPS, "step_input_scale", *_HALTING, "penalty_exponent"),
+        defaults={"penalty_weight": 0.1, "pruning_threshold": 0.05},
     ),
 }

@@ -1,9 +1,14 @@
-"""Halting: tail mass, masks and readout of PonderLM-3 (definitions 2.5), gates of AdaPonderLM (3.2).
+"""Halting: how tokens decide on their steps, and what of them is read.
+
+Tail mass, masks and readout of PonderLM-3 (definitions 2.5), gates of AdaPonderLM (3.2), reach and exit
+masses of Adaptive Latent CoT (3.3).
 
 S = tokens, B = micro-batch, K = extra steps, H = hidden size. Step quantities of PonderLM-3 are laid out
 [S, K + 1, B], so that a slot of a token and its number have the same index as in
 :mod:`megatron_ext.ponder.slots`.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -176,11 +181,63 @@ def active_iterations(gate_logits: Tensor, threshold: float) -> Tensor:
     return stays.long().cumprod(dim=-1).sum(dim=-1)
 
 
-def in_float32(network: nn.Sequential | nn.Linear, hidden: Tensor) -> Tensor:
+def reaches(reach: Tensor, continue_logits: Tensor) -> Tensor:
+    """Return R of the next step: the probability that a token comes so far.
+
+    Args:
+        reach: R of this step, any shape.
+        continue_logits: router logits of this step, in the same shape.
+    """
+    return reach * torch.sigmoid(continue_logits)
+
+
+def exit_masses(continue_logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Return the share of each step in what is read, and the steps that run.
+
+    A token runs step k + 1 while its reach is at least the threshold; its last step takes all that remains,
+    so that the shares of a token sum to 1. Where a token stops has no gradient, the shares have one.
+
+    Args:
+        continue_logits: router logits after steps 0..K-1, [S, B, K]; those after a token's last step count
+            for nothing.
+        threshold: tau.
+    Returns:
+        e, [S, K + 1, B], and steps after the first, [S, B] int64.
+    """
+    reach = [torch.ones_like(continue_logits[..., 0])]
+    for logits in continue_logits.unbind(dim=-1):
+        reach.append(reaches(reach[-1], logits))
+    num_steps = continue_logits.shape[-1]
+    # Reach does not rise, so counting the steps that are reached gives the last one.
+    steps = torch.stack([one >= threshold for one in reach[1:]]).sum(dim=0)
+    masses = []
+    for step in range(num_steps):
+        leaves = reach[step] * torch.sigmoid(-continue_logits[..., step])
+        masses.append(torch.where(step < steps, leaves, torch.where(step == steps, reach[step], 0.0)))
+    masses.append(torch.where(steps == num_steps, reach[-1], 0.0))
+    return torch.stack(masses, dim=1), steps
+
+
+def mix_exits(hidden: Sequence[Tensor], masses: Tensor) -> Tensor:
+    """Return the readout: the mean of a token's hidden states under its exit masses.
+
+    Args:
+        hidden: of steps 0..K, each [S, B, H]; of no matter where a step did not run, but finite.
+        masses: e, [S, K + 1, B].
+    Returns:
+        [S, B, H] in the dtype of `hidden`; the sum runs in the dtype of `masses`.
+    """
+    first, *others = (one * mass.unsqueeze(-1) for one, mass in zip(hidden, masses.unbind(1), strict=True))
+    for other in others:
+        first = first + other
+    return first.to(hidden[0].dtype)
+
+
+def in_float32(layers: nn.Sequential | nn.Linear, hidden: Tensor) -> Tensor:
     """Run a small network in at least float32, whatever the dtype of its weights: halting needs it."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     hidden = hidden.to(dtype)
-    for layer in [network] if isinstance(network, nn.Linear) else network:
+    for layer in [layers] if isinstance(layers, nn.Linear) else layers:
         if isinstance(layer, nn.Linear):
             hidden = nn.functional.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype))
         else:

@@ -151,6 +151,35 @@ def halting_penalty(mass: Tensor, real: Tensor, kind: Penalty, bottom_k_fraction
     return bottom_k(log_tail_mass(mass[:, 1:]).transpose(1, 2)[real], bottom_k_fraction)
 
 
+def confident_continuation(
+    continue_logits: Tensor,
+    correctness: Tensor,
+    steps: Tensor,
+    *,
+    labelled: Tensor,
+    real: Tensor,
+    exponent: float,
+) -> Tensor:
+    """Return the mean over real tokens of what going on costs: the more, the better they predict already.
+
+    Each step that a labelled token runs adds ``p^beta g``: p the probability that the step gives to the
+    label, g that of going on. No other step adds anything.
+
+    Args:
+        continue_logits: router logits after steps 0..K-1, [S, B, K].
+        correctness: p, [S, B, K], without gradient.
+        steps: steps after the first that run, [S, B].
+        labelled, real: [S, B] bool; padding is not real.
+        exponent: beta.
+    Returns:
+        scalar in [0, K].
+    """
+    step = torch.arange(continue_logits.shape[-1], device=steps.device)
+    counts = (step <= steps.unsqueeze(-1)) & (labelled & real).unsqueeze(-1)
+    cost = correctness.detach().pow(exponent) * torch.sigmoid(continue_logits)
+    return torch.where(counts, cost, 0.0).sum() / real.sum().clamp_min(1)
+
+
 def ramp(step: int, start: int, end: int) -> float:
     """Return a linear ramp from 0 at `start` to 1 at `end`; 1 throughout where both are the same step."""
     if step >= end:

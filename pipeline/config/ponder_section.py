@@ -117,9 +117,13 @@ class PonderSection(Section):
     pause_token_id: CountOrZero | None = Field(
         None, description="embedding row of pause tokens; default: one is reserved behind the vocabulary"
     )
+    step_input_scale: Positive = Field(
+        1.0, description="factor on the hidden state that is the input of the next step"
+    )
     pruning_threshold: BelowOne = Field(
-        1e-4,
-        description="tau: a step with less tail mass (ponderlm3) or a lower gate (adaponderlm) is skipped",
+        default_factory=_by_method("pruning_threshold", 1e-4),
+        description="tau: a step with less tail mass (ponderlm3), a lower gate (adaponderlm) or less reach "
+        "(adaptive_latent_cot) is skipped; default: 1e-4, for adaptive_latent_cot 0.05",
     )
     router: RouterKind = Field(
         default_factory=_by_method("router", RouterKind.MLP),
@@ -162,20 +166,27 @@ class PonderSection(Section):
     )
     penalty_weight: NonNegative = Field(
         default_factory=_by_method("penalty_weight", 0.3),
-        description="lambda at the end of the ramp; default: 0.3, for adaponderlm 0.1",
+        description="lambda at the end of the ramp; default: 0.3, for adaponderlm and adaptive_latent_cot "
+        "0.1",
     )
     penalty_start_weight: NonNegative = Field(
         0.0, description="lambda before the ramp, from which it changes linearly to penalty_weight"
     )
     penalty_ramp: Pair = Field(
         default_factory=_by_method("penalty_ramp", (0, 0)),
-        description="ponderlm3: lambda goes linearly from penalty_start_weight to penalty_weight between "
-        "these two iterations; adaponderlm: from the first on lambda holds in full, and the fraction rises "
-        "linearly from 0 until the second; default: [0, 0], in the authors' form [1000, 4000]",
+        description="lambda goes linearly from penalty_start_weight (ponderlm3), else from 0, to "
+        "penalty_weight between these two iterations; adaponderlm: from the first on lambda holds in full, "
+        "and the fraction rises linearly from 0 until the second; default: [0, 0], in the authors' form "
+        "[1000, 4000]",
     )
     bottom_k_fraction: Fraction = Field(
         default_factory=_by_method("bottom_k_fraction", 0.25),
         description="share of steps that a bottom_k penalty pushes down; default: 0.25, for adaponderlm 0.1",
+    )
+    penalty_exponent: NonNegative = Field(
+        1.0,
+        description="beta: going on is penalised in proportion to this power of the probability that a step "
+        "gives to the label",
     )
     reading: Reading = Field(
         Reading.MIXTURE,

@@ -205,13 +205,10 @@ def _penalty_ramp(config: RunConfig) -> Iterator[ConfigProblem]:
 def _decider_size(config: RunConfig) -> Iterator[ConfigProblem]:
     ponder = config.ponder
     decider = ponder.method.facts.decider
-    if (
-        decider is None
-        or decider.inner is None
-        or (_has(config, "router") and ponder.router == RouterKind.LINEAR)
-    ):
+    is_linear = _has(config, "router") and ponder.router == RouterKind.LINEAR
+    if decider is None or decider.inner is None or is_linear:
         return
-    if decider.inner(config.model.hidden_size) == 0:
+    if decider.num_hidden(config.model.hidden_size) == 0:
         yield ConfigProblem(
             path="model.hidden_size",
             rule=f"must be larger for {config.ponder.method}: its {decider.name} would have no hidden units",

@@ -43,6 +43,7 @@ _PONDER = (
     "residual",
     "multiply_embedding",
     "pause_token_id",
+    "step_input_scale",
     "pruning_threshold",
     "router",
     "mask_in_training",
@@ -159,7 +160,14 @@ def _ponder_settings(keys: ConfigKeys, method: Method, vocab_size: int) -> dict[
 
 
 # Settings that have the same default for every method that does not use them.
-_MEANINGFUL = ("softmax_temperature", "residual", "multiply_embedding", "pause_token_id", *_ADDED)
+_MEANINGFUL = (
+    "softmax_temperature",
+    "residual",
+    "multiply_embedding",
+    "pause_token_id",
+    "step_input_scale",
+    *_ADDED,
+)
 
 
 def _one_of(keys: ConfigKeys, key: str, known: Any) -> str:

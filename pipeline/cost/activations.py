@@ -70,13 +70,19 @@ def pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
         again=again,
         working=_layer_working(sizes, rows, index) + _later_gradients(sizes, rows, index, num_layers),
         # Logits, their distance to the largest and its exponential, all in float32.
-        mixing=mixed * max(3 * FLOAT32 - mixture, 0),
+        mixing=mixed * max(3 * FLOAT32 - mixture, 0) + (_predictions(sizes, index) if is_last else 0),
     )
 
 
 def mixture_rows(sizes: RankSizes, index: int) -> float:
     """Return the elements of the distributions that a pass makes for the next one, [rows, V / t]."""
     return sizes.plan.rows_handed(index) * sizes.vocabulary_elements if sizes.mixes else 0
+
+
+def _predictions(sizes: RankSizes, index: int) -> float:
+    """Logits of a step that the penalty asks for, without gradient."""
+    is_asked = sizes.facts.predicts_each_step and not sizes.plan.is_final(index)
+    return readout_bytes(sizes) if is_asked else 0
 
 
 def readout_bytes(sizes: RankSizes) -> float:
@@ -104,15 +110,15 @@ def _angles(sizes: RankSizes, rows: float) -> float:
 
 def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
     """Keys and values kept for halted tokens, where attention is computed again and does not keep its own."""
-    is_kept = sizes.facts.freezes_halted and not sizes.plan.is_final(index)
+    is_kept = sizes.facts.halts_in_training and not sizes.plan.is_final(index)
     if not is_kept or sizes.recompute == "none":
         return 0
     shape = sizes.shape
     extra: float = 0
-    if index == 0:
+    if index == 0 or sizes.facts.sees_earlier_steps:
         if sizes.recompute == "selective":
             return 0
-        # The values of the first iteration are a view of the fused product.
+        # As computed, values are a view of the fused product; later ones of halted tokens are a copy.
         extra = shape.query_size + shape.key_value_size / 2
     return num_layers * rows * (shape.key_value_size + extra) / sizes.tensor * sizes.value_bytes
 
@@ -123,7 +129,7 @@ def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int)
     Within one graph autograd uses them up layer by layer; between graphs those of all layers wait.
     """
     is_cut = sizes.recompute != "none" or sizes.num_stages > 1
-    if not sizes.facts.freezes_halted or sizes.plan.is_final(index) or not is_cut:
+    if not sizes.facts.halts_in_training or sizes.plan.is_final(index) or not is_cut:
         return 0
     return num_layers * rows * sizes.shape.key_value_size / sizes.tensor * sizes.value_bytes
 
@@ -133,7 +139,8 @@ def _method(sizes: RankSizes, index: int, entered: float) -> float:
     decided = _decider(sizes) if sizes.account.decides_after(index, sizes.plan) else 0
     if sizes.plan.is_final(index):
         # Hidden states before and after the final norm; the mixture over steps.
-        mixed = sizes.hidden_bytes if sizes.facts.weighs_slots else 0
+        has_mixture = sizes.facts.weighs_slots or sizes.facts.sees_earlier_steps
+        mixed = sizes.hidden_bytes if has_mixture else 0
         return 2 * entered + mixed + decided
     if not sizes.facts.norms_each_pass:
         # The hidden states are the next pass's input.

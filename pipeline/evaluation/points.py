@@ -130,13 +130,13 @@ def loss_point(
     """
     if limits.num_steps is not None:
         flops = flops.limited_to(limits.num_steps)
-    mean_steps, full_share = float(flops.num_latent_thoughts), None
+    mean_steps, shares = float(flops.num_latent_thoughts), None
     if steps_count is not None:
-        mean_steps, full_share = mean_steps_of(steps_count), fractions(steps_count)[-1]
+        mean_steps, shares = mean_steps_of(steps_count), fractions(steps_count)
     return LossPoint(
         step_limit=limits.num_steps,
         pruning_threshold=limits.threshold,
         loss=loss,
         mean_steps=mean_steps,
-        flops_per_token=flops.inference_per_token(mean_steps, full_share=full_share),
+        flops_per_token=flops.inference_per_token(mean_steps, shares=shares),
     )

@@ -40,14 +40,14 @@ def ponder_scalars(
     if "residual_change" in sums:
         scalars[names.JACOBI_ITERATIONS] = num_jacobi_iterations
         scalars |= _residual_scalars(jacobi_residuals(sums))
-    mean_steps, full_share = float(flops.num_latent_thoughts), None
+    mean_steps, shares = float(flops.num_latent_thoughts), None
     if "steps_count" in sums:
         scalars |= _halting_scalars(sums)
         scalars[names.PENALTY_WEIGHT] = penalty_weight
         mean_steps = scalars.get(names.MEAN_STEPS, mean_steps)
-        full_share = fractions(sums["steps_count"])[-1]
-        scalars[names.FLOPS_SAVED] = flops.saved_fraction(mean_steps, full_share=full_share)
-    scalars[names.FLOPS_PER_TOKEN_INFER] = flops.inference_per_token(mean_steps, full_share=full_share)
+        shares = fractions(sums["steps_count"])
+        scalars[names.FLOPS_SAVED] = flops.saved_fraction(mean_steps, shares=shares)
+    scalars[names.FLOPS_PER_TOKEN_INFER] = flops.inference_per_token(mean_steps, shares=shares)
     return scalars
 
 
@@ -114,6 +114,7 @@ def _halting_scalars(sums: Sums) -> dict[str, float]:
     scalars |= _step_curves(names.ACTIVE_FRACTION, active_fractions(sums["steps_count"]))
     scalars |= _router_scalars(sums, real_tokens) if "router_entropy" in sums else {}
     scalars |= _gate_scalars(sums, real_tokens) if "gate_mean" in sums else {}
+    scalars |= _continue_scalars(sums) if "continue_probability" in sums else {}
     losses = zip(sums["nll_by_steps"], sums["labelled_by_steps"], strict=True)
     for step, (nll, labelled) in enumerate(losses):
         if labelled > 0:
@@ -154,6 +155,16 @@ def _gate_scalars(sums: Sums, real_tokens: float) -> dict[str, float]:
     return {
         names.per_iteration(names.GATE, iteration): total / real_tokens
         for iteration, total in enumerate(sums["gate_mean"])
+    }
+
+
+def _continue_scalars(sums: Sums) -> dict[str, float]:
+    """Return the mean over the tokens that ran a step, of those steps that some token ran."""
+    counts = sums["steps_count"]
+    return {
+        names.per_step(names.CONTINUE_PROBABILITY, step): total / sum(counts[step:])
+        for step, total in enumerate(sums["continue_probability"])
+        if sum(counts[step:]) > 0
     }
 
 

@@ -170,7 +170,11 @@ def _halting_charts(method: Method, num_latent_thoughts: int, penalty: Penalty) 
         "loss by steps taken": [names.per_step(names.NLL_BY_STEPS, step) for step in steps],
         "penalty": [names.PENALTY, names.PENALTY_WEIGHT],
     }
-    if method.facts.decider is not None and method.facts.decider.per_iteration:
+    decider = method.facts.decider
+    if decider is not None and decider.asks_again and not decider.per_iteration:
+        asked = [names.per_step(names.CONTINUE_PROBABILITY, step) for step in steps[:-1]]
+        return charts | {"probability of going on by step": asked}
+    if decider is not None and decider.per_iteration:
         gates = [names.per_iteration(names.GATE, iteration) for iteration in range(num_latent_thoughts)]
         return charts | {"gate by iteration": gates}
     charts |= {

@@ -39,7 +39,7 @@ def collect_report(
     sample_path = run_folder / SAMPLE_FILE
     halts = sum(evaluation.steps_count) > 0
     mean_steps = mean_steps_of(evaluation.steps_count) if halts else float(evaluation.num_latent_thoughts)
-    full_share = fractions(evaluation.steps_count)[-1] if halts else None
+    shares = fractions(evaluation.steps_count) if halts else None
     return ReportData(
         name=name,
         method=evaluation.method,
@@ -59,8 +59,8 @@ def collect_report(
         residuals=evaluation.residuals,
         steps_allowed=_steps_allowed(events),
         flops_per_token_train=flops_per_token_train,
-        flops_per_token_infer=flops.inference_per_token(mean_steps, full_share=full_share),
-        flops_saved=flops.saved_fraction(mean_steps, full_share=full_share) if halts else None,
+        flops_per_token_infer=flops.inference_per_token(mean_steps, shares=shares),
+        flops_saved=flops.saved_fraction(mean_steps, shares=shares) if halts else None,
         training_tokens_per_second=_median(curve(events, TRAINING, names.TOKENS_PER_SECOND)),
         sample=load_sample(sample_path) if sample_path.exists() else None,
         commands=commands,

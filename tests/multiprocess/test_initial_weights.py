@@ -109,6 +109,7 @@ PAIRS = [
     ("vanilla", "ponderlm2", ""),
     ("vanilla", "ponderlm3", "ponder.router."),
     ("vanilla", "adaponderlm", "ponder.gates."),
+    ("vanilla", "adaptive_latent_cot", "ponder.router."),
     ("ponderlm2", "ponderlm3", "ponder.router."),
     ("ponderlm", "adaponderlm", "ponder.gates."),
     ("ponderlm3", "ponderlm3", ""),

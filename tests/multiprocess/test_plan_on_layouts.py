@@ -43,7 +43,7 @@ def run_of(method: str, parallel: dict[str, Any], *, num_micro_batches: int = 4)
     )
 
 
-@pytest.mark.parametrize("method", ["vanilla", "adaponderlm", "ponderlm3"])
+@pytest.mark.parametrize("method", ["vanilla", "adaponderlm", "ponderlm3", "adaptive_latent_cot"])
 @pytest.mark.parametrize(
     "parallel",
     [

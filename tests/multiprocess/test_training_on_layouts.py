@@ -17,6 +17,8 @@ LARGEST_UPDATE_ERROR, LARGEST_ERROR = 5e-4, 2e-5
 BLENDED = (("blended_start_iterations", 3),)
 HELD = (*BLENDED, ("held_decisions_iterations", 2))
 DRAWN = (("random_latent_thoughts", (0, 2)),)
+LAST_STEP = (("reading", "last_step"), ("step_loss_weight", 0.5), ("entropy_floor", 0.9))
+DETACHED = (("reading", "detached_mixture"), ("step_loss_weight", 0.5))
 GROWN = (("thoughts_schedule", ((0, 0), (1, 1), (3, 2))),)
 TRAININGS = [
     Training(model="ponderlm3, llama", layout="PP2"),
@@ -43,6 +45,9 @@ TRAININGS = [
     Training(model="ponderlm, llama", layout="DP2xPP2", ponder=BLENDED + DRAWN),
     Training(model="pause, llama", layout="TP2+SP", ponder=BLENDED + GROWN),
     Training(model="ponderlm3, llama", layout="PP2", ponder=GROWN),
+    Training(model="ponderlm3, llama", layout="TP2+SPxPP2", recompute="full", ponder=LAST_STEP),
+    Training(model="ponderlm3, neox softmax", layout="DP2xPP2", ponder=LAST_STEP + DRAWN),
+    Training(model="ponderlm3, neox tied", layout="TP2+SP", ponder=DETACHED),
 ]
 
 

@@ -127,7 +127,7 @@ def _ponder_defaults(method: Method) -> dict[str, Any]:
     is_vertical = method in (Method.PONDERLM, Method.ADAPONDERLM)
     return {
         "max_jacobi_iterations": 40,
-        "pruning_threshold": 1e-2,
+        "pruning_threshold": 0.35 if method is Method.ADAPTIVE_LATENT_COT else 1e-2,
         "mixture": Mixture.SOFTMAX if is_vertical else Mixture.HIDDEN,
         # The first row beyond the vocabulary.
         "pause_token_id": VOCAB_SIZE if method is Method.PAUSE else None,
@@ -152,6 +152,8 @@ def random_weights(model: PonderModel, seed: int) -> dict[str, Tensor]:
             noise = 4 * noise / like.shape[-1] ** 0.5
         elif name.startswith("ponder.gates") and name.endswith("2.weight"):
             noise = 1.5 * noise
+        elif name == "ponder.router.weight":
+            noise = 0.6 * noise
         elif name.startswith("ponder"):
             noise = noise / like.shape[-1] ** 0.5
         else:

@@ -6,6 +6,7 @@ Each function thinks about N tokens at once and leaves running and storing their
 N = tokens of a call, n = rows a token starts with, K = extra steps, H = hidden size.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,9 +15,12 @@ import torch
 from torch import Tensor
 
 from megatron_ext.ponder.halting import (
+    exit_masses,
     last_step_weights,
     log_key_mass,
+    mix_exits,
     mix_steps,
+    reaches,
     step_distribution,
     steps_taken,
     tail_mass,
@@ -51,7 +55,8 @@ class RowRunner(Protocol):
             rows: [1, R, H], only those that are needed.
             tokens: which of the N tokens each row belongs to, [R] int64, rising; None for one row of each.
             log_weight: of the rows' keys, [R]; None for 0.
-            version: which version of the earlier tokens' keys and values the rows read and join.
+            version: which version of the earlier tokens' keys and values the rows read and join; of a method
+                that sees earlier steps, they read all versions up to it.
             normalize: apply the final norm.
         Returns:
             [1, R, H].
@@ -328,3 +333,47 @@ def think_until_halted(
         last = last.index_copy(1, active, hidden)
         steps[active] += 1
     return Thought(hidden=last, steps=steps)
+
+
+def think_until_stopped(
+    first: Tensor,
+    run: RowRunner,
+    *,
+    num_steps: int,
+    next_input: FeedBack,
+    router: Callable[[Tensor], Tensor],
+    threshold: float,
+    observe: Observer = ignore,
+) -> Thought:
+    """Run step after step, each for the tokens that reach it, and read their mean (adaptive_latent_cot).
+
+    Args:
+        first: input of step 0, [1, N, H].
+        run: runs and stores rows; step k reads the keys and values of steps 0..k of tokens up to its own.
+        num_steps: K, steps after the first.
+        next_input: makes the input of a step from the step before it.
+        router: hidden states, [1, R, H], to the logits of going on, [1, R].
+        threshold: tau, the smallest reach that lets a token continue.
+        observe: called with the names and values of intermediate results.
+    """
+    hidden = run(first)
+    of_steps, of_routers = [hidden], []
+    active = torch.arange(first.shape[1], device=first.device)
+    reach: Tensor | None = None
+    for step in range(1, num_steps + 1):
+        logits = router(hidden)
+        observe(f"continue_logits/{step - 1}", torch.stack([active.to(logits.dtype), logits[0]]))
+        of_routers.append(logits.new_full((1, first.shape[1]), -math.inf).index_copy(1, active, logits))
+        reach = reaches(torch.ones_like(logits) if reach is None else reach, logits)
+        continues = reach[0] >= threshold
+        active, reach = active[continues], reach[:, continues]
+        if len(active) == 0:
+            break
+        hidden = run(next_input(hidden[:, continues]), tokens=active, version=step)
+        of_steps.append(torch.zeros_like(of_steps[0]).index_copy(1, active, hidden))
+    if not of_routers:
+        return Thought(hidden=hidden, steps=every_step(first, 0))
+    # Whoever has not been asked again has stopped before.
+    masses, steps = exit_masses(torch.stack(of_routers, dim=-1), threshold)
+    # Steps that no token has reached have no mass.
+    return Thought(hidden=mix_exits(of_steps, masses[:, : len(of_steps)]), steps=steps[0])

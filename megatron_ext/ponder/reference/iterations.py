@@ -1,7 +1,7 @@
-"""Methods that run one row again and again: loop, PonderLM, AdaPonderLM (definitions 3 and 4).
+"""Methods that run one row again and again (definitions 3 and 4).
 
 A token keeps one version of its keys and values per iteration. Iteration i sees version i of every earlier
-token, or the last one of a token that has fewer.
+token, or the last one of a token that has fewer; in Adaptive Latent CoT it sees all versions up to i.
 """
 
 from collections.abc import Sequence
@@ -66,3 +66,27 @@ class AdaPonderLM(IterativeMethod):
             row = row + gate * self.feed_back(hidden)
             hidden = self.run(row)
         return self.result(hidden, first=first, gate_logits=gate_logits)
+
+
+class AdaptiveLatentCoT(OracleMethod):
+    """Hidden states are fed back while enough probability goes on; what is read is their mean over exits."""
+
+    def visible_rows(self) -> Sequence[KeptRow]:
+        """The versions up to this one of every earlier token, and all so far of its own."""
+        *earlier, own = self.tokens
+        return [row for versions in earlier for row in versions[: len(own) + 1]] + own
+
+    def think(self, token: int) -> TokenResult:
+        """Run c Emb[x], then each h again, while the reach is at least tau."""
+        gate_logits = []
+        hidden = first = self.run(self.embed(token))
+        reach, read = hidden.new_ones(1), torch.zeros_like(hidden)
+        for _ in range(self.ponder.num_latent_thoughts):
+            gate_logits.append(self.decide(hidden, "ponder.router", num_layers=1))
+            goes_on = torch.sigmoid(gate_logits[-1])
+            if reach * goes_on < self.ponder.pruning_threshold:
+                break
+            read = read + reach * (1 - goes_on) * hidden
+            reach = reach * goes_on
+            hidden = self.run(self.ponder.step_input_scale * hidden)
+        return self.result(read + reach * hidden, first=first, gate_logits=gate_logits)

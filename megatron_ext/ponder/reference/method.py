@@ -113,10 +113,10 @@ class OracleMethod(ABC):
         weight = row.new_zeros(()) if log_weight is None else log_weight
         return self.run(row, log_weight=weight - 6 * (1 - self.pondering_share))
 
-    def decide(self, hidden: Tensor, name: str) -> Tensor:
+    def decide(self, hidden: Tensor, name: str, *, num_layers: int = 2) -> Tensor:
         """Return the logits of the router or a gate."""
-        is_linear = self.ponder.form.router is RouterKind.LINEAR and name == "ponder.router"
-        network = self.backbone.one_layer if is_linear else self.backbone.two_layers
+        is_linear = num_layers == 1 or self.ponder.form.router is RouterKind.LINEAR
+        network = self.backbone.linear if is_linear else self.backbone.two_layers
         logits = network(hidden, name)
         return logits.detach() if self.holds_decisions else logits
 
@@ -167,5 +167,7 @@ def embedding_scale(ponder: PonderConfig, hidden_size: int) -> float:
     if ponder.method is Method.VANILLA or not ponder.scale_embeds:
         return 1.0
     has_thoughts = ponder.method in (Method.PONDERLM2, Method.PONDERLM3)
-    is_wide = ponder.method is Method.LOOP or (has_thoughts and ponder.mixture is Mixture.HIDDEN)
+    is_wide = ponder.method in (Method.LOOP, Method.ADAPTIVE_LATENT_COT) or (
+        has_thoughts and ponder.mixture is Mixture.HIDDEN
+    )
     return math.sqrt(2.5 * hidden_size if is_wide else hidden_size)

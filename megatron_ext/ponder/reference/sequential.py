@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from megatron_ext.ponder.config import Method, PonderConfig
 from megatron_ext.ponder.reference.backbone import Backbone
-from megatron_ext.ponder.reference.iterations import AdaPonderLM, Loop, PonderLM
+from megatron_ext.ponder.reference.iterations import AdaPonderLM, AdaptiveLatentCoT, Loop, PonderLM
 from megatron_ext.ponder.reference.method import OracleMethod, TokenResult
 from megatron_ext.ponder.reference.slots import Pause, PonderLM2, PonderLM3, Vanilla
 
@@ -16,6 +16,7 @@ METHODS: Mapping[Method, type[OracleMethod]] = {
     Method.PONDERLM2: PonderLM2,
     Method.ADAPONDERLM: AdaPonderLM,
     Method.PONDERLM3: PonderLM3,
+    Method.ADAPTIVE_LATENT_COT: AdaptiveLatentCoT,
 }
 
 

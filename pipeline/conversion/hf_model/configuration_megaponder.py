@@ -5,7 +5,16 @@ import math
 from transformers import PreTrainedConfig
 
 BACKBONES = ("gpt_neox", "llama")
-METHODS = ("vanilla", "loop", "pause", "ponderlm", "ponderlm2", "adaponderlm", "ponderlm3")
+METHODS = (
+    "vanilla",
+    "loop",
+    "pause",
+    "ponderlm",
+    "ponderlm2",
+    "adaponderlm",
+    "ponderlm3",
+    "adaptive_latent_cot",
+)
 MIXTURES = ("hidden", "softmax", "top_k")
 # The first of each is what models have that were exported before there was a choice.
 ROUTERS = ("mlp", "linear")
@@ -35,7 +44,9 @@ class MegaPonderConfig(PreTrainedConfig):
         residual: what ponderlm adds a mixture to: its running input (``accumulate``) or ``from_embedding``.
         multiply_embedding: ponderlm starts from K times the embedding.
         pause_token_id: row of the embedding that pause tokens take.
-        pruning_threshold: tail mass (ponderlm3) or gate (adaponderlm) below which a token halts.
+        step_input_scale: adaptive_latent_cot multiplies what a step feeds back by it.
+        pruning_threshold: tail mass (ponderlm3), gate (adaponderlm) or reach (adaptive_latent_cot) below
+            which a token halts.
         router: of ponderlm3: with a hidden layer (``mlp``) or ``linear``.
         mask_in_training: what a training-type forward of ponderlm3 does to the keys of slots below the
             threshold: weighs them by their tail mass like all (``soft``), or hides them (``hard``).
@@ -83,6 +94,7 @@ class MegaPonderConfig(PreTrainedConfig):
     residual: str = "accumulate"
     multiply_embedding: bool = False
     pause_token_id: int | None = None
+    step_input_scale: float = 1.0
     pruning_threshold: float = 1e-4
     router: str = "mlp"
     mask_in_training: str = "soft"
@@ -125,7 +137,7 @@ class MegaPonderConfig(PreTrainedConfig):
         """The factor on all embeddings."""
         if self.method == "vanilla" or not self.scale_embeds:
             return 1.0
-        is_wide = self.method == "loop" or (
+        is_wide = self.method in ("loop", "adaptive_latent_cot") or (
             self.method in ("ponderlm2", "ponderlm3") and self.mixture == "hidden"
         )
         return math.sqrt((2.5 if is_wide else 1.0) * self.hidden_size)

@@ -45,7 +45,7 @@ def test_a_recipe_is_valid_and_named_like_its_file(path: Path, tmp_path: Path) -
     config = load_config(path)
 
     assert config.name == path.stem
-    assert path.stem == "demo" or config.ponder.method in path.stem.split("_")
+    assert path.stem == "demo" or f"_{config.ponder.method}_" in f"_{path.stem}_"
     dump_config(config, tmp_path / "run_config.yaml")
     assert load_config(tmp_path / "run_config.yaml") == config
 

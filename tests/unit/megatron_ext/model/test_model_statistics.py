@@ -27,7 +27,7 @@ BATCH = batch_of(
     torch.cat([random_tokens(1, 9), halting_tokens()]),
     torch.tensor([[0] * 4 + [1] * 5, [0] * 6 + [PADDING_DOCUMENT] * 3]),
 )
-SWEEPING, HALTING = ("ponderlm2", "ponderlm3"), ("ponderlm3", "adaponderlm")
+SWEEPING, HALTING = ("ponderlm2", "ponderlm3"), ("ponderlm3", "adaponderlm", "adaptive_latent_cot")
 PLACES = [(token, row) for row in range(2) for token in range(9)]
 REAL = [(token, row) for token, row in PLACES if BATCH.document_ids[row, token] >= 0]
 
@@ -68,7 +68,10 @@ def test_every_forward_has_the_same_names_and_sizes(
     if method in HALTING and (num_thoughts or method == "ponderlm3"):
         expected |= dict.fromkeys(("steps_count", "nll_by_steps", "labelled_by_steps"), num_thoughts + 1)
         expected |= {"penalty": 1}
-        own = {"ponderlm3": {"tail_mass": num_thoughts + 1, "router_entropy": 1}}
+        own = {
+            "ponderlm3": {"tail_mass": num_thoughts + 1, "router_entropy": 1},
+            "adaptive_latent_cot": {"continue_probability": num_thoughts},
+        }
         expected |= own.get(method, {"gate_mean": num_thoughts})
     if method == "ponderlm3":
         expected |= {"measured_tokens": 1, "step_nll": num_thoughts + 1, "one_more_nll": 1}
@@ -184,6 +187,39 @@ def test_the_gates_decisions_are_counted_over_real_tokens(groups: ParallelGroups
     assert output.penalty is not None
     assert output.penalty.item() == pytest.approx(sum(smallest) / len(smallest))
     assert statistics["penalty"].item() == pytest.approx(15 * output.penalty.item())
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.5])
+def test_the_routers_questions_are_counted_over_the_steps_that_run(
+    groups: ParallelGroups, exponent: float
+) -> None:
+    tau = 0.35
+    output, seen = run(groups, "adaptive_latent_cot", pruning_threshold=tau, penalty_exponent=exponent)
+    head = tiny_model(groups, "adaptive_latent_cot").output_layer.weight[:VOCAB_SIZE].detach()
+
+    counts, goes_on, penalty = [0] * 3, [0.0] * 2, 0.0
+    for token, row in REAL:
+        steps, reach = 0, 1.0
+        for step, logit in enumerate(seen["continue_logits"][token, row].tolist()):
+            gate = 1 / (1 + math.exp(-logit))
+            goes_on[step] += gate
+            label = int(BATCH.labels[row, token])
+            if label != IGNORED_LABEL:
+                logits = seen[f"hidden/step_{step:02d}"][token, row] @ head.T
+                penalty += torch.softmax(logits, dim=0)[label].item() ** exponent * gate
+            reach *= gate
+            if reach < tau:
+                break
+            steps += 1
+        counts[steps] += 1
+
+    statistics = output.statistics
+    assert all(count > 0 for count in counts), "every number of steps must occur"
+    assert statistics["steps_count"].tolist() == counts
+    assert statistics["continue_probability"].tolist() == pytest.approx(goes_on)
+    assert output.penalty is not None
+    assert output.penalty.item() == pytest.approx(penalty / 15)
+    assert statistics["penalty"].item() == pytest.approx(penalty)
 
 
 @pytest.mark.parametrize("method", HALTING)

@@ -47,6 +47,7 @@ MODELS = {
         # How the router started is not part of a trained model.
         replace(AUTHORS["form"], router_start=RouterStart.LAST_STEP),
     ),
+    "adaptive_latent_cot": (Method.ADAPTIVE_LATENT_COT, Architecture.LLAMA, False),
 }
 EVALUATION = EvaluationResult(
     checkpoint="somewhere",
@@ -203,6 +204,8 @@ def test_a_config_with_other_settings_is_refused(
         ("ponderlm3", {"pruning_threshold": 0.3}),
         ("ponderlm3", {"scale_embeds": False}),
         ("adaponderlm", {"pruning_threshold": 0.9}),
+        ("adaptive_latent_cot", {"pruning_threshold": 0.9}),
+        ("adaptive_latent_cot", {"step_input_scale": 2.0}),
         ("loop", {"num_latent_thoughts": 1}),
         ("ponderlm", {"residual": "from_embedding"}),
         ("ponderlm2", {"num_jacobi_iterations": 0}),

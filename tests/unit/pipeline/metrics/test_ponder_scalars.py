@@ -106,10 +106,30 @@ def test_every_curve_of_a_hand_made_batch_of_adaponderlm() -> None:
         "ponder/nll-by-steps/step_0": 1.2,
         "ponder/nll-by-steps/step_1": 6.0,
         "ponder/flops-per-token-train": ADAPONDERLM.training_per_token(0.0),
-        "ponder/flops-per-token-infer": ADAPONDERLM.inference_per_token(0.7, full_share=0.2),
-        "ponder/flops-saved": ADAPONDERLM.saved_fraction(0.7, full_share=0.2),
+        "ponder/flops-per-token-infer": ADAPONDERLM.inference_per_token(0.7, shares=(0.5, 0.3, 0.2)),
+        "ponder/flops-saved": ADAPONDERLM.saved_fraction(0.7, shares=(0.5, 0.3, 0.2)),
     }
     assert scalars == pytest.approx(expected)
+
+
+def test_the_router_is_averaged_over_the_tokens_that_it_was_asked_about() -> None:
+    sums = {name: SUMS[name] for name in ("real_tokens", "labelled_tokens", "nll", "steps_count")}
+    sums |= {"penalty": [2.0], "nll_by_steps": [0.0] * 3, "labelled_by_steps": [0.0] * 3}
+    account = FlopsAccount(shape=SHAPE, method=Method.ADAPTIVE_LATENT_COT, num_latent_thoughts=2)
+
+    # Ten tokens were asked after step 0, the five that went on after step 1.
+    scalars = ponder_scalars(
+        sums | {"continue_probability": [6.0, 2.0]},
+        num_jacobi_iterations=0.0,
+        penalty_weight=0.1,
+        flops=account,
+    )
+
+    assert scalars["ponder/continue-probability/step_0"] == pytest.approx(0.6)
+    assert scalars["ponder/continue-probability/step_1"] == pytest.approx(0.4)
+    nobody = sums | {"steps_count": [10.0, 0.0, 0.0], "continue_probability": [1.0, 0.0]}
+    scalars = ponder_scalars(nobody, num_jacobi_iterations=0.0, penalty_weight=0.1, flops=account)
+    assert "ponder/continue-probability/step_1" not in scalars
 
 
 def test_a_method_that_does_not_halt_has_no_halting_curves() -> None:

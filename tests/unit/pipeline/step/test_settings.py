@@ -47,7 +47,9 @@ def test_scheduled_sweeps_follow_the_schedule(repository: Path) -> None:
     assert sweeps_of(repository, NOT_RANDOM, schedule) == [1] * 4 + [3] * 5 + [2] * 3
 
 
-@pytest.mark.parametrize("method", ["vanilla", "loop", "pause", "ponderlm", "adaponderlm"])
+@pytest.mark.parametrize(
+    "method", ["vanilla", "loop", "pause", "ponderlm", "adaponderlm", "adaptive_latent_cot"]
+)
 def test_methods_without_sweeps_make_none(repository: Path, method: str) -> None:
     assert settings_at(repository, method, 5).num_jacobi_iterations == 0
 
@@ -96,6 +98,15 @@ def test_adaponderlm_has_the_full_lambda_from_the_start_of_the_ramp_and_raises_q
     assert found.bottom_k_fraction == pytest.approx(0.2 * share)
 
 
+def test_adaptive_latent_cot_raises_lambda(repository: Path) -> None:
+    weights = [
+        settings_at(repository, "adaptive_latent_cot", iteration, RAMP).penalty_weight
+        for iteration in (0, 4, 6, 8, 99)
+    ]
+
+    assert weights == pytest.approx([0.0, 0.0, 0.05, 0.1, 0.1])
+
+
 @pytest.mark.parametrize("method", ["ponderlm3", "adaponderlm"])
 def test_without_a_ramp_the_penalty_is_full_from_the_start(repository: Path, method: str) -> None:
     found = settings_at(repository, method, 0, "ponder.penalty_weight=0.7", "ponder.bottom_k_fraction=0.2")
@@ -103,7 +114,7 @@ def test_without_a_ramp_the_penalty_is_full_from_the_start(repository: Path, met
     assert (found.penalty_weight, found.bottom_k_fraction) == (0.7, 0.2)
 
 
-@pytest.mark.parametrize("method", ["ponderlm3", "adaponderlm"])
+@pytest.mark.parametrize("method", ["ponderlm3", "adaponderlm", "adaptive_latent_cot"])
 def test_the_backbone_is_frozen_until_so_many_tokens_are_consumed(repository: Path, method: str) -> None:
     frozen = [
         settings_at(
@@ -138,7 +149,9 @@ def test_a_blended_start_and_held_decisions_follow_the_iteration(repository: Pat
 
 def thoughts_of(repository: Path, *overrides: str) -> list[int | None]:
     return [
-        settings_at(repository, "ponderlm2", iteration, *overrides).limits.num_steps
+        settings_at(
+            repository, "ponderlm2", iteration, "ponder.num_latent_thoughts=3", *overrides
+        ).limits.num_steps
         for iteration in ITERATIONS
     ]
 

@@ -104,8 +104,11 @@ def test_pruning_more_runs_fewer_steps_and_errs_more(groups: ParallelGroups) -> 
     assert errors[-1] > 100 * errors[0]
 
 
-def test_adaponderlm_halts_in_training_as_in_decoding_at_every_threshold(groups: ParallelGroups) -> None:
-    found = verified(tiny_model(groups, Method.ADAPONDERLM, dtype=torch.float32))
+@pytest.mark.parametrize("method", [method for method in Method if method.facts.halts_in_training])
+def test_methods_that_halt_in_training_do_so_as_in_decoding_at_every_threshold(
+    groups: ParallelGroups, method: Method
+) -> None:
+    found = verified(tiny_model(groups, method, dtype=torch.float32))
 
     assert {one.mean_steps for one in found.decodings} != {2.0}
     assert len({one.mean_steps for one in found.decodings}) > 1
