@@ -10,14 +10,25 @@ column included.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from megatron_ext.device import device
-from megatron_ext.model.attention import StoredKeys
+from megatron_ext.model.attention import KeyValueStore, StoredKeys
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.attention import extended_keys, extended_size, extended_values
+
+
+class StoredCall(KeyValueStore, Protocol):
+    """The stored rows of one call.
+
+    Attributes:
+        sequences: of every row, [R].
+    """
+
+    sequences: Tensor
 
 
 class RowStore:
@@ -65,7 +76,7 @@ class RowStore:
         for sequence in sequences:
             self.num_rows[sequence] = 0
 
-    def places(self, sequences: Sequence[int], places: Sequence[int], *, version: int = 0) -> "StoredRows":
+    def places(self, sequences: Sequence[int], places: Sequence[int], *, version: int = 0) -> StoredCall:
         """Assign the rows of a call to places, which count as taken from now on.
 
         Args:

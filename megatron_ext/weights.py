@@ -222,7 +222,9 @@ def _grouped_qkv(config: PonderTransformerConfig, native: str, source: str) -> E
 
 def _method_entries(config: PonderTransformerConfig) -> Iterator[Entry]:
     decider = config.ponder.decider
-    for network in decider.prefixes(config.ponder.num_latent_thoughts) if decider else ():
+    if decider is None:
+        return
+    for network in decider.prefixes(config.ponder.num_latent_thoughts):
         for layer in decider.layers:
             name = f"{network}.{layer}".removesuffix(".")
             yield from _with_bias(name, name)

@@ -54,7 +54,8 @@ class StoredKeys:
         """[b, q, R] of `visible`."""
         if self.visible is None:
             return None
-        return self.visible.unflatten(0, (len(self.keys), -1))
+        visible: Tensor = self.visible.unflatten(0, (len(self.keys), -1))
+        return visible
 
 
 class KeyValueStore(Protocol):
@@ -121,7 +122,7 @@ class IterationKeys(PassKeys):
     ) -> Tensor:
         """Attend to one version of each token: the computed one, or the kept one of a halted token."""
         key, value = self.align(layer_number, key, value)
-        return key_weighted_attention(*_by_head(query, key, value), segments=segments)
+        return key_weighted_attention(_by_head(query), _by_head(key), _by_head(value), segments=segments)
 
     def align(self, layer_number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Replace the computed keys and values of halted tokens by the kept ones.
@@ -161,7 +162,11 @@ class StepKeys(PassKeys):
         keys = self._of_all_steps(f"key/{layer_number}", key)
         values = self._of_all_steps(f"value/{layer_number}", value)
         return attention_to_steps(
-            *_by_head(query), _by_head(*keys), _by_head(*values), self._ran(), segments=segments
+            _by_head(query),
+            [_by_head(key) for key in keys],
+            [_by_head(value) for value in values],
+            self._ran(),
+            segments=segments,
         )
 
     def _of_all_steps(self, name: str, computed: Tensor) -> list[Tensor]:
@@ -229,7 +234,9 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
             )
         else:
             output = key_weighted_attention(
-                *_by_head(query, key, value),
+                _by_head(query),
+                _by_head(key),
+                _by_head(value),
                 attention_mask,
                 segments=packed_seq_params.segments,
                 scale_extra=self._scale_extra,
@@ -273,6 +280,6 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         return output.transpose(1, 2).flatten(0, 1)
 
 
-def _by_head(*rows: Tensor) -> list[Tensor]:
-    """[R, B, A, d] -> [B, A, R, d], each."""
-    return [one.permute(1, 2, 0, 3) for one in rows]
+def _by_head(rows: Tensor) -> Tensor:
+    """[R, B, A, d] -> [B, A, R, d]."""
+    return rows.permute(1, 2, 0, 3)

@@ -109,12 +109,12 @@ def attention_to_parts(
     if query.shape[2] > 1:
         everything = [
             torch.ones(len(key), query.shape[2], key.shape[2], dtype=torch.bool, device=key.device)
-            if mask is None
-            else mask
-            for key, mask in zip(keys, visible, strict=True)
+            if seen is None
+            else seen
+            for key, seen in zip(keys, visible, strict=True)
         ]
-        mask = torch.cat(everything, dim=-1).unsqueeze(1)
-        return stored_attention(query, torch.cat(list(keys), 2), torch.cat(list(values), 2), visible=mask)
+        joined = torch.cat(everything, dim=-1).unsqueeze(1)
+        return stored_attention(query, torch.cat(list(keys), 2), torch.cat(list(values), 2), visible=joined)
     # One row each: its scores are few, and the keys, which are many, are not copied.
     # [B, A, 1, d] -> [B, G, A / G, d]
     grouped = query.squeeze(2).unflatten(1, (keys[0].shape[1], -1)) / math.sqrt(query.shape[-1])

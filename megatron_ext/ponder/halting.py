@@ -213,7 +213,7 @@ def exit_masses(continue_logits: Tensor, threshold: float) -> tuple[Tensor, Tens
     masses = []
     for step in range(num_steps):
         leaves = reach[step] * torch.sigmoid(-continue_logits[..., step])
-        masses.append(torch.where(step < steps, leaves, torch.where(step == steps, reach[step], 0.0)))
+        masses.append(torch.where(steps > step, leaves, torch.where(steps == step, reach[step], 0.0)))
     masses.append(torch.where(steps == num_steps, reach[-1], 0.0))
     return torch.stack(masses, dim=1), steps
 

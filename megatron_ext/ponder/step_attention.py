@@ -281,4 +281,5 @@ def _of_groups(gradient: Tensor, num_groups: int) -> Tensor:
     """Add up the gradients of the heads that share keys: [B, A, S, d] -> [B, G, S, d]."""
     if gradient.shape[1] == num_groups:
         return gradient
-    return gradient.unflatten(1, (num_groups, -1)).sum(dim=2)
+    total: Tensor = gradient.unflatten(1, (num_groups, -1)).sum(dim=2)
+    return total

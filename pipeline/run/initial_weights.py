@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.identity import StoredTokenizer, read_identity
 from pipeline.checkpoint.loading import content_of, of_the_model, read_sharded
 from pipeline.checkpoint.offline import OfflineReader
 from pipeline.checkpoint.resuming import check_intact
@@ -28,7 +29,12 @@ _FREE_MODEL_SETTINGS = {
 
 
 def load_initial_weights(
-    config: RunConfig, parts: TrainingParts, *, vocab_size: int, converted: Path | None = None
+    config: RunConfig,
+    parts: TrainingParts,
+    *,
+    vocab_size: int,
+    converted: Path | None = None,
+    tokenizer: StoredTokenizer | None = None,
 ) -> None:
     """Load the weights that `init_from` names; all ranks call it together.
 
@@ -37,6 +43,7 @@ def load_initial_weights(
         parts: model and optimizer, just built.
         vocab_size: tokens of the run's tokenizer.
         converted: the checkpoint that a source of another format was converted to, else None.
+        tokenizer: of the run, if it is known.
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, or its model is one that this run cannot
             start from.
@@ -50,6 +57,7 @@ def load_initial_weights(
     _check_model(config, source, folder)
     check_intact(folder, reads=config.checkpoint.verify)
     _check_vocabulary(source, folder, vocab_size)
+    _warn_of_other_tokenizer(folder, tokenizer)
     content = {"model": parts.module.sharded_state_dict(metadata=content_of(folder))}
     loaded, missing, unexpected = read_sharded(content, folder)
     unused = of_the_model(unexpected)
@@ -106,6 +114,20 @@ def _check_vocabulary(source: RunConfig, folder: Path, vocab_size: int) -> None:
         raise CheckpointError(
             f"{folder} must hold the embedding of a vocabulary of {vocab_size} tokens ({expected} rows with "
             f"padding), but has {rows} rows; start from a run with this run's tokenizer"
+        )
+
+
+def _warn_of_other_tokenizer(folder: Path, tokenizer: StoredTokenizer | None) -> None:
+    """Report another tokenizer: a new run may have one, but its embeddings then mean little."""
+    there = read_identity(folder)
+    trained = None if there is None else there.tokenizer
+    if trained is not None and tokenizer is not None and trained.meaning != tokenizer.meaning:
+        logger.warning(
+            "%s WAS TRAINED WITH ANOTHER TOKENIZER, %s; this run has %s, for which its embeddings were not "
+            "trained",
+            folder,
+            trained,
+            tokenizer,
         )
 
 

@@ -530,6 +530,19 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             "the vocabulary of a MegaPonder model is fixed; convert it with another one"
         )
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, *arguments: Any, **settings: Any
+    ) -> nn.Module:
+        """Reject another vocabulary, before anything is changed."""
+        embeddings = self.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding), "the model builds it"
+        if new_num_tokens is not None and new_num_tokens != embeddings.num_embeddings:
+            raise NotImplementedError(
+                f"the vocabulary of a MegaPonder model is fixed to {embeddings.num_embeddings} rows; "
+                "convert it with another one"
+            )
+        return embeddings
+
     # ---- thinking about a batch of tokens ----
 
     def _consume(

@@ -194,6 +194,21 @@ def test_padding_on_either_side_changes_no_logits(exported: Exported, left: bool
         torch.testing.assert_close(logits[row_mask], expected, rtol=0, atol=EXACT)
 
 
+def test_another_vocabulary_is_refused_before_anything_changes(exported: Exported) -> None:
+    model = exported.narrow
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    rows = [len(embeddings.weight), len(head.weight)]
+    for size in (rows[0] + 20, 1):
+        with pytest.raises(NotImplementedError, match=str(rows[0])):
+            model.resize_token_embeddings(size)
+    with pytest.raises(NotImplementedError):
+        model.set_input_embeddings(embeddings)
+    assert model.get_input_embeddings() is embeddings
+    assert [len(embeddings.weight), len(model.get_output_embeddings().weight)] == rows
+    assert model.resize_token_embeddings(rows[0]) is embeddings
+    assert model.resize_token_embeddings() is embeddings
+
+
 def test_a_text_may_be_continued_by_several_tokens_at_once(exported: Exported) -> None:
     model, expected = exported.exact, exported.expected
     ids, mask = padded(some_prompts())
