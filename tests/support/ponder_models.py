@@ -148,8 +148,6 @@ def random_weights(model: PonderModel, seed: int) -> dict[str, Tensor]:
             noise = 1 + 0.1 * noise
         elif name == "ponder.router.2.weight":
             noise = 4 * noise
-        elif name == "ponder.router.weight":
-            noise = 4 * noise / like.shape[-1] ** 0.5
         elif name.startswith("ponder.gates") and name.endswith("2.weight"):
             noise = 1.5 * noise
         elif name == "ponder.router.weight":

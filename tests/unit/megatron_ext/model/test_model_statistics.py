@@ -136,6 +136,8 @@ def test_an_adaptive_penalty_counts_accuracies_and_shares(groups: ParallelGroups
         groups, "ponderlm3", ponder={"pruning_threshold": TAU, "penalty": Penalty.ACCURACY_BOTTOM}
     )
     with torch.no_grad():
+        # Sharp predictions, so that the penalty has a share to find.
+        model.output_layer.weight.mul_(30)
         likely = observed(model, BATCH)[1]["logits"].argmax(dim=-1).transpose(0, 1)
     # Every other label is what the model predicts.
     chosen = torch.arange(9).expand_as(likely) % 2 == 0
