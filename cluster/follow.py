@@ -2,6 +2,7 @@
 
 import sys
 import time
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -9,6 +10,7 @@ from typing import BinaryIO
 from cluster.job_record import JobRecord, JobState, JobStatus
 from cluster.patience import PatientStatus
 from cluster.targets import JobTarget
+from pipeline.shared.console import printable
 from pipeline.shared.errors import ClusterError
 
 _POLL_SECONDS = 0.5
@@ -28,6 +30,7 @@ class LogTail:
 
     def __init__(self, output: BinaryIO, num_lines: int | None = None) -> None:
         self._output = output
+        self._decoder = getincrementaldecoder("utf-8")("backslashreplace")
         self._num_lines = num_lines
         self._file: Path | None = None
         self._position = 0
@@ -44,7 +47,8 @@ class LogTail:
             source.seek(self._position)
             added = source.read()
         self._position += len(added)
-        self._output.write(added)
+        # What ranks print holds text from outside, such as names of files.
+        self._output.write(printable(self._decoder.decode(added)).encode())
         self._output.flush()
 
 

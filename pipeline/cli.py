@@ -1,6 +1,9 @@
 """`megaponder`: the entry point, with all commands."""
 
+import sys
+
 import typer
+from typer.main import get_command
 
 from cluster.commands import demo, jobs, submit
 from pipeline.commands import (
@@ -18,7 +21,10 @@ from pipeline.commands import (
     verify,
 )
 from pipeline.commands.shared import exit_on_user_error, ignore_leftover_variables, report_notices_once
+from pipeline.shared.console import report_crashes, say
+from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.python_start import forget_working_directory
+from pipeline.shared.streams import protect_standard_streams
 
 app = typer.Typer(
     name="megaponder",
@@ -49,11 +55,37 @@ app.add_typer(tokenizer.app, name="tokenizer")
 
 def main() -> None:
     """Run the command line."""
+    protect_standard_streams()
+    report_crashes()
     forget_working_directory()
     ignore_leftover_variables()
     with exit_on_user_error():
         report_notices_once()
-        app()
+        sys.exit(_run())
+
+
+def _run() -> int:
+    """Run the command; return its exit code."""
+    try:
+        # Not `app()`, which replaces the hook for crashes.
+        code: int | None = get_command(app)(standalone_mode=False)
+    except typer.Abort:
+        return ExitCode.INTERRUPTED
+    except typer.TyperException as error:
+        _show_usage_error(error)
+        return error.exit_code
+    return code or ExitCode.DONE
+
+
+def _show_usage_error(error: typer.TyperException) -> None:
+    """Show an error of the command line; typer's own way prints what was typed without escaping it."""
+    context: typer.Context | None = getattr(error, "ctx", None)
+    message = error.format_message()
+    # Without a message, the help has been shown.
+    if context is not None and message:
+        say(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n", err=True)
+    if message:
+        say(f"error: {message}", err=True)
 
 
 if __name__ == "__main__":

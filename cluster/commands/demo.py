@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.shared import Overrides, examples, set_up_logging
+from pipeline.shared.console import open_console
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
@@ -41,8 +42,6 @@ def demo(
     report.html into the folder of the run. Steps whose settings and inputs have not changed are skipped, and
     a training that was stopped resumes.
     """
-    from rich.console import Console
-
     from cluster.workflow.local_run import LocalWorkflow, run_workflow
 
     set_up_logging()
@@ -50,7 +49,7 @@ def demo(
     make_room(run, config)
     workflow = LocalWorkflow(
         config=run,
-        console=Console(),
+        console=open_console(),
         again=[step.name for step in run.workflow if is_run_again(step.command, fresh=fresh)],
         also_depends_on=further_dependencies(run),
     )

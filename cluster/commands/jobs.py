@@ -11,7 +11,7 @@ from cluster.follow import follow, newest_lines
 from cluster.job_record import JobRecord, JobState, JobStatus, find_record, find_records, scan_records
 from cluster.targets import target_named
 from pipeline.commands.shared import examples
-from pipeline.shared.console import table_console
+from pipeline.shared.console import say, table_console
 from pipeline.shared.errors import ClusterError
 
 app = typer.Typer(
@@ -47,7 +47,7 @@ def list_jobs(runs: Runs = RUNS) -> None:
         )
     table_console().print(table)
     for line in found.unreadable:
-        typer.echo(f"unreadable: {line}", err=True)
+        say(f"unreadable: {line}", err=True)
 
 
 @app.command(epilog=examples("megaponder jobs status slurm:1234", "megaponder jobs status my-run --json"))
@@ -60,7 +60,7 @@ def status(
     record = find_record(runs, job)
     found = target_named(record.target, ray_address=record.address).status(record)
     if as_json:
-        typer.echo(found.model_dump_json())
+        say(found.model_dump_json())
         return
     table = Table(box=SIMPLE_HEAD, show_header=False)
     for name, value in (
@@ -98,7 +98,7 @@ def logs(
     target = target_named(record.target, ray_address=record.address)
     if follows:
         raise typer.Exit(follow(target, record, lines=lines, rank=rank or 0))
-    typer.echo(newest_lines(target.logs(record), lines=lines, rank=rank or 0), nl=False)
+    say(newest_lines(target.logs(record), lines=lines, rank=rank or 0), nl=False)
 
 
 @app.command(epilog=examples("megaponder jobs cancel slurm:1234", "megaponder jobs cancel my-run"))
@@ -107,7 +107,7 @@ def cancel(job: Job, runs: Runs = RUNS) -> None:
     # Jobs that wait for others first, so that they do not start when those end.
     for record in reversed(find_records(runs, job)):
         target_named(record.target, ray_address=record.address).cancel(record)
-        typer.echo(f"{record.job_id}: stop signal sent", err=True)
+        say(f"{record.job_id}: stop signal sent", err=True)
 
 
 @app.command(epilog=examples("megaponder jobs requeue slurm:1234"))
@@ -118,7 +118,7 @@ def requeue(job: Job, runs: Runs = RUNS) -> None:
     """
     record = find_record(runs, job)
     again = target_named(record.target, ray_address=record.address).requeue(record)
-    typer.echo(again.job_id)
+    say(again.job_id)
 
 
 def _status_or_unknown(record: JobRecord) -> JobStatus:

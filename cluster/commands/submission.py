@@ -5,9 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from cluster.job_record import JOBS_FOLDER, JobRecord
@@ -19,6 +17,7 @@ from cluster.workflow.submission import Choice, plan_workflow, refuse_running, s
 from cluster.workflow.todo import PlannedStep
 from pipeline.config.load import dump_private_config
 from pipeline.config.schema import RunConfig
+from pipeline.shared.console import open_console, say
 from pipeline.shared.folder_lock import folder_lock
 
 
@@ -41,7 +40,7 @@ def submit_training(
     """
     job = training_job(run, dependencies=after, sweep=members)
     if is_dry_run:
-        typer.echo(where.render(job.masked()), nl=False)
+        say(where.render(job.masked()), nl=False)
         return ()
     folders = [member.run_folder for member in members] or [job.run_folder]
     with _only_submission(folders):
@@ -96,7 +95,7 @@ def _send_steps(
         if is_dry_run:
             # Ids are known once the jobs before it are submitted; the names of their steps stand for them.
             jobs = [f"{run.submit.target}:{name}" for name in step.after] or after
-            typer.echo(where.render(step_to_job(run, step, choice, dependencies=jobs).masked()), nl=False)
+            say(where.render(step_to_job(run, step, choice, dependencies=jobs).masked()), nl=False)
         else:
             jobs = [sent[name].job_id for name in step.after] or after
             sent[step.name] = _send(where, step_to_job(run, step, choice, dependencies=jobs), run)[-1]
@@ -107,7 +106,7 @@ def _show(planned: Sequence[PlannedStep]) -> None:
     table = Table("STEP", "", "WHY", box=SIMPLE_HEAD)
     for step in planned:
         table.add_row(step.name, "done" if step.reason is None else "runs", step.reason or "nothing changed")
-    Console(stderr=True).print(table)
+    open_console(stderr=True).print(table)
 
 
 def _send(where: JobTarget, job: JobSpec, run: RunConfig) -> Sequence[JobRecord]:
@@ -123,8 +122,8 @@ def _send(where: JobTarget, job: JobSpec, run: RunConfig) -> Sequence[JobRecord]
                 folder.rmdir()
         raise
     for record in records:
-        typer.echo(record.job_id)
-    typer.echo(f"folder: {_shown(job.job_folder)}; follow with `megaponder jobs logs -f`", err=True)
+        say(record.job_id)
+    say(f"folder: {_shown(job.job_folder)}; follow with `megaponder jobs logs -f`", err=True)
     return records
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from cluster.workflow.marker import save_marker
 from cluster.workflow.run_step import begin
@@ -75,9 +76,8 @@ def _run_steps(workflow: LocalWorkflow) -> int:
     for step in workflow.config.workflow:
         code = _run_step(workflow, step, config_file, job)
         if code != ExitCode.DONE:
-            workflow.console.print(
-                f"[bold red]stopped:[/] {step.name} ended with exit code {code}; its own messages are above"
-            )
+            ended = f" {step.name} ended with exit code {code}; its own messages are above"
+            workflow.console.print(Text.assemble(("stopped:", "bold red"), ended))
             return code
     return ExitCode.DONE
 
@@ -89,9 +89,9 @@ def _run_step(workflow: LocalWorkflow, step: WorkflowStep, config_file: Path, jo
         work = replace(work, settings={**work.settings, **workflow.also_depends_on})
     marker = begin(config, step, work, job=job, again=step.name in workflow.again)
     if marker is None:
-        workflow.console.rule(f"[bold]{step.name}[/]: up to date", align="left")
+        workflow.console.rule(Text.assemble((step.name, "bold"), ": up to date"), align="left")
         return ExitCode.DONE
-    workflow.console.rule(f"[bold]{step.name}", align="left")
+    workflow.console.rule(Text(step.name, style="bold"), align="left")
     num_ranks = config.parallel.world_size if step.command in _ON_ALL_RANKS else 1
     code = workflow.run_command([*python_module("pipeline.cli"), *work.arguments], num_ranks)
     is_cut_short = step.command == "train" and (

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pipeline.checkpoint.inventory import take_inventory, tracker_problem
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.commands.checkpoint_tables import (
     comparison_table,
+    identity_table,
     inventory_rows,
     inventory_table,
     state_table,
@@ -19,6 +19,7 @@ from pipeline.commands.checkpoint_tables import (
     tensor_table,
 )
 from pipeline.commands.shared import Checkpoint, Iteration, examples
+from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.folder_lock import output_lock
 
@@ -53,9 +54,9 @@ def list_checkpoints(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
     """
     entries = take_inventory(checkpoint, reads=False)
     if as_json:
-        typer.echo(json.dumps(inventory_rows(entries), indent=2))
+        say(json.dumps(inventory_rows(entries), indent=2))
         return
-    Console().print(inventory_table(entries, title=str(checkpoint)))
+    open_console().print(inventory_table(entries, title=str(checkpoint)))
     _report_tracker(checkpoint)
 
 
@@ -73,12 +74,12 @@ def verify(checkpoint: Checkpoint, iteration: Iteration = None, as_json: AsJson 
     entries = take_inventory(checkpoint, iteration=iteration, reads=True)
     damaged = [entry for entry in entries if entry.damage]
     if as_json:
-        typer.echo(json.dumps(inventory_rows(entries), indent=2))
+        say(json.dumps(inventory_rows(entries), indent=2))
     else:
         for entry in entries:
-            typer.echo(f"{entry.folder}: {'DAMAGED' if entry.damage else 'intact'}")
+            say(f"{entry.folder}: {'DAMAGED' if entry.damage else 'intact'}")
             for item in entry.damage:
-                typer.echo(f"  {item}")
+                say(f"  {item}")
         _report_tracker(checkpoint)
     raise typer.Exit(ExitCode.CRASH if damaged else ExitCode.DONE)
 
@@ -92,22 +93,31 @@ def verify(checkpoint: Checkpoint, iteration: Iteration = None, as_json: AsJson 
 def show(
     checkpoint: Checkpoint, iteration: Iteration = None, tensors: Tensors = "*", as_json: AsJson = False
 ) -> None:
-    """Show the content of a checkpoint: progress of the run, tensors with shapes and types, settings."""
+    """Show the content of a checkpoint: progress of the run, what it belongs to, tensors, settings."""
     from pipeline.checkpoint.folder import CONFIG_NAME
+    from pipeline.checkpoint.identity import read_identity
     from pipeline.checkpoint.offline import OfflineReader
     from pipeline.checkpoint.state import read_train_state
 
     folder = resolve_checkpoint(checkpoint, iteration=iteration)
     state, rows = read_train_state(folder), tensor_rows(OfflineReader(folder), pattern=tensors)
-    config = (folder / CONFIG_NAME).read_text(encoding="utf-8")
+    config, identity = (folder / CONFIG_NAME).read_text(encoding="utf-8"), read_identity(folder)
     if as_json:
-        content = {"folder": str(folder), "state": asdict(state), "tensors": rows, "config": config}
-        typer.echo(json.dumps(content, indent=2))
+        content = {
+            "folder": str(folder),
+            "state": asdict(state),
+            "identity": None if identity is None else asdict(identity),
+            "tensors": rows,
+            "config": config,
+        }
+        say(json.dumps(content, indent=2))
         return
-    console = Console()
+    console = open_console()
     console.print(state_table(folder, state))
+    if identity is not None:
+        console.print(identity_table(identity))
     console.print(tensor_table(rows))
-    typer.echo(config, nl=False)
+    say(config, nl=False)
 
 
 @app.command(
@@ -127,9 +137,9 @@ def diff(first: Checkpoint, second: Checkpoint, tensors: Tensors = "*", as_json:
     folders = [resolve_checkpoint(path) for path in (first, second)]
     compared = list(compare_checkpoints(*folders, pattern=tensors))
     if as_json:
-        typer.echo(json.dumps([asdict(item) for item in compared], indent=2))
+        say(json.dumps([asdict(item) for item in compared], indent=2))
     else:
-        Console().print(comparison_table(compared, *folders))
+        open_console().print(comparison_table(compared, *folders))
     are_equal = all(item.is_equal for item in compared)
     raise typer.Exit(ExitCode.DONE if are_equal else ExitCode.CRASH)
 
@@ -157,7 +167,7 @@ def reshard(
 
     with output_lock(output, "megaponder checkpoint reshard"):
         folder = rewrite(resolve_checkpoint(checkpoint, iteration=iteration), output, num_files=files)
-    typer.echo(f"written to {folder}")
+    say(f"written to {folder}")
 
 
 @app.command(
@@ -185,7 +195,7 @@ def average(
     sources = [resolve_checkpoint(checkpoint, iteration=number) for number in sorted(set(iterations))]
     with output_lock(output, "megaponder checkpoint average"):
         folder = write_average(sources, output)
-    typer.echo(f"written to {folder}")
+    say(f"written to {folder}")
 
 
 def _report_tracker(checkpoint: Path) -> None:
@@ -193,4 +203,4 @@ def _report_tracker(checkpoint: Path) -> None:
 
     problem = None if iteration_of(checkpoint) is not None else tracker_problem(checkpoint)
     if problem is not None:
-        typer.echo(f"tracker: {problem}", err=True)
+        say(f"tracker: {problem}", err=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.shared import examples, set_up_logging, speaks
-from pipeline.shared.console import table_console
+from pipeline.shared.console import say, table_console
 from pipeline.shared.progress import open_bar
 
 EPILOG = examples(
@@ -86,10 +86,10 @@ def compare(
     labels = labels_of(curves, runs)
     table_console().print(render_comparison(curves, labels))
     if not same_text(curves):
-        typer.echo("warning: the held-out texts differ; their losses cannot be compared", err=True)
+        say("warning: the held-out texts differ; their losses cannot be compared", err=True)
     write_atomically(output, render_comparison_png(curves, labels))
-    typer.echo(f"written to {output}")
+    say(f"written to {output}")
     if json_file is not None:
         content = json.dumps(comparison_values(curves, labels), indent=1) + "\n"
         write_atomically(json_file, content.encode())
-        typer.echo(f"written to {json_file}")
+        say(f"written to {json_file}")

@@ -8,6 +8,7 @@ import typer
 from megatron_ext.ponder.config import Method
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging
+from pipeline.shared.console import say
 from pipeline.shared.folder_lock import output_lock
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def from_hf(
     with output_lock(output, "megaponder convert from-hf"):
         folder, certificate = convert(source, output, options)
     _show(certificate)
-    typer.echo(f"written to {folder}")
+    say(f"written to {folder}")
 
 
 @app.command(
@@ -180,23 +181,21 @@ def to_hf(
     with output_lock(output, "megaponder convert to-hf"):
         certificate = convert(resolve_checkpoint(checkpoint, iteration=iteration), output, options)
     _show(certificate)
-    typer.echo(f"written to {output}")
+    say(f"written to {output}")
 
 
 def _show(certificate: "Certificate") -> None:
     tensors, logits = certificate.tensors, certificate.logits
-    typer.echo(
-        f"{tensors.num_read} tensors read, {len(tensors.made_of)} written, {tensors.num_values:,} values"
-    )
+    say(f"{tensors.num_read} tensors read, {len(tensors.made_of)} written, {tensors.num_values:,} values")
     if tensors.new:
-        typer.echo(f"new: {', '.join(tensors.new)}; {next(iter(tensors.new.values()))}")
+        say(f"new: {', '.join(tensors.new)}; {next(iter(tensors.new.values()))}")
     if tensors.num_rounded:
-        typer.echo(f"{tensors.num_rounded:,} values were rounded")
+        say(f"{tensors.num_rounded:,} values were rounded")
     if not logits.compared:
-        typer.echo(f"LOGITS NOT COMPARED: {logits.note}")
+        say(f"LOGITS NOT COMPARED: {logits.note}")
         return
     verdict = "" if logits.is_within_tolerance else " (ABOVE THE TOLERANCE)"
-    typer.echo(
+    say(
         f"logits compared with {logits.note}: largest difference {logits.max_error:.2e}{verdict}, mean "
         f"{logits.mean_error:.2e}, root mean square of the logits {logits.logit_rms:.2e}; the most likely "
         f"token agrees at {logits.top1_agreement:.1%} of {logits.num_positions} positions"

@@ -4,18 +4,21 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from data_prep.manifest import DEFAULT_MAX_RECORD_BYTES
 from pipeline.commands.shared import examples, set_up_logging
 from pipeline.commands.text_source import (
     HeldoutFraction,
     Lines,
+    MaxBadFiles,
+    MaxRecordBytes,
     PythonStandardLibrary,
     Sources,
     Suffixes,
     TextField,
     choose_source,
 )
+from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.progress import open_bar
 
@@ -52,7 +55,7 @@ def prepare(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Special token that ends documents, for a tokenizer.json without a special_tokens_map.json.",
+            help="Special token that ends documents, for a tokenizer.json whose folder names no eos_token.",
             show_default=False,
         ),
     ] = None,
@@ -78,10 +81,12 @@ def prepare(
         typer.Option(
             min=0,
             metavar="N",
-            help="Records without text (damaged JSON, no such field, not UTF-8, a truncated archive) to "
-            "skip and list in rejected.jsonl; one more stops the run.",
+            help="Records without text (damaged JSON, no text in the field, not UTF-8, too large) to skip "
+            "and list in rejected.jsonl; one more stops the run.",
         ),
     ] = 100,
+    max_bad_files: MaxBadFiles = 0,
+    max_record_bytes: MaxRecordBytes = DEFAULT_MAX_RECORD_BYTES,
     stored_as: Annotated[
         Literal["webdataset", "megatron"],
         typer.Option(
@@ -108,7 +113,12 @@ def prepare(
     set_up_logging()
     request = PrepareRequest(
         source=choose_source(
-            source, suffixes=suffix, text_field=text_field, lines=lines, python_stdlib=python_stdlib
+            source,
+            suffixes=suffix,
+            text_field=text_field,
+            lines=lines,
+            python_stdlib=python_stdlib,
+            max_record_bytes=max_record_bytes,
         ),
         output=output,
         tokenizer=tokenizer,
@@ -119,10 +129,11 @@ def prepare(
         ray_address=ray_address,
         stored_as=stored_as,
         max_bad_records=max_bad_records,
+        max_bad_files=max_bad_files,
         overwrite=overwrite,
     )
-    prepare_shards(request, PrepareProgress(Console(stderr=True)))
-    typer.echo(f"tokens and manifest are in {output}")
+    prepare_shards(request, PrepareProgress(open_console(stderr=True)))
+    say(f"tokens and manifest are in {output}")
 
 
 @app.command(
@@ -139,7 +150,7 @@ def inspect(
     from data_prep.inspection import inspect_shards, render_inspection
 
     inspection = inspect_shards(folder, num_samples=samples, verify=verify)
-    Console().print(render_inspection(inspection))
+    open_console().print(render_inspection(inspection))
     raise typer.Exit(ExitCode.CRASH if inspection.problems else ExitCode.DONE)
 
 
@@ -161,7 +172,7 @@ def convert(
     set_up_logging()
     manifest = convert_folder(source, destination, stored_as=to, num_threads=workers)
     num_tokens = sum(manifest.num_tokens(split) for split in manifest.splits)
-    typer.echo(f"{num_tokens:,} tokens and their manifest are in {destination}")
+    say(f"{num_tokens:,} tokens and their manifest are in {destination}")
 
 
 @app.command(
@@ -186,12 +197,12 @@ def index(
     for path in paths:
         splits = splits_to_index(path)
         if not splits:
-            typer.echo(f"{path}: no index needed for Megatron pairs and rows")
+            say(f"{path}: no index needed for Megatron pairs and rows")
         for split in splits:
             with open_bar(f"indexing {split.name}", total=len(split.shards)) as bar:
                 indexed = index_split(split, on_shard=bar.advance)
             how = f"built in {indexed.seconds:.1f} s" if indexed.is_new else "exists"
-            typer.echo(
+            say(
                 f"{path} {split.name}: index of {len(split.shards):,} shards with {indexed.num_tokens:,} "
                 f"tokens {how}"
             )

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.evaluation.tasks import expand_task_names
+from pipeline.shared.console import open_console, say
 
 if TYPE_CHECKING:
     from pipeline.evaluation.tasks import TaskReport, TaskScore
@@ -35,6 +35,7 @@ def evaluate_tasks(
     *,
     iteration: int | None,
     tensor_parallel: int | None,
+    data: Path | None,
     output: Path | None,
     speaks: bool,
 ) -> None:
@@ -63,15 +64,15 @@ def evaluate_tasks(
         f"training.global_batch_size={Ranks.from_environment().world_size}",
     )
     with opened_checkpoint(
-        checkpoint, iteration=iteration, overrides=batch, tensor_parallel=tensor_parallel
+        checkpoint, iteration=iteration, overrides=batch, tensor_parallel=tensor_parallel, data=data
     ) as opened:
         report = run_tasks(opened, settings)
         default_output = opened.config.output_dir / TASKS_FILE
     if not speaks:
         return
-    Console().print(_table(report))
+    open_console().print(_table(report))
     save_task_report(report, output or default_output)
-    typer.echo(f"written to {output or default_output}")
+    say(f"written to {output or default_output}")
 
 
 def _check_is_installed() -> None:

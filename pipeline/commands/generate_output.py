@@ -17,6 +17,7 @@ from pipeline.generation.files import json_line
 from pipeline.generation.texts import GeneratedText, GenerationSettings, generate, text_sample
 from pipeline.ranks.signals import StopFlag, StopRequest
 from pipeline.report.colors import DARK_RAMP, step_colors
+from pipeline.shared.console import open_console
 from pipeline.shared.exit_codes import ExitCode
 
 # Ends a piece that is not a complete character yet.
@@ -50,7 +51,7 @@ def generate_to(
     Returns:
         DONE; INTERRUPTED or REQUEUE where the keyboard or a signal ended it.
     """
-    output = _Output(opened, settings, console or Console(quiet=not speaks), show_steps=show_steps)
+    output = _Output(opened, settings, console or open_console(quiet=not speaks), show_steps=show_steps)
     was_stopped = False
 
     def should_stop() -> bool:

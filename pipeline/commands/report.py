@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from pipeline.commands.shared import examples
 from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.shared.console import open_console, say
 
 EPILOG = examples("megaponder report runs/demo", "megaponder report runs/demo --output demo.html")
 
@@ -32,8 +33,8 @@ def report(
     """
     from data_prep.manifest import load_manifest
     from pipeline.checkpoint.folder import CONFIG_NAME
-    from pipeline.config.load import load_config
-    from pipeline.cost.account import flops_account, mean_training_sweeps
+    from pipeline.checkpoint.stored_config import stored_run
+    from pipeline.cost.account import flops_account, mean_step
     from pipeline.report.collect import collect_report
     from pipeline.report.facts import further_commands, run_facts
     from pipeline.report.render import write_report
@@ -42,14 +43,18 @@ def report(
     config_file = run / CONFIG_NAME
     if not config_file.is_file():
         raise ConfigError([_missing(run, CONFIG_NAME, "train a run with this output_dir first")])
-    config = load_config(config_file)
+    stored = stored_run(run)
+    stored.check_data_exists()
+    config = stored.config
     manifest = load_manifest(config.data.manifest_folder)
+    flops = flops_account(config, manifest.header.tokenizer.vocab_size)
     try:
         data = collect_report(
             run,
+            checkpoints=config.checkpoint_directory,
             name=config.name,
-            flops=flops_account(config, manifest.header.tokenizer.vocab_size),
-            training_sweeps=mean_training_sweeps(config),
+            flops=flops,
+            flops_per_token_train=mean_step(config, flops).flops.model,
             facts=run_facts(run, config, manifest),
             commands=further_commands(config, config_file),
         )
@@ -58,11 +63,12 @@ def report(
         raise ConfigError([_missing(run, Path(error.filename).name, cure)]) from error
     path = output or run / "report.html"
     write_report(data, path)
-    Console().print(render_results(data))
+    console = open_console()
+    console.print(render_results(data))
     for command in data.commands:
-        typer.secho(f"{command.purpose}:", dim=True)
-        typer.echo(f"  {command.line}")
-    typer.echo(f"report: {path.resolve()}")
+        console.print(Text(f"{command.purpose}:", style="dim"))
+        say(f"  {command.line}")
+    say(f"report: {path.resolve()}")
 
 
 def _missing(run: Path, name: str, cure: str) -> ConfigProblem:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from pipeline.ranks.environment import LauncherError, Ranks, threads_given
+from pipeline.shared.console import printable, say
 from pipeline.shared.errors import UserError
 
 NOTICES_LOGGER = "pipeline.config.aliases"
@@ -47,6 +48,16 @@ Iteration = Annotated[
     typer.Option(min=0, metavar="N", help="Take the checkpoint of this iteration.", show_default=False),
 ]
 
+OtherData = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Folder of the data, in place of the one that the run stored; of the same tokenizer.",
+        show_default=False,
+    ),
+]
+
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
@@ -55,7 +66,7 @@ def exit_on_user_error() -> Iterator[None]:
         yield
     except UserError as error:
         if _reports_errors():
-            typer.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True)
         sys.exit(error.exit_code)
 
 
@@ -93,11 +104,11 @@ def set_up_logging(*, speaks: bool = True) -> None:
     Args:
         speaks: False for ranks other than the first, which log warnings only.
     """
-    logging.basicConfig(
-        level=logging.INFO if speaks else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        _PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     )
+    logging.basicConfig(level=logging.INFO if speaks else logging.WARNING, handlers=[handler])
     logging.getLogger("megatron").setLevel(logging.WARNING)
     # Its first import on a machine logs that it searches for fonts.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
@@ -105,6 +116,13 @@ def set_up_logging(*, speaks: bool = True) -> None:
     # developers.
     for module in (r"megatron\.core", r"torch\.distributed\.checkpoint"):
         warnings.filterwarnings("ignore", module=module)
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Formats records, and the tracebacks in them, without control characters from outside."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def speaks() -> bool:

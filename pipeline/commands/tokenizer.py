@@ -15,6 +15,7 @@ from pipeline.commands.text_source import (
     TextField,
     choose_source,
 )
+from pipeline.shared.console import say
 from pipeline.shared.folder_lock import output_lock
 
 app = typer.Typer(no_args_is_help=True, help="Train tokenizers.")
@@ -78,4 +79,4 @@ def train(
             )
         )
     state = "trained" if trained.was_trained else "up to date"
-    typer.echo(f"{trained.path}: {state}, {trained.vocab_size} pieces from {trained.num_files} files")
+    say(f"{trained.path}: {state}, {trained.vocab_size} pieces from {trained.num_files} files")

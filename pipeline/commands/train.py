@@ -9,7 +9,12 @@ from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_log
 from pipeline.config.load import load_config, render_config
 from pipeline.config.schema import RunConfig
 from pipeline.ranks.run_lock import run_lock
+from pipeline.shared.console import say
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.streams import keep_log_in
+
+# In the folder of the run, if whoever read the log has left (`megaponder train 2>&1 | head`).
+LOG_NAME = "stderr.log"
 
 EPILOG = examples(
     "megaponder train --config pipeline/recipes/tiny_ponderlm3.yaml data.path=runs/data",
@@ -57,12 +62,13 @@ def train(
     settings = overrides or []
     run = load_config(config, settings)
     if dry_run:
-        typer.echo(render_config(run), nl=False)
-        typer.echo(f"# valid; needs {run.parallel.world_size} rank(s)", err=True)
+        say(render_config(run), nl=False)
+        say(f"# valid; needs {run.parallel.world_size} rank(s)", err=True)
         raise typer.Exit(ExitCode.DONE)
     if show_schedule:
         _show_schedule(run)
         raise typer.Exit(ExitCode.DONE)
+    keep_log_in(run.output_dir / LOG_NAME)
     set_up_logging(speaks=speaks())
     with run_lock(run.output_dir, run.checkpoint_directory, work="megaponder train"):
         code = run_on_layout(

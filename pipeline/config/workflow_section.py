@@ -83,6 +83,7 @@ class PrepareStep(_TextStep):
     bos_token: _Word | None = None
     workers: CountOrZero = 2
     max_bad_records: CountOrZero = 100
+    max_bad_files: CountOrZero = 0
 
 
 class TrainStep(_Step):

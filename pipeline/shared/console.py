@@ -1,11 +1,85 @@
-"""The console that tables are printed to."""
+"""Everything that is printed: the one place where text from outside meets the terminal.
 
-from rich.console import Console
+Documents, file names, prompts, generated text and settings may hold escape sequences, which would move the
+cursor, rename the window or hide what stands before them, and brackets that rich would take for markup. Both
+are shown as they are written. `tests/test_console_rules.py` checks that nothing prints without this module.
+"""
+
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from types import TracebackType
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+__all__ = ["TABLE_WIDTH", "open_console", "printable", "report_crashes", "say", "table_console"]
 
 TABLE_WIDTH = 110
+
+# C0 and C1 control characters except for tabs and line feeds, marks that reorder or break lines of text, and
+# halves of surrogate pairs, which stand for bytes of file names that are not UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Return text with its control characters written as escapes, such as `\x1b`; lines stay lines."""
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print text on standard output.
+
+    Args:
+        text: from anywhere.
+        err: print on standard error instead.
+        nl: end the line.
+    """
+    stream = sys.stderr if err else sys.stdout
+    # None where a process was started without this stream.
+    if stream is not None:
+        stream.write(f"{printable(str(text))}\n" if nl else printable(str(text)))
+        stream.flush()
+
+
+def open_console(*, stderr: bool = False, quiet: bool = False, width: int | None = None) -> Console:
+    """Return a console that shows strings as they are; styles are given by `rich.text.Text`.
+
+    Args:
+        stderr: print on standard error.
+        quiet: print nothing, for ranks that are silent.
+        width: columns; default: the terminal's.
+    """
+    return _SafeConsole(stderr=stderr, quiet=quiet, width=width, markup=False, emoji=False)
 
 
 def table_console() -> Console:
     """Return standard output, wide enough for our tables where a file or a pipe has no width of its own."""
-    console = Console()
-    return console if console.is_terminal else Console(width=TABLE_WIDTH)
+    console = open_console()
+    return console if console.is_terminal else open_console(width=TABLE_WIDTH)
+
+
+def report_crashes() -> None:
+    """Print the tracebacks of unhandled exceptions like other text: their messages hold text from outside."""
+    sys.excepthook = _print_traceback
+
+
+class _SafeConsole(Console):
+    """A console whose text is printable, wherever a renderable got it from."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            # Control segments are rich's own, such as the moves of the cursor of a progress bar.
+            if segment.control or not _UNPRINTABLE.search(segment.text):
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    say("".join(traceback.format_exception(kind, error, trace)), err=True, nl=False)

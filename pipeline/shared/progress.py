@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
+from pipeline.shared.console import open_console
+
 __all__ = [
     "BarProgress",
     "PlainProgress",
@@ -128,10 +130,10 @@ class BarProgress(_CountingProgress):
     ) -> None:
         super().__init__(console, total=total, completed=completed, clock=clock)
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
         )
         self._bar = RichProgress(
             *columns, console=console, expand=True, refresh_per_second=4, transient=not is_kept
@@ -248,7 +250,7 @@ def open_bar(description: str, *, total: float, speaks: bool = True) -> Progress
         total: units of work.
         speaks: False for ranks other than the first.
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     if not (speaks and console.is_terminal):
         return SilentProgress()
     return BarProgress(console, description, total=total)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pipeline.commands.shared import examples, exit_on_user_error, set_up_logging
+from pipeline.shared.console import say, table_console
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 from scripts.ladder.corpus import find_documentation, write_pages
@@ -108,7 +108,7 @@ def run(
         deadline=time.monotonic() + 3600 * hours,
         num_processes=processes,
     )
-    runner.run_all([name.value for name in part or list(PartName)])
+    runner.run_all([name.value for name in part] if part else wanted.part_names())
 
 
 @app.command(
@@ -126,14 +126,14 @@ def results(
 ) -> None:
     """Show mean and standard deviation over seeds of every row that has run."""
     rows = collect(folder / ladder.stem, load_ladder(ladder))
-    Console().print(render_table(rows))
+    table_console().print(render_table(rows))
     if output is not None:
         write_atomically(output, render_markdown(rows))
 
 
 def _megaponder(*words: str) -> None:
     """Run a command of the package as a user would type it."""
-    typer.echo(f"$ megaponder {' '.join(words)}")
+    say(f"$ megaponder {' '.join(words)}")
     done = subprocess.run(
         [sys.executable, "-P", "-m", "pipeline.cli", *words], timeout=_PREPARE_SECONDS, check=False
     )

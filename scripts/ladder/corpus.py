@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import itertools
 import json
 import shutil
 import subprocess
@@ -89,13 +90,17 @@ def read_pages(folder: Path) -> Iterator[Page]:
             yield Page(name, text)
 
 
-def write_pages(folder: Path, output: Path) -> int:
+def write_pages(folder: Path, output: Path, *, limit: int | None = None) -> int:
     """Write the pages of a folder as JSON lines and return their number.
 
+    Args:
+        folder: see :func:`read_pages`.
+        output: file to write.
+        limit: write the first so many; default: all.
     Raises:
         DataError: the folder has no pages.
     """
-    pages = list(read_pages(folder))
+    pages = list(itertools.islice(read_pages(folder), limit))
     if not pages:
         raise DataError(f"{folder} has no page that ends in .rst or .txt, compressed with gzip or not")
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,9 @@ class Ladder(_Strict):
         recipe: run configuration of all runs, relative to the file.
         tuning_seed: learning rates are chosen on it; it is not reported.
         seeds: of the reported runs.
-        base: trained once per seed; has one row, from which the rows of ``continued`` start.
+        base: trained once per seed; has one row, from which the rows of ``continued`` start. None where a
+            checkpoint is given instead.
+        base_method: method of the base.
         continued: rows that start from the base of their seed.
         scratch: rows that start from random weights.
     """
@@ -63,9 +65,25 @@ class Ladder(_Strict):
     recipe: str
     tuning_seed: int
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
-    base: Part
-    continued: Part
-    scratch: Part
+    base: Part | None = None
+    base_method: str
+    continued: Part | None = None
+    scratch: Part | None = None
+
+    def part(self, name: str) -> Part:
+        """Return a part by its name.
+
+        Raises:
+            DataError: this ladder has no such part.
+        """
+        part: Part | None = getattr(self, name)
+        if part is None:
+            raise DataError(f"the ladder must have a part `{name}`, but has none; name another part")
+        return part
+
+    def part_names(self) -> list[str]:
+        """Return the parts that this ladder has, without the base."""
+        return [name for name in ("continued", "scratch") if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,9 +60,9 @@ def collect(folder: Path, ladder: Ladder) -> list[RowResult]:
         ladder: its rows.
     """
     found = []
-    for part_name in ("base", "continued", "scratch"):
+    for part_name in ([] if ladder.base is None else ["base"]) + ladder.part_names():
         rows: dict[str, dict[int, dict[str, Any]]] = {}
-        for row in getattr(ladder, part_name).rows:
+        for row in ladder.part(part_name).rows:
             records = read_row(folder / part_name / row, exclude_seed=ladder.tuning_seed)
             if records:
                 rows[row] = records

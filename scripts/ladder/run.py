@@ -45,6 +45,7 @@ class Runner:
         data: prepared text.
         deadline: of `time.monotonic`; no training starts after it, one that runs is stopped and saves.
         num_processes: trainings at once.
+        checkpoint: folder of checkpoints that all rows continue from, instead of a base of each seed.
     """
 
     ladder: Ladder
@@ -52,7 +53,8 @@ class Runner:
     folder: Path
     data: Path
     deadline: float
-    num_processes: int
+    num_processes: int = 1
+    checkpoint: Path | None = None
 
     def run_all(self, parts: Sequence[str]) -> None:
         """Run the bases, then the rows of the parts that were asked for.
@@ -61,13 +63,10 @@ class Runner:
             LadderError: with every training that failed; the others have run.
             OutOfTimeError: trainings remain for another call.
         """
-        ladder = self.ladder
-        bases: dict[int, Path] = {}
-        if "continued" in parts:
-            bases = self._run_bases()
+        bases = self._bases() if "continued" in parts else {}
         tasks: list[Callable[[], object]] = []
         for part_name in parts:
-            part: Part = getattr(ladder, part_name)
+            part = self.ladder.part(part_name)
             starts = bases if part_name == "continued" else {}
             tasks += [
                 lambda part_name=part_name, part=part, row=row, starts=starts: self._run_row(  # type: ignore[misc]
@@ -77,12 +76,14 @@ class Runner:
             ]
         self._run_tasks(tasks)
 
-    def _run_bases(self) -> dict[int, Path]:
+    def _bases(self) -> dict[int, Path]:
         """Train the base of every seed, the tuning seed included; return their checkpoints by seed."""
-        part, ladder = self.ladder.base, self.ladder
+        seeds = (self.ladder.tuning_seed, *self.ladder.seeds)
+        if self.checkpoint is not None:
+            return dict.fromkeys(seeds, self.checkpoint)
+        part = self.ladder.part("base")
         (row,) = part.rows
         learning_rate = self._tuned("base", part, row, {})
-        seeds = (ladder.tuning_seed, *ladder.seeds)
         runs = [run_of("base", part, row, learning_rate=learning_rate, seed=seed) for seed in seeds]
         self._run_tasks([lambda run=run: self.result_of(run) for run in runs])  # type: ignore[misc]
         return {seed: self.folder / run.folder / "checkpoints" for seed, run in zip(seeds, runs, strict=True)}
@@ -110,7 +111,11 @@ class Runner:
     def _started(self, run: Run, base: Path | None) -> Run:
         if base is None:
             return run
-        settings = {"init_from.path": str(base), "init_from.method": "ponderlm2", **run.settings}
+        settings = {
+            "init_from.path": str(base),
+            "init_from.method": self.ladder.base_method,
+            **run.settings,
+        }
         return replace(run, settings=settings)
 
     def result_of(self, run: Run) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Whole commands of megaponder, each in a process of its own, and what they leave behind."""
 
+import io
 import os
 import subprocess
 import sys
@@ -58,16 +59,24 @@ class Running:
         return Finished(exit_code=exit_code, stdout=stdout, stderr=stderr)
 
 
-def megaponder(*arguments: str) -> Finished:
+def megaponder(*arguments: str, variables: Mapping[str, str] | None = None, is_read: bool = True) -> Finished:
     """Run `megaponder <arguments>` in a forked process, which need not import torch and Megatron again.
 
     Ranks that the command launches are new processes.
+
+    Args:
+        arguments: of the command.
+        variables: added to the environment.
+        is_read: False: its output goes into a pipe that nobody reads.
     """
     mark = uuid.uuid4().hex
-    environment = {**os.environ, MARK: mark, "COLUMNS": "200"}
+    environment = {**os.environ, MARK: mark, "COLUMNS": "200", **(variables or {})}
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
-        process = fork_context().Process(target=_main, args=(arguments, environment, stdout, stderr))
+        outputs = (stdout, stderr) if is_read else None
+        for path in (stdout, stderr):
+            path.touch()
+        process = fork_context().Process(target=_main, args=(arguments, environment, outputs))
         process.start()
         try:
             process.join(TIMEOUT_SECONDS)
@@ -79,11 +88,26 @@ def megaponder(*arguments: str) -> Finished:
             _kill_all(mark)
 
 
-def _main(arguments: Sequence[str], environment: Mapping[str, str], stdout: Path, stderr: Path) -> None:
+def _main(
+    arguments: Sequence[str], environment: Mapping[str, str], outputs: tuple[Path, Path] | None
+) -> None:
     """Become the command: its arguments, environment, folder and output."""
-    for number, path, mode in ((0, Path(os.devnull), "rb"), (1, stdout, "wb"), (2, stderr, "wb")):
-        with path.open(mode) as file:
-            os.dup2(file.fileno(), number)
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123 (a device, not a path)
+        os.dup2(nothing.fileno(), 0)
+    if outputs is None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+    else:
+        for number, path in enumerate(outputs, start=1):
+            with path.open("wb") as file:
+                os.dup2(file.fileno(), number)
+    if "PYTHONIOENCODING" in environment:
+        # Python reads it when it starts, which this process did long ago.
+        for stream in (sys.stdout, sys.stderr):
+            assert isinstance(stream, io.TextIOWrapper)
+            stream.reconfigure(encoding=environment["PYTHONIOENCODING"], errors="strict")
     sys.argv = ["megaponder", *arguments]
     os.environ.clear()
     os.environ.update(environment)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import dump_config, load_config
@@ -129,7 +130,7 @@ def _print(steps: Sequence[StepParity], config: RunConfig, console: Console) -> 
             f"{step.one_process.grad_norm:.6f}",
             f"{step.on_layout.grad_norm:.6f}",
             f"{step.grad_norm_difference:.1e}",
-            f"[{style}]{step.share_of_band:.3f} {'inside' if step.passes else 'outside'}[/]",
+            Text(f"{step.share_of_band:.3f} {'inside' if step.passes else 'outside'}", style=style),
         )
     console.print(table)
     band = FIRST_STEP[precision]
@@ -141,7 +142,7 @@ def _print(steps: Sequence[StepParity], config: RunConfig, console: Console) -> 
     )
     outside = [str(step.step) for step in steps if not step.passes]
     if outside:
-        console.print(f"[bold red]outside the band[/] in step {', '.join(outside)}", highlight=False)
+        console.print(Text.assemble(("outside the band", "bold red"), f" in step {', '.join(outside)}"))
 
 
 def _record(steps: Sequence[StepParity], config: RunConfig) -> dict[str, object]:

@@ -30,9 +30,13 @@ def test_a_tail_copies_what_is_added_and_a_new_file_from_its_beginning(tmp_path:
         tail.copy(file)
     assert output.getvalue() == b"c\nd\ne\n"
     with second.open("ab") as log:
-        log.write(b"\xff\n")
+        log.write(b"\xff\x1b\xc3")
     tail.copy(second)
-    assert output.getvalue() == b"c\nd\ne\n\xff\n"
+    with second.open("ab") as log:
+        log.write(b"\xa9\n")
+    tail.copy(second)
+    # Raw bytes must not reach the terminal; a character that was written in two pieces is one.
+    assert output.getvalue() == b"c\nd\ne\n\\xff\\x1b\xc3\xa9\n"
 
 
 def test_following_shows_every_start_to_the_end_and_gives_the_jobs_code(
