@@ -17,6 +17,9 @@ from pipeline.config.section import (
     Fraction,
     NonNegative,
     Pair,
+    Passes,
+    PassesFrom,
+    PassRange,
     Positive,
     Section,
     Switch,
@@ -36,19 +39,19 @@ class PonderSection(Section):
     """The pondering method and how it halts."""
 
     method: Method
-    num_latent_thoughts: CountOrZero = Field(
+    num_latent_thoughts: Passes = Field(
         default_factory=_by_method("num_latent_thoughts", 3),
         description="K, extra steps per token: thoughts, pause tokens, iterations; default: 3, for vanilla 0",
     )
-    num_jacobi_iterations: CountOrZero = Field(
+    num_jacobi_iterations: Passes = Field(
         default_factory=_default_sweeps,
         description="J, refinement sweeps, in evaluation always, in training unless one of the next two is "
         "given; default: 2, without latent thoughts 0",
     )
-    random_jacobi_iterations: Pair | None = Field(
+    random_jacobi_iterations: PassRange | None = Field(
         None, description="in training draw J uniformly from this inclusive range"
     )
-    jacobi_schedule: Annotated[tuple[Pair, ...], Field(min_length=1)] | None = Field(
+    jacobi_schedule: Annotated[tuple[PassesFrom, ...], Field(min_length=1)] | None = Field(
         None, description="in training, pairs [iteration, J]: J from this iteration on"
     )
     scale_embeds: Switch = Field(

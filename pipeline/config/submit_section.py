@@ -4,23 +4,25 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.section import Count, CountOrZero, Section, Switch
+from pipeline.config.section import Count, CountOrZero, PathText, Section, Switch
 
 Target = Literal["local", "slurm", "ray"]
 _Word = Annotated[str, Field(min_length=1, pattern=r"^\S+$")]
+# Nodes mostly have the same home as the machine that submits.
+_PathWord = Annotated[PathText, Field(min_length=1, pattern=r"^\S+$")]
 _Line = Annotated[str, Field(min_length=1, pattern=r"^[^\n]+$")]
 
 
 class ContainerSection(Section):
     """The container image that ranks run in."""
 
-    image: _Word = Field(
+    image: _PathWord = Field(
         description="name in a registry, or path of a .sqsh or .sif file, as the runtime expects it"
     )
     runtime: Literal["pyxis", "apptainer"] = Field(
         "pyxis", description="srun --container-image (pyxis and enroot), or apptainer exec"
     )
-    mounts: tuple[_Word, ...] = Field(
+    mounts: tuple[_PathWord, ...] = Field(
         (), description="HOST:CONTAINER paths; the run's folders are always mounted"
     )
 
@@ -46,7 +48,7 @@ class SubmitSection(Section):
     constraint: _Word | None = None
     options: tuple[_Line, ...] = Field((), description="further #SBATCH options, such as --exclude=node7")
     container: ContainerSection | None = None
-    python: _Word | None = Field(
+    python: _PathWord | None = Field(
         None, description="the interpreter on the nodes; default: this one, or `python` in a container"
     )
     setup: tuple[_Line, ...] = Field(

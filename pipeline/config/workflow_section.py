@@ -1,11 +1,20 @@
 """Settings of the workflow of a run, from raw text to a report: what `megaponder submit` and `demo` run."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
+from pipeline.config.section import (
+    BelowOne,
+    Count,
+    CountOrZero,
+    FilePath,
+    NonNegative,
+    PathText,
+    Positive,
+    Section,
+    Switch,
+)
 
 # In the folder of a run: a file for each step, with what it ran on and when; see `cluster.workflow.marker`.
 MARKER_FOLDER = "workflow"
@@ -39,7 +48,7 @@ class _Step(Section):
 
 
 class _TextStep(_Step):
-    inputs: tuple[_Word, ...] = Field((), description="files, folders, globs and URLs of text")
+    inputs: tuple[PathText, ...] = Field((), description="files, folders, globs and URLs of text")
     python_stdlib: Switch = Field(
         False, description="instead of inputs: the sources of this Python's standard library"
     )
@@ -53,7 +62,7 @@ class TokenizerStep(_TextStep):
     """`megaponder tokenizer train`: its arguments of the same names."""
 
     command: Literal["tokenizer"]
-    output: Path | None = Field(None, description="default: tokenizer.model next to the data")
+    output: FilePath | None = Field(None, description="default: tokenizer.model next to the data")
     vocab_size: Count | None = Field(None, description="default: model.vocab_size")
 
 
@@ -61,8 +70,8 @@ class PrepareStep(_TextStep):
     """`megaponder data prepare`: its arguments of the same names."""
 
     command: Literal["prepare"]
-    tokenizer: Path | None = Field(None, description="default: the output of the step tokenizer")
-    output: Path | None = Field(None, description="default: data.path")
+    tokenizer: FilePath | None = Field(None, description="default: the output of the step tokenizer")
+    output: FilePath | None = Field(None, description="default: data.path")
     format: Literal["webdataset", "megatron"] = "webdataset"
     eod_token: _Word | None = None
     bos_token: _Word | None = None
@@ -82,16 +91,16 @@ class EvaluateStep(_Step):
     command: Literal["evaluate"]
     iters: Count | None = Field(None, description="default: evaluation.iters")
     jacobi_iterations: CountOrZero | None = Field(None, description="default: the run's")
-    output: Path | None = Field(None, description="default: output_dir/evaluation.json")
+    output: FilePath | None = Field(None, description="default: output_dir/evaluation.json")
 
 
 class ExportStep(_Step):
     """`megaponder convert to-hf` of the newest checkpoint."""
 
     command: Literal["export"]
-    output: Path | None = Field(None, description="default: output_dir/<name>")
+    output: FilePath | None = Field(None, description="default: output_dir/<name>")
     dtype: Literal["fp32", "fp16", "bf16"] | None = None
-    tokenizer: Path | None = Field(
+    tokenizer: FilePath | None = Field(
         None, description="folder of a Hugging Face tokenizer; default: the model goes without one"
     )
 
@@ -105,14 +114,14 @@ class GenerateStep(_Step):
     temperature: NonNegative = 0.0
     top_p: Positive = 1.0
     seed: CountOrZero = 0
-    output: Path | None = Field(None, description="default: output_dir/sample.json")
+    output: FilePath | None = Field(None, description="default: output_dir/sample.json")
 
 
 class ReportStep(_Step):
     """`megaponder report` of the run."""
 
     command: Literal["report"]
-    output: Path | None = Field(None, description="default: output_dir/report.html")
+    output: FilePath | None = Field(None, description="default: output_dir/report.html")
 
 
 WorkflowStep = Annotated[
