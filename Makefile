@@ -1,6 +1,6 @@
 # Everything a developer needs; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-clusters test-matrix soak check fmt
+.PHONY: help setup demo continued-demo ladder test test-clusters test-matrix soak check fmt
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -24,6 +24,14 @@ setup: $(INSTALLED) ## create the virtual environment and install the project wi
 
 demo: $(INSTALLED) ## go from raw text to a trained model and a report on two local ranks
 	$(BIN)/megaponder demo
+
+continued-demo: $(INSTALLED) ## continue SmolLM2-135M as a pondering model, within two hours on two cores
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m scripts.continued_demo
+
+ladder: $(INSTALLED) ## train every method on the same real text; takes hours, and resumes
+	$(BIN)/python -m scripts.ladder prepare
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m scripts.ladder run
+	$(BIN)/python -m scripts.ladder results
 
 test: $(INSTALLED) ## run all tests that need no cluster: units, several ranks, whole commands
 	$(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder

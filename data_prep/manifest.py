@@ -1,15 +1,29 @@
 """The manifest of a folder of token shards, which is written last and read first."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from data_prep.regular_files import check_file_name, check_inside, read_regular_file
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 
 MANIFEST_NAME = "manifest.json"
+# Every id needs a row of the model's embedding.
+LARGEST_VOCABULARY = 1 << 24
+# Larger than books and web pages. A worker holds a record in memory, so that a damaged or hostile file, such
+# as one line of many gigabytes in a small archive, must not decide how much.
+DEFAULT_MAX_RECORD_BYTES = 256 << 20
+
+_LARGEST_MANIFEST_BYTES = 1 << 30
+
+# A manifest may come from somebody else: its numbers fit in 64 bits, and its names are those of files in its
+# folder.
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+PositiveCount = Annotated[int, Field(ge=1, lt=1 << 63)]
+FileName = Annotated[str, AfterValidator(check_file_name)]
 
 TokenType = Literal["uint16", "int32"]
 TokenizerKind = Literal["sentencepiece", "huggingface"]
@@ -27,11 +41,11 @@ class TokenizerEntry(_Record):
     """
 
     kind: TokenizerKind = "sentencepiece"
-    file: str
+    file: FileName
     sha256: str
-    vocab_size: PositiveInt
-    eod_id: NonNegativeInt
-    bos_id: NonNegativeInt | None = None
+    vocab_size: Annotated[int, Field(ge=1, le=LARGEST_VOCABULARY)]
+    eod_id: Count
+    bos_id: Count | None = None
 
 
 class InputEntry(_Record):
@@ -41,8 +55,8 @@ class InputEntry(_Record):
     """
 
     source: str
-    num_files: NonNegativeInt
-    num_bytes: NonNegativeInt
+    num_files: Count
+    num_bytes: Count
     fingerprint: str
 
 
@@ -50,19 +64,20 @@ class ReadSettings(_Record):
     """How documents are found in the input files, together with their suffixes.
 
     ``text_field`` is the field of JSON records and the column of parquet files. With ``lines`` each line of a
-    plain text file is a document.
+    plain text file is a document. A larger record than ``max_record_bytes`` is a bad one.
     """
 
     text_field: str = "text"
     lines: bool = False
+    max_record_bytes: PositiveCount = DEFAULT_MAX_RECORD_BYTES
 
 
 class PrepareSettings(_Record):
     """Settings that determine the shard of each token."""
 
     heldout_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
-    shard_text_bytes: PositiveInt | None = None
-    member_tokens: PositiveInt = 1000 * 2048
+    shard_text_bytes: PositiveCount | None = None
+    member_tokens: PositiveCount = 1000 * 2048
 
 
 class InputRange(_Record):
@@ -73,11 +88,11 @@ class InputRange(_Record):
     """
 
     first_file: str
-    first_byte: NonNegativeInt = 0
+    first_byte: Count = 0
     last_file: str
-    end_byte: PositiveInt | None = None
-    num_files: PositiveInt
-    num_bytes: NonNegativeInt
+    end_byte: PositiveCount | None = None
+    num_files: PositiveCount
+    num_bytes: Count
     fingerprint: str
 
 
@@ -88,13 +103,24 @@ class RejectedRecord(_Record):
     """
 
     path: str
-    line: PositiveInt | None = None
+    line: PositiveCount | None = None
     reason: str
 
     @property
     def place(self) -> str:
         """File and line, in the notation of editors."""
         return self.path if self.line is None else f"{self.path}:{self.line}"
+
+
+class LostFile(_Record):
+    """A file of the input that cannot be read, or not from a record on.
+
+    ``line`` is the first record that is lost; it is absent if all are.
+    """
+
+    path: str
+    line: PositiveCount | None = None
+    reason: str
 
 
 class ShardEntry(_Record):
@@ -104,25 +130,26 @@ class ShardEntry(_Record):
     run of documents, and its size and checksum are those of its tokens.
     """
 
-    name: str
-    split: str
-    size_bytes: NonNegativeInt
+    name: FileName
+    split: FileName
+    size_bytes: Count
     sha256: str
-    num_tokens: NonNegativeInt
-    num_documents: NonNegativeInt
-    num_members: NonNegativeInt
+    num_tokens: Count
+    num_documents: Count
+    num_members: Count
     tokenizer_sha256: str
     inputs: InputRange
-    num_empty_documents: NonNegativeInt = 0
+    num_empty_documents: Count = 0
     rejected: tuple[RejectedRecord, ...] = ()
+    lost: tuple[LostFile, ...] = ()
 
 
 class PairEntry(_Record):
     """The Megatron pair of one split: ``.bin`` and ``.idx`` of this name."""
 
-    name: str
-    bin_bytes: NonNegativeInt
-    idx_bytes: PositiveInt
+    name: FileName
+    bin_bytes: Count
+    idx_bytes: PositiveCount
     idx_sha256: str
 
 
@@ -147,6 +174,16 @@ class ShardManifest(_Record):
     pairs: tuple[PairEntry, ...] = ()
 
     @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names of all files of the folder that hold tokens or the tokenizer."""
+        if self.header.stored_as == "webdataset":
+            names = [shard.name for shard in self.shards]
+        else:
+            splits = {*self.splits, *(pair.name for pair in self.pairs)}
+            names = [f"{split}{suffix}" for split in sorted(splits) for suffix in (".bin", ".idx")]
+        return self.header.tokenizer.file, *names
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, in the order of their first shard."""
         return tuple(dict.fromkeys(shard.split for shard in self.shards))
@@ -155,6 +192,11 @@ class ShardManifest(_Record):
     def rejected(self) -> tuple[RejectedRecord, ...]:
         """All records that were skipped, in the order of the shards."""
         return tuple(record for shard in self.shards for record in shard.rejected)
+
+    @property
+    def lost(self) -> tuple[LostFile, ...]:
+        """All files that were lost, each once: it is read for every split."""
+        return each_once(file for shard in self.shards for file in shard.lost)
 
     def split_shards(self, split: str) -> tuple[ShardEntry, ...]:
         """Return the shards of one split, in stream order.
@@ -179,6 +221,14 @@ class ShardManifest(_Record):
         return sum(shard.num_documents for shard in self.split_shards(split))
 
 
+def each_once(lost: Iterable[LostFile]) -> tuple[LostFile, ...]:
+    """Return every lost file once, with its first loss, sorted by name."""
+    found: dict[str, LostFile] = {}
+    for file in sorted(lost, key=lambda file: (file.path, file.line or 0)):
+        found.setdefault(file.path, file)
+    return tuple(found.values())
+
+
 def token_type_for(vocab_size: int) -> TokenType:
     """Return the smaller of the two stored types that holds every id; the top of uint16 is unused."""
     return "uint16" if vocab_size <= 65_500 else "int32"
@@ -197,19 +247,26 @@ def load_manifest(folder: Path) -> ShardManifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        content = path.read_bytes()
+        content = read_regular_file(path, largest_bytes=_LARGEST_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{folder} must hold a finished set of token shards, but has no {MANIFEST_NAME}; "
             f"run `megaponder data prepare --output {folder}` (again, if it was interrupted)"
         ) from error
+    except OSError as error:
+        raise DataError(
+            f"{path} must be readable, but is not ({error.strerror}); change its permissions"
+        ) from error
     try:
-        return ShardManifest.model_validate_json(content)
+        manifest = ShardManifest.model_validate_json(content)
     except ValidationError as error:
         raise DataError(
             f"{path} must be a manifest of this version, but is not: {summarize(error)}; "
             "prepare the data again in a new folder, or use the version that wrote it"
         ) from error
+    for name in manifest.file_names:
+        check_inside(folder, name)
+    return manifest
 
 
 def summarize(error: ValidationError, *, limit: int = 3) -> str:

@@ -4,13 +4,16 @@ import logging
 from pathlib import Path
 
 from data_prep.conversion import finish_folder
-from data_prep.inputs.rejections import check_rejected
 from data_prep.journal import JOURNAL_NAME
+from data_prep.leftovers import remove_temporaries
 from data_prep.manifest import MANIFEST_NAME, ShardManifest, load_manifest
+from data_prep.output import make_output_folder
 from data_prep.preparation import (
+    OUR_FILES,
     PARTS_FOLDER,
     Executor,
     PrepareRequest,
+    check_manifest,
     describe_difference,
     plan_header,
     prepare_shards,
@@ -30,8 +33,9 @@ def prepare_pairs(request: PrepareRequest, execute: Executor, progress: PrepareP
     Raises:
         DataError: the request cannot be met, or the folder holds tokens of other text or settings.
     """
-    request.output.mkdir(parents=True, exist_ok=True)
+    make_output_folder(request.output)
     with folder_lock(request.output):
+        remove_temporaries(request.output, OUR_FILES)
         parts = request.output / PARTS_FOLDER
         finished = _finished(request)
         if finished is None:
@@ -40,7 +44,7 @@ def prepare_pairs(request: PrepareRequest, execute: Executor, progress: PrepareP
             finished = write_pairs(parts, prepared, request.output, num_threads=max(request.workers, 1))
             finish_folder(parts, request.output, finished)
         else:
-            progress.finish(finished, num_new_shards=0)
+            progress.finish(finished, num_new_shards=0, folder=request.output)
         remove_leftovers(request.output, keep=_pair_files(finished))
         return finished
 
@@ -62,7 +66,7 @@ def _finished(request: PrepareRequest) -> ShardManifest | None:
         if request.overwrite:
             return None
         raise DataError(describe_difference(request.output, manifest.header, header))
-    check_rejected(request.output, manifest.rejected, limit=request.max_bad_records)
+    check_manifest(request, manifest)
     is_complete = all(
         _size_bytes(request.output / f"{pair.name}.bin") == pair.bin_bytes
         and _size_bytes(request.output / f"{pair.name}.idx") == pair.idx_bytes

@@ -11,12 +11,23 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 from data_prep.inputs.documents import InputFile, TextFiles, TextFolder, files_fingerprint
-from data_prep.inputs.finding import find_files
-from data_prep.inputs.rejections import DEFAULT_MAX_BAD_RECORDS, check_rejected, write_rejected
+from data_prep.inputs.finding import FoundFiles, survey_files
+from data_prep.inputs.rejections import (
+    DEFAULT_MAX_BAD_FILES,
+    DEFAULT_MAX_BAD_RECORDS,
+    LOST_NAME,
+    REJECTED_NAME,
+    SKIPPED_NAME,
+    check_omissions,
+    write_omissions,
+    write_skipped,
+)
 from data_prep.journal import JOURNAL_NAME, append_entry, load_journal, start_journal
+from data_prep.leftovers import remove_temporaries
 from data_prep.manifest import (
     MANIFEST_NAME,
     InputEntry,
+    LostFile,
     PreparationHeader,
     PrepareSettings,
     RejectedRecord,
@@ -28,10 +39,11 @@ from data_prep.manifest import (
     save_manifest,
     token_type_for,
 )
+from data_prep.output import make_output_folder
 from data_prep.plan import PlannedShard, plan_shards
 from data_prep.progress import PrepareProgress, WorkTotals
 from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
-from data_prep.tokenizers.reading import read_tokenizer
+from data_prep.tokenizers.reading import read_tokenizer, read_tokenizer_file
 from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME, TOKENIZER_NAMES, special_tokens_map
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import folder_lock, write_atomically
@@ -42,6 +54,21 @@ logger = logging.getLogger(__name__)
 PARTS_FOLDER = ".parts"
 # Files of tokens in both formats.
 _TOKEN_FILE = re.compile(r"\.?(train|heldout)(-\d{6,}\.tar|\.bin|\.idx)(\.tmp-[0-9a-f]+)?")
+OUR_FILES = re.compile(
+    r"(train|heldout)(-\d{6,}\.tar|\.bin|\.idx)|"
+    + "|".join(
+        re.escape(name)
+        for name in (
+            MANIFEST_NAME,
+            JOURNAL_NAME,
+            REJECTED_NAME,
+            LOST_NAME,
+            SKIPPED_NAME,
+            SPECIAL_TOKENS_NAME,
+            *TOKENIZER_NAMES.values(),
+        )
+    )
+)
 # Runs tasks in any order, yields each report as it arrives, and stops its workers when the generator is
 # closed.
 Executor = Callable[[Sequence[ShardTask]], Generator[TaskReport | StoppedTask, None, None]]
@@ -65,11 +92,15 @@ class PrepareRequest(BaseModel):
     max_bad_records: NonNegativeInt = Field(
         default=DEFAULT_MAX_BAD_RECORDS, description="records without text that may be skipped"
     )
+    max_bad_files: NonNegativeInt = Field(
+        default=DEFAULT_MAX_BAD_FILES, description="files that cannot be read, or not to their end"
+    )
     task_timeout_seconds: PositiveFloat = Field(default=3600.0, description="longest wait for a shard")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
+    found: FoundFiles
     header: PreparationHeader
     shards: Sequence[PlannedShard]
     finished: dict[str, ShardEntry]
@@ -81,6 +112,10 @@ class _Work:
     @property
     def rejected(self) -> list[RejectedRecord]:
         return [record for entry in self.finished.values() for record in entry.rejected]
+
+    @property
+    def lost(self) -> list[LostFile]:
+        return [file for entry in self.finished.values() for file in entry.lost]
 
 
 def execute_here(tasks: Sequence[ShardTask]) -> Generator[TaskReport | StoppedTask, None, None]:
@@ -94,22 +129,56 @@ def prepare_shards(request: PrepareRequest, execute: Executor, progress: Prepare
     Raises:
         DataError: the request cannot be met, or the folder holds shards of other text or settings.
     """
-    request.output.mkdir(parents=True, exist_ok=True)
+    make_output_folder(request.output)
     with folder_lock(request.output):
+        remove_temporaries(request.output, OUR_FILES)
         work = _survey(request)
-        check_rejected(request.output, work.rejected, limit=request.max_bad_records)
+        _check(request, work.rejected, work.lost)
         if not work.missing and _finished_header(request.output) == work.header:
             manifest = load_manifest(request.output)
-            progress.finish(manifest, num_new_shards=0)
+            check_manifest(request, manifest)
+            progress.finish(manifest, num_new_shards=0, found=work.found, folder=request.output)
             return manifest
         _begin(request, work)
         finished = {**work.finished, **_run(request, work, execute, progress)}
-        return _complete(request.output, work, finished, progress)
+        return _complete(request, work, finished, progress)
+
+
+def _check(request: PrepareRequest, rejected: Sequence[RejectedRecord], lost: Sequence[LostFile]) -> None:
+    check_omissions(
+        request.output,
+        rejected,
+        lost,
+        max_bad_records=request.max_bad_records,
+        max_bad_files=request.max_bad_files,
+    )
+
+
+def check_manifest(request: PrepareRequest, manifest: ShardManifest) -> None:
+    """Check that what was prepared is within the limits of the request, and is something.
+
+    Raises:
+        DataError: too much was not taken, or there is no token.
+    """
+    _check(request, manifest.rejected, manifest.lost)
+    if any(shard.num_tokens for shard in manifest.shards):
+        return
+    write_omissions(request.output, manifest.rejected, manifest.lost)
+    inputs = manifest.header.inputs
+    reasons = [*(record.reason for record in manifest.rejected), *(file.reason for file in manifest.lost)]
+    first = f", the first of them because {reasons[0]}" if reasons else ""
+    raise DataError(
+        f"{inputs.source} must hold text, but its {inputs.num_files} files of {inputs.num_bytes} bytes gave "
+        f"no token: {len(manifest.rejected)} records are bad and {len(manifest.lost)} files lost{first}, and "
+        f"{sum(shard.num_empty_documents for shard in manifest.shards)} documents are empty; check the input "
+        "and --text-field"
+    )
 
 
 def _survey(request: PrepareRequest) -> _Work:
     """Compare the request with the content of the folder; nothing is written."""
-    files = find_files(request.source)
+    found = survey_files(request.source, output=request.output)
+    files = found.files
     header = _header(request, files).model_copy(update={"stored_as": "webdataset"})
     shards = plan_shards(files, request.settings, request.source.reading)
     previous, entries = _previous_state(request)
@@ -117,7 +186,7 @@ def _survey(request: PrepareRequest) -> _Work:
         raise DataError(describe_difference(request.output, previous, header))
     same_bytes = previous is not None and previous.model_copy(update={"inputs": header.inputs}) == header
     finished = _still_valid(request.output, shards, entries) if same_bytes else {}
-    return _Work(header=header, shards=shards, finished=finished)
+    return _Work(found=found, header=header, shards=shards, finished=finished)
 
 
 def plan_header(request: PrepareRequest) -> PreparationHeader:
@@ -126,7 +195,7 @@ def plan_header(request: PrepareRequest) -> PreparationHeader:
     Raises:
         DataError: there is no such text or tokenizer.
     """
-    return _header(request, find_files(request.source))
+    return _header(request, survey_files(request.source, output=request.output).files)
 
 
 def _header(request: PrepareRequest, files: Sequence[InputFile]) -> PreparationHeader:
@@ -214,6 +283,7 @@ def _begin(request: PrepareRequest, work: _Work) -> None:
     start_journal(request.output, work.header, work.finished.values())
     (request.output / MANIFEST_NAME).unlink(missing_ok=True)
     _copy_tokenizer(request, work.header.tokenizer)
+    write_skipped(request.output, work.found.skipped)
 
 
 def _copy_tokenizer(request: PrepareRequest, entry: TokenizerEntry) -> None:
@@ -222,7 +292,7 @@ def _copy_tokenizer(request: PrepareRequest, entry: TokenizerEntry) -> None:
         tokenizer = read_tokenizer(request.tokenizer, eod_token=request.eod_token)
         names = special_tokens_map(tokenizer.token_name(entry.eod_id))
         write_atomically(request.output / SPECIAL_TOKENS_NAME, names)
-    write_atomically(request.output / entry.file, request.tokenizer.read_bytes())
+    write_atomically(request.output / entry.file, read_tokenizer_file(request.tokenizer))
 
 
 def _run(
@@ -237,16 +307,18 @@ def _run(
         )
     )
     entries: dict[str, ShardEntry] = {}
-    rejected = work.rejected
+    rejected, lost = work.rejected, work.lost
     try:
         with closing(execute(tasks)) as reports:
             for report in reports:
-                rejected += report.rejected if isinstance(report, StoppedTask) else report.entry.rejected
+                omissions = report if isinstance(report, StoppedTask) else report.entry
+                rejected += omissions.rejected
+                lost += omissions.lost
                 if not isinstance(report, StoppedTask):
                     append_entry(request.output, report.entry)
                     entries[report.entry.name] = report.entry
                     progress.advance(report.entry)
-                check_rejected(request.output, rejected, limit=request.max_bad_records)
+                _check(request, rejected, lost)
     finally:
         progress.stop()
     return entries
@@ -265,19 +337,23 @@ def _task(request: PrepareRequest, header: PreparationHeader, shard: PlannedShar
         token_type=header.token_type,
         member_tokens=header.settings.member_tokens,
         max_bad_records=request.max_bad_records,
+        max_bad_files=request.max_bad_files,
     )
 
 
 def _complete(
-    output: Path, work: _Work, finished: dict[str, ShardEntry], progress: PrepareProgress
+    request: PrepareRequest, work: _Work, finished: dict[str, ShardEntry], progress: PrepareProgress
 ) -> ShardManifest:
     """Write the manifest in the planned order, then remove the journal and leftover files."""
     manifest = ShardManifest(header=work.header, shards=tuple(finished[shard.name] for shard in work.shards))
-    write_rejected(output, manifest.rejected)
+    output = request.output
+    check_manifest(request, manifest)
+    write_omissions(output, manifest.rejected, manifest.lost)
     save_manifest(manifest, output)
     (output / JOURNAL_NAME).unlink()
     remove_leftovers(output, keep={shard.name for shard in manifest.shards})
-    progress.finish(manifest, num_new_shards=len(finished) - len(work.finished))
+    num_new_shards = len(finished) - len(work.finished)
+    progress.finish(manifest, num_new_shards=num_new_shards, found=work.found, folder=output)
     return manifest
 
 

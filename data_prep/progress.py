@@ -1,17 +1,24 @@
 """Progress of a preparation, with its rates."""
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich.console import Console
 
+from data_prep.inputs.documents import file_format
+from data_prep.inputs.finding import FoundFiles
+from data_prep.inputs.rejections import LOST_NAME, REJECTED_NAME, SKIPPED_NAME
 from data_prep.manifest import ShardEntry, ShardManifest
 from pipeline.shared.progress import Progress, SilentProgress, open_progress
 
 MEGA = 1_000_000
 # How often a log file gets a line.
 PLAIN_LINE_SECONDS = 5.0
+# Kinds of files that a summary counts one by one.
+_MOST_KINDS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,15 +104,62 @@ class PrepareProgress:
         """Release the terminal, after the last shard or an error."""
         self._display.close()
 
-    def finish(self, manifest: ShardManifest, *, num_new_shards: int) -> None:
-        """Report what the folder holds now; the only call where there was nothing to do."""
+    def finish(
+        self,
+        manifest: ShardManifest,
+        *,
+        num_new_shards: int,
+        folder: Path | None = None,
+        found: FoundFiles | None = None,
+    ) -> None:
+        """Report what the folder holds now; the only call where there was nothing to do.
+
+        Args:
+            manifest: of the folder.
+            num_new_shards: that this run made.
+            folder: of the lists of what was not taken.
+            found: the input files of this run.
+        """
         made = f"{num_new_shards} shards made" if num_new_shards else "nothing to do: all shards are complete"
         parts = [
             f"{split} {manifest.num_tokens(split):,} tokens in {manifest.num_documents(split):,} documents"
             for split in manifest.splits
         ]
         self._say(f"tokenization: {made}; {'; '.join(parts)}; {len(manifest.rejected)} records rejected")
+        if folder is not None:
+            for line in describe_inputs(manifest, folder, found):
+                self._say(line)
 
     def _say(self, line: str) -> None:
         if self._console is not None:
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def describe_inputs(manifest: ShardManifest, folder: Path, found: FoundFiles | None) -> list[str]:
+    """Render what was taken, skipped, rejected and lost, by kind, and where it is listed."""
+    reading = manifest.header.reading
+
+    def formats(names: Iterable[str]) -> str:
+        return _counts(file_format(name, reading) for name in names)
+
+    lines = []
+    if found is not None:
+        lines.append(f"read: {len(found.files):,} files ({formats(file.path for file in found.files)})")
+        if found.skipped:
+            kinds = _counts(file.kind for file in found.skipped)
+            lines.append(
+                f"skipped: {len(found.skipped):,} files ({kinds}), listed in {folder / SKIPPED_NAME}"
+            )
+    if manifest.rejected:
+        kinds = formats(record.path for record in manifest.rejected)
+        lines.append(
+            f"rejected: {len(manifest.rejected):,} records ({kinds}), listed in {folder / REJECTED_NAME}"
+        )
+    if manifest.lost:
+        kinds = formats(file.path for file in manifest.lost)
+        lines.append(f"lost: {len(manifest.lost):,} files ({kinds}), listed in {folder / LOST_NAME}")
+    return lines
+
+
+def _counts(kinds: Iterable[str]) -> str:
+    return ", ".join(f"{kind} {count:,}" for kind, count in Counter(kinds).most_common(_MOST_KINDS))

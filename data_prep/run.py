@@ -7,12 +7,12 @@ from data_prep.manifest import ShardManifest
 from data_prep.on_ray.cluster import cluster_ray
 from data_prep.on_ray.executor import RayExecutor
 from data_prep.on_ray.local import local_ray
+from data_prep.output import output_errors
 from data_prep.pair_preparation import prepare_pairs
 from data_prep.preparation import Executor, PrepareRequest, execute_here, prepare_shards
 from data_prep.progress import PrepareProgress
 from data_prep.tasks import ShardTask
 from pipeline.shared.errors import DataError
-from pipeline.shared.files import disk_full_as_data_error
 
 # On a Ray started here, the next task waits at the worker while one runs.
 TASKS_IN_FLIGHT_PER_WORKER = 2
@@ -25,7 +25,7 @@ def prepare(request: PrepareRequest, progress: PrepareProgress | None = None) ->
         DataError: the request cannot be met; finished shards are kept for the next run.
     """
     make = prepare_pairs if request.stored_as == "megatron" else prepare_shards
-    with disk_full_as_data_error(request.output):
+    with output_errors(request.output):
         return make(request, _executor(request), progress or PrepareProgress())
 
 

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.inputs.documents import InputFile
-from data_prep.inputs.records import BadRecord, Document, document_name, read_records
-from data_prep.manifest import ReadSettings, RejectedRecord, ShardEntry, TokenType
+from data_prep.inputs.ranges import FileRange
+from data_prep.inputs.records import BadRecord, Document, Loss, document_name, line_of, read_records
+from data_prep.manifest import LostFile, ReadSettings, RejectedRecord, ShardEntry, TokenType
+from data_prep.output import output_errors
 from data_prep.plan import PlannedShard, split_of
 from data_prep.storage.shard_writer import ShardWriter, WrittenShard
 from data_prep.tokenizers.long_documents import encode_long
 from data_prep.tokenizers.reading import read_tokenizer
-from data_prep.tokenizers.tokenizer import Tokenizer
+from data_prep.tokenizers.tokenizer import EncodingError, Tokenizer
 from pipeline.shared.errors import DataError
-from pipeline.shared.files import disk_full_as_data_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class ShardTask:
     token_type: TokenType
     member_tokens: int
     max_bad_records: int
+    max_bad_files: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,19 +49,43 @@ class TaskReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoppedTask:
-    """A task that found more bad records than the preparation may have; it has no shard."""
+    """A task that found more bad records or lost files than the preparation may have; it has no shard."""
 
     rejected: tuple[RejectedRecord, ...]
+    lost: tuple[LostFile, ...]
 
 
-class _TooManyBadRecordsError(Exception):
+class _TooManyOmissionsError(Exception):
     """Ends a task while its documents are read."""
 
 
 @dataclass(slots=True)
 class _Omissions:
+    """What a task does not take."""
+
+    max_bad_records: int
+    max_bad_files: int
     rejected: list[RejectedRecord] = field(default_factory=list)
+    lost: dict[str, LostFile] = field(default_factory=dict)
     num_empty: int = 0
+
+    def reject(self, file: InputFile, record: BadRecord) -> None:
+        self.rejected.append(RejectedRecord(path=file.path, line=record.line, reason=record.reason))
+        if len(self.rejected) > self.max_bad_records:
+            raise _TooManyOmissionsError
+
+    def lose(self, file: InputFile, loss: Loss) -> None:
+        self.lost.setdefault(file.path, LostFile(path=file.path, line=loss.line, reason=loss.reason))
+        if len(self.lost) > self.max_bad_files:
+            raise _TooManyOmissionsError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """A document, and the range that it is in."""
+
+    part: FileRange
+    document: Document
 
 
 def tokenize_shard(task: ShardTask) -> TaskReport | StoppedTask:
@@ -70,12 +96,12 @@ def tokenize_shard(task: ShardTask) -> TaskReport | StoppedTask:
     """
     start = time.monotonic()
     tokenizer = _load_tokenizer(task.tokenizer, task.tokenizer_sha256)
-    omissions = _Omissions()
+    omissions = _Omissions(task.max_bad_records, task.max_bad_files)
     try:
-        with disk_full_as_data_error(task.output):
+        with output_errors(task.output):
             written = _write_shard(task, tokenizer, omissions)
-    except _TooManyBadRecordsError:
-        return StoppedTask(rejected=tuple(omissions.rejected))
+    except _TooManyOmissionsError:
+        return StoppedTask(rejected=tuple(omissions.rejected), lost=tuple(omissions.lost.values()))
     return TaskReport(entry=_entry(task, written, omissions), seconds=time.monotonic() - start)
 
 
@@ -87,29 +113,33 @@ def _write_shard(task: ShardTask, tokenizer: Tokenizer, omissions: _Omissions) -
         member_tokens=task.member_tokens,
     ) as writer:
         begin = np.array([] if task.bos_id is None else [task.bos_id], dtype=np.int32)
-        for document in _documents(task, omissions):
-            if len(begin) > 0:
-                writer.add_tokens(begin)
-            for ids in encode_long(tokenizer.encode, document.parts):
-                writer.add_tokens(ids)
-            writer.end_document()
+        for found in _documents(task, omissions):
+            try:
+                if len(begin) > 0:
+                    writer.add_tokens(begin)
+                for ids in encode_long(tokenizer.encode, found.document.parts):
+                    writer.add_tokens(ids)
+                writer.end_document()
+            except EncodingError as error:
+                writer.abandon_document()
+                line = line_of(found.document, found.part, task.reading)
+                omissions.reject(found.part.file, BadRecord(line=line, reason=error.reason))
         return writer.finish()
 
 
-def _documents(task: ShardTask, omissions: _Omissions) -> Iterator[Document]:
+def _documents(task: ShardTask, omissions: _Omissions) -> Iterator[_Found]:
     for part in task.shard.ranges:
         wanted = functools.partial(_is_in_split, task, part.file)
         for record in read_records(part, task.reading, wanted):
-            if isinstance(record, BadRecord):
-                omissions.rejected.append(
-                    RejectedRecord(path=part.file.path, line=record.line, reason=record.reason)
-                )
-                if len(omissions.rejected) > task.max_bad_records:
-                    raise _TooManyBadRecordsError
-            elif record.is_empty:
-                omissions.num_empty += 1
-            else:
-                yield record
+            match record:
+                case BadRecord():
+                    omissions.reject(part.file, record)
+                case Loss():
+                    omissions.lose(part.file, record)
+                case Document() if record.is_empty:
+                    omissions.num_empty += 1
+                case Document():
+                    yield _Found(part=part, document=record)
 
 
 def _is_in_split(task: ShardTask, file: InputFile, position: int | None) -> bool:
@@ -129,6 +159,7 @@ def _entry(task: ShardTask, written: WrittenShard, omissions: _Omissions) -> Sha
         inputs=task.shard.inputs,
         num_empty_documents=omissions.num_empty,
         rejected=tuple(omissions.rejected),
+        lost=tuple(omissions.lost.values()),
     )
 
 

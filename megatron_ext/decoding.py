@@ -15,6 +15,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from megatron_ext.decoding_steps import StepStore
 from megatron_ext.decoding_store import RowStore
 from megatron_ext.device import device
 from megatron_ext.methods.base import Column
@@ -90,17 +91,24 @@ class BatchDecoder:
         self._model = model
         self._method = model.ponder.under(limits)
         self.iterates = self._method.iterates
-        num_slots = self._method.config.num_slots
-        self.store = RowStore(
-            model,
-            num_sequences=num_sequences,
-            capacity=max_tokens if self.iterates else max_tokens * num_slots,
-            num_versions=num_slots if self.iterates else 1,
-            has_weights=self._method.column is Column.LOG_WEIGHT,
-        )
+        self.store = self._reserve(num_sequences, max_tokens)
         self.num_tokens = [0] * num_sequences
         self.dtype = model.config.params_dtype
         self.observe: Observer = ignore
+
+    def _reserve(self, num_sequences: int, max_tokens: int) -> RowStore:
+        method, num_slots = self._method, self._method.config.num_slots
+        if method.facts.sees_earlier_steps:
+            return StepStore(
+                self._model, num_sequences=num_sequences, capacity=max_tokens, num_steps=num_slots
+            )
+        return RowStore(
+            self._model,
+            num_sequences=num_sequences,
+            capacity=max_tokens if self.iterates else max_tokens * num_slots,
+            num_versions=num_slots if self.iterates else 1,
+            has_weights=method.column is Column.LOG_WEIGHT,
+        )
 
     @torch.inference_mode()
     def consume(self, sequences: Sequence[int], tokens: Sequence[int]) -> DecodedTokens:

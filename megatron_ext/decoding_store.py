@@ -10,14 +10,25 @@ column included.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from megatron_ext.device import device
-from megatron_ext.model.attention import StoredKeys
+from megatron_ext.model.attention import KeyValueStore, StoredKeys
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.attention import extended_keys, extended_size, extended_values
+
+
+class StoredCall(KeyValueStore, Protocol):
+    """The stored rows of one call.
+
+    Attributes:
+        sequences: of every row, [R].
+    """
+
+    sequences: Tensor
 
 
 class RowStore:
@@ -51,6 +62,7 @@ class RowStore:
         self.weight_dtype = torch.promote_types(dtype, torch.float32)
         weight_dtype = self.weight_dtype if has_weights else None
         self._size = extended_size(config.kv_channels, weight_dtype, dtype)
+        self._scale_extra = config.ponder.form.attention_scale_extra
         groups = max(config.num_query_groups // model.axis.size, 1)
         shape = (num_versions, config.num_layers, num_sequences, groups, capacity, self._size)
         # Zeros: a masked key or value must be finite, since 0 times NaN is NaN.
@@ -64,7 +76,7 @@ class RowStore:
         for sequence in sequences:
             self.num_rows[sequence] = 0
 
-    def places(self, sequences: Sequence[int], places: Sequence[int], *, version: int = 0) -> "StoredRows":
+    def places(self, sequences: Sequence[int], places: Sequence[int], *, version: int = 0) -> StoredCall:
         """Assign the rows of a call to places, which count as taken from now on.
 
         Args:
@@ -75,11 +87,19 @@ class RowStore:
         Raises:
             IndexError: the store is full.
         """
+        self.take(sequences, places)
+        return StoredRows(self, sequences, places, version)
+
+    def take(self, sequences: Sequence[int], places: Sequence[int]) -> None:
+        """Count places as taken.
+
+        Raises:
+            IndexError: the store is full.
+        """
         if max(places) >= self.capacity:
             raise IndexError(f"a store of {self.capacity} rows cannot take row {max(places) + 1}")
         for sequence, place in zip(sequences, places, strict=True):
             self.num_rows[sequence] = max(self.num_rows[sequence], place + 1)
-        return StoredRows(self, sequences, places, version)
 
     def write(self, layer_number: int, rows: "StoredRows", key: Tensor, value: Tensor) -> None:
         """Store rows of one layer, [R, G, w]; versions that a row has not reached repeat its last one."""
@@ -105,7 +125,8 @@ class RowStore:
         """Bring keys and values of rows, [R, G, d], and the keys' weights, [R], to the stored width."""
         if log_weight is None:
             return key, value
-        return extended_keys(key, log_weight.unsqueeze(1), self._size), extended_values(value, self._size)
+        key = extended_keys(key, log_weight.unsqueeze(1), self._size, scale_extra=self._scale_extra)
+        return key, extended_values(value, self._size)
 
 
 # Rows of sequences of different lengths attend together where that reads at most so many times the keys that
@@ -114,7 +135,7 @@ MOST_KEYS_READ = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """Rows of a call that attend together: one of each of neighbouring sequences, or several of a single one.
 
     Attributes:
@@ -163,7 +184,7 @@ class StoredRows:
         self.version = version
         self.sequences = torch.tensor(sequences, device=device())
         self.places = torch.tensor(places, device=device())
-        parts = list(_merged(_runs(sequences, places)))
+        parts = list(merged_parts(parts_by_sequence(sequences, places)))
         self.common_sequences = parts[0].sequences
         self.common_place = (
             places[0] if len(parts) == 1 and parts[0].has_one_row_each and len({*places}) == 1 else None
@@ -179,12 +200,12 @@ class StoredRows:
         self._store.write(layer_number, self, key, value)
         return [self._stored_keys(layer_number, part, visible) for part, visible in self._parts]
 
-    def _stored_keys(self, layer_number: int, part: _Part, visible: Tensor | None) -> StoredKeys:
+    def _stored_keys(self, layer_number: int, part: Part, visible: Tensor | None) -> StoredKeys:
         keys, values = self._store.read(layer_number, self.version, part.sequences, part.num_visible)
         causal = part.is_whole and not part.has_one_row_each
         return StoredKeys(rows=part.rows, keys=keys, values=values, causal=causal, visible=visible)
 
-    def _visible(self, part: _Part) -> Tensor | None:
+    def _visible(self, part: Part) -> Tensor | None:
         """[q or b, R] bool, where rows of the part see some of what is read and that is not all there."""
         if part.sees_all or part.is_whole:
             return None
@@ -192,7 +213,7 @@ class StoredRows:
         return order <= self.places[part.rows].unsqueeze(1)
 
 
-def _runs(sequences: Sequence[int], places: Sequence[int]) -> Iterator[_Part]:
+def parts_by_sequence(sequences: Sequence[int], places: Sequence[int]) -> Iterator[Part]:
     """Cut the rows of a call where the sequence changes."""
     start = 0
     for stop in range(1, len(sequences) + 1):
@@ -200,11 +221,11 @@ def _runs(sequences: Sequence[int], places: Sequence[int]) -> Iterator[_Part]:
             continue
         sequence, num_visible = sequences[start], places[stop - 1] + 1
         is_whole = stop - start == num_visible
-        yield _Part(slice(start, stop), slice(sequence, sequence + 1), num_visible, num_visible, is_whole)
+        yield Part(slice(start, stop), slice(sequence, sequence + 1), num_visible, num_visible, is_whole)
         start = stop
 
 
-def _merged(parts: Iterator[_Part]) -> Iterator[_Part]:
+def merged_parts(parts: Iterator[Part]) -> Iterator[Part]:
     """Join single rows of neighbouring sequences that see about equally many rows, for one call."""
     current = next(parts)
     for part in parts:
@@ -215,7 +236,7 @@ def _merged(parts: Iterator[_Part]) -> Iterator[_Part]:
     yield current
 
 
-def _joined(part: _Part, following: _Part) -> _Part | None:
+def _joined(part: Part, following: Part) -> Part | None:
     """Join two parts; return None where they cannot be joined, or would read too many keys for nothing."""
     if not (part.has_one_row_each and following.has_one_row_each):
         return None
@@ -227,4 +248,4 @@ def _joined(part: _Part, following: _Part) -> _Part | None:
     if (sequences.stop - sequences.start) * most > MOST_KEYS_READ * total:
         return None
     rows = slice(part.rows.start, following.rows.stop)
-    return _Part(rows, sequences, most, total, part.is_whole and following.is_whole)
+    return Part(rows, sequences, most, total, part.is_whole and following.is_whole)

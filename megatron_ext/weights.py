@@ -221,7 +221,10 @@ def _grouped_qkv(config: PonderTransformerConfig, native: str, source: str) -> E
 
 
 def _method_entries(config: PonderTransformerConfig) -> Iterator[Entry]:
-    decider = config.ponder.method.facts.decider
-    for network in decider.prefixes(config.ponder.num_latent_thoughts) if decider else ():
-        for layer in (0, 2):
-            yield from _with_bias(f"{network}.{layer}", f"{network}.{layer}")
+    decider = config.ponder.decider
+    if decider is None:
+        return
+    for network in decider.prefixes(config.ponder.num_latent_thoughts):
+        for layer in decider.layers:
+            name = f"{network}.{layer}".removesuffix(".")
+            yield from _with_bias(name, name)

@@ -24,10 +24,12 @@ from pipeline.commands import (
     train,
     verify,
 )
-from pipeline.commands.shared import exit_on_user_error, report_notices_once
+from pipeline.commands.shared import exit_on_user_error, ignore_leftover_variables, report_notices_once
 from pipeline.shared.console import report_crashes, say
+from pipeline.shared.errors import UserError
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.paths import UnknownNameError, expand_path
+from pipeline.shared.python_start import forget_working_directory
 from pipeline.shared.streams import protect_standard_streams
 
 app = typer.Typer(
@@ -62,8 +64,21 @@ def main() -> None:
     protect_standard_streams()
     report_crashes()
     with exit_on_user_error():
+        _check_working_directory()
+        forget_working_directory()
+        ignore_leftover_variables()
         report_notices_once()
         sys.exit(_run())
+
+
+def _check_working_directory() -> None:
+    """Raise a UserError where the folder that relative paths begin in has been removed."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(
+            f"the working directory must exist, but cannot be used ({error.strerror}); change to another one"
+        ) from error
 
 
 def _run() -> int:

@@ -7,7 +7,7 @@ import typer
 
 from cluster.commands.submission import submit_training, submit_workflow
 from cluster.job_record import JobRecord
-from cluster.preflight import check_run
+from cluster.preflight import check_run, refuse_masked
 from cluster.sweep import sweep_members
 from cluster.targets import target_named
 from cluster.wait import wait_for
@@ -113,6 +113,7 @@ def submit(
     if ray_address is not None:
         settings.append(f"submit.ray_address={ray_address}")
     run = load_config(config, settings)
+    refuse_masked(run)
     where = target_named(run.submit.target, ray_address=run.submit.ray_address)
     jobs = after or []
     records: Sequence[JobRecord]

@@ -64,7 +64,9 @@ def _meet(tracker: Any) -> tuple[Path, Rendezvous]:
     chosen = None
     if node == 0:
         folder = ray.get(tracker.open_attempt.remote())
-        chosen = (str(folder), _own_address(), free_port())
+        # On one machine, where no other one can connect.
+        address = _own_address() if ray.train.get_context().get_world_size() > 1 else "127.0.0.1"
+        chosen = (str(folder), address, free_port())
     folder, address, port = ray.train.collective.broadcast_from_rank_zero(chosen)
     return Path(folder), Rendezvous(address=address, port=port, node=node)
 

@@ -37,7 +37,17 @@ _EVALUATION, _SAMPLE, _REPORT = "evaluation.json", "sample.json", "report.html"
 # Settings without effect on the trained model: where and how it is computed, saved, logged and submitted.
 # Inputs count by their content.
 _WITHOUT_EFFECT = (
-    *("name", "output_dir", "parallel", "checkpoint", "evaluation", "metrics", "submit", "workflow"),
+    *(
+        "name",
+        "output_dir",
+        "parallel",
+        "checkpoint",
+        "resume",
+        "evaluation",
+        "metrics",
+        "submit",
+        "workflow",
+    ),
     *("training.micro_batch_size", "data.path", "data.heldout_path", "data.heldout_format"),
     *("data.heldout_split", "data.prefetch_batches", "init_from.path"),
 )
@@ -150,6 +160,7 @@ def _prepare(config: RunConfig, step: PrepareStep) -> StepWork:
         "--bos-token": step.bos_token,
         "--workers": step.workers,
         "--max-bad-records": step.max_bad_records,
+        "--max-bad-files": step.max_bad_files,
     }
     settings = step.model_dump(mode="json", include={"format", "eod_token", "bos_token"})
     return StepWork(

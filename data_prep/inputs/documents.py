@@ -1,5 +1,6 @@
 """Sources of text: files, folders, globs and URLs, and the format of each file."""
 
+import functools
 import hashlib
 import sysconfig
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_prep.inputs.urls import mask_url, plain_name
 from data_prep.manifest import ReadSettings
 
 INSTALLED_PACKAGES = ("site-packages", "dist-packages")
@@ -16,21 +18,24 @@ COMPRESSIONS = (".gz", ".zst", ".xz")
 
 FileFormat = Literal["text", "lines", "jsonl", "parquet", "tar"]
 
-_FORMATS: dict[str, FileFormat] = {
+# What a file is, by the end of its name. The content is checked against it when the file is read.
+_COMPRESSIBLE: dict[str, FileFormat] = {
+    ".txt": "text",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
-    ".parquet": "parquet",
+    ".jsonlines": "jsonl",
+    ".json": "jsonl",
     ".tar": "tar",
+}
+_FORMATS: dict[str, FileFormat] = {
+    **_COMPRESSIBLE,
+    **{name + compression: kind for name, kind in _COMPRESSIBLE.items() for compression in COMPRESSIONS},
+    ".parquet": "parquet",
     ".tgz": "tar",
 }
-_COMPRESSIBLE = (".txt", ".jsonl", ".ndjson", ".tar")
 # Files to take from a folder if no suffixes are given.
-KNOWN_SUFFIXES = (
-    *_COMPRESSIBLE,
-    *(suffix + compression for suffix in _COMPRESSIBLE for compression in COMPRESSIONS),
-    ".parquet",
-    ".tgz",
-)
+KNOWN_SUFFIXES = tuple(_FORMATS)
+_KNOWN_SHOWN = f"{', '.join(_COMPRESSIBLE)} (also compressed: {', '.join(COMPRESSIONS)}), .parquet or .tgz"
 
 
 class TextFolder(BaseModel):
@@ -60,7 +65,8 @@ class TextFolder(BaseModel):
 class TextFiles(BaseModel):
     """Files, folders, globs and fsspec URLs of these, mixed.
 
-    ``suffixes`` select the files of folders; files and globs that are given are always taken.
+    ``suffixes`` select the files of folders. A file that is named, or matched by a glob, must end in one of
+    them or in one of :data:`KNOWN_SUFFIXES`. Suffixes that are not known are those of plain text.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,8 +78,8 @@ class TextFiles(BaseModel):
 
     @property
     def description(self) -> str:
-        """Name for manifests and messages."""
-        return ", ".join(self.inputs)
+        """Name for manifests and messages, without the secrets of URLs."""
+        return ", ".join(mask_url(place) for place in self.inputs)
 
 
 TextSource = TextFolder | TextFiles
@@ -103,13 +109,32 @@ def python_standard_library() -> TextFolder:
     )
 
 
-def file_format(path: str, reading: ReadSettings) -> FileFormat:
-    """Return the format of a file by its suffix; text if the suffix is unknown."""
-    name = path.lower()
-    for compression in COMPRESSIONS:
-        name = name.removesuffix(compression)
-    text: FileFormat = "lines" if reading.lines else "text"
-    return next((kind for suffix, kind in _FORMATS.items() if name.endswith(suffix)), text)
+def show_suffixes(suffixes: tuple[str, ...]) -> str:
+    """Render suffixes for a message."""
+    return _KNOWN_SHOWN if suffixes == KNOWN_SUFFIXES else ", ".join(suffixes)
+
+
+def known_suffix(name: str) -> str | None:
+    """Return the longest suffix of :data:`KNOWN_SUFFIXES` that a name ends in, in any case, or None."""
+    lowered = plain_name(name).lower()
+    return max((suffix for suffix in KNOWN_SUFFIXES if lowered.endswith(suffix)), key=len, default=None)
+
+
+@functools.lru_cache(maxsize=1024)
+def file_format(name: str, reading: ReadSettings) -> FileFormat:
+    """Return the format of a file by its name; plain text if its suffix is one that the user declared."""
+    suffix = known_suffix(name)
+    kind: FileFormat = "text" if suffix is None else _FORMATS[suffix]
+    return "lines" if kind == "text" and reading.lines else kind
+
+
+@functools.lru_cache(maxsize=1024)
+def compression_of(name: str) -> str | None:
+    """Return the suffix of :data:`COMPRESSIONS` by which a file is compressed, or None."""
+    lowered = plain_name(name).lower()
+    if lowered.endswith(".tgz"):
+        return ".gz"
+    return next((suffix for suffix in COMPRESSIONS if lowered.endswith(suffix)), None)
 
 
 def files_fingerprint(files: Iterable[InputFile]) -> str:

@@ -2,8 +2,22 @@
 
 import json
 import secrets
+from typing import Any
 
-from data_prep.inputs.texts import PART_BYTES, BadRecordError, Parts, json_string_text, short_text, shown
+from data_prep.inputs.texts import (
+    PART_BYTES,
+    BadRecordError,
+    ForeignRecordError,
+    Parts,
+    json_string_text,
+    short_text,
+    shown,
+)
+
+# What a record may have besides its long strings: as objects, it takes up to twenty times the memory.
+_LARGEST_SKELETON_BYTES = 32 << 20
+# Python refuses to parse integers of thousands of digits; nobody asks for their values.
+_LENIENT = json.JSONDecoder(parse_int=float)
 
 
 def json_text(content: bytes, field: str) -> Parts:
@@ -16,11 +30,20 @@ def json_text(content: bytes, field: str) -> Parts:
     try:
         if len(content) > PART_BYTES:
             return _long_record_text(content, field)
-        return checked_text(_field(json.loads(content.decode("utf-8")), field), field)
+        return checked_text(_field(_parsed(content.decode("utf-8")), field), field)
     except json.JSONDecodeError as error:
-        raise BadRecordError(f"not JSON: {error.msg} at character {error.pos}") from error
+        raise ForeignRecordError(f"not JSON: {error.msg} at character {error.pos}") from error
     except RecursionError as error:
         raise BadRecordError("not JSON that can be read: it is nested too deeply") from error
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return _LENIENT.decode(text)
 
 
 def checked_text(value: object, field: str) -> Parts:
@@ -30,7 +53,8 @@ def checked_text(value: object, field: str) -> Parts:
         BadRecordError: it is not text, or contains half a character.
     """
     if not isinstance(value, str):
-        raise BadRecordError(f"field {field!r} must be text, but is {shown(value)}")
+        kind = BadRecordError if value is None else ForeignRecordError
+        raise kind(f"field {field!r} must be text, but is {shown(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -41,21 +65,25 @@ def checked_text(value: object, field: str) -> Parts:
 
 def _field(record: object, field: str) -> object:
     if not isinstance(record, dict):
-        raise BadRecordError(f"a record must be a JSON object, but is {shown(record)}")
+        raise ForeignRecordError(f"a record must be a JSON object, but is {shown(record)}")
     if field not in record:
-        raise BadRecordError(f"no field {field!r}, only {shown(sorted(record))}")
+        raise ForeignRecordError(f"no field {field!r}, only {shown(sorted(record))}")
     return record[field]
 
 
 def _long_record_text(content: bytes, field: str) -> Parts:
     """Parse a record without its long strings, which are then decoded in parts."""
     skeleton, literals = _put_long_strings_aside(content)
+    if len(skeleton) > _LARGEST_SKELETON_BYTES:
+        raise BadRecordError(
+            f"it has {len(skeleton)} bytes besides its long strings, and may have {_LARGEST_SKELETON_BYTES}"
+        )
     try:
-        value = _field(json.loads(skeleton), field)
+        value = _field(_parsed(skeleton.decode("utf-8")), field)
         texts = {name: json_string_text(literal) for name, literal in literals.items()}
     except json.JSONDecodeError as error:
         # Without the position, which would be that in the record without its long strings.
-        raise BadRecordError(f"not JSON: {error.msg}") from error
+        raise ForeignRecordError(f"not JSON: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise BadRecordError(f"not UTF-8: {error.reason}") from error
     except UnicodeEncodeError as error:

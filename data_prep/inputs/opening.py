@@ -1,19 +1,24 @@
 """Open an input file, local or remote, compressed or not."""
 
 import gzip
+import io
 import lzma
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import IO, cast
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
-import fsspec
 from backports import zstd
 
-from data_prep.inputs.documents import InputFile
-from data_prep.inputs.finding import is_url
+from data_prep.inputs.documents import InputFile, compression_of
+from data_prep.inputs.remote import RemoteFile
+from data_prep.inputs.urls import is_url
 from pipeline.shared.errors import DataError
+
+_BUFFER_BYTES = 1 << 17
+# The largest window of a zstd frame, 2 GiB: archives of large corpora are packed with it.
+_WINDOW_LOG = 31
 
 
 class DamagedFileError(Exception):
@@ -25,61 +30,72 @@ class DamagedFileError(Exception):
         self.number = number
 
 
-# Errors of decompression for bytes that are damaged or missing.
-DAMAGE = (DamagedFileError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstd.ZstdError)
+# Errors of decompression for bytes that are damaged or missing, and of disks that cannot read a file.
+DAMAGE = (DamagedFileError, EOFError, OSError, lzma.LZMAError, zlib.error, zstd.ZstdError)
 
-_OPENERS: tuple[tuple[tuple[str, ...], Callable[[IO[bytes]], AbstractContextManager[object]]], ...] = (
-    ((".gz", ".tgz"), gzip.open),
-    ((".xz",), lzma.open),
-    ((".zst",), zstd.open),
-)
+
+def _open_zstd(stored: io.BufferedReader) -> Any:
+    return zstd.open(stored, options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG})
+
+
+_OPENERS: dict[str, Callable[[io.BufferedReader], Any]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstd,
+}
 
 
 @contextmanager
-def open_input(file: InputFile) -> Iterator[IO[bytes]]:
+def open_input(file: InputFile) -> Iterator[io.BufferedReader]:
     """Open a file as it is stored.
 
     Raises:
-        DataError: it was removed or changed since it was listed.
+        DataError: it was removed or changed since it was listed, or its server does not answer.
+        OSError: it cannot be read, for example by its permissions.
     """
     with ExitStack() as stack:
         try:
-            stream: IO[bytes] = stack.enter_context(_open(file.location))
+            stream, size_bytes = _open(file.location)
         except FileNotFoundError as error:
             raise DataError(
                 f"input files must not be removed while they are tokenized, but {file.path} was; "
                 "run the command again when nothing changes the folder"
             ) from error
-        size_bytes = stream.seek(0, os.SEEK_END)
-        if size_bytes != file.size_bytes:
+        stack.enter_context(stream)
+        if size_bytes not in (None, file.size_bytes):
             raise DataError(
                 f"input files must not change while they are tokenized, but {file.path} had "
                 f"{file.size_bytes} bytes and has {size_bytes} now; run the command again when nothing "
                 "changes the folder"
             )
-        stream.seek(0)
         yield stream
 
 
 @contextmanager
-def open_decompressed(file: InputFile) -> Iterator[IO[bytes]]:
+def open_decompressed(file: InputFile) -> Iterator[io.BufferedReader]:
     """Open the decompressed content of a file; its suffix determines the compression.
 
     Raises:
         DataError: as in :func:`open_input`.
     """
     with open_input(file) as stored:
-        decompress = next((opener for suffix, opener in _OPENERS if file.path.lower().endswith(suffix)), None)
-        if decompress is None:
+        compression = compression_of(file.path)
+        if compression is None:
             yield stored
         else:
-            with decompress(stored) as stream:
-                # The three kinds of streams have a file's methods for reading, but no type in common.
-                yield cast(IO[bytes], stream)
+            # Buffered: lines are then cut out by C.
+            with (
+                _OPENERS[compression](stored) as stream,
+                io.BufferedReader(stream, _BUFFER_BYTES) as buffered,
+            ):
+                yield buffered
 
 
-def _open(location: str) -> IO[bytes]:
+def _open(location: str) -> tuple[io.BufferedReader, int | None]:
+    """Open a file; return it and its size, which some servers do not tell."""
     if is_url(location):
-        opened: IO[bytes] = fsspec.open(location, "rb").open()
-        return opened
-    return open(location, "rb")  # noqa: PTH123 (the caller closes it; a location is a string)
+        remote = RemoteFile(location)
+        return io.BufferedReader(remote, 1 << 20), remote.size_bytes
+    # A pipe that has taken the place of the file must not be waited for.
+    stream = open(location, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))  # noqa: SIM115 (the caller closes it)
+    return stream, os.fstat(stream.fileno()).st_size

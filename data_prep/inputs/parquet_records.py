@@ -8,7 +8,9 @@ from typing import IO, Any
 from data_prep.inputs.json_records import checked_text
 from data_prep.inputs.opening import DamagedFileError, open_input
 from data_prep.inputs.ranges import FileRange
-from data_prep.inputs.texts import Parts, shown, utf8_text
+from data_prep.inputs.texts import Parts, check_size, shown, utf8_text
+from data_prep.manifest import ReadSettings
+from pipeline.shared.errors import DataError
 
 BATCH_BYTES = 4 << 20
 LARGEST_BATCH_ROWS = 64
@@ -16,7 +18,7 @@ LARGEST_BATCH_ROWS = 64
 _TEXT_TYPES = ("string", "large_string", "string_view")
 
 
-def read_rows(part: FileRange, field: str) -> Iterator[tuple[int, partial[Parts]]]:
+def read_rows(part: FileRange, reading: ReadSettings) -> Iterator[tuple[int, partial[Parts]]]:
     """Yield the number of each row of a range, from 1 in the file, and the function that makes its text.
 
     Raises:
@@ -24,7 +26,7 @@ def read_rows(part: FileRange, field: str) -> Iterator[tuple[int, partial[Parts]
     """
     with open_input(part.file) as stream:
         try:
-            table = _open_table(stream, field)
+            table = _open_table(stream, reading.text_field)
         except DamagedFileError:
             if part.start > 0:
                 return  # the reader of the first range reports it
@@ -33,7 +35,7 @@ def read_rows(part: FileRange, field: str) -> Iterator[tuple[int, partial[Parts]
         for group in range(table.metadata.num_row_groups):
             details = table.metadata.row_group(group)
             if part.start <= _first_byte(details, part.file.size_bytes) < part.stop:
-                yield from _group_rows(table, group, details, field, first_row)
+                yield from _group_rows(table, group, details, reading, first_row)
             first_row += details.num_rows
 
 
@@ -51,15 +53,12 @@ def _open_table(stream: IO[bytes], field: str) -> Any:
 
 @contextmanager
 def _damage_named(*, number: int) -> Iterator[None]:
-    import pyarrow
-
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
-        # Arrow's own errors have no errno; those of the disk or the network do.
-        if getattr(error, "errno", None) is not None:
-            raise
-        raise DamagedFileError(str(error), number=number) from error
+    except (DataError, DamagedFileError):
+        raise
+    except Exception as error:  # of any kind: Arrow has many for damaged files
+        raise DamagedFileError(" ".join(str(error).split()), number=number) from error
 
 
 def _first_byte(details: Any, size_bytes: int) -> int:
@@ -71,14 +70,16 @@ def _first_byte(details: Any, size_bytes: int) -> int:
 
 
 def _group_rows(
-    table: Any, group: int, details: Any, field: str, first_row: int
+    table: Any, group: int, details: Any, reading: ReadSettings, first_row: int
 ) -> Iterator[tuple[int, partial[Parts]]]:
     import pyarrow
 
     # All columns count, so this errs on the side of too few rows at a time.
     row_bytes = details.total_byte_size // max(details.num_rows, 1) + 1
     batch_rows = min(max(BATCH_BYTES // row_bytes, 1), LARGEST_BATCH_ROWS)
-    batches = table.iter_batches(batch_rows, row_groups=[group], columns=[field], use_threads=False)
+    batches = table.iter_batches(
+        batch_rows, row_groups=[group], columns=[reading.text_field], use_threads=False
+    )
     number = first_row
     while True:
         with _damage_named(number=number):
@@ -89,11 +90,13 @@ def _group_rows(
             # Free the memory for unpacking a long row before it is tokenized.
             pyarrow.default_memory_pool().release_unused()
         for value in batch.column(0):
-            yield number, partial(_cell_text, value, field)
+            yield number, partial(_cell_text, value, reading)
             number += 1
 
 
-def _cell_text(value: Any, field: str) -> Parts:
+def _cell_text(value: Any, reading: ReadSettings) -> Parts:
     if value.is_valid and str(value.type) in _TEXT_TYPES:
-        return utf8_text(memoryview(value.as_buffer()))
-    return checked_text(value.as_py(), field)
+        content = memoryview(value.as_buffer())
+        check_size(len(content), reading)
+        return utf8_text(content)
+    return checked_text(value.as_py(), reading.text_field)

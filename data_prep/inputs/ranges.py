@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from data_prep.inputs.documents import COMPRESSIONS, InputFile, file_format
+from data_prep.inputs.documents import InputFile, compression_of, file_format
 from data_prep.manifest import ReadSettings
 
 _CUTTABLE_FORMATS = ("lines", "jsonl", "parquet")
@@ -39,8 +39,7 @@ def is_cuttable(file: InputFile, reading: ReadSettings) -> bool:
 
     Compressed files and tars can only be read from their beginning, and a plain text file is one document.
     """
-    is_compressed = file.path.lower().endswith(COMPRESSIONS)
-    return not is_compressed and file_format(file.path, reading) in _CUTTABLE_FORMATS
+    return compression_of(file.path) is None and file_format(file.path, reading) in _CUTTABLE_FORMATS
 
 
 def cut(file: InputFile, num_ranges: int) -> list[FileRange]:

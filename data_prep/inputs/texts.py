@@ -9,8 +9,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from data_prep.manifest import ReadSettings
+
 PART_BYTES = 1 << 20
 LONGEST_SHOWN_CHARACTERS = 60
+# Editors of some systems put it at the start of text files; it is not text.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # The longest unit of a JSON string: a character outside the basic plane, as two escapes.
 _LONGEST_ESCAPE_BYTES = 12
 
@@ -26,6 +30,11 @@ class LongText:
 
     def __iter__(self) -> Iterator[str]:
         return self.make_parts()
+
+
+def without_mark(content: bytes) -> bytes:
+    """Return the content of a text file without a byte-order mark at its start; one inside a text stays."""
+    return content.removeprefix(BYTE_ORDER_MARK)
 
 
 def short_text(text: str) -> Parts:
@@ -102,6 +111,26 @@ def _json_part(literal: memoryview, start: int) -> tuple[str, int]:
 
 class BadRecordError(Exception):
     """A record has no text; the message is the reason."""
+
+
+def check_size(num_bytes: int, reading: ReadSettings) -> None:
+    """Check that a record is not too large to be held in memory.
+
+    Raises:
+        BadRecordError: it is.
+    """
+    if num_bytes > reading.max_record_bytes:
+        raise BadRecordError(too_large(reading, num_bytes))
+
+
+def too_large(reading: ReadSettings, num_bytes: int | None = None) -> str:
+    """Return why a record of a size, or of an unknown one, is bad."""
+    size = f"has {num_bytes}" if num_bytes is not None else "has more"
+    return f"a record may have {reading.max_record_bytes} bytes, but {size}; see --max-record-bytes"
+
+
+class ForeignRecordError(BadRecordError):
+    """A record has another form than the records of its kind of file; a file of such records is lost."""
 
 
 def shown(value: object) -> str:

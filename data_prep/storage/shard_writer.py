@@ -7,6 +7,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,26 @@ class WrittenShard:
     num_tokens: int
     num_documents: int
     num_members: int
+
+
+class _Start(NamedTuple):
+    """The state of a writer at the start of a document."""
+
+    num_pending: int = 0
+    num_pending_tokens: int = 0
+    num_lengths: int = 0
+    num_tokens: int = 0
+    num_members: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What the first sample that was written inside a document has changed, as it was before."""
+
+    pending: list[NDArray[np.integer]]
+    lengths: list[int]
+    size_bytes: int
+    digest: Any
 
 
 class ShardWriter:
@@ -50,6 +71,8 @@ class ShardWriter:
         self._num_tokens = 0
         self._num_documents = 0
         self._num_members = 0
+        self._start = _Start()
+        self._before: _Written | None = None
         self._file = self._temporary.open("wb")
         self._hashing = _HashingFile(self._file)
         # For writing, TarFile calls only tell and write.
@@ -88,6 +111,29 @@ class ShardWriter:
         self.add_tokens(self._eod)
         self._end_piece()
         self._num_documents += 1
+        self._begin_document()
+
+    def abandon_document(self) -> None:
+        """Remove the tokens since the end of the last document, also those that are in the file."""
+        start, before = self._start, self._before
+        if before is not None:
+            self._pending, self._lengths = before.pending, before.lengths
+            self._hashing.return_to(before.size_bytes, before.digest)
+            self._tar.offset = before.size_bytes  # type: ignore[attr-defined]
+        del self._pending[start.num_pending :], self._lengths[start.num_lengths :]
+        self._num_pending_tokens, self._num_piece_tokens = start.num_pending_tokens, 0
+        self._num_tokens, self._num_members = start.num_tokens, start.num_members
+        self._before = None
+
+    def _begin_document(self) -> None:
+        self._before = None
+        self._start = _Start(
+            len(self._pending),
+            self._num_pending_tokens,
+            len(self._lengths),
+            self._num_tokens,
+            self._num_members,
+        )
 
     def finish(self) -> WrittenShard:
         """Write the last sample, sync the file, and rename it."""
@@ -107,6 +153,13 @@ class ShardWriter:
         )
 
     def _write_member(self) -> None:
+        if self._before is None:
+            self._before = _Written(
+                pending=self._pending,
+                lengths=self._lengths[: self._start.num_lengths],
+                size_bytes=self._hashing.size_bytes,
+                digest=self._hashing.digest.copy(),
+            )
         self._end_piece()
         key = f"{self._num_members:06d}"
         lengths = np.array(self._lengths, dtype=LENGTH_DTYPE)
@@ -140,6 +193,12 @@ class _HashingFile:
 
     def tell(self) -> int:
         return self.size_bytes
+
+    def return_to(self, size_bytes: int, digest: Any) -> None:
+        """Forget what was written after a size."""
+        self._file.seek(size_bytes)
+        self._file.truncate()
+        self.size_bytes, self.digest = size_bytes, digest
 
     def write(self, content: bytes) -> int:
         self.digest.update(content)

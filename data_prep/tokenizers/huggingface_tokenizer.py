@@ -7,7 +7,13 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers.decoders import DecodeStream
 
-from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME, Tokenizer
+from data_prep.manifest import LARGEST_VOCABULARY
+from data_prep.tokenizers.tokenizer import (
+    CONFIG_NAME,
+    SPECIAL_TOKENS_NAME,
+    EncodingError,
+    Tokenizer,
+)
 from pipeline.shared.errors import DataError
 
 HALF_CHARACTER = "\ufffd"
@@ -28,7 +34,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self._name = name
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises this class itself
+        except BaseException as error:  # the library raises Exception itself, and panics with a BaseException
+            _let_interrupts_pass(error)
             raise DataError(
                 f"{name} must be a Hugging Face tokenizer.json, but cannot be read as one: {error}"
             ) from error
@@ -37,18 +44,28 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # Ids may have gaps.
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if not 0 < self.vocab_size <= LARGEST_VOCABULARY:
+            raise DataError(
+                f"the ids of {name} must be in 0..{LARGEST_VOCABULARY - 1}, because a model has a row for "
+                f"each, but the largest is {self.vocab_size - 1}; number its pieces from 0"
+            )
         if eod_token is None:
             raise DataError(
                 f"{name} must have a token that ends documents, but names none; give --eod-token, one of "
-                f"{self._special_names()}, or add a {SPECIAL_TOKENS_NAME} with an eos_token to its folder"
+                f"{self._special_names()}, or add a {SPECIAL_TOKENS_NAME} or {CONFIG_NAME} with an "
+                "eos_token to its folder"
             )
         self.eod_id = self.special_id(eod_token)
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the token ids of one text, without the end-of-document id."""
         # The fast variant does not compute the offsets of tokens, a quarter of the time.
-        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        try:
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        except BaseException as error:
+            _let_interrupts_pass(error)
+            raise EncodingError(self._name, f"{error}") from error
         return np.array(encoding.ids, dtype=np.int32)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
@@ -96,3 +113,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _special_names(self) -> str:
         return ", ".join(self._specials()) or "(none)"
+
+
+def _let_interrupts_pass(error: BaseException) -> None:
+    """Raise an error again that is not the library's."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
 
-from data_prep.tokenizers.tokenizer import Tokenizer
+from data_prep.manifest import LARGEST_VOCABULARY
+from data_prep.tokenizers.tokenizer import EncodingError, Tokenizer
 from pipeline.shared.errors import DataError
 
 # sentencepiece represents a space by this character, and would decode the character itself as a space.
@@ -35,6 +36,11 @@ class SentencePieceTokenizer(Tokenizer):
                 "make one with `megaponder tokenizer train`"
             ) from error
         self.vocab_size = int(self._processor.get_piece_size())
+        if not 0 < self.vocab_size <= LARGEST_VOCABULARY:
+            raise DataError(
+                f"{name} must have 1 to {LARGEST_VOCABULARY} pieces, but has {self.vocab_size}"
+                "; train it again"
+            )
         self.eod_id = int(self._processor.eos_id())
         if self.eod_id < 0:
             raise DataError(
@@ -47,7 +53,10 @@ class SentencePieceTokenizer(Tokenizer):
         """Return the token ids of one text, without the end-of-document id."""
         if self._space_mark_ids is not None and SPACE_MARK in text:
             return self._encode_space_marks(text, self._space_mark_ids)
-        ids: NDArray[np.int32] = self._processor.encode(text, out_type="numpy")
+        try:
+            ids: NDArray[np.int32] = self._processor.encode(text, out_type="numpy")
+        except Exception as error:  # the library has several classes
+            raise EncodingError(self._name, f"{error}") from error
         return ids
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
@@ -98,7 +107,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _keeps_spaces(self) -> bool:
         # Models with a dummy prefix or their own rules for spaces cannot tokenize a text in parts.
         probe = " a  b"
-        return not self._processor.encode("a", out_type=str)[0].startswith(SPACE_MARK) and (
+        return not "".join(self._processor.encode("a", out_type=str)).startswith(SPACE_MARK) and (
             self._processor.decode(self._processor.encode(probe)) == probe
         )
 

@@ -43,7 +43,7 @@ class AdaPonderLM(PonderLM):
         """Hand on m^{i+1} s^i e^i, with m^{i+1} in the column."""
         hidden = context.memory.keep(f"hidden/{index}", self._held_hidden(index, ended, context))
         context.observe(f"hidden/iteration_{index:02d}", hidden)
-        logits = context.memory.keep(f"gate/{index}", self._gate(index, hidden))
+        logits = context.memory.keep(f"gate/{index}", self.decided(self._gate(index, hidden), context))
         was_active = torch.ones_like(logits, dtype=torch.bool) if ended.column is None else ended.column > 0
         active = still_active(was_active, logits, self.config.pruning_threshold)
         share = torch.sigmoid(logits) * active

@@ -22,6 +22,7 @@ from megatron_ext.ponder.config import MethodFacts, PonderConfig
 from megatron_ext.ponder.decode.sweeps import PromptTokens
 from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_in_rows
 from megatron_ext.ponder.passes import PassPlan
+from megatron_ext.ponder.penalties import LabelScores
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 
 Mixer = Callable[[Tensor], Tensor]
@@ -57,10 +58,18 @@ class PassContext:
         real: [S_all, B] bool, False at padding; all tokens, also under sequence parallelism.
         axis: the tensor axis.
         mix_embeddings: rows [R, B, H] -> softmax mixture of unscaled embeddings [R, B, H].
+        has_label: [S_all, B] bool, tokens whose successor is to be predicted.
+        label_probability: hidden states [S, B, H] -> probability that the head gives to the label of every
+            token, [S_all, B], without gradient; of no meaning where there is no label.
+        score_labels: the same to how well the head predicts them.
         memory: what this rank keeps from pass to pass.
         prune: hard mask: pruned slots have no keys and no share in the readout.
+        damped: whether decisions of the router are damped where the method says so.
         bottom_k_fraction: q of the bottom-k penalty.
         observe: called with the name and value of intermediate results, for verification.
+        pondering_share: a of a blended start (definitions 2.9); 1 is the method as it is.
+        holds_decisions: router or gates learn nothing: their logits are used without gradient.
+        measures_steps: also give what :attr:`Readout.one_step_more` needs.
         statistics: additive sums over the micro-batch, collected by the methods.
     """
 
@@ -68,10 +77,17 @@ class PassContext:
     real: Tensor
     axis: TensorAxis
     mix_embeddings: Mixer
+    has_label: Tensor
+    label_probability: Callable[[Tensor], Tensor]
+    score_labels: Callable[[Tensor], LabelScores]
     memory: PassMemory
     prune: bool
+    damped: bool
     bottom_k_fraction: float
     observe: Observer
+    pondering_share: float = 1.0
+    holds_decisions: bool = False
+    measures_steps: bool = False
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -82,12 +98,20 @@ class Readout:
     Attributes:
         hidden: [S, B, H], goes to the head.
         penalty: scalar to be weighted and added to the loss, or None.
+        penalty_of: gives the penalty instead, from how well the labels are predicted from `hidden`; or None.
         steps: steps taken by every token, [S_all, B] int64, or None where all take K.
+        of_steps: hidden states of all steps, [S, K + 1, B, H], where the loss or a measurement needs them.
+        one_step_more: what would be read if every token took one step more, [S, B, H], where it is measured.
+        regularizer: scalar to be added to the loss as it is, or None.
     """
 
     hidden: Tensor
     penalty: Tensor | None = None
+    penalty_of: Callable[[LabelScores], Tensor] | None = None
     steps: Tensor | None = None
+    of_steps: Tensor | None = None
+    one_step_more: Tensor | None = None
+    regularizer: Tensor | None = None
 
 
 class PonderMethod(nn.Module):
@@ -121,12 +145,23 @@ class PonderMethod(nn.Module):
         """The facts of this method."""
         return self.config.method.facts
 
+    @staticmethod
+    def decided(logits: Tensor, context: PassContext) -> Tensor:
+        """Return logits of the router or a gate as this forward uses them; the shape is kept."""
+        return logits.detach() if context.holds_decisions else logits
+
     @property
     def column(self) -> Column:
         """The kind of number that accompanies every row of a pass."""
         if self.facts.weighs_slots:
             return Column.LOG_WEIGHT
-        return Column.ACTIVE if self.facts.freezes_halted else Column.NONE
+        return Column.ACTIVE if self.facts.halts_in_training else Column.NONE
+
+    @property
+    def prunes_in_training(self) -> bool:
+        """Whether the training forward depends on tau."""
+        hides_keys = self.facts.weighs_slots and self.config.form.hides_keys
+        return self.facts.halts_in_training or hides_keys
 
     @property
     def iterates(self) -> bool:
@@ -237,9 +272,12 @@ class PonderMethod(nn.Module):
         """Set the method's own weights to their initial values."""
 
 
-def build_decider(config: PonderConfig, hidden_size: int) -> nn.Sequential:
+def build_decider(config: PonderConfig, hidden_size: int) -> nn.Sequential | nn.Linear:
     """Build one network by which tokens halt, as the facts of the method describe it."""
-    decider = config.method.facts.decider
+    decider = config.decider
     assert decider is not None, f"{config.method} does not halt"
-    inner, outputs = decider.inner(hidden_size), decider.outputs(config.num_latent_thoughts)
+    outputs = decider.outputs(config.num_latent_thoughts)
+    if decider.inner is None:
+        return nn.Linear(hidden_size, outputs)
+    inner = decider.inner(hidden_size)
     return nn.Sequential(nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, outputs))

@@ -1,6 +1,7 @@
 """From a method's name to its class."""
 
 from megatron_ext.methods.adaponderlm import AdaPonderLM
+from megatron_ext.methods.adaptive_latent_cot import AdaptiveLatentCoT
 from megatron_ext.methods.base import PonderMethod
 from megatron_ext.methods.loop import Loop
 from megatron_ext.methods.pause import Pause
@@ -18,6 +19,7 @@ METHODS: dict[Method, type[PonderMethod]] = {
     Method.PONDERLM2: PonderLM2,
     Method.ADAPONDERLM: AdaPonderLM,
     Method.PONDERLM3: PonderLM3,
+    Method.ADAPTIVE_LATENT_COT: AdaptiveLatentCoT,
 }
 
 

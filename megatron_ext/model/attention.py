@@ -9,17 +9,24 @@ needs, so that none of Megatron's layers has to be rewritten:
 * ``rotary_pos_emb`` carries the angles of the pass.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.model.memory import PassMemory
-from megatron_ext.ponder.attention import Segments, key_weighted_attention, stored_attention
+from megatron_ext.ponder.attention import (
+    Segments,
+    attention_to_parts,
+    key_weighted_attention,
+    stored_attention,
+)
+from megatron_ext.ponder.step_attention import attention_to_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +39,7 @@ class StoredKeys:
         causal: whether the rows are all R stored rows, in order.
         visible: bool, [q, R], or [b, R] for one row of each sequence; None where every row sees all, or
             those before it by `causal`.
+        others: further keys that the rows attend to at once with these; there is then no `causal`.
     """
 
     rows: slice
@@ -39,6 +47,15 @@ class StoredKeys:
     values: Tensor
     causal: bool = False
     visible: Tensor | None = None
+    others: Sequence["StoredKeys"] = ()
+
+    @property
+    def visible_to_each(self) -> Tensor | None:
+        """[b, q, R] of `visible`."""
+        if self.visible is None:
+            return None
+        visible: Tensor = self.visible.unflatten(0, (len(self.keys), -1))
+        return visible
 
 
 class KeyValueStore(Protocol):
@@ -60,20 +77,52 @@ class KeyValueStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IterationKeys:
-    """Keys and values that a halted token keeps from its last active iteration (definitions 3.2).
+class PassKeys(ABC):
+    """Which keys and values the rows of a pass attend to, where a token has versions of them.
 
     Attributes:
-        iteration: 0-based.
-        num_iterations: how many there are in this forward.
-        active: [R, B] bool, the tokens that still change; None where all do.
-        memory: holds the aligned keys and values of earlier iterations.
+        index: of the pass, from 0.
+        num_passes: how many there are in this forward.
+        active: [R, B] bool, the tokens that this pass concerns; None where it is all.
+        memory: holds the keys and values of earlier passes.
     """
 
-    iteration: int
-    num_iterations: int
+    index: int
+    num_passes: int
     active: Tensor | None
     memory: PassMemory
+
+    @abstractmethod
+    def attend(
+        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, segments: Segments | None
+    ) -> Tensor:
+        """Attend, and keep what later passes need.
+
+        Args:
+            layer_number: 1-based, over the whole model.
+            query: [R, B, A, d].
+            key, value: as computed in this pass, [R, B, G, d].
+            segments: runs of rows that see each other, or None.
+        Returns:
+            [B, A, R, d].
+        """
+
+    def _keep(self, name: str, value: Tensor) -> Tensor:
+        """Keep keys or values of this pass, unless it is the final one."""
+        if self.index == self.num_passes - 1:
+            return value
+        return self.memory.keep(f"{name}/{self.index}", value)
+
+
+class IterationKeys(PassKeys):
+    """A halted token keeps keys and values of its last active iteration (definitions 3.2)."""
+
+    def attend(
+        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, segments: Segments | None
+    ) -> Tensor:
+        """Attend to one version of each token: the computed one, or the kept one of a halted token."""
+        key, value = self.align(layer_number, key, value)
+        return key_weighted_attention(_by_head(query), _by_head(key), _by_head(value), segments=segments)
 
     def align(self, layer_number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Replace the computed keys and values of halted tokens by the kept ones.
@@ -92,11 +141,42 @@ class IterationKeys:
 
     def _align_one(self, name: str, computed: Tensor) -> Tensor:
         if self.active is not None:
-            kept = self.memory.recall(f"{name}/{self.iteration - 1}")
+            kept = self.memory.recall(f"{name}/{self.index - 1}")
             computed = torch.where(self.active[..., None, None], computed, kept)
-        if self.iteration == self.num_iterations - 1:
-            return computed
-        return self.memory.keep(f"{name}/{self.iteration}", computed)
+        return self._keep(name, computed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepKeys(PassKeys):
+    """A step attends to those of all steps up to its own, of the tokens that ran them (definitions 3.3)."""
+
+    def __post_init__(self) -> None:
+        """Note the tokens that run this step, for later ones."""
+        if self.active is not None:
+            self.memory.note(f"active/{self.index}", self.active)
+
+    def attend(
+        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, segments: Segments | None
+    ) -> Tensor:
+        """Attend to all versions so far."""
+        keys = self._of_all_steps(f"key/{layer_number}", key)
+        values = self._of_all_steps(f"value/{layer_number}", value)
+        return attention_to_steps(
+            _by_head(query),
+            [_by_head(key) for key in keys],
+            [_by_head(value) for value in values],
+            self._ran(),
+            segments=segments,
+        )
+
+    def _of_all_steps(self, name: str, computed: Tensor) -> list[Tensor]:
+        earlier = [self.memory.recall(f"{name}/{index}") for index in range(self.index)]
+        return [*earlier, self._keep(name, computed)]
+
+    def _ran(self) -> list[Tensor | None]:
+        """Return the tokens that ran each step so far, [B, R]; all ran the first."""
+        of_later = [self.memory.recall(f"active/{index}") for index in range(1, self.index + 1)]
+        return [None, *(active.transpose(0, 1) for active in of_later)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,13 +185,13 @@ class RowContext:
 
     Attributes:
         segments: runs of rows that see each other, or None where every sequence is one document.
-        iteration_keys: where tokens halt and keep their keys and values, else None.
+        passes: where a token has versions of its keys and values, else None.
         store: the cache of decoding; the call is then one batch of rows of many sequences.
         qkv_format: read by Megatron: the rows are laid out as [rows, B, ...].
     """
 
     segments: Segments | None = None
-    iteration_keys: IterationKeys | None = None
+    passes: PassKeys | None = None
     store: KeyValueStore | None = None
     qkv_format: str = "sbhd"
 
@@ -119,10 +199,11 @@ class RowContext:
 class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is untyped
     """Causal attention within documents, with keys weighted by their tail mass."""
 
-    def __init__(self, config: TransformerConfig, layer_number: int, **_: Any) -> None:
+    def __init__(self, config: PonderTransformerConfig, layer_number: int, **_: Any) -> None:
         """Keep the layer number; Megatron's other arguments have no effect, and there are no weights."""
         super().__init__(config=config)
         self.layer_number = layer_number
+        self._scale_extra = config.ponder.form.attention_scale_extra
 
     def forward(
         self,
@@ -145,15 +226,21 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         Returns:
             [R, B, A * d].
         """
-        if packed_seq_params.iteration_keys is not None:
-            key, value = packed_seq_params.iteration_keys.align(self.layer_number, key, value)
         if packed_seq_params.store is not None:
             return self._attend_to_store(packed_seq_params.store, query, key, value, attention_mask)
-        # [R, B, A, d] -> [B, A, R, d]
-        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        output = key_weighted_attention(
-            query, key, value, attention_mask, segments=packed_seq_params.segments
-        )
+        if packed_seq_params.passes is not None:
+            output = packed_seq_params.passes.attend(
+                self.layer_number, query, key, value, packed_seq_params.segments
+            )
+        else:
+            output = key_weighted_attention(
+                _by_head(query),
+                _by_head(key),
+                _by_head(value),
+                attention_mask,
+                segments=packed_seq_params.segments,
+                scale_extra=self._scale_extra,
+            )
         # [B, A, R, d] -> [R, B, A * d]
         return output.permute(2, 0, 1, 3).flatten(2).contiguous()
 
@@ -163,16 +250,36 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         """[R, 1, A, d] -> [R, 1, A * d]."""
         weight = None if log_weight is None else log_weight[0]
         parts = store.extend(self.layer_number, key.squeeze(1), value.squeeze(1), weight)
-        outputs = [_attend_to_part(query[part.rows].squeeze(1), part) for part in parts]
+        outputs = [self._attend_to_part(query[part.rows].squeeze(1), part) for part in parts]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         # [R, A, d] -> [R, 1, A * d]
         return output.flatten(1).unsqueeze(1)
 
+    def _attend_to_part(self, query: Tensor, part: StoredKeys) -> Tensor:
+        """[b * q, A, d] -> the same."""
+        # [b * q, A, d] -> [b, A, q, d]
+        query = query.unflatten(0, (len(part.keys), -1)).transpose(1, 2)
+        if part.others:
+            sets = [part, *part.others]
+            output = attention_to_parts(
+                query,
+                [one.keys for one in sets],
+                [one.values for one in sets],
+                [one.visible_to_each for one in sets],
+            )
+        else:
+            output = stored_attention(
+                query,
+                part.keys,
+                part.values,
+                causal=part.causal,
+                visible=part.visible,
+                scale_extra=self._scale_extra,
+            )
+        # [b, A, q, d] -> [b * q, A, d]
+        return output.transpose(1, 2).flatten(0, 1)
 
-def _attend_to_part(query: Tensor, part: StoredKeys) -> Tensor:
-    """[b * q, A, d] -> the same."""
-    # [b * q, A, d] -> [b, A, q, d]
-    query = query.unflatten(0, (len(part.keys), -1)).transpose(1, 2)
-    output = stored_attention(query, part.keys, part.values, causal=part.causal, visible=part.visible)
-    # [b, A, q, d] -> [b * q, A, d]
-    return output.transpose(1, 2).flatten(0, 1)
+
+def _by_head(rows: Tensor) -> Tensor:
+    """[R, B, A, d] -> [B, A, R, d]."""
+    return rows.permute(1, 2, 0, 3)

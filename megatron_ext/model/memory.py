@@ -47,6 +47,21 @@ class PassMemory:
         kept: Tensor = _AddLaterGradient.apply(value, _Hidden(leaf))  # type: ignore[no-untyped-call]
         return kept
 
+    def keep_aside(self, name: str, value: Tensor, used: Tensor) -> Tensor:
+        """Keep a tensor that this pass itself makes no use of.
+
+        Args:
+            name, value: as in :meth:`keep`.
+            used: floating point, of this pass; its backward is what brings the gradient of the later uses.
+        Returns:
+            `used`, for further use in this pass.
+        """
+        kept = self.keep(name, value)
+        if not self._by_leaves:
+            return used
+        reached: Tensor = _ReachThrough.apply(used, kept)  # type: ignore[no-untyped-call]
+        return reached
+
     def note(self, name: str, value: Tensor) -> None:
         """Keep the values of a tensor without gradient."""
         self._kept[name] = value.detach()
@@ -82,3 +97,17 @@ class _AddLaterGradient(torch.autograd.Function):
         leaf = ctx.hidden.leaf
         later, leaf.grad = leaf.grad, None
         return (gradient if later is None else gradient + later), None
+
+
+class _ReachThrough(torch.autograd.Function):
+    """The first argument, whose backward goes on to the second one too, with a gradient of zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, used: Tensor, aside: Tensor) -> Tensor:
+        ctx.save_for_backward(aside)
+        return used.view_as(used)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (aside,) = ctx.saved_tensors
+        return gradient, torch.zeros_like(aside)

@@ -50,14 +50,21 @@ class ForwardSettings:
     Attributes:
         num_jacobi_iterations: J.
         prune: mask pruned slots out (hard mask) instead of weighing them.
+        damped: damp the router's decisions where the method says so; without, the sweeps reach the same fixed
+            point sooner.
         bottom_k_fraction: q of the bottom-k penalty; None takes the configured one.
         limits: on the steps that tokens take.
+        pondering_share, holds_decisions, measures_steps: see :class:`PassContext`.
     """
 
     num_jacobi_iterations: int
     prune: bool = False
+    damped: bool = True
     bottom_k_fraction: float | None = None
     limits: StepLimits = UNLIMITED
+    pondering_share: float = 1.0
+    holds_decisions: bool = False
+    measures_steps: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +93,13 @@ class ModelOutput:
         penalty: scalar that is weighted and added to the mean loss, or None.
         steps: [S, B] int64 steps taken by every token, or None where all take K.
         statistics: additive sums over the micro-batch, each [size], without gradient.
+        step_losses: [S, B] weighted mean of the cross-entropies of reading each step alone, or None.
+        regularizer: scalar, mean over real tokens, that is added to the mean loss, or None.
     """
 
     token_losses: Tensor
     penalty: Tensor | None
     steps: Tensor | None
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    step_losses: Tensor | None = None
+    regularizer: Tensor | None = None

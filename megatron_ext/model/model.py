@@ -5,21 +5,27 @@ S = tokens, n = slots in a pass, R = S * n rows, B = micro-batch, H = hidden siz
 rank holds R / tp of the rows outside of attention and MLP.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from megatron_ext.methods.base import Column, PassContext, PassRows, PonderMethod, Readout
-from megatron_ext.model.attention import IterationKeys, RowContext
+from megatron_ext.model.attention import IterationKeys, PassKeys, RowContext, StepKeys
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput, TokenBatch
 from megatron_ext.model.stage import ModelStage
-from megatron_ext.parallel.vocabulary import IGNORED_LABEL, token_losses
+from megatron_ext.parallel.vocabulary import IGNORED_LABEL, label_is_first, token_losses
 from megatron_ext.ponder.decode.think import Observer
 from megatron_ext.ponder.masks import document_segments, scale_segments
-from megatron_ext.ponder.slots import merge_slots, split_slots
+from megatron_ext.ponder.penalties import LabelScores
+from megatron_ext.ponder.slots import keys_of_slots, merge_slots, split_slots
+from megatron_ext.ponder.start import added_log_weight, blend
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
+
+# What the trained model would read, kept from pass 0 where a token has only one row.
+_FIRST_HIDDEN = "first_hidden"
 
 
 class PonderModel(ModelStage):
@@ -31,23 +37,32 @@ class PonderModel(ModelStage):
         *,
         num_jacobi_iterations: int,
         prune: bool = False,
+        damped: bool = True,
         bottom_k_fraction: float | None = None,
         limits: StepLimits = UNLIMITED,
+        pondering_share: float = 1.0,
+        holds_decisions: bool = False,
+        measures_steps: bool = False,
         observe: Observer | None = None,
     ) -> ModelOutput:
         """Run all passes of a model that has a single pipeline stage.
 
         Args:
             batch: B rows of S tokens.
-            num_jacobi_iterations, prune, bottom_k_fraction, limits: see :class:`ForwardSettings`.
+            num_jacobi_iterations, prune, damped, bottom_k_fraction, limits, pondering_share, holds_decisions,
+                measures_steps: see :class:`ForwardSettings`.
             observe: called with the name and value of intermediate results.
         """
         assert self.pp_group.size() == 1, "several stages are run by Megatron's schedule"
         settings = ForwardSettings(
             num_jacobi_iterations=num_jacobi_iterations,
             prune=prune,
+            damped=damped,
             bottom_k_fraction=bottom_k_fraction,
             limits=limits,
+            pondering_share=pondering_share,
+            holds_decisions=holds_decisions,
+            measures_steps=measures_steps,
         )
         micro_batch = self.begin(batch, settings, observe)
         moving: PassRows | ModelOutput | None = None
@@ -68,15 +83,22 @@ class PonderModel(ModelStage):
             observe: called with the name and value of intermediate results.
         """
         method = self.ponder.under(settings.limits)
-        fraction = settings.bottom_k_fraction
+        fraction, labels = settings.bottom_k_fraction, batch.labels.transpose(0, 1)
         context = PassContext(
             plan=method.plan(settings.num_jacobi_iterations),
             real=batch.is_real.transpose(0, 1).to(batch.tokens.device),
+            has_label=labels != IGNORED_LABEL,
             axis=self.axis,
             mix_embeddings=self.mix_embeddings,
+            label_probability=partial(self._label_probability, batch.labels),
+            score_labels=partial(self._score_labels, labels=labels),
             memory=PassMemory(by_leaves=self._cuts_graph and torch.is_grad_enabled()),
             prune=settings.prune,
+            damped=settings.damped,
             bottom_k_fraction=method.config.bottom_k_fraction if fraction is None else fraction,
+            pondering_share=settings.pondering_share,
+            holds_decisions=settings.holds_decisions,
+            measures_steps=settings.measures_steps,
             observe=observe or (lambda name, value: None),
         )
         segments = document_segments(batch.document_ids)
@@ -111,9 +133,9 @@ class PonderModel(ModelStage):
             hidden = self.final_norm(hidden)
         ended = PassRows(rows=hidden, column=entered.column)
         if not context.plan.is_final(index):
-            return method.leave(index, ended, context)
+            return method.leave(index, self._keep_first(index, ended, micro_batch), context)
         context.observe("last_hidden", hidden)
-        return self._output(method.read(ended, context), micro_batch)
+        return self._output(self._blend(method.read(ended, context), ended, micro_batch), micro_batch)
 
     def statistics_layout(self, limits: StepLimits = UNLIMITED) -> dict[str, int]:
         """Return names and sizes of the sums in :attr:`ModelOutput.statistics` of a forward under limits."""
@@ -132,41 +154,113 @@ class PonderModel(ModelStage):
             entered.rows,
             micro_batch.batch.position_ids,
             num_slots=num_slots,
-            log_weight=self._key_weight(entered, index, context),
+            log_weight=self._key_weight(entered, index, micro_batch),
             context=RowContext(
                 segments=scale_segments(micro_batch.segments, num_slots),
-                iteration_keys=self._iteration_keys(entered, index, context),
+                passes=self._pass_keys(entered, index, context),
             ),
         )
 
-    def _key_weight(self, entered: PassRows, index: int, context: PassContext) -> Tensor | None:
+    def _key_weight(self, entered: PassRows, index: int, micro_batch: MicroBatch) -> Tensor | None:
         """[R or R / tp, B] -> [B, R], ready for this rank's heads."""
+        context = micro_batch.context
+        num_slots = context.plan.slots[index]
+        added = None
+        if context.pondering_share < 1 and num_slots > 1:
+            added = added_log_weight(context.pondering_share, num_slots, entered.rows)
         if self.ponder.column is not Column.LOG_WEIGHT or entered.column is None:
-            return None
-        log_weight = split_slots(entered.column, context.plan.slots[index])
+            if added is None:
+                return None
+            batch_size, length = micro_batch.batch.tokens.shape
+            return keys_of_slots(added[None, :, None].expand(length, num_slots, batch_size))
+        log_weight = split_slots(entered.column, num_slots)
+        if added is not None:
+            log_weight = log_weight + added[:, None]
         context.observe(f"log_w/pass_{index:02d}", log_weight)
         return self.axis.to_partial_use(merge_slots(log_weight)).transpose(0, 1)
 
-    def _iteration_keys(self, entered: PassRows, index: int, context: PassContext) -> IterationKeys | None:
+    def _keep_first(self, index: int, ended: PassRows, micro_batch: MicroBatch) -> PassRows:
+        """Keep the end of pass 0 for a blended readout, unless the final pass has it in slot 0."""
+        context, facts = micro_batch.context, micro_batch.method.facts
+        if index > 0 or context.pondering_share == 1 or facts.has_slots:
+            return ended
+        return replace(ended, rows=context.memory.keep(_FIRST_HIDDEN, ended.rows))
+
+    def _blend(self, readout: Readout, ended: PassRows, micro_batch: MicroBatch) -> Readout:
+        """Blend what the method reads with what the trained model reads (definitions 2.9)."""
+        context, method = micro_batch.context, micro_batch.method
+        if context.pondering_share == 1 or method.config.num_latent_thoughts == 0:
+            return readout
+        if method.facts.has_slots:
+            first = split_slots(ended.rows, method.config.num_slots)[:, 0]
+        else:
+            first = context.memory.recall(_FIRST_HIDDEN)
+            first = first if method.normalizes(0, context.plan) else self.final_norm(first)
+        return replace(readout, hidden=blend(first, readout.hidden, context.pondering_share))
+
+    def _pass_keys(self, entered: PassRows, index: int, context: PassContext) -> PassKeys | None:
         if self.ponder.column is not Column.ACTIVE:
             return None
         active = None if entered.column is None else self.axis.to_full_use(entered.column.detach()) > 0
-        return IterationKeys(
-            iteration=index,
-            num_iterations=context.plan.num_passes,
-            active=active,
-            memory=context.memory,
-        )
+        kind = StepKeys if self.ponder.facts.sees_earlier_steps else IterationKeys
+        return kind(index=index, num_passes=context.plan.num_passes, active=active, memory=context.memory)
+
+    @torch.no_grad()
+    def _label_probability(self, labels: Tensor, hidden: Tensor) -> Tensor:
+        """[B, S], [S or S / tp, B, H] -> [S, B]."""
+        return torch.exp(-token_losses(self.logits(hidden), labels.transpose(0, 1), self.axis))
 
     def _output(self, readout: Readout, micro_batch: MicroBatch) -> ModelOutput:
         context = micro_batch.context
         logits = self.logits(readout.hidden)
         context.observe("logits", logits)
-        losses = token_losses(logits, micro_batch.batch.labels.transpose(0, 1), self.axis)
+        labels = micro_batch.batch.labels.transpose(0, 1)
+        penalty = readout.penalty
+        if readout.penalty_of is None:
+            losses = token_losses(logits, labels, self.axis)
+        else:
+            # Before the losses, which work on the logits in place.
+            is_first = label_is_first(logits, labels, self.axis)
+            losses = token_losses(logits, labels, self.axis)
+            penalty = readout.penalty_of(LabelScores(nll=losses.detach(), is_first=is_first))
+        of_steps = self._losses_of_steps(readout, micro_batch)
         self._record_losses(losses, readout.steps, micro_batch)
+        weight = micro_batch.method.config.step_loss_weight
         return ModelOutput(
-            token_losses=losses, penalty=readout.penalty, steps=readout.steps, statistics=context.statistics
+            token_losses=losses,
+            penalty=penalty,
+            steps=readout.steps,
+            statistics=context.statistics,
+            step_losses=None if of_steps is None or weight == 0 else weight * of_steps.mean(dim=0),
+            regularizer=readout.regularizer,
         )
+
+    def _losses_of_steps(self, readout: Readout, micro_batch: MicroBatch) -> Tensor | None:
+        """Return the losses of reading each step alone, [K + 1, S, B], where they are needed."""
+        if readout.of_steps is None:
+            return None
+        labels = micro_batch.batch.labels.transpose(0, 1)
+        losses = torch.stack(
+            [
+                token_losses(self.logits(hidden.contiguous()), labels, self.axis)
+                for hidden in readout.of_steps.unbind(1)
+            ]
+        )
+        if readout.one_step_more is not None:
+            more = token_losses(self.logits(readout.one_step_more), labels, self.axis)
+            micro_batch.context.statistics |= {
+                "measured_tokens": (labels != IGNORED_LABEL).sum().reshape(1).to(losses.dtype),
+                "step_nll": losses.detach().sum(dim=(1, 2)),
+                "one_more_nll": more.detach().sum().reshape(1),
+            }
+        return losses
+
+    @torch.no_grad()
+    def _score_labels(self, hidden: Tensor, *, labels: Tensor) -> LabelScores:
+        """Predict labels, [S, B], from hidden states, [S or S / tp, B, H]."""
+        logits = self.logits(hidden)
+        is_first = label_is_first(logits, labels, self.axis)
+        return LabelScores(nll=token_losses(logits, labels, self.axis), is_first=is_first)
 
     @torch.no_grad()
     def _record_losses(self, losses: Tensor, steps: Tensor | None, micro_batch: MicroBatch) -> None:
@@ -196,4 +290,6 @@ def _statistics_layout(method: PonderMethod) -> dict[str, int]:
     layout = {"real_tokens": 1, "labelled_tokens": 1, "nll": 1} | method.statistics_layout()
     if "steps_count" in layout:
         layout |= dict.fromkeys(("nll_by_steps", "labelled_by_steps"), method.config.num_slots)
+    if method.facts.weighs_slots:
+        layout |= {"measured_tokens": 1, "step_nll": method.config.num_slots, "one_more_nll": 1}
     return layout

@@ -6,7 +6,7 @@ configuration, names and shapes of weights, charts, model cards. What a method c
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -18,6 +18,7 @@ from megatron_ext.ponder.passes import (
     pause_plan,
     single_pass_plan,
 )
+from megatron_ext.ponder.renewal import Renewal
 
 
 class Method(StrEnum):
@@ -30,6 +31,7 @@ class Method(StrEnum):
     PONDERLM2 = "ponderlm2"
     ADAPONDERLM = "adaponderlm"
     PONDERLM3 = "ponderlm3"
+    ADAPTIVE_LATENT_COT = "adaptive_latent_cot"
 
     @property
     def facts(self) -> "MethodFacts":
@@ -73,10 +75,100 @@ class Residual(StrEnum):
 
 
 class Penalty(StrEnum):
-    """What the halting penalty of PonderLM-3 measures (definitions 2.5)."""
+    """What the halting penalty of PonderLM-3 measures (definitions 2.5, 2.8)."""
 
     EXPECTED_STEPS = "expected_steps"
     BOTTOM_K = "bottom_k"
+    ACCURACY_BOTTOM = "accuracy_bottom"
+    DELTA_LOSS = "delta_loss"
+    CE_LOSS = "ce_loss"
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether predictions from fewer steps decide how many tokens each step is to lose."""
+        return self in (Penalty.ACCURACY_BOTTOM, Penalty.DELTA_LOSS, Penalty.CE_LOSS)
+
+
+class Form(StrEnum):
+    """A set of defaults for PonderLM-3: this project's, or what its authors' research code computes."""
+
+    MEGAPONDER = "megaponder"
+    AUTHORS = "authors"
+
+
+class RouterKind(StrEnum):
+    """The network that gives a token its distribution over steps: with a hidden layer, or one linear map."""
+
+    MLP = "mlp"
+    LINEAR = "linear"
+
+
+class RouterStart(StrEnum):
+    """Initial weights of the router's last layer (definitions 2.7, 2.8)."""
+
+    LAST_STEP = "last_step"
+    RANDOM = "random"
+
+
+class TrainingMask(StrEnum):
+    """What training does to the keys of slots below tau: weighs them, or hides them."""
+
+    SOFT = "soft"
+    HARD = "hard"
+
+
+class ReadoutFrom(StrEnum):
+    """The pass whose router decides how the final pass is read."""
+
+    FINAL = "final"
+    LAST_SWEEP = "last_sweep"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterForm:
+    """How the router of PonderLM-3 is built, and what training does with it (definitions 2.5, 2.8).
+
+    Attributes:
+        router: the network.
+        router_start: its initial weights.
+        mask_in_training: what becomes of keys below tau.
+        attention_scale_extra: attention logits are divided by the root of the head size plus this, in every
+            pass and in decoding.
+        pre_pass, router_damping, undamped_sweeps: see :class:`megatron_ext.ponder.renewal.Renewal`.
+        readout_from: whose router the readout and the penalty use.
+    """
+
+    router: RouterKind = RouterKind.MLP
+    router_start: RouterStart = RouterStart.LAST_STEP
+    mask_in_training: TrainingMask = TrainingMask.SOFT
+    attention_scale_extra: int = 0
+    pre_pass: bool = False
+    router_damping: float = 1.0
+    undamped_sweeps: int = 1
+    readout_from: ReadoutFrom = ReadoutFrom.FINAL
+
+    @property
+    def hides_keys(self) -> bool:
+        """Whether training hides the keys of slots below tau, as decoding does."""
+        return self.mask_in_training is TrainingMask.HARD
+
+    @property
+    def renewal(self) -> Renewal:
+        """When a training forward asks the router."""
+        return Renewal(
+            pre_pass=self.pre_pass,
+            damping=self.router_damping,
+            undamped_sweeps=self.undamped_sweeps,
+            reads_last_sweep=self.readout_from is ReadoutFrom.LAST_SWEEP,
+        )
+
+
+class Reading(StrEnum):
+    """What PonderLM-3 reads of a token's steps (definitions 2.10)."""
+
+    MIXTURE = "mixture"
+    DETACHED_MIXTURE = "detached_mixture"
+    LAST_STEP = "last_step"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +186,16 @@ class PonderConfig:
         residual: what PonderLM adds a step's result to.
         multiply_embedding: PonderLM starts from K times the embedding.
         pause_token_id: row of the embedding that pause tokens take, or None where the method has none.
-        pruning_threshold: tau, the tail mass or gate value below which a token halts.
+        step_input_scale: factor on the hidden state that is the input of the next step (adaptive_latent_cot).
+        pruning_threshold: tau, the tail mass, gate value or reach below which a token halts.
         penalty: how the steps taken are penalised (ponderlm3).
         bottom_k_fraction: q of the bottom-k penalty, in [0, 1].
+        form: of the router (ponderlm3).
+        reading: what is read of a token's steps (ponderlm3).
+        step_loss_weight: weight of the mean loss of reading each step alone (ponderlm3).
+        entropy_floor: nats of s below which a token is penalised (ponderlm3).
+        entropy_floor_weight: weight of that penalty.
+        penalty_exponent: beta, power of the label's probability in the penalty (adaptive_latent_cot).
     """
 
     method: Method
@@ -109,36 +208,55 @@ class PonderConfig:
     residual: Residual = Residual.ACCUMULATE
     multiply_embedding: bool = False
     pause_token_id: int | None = None
+    step_input_scale: float = 1.0
     pruning_threshold: float = 1e-4
     penalty: Penalty = Penalty.EXPECTED_STEPS
     bottom_k_fraction: float = 0.25
+    form: RouterForm = field(default_factory=RouterForm)
+    reading: Reading = Reading.MIXTURE
+    step_loss_weight: float = 0.0
+    entropy_floor: float = 0.0
+    entropy_floor_weight: float = 1.0
+    penalty_exponent: float = 1.0
 
     @property
     def num_slots(self) -> int:
         """K + 1: the token itself and its latent thoughts, or iterations."""
         return self.num_latent_thoughts + 1
 
+    @property
+    def decider(self) -> "Decider | None":
+        """The network by which tokens halt, or None."""
+        return self.method.facts.decider_of(self.form)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decider:
     """The small network by which a method decides how many steps a token takes.
 
-    Two layers with biases and an exact GELU between them: Linear(H, inner), GELU, Linear(inner, outputs).
+    Linear(H, inner), exact GELU, Linear(inner, outputs), or Linear(H, outputs) alone; all with biases.
 
     Attributes:
         name: of the attribute that holds it, and of its weights.
-        inner: H -> units of the hidden layer.
+        inner: H -> units of the hidden layer; None where there is none.
         outputs: K -> outputs.
-        per_iteration: whether each of the K iterations has a network of its own, read when it ends, so that
-            none is read after the final pass; otherwise a single one is read after every pass.
+        asks_again: whether a token is asked after each of its iterations but the K-th, whether it goes on;
+            otherwise once, and in a training forward anew after every pass.
+        per_iteration: whether each of the K iterations has a network of its own.
         start: how its weights are initialized, for people.
     """
 
     name: str
-    inner: Callable[[int], int]
+    inner: Callable[[int], int] | None
     outputs: Callable[[int], int]
+    asks_again: bool
     per_iteration: bool
     start: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the linear layers below the prefix of a network, each with its dot."""
+        return ("",) if self.inner is None else ("0.", "2.")
 
     def prefixes(self, num_latent_thoughts: int) -> tuple[str, ...]:
         """Return the names of the networks of a model with K extra steps."""
@@ -148,27 +266,37 @@ class Decider:
 
     def shapes(self, hidden_size: int, num_latent_thoughts: int) -> Mapping[str, tuple[int, ...]]:
         """Return the shapes of the parameters of one network, by their names below its prefix."""
-        inner, outputs = self.inner(hidden_size), self.outputs(num_latent_thoughts)
-        return {
-            "0.weight": (inner, hidden_size),
-            "0.bias": (inner,),
-            "2.weight": (outputs, inner),
-            "2.bias": (outputs,),
-        }
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, (inputs, outputs) in zip(
+            self.layers, self._products(hidden_size, num_latent_thoughts), strict=True
+        ):
+            shapes |= {f"{name}weight": (outputs, inputs), f"{name}bias": (outputs,)}
+        return shapes
+
+    def num_hidden(self, hidden_size: int) -> int:
+        """Return the units of the hidden layer; 0 where there is none."""
+        return 0 if self.inner is None else self.inner(hidden_size)
 
     def num_weights(self, hidden_size: int, num_latent_thoughts: int) -> int:
-        """Return the elements of the two matrices of one network."""
-        return self.inner(hidden_size) * (hidden_size + self.outputs(num_latent_thoughts))
+        """Return the elements of the matrices of one network."""
+        return sum(inputs * outputs for inputs, outputs in self._products(hidden_size, num_latent_thoughts))
 
     def num_parameters(self, hidden_size: int, num_latent_thoughts: int) -> int:
         """Return the parameters of all networks of a model, biases included."""
-        biases = self.inner(hidden_size) + self.outputs(num_latent_thoughts)
+        biases = sum(outputs for _, outputs in self._products(hidden_size, num_latent_thoughts))
         one = self.num_weights(hidden_size, num_latent_thoughts) + biases
         return len(self.prefixes(num_latent_thoughts)) * one
 
     def is_read_after(self, index: int, plan: PassPlan) -> bool:
-        """Whether a training forward runs a network on every token after pass `index`."""
-        return not (self.per_iteration and plan.is_final(index))
+        """Whether a forward whose passes all decide anew runs a network on every token after pass `index`."""
+        return not (self.asks_again and plan.is_final(index))
+
+    def _products(self, hidden_size: int, num_latent_thoughts: int) -> tuple[tuple[int, int], ...]:
+        """Return (inputs, outputs) of the linear layers."""
+        outputs = self.outputs(num_latent_thoughts)
+        if self.inner is None:
+            return ((hidden_size, outputs),)
+        return ((hidden_size, self.inner(hidden_size)), (self.inner(hidden_size), outputs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,11 +319,16 @@ class MethodFacts:
         weighs_slots: the decider gives each slot a weight: of its key, as ``log w``, and in what is read.
         freezes_halted: a halted token keeps hidden state, keys and values of its last iteration, in the
             training forward too, which therefore depends on tau.
+        sees_earlier_steps: an iteration attends to the keys of all iterations up to its own, not to a token's
+            latest ones alone. A token that has halted leaves no keys in later ones, in the training forward
+            too, which therefore depends on tau.
+        predicts_each_step: the penalty asks the head what each iteration predicts.
         ramps_fraction: `ponder.penalty_ramp` raises the fraction q of bottom-k, under the whole weight,
             rather than the weight.
         continues: the methods whose trained weights a run may start from, beside its own.
         settings: those of the section `ponder` that mean something, `method` not counted.
         defaults: of these and other settings, where they are not the usual ones.
+        forms: the same for each form that a method has.
     """
 
     title: str
@@ -210,10 +343,20 @@ class MethodFacts:
     decider: Decider | None = None
     weighs_slots: bool = False
     freezes_halted: bool = False
+    sees_earlier_steps: bool = False
+    predicts_each_step: bool = False
     ramps_fraction: bool = False
     continues: tuple[Method, ...] = (Method.VANILLA,)
     settings: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    forms: Mapping[Form, Mapping[str, Any]] = field(default_factory=dict)
+
+    def decider_of(self, form: RouterForm) -> Decider | None:
+        """Return the network by which tokens halt under a form of the router; None: all take K steps."""
+        if self.decider is None or not self.weighs_slots:
+            return self.decider
+        inner = None if form.router is RouterKind.LINEAR else self.decider.inner
+        return replace(self.decider, inner=inner, start=_ROUTER_STARTS[form.router, form.router_start])
 
     @property
     def ponders(self) -> bool:
@@ -224,6 +367,11 @@ class MethodFacts:
     def halts(self) -> bool:
         """Whether every token decides how many steps it takes."""
         return self.decider is not None
+
+    @property
+    def halts_in_training(self) -> bool:
+        """Whether tokens halt in the training forward as in decoding."""
+        return self.freezes_halted or self.sees_earlier_steps
 
     @property
     def has_one_pass(self) -> bool:
@@ -245,15 +393,44 @@ class MethodFacts:
         return "mixture" in self.settings and mixture is not Mixture.HIDDEN
 
 
-_STEPS = ("num_latent_thoughts", "scale_embeds")
+_ROUTER_STARTS = {
+    (RouterKind.MLP, RouterStart.LAST_STEP): "the router's first layer is random, its last layer puts 0.9 on "
+    "step K for every token",
+    (RouterKind.MLP, RouterStart.RANDOM): "both layers of the router are random, so that all steps are about "
+    "equally likely",
+    (RouterKind.LINEAR, RouterStart.LAST_STEP): "the router puts 0.9 on step K for every token",
+    (RouterKind.LINEAR, RouterStart.RANDOM): "the router is random, so that all steps are about equally "
+    "likely",
+}
+
+_STEPS = (
+    "num_latent_thoughts",
+    "random_latent_thoughts",
+    "thoughts_schedule",
+    "scale_embeds",
+    "blended_start_iterations",
+)
 _SWEEPS = ("num_jacobi_iterations", "random_jacobi_iterations", "jacobi_schedule")
 _MIXTURES = ("mixture", "mixture_top_k")
+_ROUTER = (
+    "form",
+    "router",
+    "router_start",
+    "mask_in_training",
+    "attention_scale_extra",
+    "pre_pass",
+    "router_damping",
+    "undamped_sweeps",
+    "readout_from",
+    "penalty_start_weight",
+)
+_READING = ("reading", "step_loss_weight", "entropy_floor", "entropy_floor_weight")
 _HALTING = (
     "pruning_threshold",
     "penalty_weight",
     "penalty_ramp",
-    "bottom_k_fraction",
     "freeze_backbone_tokens",
+    "held_decisions_iterations",
 )
 
 FACTS: Mapping[Method, MethodFacts] = {
@@ -310,13 +487,14 @@ FACTS: Mapping[Method, MethodFacts] = {
             name="gates",
             inner=lambda hidden_size: 4 * hidden_size,
             outputs=lambda num_latent_thoughts: 1,
+            asks_again=True,
             per_iteration=True,
             start="the first layer of every gate is random, its last layer opens it to 0.9 for every token",
         ),
         freezes_halted=True,
         ramps_fraction=True,
         continues=(Method.VANILLA, Method.PONDERLM),
-        settings=(*_STEPS, *_MIXTURES, "softmax_temperature", *_HALTING),
+        settings=(*_STEPS, *_MIXTURES, "softmax_temperature", *_HALTING, "bottom_k_fraction"),
         defaults={
             "mixture": Mixture.SOFTMAX,
             "penalty": Penalty.BOTTOM_K,
@@ -338,11 +516,56 @@ FACTS: Mapping[Method, MethodFacts] = {
             name="router",
             inner=lambda hidden_size: hidden_size // 4,
             outputs=lambda num_latent_thoughts: num_latent_thoughts + 1,
+            asks_again=False,
             per_iteration=False,
-            start="the router's first layer is random, its last layer puts 0.9 on step K for every token",
+            start=_ROUTER_STARTS[RouterKind.MLP, RouterStart.LAST_STEP],
         ),
         weighs_slots=True,
         continues=(Method.VANILLA, Method.PONDERLM2),
-        settings=(*_STEPS, *_SWEEPS, *_MIXTURES, "penalty", *_HALTING),
+        forms={
+            Form.AUTHORS: {
+                "num_jacobi_iterations": 10,
+                "router": RouterKind.LINEAR,
+                "router_start": RouterStart.RANDOM,
+                "mask_in_training": TrainingMask.HARD,
+                "attention_scale_extra": 8,
+                "pre_pass": True,
+                "router_damping": 0.1,
+                "readout_from": ReadoutFrom.LAST_SWEEP,
+                "penalty": Penalty.ACCURACY_BOTTOM,
+                "penalty_ramp": (1000, 4000),
+            }
+        },
+        settings=(
+            *_STEPS,
+            *_SWEEPS,
+            *_MIXTURES,
+            *_ROUTER,
+            "penalty",
+            *_HALTING,
+            "bottom_k_fraction",
+            *_READING,
+        ),
+    ),
+    Method.ADAPTIVE_LATENT_COT: MethodFacts(
+        title="Adaptive Latent CoT",
+        source="arXiv 2602.08220",
+        step_name="latent steps",
+        description="the last hidden state of every token is fed back into it, at most {steps} times; a "
+        "router decides after each step whether the token goes on.",
+        plan=iteration_plan,
+        has_wide_embeddings=True,
+        decider=Decider(
+            name="router",
+            inner=None,
+            outputs=lambda num_latent_thoughts: 1,
+            asks_again=True,
+            per_iteration=False,
+            start="the router's weight is 0 and its bias lets every token go on with 0.9",
+        ),
+        sees_earlier_steps=True,
+        predicts_each_step=True,
+        settings=(*_STEPS, "step_input_scale", *_HALTING, "penalty_exponent"),
+        defaults={"penalty_weight": 0.1, "pruning_threshold": 0.05},
     ),
 }

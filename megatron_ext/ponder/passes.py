@@ -114,14 +114,14 @@ def mean_over_sweeps(of_sweeps: Callable[[int], float], num_jacobi_iterations: f
     return value if share == 0 else value + share * (of_sweeps(whole + 1) - value)
 
 
-def scheduled_jacobi_iterations(schedule: Sequence[tuple[int, int]], step: int) -> int:
-    """J of a piecewise constant schedule.
+def scheduled_number(schedule: Sequence[tuple[int, int]], step: int) -> int:
+    """Return J or K of a piecewise constant schedule.
 
     Args:
-        schedule: pairs (first step, J) in rising order, the first at step 0.
+        schedule: pairs (first step, number) in rising order, the first at step 0.
         step: finished steps.
     """
-    return max((first, sweeps) for first, sweeps in schedule if first <= step)[1]
+    return max((first, number) for first, number in schedule if first <= step)[1]
 
 
 def draw_jacobi_iterations(seed: int, step: int, low: int, high: int) -> int:
@@ -129,5 +129,14 @@ def draw_jacobi_iterations(seed: int, step: int, low: int, high: int) -> int:
 
     Every rank computes the same number without talking to any other, and a resumed run repeats it.
     """
-    digest = hashlib.sha256(f"jacobi-iterations:{seed}:{step}".encode()).digest()
+    return _draw("jacobi-iterations", seed, step, low, high)
+
+
+def draw_latent_thoughts(seed: int, step: int, low: int, high: int) -> int:
+    """Draw K as J is drawn, and independently of it."""
+    return _draw("latent-thoughts", seed, step, low, high)
+
+
+def _draw(name: str, seed: int, step: int, low: int, high: int) -> int:
+    digest = hashlib.sha256(f"{name}:{seed}:{step}".encode()).digest()
     return low + int.from_bytes(digest[:8], "big") % (high - low + 1)

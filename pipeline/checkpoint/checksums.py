@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.shared.errors import CheckpointError
 from pipeline.shared.files import write_atomically
+from pipeline.shared.foreign_files import read_json_object, regular_size
 
 CHECKSUMS_NAME = "checksums.json"
 _ALGORITHM = "sha256"
@@ -75,8 +76,8 @@ def read_checksums(folder: Path) -> dict[str, FileDigest]:
     """
     path = folder / CHECKSUMS_NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): FileDigest(**entry) for name, entry in content["files"].items()}
+        content = read_json_object(path)
+        return {_file_name(name): _digest(entry) for name, entry in content["files"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{path} must list the files of its checkpoint, but could not be read ({error}); "
@@ -129,9 +130,22 @@ def share_files(folder: Path, *, rank: int, world_size: int) -> Sequence[str]:
     return mine
 
 
+def _file_name(name: str) -> str:
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise ValueError(f"{name[:80]!r} is not the name of a file in the folder")
+    return name
+
+
+def _digest(entry: Mapping[str, object]) -> FileDigest:
+    digest = FileDigest(**entry)  # type: ignore[arg-type]  # checked below
+    if type(digest.bytes) is not int or not isinstance(digest.sha256, str):
+        raise ValueError("an entry has no size and digest")
+    return digest
+
+
 def _reason(path: Path, expected: FileDigest, *, reads: bool) -> str | None:
     try:
-        size = path.stat().st_size
+        size = regular_size(path)
         if size != expected.bytes:
             return f"must have {expected.bytes} bytes, but has {size}"
         if reads and digest_file(path).sha256 != expected.sha256:
@@ -140,4 +154,6 @@ def _reason(path: Path, expected: FileDigest, *, reads: bool) -> str | None:
         return "is missing"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
+    except ValueError:
+        return "is no regular file"
     return None

@@ -13,6 +13,7 @@ import torch
 from megatron_ext.device import generator_state, set_generator_state
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.protocols import MegatronOptimizer, ShardedModule
+from pipeline.shared.errors import CheckpointError
 
 LAYOUT_KEY = "layout"
 GENERATORS_KEY = "rng_state"
@@ -85,11 +86,22 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Restore the state of every random generator of this rank."""
+    """Restore the state of every random generator of this rank.
+
+    Raises:
+        CheckpointError: these are no such states.
+    """
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    set_generator_state(states["cuda"])
-    get_cuda_rng_tracker().set_states(states["model_parallel"])
+    try:
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["torch"])
+        set_generator_state(states["cuda"])
+        get_cuda_rng_tracker().set_states(states["model_parallel"])
+    # Generators raise errors of many types for states that are not theirs.
+    except Exception as error:
+        raise CheckpointError(
+            f"a checkpoint must hold the states of random generators, but its own cannot be set ({error}); "
+            "use another checkpoint"
+        ) from error

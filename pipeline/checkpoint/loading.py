@@ -19,8 +19,17 @@ from pipeline.checkpoint.content import (
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.state import TrainState, read_train_state
 from pipeline.checkpoint.tracker import resolve_checkpoint
+from pipeline.checkpoint.unpickling import read_common
 from pipeline.shared.errors import CheckpointError
+from pipeline.shared.foreign_files import read_json_object
 
+FORMAT_NAME = "metadata.json"
+FORMAT = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
 # Taken from the configuration, not from the checkpoint: a resumed run may change them.
 _GROUP_SETTINGS = ("max_lr", "min_lr", "betas", "eps")
 
@@ -94,10 +103,8 @@ def content_of(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it does not say.
     """
-    from megatron.core import dist_checkpointing
-
-    content = dist_checkpointing.load_content_metadata(str(folder))
-    if content is None:
+    content = read_common(folder).get("content_metadata")
+    if not isinstance(content, dict):
         raise CheckpointError(f"{folder} must be saved by this program, but does not say what it contains")
     return dict(content)
 
@@ -114,9 +121,16 @@ def read_sharded(content: dict[str, Any], folder: Path) -> tuple[dict[str, Any],
     from megatron.core.dist_checkpointing.core import CheckpointingException
     from megatron.core.dist_checkpointing.validation import StrictHandling
 
+    from pipeline.checkpoint.guarded_reading import GuardedCommonStrategy, GuardedShardedStrategy
+
+    check_format(folder)
     try:
         loaded, not_asked_for, not_there = dist_checkpointing.load(
-            content, str(folder), strict=StrictHandling.RETURN_ALL
+            content,
+            str(folder),
+            GuardedShardedStrategy(),
+            GuardedCommonStrategy(),
+            strict=StrictHandling.RETURN_ALL,
         )
     except CheckpointException as error:
         # Its text repeats the traceback of every rank.
@@ -125,6 +139,24 @@ def read_sharded(content: dict[str, Any], folder: Path) -> tuple[dict[str, Any],
     except CheckpointingException as error:
         raise CheckpointError(_unreadable(folder, str(error))) from error
     return loaded, names_on_all_ranks(not_there), sorted(not_asked_for)
+
+
+def check_format(folder: Path) -> None:
+    """Check that a checkpoint has the format in which this program saves.
+
+    Raises:
+        CheckpointError: it has another one, or none.
+    """
+    path = folder / FORMAT_NAME
+    try:
+        found = read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from error
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{path} must describe the format {FORMAT['sharded_backend']}, but describes {str(found)[:80]}; "
+            "use a checkpoint of this program"
+        )
 
 
 def without_prefixes(names: list[str], *prefixes: str) -> list[str]:

@@ -15,7 +15,7 @@ from typing import IO, Any, Self
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, FileSystemReader, _StorageInfo
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -25,15 +25,36 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from pipeline.checkpoint.content import OPTIMIZER_PREFIXES
+from pipeline.checkpoint.unpickling import (
+    METADATA_NAME,
+    check_files,
+    load_object,
+    load_tensor,
+    read_metadata,
+)
 from pipeline.shared.errors import CheckpointError
 
-METADATA_NAME = ".metadata"
 Chunk = ChunkStorageMetadata
 
 
 def full_chunk(size: torch.Size) -> Chunk:
     """Return the chunk that covers a tensor."""
     return Chunk(offsets=torch.Size([0] * len(size)), sizes=size)
+
+
+def as_chunk(values: Tensor, chunk: Chunk, *, place: str) -> Tensor:
+    """Return values in the shape of their chunk: Megatron stores some without leading axes of size 1.
+
+    Raises:
+        CheckpointError: there are more or fewer of them.
+    """
+    if values.numel() != chunk.sizes.numel():
+        raise CheckpointError(
+            f"{place} must have a part of shape {list(chunk.sizes)}, but has {list(values.shape)}; "
+            "use another checkpoint"
+        )
+    return values.reshape(chunk.sizes)
 
 
 class OfflineReader:
@@ -53,13 +74,7 @@ class OfflineReader:
         Raises:
             CheckpointError: it cannot be read.
         """
-        try:
-            return FileSystemReader(self.folder).read_metadata()
-        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.folder / METADATA_NAME} must describe the tensors, but cannot be read ({error}); "
-                "use another checkpoint"
-            ) from error
+        return read_metadata(self.folder)
 
     @cached_property
     def tensors(self) -> dict[str, TensorStorageMetadata]:
@@ -75,16 +90,33 @@ class OfflineReader:
         found = self.metadata.state_dict_metadata
         return sorted(name for name, entry in found.items() if isinstance(entry, BytesStorageMetadata))
 
+    @property
+    def num_weights(self) -> int:
+        """Number of values that are no state of an optimizer."""
+        return sum(
+            entry.size.numel()
+            for name, entry in self.tensors.items()
+            if not name.startswith(OPTIMIZER_PREFIXES)
+        )
+
     def read_bytes(self, name: str) -> bytes:
-        """Return an object as it was written."""
-        return self._stored(MetadataIndex(name))
+        """Return an object as it was written.
+
+        Raises:
+            CheckpointError: it holds more than plain values, or is damaged.
+        """
+        content = self._stored(MetadataIndex(name))
+        load_object(content, place=self._place(name))
+        return content
 
     def read_chunk(self, name: str, chunk: Chunk) -> Tensor:
-        """Return one of the chunks of a tensor."""
-        stored = io.BytesIO(self._stored(MetadataIndex(name, chunk.offsets)))
-        values: Tensor = torch.load(stored, map_location="cpu", weights_only=True)
-        # Megatron stores some chunks without their leading axes of size 1.
-        return values.reshape(chunk.sizes)
+        """Return one of the chunks of a tensor.
+
+        Raises:
+            CheckpointError: another value than this part of the tensor is stored there, or it is damaged.
+        """
+        content = self._stored(MetadataIndex(name, chunk.offsets))
+        return as_chunk(load_tensor(content, place=self._place(name)), chunk, place=self._place(name))
 
     def read(self, name: str, region: Chunk | None = None) -> Tensor:
         """Return a tensor or a rectangular part of it, assembled from its chunks.
@@ -95,6 +127,7 @@ class OfflineReader:
         """
         entry = self.tensors[name]
         wanted = region or full_chunk(entry.size)
+        assert self._places, "sizes are true before memory is taken for them"
         values = torch.empty(wanted.sizes, dtype=entry.properties.dtype)
         for chunk in entry.chunks:
             overlap = _overlap(wanted, chunk)
@@ -103,8 +136,18 @@ class OfflineReader:
                 values[into] = self.read_chunk(name, chunk)[of]
         return values
 
+    def _place(self, name: str) -> str:
+        return f"{name} in {self.folder}"
+
+    @cached_property
+    def _places(self) -> dict[MetadataIndex, _StorageInfo]:
+        """Where everything is, in files that are as large as it is."""
+        check_files(self.folder, self.metadata)
+        places: dict[MetadataIndex, _StorageInfo] = self.metadata.storage_data
+        return places
+
     def _stored(self, index: MetadataIndex) -> bytes:
-        info = self.metadata.storage_data[index]
+        info = self._places[index]
         with (self.folder / info.relative_path).open("rb") as stream:
             stream.seek(info.offset)
             content: bytes = stream.read(info.length)

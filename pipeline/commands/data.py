@@ -5,10 +5,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from data_prep.manifest import DEFAULT_MAX_RECORD_BYTES
 from pipeline.commands.shared import examples, set_up_logging
 from pipeline.commands.text_source import (
     HeldoutFraction,
     Lines,
+    MaxBadFiles,
+    MaxRecordBytes,
     PythonStandardLibrary,
     Sources,
     Suffixes,
@@ -52,7 +55,7 @@ def prepare(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Special token that ends documents, for a tokenizer.json without a special_tokens_map.json.",
+            help="Special token that ends documents, for a tokenizer.json whose folder names no eos_token.",
             show_default=False,
         ),
     ] = None,
@@ -78,10 +81,12 @@ def prepare(
         typer.Option(
             min=0,
             metavar="N",
-            help="Records without text (damaged JSON, no such field, not UTF-8, a truncated archive) to "
-            "skip and list in rejected.jsonl; one more stops the run.",
+            help="Records without text (damaged JSON, no text in the field, not UTF-8, too large) to skip "
+            "and list in rejected.jsonl; one more stops the run.",
         ),
     ] = 100,
+    max_bad_files: MaxBadFiles = 0,
+    max_record_bytes: MaxRecordBytes = DEFAULT_MAX_RECORD_BYTES,
     stored_as: Annotated[
         Literal["webdataset", "megatron"],
         typer.Option(
@@ -108,7 +113,12 @@ def prepare(
     set_up_logging()
     request = PrepareRequest(
         source=choose_source(
-            source, suffixes=suffix, text_field=text_field, lines=lines, python_stdlib=python_stdlib
+            source,
+            suffixes=suffix,
+            text_field=text_field,
+            lines=lines,
+            python_stdlib=python_stdlib,
+            max_record_bytes=max_record_bytes,
         ),
         output=output,
         tokenizer=tokenizer,
@@ -119,6 +129,7 @@ def prepare(
         ray_address=ray_address,
         stored_as=stored_as,
         max_bad_records=max_bad_records,
+        max_bad_files=max_bad_files,
         overwrite=overwrite,
     )
     prepare_shards(request, PrepareProgress(open_console(stderr=True)))

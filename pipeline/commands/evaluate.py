@@ -7,7 +7,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging, speaks
+from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
 from pipeline.evaluation.tasks import TASK_GROUPS
 from pipeline.shared.console import open_console, say
 
@@ -105,6 +105,7 @@ def evaluate(
     iters: Iters = None,
     jacobi_iterations: JacobiIterations = None,
     iteration: Iteration = None,
+    data: OtherData = None,
     num_fewshot: NumFewshot = None,
     limit: Limit = None,
     include_path: IncludePath = None,
@@ -144,6 +145,7 @@ def evaluate(
             options,
             iteration=iteration,
             tensor_parallel=tensor_parallel,
+            data=data,
             output=output,
             speaks=is_first,
         )
@@ -151,7 +153,7 @@ def evaluate(
 
     overrides = [] if jacobi_iterations is None else [f"ponder.num_jacobi_iterations={jacobi_iterations}"]
     result, default_output = _evaluate_heldout(
-        checkpoint, iteration, overrides, iters=iters, tensor_parallel=tensor_parallel
+        checkpoint, iteration, overrides, iters=iters, tensor_parallel=tensor_parallel, data=data
     )
     if is_first:
         from pipeline.evaluation.results import save_json
@@ -168,6 +170,7 @@ def _evaluate_heldout(
     *,
     iters: int | None,
     tensor_parallel: int | None,
+    data: Path | None,
 ) -> tuple["EvaluationResult", Path]:
     """Return the result on held-out text, and the file it goes to by default."""
     from pipeline.evaluation.checkpoint import evaluate_checkpoint
@@ -175,7 +178,7 @@ def _evaluate_heldout(
     from pipeline.evaluation.results import EVALUATION_FILE
 
     with opened_checkpoint(
-        checkpoint, iteration=iteration, overrides=overrides, tensor_parallel=tensor_parallel
+        checkpoint, iteration=iteration, overrides=overrides, tensor_parallel=tensor_parallel, data=data
     ) as opened:
         result = evaluate_checkpoint(opened, max_global_batches=iters or opened.config.evaluation.iters)
         return result, opened.config.output_dir / EVALUATION_FILE

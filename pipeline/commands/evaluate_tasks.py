@@ -35,6 +35,7 @@ def evaluate_tasks(
     *,
     iteration: int | None,
     tensor_parallel: int | None,
+    data: Path | None,
     output: Path | None,
     speaks: bool,
 ) -> None:
@@ -63,7 +64,7 @@ def evaluate_tasks(
         f"training.global_batch_size={Ranks.from_environment().world_size}",
     )
     with opened_checkpoint(
-        checkpoint, iteration=iteration, overrides=batch, tensor_parallel=tensor_parallel
+        checkpoint, iteration=iteration, overrides=batch, tensor_parallel=tensor_parallel, data=data
     ) as opened:
         report = run_tasks(opened, settings)
         default_output = opened.config.output_dir / TASKS_FILE

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging, speaks
+from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
 
 if TYPE_CHECKING:
     from pipeline.evaluation.opened import OpenedCheckpoint
@@ -61,6 +61,14 @@ Prefill = Annotated[
     Literal["jacobi", "exact"],
     typer.Option(help="Read prompts by sweeps over all tokens until they settle, or token by token."),
 ]
+CutPrompts = Annotated[
+    bool,
+    typer.Option(
+        "--cut-prompts",
+        help="Cut the beginning of prompts that leave no room for the new tokens in the model's "
+        "max_position_embeddings, instead of refusing them.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Texts that are decoded together at most.")]
 ShowSteps = Annotated[
     bool, typer.Option("--show-steps/--no-show-steps", help="Colour each token by its steps.")
@@ -97,9 +105,11 @@ def generate(
     stop: Stop = None,
     seed: Seed = 0,
     prefill: Prefill = "jacobi",
+    cut_prompts: CutPrompts = False,
     batch_size: BatchSize = 8,
     show_steps: ShowSteps = True,
     iteration: Iteration = None,
+    data: OtherData = None,
     json_lines: JsonLines = None,
     output: Output = None,
 ) -> None:
@@ -132,8 +142,9 @@ def generate(
         stop=tuple(stop or ()),
         prefill=Prefill(prefill),
         batch_size=batch_size,
+        cut_prompts=cut_prompts,
     )
-    with StopFlag() as stop_flag, opened_checkpoint(checkpoint, iteration=iteration) as opened:
+    with StopFlag() as stop_flag, opened_checkpoint(checkpoint, iteration=iteration, data=data) as opened:
         code = generate_to(
             opened,
             texts or [_heldout_prompt(opened)],

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from data_prep.inputs.documents import KNOWN_SUFFIXES, TextFiles, TextSource, python_standard_library
-from data_prep.manifest import ReadSettings
+from data_prep.manifest import DEFAULT_MAX_RECORD_BYTES, ReadSettings
 from pipeline.shared.paths import UnknownNameError, expand_path
 
 Sources = Annotated[
@@ -13,8 +13,8 @@ Sources = Annotated[
     typer.Argument(
         metavar="SOURCE...",
         help="Files, folders, globs and fsspec URLs (s3://, gs://, file://) of text in any mix of formats: "
-        "JSON lines, parquet, plain text, webdataset tars with .txt members; .gz, .zst and .xz are "
-        "decompressed. Alternatively, give --python-stdlib.",
+        "JSON lines (.jsonl, .ndjson, .json), parquet, plain text, webdataset tars with .txt members; .gz, "
+        ".zst and .xz are decompressed. Alternatively, give --python-stdlib.",
         show_default=False,
     ),
 ]
@@ -23,7 +23,8 @@ Suffixes = Annotated[
     typer.Option(
         "--suffix",
         metavar="SUFFIX",
-        help="Read only files with this suffix from folders; may be repeated. Default: all known formats.",
+        help="Read only files with this suffix from folders; may be repeated. One of no known format "
+        "is read as plain text, also in files that are named. Default: all known formats.",
         show_default=False,
     ),
 ]
@@ -45,6 +46,25 @@ PythonStandardLibrary = Annotated[
         "--python-stdlib", help="Read the source files of this Python's standard library instead of SOURCE."
     ),
 ]
+MaxRecordBytes = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=1 << 31,
+        metavar="BYTES",
+        help="Largest document: line, JSON record, parquet value, tar member or plain text file; larger ones "
+        "are bad records.",
+    ),
+]
+MaxBadFiles = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Files that may be lost: unreadable, truncated, of another kind than their name says, or "
+        "without the text field or column. They are listed in lost_files.jsonl; one more stops the run.",
+    ),
+]
 HeldoutFraction = Annotated[
     float,
     typer.Option(
@@ -63,6 +83,7 @@ def choose_source(
     text_field: str,
     lines: bool,
     python_stdlib: bool,
+    max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES,
 ) -> TextSource:
     """Return the text source that the arguments select.
 
@@ -81,5 +102,5 @@ def choose_source(
     return TextFiles(
         inputs=expanded,
         suffixes=tuple(suffixes or KNOWN_SUFFIXES),
-        reading=ReadSettings(text_field=text_field, lines=lines),
+        reading=ReadSettings(text_field=text_field, lines=lines, max_record_bytes=max_record_bytes),
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from megatron_ext.ponder.config import Method, Mixture
+from megatron_ext.ponder.config import Method, Mixture, Reading, RouterKind
 from pipeline.config.errors import ConfigProblem, as_written
 from pipeline.config.ponder_section import PonderSection
 
@@ -46,43 +47,88 @@ def _has(config: RunConfig, name: str) -> bool:
     return name in config.ponder.method.facts.settings
 
 
-def _random_jacobi(config: RunConfig) -> Iterator[ConfigProblem]:
-    bounds = config.ponder.random_jacobi_iterations
-    if bounds is not None and bounds[0] > bounds[1] and _has(config, "random_jacobi_iterations"):
-        yield ConfigProblem(
-            path="ponder.random_jacobi_iterations",
-            rule="must be [lowest, highest]",
-            value=as_written(bounds),
-            cure=f"write [{bounds[1]}, {bounds[0]}]",
-        )
+# (drawn from a range, by a schedule, what both set)
+_NUMBERS_OF_STEPS = (
+    ("random_jacobi_iterations", "jacobi_schedule", "J"),
+    ("random_latent_thoughts", "thoughts_schedule", "K"),
+)
 
 
-def _jacobi_schedule(config: RunConfig) -> Iterator[ConfigProblem]:
-    schedule = config.ponder.jacobi_schedule
-    if schedule is None or not _has(config, "jacobi_schedule"):
-        return
+def _drawn_numbers(config: RunConfig) -> Iterator[ConfigProblem]:
+    for name, _, _ in _NUMBERS_OF_STEPS:
+        bounds = getattr(config.ponder, name)
+        if bounds is not None and bounds[0] > bounds[1] and _has(config, name):
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule="must be [lowest, highest]",
+                value=as_written(bounds),
+                cure=f"write [{bounds[1]}, {bounds[0]}]",
+            )
+
+
+def _schedules(config: RunConfig) -> Iterator[ConfigProblem]:
+    for drawn, name, number in _NUMBERS_OF_STEPS:
+        schedule = getattr(config.ponder, name)
+        if schedule is None or not _has(config, name):
+            continue
+        yield from _broken_schedule(name, schedule)
+        if getattr(config.ponder, drawn) is not None:
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule=f"must not be combined with ponder.{drawn}: both set {number} in training",
+                value="both are given",
+                cure="leave one of them out",
+            )
+
+
+def _broken_schedule(name: str, schedule: tuple[tuple[int, int], ...]) -> Iterator[ConfigProblem]:
     starts = [start for start, _ in schedule]
     if any(later <= earlier for earlier, later in pairwise(starts)):
         yield ConfigProblem(
-            path="ponder.jacobi_schedule",
+            path=f"ponder.{name}",
             rule="must list every iteration once, in rising order",
             value=as_written(schedule),
             cure=f"try {as_written(sorted(dict(schedule).items()))}",
         )
     elif starts[0] != 0:
         yield ConfigProblem(
-            path="ponder.jacobi_schedule",
+            path=f"ponder.{name}",
             rule="must start at iteration 0",
             value=as_written(schedule),
             cure=f"begin it with [0, {schedule[0][1]}]",
         )
-    if config.ponder.random_jacobi_iterations is not None:
-        yield ConfigProblem(
-            path="ponder.jacobi_schedule",
-            rule="must not be combined with ponder.random_jacobi_iterations: both set J in training",
-            value="both are given",
-            cure="leave one of them out",
-        )
+
+
+def _thoughts_in_training(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder, most = config.ponder, config.ponder.num_latent_thoughts
+    given = {
+        "random_latent_thoughts": ponder.random_latent_thoughts,
+        "thoughts_schedule": ponder.thoughts_schedule and [steps for _, steps in ponder.thoughts_schedule],
+    }
+    for name, numbers in given.items():
+        if numbers is None or not _has(config, name):
+            continue
+        if max(numbers) > most:
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule=f"must not exceed ponder.num_latent_thoughts ({most}), the K of the model",
+                value=str(max(numbers)),
+                cure=f"set ponder.num_latent_thoughts to {max(numbers)}",
+            )
+        if ponder.multiply_embedding:
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule="must be left out with ponder.multiply_embedding: the first input depends on K",
+                value="both are given",
+                cure="leave one of them out",
+            )
+        if ponder.freeze_backbone_tokens > 0 and min(numbers) == 0:
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule="must be at least 1 with ponder.freeze_backbone_tokens: without steps nothing learns",
+                value="0",
+                cure="begin with 1",
+            )
 
 
 def _sweeps_need_thoughts(config: RunConfig) -> Iterator[ConfigProblem]:
@@ -157,13 +203,52 @@ def _penalty_ramp(config: RunConfig) -> Iterator[ConfigProblem]:
 
 
 def _decider_size(config: RunConfig) -> Iterator[ConfigProblem]:
-    decider = config.ponder.method.facts.decider
-    if decider is not None and decider.inner(config.model.hidden_size) == 0:
+    ponder = config.ponder
+    decider = ponder.method.facts.decider
+    is_linear = _has(config, "router") and ponder.router == RouterKind.LINEAR
+    if decider is None or decider.inner is None or is_linear:
+        return
+    if decider.num_hidden(config.model.hidden_size) == 0:
         yield ConfigProblem(
             path="model.hidden_size",
             rule=f"must be larger for {config.ponder.method}: its {decider.name} would have no hidden units",
             value=str(config.model.hidden_size),
             cure="try 64",
+        )
+
+
+def _undamped_sweeps(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder = config.ponder
+    is_given = ponder.undamped_sweeps != default_of("undamped_sweeps", ponder.method)
+    if is_given and ponder.router_damping == 1 and _has(config, "undamped_sweeps"):
+        yield ConfigProblem(
+            path="ponder.undamped_sweeps",
+            rule="needs sweeps that are damped (ponder.router_damping below 1)",
+            value=f"{ponder.undamped_sweeps} with ponder.router_damping {ponder.router_damping:g}",
+            cure="leave it out, or set ponder.router_damping to 0.1",
+        )
+
+
+def _bottom_k_fraction(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder = config.ponder
+    is_given = ponder.bottom_k_fraction != default_of("bottom_k_fraction", ponder.method)
+    if is_given and ponder.penalty.is_adaptive and _has(config, "penalty"):
+        yield ConfigProblem(
+            path="ponder.bottom_k_fraction",
+            rule="must be left out for a penalty that finds its shares itself",
+            value=f"{ponder.bottom_k_fraction:g} with ponder.penalty {ponder.penalty}",
+            cure="leave it out, or set ponder.penalty to bottom_k",
+        )
+
+
+def _adaptive_penalty(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder = config.ponder
+    if ponder.penalty.is_adaptive and ponder.reading == Reading.LAST_STEP and _has(config, "reading"):
+        yield ConfigProblem(
+            path="ponder.penalty",
+            rule="must be expected_steps or bottom_k with ponder.reading last_step; others judge the mixture",
+            value=ponder.penalty.value,
+            cure="choose expected_steps, or leave ponder.reading out",
         )
 
 
@@ -179,15 +264,99 @@ def _frozen_backbone(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
+def _step_losses(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder = config.ponder
+    if not _has(config, "entropy_floor"):
+        return
+    for name in ("step_loss_weight", "entropy_floor"):
+        value = getattr(ponder, name)
+        if value > 0 and ponder.num_latent_thoughts == 0:
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule="needs steps to weigh (ponder.num_latent_thoughts above 0)",
+                value=f"{value:g} with 0 steps",
+                cure="leave it out",
+            )
+    most = math.log(ponder.num_latent_thoughts + 1)
+    if ponder.num_latent_thoughts > 0 and ponder.entropy_floor > most:
+        yield ConfigProblem(
+            path="ponder.entropy_floor",
+            rule=f"must be at most the entropy of equal shares, ln(K + 1) = {most:.3f}",
+            value=f"{ponder.entropy_floor:g}",
+            cure=f"try {most / 4:.2f}",
+        )
+    if ponder.entropy_floor == 0 and ponder.entropy_floor_weight != 1:
+        yield ConfigProblem(
+            path="ponder.entropy_floor_weight",
+            rule="needs ponder.entropy_floor above 0",
+            value=f"{ponder.entropy_floor_weight:g}",
+            cure="leave it out, or set ponder.entropy_floor",
+        )
+
+
+def _start(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder, last = config.ponder, config.training.train_iters
+    for name in ("blended_start_iterations", "held_decisions_iterations"):
+        value = getattr(ponder, name)
+        if value == 0 or not _has(config, name):
+            continue
+        if ponder.num_latent_thoughts == 0:
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule="needs extra steps (ponder.num_latent_thoughts above 0)",
+                value=f"{value} with 0 steps",
+                cure="leave it out",
+            )
+        elif value > last:
+            yield ConfigProblem(
+                path=f"ponder.{name}",
+                rule=f"must be at most training.train_iters ({last}), so that the start ends in the run",
+                value=str(value),
+                cure=f"try {max(1, last // 8)}",
+            )
+
+
+def _blended_start(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder = config.ponder
+    is_blended = ponder.blended_start_iterations > 0 and _has(config, "blended_start_iterations")
+    if is_blended and ponder.multiply_embedding:
+        yield ConfigProblem(
+            path="ponder.blended_start_iterations",
+            rule="must be 0 with ponder.multiply_embedding: the first pass is then not the trained model",
+            value=str(ponder.blended_start_iterations),
+            cure="leave it out",
+        )
+
+
+def _held_decisions(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder = config.ponder
+    is_held = ponder.held_decisions_iterations > 0 and _has(config, "held_decisions_iterations")
+    if is_held and ponder.freeze_backbone_tokens > 0:
+        yield ConfigProblem(
+            path="ponder.held_decisions_iterations",
+            rule="must be 0 with ponder.freeze_backbone_tokens: nothing at all would learn",
+            value=f"{ponder.held_decisions_iterations} with {ponder.freeze_backbone_tokens}",
+            cure="leave one of them out",
+        )
+
+
 PONDER_RULES = (
     _settings_of_other_methods,
-    _random_jacobi,
-    _jacobi_schedule,
+    _drawn_numbers,
+    _schedules,
+    _thoughts_in_training,
     _sweeps_need_thoughts,
     _mixture,
     _multiplied_embedding,
     _pause_token,
     _penalty_ramp,
     _decider_size,
+    _undamped_sweeps,
+    _bottom_k_fraction,
+    _adaptive_penalty,
     _frozen_backbone,
+    _step_losses,
+    _start,
+    _blended_start,
+    _held_decisions,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigProblem, as_written
 
 if TYPE_CHECKING:
@@ -60,8 +61,12 @@ def _new_parameters(config: RunConfig) -> Iterator[ConfigProblem]:
             path="optimizer.new_parameters_lr_mult",
             rule="requires a method with a router or gates",
             value=f"{multiplier} for {config.ponder.method}",
-            cure="remove it, or use ponder.method: ponderlm3 or adaponderlm",
+            cure=f"remove it, or use ponder.method: {_halting_methods()}",
         )
+
+
+def _halting_methods() -> str:
+    return " or ".join(method for method in Method if method.halts)
 
 
 def _warmup_stable_decay(config: RunConfig) -> Iterator[ConfigProblem]:
@@ -85,7 +90,7 @@ def _thresholds_need_halting(config: RunConfig) -> Iterator[ConfigProblem]:
             path="evaluation.sweep_tau",
             rule=f"must not be given for ponder.method {config.ponder.method}, whose tokens do not halt",
             value=as_written(config.evaluation.sweep_tau),
-            cure="remove it; it is for ponderlm3 and adaponderlm",
+            cure=f"remove it; it is for {_halting_methods()}",
         )
 
 

@@ -276,6 +276,20 @@ class CheckpointConfig(Section):
     )
 
 
+ResumeFact = Literal["method", "seed", "data", "row_length", "batch_size", "order"]
+
+
+class ResumeSection(Section):
+    """What may differ from the checkpoint that a run resumes from."""
+
+    accept_changes: tuple[ResumeFact, ...] = Field(
+        (),
+        description="facts that may differ from those in the checkpoint: method (with the settings of "
+        "ponder), seed, data, row_length (training.seq_length), batch_size (training.global_batch_size), "
+        "order (data.order); another one that differs ends the run with exit code 93",
+    )
+
+
 class EvaluationConfig(Section):
     """Held-out evaluation during training."""
 
@@ -342,6 +356,7 @@ class RunConfig(Section):
     data: DataConfig
     init_from: InitFromSection = InitFromSection()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    resume: ResumeSection = ResumeSection()
     evaluation: EvaluationConfig = EvaluationConfig()
     divergence: DivergenceConfig = DivergenceConfig()
     metrics: MetricsConfig = MetricsConfig()

@@ -8,6 +8,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializationInfo,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -43,12 +44,22 @@ Passes = Annotated[int, Field(strict=True, ge=0, le=1000)]
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
+Share = Annotated[float, Field(strict=True, gt=0, le=1)]
 BelowOne = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Switch = Annotated[bool, Field(strict=True)]
+# Of a cluster: SLURM reads quotes, a backslash and # as part of its own grammar.
+QueueName = Annotated[str, Field(min_length=1, pattern=r"^[^\s\p{Cc}\"'\\#$`;&|<>()]+$")]
+# In the context of a serialization: secrets are not masked.
+SHOW_SECRETS = "show_secrets"
 # Two numbers that belong together: the ends of a range, or an iteration and the passes from there on.
 Pair = tuple[CountOrZero, CountOrZero]
 PassRange = tuple[Passes, Passes]
 PassesFrom = tuple[CountOrZero, Passes]
+
+
+def shows_secrets(info: SerializationInfo) -> bool:
+    """Return whether settings are written with their secrets, for the job that needs them."""
+    return isinstance(info.context, dict) and bool(info.context.get(SHOW_SECRETS))
 
 
 class Section(BaseModel):

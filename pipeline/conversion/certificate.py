@@ -11,6 +11,7 @@ from pipeline.checkpoint.checksums import FileDigest
 from pipeline.conversion.comparison import LogitComparison
 from pipeline.shared.errors import ConversionError
 from pipeline.shared.files import write_atomically
+from pipeline.shared.foreign_files import read_json_object
 
 CERTIFICATE_NAME = "conversion.json"
 
@@ -77,13 +78,12 @@ def read_certificate(folder: Path) -> dict[str, Any]:
     """
     path = folder / CERTIFICATE_NAME
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except (OSError, ValueError) as error:
         raise ConversionError(
             f"{path} must be the certificate of a conversion, but cannot be read ({error}); remove the "
             "folder and convert again"
         ) from error
-    return content
 
 
 def write_certificate(folder: Path, certificate: Certificate) -> None:

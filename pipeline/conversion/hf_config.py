@@ -17,9 +17,11 @@ from pipeline.conversion.hf_keys import CLASSES, TOKEN_IDS, ConfigKeys
 from pipeline.conversion.hf_method import method_settings
 from pipeline.conversion.hf_ponder_config import MODEL_TYPE, parse_ponder_config
 from pipeline.shared.errors import ConversionError
+from pipeline.shared.foreign_files import read_json_object
 
 CONFIG_JSON = "config.json"
 _DEFAULT_ROTARY_BASE = 10000
+_MOST_CONFIG_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,15 +212,12 @@ def read_config_json(path: Path) -> dict[str, Any]:
         ConversionError: it cannot be read.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path, most_bytes=_MOST_CONFIG_BYTES)
     except (OSError, ValueError) as error:
         raise ConversionError(
             f"{path} must be the JSON configuration of a model, but cannot be read ({error}); give the "
             "folder of a complete model"
         ) from error
-    if not isinstance(values, dict):
-        raise ConversionError(f"{path} must hold settings by name, but holds {type(values).__name__}")
-    return values
 
 
 def render_hf_config(

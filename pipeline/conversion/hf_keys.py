@@ -14,6 +14,8 @@ _BOOKKEEPING = frozenset(
         "_attn_implementation_autoset",
         "_commit_hash",
         "_name_or_path",
+        # Where transformers read a GGUF file.
+        "_model_name_or_path",
         # Of classifiers.
         "classifier_dropout",
         "id2label",
@@ -30,6 +32,8 @@ _BOOKKEEPING = frozenset(
         "tokenizer_class",
         "torch_dtype",
         "transformers_version",
+        # Which id stands for unknown text is a matter of the tokenizer.
+        "unk_token_id",
         "use_cache",
     }
 )

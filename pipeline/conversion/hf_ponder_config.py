@@ -43,8 +43,19 @@ _PONDER = (
     "residual",
     "multiply_embedding",
     "pause_token_id",
+    "step_input_scale",
     "pruning_threshold",
+    "router",
+    "mask_in_training",
+    "attention_scale_extra",
+    "pre_pass",
+    "router_damping",
+    "undamped_sweeps",
+    "readout_from",
+    "reading",
 )
+# Those that models have not, which were exported before there was a choice: they have the default.
+_ADDED = _PONDER[_PONDER.index("router") :]
 # How transformers reads prompts; independent of the weights.
 _READING = ("prefill_tolerance", "prefill_sweeps")
 
@@ -129,6 +140,8 @@ def _check_heads(keys: ConfigKeys, model: Mapping[str, Any]) -> None:
 
 def _ponder_settings(keys: ConfigKeys, method: Method, vocab_size: int) -> dict[str, Any]:
     given = {name: keys.take(name) for name in _PONDER}
+    for name in _ADDED:
+        given[name] = default_of(name, method) if given[name] is None else given[name]
     if given["pause_token_id"] == vocab_size:
         given["pause_token_id"] = None
     owned = {name: given[name] for name in settings_of_method(method)}
@@ -147,7 +160,14 @@ def _ponder_settings(keys: ConfigKeys, method: Method, vocab_size: int) -> dict[
 
 
 # Settings that have the same default for every method that does not use them.
-_MEANINGFUL = ("softmax_temperature", "residual", "multiply_embedding", "pause_token_id")
+_MEANINGFUL = (
+    "softmax_temperature",
+    "residual",
+    "multiply_embedding",
+    "pause_token_id",
+    "step_input_scale",
+    *_ADDED,
+)
 
 
 def _one_of(keys: ConfigKeys, key: str, known: Any) -> str:

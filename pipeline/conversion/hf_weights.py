@@ -1,12 +1,9 @@
 """The weights in a Hugging Face folder, read one tensor at a time.
 
 One file or several with an index, as safetensors or as PyTorch's ``.bin``; safetensors take precedence.
-A ``.bin`` is unpickled with ``weights_only=True``, which builds tensors and nothing else.
+A ``.bin`` is read by :mod:`pipeline.checkpoint.unpickling`, which builds tensors and nothing else.
 """
 
-import json
-import pickle
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pipeline.checkpoint.unpickling import load_model_file
 from pipeline.shared.errors import ConversionError
+from pipeline.shared.foreign_files import read_json_object
 
 INDEX_SUFFIX = ".index.json"
 SAFETENSORS_NAME, BIN_NAME = "model.safetensors", "pytorch_model.bin"
@@ -117,7 +116,7 @@ def _find_single(folder: Path) -> str:
 def _read_index(path: Path) -> dict[str, str]:
     """Return the file of each tensor."""
     try:
-        named = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        named = read_json_object(path)["weight_map"]
         files = {str(name): str(file) for name, file in named.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(
@@ -154,19 +153,12 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
+        return load_model_file(path)
+    except (OSError, ValueError) as error:
         raise ConversionError(
-            f"{path} must hold nothing but tensors, but would construct or run other things when read, or is "
-            f"damaged ({str(error).splitlines()[0]}); use the safetensors files of the model"
+            f"{path} must hold nothing but tensors by name, but would construct or run other things when "
+            f"read, or is damaged ({error}); use the safetensors files of the model"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError) as error:
-        raise ConversionError(
-            f"{path} must be a file of torch.save, but cannot be read ({error}); download it again"
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConversionError(f"{path} must hold tensors by name, but holds something else; use safetensors")
-    return {str(name): tensor for name, tensor in content.items()}
 
 
 def _weight_dtype(dtype: torch.dtype) -> torch.dtype | None:

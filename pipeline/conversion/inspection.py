@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -13,6 +14,7 @@ from pipeline.conversion.shapes import expected_shape
 from pipeline.shared.errors import ConversionError
 
 _SHOWN = 20
+_MORE_THAN_STORED = 10_000
 # Masks and rotary frequencies, which older versions of transformers stored: the settings determine them.
 _COMPUTED = re.compile(
     r"(gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"
@@ -50,8 +52,8 @@ def inspect(weights: HuggingFaceWeights, config: PonderTransformerConfig) -> Fin
     Raises:
         ConversionError: lists everything that is missing, unexpected, or of an unexpected shape or type.
     """
-    table = list(entries(config))
     found = weights.tensors
+    table = entries_up_to(config, len(found), origin=str(weights.folder))
     has_networks = any(name.startswith("ponder.") for name in found)
     absent = [] if has_networks else [entry for entry in table if entry.native.startswith("ponder.")]
     present = [entry for entry in table if entry not in absent]
@@ -75,6 +77,22 @@ def inspect(weights: HuggingFaceWeights, config: PonderTransformerConfig) -> Fin
             )
         )
     return Findings(present=present, absent=absent, tied_copies=tied, computed=computed)
+
+
+def entries_up_to(config: PonderTransformerConfig, num_stored: int, *, origin: str) -> list[Entry]:
+    """Return the parameters of a model, unless there are absurdly many more than tensors are stored.
+
+    Raises:
+        ConversionError: there are.
+    """
+    limit = 2 * num_stored + _MORE_THAN_STORED
+    table = list(islice(entries(config), limit + 1))
+    if len(table) > limit:
+        raise ConversionError(
+            f"{origin} must hold the tensors of its model, but the settings describe {config.num_layers:,} "
+            f"layers with more than {limit:,} tensors, and {num_stored:,} are stored; use another copy of it"
+        )
+    return table
 
 
 def check_tied_copies(weights: HuggingFaceWeights, names: Sequence[str]) -> None:

@@ -54,8 +54,8 @@ def _llama_shapes(config: PonderTransformerConfig) -> Mapping[str, Shape]:
 
 
 def _decider_shape(name: str, config: PonderTransformerConfig) -> Shape:
-    decider = config.ponder.method.facts.decider
+    decider, num_thoughts = config.ponder.decider, config.ponder.num_latent_thoughts
     assert decider is not None, f"{config.ponder.method} has no {name}"
-    shapes = decider.shapes(config.hidden_size, config.ponder.num_latent_thoughts)
     # "ponder.gates.1.0.weight" -> "0.weight"
-    return shapes[".".join(name.split(".")[-2:])]
+    prefix = next(one for one in decider.prefixes(num_thoughts) if name.startswith(f"{one}."))
+    return decider.shapes(config.hidden_size, num_thoughts)[name.removeprefix(f"{prefix}.")]

@@ -70,7 +70,7 @@ def pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
         again=again,
         working=_layer_working(sizes, rows, index) + _later_gradients(sizes, rows, index, num_layers),
         # Logits, their distance to the largest and its exponential, all in float32.
-        mixing=mixed * max(3 * FLOAT32 - mixture, 0),
+        mixing=mixed * max(3 * FLOAT32 - mixture, 0) + (_predictions(sizes, index) if is_last else 0),
     )
 
 
@@ -79,15 +79,22 @@ def mixture_rows(sizes: RankSizes, index: int) -> float:
     return sizes.plan.rows_handed(index) * sizes.vocabulary_elements if sizes.mixes else 0
 
 
+def _predictions(sizes: RankSizes, index: int) -> float:
+    """Logits of a step that the penalty asks for, without gradient."""
+    is_asked = sizes.facts.predicts_each_step and not sizes.plan.is_final(index)
+    return readout_bytes(sizes) if is_asked else 0
+
+
 def readout_bytes(sizes: RankSizes) -> float:
     """Return the bytes of a micro-batch's logits: as computed, and in float32 for the cross-entropy.
 
     With padding rows there is a second copy without them; in float32 that is where the softmax is computed.
     """
     is_padded = sizes.shape.padded_vocab_size != sizes.shape.vocab_size
+    num_readings = 1 + (sizes.plan.slots[-1] if sizes.supervises_steps else 0)
     if sizes.value_bytes == FLOAT32:
-        return sizes.vocabulary_elements * FLOAT32 * (2 if is_padded else 1)
-    return sizes.vocabulary_elements * (FLOAT32 + sizes.value_bytes)
+        return num_readings * sizes.vocabulary_elements * FLOAT32 * (2 if is_padded else 1)
+    return num_readings * sizes.vocabulary_elements * (FLOAT32 + sizes.value_bytes)
 
 
 def _mixture_kept(sizes: RankSizes) -> float:
@@ -103,15 +110,15 @@ def _angles(sizes: RankSizes, rows: float) -> float:
 
 def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
     """Keys and values kept for halted tokens, where attention is computed again and does not keep its own."""
-    is_kept = sizes.facts.freezes_halted and not sizes.plan.is_final(index)
+    is_kept = sizes.facts.halts_in_training and not sizes.plan.is_final(index)
     if not is_kept or sizes.recompute == "none":
         return 0
     shape = sizes.shape
     extra: float = 0
-    if index == 0:
+    if index == 0 or sizes.facts.sees_earlier_steps:
         if sizes.recompute == "selective":
             return 0
-        # The values of the first iteration are a view of the fused product.
+        # As computed, values are a view of the fused product; later ones of halted tokens are a copy.
         extra = shape.query_size + shape.key_value_size / 2
     return num_layers * rows * (shape.key_value_size + extra) / sizes.tensor * sizes.value_bytes
 
@@ -122,17 +129,18 @@ def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int)
     Within one graph autograd uses them up layer by layer; between graphs those of all layers wait.
     """
     is_cut = sizes.recompute != "none" or sizes.num_stages > 1
-    if not sizes.facts.freezes_halted or sizes.plan.is_final(index) or not is_cut:
+    if not sizes.facts.halts_in_training or sizes.plan.is_final(index) or not is_cut:
         return 0
     return num_layers * rows * sizes.shape.key_value_size / sizes.tensor * sizes.value_bytes
 
 
 def _method(sizes: RankSizes, index: int, entered: float) -> float:
     """What the last stage computes from the hidden states of a pass and keeps until the pass's backward."""
-    decided = _decider(sizes) if _decides_after(sizes, index) else 0
+    decided = _decider(sizes) if sizes.account.decides_after(index, sizes.plan) else 0
     if sizes.plan.is_final(index):
         # Hidden states before and after the final norm; the mixture over steps.
-        mixed = sizes.hidden_bytes if sizes.facts.weighs_slots else 0
+        has_mixture = sizes.facts.weighs_slots or sizes.facts.sees_earlier_steps
+        mixed = sizes.hidden_bytes if has_mixture else 0
         return 2 * entered + mixed + decided
     if not sizes.facts.norms_each_pass:
         # The hidden states are the next pass's input.
@@ -150,16 +158,11 @@ def _noted(sizes: RankSizes, index: int) -> float:
     return sizes.hidden_bytes * sizes.plan.rows_handed(index) if sizes.facts.has_sweeps else 0
 
 
-def _decides_after(sizes: RankSizes, index: int) -> bool:
-    decider = sizes.facts.decider
-    return decider is not None and decider.is_read_after(index, sizes.plan)
-
-
 def _decider(sizes: RankSizes) -> float:
-    """What a router or a gate keeps: its input in float32, and its layer before and after the activation."""
-    decider, hidden = sizes.facts.decider, sizes.shape.hidden_size
+    """What a router or a gate keeps: its input in float32, its layer before and after the activation."""
+    decider, hidden = sizes.account.decider, sizes.shape.hidden_size
     assert decider is not None, "only methods that halt have one"
-    inner, is_narrow = decider.inner(hidden), sizes.value_bytes < FLOAT32
+    inner, is_narrow = decider.num_hidden(hidden), sizes.value_bytes < FLOAT32
     weights = FLOAT32 * hidden * inner if is_narrow else 0
     # Slot 0 of several is a copy even where float32 needs none.
     copied = hidden if is_narrow or sizes.facts.has_slots else 0

@@ -9,11 +9,12 @@ Legend: K extra steps per token, J Jacobi sweeps, S tokens of a sequence, H hidd
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from typing import Literal
 
-from megatron_ext.ponder.config import Method, MethodFacts, Mixture
+from megatron_ext.ponder.config import Decider, Method, MethodFacts, Mixture, Penalty, RouterForm
 from megatron_ext.ponder.passes import PassPlan, mean_over_sweeps
 from pipeline.cost.shape import ModelShape, ParameterCount, Precision
 
@@ -34,6 +35,8 @@ class TrainingFlops:
         sweeps: Jacobi sweeps.
         final: the pass whose output is read.
         head: the output layer.
+        predictions: the output layer on single or fewer steps, without gradient, where the penalty asks for
+            them.
         decider: the router or the gates.
         mixture: mixtures of embeddings.
         recompute: what backward computes again.
@@ -46,6 +49,7 @@ class TrainingFlops:
     sweeps: float
     final: float
     head: float
+    predictions: float
     decider: float
     mixture: float
     recompute: float
@@ -62,7 +66,8 @@ class TrainingFlops:
     @property
     def model(self) -> float:
         """What the method asks for (the numerator of MFU)."""
-        return self.build_up + self.sweeps + self.final + self.head + self.decider + self.mixture
+        passes = self.build_up + self.sweeps + self.final
+        return passes + self.head + self.predictions + self.decider + self.mixture
 
     @property
     def hardware(self) -> float:
@@ -73,6 +78,12 @@ class TrainingFlops:
     def dense(self) -> float:
         """What whole matrices cost, and ``torch.utils.flop_counter`` counts."""
         return self.hardware + self.masked
+
+
+def weighted_mean(parts: Sequence[tuple[float, TrainingFlops]]) -> TrainingFlops:
+    """Return the mean of steps with weights that add up to 1."""
+    values = [(share, asdict(flops)) for share, flops in parts]
+    return TrainingFlops(**{name: sum(share * each[name] for share, each in values) for name in values[0][1]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,17 +126,26 @@ class FlopsAccount:
         method: which method.
         num_latent_thoughts: K; 0 for ``vanilla``.
         mixture: what a step feeds back; mixtures cost a head and a product with embeddings.
+        form: of the router; decides how large it is and how often training asks it.
+        penalty: what is penalised; some kinds cost further heads.
         recompute: what backward computes again: nothing, the core attention, or all layers, one by one
             (``full``) or a pass at a time (``per_pass``), which is the same work.
         precision: of weights and keys; decides how many channels the weight of a key takes.
+        supervises_steps: every step is read alone too, in training.
+        built_latent_thoughts: K that the weights are made for, where forwards are limited to fewer steps;
+            None: the same.
     """
 
     shape: ModelShape
     method: Method
     num_latent_thoughts: int = 0
     mixture: Mixture = Mixture.HIDDEN
+    form: RouterForm = field(default_factory=RouterForm)
+    penalty: Penalty = Penalty.EXPECTED_STEPS
     recompute: Recompute = "none"
     precision: Precision = "fp32"
+    supervises_steps: bool = False
+    built_latent_thoughts: int | None = None
 
     @property
     def facts(self) -> MethodFacts:
@@ -133,13 +153,44 @@ class FlopsAccount:
         return self.method.facts
 
     @property
+    def decider(self) -> Decider | None:
+        """The network by which tokens halt, or None."""
+        return self.facts.decider_of(self.form)
+
+    @property
     def halts(self) -> bool:
         """Whether tokens take different numbers of steps."""
         return self.facts.halts
 
+    @property
+    def built_for(self) -> int:
+        """K of the weights."""
+        return self.num_latent_thoughts if self.built_latent_thoughts is None else self.built_latent_thoughts
+
+    def limited_to(self, num_latent_thoughts: int) -> "FlopsAccount":
+        """Return the account of the same weights limited to K steps."""
+        if num_latent_thoughts == self.num_latent_thoughts:
+            return self
+        return replace(self, num_latent_thoughts=num_latent_thoughts, built_latent_thoughts=self.built_for)
+
     def plan(self, num_jacobi_iterations: int) -> PassPlan:
         """Return the passes of a training forward with J sweeps."""
         return self.facts.plan(self.num_latent_thoughts, num_jacobi_iterations)
+
+    def decides_after(self, index: int, plan: PassPlan) -> bool:
+        """Whether a training forward runs the router, or a gate, on every token after pass `index`."""
+        if self.decider is None:
+            return False
+        return self.decider.is_read_after(index, plan) and self.is_renewed_after(index, plan)
+
+    def is_renewed_after(self, index: int, plan: PassPlan) -> bool:
+        """Whether the router's form lets it decide anew after pass `index`; any other decider does."""
+        if not self.facts.weighs_slots:
+            return True
+        # The sweeps begin after as many passes as there are thoughts.
+        num_thoughts = plan.first_sweep
+        share = self.form.renewal.share(index, num_thoughts=num_thoughts, num_sweeps=plan.num_sweeps)
+        return share > 0.0
 
     def num_passes(self, num_jacobi_iterations: float) -> float:
         """Return how often a training forward goes through the layers."""
@@ -163,13 +214,13 @@ class FlopsAccount:
 
     def parameters(self) -> ParameterCount:
         """Count the unique parameters; weights shared between passes count once."""
-        shape, decider = self.shape, self.facts.decider
+        shape, decider = self.shape, self.decider
         return ParameterCount(
             embedding=shape.vocabulary_weights,
             layers=shape.num_layers * shape.layer_parameters,
             final_norm=shape.norm_parameters,
             head=0 if shape.tied_embeddings else shape.vocabulary_weights,
-            decider=decider.num_parameters(shape.hidden_size, self.num_latent_thoughts) if decider else 0,
+            decider=decider.num_parameters(shape.hidden_size, self.built_for) if decider else 0,
         )
 
     def training_flops(self, num_jacobi_iterations: float) -> TrainingFlops:
@@ -188,39 +239,41 @@ class FlopsAccount:
         return self.training_flops(num_jacobi_iterations).model
 
     def inference_flops(
-        self, mean_steps: float, *, full_share: float | None = None, tokens_before: float | None = None
+        self,
+        mean_steps: float,
+        *,
+        shares: Sequence[float] | None = None,
+        tokens_before: float | None = None,
     ) -> InferenceFlops:
         """Account cached decoding, in which pruned slots leave no keys and every step starts from a mixture.
 
         Args:
             mean_steps: extra steps that a token takes on average.
-            full_share: share of tokens that take all K steps. A gate is read after every iteration but the
-                K-th, so it decides how many gates are read; None assumes as many as the mean allows, which
-                is at most one too many.
+            shares: of tokens that take 0..K steps, with that mean. They decide how many gates are read, which
+                is after every iteration but the K-th, and how many keys a step sees; None assumes that all
+                tokens take the steps of the mean, as nearly as they can.
             tokens_before: tokens that a token can see before it; None is the mean over a whole sequence.
         """
         rows, before = self.inference_rows_per_token(mean_steps), tokens_before
         before = (self.shape.seq_length - 1) / 2 if before is None else before
-        # A slot sees all kept rows; an iteration sees its own version of every earlier token.
-        kept, own = (rows * before, (rows + 1) / 2) if self.facts.has_slots else (before, 1)
-        pairs = rows * (kept + own)
+        pairs = self._decoded_pairs(rows, before, self._reached(mean_steps, shares))
         channels = self._weight_channels * self.shape.num_attention_heads
         return InferenceFlops(
             layers=2 * rows * self.shape.num_layers * self.shape.layer_weights,
             attention=self._product_flops(pairs * self.shape.query_size),
             head=self._head_flops(),
-            decider=self._decisions_per_token(rows, full_share) * self._decider_flops(),
+            decider=self._decisions_per_token(rows, shares) * self._decider_flops(),
             mixture=(rows - 1) * self._mixture_flops(),
-            weight_columns=self._product_flops(pairs * channels),
+            weight_columns=self._product_flops(pairs * channels) if self.facts.weighs_slots else 0.0,
         )
 
-    def inference_per_token(self, mean_steps: float, *, full_share: float | None = None) -> float:
+    def inference_per_token(self, mean_steps: float, *, shares: Sequence[float] | None = None) -> float:
         """Return the model operations per token of decoding a whole sequence."""
-        return self.inference_flops(mean_steps, full_share=full_share).model
+        return self.inference_flops(mean_steps, shares=shares).model
 
-    def saved_fraction(self, mean_steps: float, *, full_share: float | None = None) -> float:
+    def saved_fraction(self, mean_steps: float, *, shares: Sequence[float] | None = None) -> float:
         """Return the share of inference operations that halting saves against taking all K steps."""
-        spent = self.inference_per_token(mean_steps, full_share=full_share)
+        spent = self.inference_per_token(mean_steps, shares=shares)
         return 1 - spent / self.inference_per_token(self.num_latent_thoughts)
 
     def _step_flops(self, plan: PassPlan) -> TrainingFlops:
@@ -228,15 +281,16 @@ class FlopsAccount:
         # Attention that is computed again in backward runs once more.
         attention_step = step + (self.recompute != "none")
         passes = {"build_up": 0.0, "sweep": 0.0, "final": 0.0}
-        num_decisions, decider = 0, self.facts.decider
+        num_decisions = 0
         for index, rows in enumerate(plan.slots):
-            passes[plan.phase(index)] += step * self._pass_flops(rows)
-            num_decisions += decider is not None and decider.is_read_after(index, plan)
+            passes[plan.phase(index)] += step * self._pass_flops(rows, self._key_sets(index))
+            num_decisions += self.decides_after(index, plan)
         return TrainingFlops(
             build_up=passes["build_up"],
             sweeps=passes["sweep"],
             final=passes["final"],
-            head=step * self._head_flops(),
+            head=step * (1 + self.supervises_steps * (self.num_latent_thoughts + 1)) * self._head_flops(),
+            predictions=self._num_predictions(plan) * self._head_flops(),
             decider=step * num_decisions * self._decider_flops(),
             mixture=step * plan.num_rows_handed * self._mixture_flops(),
             recompute=self._recompute_flops(plan),
@@ -244,14 +298,26 @@ class FlopsAccount:
             masked=attention_step * self._product_flops(self._masked_channels(plan)),
         )
 
-    def _pass_flops(self, rows_per_token: int) -> float:
+    def _pass_flops(self, rows_per_token: int, key_sets: int) -> float:
         """Operations per token of one trip through all layers."""
         linear = 2 * rows_per_token * self.shape.num_layers * self.shape.layer_weights
-        return linear + self._attention_flops(rows_per_token)
+        return linear + self._attention_flops(rows_per_token, key_sets)
 
-    def _attention_flops(self, rows_per_token: int) -> float:
+    def _attention_flops(self, rows_per_token: int, key_sets: int) -> float:
         """Scores and weighted values of a pass, in all layers."""
-        return self._product_flops(self._visible_pairs(rows_per_token) * self.shape.query_size)
+        pairs = key_sets * self._visible_pairs(rows_per_token)
+        return self._product_flops(pairs * self.shape.query_size)
+
+    def _key_sets(self, index: int) -> int:
+        """How many passes' keys pass `index` attends to."""
+        return index + 1 if self.facts.sees_earlier_steps else 1
+
+    def _num_predictions(self, plan: PassPlan) -> int:
+        """How often the penalty asks the head, for a token."""
+        if self.facts.predicts_each_step:
+            return plan.num_passes - 1
+        # As many times as there are thoughts, after which the sweeps begin.
+        return plan.first_sweep if self.facts.weighs_slots and self.penalty.is_adaptive else 0
 
     def _product_flops(self, pair_channels: float) -> float:
         """Scores and weighted values of all layers, for so many channels of pairs of rows per token."""
@@ -268,6 +334,9 @@ class FlopsAccount:
     @property
     def _weight_channels(self) -> int:
         """Further channels of a weighted key and its value."""
+        if self.facts.sees_earlier_steps:
+            # In training one column hides the keys of absent tokens, and has two values.
+            return self.shape.weighted_head_size("fp32") - self.shape.kv_channels
         if not self.facts.weighs_slots:
             return 0
         return self.shape.weighted_head_size(self.precision) - self.shape.kv_channels
@@ -278,11 +347,17 @@ class FlopsAccount:
 
     def _masked_channels(self, plan: PassPlan) -> float:
         """Channels of masked pairs per token, over all passes."""
-        pairs = sum(map(self._masked_pairs, plan.slots))
+        pairs = sum(self._key_sets(index) * self._masked_pairs(rows) for index, rows in enumerate(plan.slots))
         return pairs * self.shape.query_size + self._weights_of_later_passes(plan, self._masked_pairs)
 
     def _weights_of_later_passes(self, plan: PassPlan, pairs_of: Callable[[int], float]) -> float:
-        return sum(map(pairs_of, plan.slots[1:])) * self._weight_channels * self.shape.num_attention_heads
+        # All ran step 0, so that its keys need no weights.
+        pairs = sum(
+            (index if self.facts.sees_earlier_steps else 1) * pairs_of(rows)
+            for index, rows in enumerate(plan.slots)
+            if index > 0
+        )
+        return pairs * self._weight_channels * self.shape.num_attention_heads
 
     def _head_flops(self) -> float:
         return 2 * self.shape.vocabulary_weights
@@ -296,18 +371,42 @@ class FlopsAccount:
 
     def _decider_flops(self) -> float:
         """Operations for one token through the router, or one gate."""
-        decider = self.facts.decider
-        return 2 * decider.num_weights(self.shape.hidden_size, self.num_latent_thoughts) if decider else 0
+        decider = self.decider
+        return 2 * decider.num_weights(self.shape.hidden_size, self.built_for) if decider else 0
 
-    def _decisions_per_token(self, rows: float, full_share: float | None) -> float:
+    def _decisions_per_token(self, rows: float, shares: Sequence[float] | None) -> float:
         """How often a decoder asks the router or a gate, for a token that takes so many rows."""
-        decider = self.facts.decider
-        if decider is None or not decider.per_iteration:
+        decider = self.decider
+        if decider is None or not decider.asks_again:
             return 1
-        return min(rows, self.num_latent_thoughts) if full_share is None else rows - full_share
+        return min(rows, self.num_latent_thoughts) if shares is None else rows - shares[-1]
+
+    def _reached(self, mean_steps: float, shares: Sequence[float] | None) -> list[float]:
+        """Return the shares of tokens that take at least 0..K steps."""
+        steps = range(self.num_latent_thoughts + 1)
+        if shares is not None and self.halts:
+            return [sum(shares[step:]) for step in steps]
+        mean_steps = self.inference_rows_per_token(mean_steps) - 1
+        return [1.0, *(min(max(mean_steps - step, 0.0), 1.0) for step in steps[:-1])]
+
+    def _decoded_pairs(self, rows: float, before: float, reached: Sequence[float]) -> float:
+        """Pairs of rows per token of decoding, for a token with so many tokens before it.
+
+        A slot sees all kept rows, an iteration its own version of every earlier token, or where it sees
+        earlier steps the rows of all steps up to its own.
+        """
+        if self.facts.sees_earlier_steps:
+            kept = list(accumulate(reached))
+            return sum(
+                share * (before * seen + step + 1)
+                for step, (share, seen) in enumerate(zip(reached, kept, strict=True))
+            )
+        if self.facts.has_slots:
+            return rows * (rows * before + (rows + 1) / 2)
+        return rows * (before + 1)
 
     def _recompute_flops(self, plan: PassPlan) -> float:
         if self.recompute == "none":
             return 0
         again = self._attention_flops if self.recompute == "selective" else self._pass_flops
-        return sum(map(again, plan.slots))
+        return sum(again(rows, self._key_sets(index)) for index, rows in enumerate(plan.slots))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.schema import RunConfig
-from pipeline.cost.account import flops_account, mean_training_sweeps
+from pipeline.cost.account import flops_account, mean_step
 from pipeline.cost.flops import TrainingFlops
 from pipeline.cost.memory import RankMemory, rank_memories
 from pipeline.cost.peaks import Device
@@ -101,12 +101,9 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
         vocab_size: the tokenizer's, without padding.
         assumptions: device, utilisation and reserve.
     """
-    account, sweeps, parallel = (
-        flops_account(config, vocab_size),
-        mean_training_sweeps(config),
-        config.parallel,
-    )
-    training = account.training_flops(sweeps)
+    account, parallel = flops_account(config, vocab_size), config.parallel
+    step = mean_step(config, account)
+    training = step.flops
     device = assumptions.device
     peak = device.peak.at(config.training.precision)
     least = 0 if account.halts else account.num_latent_thoughts
@@ -119,7 +116,7 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
         micro_batch_size=config.training.micro_batch_size,
         num_micro_batches=config.num_micro_batches,
         recompute=parallel.recompute,
-        num_passes=account.num_passes(sweeps),
+        num_passes=step.num_passes,
         assumptions=assumptions,
         stages=rank_memories(rank_sizes(config, vocab_size)),
         training_flops=training,

@@ -6,11 +6,11 @@ H hidden size, V padded vocabulary, K extra steps, J sweeps, t tensor-parallel r
 
 from dataclasses import dataclass
 
-from megatron_ext.ponder.config import Method, MethodFacts, Mixture
+from megatron_ext.ponder.config import MethodFacts, Mixture
 from megatron_ext.ponder.passes import PassPlan
 from pipeline.config.schema import RunConfig
-from pipeline.cost.account import flops_account, max_sweeps
-from pipeline.cost.flops import Recompute
+from pipeline.cost.account import flops_account, max_sweeps, step_kinds
+from pipeline.cost.flops import FlopsAccount, Recompute
 from pipeline.cost.shape import ModelShape
 
 # Bytes of a value.
@@ -22,8 +22,7 @@ class RankSizes:
     """The sizes of a run that decide its memory.
 
     Attributes:
-        shape: of the whole model.
-        method, num_latent_thoughts, mixture: of pondering.
+        account: of the run's operations; knows the method and its form.
         plan: passes of the longest training forward.
         tensor, shards_tokens: the tensor axis, and whether hidden states are split over it (sequence
             parallelism).
@@ -36,13 +35,12 @@ class RankSizes:
         recompute: what backward computes again.
         rotary_size: rotated channels of a head.
         separates_documents: whether the documents of a row are attended to one by one.
+        blends_start: whether the keys of extra slots have weights at first, whatever the method.
+        supervises_steps: every step of the final pass is read alone too.
         has_fused_norms: whether RMSNorm is one kernel, as on GPUs, and not several operations, as on CPUs.
     """
 
-    shape: ModelShape
-    method: Method
-    num_latent_thoughts: int
-    mixture: Mixture
+    account: FlopsAccount
     plan: PassPlan
     tensor: int
     shards_tokens: bool
@@ -55,12 +53,29 @@ class RankSizes:
     recompute: Recompute
     rotary_size: int
     separates_documents: bool
+    blends_start: bool = False
+    supervises_steps: bool = False
     has_fused_norms: bool = True
+
+    @property
+    def shape(self) -> ModelShape:
+        """Of the whole model."""
+        return self.account.shape
 
     @property
     def facts(self) -> MethodFacts:
         """What is known of the method."""
-        return self.method.facts
+        return self.account.facts
+
+    @property
+    def num_latent_thoughts(self) -> int:
+        """K."""
+        return self.account.num_latent_thoughts
+
+    @property
+    def mixture(self) -> Mixture:
+        """What a step feeds back."""
+        return self.account.mixture
 
     @property
     def num_stages(self) -> int:
@@ -104,7 +119,8 @@ class RankSizes:
 
     def has_weighted_keys(self, index: int) -> bool:
         """Whether the keys of pass `index` have log weights beside them."""
-        return self.facts.weighs_slots and index > 0
+        is_blended = self.blends_start and self.plan.slots[index] > 1
+        return is_blended or (self.facts.weighs_slots and index > 0)
 
     def has_kept_keys(self, index: int) -> bool:
         """Whether pass `index` replaces the computed keys and values of halted tokens by kept ones.
@@ -129,11 +145,8 @@ def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = Tr
     """
     account, parallel = flops_account(config, vocab_size), config.parallel
     return RankSizes(
-        shape=account.shape,
-        method=account.method,
-        num_latent_thoughts=account.num_latent_thoughts,
-        mixture=account.mixture,
-        plan=account.plan(max_sweeps(config.ponder)),
+        account=account,
+        plan=account.limited_to(step_kinds(config)[-1].num_latent_thoughts).plan(max_sweeps(config.ponder)),
         tensor=parallel.tensor,
         shards_tokens=parallel.sequence_parallel,
         stage_layers=config.stage_layers,
@@ -145,5 +158,7 @@ def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = Tr
         recompute=parallel.recompute,
         rotary_size=int(config.model.kv_channels * config.model.rotary_percent),
         separates_documents=config.data.reset_attention,
+        blends_start=config.ponder.blended_start_iterations > 0,
+        supervises_steps=account.supervises_steps,
         has_fused_norms=has_fused_norms,
     )

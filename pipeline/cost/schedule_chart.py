@@ -41,7 +41,9 @@ def show_schedule(config: RunConfig, console: Console | None = None) -> None:
         console: None is standard output.
     """
     settings = step_settings(config, iteration=0, consumed_tokens=0)
-    plan = config.ponder.method.facts.plan(config.ponder.num_latent_thoughts, settings.num_jacobi_iterations)
+    steps = settings.limits.num_steps
+    num_thoughts = config.ponder.num_latent_thoughts if steps is None else steps
+    plan = config.ponder.method.facts.plan(num_thoughts, settings.num_jacobi_iterations)
     slots = plan.slots
     stages, micro_batches = config.parallel.pipeline, config.num_micro_batches
     console = console or table_console()

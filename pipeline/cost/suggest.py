@@ -8,7 +8,7 @@ from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import build_config
 from pipeline.config.messages import nearest_multiples
 from pipeline.config.schema import ParallelConfig, RunConfig
-from pipeline.cost.account import flops_account, mean_training_sweeps
+from pipeline.cost.account import flops_account, mean_step
 from pipeline.cost.flops import FlopsAccount, Recompute
 from pipeline.cost.plan import Assumptions, RunPlan, plan_run
 
@@ -102,7 +102,8 @@ def _is_worth_it(suggestion: Suggestion, cheaper: Sequence[Suggestion]) -> bool:
 
 
 def _choices(config: RunConfig, vocab_size: int) -> Iterator[_Choice]:
-    account, sweeps = flops_account(config, vocab_size), mean_training_sweeps(config)
+    account = flops_account(config, vocab_size)
+    num_passes = mean_step(config, account).num_passes
     ranks, batch = config.parallel.world_size, config.training.global_batch_size
     for tensor in SPLITS:
         for pipeline in SPLITS:
@@ -111,9 +112,9 @@ def _choices(config: RunConfig, vocab_size: int) -> Iterator[_Choice]:
                 continue
             for size in _micro_batches(batch, data):
                 count = batch // (size * data)
-                stages = _stage_cost(pipeline, count, account.num_passes(sweeps))
+                stages = _stage_cost(pipeline, count, num_passes)
                 for recompute in get_args(Recompute):
-                    again = _recompute_cost(account, recompute, sweeps)
+                    again = _recompute_cost(config, account, recompute)
                     cost = again * stages * tensor**TENSOR_COST_EXPONENT
                     yield _Choice(
                         recompute=recompute,
@@ -138,8 +139,8 @@ def _stage_cost(pipeline: int, num_micro_batches: int, num_passes: float) -> flo
     return 1 + (pipeline - 1) / (num_passes * num_micro_batches)
 
 
-def _recompute_cost(account: FlopsAccount, recompute: Recompute, sweeps: float) -> float:
-    training = replace(account, recompute=recompute).training_flops(sweeps)
+def _recompute_cost(config: RunConfig, account: FlopsAccount, recompute: Recompute) -> float:
+    training = mean_step(config, replace(account, recompute=recompute)).flops
     return training.hardware / training.model
 
 

@@ -1,7 +1,7 @@
 """The held-out loss when tokens may take fewer steps, and when they halt at other thresholds."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from megatron_ext.methods.base import Column
 from megatron_ext.model.micro_batch import TokenBatch
@@ -22,11 +22,13 @@ class LimitSettings:
         over_steps: every number of steps from 0 to K, by the training forward (soft mask).
         taus: thresholds, by hard pruning.
         num_jacobi_iterations: J.
+        pondering_share: a of a blended start; 1 is the method as it is.
     """
 
     over_steps: bool
     taus: Sequence[float]
     num_jacobi_iterations: int
+    pondering_share: float = 1.0
 
     def limits(self, num_latent_thoughts: int) -> list[StepLimits]:
         """Return the limits for a model of K latent thoughts, by rising steps, then the thresholds."""
@@ -66,6 +68,7 @@ def points_under_limits(
                 module,
                 batches,
                 num_jacobi_iterations=settings.num_jacobi_iterations,
+                pondering_share=settings.pondering_share,
                 groups=groups,
                 is_cut_short=is_cut_short,
             )
@@ -82,13 +85,14 @@ def evaluate_under(
     *,
     num_jacobi_iterations: int,
     groups: ParallelGroups,
+    pondering_share: float = 1.0,
     is_cut_short: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
     """Evaluate a model under limits; a threshold prunes for good, as decoding does.
 
     Args:
         limits: on the steps.
-        module, batches, num_jacobi_iterations, groups, is_cut_short: see
+        module, batches, num_jacobi_iterations, groups, pondering_share, is_cut_short: see
             :func:`pipeline.step.evaluate.evaluate`.
     """
     return evaluate(
@@ -98,6 +102,7 @@ def evaluate_under(
         groups=groups,
         prune=limits.threshold is not None,
         limits=limits,
+        pondering_share=pondering_share,
         is_cut_short=is_cut_short,
     )
 
@@ -107,7 +112,8 @@ def counted_steps(limits: StepLimits, module: PonderModel, found: Evaluation) ->
 
     A soft mask weighs all steps: its loss is that of taking them all, whatever pruning would leave out.
     """
-    is_soft = limits.threshold is None and module.ponder.column is Column.LOG_WEIGHT
+    is_weighted = limits.threshold is None and module.ponder.column is Column.LOG_WEIGHT
+    is_soft = is_weighted and not module.ponder.prunes_in_training
     return None if is_soft else found.sums.get("steps_count")
 
 
@@ -123,14 +129,14 @@ def loss_point(
         flops: cost account of the model.
     """
     if limits.num_steps is not None:
-        flops = replace(flops, num_latent_thoughts=limits.num_steps)
-    mean_steps, full_share = float(flops.num_latent_thoughts), None
+        flops = flops.limited_to(limits.num_steps)
+    mean_steps, shares = float(flops.num_latent_thoughts), None
     if steps_count is not None:
-        mean_steps, full_share = mean_steps_of(steps_count), fractions(steps_count)[-1]
+        mean_steps, shares = mean_steps_of(steps_count), fractions(steps_count)
     return LossPoint(
         step_limit=limits.num_steps,
         pruning_threshold=limits.threshold,
         loss=loss,
         mean_steps=mean_steps,
-        flops_per_token=flops.inference_per_token(mean_steps, full_share=full_share),
+        flops_per_token=flops.inference_per_token(mean_steps, shares=shares),
     )

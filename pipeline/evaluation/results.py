@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 
 EVALUATION_FILE = "evaluation.json"
@@ -199,6 +200,6 @@ def _load(path: Path, kind: type[Content]) -> Content:
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ValueError(
+        raise DataError(
             f"{path} must be a {kind.__name__}, but is not; write it again. Found: {error}"
         ) from error

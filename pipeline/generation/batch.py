@@ -43,6 +43,8 @@ class GenerationSettings:
         tolerance: of the Jacobi sweeps, see :class:`megatron_ext.ponder.decode.sweeps.Sweeps`; None takes
             1e-5, or the rounding of the weights where that is coarser.
         batch_size: sequences that are decoded together at most; affects only the speed.
+        cut_prompts: cut the beginning of prompts that leave no room for the new tokens in the context of the
+            model, instead of refusing them.
     """
 
     num_tokens: int = 64
@@ -51,6 +53,7 @@ class GenerationSettings:
     prefill: Prefill = Prefill.JACOBI
     tolerance: float | None = None
     batch_size: int = 8
+    cut_prompts: bool = False
 
     def __post_init__(self) -> None:
         """Reject settings that generate nothing.

@@ -20,6 +20,7 @@ def ponder_scalars(
     num_jacobi_iterations: float,
     penalty_weight: float,
     flops: FlopsAccount,
+    training_flops: float | None = None,
 ) -> dict[str, float]:
     """Compute every ``ponder/`` curve of the run's method.
 
@@ -29,21 +30,24 @@ def ponder_scalars(
         num_jacobi_iterations: mean number of sweeps in the interval.
         penalty_weight: the current weight of the ponder penalty in the loss.
         flops: cost account of the model.
+        training_flops: per token of a training step; None: that of all K steps.
     Returns:
         Value by tag. Tags without a value are absent, such as the loss of a step that no token took.
     """
-    scalars = {names.FLOPS_PER_TOKEN_TRAIN: flops.training_per_token(num_jacobi_iterations)}
+    if training_flops is None:
+        training_flops = flops.training_per_token(num_jacobi_iterations)
+    scalars = {names.FLOPS_PER_TOKEN_TRAIN: training_flops}
     if "residual_change" in sums:
         scalars[names.JACOBI_ITERATIONS] = num_jacobi_iterations
         scalars |= _residual_scalars(jacobi_residuals(sums))
-    mean_steps, full_share = float(flops.num_latent_thoughts), None
+    mean_steps, shares = float(flops.num_latent_thoughts), None
     if "steps_count" in sums:
         scalars |= _halting_scalars(sums)
         scalars[names.PENALTY_WEIGHT] = penalty_weight
         mean_steps = scalars.get(names.MEAN_STEPS, mean_steps)
-        full_share = fractions(sums["steps_count"])[-1]
-        scalars[names.FLOPS_SAVED] = flops.saved_fraction(mean_steps, full_share=full_share)
-    scalars[names.FLOPS_PER_TOKEN_INFER] = flops.inference_per_token(mean_steps, full_share=full_share)
+        shares = fractions(sums["steps_count"])
+        scalars[names.FLOPS_SAVED] = flops.saved_fraction(mean_steps, shares=shares)
+    scalars[names.FLOPS_PER_TOKEN_INFER] = flops.inference_per_token(mean_steps, shares=shares)
     return scalars
 
 
@@ -82,6 +86,14 @@ def mean_steps_of(steps_count: Sequence[float]) -> float:
     return sum(step * share for step, share in enumerate(fractions(steps_count)))
 
 
+def tail_masses(scalars: Mapping[str, float]) -> list[float]:
+    """Return the mean tail mass of steps 0, 1, ... from the curves of an interval; empty without a router."""
+    masses: list[float] = []
+    while (tag := names.per_step(names.TAIL_MASS, len(masses))) in scalars:
+        masses.append(scalars[tag])
+    return masses
+
+
 def _residual_scalars(residuals: Sequence[float]) -> dict[str, float]:
     scalars = {
         names.per_sweep(names.JACOBI_RESIDUAL, sweep): value for sweep, value in enumerate(residuals, start=1)
@@ -102,6 +114,7 @@ def _halting_scalars(sums: Sums) -> dict[str, float]:
     scalars |= _step_curves(names.ACTIVE_FRACTION, active_fractions(sums["steps_count"]))
     scalars |= _router_scalars(sums, real_tokens) if "router_entropy" in sums else {}
     scalars |= _gate_scalars(sums, real_tokens) if "gate_mean" in sums else {}
+    scalars |= _continue_scalars(sums) if "continue_probability" in sums else {}
     losses = zip(sums["nll_by_steps"], sums["labelled_by_steps"], strict=True)
     for step, (nll, labelled) in enumerate(losses):
         if labelled > 0:
@@ -110,8 +123,32 @@ def _halting_scalars(sums: Sums) -> dict[str, float]:
 
 
 def _router_scalars(sums: Sums, real_tokens: float) -> dict[str, float]:
-    entropy = {names.ROUTER_ENTROPY: sums["router_entropy"][0] / real_tokens}
-    return entropy | _step_curves(names.TAIL_MASS, [mass / real_tokens for mass in sums["tail_mass"]])
+    scalars = {names.ROUTER_ENTROPY: sums["router_entropy"][0] / real_tokens}
+    scalars |= _step_curves(names.TAIL_MASS, [mass / real_tokens for mass in sums["tail_mass"]])
+    pruned = [1 - active for active in active_fractions(sums["steps_count"])]
+    scalars |= _step_curves(names.PRUNED_FRACTION, pruned[1:], first=1)
+    return scalars | _penalty_scalars(sums, real_tokens) | _measured_scalars(sums)
+
+
+def _penalty_scalars(sums: Sums, real_tokens: float) -> dict[str, float]:
+    """Return the curves of an adaptive penalty, where there is one."""
+    if "penalised_share" not in sums:
+        return {}
+    shares = [share / real_tokens for share in sums["penalised_share"]]
+    scalars = _step_curves(names.PENALISED_SHARE, shares, first=1)
+    labelled = sums["labelled_tokens"][0]
+    if labelled > 0:
+        scalars |= _step_curves(names.ACCURACY, [total / labelled for total in sums["accuracy"]])
+    return scalars
+
+
+def _measured_scalars(sums: Sums) -> dict[str, float]:
+    """Return the curves of single steps, where they were measured."""
+    measured = sums["measured_tokens"][0]
+    if measured == 0:
+        return {}
+    curves = _step_curves(names.STEP_NLL, [nll / measured for nll in sums["step_nll"]])
+    return curves | {names.ONE_MORE_NLL: sums["one_more_nll"][0] / measured}
 
 
 def _gate_scalars(sums: Sums, real_tokens: float) -> dict[str, float]:
@@ -121,8 +158,18 @@ def _gate_scalars(sums: Sums, real_tokens: float) -> dict[str, float]:
     }
 
 
-def _step_curves(family: str, values: Sequence[float]) -> dict[str, float]:
-    return {names.per_step(family, step): value for step, value in enumerate(values)}
+def _continue_scalars(sums: Sums) -> dict[str, float]:
+    """Return the mean over the tokens that ran a step, of those steps that some token ran."""
+    counts = sums["steps_count"]
+    return {
+        names.per_step(names.CONTINUE_PROBABILITY, step): total / sum(counts[step:])
+        for step, total in enumerate(sums["continue_probability"])
+        if sum(counts[step:]) > 0
+    }
+
+
+def _step_curves(family: str, values: Sequence[float], *, first: int = 0) -> dict[str, float]:
+    return {names.per_step(family, step): value for step, value in enumerate(values, start=first)}
 
 
 def _ratio(numerator: float, denominator: float, *, default: float) -> float:

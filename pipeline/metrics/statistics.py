@@ -20,14 +20,17 @@ class StatisticsAccumulator:
         self._layout = dict(layout)
         self._flat = torch.zeros(sum(self._layout.values()), dtype=torch.float64, device=device)
 
-    def add(self, statistics: Mapping[str, Tensor]) -> None:
+    def add(self, statistics: Mapping[str, Tensor], *, is_limited: bool = False) -> None:
         """Add the sums of one micro-batch, without synchronizing with the device.
 
         Args:
             statistics: one tensor [length] for each name of the layout.
+            is_limited: of a forward with fewer steps than the layout has; what it lacks counts as 0.
         Raises:
             ValueError: a name or a length differs from the layout.
         """
+        if is_limited:
+            statistics = self._filled_up(statistics)
         self._check(statistics)
         self._flat += torch.cat([statistics[name].detach() for name in self._layout])
 
@@ -56,6 +59,14 @@ class StatisticsAccumulator:
             sums[name] = values[start : start + length]
             start += length
         return sums
+
+    def _filled_up(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        like = self._flat.new_zeros(0)
+        filled = {name: statistics.get(name, like) for name in self._layout}
+        missing = {name: max(0, self._layout[name] - len(value)) for name, value in filled.items()}
+        return {**statistics} | {
+            name: torch.nn.functional.pad(value, (0, missing[name])) for name, value in filled.items()
+        }
 
     def _check(self, statistics: Mapping[str, Tensor]) -> None:
         if statistics.keys() != self._layout.keys():

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.identity import StoredTokenizer, read_identity
 from pipeline.checkpoint.loading import content_of, of_the_model, read_sharded
 from pipeline.checkpoint.offline import OfflineReader
 from pipeline.checkpoint.resuming import check_intact
@@ -28,7 +29,12 @@ _FREE_MODEL_SETTINGS = {
 
 
 def load_initial_weights(
-    config: RunConfig, parts: TrainingParts, *, vocab_size: int, converted: Path | None = None
+    config: RunConfig,
+    parts: TrainingParts,
+    *,
+    vocab_size: int,
+    converted: Path | None = None,
+    tokenizer: StoredTokenizer | None = None,
 ) -> None:
     """Load the weights that `init_from` names; all ranks call it together.
 
@@ -37,6 +43,7 @@ def load_initial_weights(
         parts: model and optimizer, just built.
         vocab_size: tokens of the run's tokenizer.
         converted: the checkpoint that a source of another format was converted to, else None.
+        tokenizer: of the run, if it is known.
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, or its model is one that this run cannot
             start from.
@@ -46,9 +53,11 @@ def load_initial_weights(
     folder = resolve_checkpoint(converted or start.path, iteration=start.iteration)
     source = load_config(folder / CONFIG_NAME)
     _check_method(config, source, folder)
+    _check_start(config, source, folder)
     _check_model(config, source, folder)
     check_intact(folder, reads=config.checkpoint.verify)
     _check_vocabulary(source, folder, vocab_size)
+    _warn_of_other_tokenizer(folder, tokenizer)
     content = {"model": parts.module.sharded_state_dict(metadata=content_of(folder))}
     loaded, missing, unexpected = read_sharded(content, folder)
     unused = of_the_model(unexpected)
@@ -76,6 +85,16 @@ def _check_method(config: RunConfig, source: RunConfig, folder: Path) -> None:
         )
 
 
+def _check_start(config: RunConfig, source: RunConfig, folder: Path) -> None:
+    """Check that a blended start begins with what the source's model reads, which is the state of step 0."""
+    blended, steps = config.ponder.blended_start_iterations, source.ponder.num_latent_thoughts
+    if blended > 0 and steps > 0:
+        raise CheckpointError(
+            "ponder.blended_start_iterations must be 0 where the initial model already takes extra steps, "
+            f"but is {blended}, and the model in {folder} takes {steps}; leave it out"
+        )
+
+
 def _check_model(config: RunConfig, source: RunConfig, folder: Path) -> None:
     differing = model_differences(config, source)
     if differing:
@@ -95,6 +114,20 @@ def _check_vocabulary(source: RunConfig, folder: Path, vocab_size: int) -> None:
         raise CheckpointError(
             f"{folder} must hold the embedding of a vocabulary of {vocab_size} tokens ({expected} rows with "
             f"padding), but has {rows} rows; start from a run with this run's tokenizer"
+        )
+
+
+def _warn_of_other_tokenizer(folder: Path, tokenizer: StoredTokenizer | None) -> None:
+    """Report another tokenizer: a new run may have one, but its embeddings then mean little."""
+    there = read_identity(folder)
+    trained = None if there is None else there.tokenizer
+    if trained is not None and tokenizer is not None and trained.meaning != tokenizer.meaning:
+        logger.warning(
+            "%s WAS TRAINED WITH ANOTHER TOKENIZER, %s; this run has %s, for which its embeddings were not "
+            "trained",
+            folder,
+            trained,
+            tokenizer,
         )
 
 
@@ -120,7 +153,7 @@ def _log(config: RunConfig, source: RunConfig, folder: Path, *, new: list[str], 
         folder,
         source.ponder.method,
     )
-    decider = config.ponder.method.facts.decider
+    decider = config.ponder.method.facts.decider_of(config.ponder.router_form)
     if new and decider is not None:
         logger.info("new weights: %s; %s", ", ".join(new), decider.start)
     if unused:

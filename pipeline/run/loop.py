@@ -16,7 +16,7 @@ from pipeline.data.prefetch import PrefetchedBatches
 from pipeline.evaluation.points import LimitSettings, points_under_limits
 from pipeline.metrics.collapse import CollapseAlarm
 from pipeline.metrics.data_hash import gather_data_hash
-from pipeline.metrics.ponder_scalars import ponder_scalars
+from pipeline.metrics.ponder_scalars import ponder_scalars, tail_masses
 from pipeline.metrics.records import LossPoint, SinkGroup, ValidationRecord
 from pipeline.ranks.signals import StopFlag, StopRequest
 from pipeline.ranks.watchdog import Watchdog
@@ -34,7 +34,7 @@ from pipeline.step.divergence import (
     report_bad_step,
 )
 from pipeline.step.evaluate import Evaluation, evaluate
-from pipeline.step.settings import step_settings
+from pipeline.step.settings import share_of_thoughts, step_settings
 from pipeline.step.train import StepResult, train_step
 
 logger = logging.getLogger(__name__)
@@ -214,12 +214,21 @@ class TrainingLoop:
         self.sinks.write_training(record)
         self.progress.update(record.iteration, render_state(record))
         if record.steps_count is not None:
-            warning = self.alarm.observe(record.steps_count, penalty_weight=self.meter.penalty_weight)
+            # Steps that no forward of the interval had are no collapse.
+            num_slots = self.meter.most_thoughts + 1
+            warning = self.alarm.observe(
+                record.steps_count[:num_slots],
+                penalty_weight=self.meter.penalty_weight,
+                tail_mass=tail_masses(record.scalars)[:num_slots],
+            )
             if warning is not None:
                 logger.warning("%s", warning.advice)
 
     def _evaluate(self) -> bool:
         """Measure the held-out loss.
+
+        In a blended start the model is read as the next training step reads it; such a loss is none of the
+        finished model, so it does not count as the best one.
 
         A stop signal cuts the evaluation short; it stays due, and the resumed run makes it.
 
@@ -231,6 +240,8 @@ class TrainingLoop:
             self.parts.module,
             self.heldout,
             num_jacobi_iterations=sweeps,
+            pondering_share=self._pondering_share,
+            measures_steps=True,
             groups=self.groups,
             is_cut_short=self._is_evaluation_cut_short,
         )
@@ -238,7 +249,8 @@ class TrainingLoop:
         self.state = replace(self.state, is_evaluation_due=points is None)
         if evaluation is None or points is None:
             return False
-        self.state = with_best_loss(self.state, evaluation.loss)
+        if self._pondering_share == 1:
+            self.state = with_best_loss(self.state, evaluation.loss)
         scalars = ponder_scalars(
             evaluation.sums,
             num_jacobi_iterations=sweeps,
@@ -263,6 +275,7 @@ class TrainingLoop:
             over_steps=self.config.evaluation.sweep_steps,
             taus=self.config.evaluation.sweep_tau,
             num_jacobi_iterations=self.config.ponder.num_jacobi_iterations,
+            pondering_share=self._pondering_share,
         )
         return points_under_limits(
             self.parts.module,
@@ -273,6 +286,10 @@ class TrainingLoop:
             unlimited=evaluation,
             is_cut_short=self._is_evaluation_cut_short,
         )
+
+    @property
+    def _pondering_share(self) -> float:
+        return share_of_thoughts(self.config, self.state.iteration)
 
     def _is_evaluation_cut_short(self) -> bool:
         self.watchdog.beat(f"evaluation at iteration {self.state.iteration}")

@@ -6,7 +6,7 @@ from megatron_ext.device import device
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
-from pipeline.cost.flops import FlopsAccount
+from pipeline.cost.flops import FlopsAccount, TrainingFlops, weighted_mean
 from pipeline.data.dataset import TokenRows
 from pipeline.metrics import names
 from pipeline.metrics.data_hash import gather_data_hash
@@ -39,6 +39,8 @@ class IntervalMeter:
         self.flops = flops
         self.statistics = StatisticsAccumulator(layout, device=device())
         self.penalty_weight = 0.0
+        # The largest K of the interval that was read last.
+        self.most_thoughts = 0
         self._config = config
         self._peak_flops = peak_flops
         self._grad_norm: float | None = None
@@ -47,14 +49,13 @@ class IntervalMeter:
     @property
     def has_steps(self) -> bool:
         """Whether the interval has any steps."""
-        return self._num_steps > 0
+        return bool(self._steps)
 
     def add_step(self, settings: StepSettings, result: StepResult, seconds: float) -> None:
         """Add one step; the step itself has added its statistics."""
         self.penalty_weight = settings.penalty_weight
         self._grad_norm = result.grad_norm
-        self._num_steps += 1
-        self._sweeps += settings.num_jacobi_iterations
+        self._steps.append((self._thoughts_of(settings), settings.num_jacobi_iterations))
         self._seconds += seconds
 
     def read(
@@ -77,20 +78,21 @@ class IntervalMeter:
             samples_by_source: of a blend, how many samples of each source the run has seen.
         """
         sums = self.statistics.reduce(groups.dp, groups.pp)
-        sweeps = self._sweeps / self._num_steps
+        num_steps = len(self._steps)
+        sweeps = sum(sweeps for _, sweeps in self._steps) / num_steps
         training = self._config.training
         seen = {
             names.tokens_of_source(name): float(samples * training.seq_length)
             for name, samples in (samples_by_source or {}).items()
         }
-        tokens_per_second = self._num_steps * training.global_batch_size * training.seq_length / self._seconds
-        flops = self.flops.training_flops(sweeps)
+        tokens_per_second = num_steps * training.global_batch_size * training.seq_length / self._seconds
+        flops = self._training_flops()
         tokens_per_device = tokens_per_second / groups.world_size
         record = TrainingRecord(
             iteration=state.iteration,
             total_iterations=training.train_iters,
             consumed_samples=state.consumed_samples,
-            elapsed_seconds=self._seconds / self._num_steps,
+            elapsed_seconds=self._seconds / num_steps,
             tokens_per_second=tokens_per_second,
             tflops_per_device=tokens_per_device * flops.model / 1e12,
             mfu=self._utilisation(tokens_per_device * flops.model),
@@ -105,18 +107,50 @@ class IntervalMeter:
             nan_iterations=state.nan_iterations,
             data_hash=None if rows is None else gather_data_hash(rows, groups.dp),
             scalars=ponder_scalars(
-                sums, num_jacobi_iterations=sweeps, penalty_weight=self.penalty_weight, flops=self.flops
+                sums,
+                num_jacobi_iterations=sweeps,
+                penalty_weight=self.penalty_weight,
+                flops=self.flops,
+                training_flops=flops.model,
             )
+            | self._thoughts()
             | seen,
             steps_count=sums.get("steps_count"),
         )
+        self.most_thoughts = max(num_thoughts for num_thoughts, _ in self._steps)
         self._clear()
         return record
+
+    def _thoughts_of(self, settings: StepSettings) -> int:
+        limit = settings.limits.num_steps
+        return self.flops.num_latent_thoughts if limit is None else limit
+
+    def _training_flops(self) -> TrainingFlops:
+        """Return the operations per token, mean over the steps of the interval."""
+        sweeps: dict[int, list[int]] = {}
+        for num_thoughts, num_sweeps in self._steps:
+            sweeps.setdefault(num_thoughts, []).append(num_sweeps)
+        return weighted_mean(
+            [
+                (
+                    len(own) / len(self._steps),
+                    self.flops.limited_to(num_thoughts).training_flops(sum(own) / len(own)),
+                )
+                for num_thoughts, own in sweeps.items()
+            ]
+        )
+
+    def _thoughts(self) -> dict[str, float]:
+        """Return the mean K of the interval, where it changes in training."""
+        ponder = self._config.ponder
+        if ponder.random_latent_thoughts is None and ponder.thoughts_schedule is None:
+            return {}
+        return {names.LATENT_THOUGHTS: sum(thoughts for thoughts, _ in self._steps) / len(self._steps)}
 
     def _utilisation(self, flops_per_second: float) -> float | None:
         return None if self._peak_flops is None else flops_per_second / self._peak_flops
 
     def _clear(self) -> None:
-        self._num_steps = 0
-        self._sweeps = 0
+        # K and J of every step.
+        self._steps: list[tuple[int, int]] = []
         self._seconds = 0.0

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from pipeline.config.ponder_section import PonderSection
 from pipeline.config.schema import ParallelConfig, RunConfig
-from pipeline.cost.account import flops_account, mean_training_sweeps
+from pipeline.cost.account import flops_account, mean_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +58,7 @@ def run_summary(
         device: such as ``cpu (2 threads)`` or ``NVIDIA H100``.
     """
     account, ponder = flops_account(config, vocab_size), config.ponder
-    sweeps = mean_training_sweeps(config)
-    training, parameters = account.training_flops(sweeps), account.parameters()
+    step, parameters = mean_step(config, account), account.parameters()
     least = 0 if account.halts else ponder.num_latent_thoughts
     span = (least, ponder.num_latent_thoughts)
     return RunSummary(
@@ -67,8 +66,8 @@ def run_summary(
         method=ponder.method.value,
         architecture=config.model.architecture,
         extra_steps=_render_steps(ponder),
-        num_passes=account.num_passes(sweeps),
-        training_rows_per_token=account.training_rows_per_token(sweeps),
+        num_passes=step.num_passes,
+        training_rows_per_token=step.rows_per_token,
         inference_rows_per_token=(
             account.inference_rows_per_token(span[0]),
             account.inference_rows_per_token(span[1]),
@@ -84,8 +83,8 @@ def run_summary(
         device=device,
         precision=config.training.precision,
         recompute=config.parallel.recompute,
-        flops_per_token_train=training.model,
-        flops_per_token_recompute=training.recompute,
+        flops_per_token_train=step.flops.model,
+        flops_per_token_recompute=step.flops.recompute,
         flops_per_token_infer=(account.inference_per_token(span[0]), account.inference_per_token(span[1])),
         tokens_per_iteration=config.training.global_batch_size * config.training.seq_length,
         total_iterations=config.training.train_iters,
@@ -181,18 +180,28 @@ def _render_layout(parallel: ParallelConfig) -> str:
 def _render_steps(ponder: PonderSection) -> str:
     if ponder.num_latent_thoughts == 0:
         return "none"
-    steps = f"K = {ponder.num_latent_thoughts} {ponder.method.facts.step_name}"
+    steps = f"K = {_render_thoughts(ponder)} {ponder.method.facts.step_name}"
     if not ponder.method.has_sweeps:
         return steps
     return f"{steps}, Jacobi sweeps J = {_render_sweeps(ponder)}"
 
 
+def _render_thoughts(ponder: PonderSection) -> str:
+    return _render_number(ponder.num_latent_thoughts, ponder.random_latent_thoughts, ponder.thoughts_schedule)
+
+
 def _render_sweeps(ponder: PonderSection) -> str:
-    evaluated = ponder.num_jacobi_iterations
-    if ponder.random_jacobi_iterations is not None:
-        least, most = ponder.random_jacobi_iterations
-        return f"{least} to {most}, drawn per step ({evaluated} in evaluation)"
-    if ponder.jacobi_schedule is not None:
-        changes = ", ".join(f"{sweeps} from iteration {start}" for start, sweeps in ponder.jacobi_schedule)
+    return _render_number(
+        ponder.num_jacobi_iterations, ponder.random_jacobi_iterations, ponder.jacobi_schedule
+    )
+
+
+def _render_number(
+    evaluated: int, drawn: tuple[int, int] | None, schedule: tuple[tuple[int, int], ...] | None
+) -> str:
+    if drawn is not None:
+        return f"{drawn[0]} to {drawn[1]}, drawn per step ({evaluated} in evaluation)"
+    if schedule is not None:
+        changes = ", ".join(f"{number} from iteration {start}" for start, number in schedule)
         return f"{changes} ({evaluated} in evaluation)"
     return str(evaluated)

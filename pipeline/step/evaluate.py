@@ -49,6 +49,8 @@ def evaluate(
     groups: ParallelGroups,
     prune: bool = False,
     limits: StepLimits = UNLIMITED,
+    pondering_share: float = 1.0,
+    measures_steps: bool = False,
     observe: Callable[[TokenBatch, ModelOutput], None] | None = None,
     is_cut_short: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
@@ -61,6 +63,8 @@ def evaluate(
         groups: the layout.
         prune: mask pruned slots out instead of weighing them.
         limits: on the steps that tokens take.
+        pondering_share: a of a blended start; 1 is the method as it is.
+        measures_steps: also measure the loss of every step alone, and of one step more.
         observe: called with every micro-batch of this rank and its output.
         is_cut_short: called before every global batch; returns the same on all ranks.
 
@@ -70,7 +74,12 @@ def evaluate(
     started = time.monotonic()
     statistics = StatisticsAccumulator(module.statistics_layout(limits), device=device())
     settings = StepSettings(
-        num_jacobi_iterations=num_jacobi_iterations, penalty_weight=0.0, prune=prune, limits=limits
+        num_jacobi_iterations=num_jacobi_iterations,
+        penalty_weight=0.0,
+        prune=prune,
+        limits=limits,
+        pondering_share=pondering_share,
+        measures_steps=measures_steps,
     )
     was_training = module.training
     module.eval()

@@ -43,9 +43,16 @@ def ponder_config(ponder: PonderSection, vocab_size: int) -> PonderConfig:
         residual=ponder.residual,
         multiply_embedding=ponder.multiply_embedding,
         pause_token_id=pause_token_id,
+        step_input_scale=ponder.step_input_scale,
         pruning_threshold=ponder.pruning_threshold,
         penalty=ponder.penalty,
         bottom_k_fraction=ponder.bottom_k_fraction,
+        form=ponder.router_form,
+        penalty_exponent=ponder.penalty_exponent,
+        reading=ponder.reading,
+        step_loss_weight=ponder.step_loss_weight,
+        entropy_floor=ponder.entropy_floor,
+        entropy_floor_weight=ponder.entropy_floor_weight,
     )
 
 

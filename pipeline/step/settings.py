@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from megatron_ext.model.micro_batch import ForwardSettings
-from megatron_ext.ponder.passes import draw_jacobi_iterations, scheduled_jacobi_iterations
+from megatron_ext.ponder.passes import draw_jacobi_iterations, draw_latent_thoughts, scheduled_number
 from megatron_ext.ponder.penalties import ramp
+from megatron_ext.ponder.start import pondering_share
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.config.schema import RunConfig
 
@@ -20,6 +21,9 @@ class StepSettings:
         freezes_backbone: train only the method's own weights.
         prune: mask pruned slots out, as inference does.
         limits: on the steps that tokens take.
+        pondering_share: a of a blended start; 1 is the method as it is.
+        holds_decisions: router or gates learn nothing.
+        measures_steps: also measure the loss of every step alone, and of one step more.
     """
 
     num_jacobi_iterations: int
@@ -28,6 +32,9 @@ class StepSettings:
     freezes_backbone: bool = False
     prune: bool = False
     limits: StepLimits = UNLIMITED
+    pondering_share: float = 1.0
+    holds_decisions: bool = False
+    measures_steps: bool = False
 
     @property
     def forward(self) -> ForwardSettings:
@@ -37,6 +44,9 @@ class StepSettings:
             prune=self.prune,
             bottom_k_fraction=self.bottom_k_fraction,
             limits=self.limits,
+            pondering_share=self.pondering_share,
+            holds_decisions=self.holds_decisions,
+            measures_steps=self.measures_steps,
         )
 
 
@@ -50,17 +60,33 @@ def step_settings(config: RunConfig, *, iteration: int, consumed_tokens: int) ->
     """
     ponder = config.ponder
     risen = ramp(iteration, *ponder.penalty_ramp)
-    weight, fraction = ponder.penalty_weight * risen, ponder.bottom_k_fraction
+    start, end = ponder.penalty_start_weight, ponder.penalty_weight
+    weight, fraction = start + (end - start) * risen, ponder.bottom_k_fraction
     if ponder.method.facts.ramps_fraction:
         # Here the fraction rises instead, with the full weight (definitions 3.2).
         has_begun = iteration >= ponder.penalty_ramp[0]
         weight, fraction = ponder.penalty_weight * has_begun, ponder.bottom_k_fraction * risen
+    is_held = iteration - _first_pondering_iteration(config) < ponder.held_decisions_iterations
     return StepSettings(
         num_jacobi_iterations=_jacobi_iterations(config, iteration),
-        penalty_weight=weight,
+        penalty_weight=0.0 if is_held else weight,
         bottom_k_fraction=fraction,
         freezes_backbone=consumed_tokens < ponder.freeze_backbone_tokens,
+        limits=_step_limits(config, iteration),
+        pondering_share=share_of_thoughts(config, iteration),
+        holds_decisions=is_held,
     )
+
+
+def share_of_thoughts(config: RunConfig, iteration: int) -> float:
+    """Return a of the blended start after so many finished steps: 0 until it begins, 1 once it is over."""
+    since = iteration - _first_pondering_iteration(config)
+    return pondering_share(since, config.ponder.blended_start_iterations)
+
+
+def _first_pondering_iteration(config: RunConfig) -> int:
+    """Return where a schedule first gives tokens extra steps; before that the model trains without any."""
+    return next((start for start, steps in config.ponder.thoughts_schedule or () if steps > 0), 0)
 
 
 def _jacobi_iterations(config: RunConfig, iteration: int) -> int:
@@ -68,5 +94,15 @@ def _jacobi_iterations(config: RunConfig, iteration: int) -> int:
     if ponder.random_jacobi_iterations is not None:
         return draw_jacobi_iterations(config.seed, iteration, *ponder.random_jacobi_iterations)
     if ponder.jacobi_schedule is not None:
-        return scheduled_jacobi_iterations(ponder.jacobi_schedule, iteration)
+        return scheduled_number(ponder.jacobi_schedule, iteration)
     return ponder.num_jacobi_iterations
+
+
+def _step_limits(config: RunConfig, iteration: int) -> StepLimits:
+    ponder = config.ponder
+    if ponder.random_latent_thoughts is not None:
+        low, high = ponder.random_latent_thoughts
+        return StepLimits(num_steps=draw_latent_thoughts(config.seed, iteration, low, high))
+    if ponder.thoughts_schedule is not None:
+        return StepLimits(num_steps=scheduled_number(ponder.thoughts_schedule, iteration))
+    return UNLIMITED

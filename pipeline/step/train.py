@@ -66,7 +66,8 @@ def train_step(
 
     The loss is the mean over all labelled tokens of the global batch, plus lambda times the penalty, which is
     the mean of the micro-batches' penalties weighted by their real tokens (definitions 2.5). Both means are
-    exact however tokens are spread over micro-batches and data-parallel ranks.
+    exact however tokens are spread over micro-batches and data-parallel ranks. Losses of single steps and the
+    floor under the router's entropy are added likewise (definitions 2.10).
 
     Args:
         parts: model and optimizer.
@@ -127,7 +128,7 @@ def run_schedule(
     scale = len(batches) * groups.dp_size
 
     def record(batch: TokenBatch, output: ModelOutput) -> None:
-        statistics.add(output.statistics)
+        statistics.add(output.statistics, is_limited=settings.limits.num_steps is not None)
         sums.add_(torch.cat([output.statistics["nll"], output.statistics["labelled_tokens"]]).detach())
         if observe is not None:
             observe(batch, output)
@@ -176,4 +177,8 @@ def _loss(output: ModelOutput, totals: Tensor, penalty_weight: float, scale: int
     loss: Tensor = output.token_losses.sum() / labelled
     if output.penalty is not None:
         loss = loss + penalty_weight * output.penalty * output.statistics["real_tokens"][0] / real
+    if output.step_losses is not None:
+        loss = loss + output.step_losses.sum() / labelled
+    if output.regularizer is not None:
+        loss = loss + output.regularizer * output.statistics["real_tokens"][0] / real
     return loss * scale

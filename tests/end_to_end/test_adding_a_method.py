@@ -1,4 +1,4 @@
-"""The edits of `docs/adding-a-method.md`, and nothing else, make an eighth method that all commands know."""
+"""The edits of `docs/adding-a-method.md`, and nothing else, make a ninth method that all commands know."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(sources: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the new method, trained to its end."""
-    folder = tmp_path_factory.mktemp("eighth") / "run"
+    folder = tmp_path_factory.mktemp("ninth") / "run"
     megaponder_in(sources, "train", "--config", str(recipe), *one_rank(folder, *SETTINGS))
     return folder
 

@@ -51,6 +51,8 @@ def test_every_method_writes_the_curves_that_it_has(folders: dict[Method, Path],
     assert ("ponder/jacobi-residual/sweep_1" in event) is method.has_sweeps
     assert ("ponder/mean-steps" in event) is method.halts
     assert ("ponder/gate/iteration_0" in event) is (method is Method.ADAPONDERLM)
+    has_router = method is Method.ADAPTIVE_LATENT_COT
+    assert ("ponder/continue-probability/step_0" in event) is has_router
     assert ("ponder/router-entropy" in event) is (method is Method.PONDERLM3)
 
 

@@ -24,9 +24,15 @@ pytestmark = pytest.mark.multiprocess
 ROUNDING = 1e-6
 
 
-def _loss(module: PonderModel, groups: ParallelGroups) -> float:
+def _loss(module: PonderModel, groups: ParallelGroups, *, pondering_share: float = 1.0) -> float:
     """Evaluate as a run does."""
-    found = evaluate(module, [own_batches(groups)], num_jacobi_iterations=LARGEST_J, groups=groups)
+    found = evaluate(
+        module,
+        [own_batches(groups)],
+        num_jacobi_iterations=LARGEST_J,
+        pondering_share=pondering_share,
+        groups=groups,
+    )
     assert found is not None
     return found.loss
 
@@ -70,10 +76,12 @@ def _losses(folder: Path, architecture: str) -> dict[str, float]:
         losses = {"vanilla": _save_vanilla(folder, architecture, groups)}
         continued = _continued(folder, Method.PONDERLM3, architecture, groups)
         losses["as it starts"] = _loss(continued.module, groups)
+        losses["blended with slots"] = _loss(continued.module, groups, pondering_share=0.0)
         router = continued.module.ponder.router[2]
         router.bias.data.copy_(torch.tensor([1e4, 0.0, 0.0]))
         losses["all on step 0"] = _loss(continued.module, groups)
         continued = _continued(folder, Method.ADAPONDERLM, architecture, groups)
+        losses["blended with iterations"] = _loss(continued.module, groups, pondering_share=0.0)
         for gate in continued.module.ponder.gates:
             gate[2].bias.data.fill_(-1e4)
         losses["all gates closed"] = _loss(continued.module, groups)
@@ -91,5 +99,9 @@ def test_with_all_weight_on_step_0_the_loss_is_that_of_the_vanilla_model(
     vanilla = losses["vanilla"]
     assert losses["all on step 0"] == pytest.approx(vanilla, rel=ROUNDING)
     assert losses["all gates closed"] == pytest.approx(vanilla, rel=ROUNDING)
+    assert losses["blended with iterations"] == pytest.approx(vanilla, rel=ROUNDING)
+    # The keys of thoughts have e^-6 of their weight.
+    shock = abs(losses["as it starts"] - vanilla)
+    assert abs(losses["blended with slots"] - vanilla) < 0.1 * shock
     # The router does not start there: it puts 0.9 on the last step.
     assert losses["as it starts"] != pytest.approx(vanilla, rel=1e-3)

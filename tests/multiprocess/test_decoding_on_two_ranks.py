@@ -19,6 +19,7 @@ PROMPT_LENGTHS = (5, 1, 7)
 CASES = [(method, Architecture.LLAMA) for method in METHODS] + [
     (Method.PONDERLM3, Architecture.GPT_NEOX),
     (Method.ADAPONDERLM, Architecture.GPT_NEOX),
+    (Method.ADAPTIVE_LATENT_COT, Architecture.GPT_NEOX),
 ]
 
 

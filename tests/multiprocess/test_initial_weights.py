@@ -109,6 +109,7 @@ PAIRS = [
     ("vanilla", "ponderlm2", ""),
     ("vanilla", "ponderlm3", "ponder.router."),
     ("vanilla", "adaponderlm", "ponder.gates."),
+    ("vanilla", "adaptive_latent_cot", "ponder.router."),
     ("ponderlm2", "ponderlm3", "ponder.router."),
     ("ponderlm", "adaponderlm", "ponder.gates."),
     ("ponderlm3", "ponderlm3", ""),
@@ -147,6 +148,12 @@ REFUSALS = [
     ("vanilla", "vanilla", {"model": {"rotary_base": 500}}, r"model\.rotary_base .*\b500\b.*\b10000\b"),
     ("vanilla", "vanilla", {"init_from": {"iteration": 8}}, "iter_0000008"),
     ("ponderlm3", "ponderlm3", {"ponder": {"num_latent_thoughts": 3}}, r"ponder\.router"),
+    (
+        "ponderlm2",
+        "ponderlm3",
+        {"ponder": {"blended_start_iterations": 2}},
+        r"ponder\.blended_start_iterations .*\b2\b",
+    ),
 ]
 
 

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.multiprocess
     [
         ("vanilla", False, ["embedding"], ["final norm", "head"]),
         ("ponderlm3", True, ["embedding"], ["final norm", "head (a copy of the embedding)", "router"]),
+        ("adaptive_latent_cot", False, ["embedding"], ["final norm", "head", "router"]),
         (
             "adaponderlm",
             False,

@@ -14,6 +14,12 @@ pytestmark = pytest.mark.multiprocess
 # Of the change of a weight, and of gradient norms and sums: largest absolute difference over largest absolute
 # value.
 LARGEST_UPDATE_ERROR, LARGEST_ERROR = 5e-4, 2e-5
+BLENDED = (("blended_start_iterations", 3),)
+HELD = (*BLENDED, ("held_decisions_iterations", 2))
+DRAWN = (("random_latent_thoughts", (0, 2)),)
+LAST_STEP = (("reading", "last_step"), ("step_loss_weight", 0.5), ("entropy_floor", 0.9))
+DETACHED = (("reading", "detached_mixture"), ("step_loss_weight", 0.5))
+GROWN = (("thoughts_schedule", ((0, 0), (1, 1), (3, 2))),)
 TRAININGS = [
     Training(model="ponderlm3, llama", layout="PP2"),
     Training(model="ponderlm3, neox tied", layout="PP2", recompute="full"),
@@ -29,6 +35,21 @@ TRAININGS = [
     Training(model="loop, neox", layout="DP2"),
     Training(model="vanilla, neox tied", layout="TP2xPP2xDP2"),
     Training(model="ponderlm3, llama top-k", layout="TP2xPP2xDP2", recompute="full"),
+    Training(model="ponderlm3, llama", layout="TP2+SPxPP2", recompute="per_pass", ponder=HELD),
+    Training(model="ponderlm3, neox softmax", layout="DP2xPP2", ponder=HELD + DRAWN),
+    Training(model="ponderlm2, llama", layout="TP2+SPxPP2", ponder=BLENDED),
+    Training(model="ponderlm2, llama tied top-k", layout="PP2", recompute="full", ponder=BLENDED),
+    Training(model="adaponderlm, neox", layout="TP2+SP", ponder=HELD),
+    Training(model="adaponderlm, llama", layout="PP2", ponder=(*HELD, *GROWN)),
+    Training(model="loop, neox", layout="PP2", recompute="per_pass", ponder=BLENDED),
+    Training(model="ponderlm, llama", layout="DP2xPP2", ponder=BLENDED + DRAWN),
+    Training(model="pause, llama", layout="TP2+SP", ponder=BLENDED + GROWN),
+    Training(model="ponderlm3, llama", layout="PP2", ponder=GROWN),
+    Training(model="adaptive_latent_cot, llama", layout="DP2xPP2", ponder=HELD + DRAWN),
+    Training(model="adaptive_latent_cot, neox tied", layout="TP2+SP", recompute="full", ponder=HELD),
+    Training(model="ponderlm3, llama", layout="TP2+SPxPP2", recompute="full", ponder=LAST_STEP),
+    Training(model="ponderlm3, neox softmax", layout="DP2xPP2", ponder=LAST_STEP + DRAWN),
+    Training(model="ponderlm3, neox tied", layout="TP2+SP", ponder=DETACHED),
 ]
 
 

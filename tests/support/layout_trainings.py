@@ -35,21 +35,24 @@ class Training:
         model, layout: by name.
         recompute: on the layout; one process has none.
         freeze_backbone_tokens: as in the settings.
+        ponder: further settings of the method, (name, value) each.
     """
 
     model: str
     layout: str
     recompute: str = "none"
     freeze_backbone_tokens: int = 0
+    ponder: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
         frozen = f", frozen for {self.freeze_backbone_tokens} tokens" if self.freeze_backbone_tokens else ""
-        return f"{self.model}, {self.layout}, recompute {self.recompute}{frozen}"
+        further = "".join(f", {name} {value}" for name, value in self.ponder)
+        return f"{self.model}, {self.layout}, recompute {self.recompute}{frozen}{further}"
 
     @property
-    def reference(self) -> tuple[str, int]:
+    def reference(self) -> tuple[Any, ...]:
         """What the training has in common with its reference on one process."""
-        return self.model, self.freeze_backbone_tokens
+        return self.model, self.freeze_backbone_tokens, self.ponder
 
     def config(self, layout: Layout, **parallel: Any) -> RunConfig:
         """Return the settings of the run on a layout."""
@@ -58,7 +61,7 @@ class Training:
         return model.config(
             layout,
             seed=SEED,
-            ponder=drawn | {"freeze_backbone_tokens": self.freeze_backbone_tokens},
+            ponder=drawn | {"freeze_backbone_tokens": self.freeze_backbone_tokens} | dict(self.ponder),
             parallel=parallel,
             optimizer={"clip_grad": CLIP_GRAD, "adam_eps": ADAM_EPS, "lr_decay_style": "constant"},
         )

@@ -137,6 +137,16 @@ MODELS = {
     "adaponderlm, neox tied top-k": _model(
         Method.ADAPONDERLM, NEOX, TIED, mixture="top_k", mixture_top_k=10, **_HALTS_LATER
     ),
+    "adaptive_latent_cot, llama": _model(Method.ADAPTIVE_LATENT_COT, LLAMA, pruning_threshold=0.35),
+    "adaptive_latent_cot, neox tied": _model(
+        Method.ADAPTIVE_LATENT_COT,
+        NEOX,
+        TIED,
+        num_latent_thoughts=3,
+        pruning_threshold=0.35,
+        penalty_exponent=2.0,
+        step_input_scale=0.5,
+    ),
     "ponderlm3, llama": _model(Method.PONDERLM3, LLAMA, **_HALTS),
     "ponderlm3, neox tied": _model(
         Method.PONDERLM3, NEOX, TIED, penalty="bottom_k", num_latent_thoughts=3, **_HALTS
@@ -144,6 +154,10 @@ MODELS = {
     "ponderlm3, neox softmax": _model(Method.PONDERLM3, NEOX, mixture="softmax", **_HALTS),
     "ponderlm3, llama top-k": _model(
         Method.PONDERLM3, LLAMA, mixture="top_k", mixture_top_k=10, penalty="bottom_k", **_HALTS
+    ),
+    "ponderlm3, llama authors": _model(Method.PONDERLM3, LLAMA, form="authors", **_HALTS),
+    "ponderlm3, neox authors": _model(
+        Method.PONDERLM3, NEOX, form="authors", penalty="delta_loss", num_latent_thoughts=3, **_HALTS
     ),
 }
 

@@ -20,7 +20,17 @@ from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
-from megatron_ext.ponder.config import Method, Mixture, PonderConfig
+from megatron_ext.ponder.config import (
+    Method,
+    Mixture,
+    Penalty,
+    PonderConfig,
+    ReadoutFrom,
+    RouterForm,
+    RouterKind,
+    RouterStart,
+    TrainingMask,
+)
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
 from megatron_ext.ponder.reference.backbone import Backbone
 from megatron_ext.ponder.reference.method import TokenResult
@@ -38,6 +48,20 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
     "per_pass": {"recompute_passes": True},
     "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
     "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+}
+
+# PonderLM-3 as its authors' research code computes it, as settings of the method.
+AUTHORS: dict[str, Any] = {
+    "form": RouterForm(
+        router=RouterKind.LINEAR,
+        router_start=RouterStart.RANDOM,
+        mask_in_training=TrainingMask.HARD,
+        attention_scale_extra=8,
+        pre_pass=True,
+        router_damping=0.1,
+        readout_from=ReadoutFrom.LAST_SWEEP,
+    ),
+    "penalty": Penalty.ACCURACY_BOTTOM,
 }
 
 each_method = pytest.mark.parametrize("method", METHODS)
@@ -103,7 +127,7 @@ def _ponder_defaults(method: Method) -> dict[str, Any]:
     is_vertical = method in (Method.PONDERLM, Method.ADAPONDERLM)
     return {
         "max_jacobi_iterations": 40,
-        "pruning_threshold": 1e-2,
+        "pruning_threshold": 0.35 if method is Method.ADAPTIVE_LATENT_COT else 1e-2,
         "mixture": Mixture.SOFTMAX if is_vertical else Mixture.HIDDEN,
         # The first row beyond the vocabulary.
         "pause_token_id": VOCAB_SIZE if method is Method.PAUSE else None,
@@ -124,8 +148,12 @@ def random_weights(model: PonderModel, seed: int) -> dict[str, Tensor]:
             noise = 1 + 0.1 * noise
         elif name == "ponder.router.2.weight":
             noise = 4 * noise
+        elif name == "ponder.router.weight":
+            noise = 4 * noise / like.shape[-1] ** 0.5
         elif name.startswith("ponder.gates") and name.endswith("2.weight"):
             noise = 1.5 * noise
+        elif name == "ponder.router.weight":
+            noise = 0.6 * noise
         elif name.startswith("ponder"):
             noise = noise / like.shape[-1] ** 0.5
         else:
@@ -196,6 +224,10 @@ def observed(
 def mean_loss(output: ModelOutput, batch: TokenBatch, *, penalty_weight: float = 0.0) -> Tensor:
     """Return the mean cross-entropy over labelled tokens plus the weighted penalty."""
     loss = output.token_losses.sum() / (batch.labels != IGNORED_LABEL).sum()
+    if output.step_losses is not None:
+        loss = loss + output.step_losses.sum() / (batch.labels != IGNORED_LABEL).sum()
+    if output.regularizer is not None:
+        loss = loss + output.regularizer
     return loss if output.penalty is None else loss + penalty_weight * output.penalty
 
 
@@ -234,12 +266,12 @@ def decode_one_by_one(model: PonderModel, tokens: Sequence[int]) -> tuple[Tensor
     return torch.cat([one.logits for one in decoded]), [int(one.steps) for one in decoded], decoder
 
 
-def oracle_results(model: PonderModel, tokens: Sequence[int]) -> list[TokenResult]:
-    """Let the oracle consume a sequence with the weights of the model."""
+def oracle_backbone(model: PonderModel, weights: dict[str, Tensor] | None = None) -> Backbone:
+    """Return the layers of the oracle with copies of the model's weights, or with others of their names."""
     config = model.config
-    backbone = Backbone(
+    return Backbone(
         is_neox=config.architecture is Architecture.GPT_NEOX,
-        weights=whole_tensors(model, lambda parameter: parameter),
+        weights=weights or whole_tensors(model, lambda parameter: parameter.clone()),
         num_layers=config.num_layers,
         num_heads=config.num_attention_heads,
         num_key_value_heads=config.num_query_groups,
@@ -247,5 +279,18 @@ def oracle_results(model: PonderModel, tokens: Sequence[int]) -> list[TokenResul
         rotary_base=config.rotary_base,
         norm_epsilon=config.layernorm_epsilon,
     )
-    oracle = SequentialOracle(backbone, config.ponder)
+
+
+def oracle_results(
+    model: PonderModel, tokens: Sequence[int], *, weights: dict[str, Tensor] | None = None, **settings: Any
+) -> list[TokenResult]:
+    """Let the oracle consume a sequence with the weights of the model, or with others by the same names.
+
+    Args:
+        model: decides sizes and method.
+        tokens: ids.
+        weights: None for the model's own.
+        settings: further ones of the oracle.
+    """
+    oracle = SequentialOracle(oracle_backbone(model, weights), model.config.ponder, **settings)
     return [oracle.consume(int(token), position) for position, token in enumerate(tokens)]

@@ -37,6 +37,7 @@ class Backbone:
         rotary_size: rotated channels of a head.
         rotary_base: rotary base.
         norm_epsilon: added to the variance.
+        scale_extra: attention logits are divided by the root of the head size plus this.
     """
 
     is_neox: bool
@@ -47,6 +48,7 @@ class Backbone:
     rotary_size: int
     rotary_base: float
     norm_epsilon: float
+    scale_extra: int = 0
 
     @property
     def embeddings(self) -> Tensor:
@@ -83,31 +85,31 @@ class Backbone:
 
     def two_layers(self, row: Tensor, name: str) -> Tensor:
         """Linear, exact GELU, linear: a router or a gate."""
-        return self._linear(functional.gelu(self._linear(row, f"{name}.0")), f"{name}.2")
+        return self.linear(functional.gelu(self.linear(row, f"{name}.0")), f"{name}.2")
 
     def _neox_layer(self, index: int, row: Tensor, position: int, rows: Sequence[KeptRow]) -> Tensor:
         name = f"gpt_neox.layers.{index}"
-        joined = self._linear(self._norm(row, f"{name}.input_layernorm"), f"{name}.attention.query_key_value")
+        joined = self.linear(self._norm(row, f"{name}.input_layernorm"), f"{name}.attention.query_key_value")
         # [3H] -> [heads, 3, d] -> three of [heads, d]
         query, key, value = joined.reshape(self.num_heads, 3, -1).unbind(1)
-        attended = self._linear(
+        attended = self.linear(
             self._attend(index, query, key, value, position, rows), f"{name}.attention.dense"
         )
-        inner = self._linear(self._norm(row, f"{name}.post_attention_layernorm"), f"{name}.mlp.dense_h_to_4h")
-        return row + attended + self._linear(functional.gelu(inner), f"{name}.mlp.dense_4h_to_h")
+        inner = self.linear(self._norm(row, f"{name}.post_attention_layernorm"), f"{name}.mlp.dense_h_to_4h")
+        return row + attended + self.linear(functional.gelu(inner), f"{name}.mlp.dense_4h_to_h")
 
     def _llama_layer(self, index: int, row: Tensor, position: int, rows: Sequence[KeptRow]) -> Tensor:
         name = f"model.layers.{index}"
         normed = self._norm(row, f"{name}.input_layernorm")
-        query = self._linear(normed, f"{name}.self_attn.q_proj").reshape(self.num_heads, -1)
-        key = self._linear(normed, f"{name}.self_attn.k_proj").reshape(self.num_key_value_heads, -1)
-        value = self._linear(normed, f"{name}.self_attn.v_proj").reshape(self.num_key_value_heads, -1)
-        row = row + self._linear(
+        query = self.linear(normed, f"{name}.self_attn.q_proj").reshape(self.num_heads, -1)
+        key = self.linear(normed, f"{name}.self_attn.k_proj").reshape(self.num_key_value_heads, -1)
+        value = self.linear(normed, f"{name}.self_attn.v_proj").reshape(self.num_key_value_heads, -1)
+        row = row + self.linear(
             self._attend(index, query, key, value, position, rows), f"{name}.self_attn.o_proj"
         )
         normed = self._norm(row, f"{name}.post_attention_layernorm")
-        gate = functional.silu(self._linear(normed, f"{name}.mlp.gate_proj"))
-        return row + self._linear(gate * self._linear(normed, f"{name}.mlp.up_proj"), f"{name}.mlp.down_proj")
+        gate = functional.silu(self.linear(normed, f"{name}.mlp.gate_proj"))
+        return row + self.linear(gate * self.linear(normed, f"{name}.mlp.up_proj"), f"{name}.mlp.down_proj")
 
     def _attend(
         self, index: int, query: Tensor, key: Tensor, value: Tensor, position: int, rows: Sequence[KeptRow]
@@ -124,7 +126,8 @@ class Backbone:
         outputs = []
         for head in range(self.num_heads):
             group = head // group_size
-            logits = keys[:, group] @ query[head] / math.sqrt(query.shape[1]) + log_weights
+            scale = 1 / math.sqrt(query.shape[1] + self.scale_extra)
+            logits = scale * (keys[:, group] @ query[head]) + log_weights
             outputs.append(torch.softmax(logits, dim=0) @ values[:, group])
         return torch.cat(outputs)
 
@@ -147,5 +150,6 @@ class Backbone:
             )
         return weight * row / (row.square().mean() + self.norm_epsilon).sqrt()
 
-    def _linear(self, row: Tensor, name: str) -> Tensor:
+    def linear(self, row: Tensor, name: str) -> Tensor:
+        """Apply a linear map, with its bias if it has one."""
         return functional.linear(row, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))

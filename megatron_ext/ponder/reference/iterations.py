@@ -1,7 +1,7 @@
-"""Methods that run one row again and again: loop, PonderLM, AdaPonderLM (definitions 3 and 4).
+"""Methods that run one row again and again (definitions 3 and 4).
 
 A token keeps one version of its keys and values per iteration. Iteration i sees version i of every earlier
-token, or the last one of a token that has fewer.
+token, or the last one of a token that has fewer; in Adaptive Latent CoT it sees all versions up to i.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ class Loop(IterativeMethod):
 
     def think(self, token: int) -> TokenResult:
         """Run trip after trip, then the final norm."""
-        row = self.embed(token)
-        for _ in range(self.ponder.num_slots):
+        row = after_one = self.run_layers(self.embed(token))
+        for _ in range(self.ponder.num_latent_thoughts):
             row = self.run_layers(row)
-        return self.result(self.backbone.final_norm(row))
+        return self.result(self.backbone.final_norm(row), first=self.backbone.final_norm(after_one))
 
 
 class PonderLM(IterativeMethod):
@@ -42,12 +42,12 @@ class PonderLM(IterativeMethod):
         if self.ponder.multiply_embedding:
             first = self.ponder.num_latent_thoughts * first
         row = first
-        hidden = self.run(row)
+        hidden = first_hidden = self.run(row)
         for _ in range(self.ponder.num_latent_thoughts):
             base = row if self.ponder.residual is Residual.ACCUMULATE else first
             row = base + self.feed_back(hidden)
             hidden = self.run(row)
-        return self.result(hidden)
+        return self.result(hidden, first=first_hidden)
 
 
 class AdaPonderLM(IterativeMethod):
@@ -57,12 +57,36 @@ class AdaPonderLM(IterativeMethod):
         """Run E^0, then E^{i+1} = E^i + s^i e^i while s^i >= tau."""
         gate_logits = []
         row = self.embed(token)
-        hidden = self.run(row)
+        hidden = first = self.run(row)
         for iteration in range(self.ponder.num_latent_thoughts):
-            gate_logits.append(self.backbone.two_layers(hidden, f"ponder.gates.{iteration}"))
+            gate_logits.append(self.decide(hidden, f"ponder.gates.{iteration}"))
             gate = torch.sigmoid(gate_logits[-1])
             if gate < self.ponder.pruning_threshold:
                 break
             row = row + gate * self.feed_back(hidden)
             hidden = self.run(row)
-        return self.result(hidden, gate_logits=gate_logits)
+        return self.result(hidden, first=first, gate_logits=gate_logits)
+
+
+class AdaptiveLatentCoT(OracleMethod):
+    """Hidden states are fed back while enough probability goes on; what is read is their mean over exits."""
+
+    def visible_rows(self) -> Sequence[KeptRow]:
+        """The versions up to this one of every earlier token, and all so far of its own."""
+        *earlier, own = self.tokens
+        return [row for versions in earlier for row in versions[: len(own) + 1]] + own
+
+    def think(self, token: int) -> TokenResult:
+        """Run c Emb[x], then each h again, while the reach is at least tau."""
+        gate_logits = []
+        hidden = first = self.run(self.embed(token))
+        reach, read = hidden.new_ones(1), torch.zeros_like(hidden)
+        for _ in range(self.ponder.num_latent_thoughts):
+            gate_logits.append(self.decide(hidden, "ponder.router", num_layers=1))
+            goes_on = torch.sigmoid(gate_logits[-1])
+            if reach * goes_on < self.ponder.pruning_threshold:
+                break
+            read = read + reach * (1 - goes_on) * hidden
+            reach = reach * goes_on
+            hidden = self.run(self.ponder.step_input_scale * hidden)
+        return self.result(read + reach * hidden, first=first, gate_logits=gate_logits)

@@ -6,8 +6,9 @@ Backbones are GPT-NeoX and Llama. A *row* is what goes through the layers; one t
   0 is its embedding. Slot k > 0 is a pause token, or a *latent thought*: what came out of slot k - 1. The
   router of ponderlm3 gives each token a distribution over its steps; slots with too little tail mass are
   pruned.
-* ``loop``, ``ponderlm``, ``adaponderlm``: a token owns one row that runs K + 1 times. Each *version* of it
-  has keys and values of its own. A gate of adaponderlm ends the iterations of a token for good.
+* ``loop``, ``ponderlm``, ``adaponderlm``, ``adaptive_latent_cot``: a token owns one row that runs K + 1
+  times. Each *version* of it has keys and values of its own. A gate of adaponderlm ends the iterations of a
+  token for good; so does the router of adaptive_latent_cot, whose version k sees all versions up to k.
 
 There are two ways to run, and they agree:
 
@@ -29,7 +30,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -39,26 +39,36 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.generation import GenerationConfig, GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from megatron_ext.ponder.attention import extended_keys, extended_size, extended_values, stored_attention
+from megatron_ext.ponder.attention import (
+    attention_to_parts,
+    extended_keys,
+    extended_size,
+    extended_values,
+    stored_attention,
+)
 from megatron_ext.ponder.decode.sweeps import PromptTokens, Sweeps, read_all_rows, read_by_sweeps
 from megatron_ext.ponder.decode.think import (
     SlotDecision,
     Thought,
+    TrainingDecisions,
+    TrainingRules,
     all_slots,
     slots_above,
     think_by_feedback,
     think_in_loops,
     think_in_slots,
     think_until_halted,
+    think_until_stopped,
 )
 from megatron_ext.ponder.halting import in_float32
+from megatron_ext.ponder.renewal import Renewal
 
 from .configuration_megaponder import MegaPonderConfig
 
 IGNORED_LABEL = -100
 CACHE_GROWTH = 128
 # Methods whose tokens own one row, with a version of its keys and values for each iteration.
-ITERATING = ("loop", "ponderlm", "adaponderlm")
+ITERATING = ("loop", "ponderlm", "adaponderlm", "adaptive_latent_cot")
 
 
 @dataclass
@@ -76,6 +86,7 @@ class PonderCache:
 
     Attributes:
         keys, values: by version and layer, [B, G, capacity, w].
+        ran: by version, which places have a row of it, [B, capacity]; only where versions are seen together.
         num_rows: stored rows of each sequence, [B].
         num_tokens: tokens of each sequence, without padding, [B].
         steps: extra steps that each token took, 0 at padding, [B, columns of input_ids].
@@ -87,6 +98,7 @@ class PonderCache:
     def __init__(self) -> None:
         self.keys: dict[tuple[int, int], Tensor] = {}
         self.values: dict[tuple[int, int], Tensor] = {}
+        self.ran: dict[int, Tensor] = {}
         self.num_rows = self.num_tokens = self.steps = torch.empty(0, dtype=torch.long)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -117,6 +129,15 @@ class PonderCache:
             stored[rows.sequences, :, rows.places] = new
             store[version, layer] = stored
 
+    def mark(self, version: int, sequences: Tensor, places: Tensor) -> None:
+        """Note which rows, [R], run in a version."""
+        ran = self.ran.get(version)
+        if ran is None:
+            ran = torch.zeros(len(self.num_rows), 0, dtype=torch.bool, device=places.device)
+        ran = functional.pad(ran, (0, max(int(places.max()) + 1 - ran.shape[1], 0)))
+        ran[sequences, places] = True
+        self.ran[version] = ran
+
     def read(self, version: int, layer: int, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the keys and values of all sequences that have rows in a call, [M, G, rows.end, w]."""
         keys, values = (store[version, layer][:, :, : rows.end] for store in (self.keys, self.values))
@@ -143,6 +164,8 @@ class Rows:
         *,
         versions: Iterable[int],
         log_weight: Tensor | None,
+        scale_extra: int = 0,
+        sees_earlier: bool = False,
     ) -> None:
         """Work out what the rows see.
 
@@ -151,9 +174,12 @@ class Rows:
             cache: where keys and values are stored.
             versions: which versions of their keys and values the rows write; they read the first.
             log_weight: of the rows' keys, [R]; None where the method has none.
+            scale_extra: logits are divided by the root of the head size plus this.
+            sees_earlier: the rows read the versions before the first one too, of the rows that ran them.
         """
         self.sequences, self.places = sequences, places
         self._cache, self._versions, self._log_weight = cache, tuple(versions), log_weight
+        self._scale_extra = scale_extra
         self.present, self._index, counts = sequences.unique_consecutive(
             return_inverse=True, return_counts=True
         )
@@ -177,22 +203,50 @@ class Rows:
             # [M, 1, Q, end], or [M, end] for one row of each sequence
             visible = stored <= self._by_sequence(places).unsqueeze(-1)
             self._visible = visible.squeeze(1) if self._num_columns == 1 else visible.unsqueeze(1)
+        self._visible_by_version: list[Tensor] = []
+        if sees_earlier:
+            cache.mark(self._versions[0], sequences, places)
+            last_seen = self._by_sequence(places).unsqueeze(-1)
+            for version in range(self._versions[0] + 1):
+                ran = cache.ran[version][self.present, : self.end]
+                order = torch.arange(ran.shape[1], device=places.device)
+                self._visible_by_version.append(ran.unsqueeze(1) & (order <= last_seen))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend to the stored rows and these: [R, A, d], keys and values [R, G, d] -> [R, A * d]."""
         if self._log_weight is not None:
             size = extended_size(key.shape[-1], self._log_weight.dtype, key.dtype)
-            key = extended_keys(key, self._log_weight.unsqueeze(1), size)
+            weight = self._log_weight.unsqueeze(1)
+            key = extended_keys(key, weight, size, scale_extra=self._scale_extra)
             value = extended_values(value, size)
         for version in self._versions:
             self._cache.write(version, layer, self, key, value)
-        keys, values = self._cache.read(self._versions[0], layer, self)
         # [R, A, d] -> [M, Q, A, d] -> [M, A, Q, d]
         query = self._by_sequence(query).transpose(1, 2)
-        mixed = stored_attention(query, keys, values, causal=self._is_causal, visible=self._visible)
+        mixed = self._attend_to_cache(layer, query)
         # [M, A, Q, d] -> [M, Q, A * d] -> [R, A * d]
         mixed = mixed.transpose(1, 2).flatten(2)
         return mixed.flatten(0, 1) if self._is_full else mixed[self._index, self._column]
+
+    def _attend_to_cache(self, layer: int, query: Tensor) -> Tensor:
+        """[M, A, Q, d] -> the same."""
+        version = self._versions[0]
+        if version > 0 and self._visible_by_version:
+            sets = [
+                [stored[:, :, : mask.shape[-1]] for stored in self._cache.read(number, layer, self)]
+                for number, mask in enumerate(self._visible_by_version)
+            ]
+            keys_of_versions, values_of_versions = zip(*sets, strict=True)
+            return attention_to_parts(query, keys_of_versions, values_of_versions, self._visible_by_version)
+        keys, values = self._cache.read(version, layer, self)
+        return stored_attention(
+            query,
+            keys,
+            values,
+            causal=self._is_causal,
+            visible=self._visible,
+            scale_extra=self._scale_extra,
+        )
 
     def _by_sequence(self, per_row: Tensor) -> Tensor:
         """[R, ...] -> [M, Q, ...], with 0 where a sequence has fewer rows."""
@@ -283,6 +337,8 @@ class RowRunner:
             cache,
             versions=range(version, last_version + 1),
             log_weight=log_weight,
+            scale_extra=config.attention_scale_extra,
+            sees_earlier=config.method == "adaptive_latent_cot",
         )
         return self._model.run_layers(rows[0], positions, attention, normalize=normalize).unsqueeze(0)
 
@@ -354,6 +410,15 @@ class LlamaLayer(nn.Module):
         return hidden + update
 
 
+class Router(nn.Linear):
+    """One linear map in at least float32, whatever its weights are; halting needs it."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., H] -> [..., outputs]."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return in_float32(self, hidden)
+
+
 class Decider(nn.Sequential):
     """A router or a gate: two layers in at least float32, whatever the weights are; halting needs it."""
 
@@ -396,7 +461,12 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             self.add_module(head, nn.Linear(hidden, config.vocab_size, bias=False))
         self.ponder = nn.ModuleDict()
         if config.method == "ponderlm3":
-            self.ponder["router"] = Decider(hidden, hidden // 4, steps + 1)
+            is_linear = config.router == "linear"
+            self.ponder["router"] = (
+                Router(hidden, steps + 1) if is_linear else Decider(hidden, hidden // 4, steps + 1)
+            )
+        if config.method == "adaptive_latent_cot":
+            self.ponder["router"] = Router(hidden, 1)
         if config.method == "adaponderlm":
             self.ponder["gates"] = nn.ModuleList(Decider(hidden, 4 * hidden, 1) for _ in range(steps))
         self.post_init()
@@ -459,6 +529,19 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         raise NotImplementedError(
             "the vocabulary of a MegaPonder model is fixed; convert it with another one"
         )
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, *arguments: Any, **settings: Any
+    ) -> nn.Module:
+        """Reject another vocabulary, before anything is changed."""
+        embeddings = self.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding), "the model builds it"
+        if new_num_tokens is not None and new_num_tokens != embeddings.num_embeddings:
+            raise NotImplementedError(
+                f"the vocabulary of a MegaPonder model is fixed to {embeddings.num_embeddings} rows; "
+                "convert it with another one"
+            )
+        return embeddings
 
     # ---- thinking about a batch of tokens ----
 
@@ -534,10 +617,15 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             return think_in_loops(rows, run, num_iterations=num_steps)
         if config.method in ITERATING:
             return self._iterate(rows * num_steps if config.multiply_embedding else rows, run)
-        decide = partial(self._decide, threshold=config.pruning_threshold if prunes else 0.0)
         if prompts is None:
             return think_in_slots(
-                rows, run, num_thoughts=num_steps, decide=decide, next_thought=self._feed_back
+                rows, run, num_thoughts=num_steps, decide=self._decide, next_thought=self._feed_back
+            )
+        decide = self._decide
+        if config.method == "ponderlm3" and not prunes:
+            assert prompts.sweeps.number is not None, "a forward of training has a number of sweeps"
+            training = decide = TrainingDecisions(
+                self.ponder["router"], self._training_rules(prompts.sweeps.number)
             )
         slots = read_by_sweeps(
             rows[0],
@@ -548,9 +636,26 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             next_thought=self._feed_back,
         )
         thought = slots.decision.read(slots.hidden)
+        if decide is self._decide:
+            return thought
         # Training weighs all slots, and reports the steps that decoding would take.
-        decided = self._decide(slots.hidden[:, 0].unsqueeze(0), threshold=config.pruning_threshold)
-        return thought if prunes else Thought(hidden=thought.hidden, steps=decided.steps)
+        return Thought(hidden=thought.hidden, steps=training.steps_of_decoding())
+
+    def _training_rules(self, num_sweeps: int) -> TrainingRules:
+        config = self.config
+        return TrainingRules(
+            renewal=Renewal(
+                pre_pass=config.pre_pass,
+                damping=config.router_damping,
+                undamped_sweeps=config.undamped_sweeps,
+                reads_last_sweep=config.readout_from == "last_sweep",
+            ),
+            num_thoughts=config.num_latent_thoughts,
+            num_sweeps=num_sweeps,
+            threshold=config.pruning_threshold,
+            hides_keys=config.mask_in_training == "hard",
+            reads_last=config.reading == "last_step",
+        )
 
     def _iterate(self, first: Tensor, run: RowRunner) -> Thought:
         config, num_iterations = self.config, self.config.num_latent_thoughts
@@ -562,6 +667,15 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
                 feed_back=self._feed_back,
                 from_first=config.residual == "from_embedding",
             )
+        if config.method == "adaptive_latent_cot":
+            return think_until_stopped(
+                first,
+                run,
+                num_steps=num_iterations,
+                next_input=lambda hidden: hidden * config.step_input_scale,
+                router=lambda hidden: self.ponder["router"](hidden).squeeze(-1),
+                threshold=config.pruning_threshold,
+            )
         return think_until_halted(
             first,
             run,
@@ -571,11 +685,17 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             threshold=config.pruning_threshold,
         )
 
-    def _decide(self, token_hidden: Tensor, threshold: float) -> SlotDecision:
+    def _decide(self, token_hidden: Tensor) -> SlotDecision:
         """Decide which slots tokens take, by their slot 0 after the final norm, [1, N, H]."""
-        if self.config.method == "ponderlm2":
-            return all_slots(token_hidden, self.config.num_latent_thoughts)
-        return slots_above(self.ponder["router"](token_hidden), threshold)
+        config = self.config
+        if config.method == "ponderlm2":
+            return all_slots(token_hidden, config.num_latent_thoughts)
+        return slots_above(
+            self.ponder["router"](token_hidden),
+            config.pruning_threshold,
+            hides_keys=config.mask_in_training == "hard",
+            reads_last=config.reading == "last_step",
+        )
 
     # ---- parts of the model ----
 

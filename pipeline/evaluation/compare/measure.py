@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
-from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.state import read_train_state
+from pipeline.checkpoint.stored_config import CHECKPOINTS, stored_checkpoint
 from pipeline.checkpoint.tracker import resolve_checkpoint
-from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account
 from pipeline.data.unigram import unigram_entropy
@@ -22,7 +21,6 @@ from pipeline.step.build import heldout_batches, open_heldout_split, vocab_size_
 logger = logging.getLogger(__name__)
 
 DEFAULT_THRESHOLDS = (1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.2, 0.5)
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +76,9 @@ def find_run(path: Path) -> FoundRun:
     """
     checkpoints = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
     checkpoint = resolve_checkpoint(checkpoints)
-    config = load_config(checkpoint / CONFIG_NAME, ())
+    config = stored_checkpoint(checkpoint).config
     return FoundRun(
-        folder=path if checkpoints != path else config.output_dir,
+        folder=config.output_dir,
         checkpoint=checkpoint,
         config=config,
         iteration=read_train_state(checkpoint).iteration,

@@ -8,7 +8,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from data_prep.manifest import load_manifest
 from pipeline.evaluation.costs import RealizedCost, add_costs
 from pipeline.evaluation.harness.generation import GenerationRequest, continue_texts
 from pipeline.evaluation.opened import OpenedCheckpoint
@@ -41,7 +40,7 @@ class CheckpointModel(TemplateLM):  # type: ignore[misc]  # the harness has no t
         super().__init__()
         self._checkpoint = checkpoint
         self._tokenizer = checkpoint.tokenizer
-        self._bos_id = load_manifest(checkpoint.config.data.manifest_folder).header.tokenizer.bos_id
+        self._bos_id = checkpoint.bos_id
         self._batch_size = batch_size
         # Texts are read as prompts are, until nothing moves.
         self._sweeps = GenerationSettings().sweeps(checkpoint.module.config.params_dtype)
@@ -65,6 +64,8 @@ class CheckpointModel(TemplateLM):  # type: ignore[misc]  # the harness has no t
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Return the token ids of a text, after the token that documents begin with, if the data have one."""
+        if add_special_tokens is not False and string:
+            return self._checkpoint.prompt_ids(string)
         ids: list[int] = self._tokenizer.encode(string).tolist()
         begins = self._bos_id is not None and add_special_tokens is not False
         return [self.prefix_token_id, *ids] if begins else ids

@@ -2,6 +2,7 @@
 
 import pytest
 
+from megatron_ext.ponder.config import Method
 from pipeline.config.schema import RunConfig
 from tests.bench.memory import bench_configs, compare_memory
 
@@ -13,6 +14,7 @@ CHOSEN = [
     "loop_llama_full",
     "ponderlm_gpt_neox_per_pass",
     "adaponderlm_llama_none",
+    "adaptive_latent_cot_llama_none",
     "ponderlm3_gpt_neox_none",
     "ponderlm3_llama_per_pass",
 ]
@@ -26,7 +28,7 @@ def smaller(config: RunConfig) -> RunConfig:
 
 
 def test_every_method_is_compared_with_every_recomputation() -> None:
-    assert len(CONFIGS) == 7 * 4
+    assert len(CONFIGS) == len(Method) * 4
     assert {config.model.architecture for config in CONFIGS.values()} == {"gpt_neox", "llama"}
 
 

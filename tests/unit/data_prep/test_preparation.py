@@ -208,10 +208,15 @@ def test_a_missing_tokenizer_leaves_the_folder_empty(prepared: Prepared, tmp_pat
     assert not (tmp_path / "shards" / JOURNAL_NAME).exists()
 
 
-def test_text_of_which_nothing_can_be_read_makes_empty_shards(prepared: Prepared, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"\xff", b""])
+@pytest.mark.parametrize("stored_as", ["webdataset", "megatron"])
+def test_a_result_without_a_token_is_no_success(
+    prepared: Prepared, tmp_path: Path, content: bytes, stored_as: str
+) -> None:
     (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "a.txt").write_bytes(b"\xff")
+    (tmp_path / "text" / "a.txt").write_bytes(content)
     source = TextFolder(root=tmp_path / "text")
-    settings = PrepareSettings(heldout_fraction=0.0)
-    manifest = prepare_here(source, prepared.tokenizer, tmp_path / "shards", settings=settings)
-    assert (manifest.num_tokens("train"), len(manifest.rejected)) == (0, 1)
+    for _ in range(2):
+        with pytest.raises(DataError, match="no token"):
+            prepare_here(source, prepared.tokenizer, tmp_path / "shards", stored_as=stored_as)
+    assert not (tmp_path / "shards" / MANIFEST_NAME).exists()

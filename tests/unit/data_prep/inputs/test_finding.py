@@ -57,10 +57,10 @@ def test_a_folder_gives_every_known_kind_under_relative_names(corpus: Path) -> N
 
 
 def test_files_folders_and_globs_mix_and_a_file_named_twice_is_taken_once(corpus: Path) -> None:
-    assert names("corpus/*.jsonl*", "corpus/deep/e.bin") == [
+    assert names("corpus/*.jsonl*", "corpus/deep/d.txt") == [
         "corpus/a.jsonl",
         "corpus/b.jsonl.gz",
-        "corpus/deep/e.bin",
+        "corpus/deep/d.txt",
     ]
     assert names("corpus/deep", "corpus/**/*.txt") == [
         "corpus/__pycache__/f.txt",
@@ -85,7 +85,8 @@ def test_folders_files_and_globs_of_a_url_are_found() -> None:
         system.pipe_file(f"/finding/{name}", b"text")
     assert names("memory://finding/x") == ["a.jsonl", "deep/b.txt"]
     assert names("memory://finding/x/*.jsonl") == ["memory:///finding/x/a.jsonl"]
-    assert names("memory://finding/x/deep/c.bin") == ["memory:///finding/x/deep/c.bin"]
+    assert names("memory://finding/x/deep/b.txt") == ["memory:///finding/x/deep/b.txt"]
+    assert names("memory://finding/x/*") == ["memory:///finding/x/a.jsonl", "memory:///finding/x/deep/b.txt"]
 
 
 def test_a_missing_source_and_an_empty_one_are_refused(tmp_path: Path) -> None:

@@ -138,12 +138,12 @@ def test_one_bad_record_too_many_stops_the_run_and_a_higher_limit_resumes_it(
         prepare(request)
 
 
-def test_a_wrong_field_stops_within_the_first_shard(
+def test_a_wrong_field_stops_with_the_first_file(
     prepared: Prepared, bad_inputs: Path, tmp_path: Path
 ) -> None:
     source = TextFiles(inputs=(str(bad_inputs),))
-    request = request_of(prepared, bad_inputs, tmp_path / "shards", source=source, max_bad_records=3)
-    with pytest.raises(DataError, match=r" 4 .*00\.jsonl:1: .*--text-field"):
+    request = request_of(prepared, bad_inputs, tmp_path / "shards", source=source)
+    with pytest.raises(DataError, match=r" 0 .*00\.jsonl: .*'content'.*--text-field"):
         prepare(request)
     assert not list((tmp_path / "shards").glob("*.tar*"))
 

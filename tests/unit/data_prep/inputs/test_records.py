@@ -17,7 +17,7 @@ from backports import zstd
 from data_prep.inputs.documents import TextFiles
 from data_prep.inputs.finding import find_files
 from data_prep.inputs.ranges import full_range
-from data_prep.inputs.records import BadRecord, Document, read_records
+from data_prep.inputs.records import BadRecord, Document, Loss, read_records
 from data_prep.manifest import ReadSettings
 from pipeline.shared.errors import DataError
 
@@ -51,19 +51,23 @@ def tar(members: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def read(path: str | Path, **reading: object) -> list[Document | BadRecord]:
+def read(path: str | Path, **reading: object) -> list[Document | BadRecord | Loss]:
     settings = ReadSettings.model_validate(reading)
     (file,) = find_files(TextFiles(inputs=(str(path),), reading=settings))
     return list(read_records(full_range(file), settings))
 
 
-def texts(records: list[Document | BadRecord]) -> list[str]:
-    assert not [record for record in records if isinstance(record, BadRecord)]
+def texts(records: list[Document | BadRecord | Loss]) -> list[str]:
+    assert not [record for record in records if not isinstance(record, Document)]
     return [record.text for record in records if isinstance(record, Document)]
 
 
-def bad(records: list[Document | BadRecord]) -> list[tuple[int | None, str]]:
+def bad(records: list[Document | BadRecord | Loss]) -> list[tuple[int | None, str]]:
     return [(record.line, record.reason) for record in records if isinstance(record, BadRecord)]
+
+
+def losses(records: list[Document | BadRecord | Loss]) -> list[tuple[int | None, str]]:
+    return [(record.line, record.reason) for record in records if isinstance(record, Loss)]
 
 
 @pytest.mark.parametrize("compression", COMPRESSORS)
@@ -72,6 +76,8 @@ def test_every_kind_of_file_gives_its_documents(tmp_path: Path, compression: str
     contents = {
         "a.jsonl": json_lines(TEXTS),
         "a.ndjson": json_lines(TEXTS),
+        "a.json": json_lines(TEXTS),
+        "part-00000-of-00002.JSON": json_lines(TEXTS),
         "a.tar": tar(members),
         "one.txt": TEXTS[4].encode(),
     }
@@ -149,10 +155,10 @@ def test_a_truncated_archive_has_the_records_before_its_end(tmp_path: Path, comp
     *before, last = read(path)
     assert 0 < len(before) < len(many)
     assert texts(before) == many[: len(before)]
-    assert isinstance(last, BadRecord)
+    assert isinstance(last, Loss)
     assert last.line == len(before) + 1
     path.write_bytes(b"no archive at all, but long enough to look at")
-    assert [line for line, _ in bad(read(path))] == [1]
+    assert [line for line, _ in losses(read(path))] == [None]
 
 
 @pytest.mark.parametrize("keep_bytes", [512, 700, 1024, 1024 + 100, 2048])
@@ -161,28 +167,26 @@ def test_a_truncated_tar_is_detected_at_any_length(tmp_path: Path, keep_bytes: i
     (tmp_path / "a.tar").write_bytes(content[:keep_bytes])
     *before, last = read(tmp_path / "a.tar")
     assert texts(before) == ["first", "second"][: (keep_bytes + 511) // 1024]
-    assert isinstance(last, BadRecord)
+    assert isinstance(last, Loss)
 
 
-def test_a_tar_without_members_is_a_bad_record(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(tar({}))
-    assert bad(read(tmp_path / "a.tar")) == [(1, "no member ends in .txt")]
+@pytest.mark.parametrize("members", [{}, {"a.jpg": b"picture", "b.jpg": b"picture"}])
+def test_a_tar_without_text_members_is_lost(tmp_path: Path, members: dict[str, bytes]) -> None:
+    (tmp_path / "a.tar").write_bytes(tar(members))
+    ((line, reason),) = losses(read(tmp_path / "a.tar"))
+    assert line is None
+    assert ("a.jpg" in reason) == bool(members)
 
 
-def test_a_tar_without_text_members_is_a_bad_record(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(tar({"a.jpg": b"picture", "b.jpg": b"picture"}))
-    assert bad(read(tmp_path / "a.tar")) == [(1, "no member ends in .txt")]
-
-
-def test_parquet_rows_without_text_and_damaged_files_are_bad_records(tmp_path: Path) -> None:
+def test_parquet_rows_without_text_are_bad_records_and_damaged_files_are_lost(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(parquet(["a", None, "c"]))
     assert bad(read(path)) == [(2, "field 'text' must be text, but is None")]
     path.write_bytes(parquet([1, 2]))
-    assert [line for line, _ in bad(read(path))] == [1, 2]
-    assert bad(read(path, text_field="absent")) == [(1, "no column 'absent', only ['text']")]
+    assert losses(read(path)) == [(None, "field 'text' must be text, but is 1")]
+    assert losses(read(path, text_field="absent")) == [(None, "no column 'absent', only ['text']")]
     path.write_bytes(parquet([*TEXTS])[:-20])
-    assert [line for line, _ in bad(read(path))] == [1]
+    assert [line for line, _ in losses(read(path))] == [None]
 
 
 def test_a_file_that_changed_or_went_since_it_was_listed_is_refused(tmp_path: Path) -> None:

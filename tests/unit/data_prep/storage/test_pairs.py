@@ -13,6 +13,7 @@ from data_prep.inputs.documents import TextFolder
 from data_prep.inspection import inspect_shards
 from data_prep.manifest import MANIFEST_NAME, ShardManifest, TokenType, load_manifest
 from data_prep.pair_preparation import prepare_pairs
+from data_prep.plan import split_of
 from data_prep.preparation import PARTS_FOLDER, execute_here
 from data_prep.progress import PrepareProgress
 from data_prep.run import prepare
@@ -69,7 +70,7 @@ def test_training_reads_the_pairs_that_preparation_writes(prepared: Prepared, pa
 
 def test_a_folder_of_pairs_holds_nothing_else_that_is_large(pairs: Path) -> None:
     names = {f"{split}{suffix}" for split in ("train", "heldout") for suffix in (".bin", ".idx")}
-    others = {MANIFEST_NAME, "tokenizer.model", "rejected.jsonl", ".lock"}
+    others = {MANIFEST_NAME, "tokenizer.model", "rejected.jsonl", "skipped_files.jsonl", ".lock"}
     assert {path.name for path in pairs.iterdir()} == names | others
 
 
@@ -192,14 +193,14 @@ def test_another_format_or_setting_is_refused_and_overwritten_when_asked(
     assert folder_bytes(copy) == folder_bytes(prepared.folder)
 
 
-def test_text_of_which_nothing_can_be_read_makes_an_empty_pair_and_an_empty_shard(
+def test_a_split_of_which_nothing_can_be_read_makes_an_empty_pair_and_an_empty_shard(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "a.txt").write_bytes(b"\xff")
-    request = build_request(TextFolder(root=tmp_path / "text"), prepared.tokenizer, tmp_path / "shards")
-    settings = SETTINGS.model_copy(update={"heldout_fraction": 0.0})
-    prepare(request.model_copy(update={"settings": settings}))
+    names = {split_of(name, 0.3): name for name in ("a.txt", "b.txt", "c.txt", "d.txt", "e.txt", "f.txt")}
+    (tmp_path / "text" / names["train"]).write_bytes(b"\xff")
+    (tmp_path / "text" / names["heldout"]).write_bytes(b"text")
+    prepare(build_request(TextFolder(root=tmp_path / "text"), prepared.tokenizer, tmp_path / "shards"))
     manifest = convert(tmp_path / "shards", tmp_path / "pairs", stored_as="megatron")
     assert manifest.num_tokens("train") == 0
     assert (tmp_path / "pairs" / "train.bin").read_bytes() == b""

@@ -68,7 +68,7 @@ def watch(model: PonderModel, monkeypatch: pytest.MonkeyPatch) -> Watched:
     attend = attention.key_weighted_attention
 
     def watch_mask(module: nn.Module, inputs: object, arguments: dict[str, RowContext]) -> None:
-        keys = arguments["packed_seq_params"].iteration_keys
+        keys = arguments["packed_seq_params"].passes
         assert keys is not None
         everything = torch.ones_like(BATCH.is_real.T)
         watched.active.append(everything if keys.active is None else keys.active)

@@ -32,6 +32,7 @@ def test_unscaled_embeddings_are_left_as_they_are(method: Method, mixture: Mixtu
         (Method.ADAPONDERLM, PLAIN, PLAIN),
         (Method.PONDERLM2, WIDE, PLAIN),
         (Method.PONDERLM3, WIDE, PLAIN),
+        (Method.ADAPTIVE_LATENT_COT, WIDE, WIDE),
     ],
 )
 def test_scaled_embeddings_have_the_factor_of_their_method(

@@ -34,6 +34,22 @@ def test_all_later_uses_reach_what_was_kept(by_leaves: bool) -> None:
     torch.testing.assert_close(gradient, plain.grad)
 
 
+@both_ways
+def test_what_a_pass_itself_makes_no_use_of_has_its_gradient_all_the_same(by_leaves: bool) -> None:
+    weight = torch.tensor([0.2, -0.7], dtype=torch.float64, requires_grad=True)
+    memory = PassMemory(by_leaves=by_leaves)
+    handed = memory.keep("hidden", torch.ones(2, dtype=torch.float64, requires_grad=True) * 2.0)
+    handed = memory.keep_aside("decision", weight.exp(), handed)
+    later = handed.detach().requires_grad_() if by_leaves else handed
+
+    (later * memory.recall("decision") * memory.recall("hidden")).sum().backward()
+    if by_leaves:
+        # The backward of the later pass has finished; that of this one starts from what it handed on.
+        handed.backward(later.grad)
+
+    torch.testing.assert_close(weight.grad, 4.0 * weight.detach().exp())
+
+
 def test_a_leaf_cuts_the_graph() -> None:
     weight = torch.ones(2, requires_grad=True)
     memory = PassMemory(by_leaves=True)

@@ -29,6 +29,7 @@ TRAINING_ROWS: dict[Method, Callable[[int, int], int]] = {
     Method.ADAPONDERLM: lambda k, j: k + 1,
     Method.PONDERLM2: lambda k, j: sum(range(1, k + 1)) + (j + 1) * (k + 1),
     Method.PONDERLM3: lambda k, j: sum(range(1, k + 1)) + (j + 1) * (k + 1),
+    Method.ADAPTIVE_LATENT_COT: lambda k, j: k + 1,
 }
 
 
@@ -79,7 +80,7 @@ def test_decoding_runs_one_row_for_each_step_taken(
     _, steps, _ = decode_one_by_one(model, tokens)
 
     assert rows == [[1] * sum(1 + extra for extra in steps)] * 2
-    if method in (Method.PONDERLM3, Method.ADAPONDERLM):
+    if method.halts:
         assert len(set(steps)) > 1
     else:
         assert set(steps) == {model.config.ponder.num_latent_thoughts}

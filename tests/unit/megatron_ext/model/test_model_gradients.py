@@ -37,8 +37,10 @@ def mild_model(
 
     The threshold lies where gates of both kinds are seen.
     """
-    threshold = 0.4 if method == Method.ADAPONDERLM else 1e-2
-    model = tiny_model(groups, method, architecture, ponder={"pruning_threshold": threshold, **ponder})
+    threshold = {Method.ADAPONDERLM: 0.4, Method.ADAPTIVE_LATENT_COT: 0.35}.get(Method(method), 1e-2)
+    # Without an exponent, no factor of the penalty is held constant, which differences would not do.
+    settings = {"pruning_threshold": threshold, "penalty_exponent": 0.0, **ponder}
+    model = tiny_model(groups, method, architecture, ponder=settings)
     with torch.no_grad():
         for name, parameter in model.ponder.named_parameters():
             if name.endswith("2.weight"):
@@ -68,6 +70,7 @@ def test_the_gradient_of_the_loss_is_right_in_all_weights(
         *((Method.ADAPONDERLM, {"mixture": mixture}) for mixture in (Mixture.HIDDEN, Mixture.TOP_K)),
         (Method.PONDERLM, {"residual": Residual.FROM_EMBEDDING, "softmax_temperature": 0.5}),
         (Method.PONDERLM, {"multiply_embedding": True}),
+        (Method.ADAPTIVE_LATENT_COT, {"step_input_scale": 2.0}),
     ],
 )
 def test_the_gradient_of_every_variant_is_right(

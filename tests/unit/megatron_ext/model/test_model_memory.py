@@ -29,6 +29,8 @@ LENGTH, BATCH_SIZE, NUM_THOUGHTS = 38, 2, 2
 ONE_DOCUMENT = batch_of(random_tokens(BATCH_SIZE, LENGTH))
 PACKED = batch_of(random_tokens(BATCH_SIZE, LENGTH), torch.tensor([[0] * 30 + [1] * 8, [0] * 5 + [1] * 33]))
 MIXING = (Method.PONDERLM, Method.ADAPONDERLM)
+# They ask the head what every step predicts.
+PREDICTING = tuple(method for method in METHODS if method.facts.predicts_each_step)
 
 
 class ShapeRecorder(TorchDispatchMode):
@@ -78,7 +80,7 @@ def square(made: list[tuple[str, tuple[int, ...]]], *, smallest: int) -> list[tu
 
 
 @each_backbone
-@pytest.mark.parametrize("method", [method for method in METHODS if method not in MIXING])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in MIXING + PREDICTING])
 def test_only_the_final_readout_makes_logits(
     groups: ParallelGroups, method: Method, architecture: Architecture
 ) -> None:
@@ -91,6 +93,26 @@ def test_only_the_final_readout_makes_logits(
     assert sorted(found) == sorted(vanilla)
     products = [operation for operation, _ in found if "mm" in operation]
     assert len(products) == 1
+
+
+@each_backbone
+@pytest.mark.parametrize("method", PREDICTING)
+def test_predictions_of_steps_have_no_gradient(
+    groups: ParallelGroups, method: Method, architecture: Architecture
+) -> None:
+    one, more = (
+        list(
+            vocabulary_sized(
+                training_step(tiny_model(groups, method, architecture, num_latent_thoughts=k), ONE_DOCUMENT)
+            )
+        )
+        for k in (0, NUM_THOUGHTS)
+    )
+
+    products = [operation for operation, _ in more if "mm" in operation]
+    assert len(products) == 1 + NUM_THOUGHTS
+    backward = [[operation for operation, _ in made if "backward" in operation] for made in (one, more)]
+    assert backward[0] == backward[1]
 
 
 @pytest.mark.parametrize("method", [Method.PONDERLM2, *MIXING])

@@ -63,6 +63,8 @@ EXACT_VARIANTS: list[tuple[Method, dict[str, Any]]] = [
     (Method.PONDERLM, {"softmax_temperature": 2.0, "mixture": Mixture.TOP_K}),
     *((Method.ADAPONDERLM, {"mixture": mixture}) for mixture in Mixture),
     (Method.ADAPONDERLM, {"scale_embeds": False, "softmax_temperature": 0.5}),
+    (Method.ADAPTIVE_LATENT_COT, {}),
+    (Method.ADAPTIVE_LATENT_COT, {"scale_embeds": False, "step_input_scale": 0.5, "pruning_threshold": 0.2}),
 ]
 
 
@@ -80,9 +82,11 @@ def test_a_forward_without_sweeps_is_the_oracle(
     found, seen = parallel_logits(model, tokens)
 
     assert max(errors(found, expected)) < EXACT
-    if method is Method.ADAPONDERLM:
+    logits = seen.get("gate_logits", seen.get("continue_logits"))
+    assert (logits is not None) == method.halts
+    if logits is not None:
         for token, result in enumerate(results):
-            asked = seen["gate_logits"][token, 0, : len(result.gate_logits)]
+            asked = logits[token, 0, : len(result.gate_logits)]
             torch.testing.assert_close(asked, result.gate_logits, rtol=0, atol=EXACT)
 
 
@@ -113,7 +117,7 @@ def test_enough_sweeps_reach_the_sequential_solution(
 
 
 @each_backbone
-@pytest.mark.parametrize("method", [Method.PONDERLM3, Method.ADAPONDERLM])
+@pytest.mark.parametrize("method", [method for method in Method if method.halts])
 def test_tokens_halt_where_the_oracle_lets_them(
     groups: ParallelGroups, method: Method, architecture: Architecture
 ) -> None:

@@ -1,6 +1,7 @@
 """The sums that a forward reports, against a plain computation from observed intermediate results."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ BATCH = batch_of(
     torch.cat([random_tokens(1, 9), halting_tokens()]),
     torch.tensor([[0] * 4 + [1] * 5, [0] * 6 + [PADDING_DOCUMENT] * 3]),
 )
-SWEEPING, HALTING = ("ponderlm2", "ponderlm3"), ("ponderlm3", "adaponderlm")
+SWEEPING, HALTING = ("ponderlm2", "ponderlm3"), ("ponderlm3", "adaponderlm", "adaptive_latent_cot")
 PLACES = [(token, row) for row in range(2) for token in range(9)]
 REAL = [(token, row) for token, row in PLACES if BATCH.document_ids[row, token] >= 0]
 
@@ -67,8 +68,13 @@ def test_every_forward_has_the_same_names_and_sizes(
     if method in HALTING and (num_thoughts or method == "ponderlm3"):
         expected |= dict.fromkeys(("steps_count", "nll_by_steps", "labelled_by_steps"), num_thoughts + 1)
         expected |= {"penalty": 1}
-        own = {"ponderlm3": {"tail_mass": num_thoughts + 1, "router_entropy": 1}}
+        own = {
+            "ponderlm3": {"tail_mass": num_thoughts + 1, "router_entropy": 1},
+            "adaptive_latent_cot": {"continue_probability": num_thoughts},
+        }
         expected |= own.get(method, {"gate_mean": num_thoughts})
+    if method == "ponderlm3":
+        expected |= {"measured_tokens": 1, "step_nll": num_thoughts + 1, "one_more_nll": 1}
     settings = {"max_jacobi_iterations": MAX_SWEEPS}
     model = tiny_model(groups, method, num_latent_thoughts=num_thoughts, ponder=settings)
 
@@ -96,7 +102,7 @@ def test_residuals_compare_thoughts_before_and_after_each_sweep(groups: Parallel
     assert change[0] > change[1] > 0.0
 
 
-@pytest.mark.parametrize("kind", Penalty)
+@pytest.mark.parametrize("kind", [Penalty.EXPECTED_STEPS, Penalty.BOTTOM_K])
 def test_the_routers_decisions_are_counted_over_real_tokens(groups: ParallelGroups, kind: Penalty) -> None:
     output, seen = run(groups, "ponderlm3", penalty=kind)
     logits = seen["router_logits"]
@@ -125,6 +131,43 @@ def test_the_routers_decisions_are_counted_over_real_tokens(groups: ParallelGrou
     assert statistics["penalty"].item() == pytest.approx(15 * penalty)
 
 
+def test_an_adaptive_penalty_counts_accuracies_and_shares(groups: ParallelGroups) -> None:
+    model = tiny_model(
+        groups, "ponderlm3", ponder={"pruning_threshold": TAU, "penalty": Penalty.ACCURACY_BOTTOM}
+    )
+    with torch.no_grad():
+        likely = observed(model, BATCH)[1]["logits"].argmax(dim=-1).transpose(0, 1)
+    # Every other label is what the model predicts.
+    chosen = torch.arange(9).expand_as(likely) % 2 == 0
+    labels = torch.where((BATCH.labels != IGNORED_LABEL) & chosen, likely, BATCH.labels)
+
+    output, seen = observed(model, replace(BATCH, labels=labels))
+
+    slots = seen["last_hidden"].unflatten(0, (9, 3))
+    head = model.output_layer.weight[:VOCAB_SIZE]
+    sums = [0.0] * 3
+    for token, row in REAL:
+        label = int(labels[row, token])
+        if label == IGNORED_LABEL:
+            continue
+        for steps in range(3):
+            mixed = sum(seen["s"][token, k, row] * slots[token, k, row] for k in range(steps + 1))
+            chances = torch.softmax(head @ mixed, dim=0)
+            sums[steps] += float(chances[label]) if int(chances.argmax()) == label else 0.0
+    assert min(sums) > 0
+    levels = [total / 12 for total in sums[:2]]
+    shares = [levels[0], max(levels[1] - levels[0], 0.0)]
+    masses = [sorted(float(seen["tail_mass"][token, k, row]) for token, row in REAL) for k in (1, 2)]
+    counts = [max(1, int(15 * share)) for share in shares]
+    expected = sum(sum(values[:count]) / count for values, count in zip(masses, counts, strict=True))
+    assert counts != [1, 1]
+    assert output.statistics["accuracy"].tolist() == pytest.approx(sums)
+    assert output.statistics["penalised_share"].tolist() == pytest.approx([15 * share for share in shares])
+    assert output.penalty is not None
+    assert output.penalty.item() == pytest.approx(expected)
+    assert output.statistics["penalty"].item() == pytest.approx(15 * expected)
+
+
 def test_the_gates_decisions_are_counted_over_real_tokens(groups: ParallelGroups) -> None:
     output, seen = run(groups, "adaponderlm")
 
@@ -144,6 +187,39 @@ def test_the_gates_decisions_are_counted_over_real_tokens(groups: ParallelGroups
     assert output.penalty is not None
     assert output.penalty.item() == pytest.approx(sum(smallest) / len(smallest))
     assert statistics["penalty"].item() == pytest.approx(15 * output.penalty.item())
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.5])
+def test_the_routers_questions_are_counted_over_the_steps_that_run(
+    groups: ParallelGroups, exponent: float
+) -> None:
+    tau = 0.35
+    output, seen = run(groups, "adaptive_latent_cot", pruning_threshold=tau, penalty_exponent=exponent)
+    head = tiny_model(groups, "adaptive_latent_cot").output_layer.weight[:VOCAB_SIZE].detach()
+
+    counts, goes_on, penalty = [0] * 3, [0.0] * 2, 0.0
+    for token, row in REAL:
+        steps, reach = 0, 1.0
+        for step, logit in enumerate(seen["continue_logits"][token, row].tolist()):
+            gate = 1 / (1 + math.exp(-logit))
+            goes_on[step] += gate
+            label = int(BATCH.labels[row, token])
+            if label != IGNORED_LABEL:
+                logits = seen[f"hidden/step_{step:02d}"][token, row] @ head.T
+                penalty += torch.softmax(logits, dim=0)[label].item() ** exponent * gate
+            reach *= gate
+            if reach < tau:
+                break
+            steps += 1
+        counts[steps] += 1
+
+    statistics = output.statistics
+    assert all(count > 0 for count in counts), "every number of steps must occur"
+    assert statistics["steps_count"].tolist() == counts
+    assert statistics["continue_probability"].tolist() == pytest.approx(goes_on)
+    assert output.penalty is not None
+    assert output.penalty.item() == pytest.approx(penalty / 15)
+    assert statistics["penalty"].item() == pytest.approx(penalty)
 
 
 @pytest.mark.parametrize("method", HALTING)

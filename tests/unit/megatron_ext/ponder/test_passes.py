@@ -11,7 +11,7 @@ from megatron_ext.ponder.passes import (
     jacobi_plan,
     mean_over_sweeps,
     pause_plan,
-    scheduled_jacobi_iterations,
+    scheduled_number,
     single_pass_plan,
 )
 
@@ -101,7 +101,7 @@ def test_a_quantity_at_the_mean_j_is_its_mean_over_drawn_j(num_thoughts: int, lo
 def test_a_schedule_is_constant_between_its_steps() -> None:
     schedule = ((0, 1), (10, 4), (11, 2))
 
-    assert [scheduled_jacobi_iterations(schedule, step) for step in (0, 9, 10, 11, 10**9)] == [1, 1, 4, 2, 2]
+    assert [scheduled_number(schedule, step) for step in (0, 9, 10, 11, 10**9)] == [1, 1, 4, 2, 2]
 
 
 @given(
@@ -116,7 +116,7 @@ def test_a_schedule_says_what_its_last_begun_pair_says(later: dict[int, int], st
     for first, sweeps in schedule:
         if first <= step:
             expected = sweeps
-    assert scheduled_jacobi_iterations(schedule, step) == expected
+    assert scheduled_number(schedule, step) == expected
 
 
 @given(seed=steps, step=steps, low=st.integers(0, 5), width=st.integers(0, 5))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_ext.ponder.config import Method, Mixture, PonderConfig, Residual
 from megatron_ext.ponder.reference.backbone import Backbone
+from megatron_ext.ponder.reference.iterations import AdaptiveLatentCoT
 from megatron_ext.ponder.reference.method import TokenResult
 from megatron_ext.ponder.reference.sequential import SequentialOracle
 
@@ -64,6 +65,7 @@ def random_backbone(architecture: str) -> Backbone:
     deciders = {"ponder.router": NUM_THOUGHTS + 1} | {f"ponder.gates.{i}": 1 for i in range(NUM_THOUGHTS)}
     for name, size in deciders.items():
         shapes |= {f"{name}.0": (5, HIDDEN_SIZE), f"{name}.2": (size, 5)}
+    shapes |= {"ponder.router": (1, HIDDEN_SIZE)}
     weights = {}
     for name, shape in shapes.items():
         spread = 8.0 if name.endswith(".2") else 0.6
@@ -88,9 +90,11 @@ def with_weights(backbone: Backbone, weights: Mapping[str, Tensor]) -> Backbone:
 
 def with_decision(backbone: Backbone, name: str, logits: list[float]) -> Backbone:
     """Let a router or gate give the same logits for every token."""
-    weight, bias = f"{name}.2.weight", f"{name}.2.bias"
     constant = torch.tensor(logits, dtype=torch.float64)
-    return with_weights(backbone, {weight: torch.zeros_like(backbone.weights[weight]), bias: constant})
+    return with_weights(
+        backbone,
+        {f"{name}.weight": torch.zeros_like(backbone.weights[f"{name}.weight"]), f"{name}.bias": constant},
+    )
 
 
 def with_scaled_embeddings(backbone: Backbone, factor: float) -> Backbone:
@@ -159,7 +163,7 @@ def test_looping_is_a_stack_with_every_layer_repeated(architecture: str) -> None
 @pytest.mark.parametrize("architecture", BACKBONES)
 def test_ponderlm3_that_never_halts_is_ponderlm2(architecture: str, mixture: Mixture) -> None:
     backbone = random_backbone(architecture)
-    pinned = with_decision(backbone, "ponder.router", [0.0] * NUM_THOUGHTS + [99.0])
+    pinned = with_decision(backbone, "ponder.router.2", [0.0] * NUM_THOUGHTS + [99.0])
 
     found = consume(pinned, settings("ponderlm3", mixture=mixture))
     expected = consume(backbone, settings("ponderlm2", mixture=mixture))
@@ -175,7 +179,7 @@ def test_ponderlm3_that_never_halts_is_ponderlm2(architecture: str, mixture: Mix
 def test_adaponderlm_with_open_gates_is_ponderlm(architecture: str, mixture: Mixture) -> None:
     opened = random_backbone(architecture)
     for iteration in range(NUM_THOUGHTS):
-        opened = with_decision(opened, f"ponder.gates.{iteration}", [99.0])
+        opened = with_decision(opened, f"ponder.gates.{iteration}.2", [99.0])
 
     assert_same(
         logits(opened, settings("adaponderlm", mixture=mixture)),
@@ -186,8 +190,8 @@ def test_adaponderlm_with_open_gates_is_ponderlm(architecture: str, mixture: Mix
 @pytest.mark.parametrize("architecture", BACKBONES)
 def test_tokens_that_halt_at_once_take_one_row(architecture: str) -> None:
     backbone = random_backbone(architecture)
-    closed = with_decision(backbone, "ponder.gates.0", [-99.0])
-    pinned = with_decision(backbone, "ponder.router", [99.0] + [0.0] * NUM_THOUGHTS)
+    closed = with_decision(backbone, "ponder.gates.0.2", [-99.0])
+    pinned = with_decision(backbone, "ponder.router.2", [99.0] + [0.0] * NUM_THOUGHTS)
 
     for halting, plain, name in ((closed, "ponderlm", "adaponderlm"), (pinned, "ponderlm2", "ponderlm3")):
         results = consume(halting, settings(name))
@@ -198,10 +202,55 @@ def test_tokens_that_halt_at_once_take_one_row(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", BACKBONES)
+def test_a_latent_cot_that_always_goes_on_reads_its_last_step(architecture: str) -> None:
+    # Each step of a token alone sees what the trips of a loop with a norm after each would leave.
+    backbone = with_decision(random_backbone(architecture), "ponder.router", [99.0])
+    oracle = AdaptiveLatentCoT(backbone, settings("adaptive_latent_cot"))
+
+    result = oracle.consume(TOKENS[0], 0)
+
+    hidden, seen = oracle.embed(TOKENS[0]), []
+    zero = hidden.new_zeros(())
+    for _ in range(NUM_THOUGHTS + 1):
+        hidden, kept = backbone.run_layers(hidden, 0, seen, log_weight=zero)
+        hidden = backbone.final_norm(hidden)
+        seen = [*seen, kept]
+    assert result.steps == NUM_THOUGHTS
+    assert_same(result.logits, backbone.head @ hidden)
+
+
+@pytest.mark.parametrize("architecture", BACKBONES)
+def test_a_latent_cot_that_stops_at_once_is_one_pass(architecture: str) -> None:
+    backbone = with_decision(random_backbone(architecture), "ponder.router", [-99.0])
+
+    results = consume(backbone, settings("adaptive_latent_cot"))
+
+    assert [result.steps for result in results] == [0] * len(TOKENS)
+    found = torch.stack([result.logits for result in results])
+    assert_same(found, logits(backbone, settings("adaptive_latent_cot", 0)))
+
+
+@pytest.mark.parametrize("architecture", BACKBONES)
+def test_the_masses_of_a_latent_cot_are_those_of_a_coin_thrown_at_each_step(architecture: str) -> None:
+    # With 1/2 at each of three steps: 1/2, 1/4, and both halves of the last quarter.
+    backbone = with_decision(random_backbone(architecture), "ponder.router", [0.0])
+    oracle = AdaptiveLatentCoT(backbone, settings("adaptive_latent_cot", 2))
+    hidden: list[Tensor] = []
+    norm = Backbone.final_norm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Backbone, "final_norm", lambda self, row: hidden.append(norm(self, row)) or hidden[-1])
+        result = oracle.consume(TOKENS[0], 0)
+
+    assert len(hidden) == 3
+    assert_same(result.logits, backbone.head @ (hidden[0] / 2 + hidden[1] / 4 + hidden[2] / 4))
+
+
+@pytest.mark.parametrize("architecture", BACKBONES)
 def test_a_closed_gate_halts_for_good(architecture: str) -> None:
-    backbone = with_decision(random_backbone(architecture), "ponder.gates.0", [99.0])
-    backbone = with_decision(backbone, "ponder.gates.1", [-99.0])
-    backbone = with_decision(backbone, "ponder.gates.2", [99.0])
+    backbone = with_decision(random_backbone(architecture), "ponder.gates.0.2", [99.0])
+    backbone = with_decision(backbone, "ponder.gates.1.2", [-99.0])
+    backbone = with_decision(backbone, "ponder.gates.2.2", [99.0])
 
     results = consume(backbone, settings("adaponderlm"))
 
@@ -210,18 +259,22 @@ def test_a_closed_gate_halts_for_good(architecture: str) -> None:
     assert_same(torch.stack([result.logits for result in results]), logits(backbone, settings("ponderlm", 1)))
 
 
-@pytest.mark.parametrize("method", ["ponderlm3", "adaponderlm"])
+@pytest.mark.parametrize("method", ["ponderlm3", "adaponderlm", "adaptive_latent_cot"])
 @pytest.mark.parametrize("architecture", BACKBONES)
 def test_the_threshold_itself_goes_on(architecture: str, method: str) -> None:
     # Tail masses 3/4, 1/2, 1/4 and gates of 1/2 are exact in binary.
-    backbone = with_decision(random_backbone(architecture), "ponder.router", [0.0] * (NUM_THOUGHTS + 1))
+    backbone = with_decision(random_backbone(architecture), "ponder.router.2", [0.0] * (NUM_THOUGHTS + 1))
     for iteration in range(NUM_THOUGHTS):
-        backbone = with_decision(backbone, f"ponder.gates.{iteration}", [0.0])
+        backbone = with_decision(backbone, f"ponder.gates.{iteration}.2", [0.0])
+
+    backbone = with_decision(backbone, "ponder.router", [0.0])
 
     at_threshold = consume(backbone, settings(method, pruning_threshold=0.5))
     above = consume(backbone, settings(method, pruning_threshold=0.51))
 
-    goes_on, halts = (2, 1) if method == "ponderlm3" else (NUM_THOUGHTS, 0)
+    # The reach of a second step is 1/4.
+    ends = {"ponderlm3": (2, 1), "adaponderlm": (NUM_THOUGHTS, 0), "adaptive_latent_cot": (1, 0)}
+    goes_on, halts = ends[method]
     assert {result.steps for result in at_threshold} == {goes_on}
     assert {result.steps for result in above} == {halts}
 

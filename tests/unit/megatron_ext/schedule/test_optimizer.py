@@ -43,7 +43,7 @@ def moves(parts: TrainingParts, groups: ParallelGroups, *, num_steps: int = 1) -
 
 
 @pytest.mark.parametrize("is_distributed", ["true", "false"])
-@pytest.mark.parametrize("method", [Method.PONDERLM3, Method.ADAPONDERLM])
+@pytest.mark.parametrize("method", [method for method in Method if method.halts])
 def test_new_weights_move_a_multiple_as_far_and_the_backbone_stays_bit_equal(
     repository: Path, groups: ParallelGroups, method: Method, is_distributed: str
 ) -> None:

@@ -1,4 +1,6 @@
+import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,12 @@ CHUNKS = [
 ]
 
 
+def saved(content: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
 def part(values: Tensor, chunk: Chunk) -> Tensor:
     row, column = chunk.offsets
     return values[row : row + chunk.sizes[0], column : column + chunk.sizes[1]]
@@ -29,7 +37,7 @@ def write(folder: Path, values: Tensor = VALUES, *, num_files: int = 1) -> Offli
             writer.write_chunk("weight", part(values, chunk), chunk=chunk, size=values.size())
         scalar = Chunk(offsets=torch.Size([]), sizes=torch.Size([]))
         writer.write_chunk("scalar", torch.tensor(3.5), chunk=scalar, size=torch.Size([]))
-        writer.write_bytes("generator", b"state")
+        writer.write_bytes("generator", saved({"state": 1}))
     return OfflineReader(folder)
 
 
@@ -40,7 +48,7 @@ def test_what_is_written_is_read_completely_by_chunk_and_as_bytes(tmp_path: Path
     assert reader.read("scalar") == 3.5
     assert torch.equal(reader.read_chunk("weight", CHUNKS[2]), VALUES[2:, :3])
     assert reader.objects == ["generator"]
-    assert reader.read_bytes("generator") == b"state"
+    assert reader.read_bytes("generator") == saved({"state": 1})
 
 
 @pytest.mark.parametrize("offsets", [(0, 0), (1, 2), (3, 6), (2, 3)])

@@ -13,6 +13,14 @@ def with_method(method: str, **settings: Any) -> dict[str, Any]:
     return {"ponder": {"method": method} | settings}
 
 
+TWO_WIDE = {
+    "architecture": "llama",
+    "num_layers": 1,
+    "hidden_size": 2,
+    "ffn_hidden_size": 2,
+    "num_attention_heads": 1,
+}
+
 # Changes that break one rule, the setting it is reported at, and the setting or value that the cure gives.
 BROKEN = [
     ({"ponder__random_jacobi_iterations": [3, 1]}, "ponder.random_jacobi_iterations", "[1, 3]"),
@@ -55,9 +63,69 @@ BROKEN = [
         "ponder.pause_token_id",
         "",
     ),
+    (with_method("ponderlm3", undamped_sweeps=2), "ponder.undamped_sweeps", "router_damping"),
+    (
+        with_method("ponderlm3", form="authors", router_damping=1.0, undamped_sweeps=2),
+        "ponder.undamped_sweeps",
+        "router_damping",
+    ),
+    (
+        with_method("ponderlm3", form="authors", bottom_k_fraction=0.5),
+        "ponder.bottom_k_fraction",
+        "bottom_k",
+    ),
     (
         {"ponder__freeze_backbone_tokens": 9, "ponder__num_latent_thoughts": 0},
         "ponder.freeze_backbone_tokens",
+        "",
+    ),
+    ({"ponder__random_latent_thoughts": [2, 1]}, "ponder.random_latent_thoughts", "[1, 2]"),
+    ({"ponder__random_latent_thoughts": [0, 4]}, "ponder.random_latent_thoughts", "to 4"),
+    ({"ponder__thoughts_schedule": [[5, 1]]}, "ponder.thoughts_schedule", "[0, 1]"),
+    ({"ponder__thoughts_schedule": [[0, 1], [0, 2]]}, "ponder.thoughts_schedule", "[[0, 2]]"),
+    ({"ponder__thoughts_schedule": [[0, 1], [9, 5]]}, "ponder.thoughts_schedule", "to 5"),
+    (
+        {"ponder__thoughts_schedule": [[0, 1]], "ponder__random_latent_thoughts": [1, 2]},
+        "ponder.thoughts_schedule",
+        "",
+    ),
+    (
+        {"ponder__thoughts_schedule": [[0, 0]], "ponder__freeze_backbone_tokens": 9},
+        "ponder.thoughts_schedule",
+        "",
+    ),
+    (
+        with_method("ponderlm", multiply_embedding=True, random_latent_thoughts=[1, 2]),
+        "ponder.random_latent_thoughts",
+        "",
+    ),
+    (
+        {"ponder__blended_start_iterations": 9, "ponder__num_latent_thoughts": 0},
+        "ponder.blended_start_iterations",
+        "",
+    ),
+    (
+        with_method("ponderlm", multiply_embedding=True, blended_start_iterations=3),
+        "ponder.blended_start_iterations",
+        "",
+    ),
+    ({"ponder__blended_start_iterations": 10**9}, "ponder.blended_start_iterations", ""),
+    ({"ponder__held_decisions_iterations": 10**9}, "ponder.held_decisions_iterations", ""),
+    ({"ponder__entropy_floor": 2.0}, "ponder.entropy_floor", "try 0.27"),
+    ({"ponder__entropy_floor_weight": 2.0}, "ponder.entropy_floor_weight", ""),
+    (
+        {"ponder__step_loss_weight": 0.5, "ponder__num_latent_thoughts": 0},
+        "ponder.step_loss_weight",
+        "",
+    ),
+    (
+        {"ponder__entropy_floor": 0.1, "ponder__num_latent_thoughts": 0},
+        "ponder.entropy_floor",
+        "",
+    ),
+    (
+        {"ponder__held_decisions_iterations": 3, "ponder__freeze_backbone_tokens": 9},
+        "ponder.held_decisions_iterations",
         "",
     ),
 ]
@@ -76,8 +144,21 @@ def test_a_broken_rule_is_reported_at_its_setting_with_a_cure(
 
 # A value other than every method's default.
 UNUSUAL = {
+    "form": "authors",
+    "router": "linear",
+    "router_start": "random",
+    "mask_in_training": "hard",
+    "attention_scale_extra": 8,
+    "pre_pass": True,
+    "router_damping": 0.1,
+    # Needs sweeps that are damped.
+    "undamped_sweeps": 2,
+    "readout_from": "last_sweep",
+    "penalty_start_weight": 0.01,
     "num_latent_thoughts": 2,
     "num_jacobi_iterations": 1,
+    "random_latent_thoughts": [1, 3],
+    "thoughts_schedule": [[0, 0], [10, 3]],
     "random_jacobi_iterations": [1, 2],
     "jacobi_schedule": [[0, 2], [10, 3]],
     "scale_embeds": {Method.VANILLA: True},
@@ -87,12 +168,20 @@ UNUSUAL = {
     "residual": "from_embedding",
     "multiply_embedding": True,
     "pause_token_id": 3,
+    "step_input_scale": 0.5,
     "pruning_threshold": 0.01,
     "penalty": {Method.ADAPONDERLM: "expected_steps"},
     "penalty_weight": 0.02,
     "penalty_ramp": [3, 9],
     "bottom_k_fraction": 0.5,
+    "penalty_exponent": 2.0,
     "freeze_backbone_tokens": 1000,
+    "blended_start_iterations": 3,
+    "held_decisions_iterations": 3,
+    "reading": "last_step",
+    "step_loss_weight": 0.5,
+    "entropy_floor": 0.25,
+    "entropy_floor_weight": 2.0,
 }
 
 
@@ -108,11 +197,19 @@ def test_every_setting_belongs_to_a_method_and_every_setting_of_a_method_exists(
     assert used == UNUSUAL.keys() == PonderSection.model_fields.keys() - {"method"}
 
 
+# What a setting needs beside it.
+COMPANIONS = {
+    "entropy_floor_weight": {"entropy_floor": 0.25},
+    "undamped_sweeps": {"router_damping": 0.5},
+}
+
+
 @pytest.mark.parametrize("method", Method)
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_a_setting_is_taken_by_the_methods_that_have_it_and_by_no_other(name: str, method: Method) -> None:
     changes = with_method(method, **{name: unusual(name, method)})
     if name in method.facts.settings:
+        changes["ponder"] |= COMPANIONS.get(name, {})
         build_config(changed_settings(**changes))
         return
     (problem,) = problems_of(**changes)
@@ -129,15 +226,7 @@ def test_the_defaults_of_every_method_fit_together(method: Method) -> None:
 
 
 def test_a_router_needs_a_quarter_of_the_hidden_size() -> None:
-    problems = problems_of(
-        model={
-            "architecture": "llama",
-            "num_layers": 1,
-            "hidden_size": 2,
-            "ffn_hidden_size": 2,
-            "num_attention_heads": 1,
-        }
-    )
+    problems = problems_of(model=TWO_WIDE)
 
     assert [problem.path for problem in problems] == ["model.hidden_size"]
 
@@ -158,6 +247,13 @@ ALLOWED = [
     {**with_method("pause", pause_token_id=49)},
     # The number of embeddings matters for a mixture of the most likely only.
     {"ponder__mixture": "softmax", "model__vocab_size": 50},
+    with_method("ponderlm3", router_damping=0.1, undamped_sweeps=0),
+    with_method("ponderlm3", form="authors", undamped_sweeps=3),
+    with_method("ponderlm3", form="authors", num_latent_thoughts=0),
+    with_method("ponderlm3", form="authors", penalty="bottom_k", bottom_k_fraction=0.5),
+    with_method("ponderlm3", form="authors", jacobi_schedule=[[0, 5]]),
+    # A linear router has no hidden units.
+    {**with_method("ponderlm3", router="linear"), "model": TWO_WIDE},
 ]
 
 

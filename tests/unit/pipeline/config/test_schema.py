@@ -34,6 +34,7 @@ def test_neox_rotates_a_quarter_of_the_head_by_default() -> None:
         ("ponderlm2", 3, 2, "hidden", "expected_steps", 0.3, 0.25),
         ("adaponderlm", 3, 0, "softmax", "bottom_k", 0.1, 0.1),
         ("ponderlm3", 3, 2, "hidden", "expected_steps", 0.3, 0.25),
+        ("adaptive_latent_cot", 3, 0, "hidden", "expected_steps", 0.1, 0.25),
     ],
 )
 def test_defaults_follow_the_method(

@@ -143,6 +143,14 @@ LLAMA_2: dict[str, Any] = {
     "use_cache": True,
     "vocab_size": 32000,
 }
+# As transformers saves a Llama that it read from a GGUF file.
+LLAMA_OF_GGUF: dict[str, Any] = {
+    **LLAMA_2,
+    "_model_name_or_path": "Smollm2 135M 8k Lc100K Mix1 Ep2",
+    "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"},
+    "transformers_version": "5.23.0",
+    "unk_token_id": 0,
+}
 LLAMA_OF_2024: dict[str, Any] = {
     **LLAMA,
     "attention_bias": False,
@@ -156,7 +164,7 @@ LLAMA_OF_2024: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("old", [PYTHIA, NEOX_OF_2024, LLAMA, LLAMA_2, LLAMA_OF_2024])
+@pytest.mark.parametrize("old", [PYTHIA, NEOX_OF_2024, LLAMA, LLAMA_2, LLAMA_OF_2024, LLAMA_OF_GGUF])
 def test_an_older_configuration_resaved_by_transformers_is_equivalent(
     old: dict[str, Any], tmp_path: Path
 ) -> None:

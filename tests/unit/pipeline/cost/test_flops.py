@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.config import Method, Penalty, ReadoutFrom, RouterForm, RouterKind
 from pipeline.cost.flops import FlopsAccount
 from pipeline.cost.shape import ModelShape
 
@@ -65,9 +65,62 @@ def test_gates_and_mixtures_of_a_hand_computed_model() -> None:
     assert account.inference_per_token(0) == one_pass + head + gate
     assert account.inference_per_token(1) == 2 * one_pass + head + mixture + 2 * gate
     # Half of the tokens stop at once and read one gate, the others take both steps and read two.
-    assert account.inference_per_token(1, full_share=0.5) == 2 * one_pass + head + mixture + 1.5 * gate
+    assert (
+        account.inference_per_token(1, shares=(0.5, 0.0, 0.5)) == 2 * one_pass + head + mixture + 1.5 * gate
+    )
     assert account.inference_per_token(2) == 3 * one_pass + head + 2 * mixture + 2 * gate
     assert account.parameters().decider == 2 * (32 * 128 + 128 + 128 + 1)
+
+
+def test_the_form_of_the_authors_asks_a_smaller_router_less_often_and_reads_more_heads() -> None:
+    form = RouterForm(
+        router=RouterKind.LINEAR, pre_pass=True, readout_from=ReadoutFrom.LAST_SWEEP, router_damping=0.1
+    )
+    account = FlopsAccount(
+        shape=SHAPE,
+        method=Method.PONDERLM3,
+        num_latent_thoughts=3,
+        form=form,
+        penalty=Penalty.ACCURACY_BOTTOM,
+    )
+    usual = FlopsAccount(shape=SHAPE, method=Method.PONDERLM3, num_latent_thoughts=3)
+    flops, others = account.training_flops(2), usual.training_flops(2)
+    # After the first pass and both sweeps, of six passes.
+    assert flops.decider == 3 * 3 * 2 * 32 * 4
+    # Heads after 0, 1 and 2 steps, forward alone.
+    assert flops.predictions == 3 * 2 * 32 * 96
+    assert others.predictions == 0
+    differing = flops.predictions + flops.decider - others.decider
+    assert flops.model - others.model == pytest.approx(differing)
+    assert account.num_passes(2) == usual.num_passes(2)
+    assert account.inference_flops(1).decider == 2 * 32 * 4
+    assert account.parameters().decider == 32 * 4 + 4
+    # Linear in the number of sweeps, so that a drawn J can be accounted by its mean.
+    assert account.training_flops(4.5).model == pytest.approx(
+        (account.training_flops(4).model + account.training_flops(5).model) / 2
+    )
+
+
+def test_steps_that_see_all_earlier_ones_of_a_hand_computed_model() -> None:
+    account = FlopsAccount(shape=SHAPE, method=Method.ADAPTIVE_LATENT_COT, num_latent_thoughts=2)
+    head, router = 2 * 32 * 96, 2 * 32
+    layers = 2 * 2 * (32 * 64 + 32 * 32 + 3 * 32 * 72)
+    square = 2 * 4 * 12.5 * 32
+    flops = account.training_flops(0)
+    assert (flops.build_up, flops.sweeps) == (3 * (2 * layers + (1 + 2) * square), 0)
+    assert flops.final == 3 * (layers + 3 * square)
+    # What the head says of steps 0 and 1 has no gradient; the router is asked after them.
+    assert (flops.head, flops.predictions, flops.decider) == (3 * head, 2 * head, 3 * 2 * router)
+    assert flops.model == 3 * (3 * layers + 6 * square + head + 2 * router) + 2 * head
+    # Half of the tokens stop at once; a step sees, of 11.5 tokens on average, those that ran it.
+    spent = account.inference_flops(1, shares=(0.5, 0.0, 0.5))
+    pairs = (11.5 + 1) + 0.5 * (11.5 * 1.5 + 2) + 0.5 * (11.5 * 2 + 3)
+    assert spent.layers == 2 * layers
+    assert spent.attention == 2 * 4 * pairs * 32
+    assert spent.decider == 1.5 * router
+    assert account.inference_per_token(2) == spent.model + layers + 0.5 * router + 2 * 4 * 32 * (
+        6 * 11.5 + 6 - pairs
+    )
 
 
 @pytest.mark.parametrize("method", Method)
@@ -103,6 +156,7 @@ def test_selective_recompute_repeats_the_attention_only() -> None:
         ("ponderlm2", 3, 2, 6, 18),
         ("adaponderlm", 2, 0, 3, 3),
         ("ponderlm3", 3, 2, 6, 18),
+        ("adaptive_latent_cot", 2, 0, 3, 3),
     ],
 )
 def test_passes_and_rows_follow_the_schedule(
@@ -123,6 +177,7 @@ def test_passes_and_rows_follow_the_schedule(
         ("ponderlm2", 3, 4, 8),
         ("adaponderlm", 3, 2.5, 5),
         ("ponderlm3", 3, 2.5, 5),
+        ("adaptive_latent_cot", 3, 2.5, 5),
     ],
 )
 def test_rows_and_depth_of_a_decoder_follow_the_steps_taken_where_tokens_halt(
@@ -134,7 +189,7 @@ def test_rows_and_depth_of_a_decoder_follow_the_steps_taken_where_tokens_halt(
     assert account.halts is (rows == 2.5)
 
 
-@pytest.mark.parametrize("method", ["ponderlm3", "adaponderlm"])
+@pytest.mark.parametrize("method", ["ponderlm3", "adaponderlm", "adaptive_latent_cot"])
 def test_halting_saves_nothing_when_every_step_is_taken_and_more_the_earlier_it_comes(method: str) -> None:
     account = FlopsAccount(shape=SHAPE, method=Method(method), num_latent_thoughts=3)
     assert account.saved_fraction(3.0) == 0.0

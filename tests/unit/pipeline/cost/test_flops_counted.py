@@ -1,6 +1,7 @@
 """The account against what torch counts while the real model trains and decodes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ from megatron_ext.model.micro_batch import ForwardSettings, ModelOutput
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.ponder.attention import extended_size
-from megatron_ext.ponder.config import Method, Mixture
+from megatron_ext.ponder.config import Method, Mixture, Penalty, RouterForm
+from megatron_ext.ponder.step_limits import StepLimits
 from pipeline.cost.flops import FlopsAccount
 from pipeline.cost.shape import ModelShape
 from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
 from tests.support.ponder_models import (
+    AUTHORS,
     RECOMPUTE,
     batch_of,
     each_model,
@@ -82,15 +85,17 @@ def account_of(model: PonderModel, *, seq_length: int, recompute: Any = "none") 
         method=ponder.method,
         num_latent_thoughts=ponder.num_latent_thoughts,
         mixture=ponder.mixture,
+        form=ponder.form,
+        penalty=ponder.penalty,
         recompute=recompute,
     )
 
 
-def trained_flops(model: PonderModel) -> float:
+def trained_flops(model: PonderModel, **settings: Any) -> float:
     """What torch counts in one forward and backward, per token."""
     batch = batch_of(random_tokens(BATCH, LENGTH))
     with counting() as counter:
-        output = model(batch, num_jacobi_iterations=SWEEPS)
+        output = model(batch, num_jacobi_iterations=SWEEPS, **settings)
         mean_loss(output, batch, penalty_weight=0.1).backward()
     return counter.get_total_flops() / (BATCH * LENGTH)
 
@@ -106,14 +111,51 @@ def test_a_training_step_costs_what_torch_counts(
     assert account.training_flops(SWEEPS).dense == pytest.approx(trained_flops(model), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    "ponder", [AUTHORS, {"penalty": Penalty.CE_LOSS}, {"form": RouterForm(pre_pass=True)}]
+)
+def test_every_form_of_the_router_costs_what_torch_counts(
+    groups: ParallelGroups, ponder: dict[str, Any]
+) -> None:
+    model = tiny_model(groups, Method.PONDERLM3, dtype=torch.float32, ponder=ponder)
+
+    account = account_of(model, seq_length=LENGTH)
+
+    assert account.training_flops(SWEEPS).dense == pytest.approx(trained_flops(model), rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", RECOMPUTE)
-@pytest.mark.parametrize("method", [Method.PAUSE, Method.ADAPONDERLM, Method.PONDERLM3])
+@pytest.mark.parametrize(
+    "method", [Method.PAUSE, Method.ADAPONDERLM, Method.PONDERLM3, Method.ADAPTIVE_LATENT_COT]
+)
 def test_recomputation_costs_what_torch_counts(groups: ParallelGroups, method: Method, kind: str) -> None:
     model = tiny_model(groups, method, dtype=torch.float32, **RECOMPUTE[kind]).train()
 
     account = account_of(model, seq_length=LENGTH, recompute=kind)
 
     assert account.training_flops(SWEEPS).recompute > 0
+    assert account.training_flops(SWEEPS).dense == pytest.approx(trained_flops(model), rel=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+@pytest.mark.parametrize("method", [Method.PAUSE, Method.PONDERLM3, Method.ADAPONDERLM])
+def test_a_step_with_fewer_thoughts_costs_what_torch_counts(
+    groups: ParallelGroups, method: Method, num_steps: int
+) -> None:
+    model = tiny_model(groups, method, dtype=torch.float32)
+
+    account = account_of(model, seq_length=LENGTH).limited_to(num_steps)
+
+    counted = trained_flops(model, limits=StepLimits(num_steps=num_steps))
+    assert account.training_flops(SWEEPS).dense == pytest.approx(counted, rel=1e-6)
+
+
+def test_reading_each_step_alone_costs_what_torch_counts(groups: ParallelGroups) -> None:
+    ponder = {"step_loss_weight": 0.5}
+    model = tiny_model(groups, Method.PONDERLM3, dtype=torch.float32, ponder=ponder)
+
+    account = replace(account_of(model, seq_length=LENGTH), supervises_steps=True)
+
     assert account.training_flops(SWEEPS).dense == pytest.approx(trained_flops(model), rel=1e-6)
 
 
@@ -155,8 +197,10 @@ def test_every_phase_costs_what_torch_counts(
     flops = account.training_flops(SWEEPS)
     plan = account.plan(SWEEPS)
     num_build_up = sum(plan.phase(index) == "build_up" for index in range(plan.num_passes))
-    beside = flops.decider + flops.mixture + flops.weight_columns + flops.masked
-    assert sum(passes) == pytest.approx(flops.dense / 3, rel=1e-6)
+    # What has no gradient is computed once, all else three times.
+    once = flops.predictions
+    beside = flops.decider + flops.mixture + flops.weight_columns + flops.masked + 3 * once
+    assert sum(passes) == pytest.approx((flops.dense - once) / 3 + once, rel=1e-6)
     # Only costs outside the phases could hide an error of one in another.
     for phase, counted in (
         (flops.build_up, passes[:num_build_up]),
@@ -195,8 +239,9 @@ def test_decoding_costs_what_torch_counts(
     with counting() as counter:
         steps = [int(decoder.consume([0], [token]).steps) for token in tokens]
 
-    mean_steps, full_share = sum(steps) / len(steps), steps.count(3) / len(steps)
-    flops = account_of(model, seq_length=len(tokens)).inference_flops(mean_steps, full_share=full_share)
+    mean_steps = sum(steps) / len(steps)
+    shares = [steps.count(step) / len(steps) for step in range(model.config.ponder.num_slots)]
+    flops = account_of(model, seq_length=len(tokens)).inference_flops(mean_steps, shares=shares)
     assert len(set(steps)) > 1 or not method.halts
     # Steps that stand early or late in the text have fewer or more keys than the mean.
     assert flops.hardware == pytest.approx(counter.get_total_flops() / len(tokens), rel=0.01)

@@ -67,6 +67,7 @@ def test_large_steps_have_figures_alone() -> None:
         ("ponderlm2", "1, 2, 3, 3, 3"),
         ("adaponderlm", "1, 1, 1"),
         ("ponderlm3", "1, 2, 3, 3, 3"),
+        ("adaptive_latent_cot", "1, 1, 1"),
     ],
 )
 def test_every_method_shows_its_passes(method: Method, rows: str) -> None:

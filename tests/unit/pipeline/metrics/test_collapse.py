@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.metrics.collapse import Collapse, CollapseAlarm, CollapseWarning
+from pipeline.metrics.collapse import REPEATED_AFTER, Collapse, CollapseAlarm, CollapseWarning
 
 ALL_FIRST = [1000.0, 0.0, 0.0]
 NEVER_EARLY = [0.0, 0.0, 1000.0]
@@ -71,3 +71,19 @@ def test_intervals_without_tokens_say_nothing() -> None:
 def test_patience_must_be_positive() -> None:
     with pytest.raises(ValueError, match="collapse_patience"):
         CollapseAlarm(0)
+
+
+def test_a_closed_router_is_warned_about_though_tokens_take_every_step() -> None:
+    alarm = CollapseAlarm(2)
+    found = [
+        alarm.observe(NEVER_EARLY, penalty_weight=0.3, tail_mass=[1.0, 0.3, mass])
+        for mass in (0.9, 0.04, 0.06, 0.04, 0.04, 0.03)
+    ]
+    kinds = [warning and warning.kind for warning in found]
+    assert kinds == [None, None, None, None, Collapse.ROUTER_CLOSED, None]
+
+
+def test_what_lasts_is_warned_about_again_only_much_later() -> None:
+    alarm = CollapseAlarm(2)
+    found = [alarm.observe(ALL_FIRST, penalty_weight=0.3) is not None for _ in range(2 * REPEATED_AFTER + 10)]
+    assert [index for index, warned in enumerate(found) if warned] == [1, 2 * REPEATED_AFTER + 1]

@@ -12,6 +12,7 @@ from pipeline.metrics.ponder_scalars import (
     mean_loss,
     mean_steps_of,
     ponder_scalars,
+    tail_masses,
 )
 from tests.unit.pipeline.metrics.records import SHAPE
 
@@ -28,10 +29,24 @@ SUMS = {
     "steps_count": [5.0, 3.0, 2.0],
     "tail_mass": [10.0, 4.0, 1.0],
     "router_entropy": [7.0],
+    "measured_tokens": [8.0],
+    "step_nll": [32.0, 24.0, 20.0],
+    "one_more_nll": [22.0],
     "penalty": [2.5],
     "nll_by_steps": [6.0, 18.0, 0.0],
     "labelled_by_steps": [5.0, 3.0, 0.0],
 }
+
+
+def test_an_adaptive_penalty_shows_accuracies_and_shares() -> None:
+    sums = {**SUMS, "accuracy": [2.0, 4.0, 6.0], "penalised_share": [2.5, 5.0]}
+
+    scalars = ponder_scalars(sums, num_jacobi_iterations=3.0, penalty_weight=0.3, flops=PONDERLM3)
+
+    # Of eight tokens with labels, and of ten real ones.
+    assert [scalars[f"ponder/accuracy/step_{step}"] for step in range(3)] == [0.25, 0.5, 0.75]
+    assert [scalars[f"ponder/penalised-share/step_{step}"] for step in (1, 2)] == [0.25, 0.5]
+    assert "ponder/penalised-share/step_0" not in scalars
 
 
 def test_every_curve_of_a_hand_made_batch() -> None:
@@ -47,7 +62,13 @@ def test_every_curve_of_a_hand_made_batch() -> None:
         "ponder/tail-mass/step_0": 1.0,
         "ponder/tail-mass/step_1": 0.4,
         "ponder/tail-mass/step_2": 0.1,
+        "ponder/pruned-fraction/step_1": 0.5,
+        "ponder/pruned-fraction/step_2": 0.8,
         "ponder/router-entropy": 0.7,
+        "ponder/step-nll/step_0": 4.0,
+        "ponder/step-nll/step_1": 3.0,
+        "ponder/step-nll/step_2": 2.5,
+        "ponder/one-more-step-nll": 2.75,
         "ponder/penalty": 0.25,
         "ponder/penalty-weight": 0.3,
         "ponder/nll-by-steps/step_0": 1.2,
@@ -85,10 +106,30 @@ def test_every_curve_of_a_hand_made_batch_of_adaponderlm() -> None:
         "ponder/nll-by-steps/step_0": 1.2,
         "ponder/nll-by-steps/step_1": 6.0,
         "ponder/flops-per-token-train": ADAPONDERLM.training_per_token(0.0),
-        "ponder/flops-per-token-infer": ADAPONDERLM.inference_per_token(0.7, full_share=0.2),
-        "ponder/flops-saved": ADAPONDERLM.saved_fraction(0.7, full_share=0.2),
+        "ponder/flops-per-token-infer": ADAPONDERLM.inference_per_token(0.7, shares=(0.5, 0.3, 0.2)),
+        "ponder/flops-saved": ADAPONDERLM.saved_fraction(0.7, shares=(0.5, 0.3, 0.2)),
     }
     assert scalars == pytest.approx(expected)
+
+
+def test_the_router_is_averaged_over_the_tokens_that_it_was_asked_about() -> None:
+    sums = {name: SUMS[name] for name in ("real_tokens", "labelled_tokens", "nll", "steps_count")}
+    sums |= {"penalty": [2.0], "nll_by_steps": [0.0] * 3, "labelled_by_steps": [0.0] * 3}
+    account = FlopsAccount(shape=SHAPE, method=Method.ADAPTIVE_LATENT_COT, num_latent_thoughts=2)
+
+    # Ten tokens were asked after step 0, the five that went on after step 1.
+    scalars = ponder_scalars(
+        sums | {"continue_probability": [6.0, 2.0]},
+        num_jacobi_iterations=0.0,
+        penalty_weight=0.1,
+        flops=account,
+    )
+
+    assert scalars["ponder/continue-probability/step_0"] == pytest.approx(0.6)
+    assert scalars["ponder/continue-probability/step_1"] == pytest.approx(0.4)
+    nobody = sums | {"steps_count": [10.0, 0.0, 0.0], "continue_probability": [1.0, 0.0]}
+    scalars = ponder_scalars(nobody, num_jacobi_iterations=0.0, penalty_weight=0.1, flops=account)
+    assert "ponder/continue-probability/step_1" not in scalars
 
 
 def test_a_method_that_does_not_halt_has_no_halting_curves() -> None:
@@ -126,3 +167,13 @@ def test_shares_of_nothing_are_zero() -> None:
     assert fractions([0.0, 0.0]) == [0.0, 0.0]
     assert active_fractions([0.0, 0.0]) == [0.0, 0.0]
     assert mean_steps_of([]) == 0.0
+
+
+def test_what_was_not_measured_has_no_curve() -> None:
+    sums = SUMS | {"measured_tokens": [0.0]}
+
+    scalars = ponder_scalars(sums, num_jacobi_iterations=3.0, penalty_weight=0.3, flops=PONDERLM3)
+
+    assert not any("step-nll" in tag for tag in scalars)
+    assert tail_masses(scalars) == [1.0, 0.4, 0.1]
+    assert tail_masses({}) == []

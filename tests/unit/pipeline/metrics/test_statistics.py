@@ -51,6 +51,19 @@ def test_gradients_do_not_accumulate() -> None:
     assert accumulator.reduce() == {"nll": [2.0]}
 
 
+def test_what_a_forward_with_fewer_steps_lacks_counts_as_zero() -> None:
+    accumulator = StatisticsAccumulator({"nll": 1, "steps_count": 3, "gate_mean": 2}, device=CPU)
+
+    accumulator.add({"nll": torch.ones(1), "steps_count": torch.ones(2)}, is_limited=True)
+    accumulator.add(
+        {name: torch.ones(size) for name, size in (("nll", 1), ("steps_count", 3), ("gate_mean", 2))}
+    )
+
+    assert accumulator.reduce() == {"nll": [2.0], "steps_count": [2.0, 2.0, 1.0], "gate_mean": [1.0, 1.0]}
+    with pytest.raises(ValueError, match="steps_count"):
+        accumulator.add({"nll": torch.ones(1), "steps_count": torch.ones(4)}, is_limited=True)
+
+
 @pytest.mark.parametrize(
     ("statistics", "message"),
     [

@@ -126,6 +126,7 @@ def test_histogram_buckets_are_centred_on_steps() -> None:
         ("ponderlm2", 0, 2, ["loss", "cost"]),
         ("adaponderlm", 3, 0, ["loss", "halting", "cost"]),
         ("ponderlm3", 3, 0, ["loss", "halting", "cost"]),
+        ("adaptive_latent_cot", 3, 0, ["loss", "halting", "cost"]),
     ],
 )
 def test_a_method_gets_the_charts_that_it_has_curves_for(
@@ -143,12 +144,17 @@ def test_halting_is_shown_by_router_or_by_gates() -> None:
         method: custom_scalars_layout(method=method, num_latent_thoughts=2, max_jacobi_iterations=1)[
             "halting"
         ]
-        for method in (Method.PONDERLM3, Method.ADAPONDERLM)
+        for method in Method
+        if method.halts
     }
     assert "router entropy" in by_method[Method.PONDERLM3]
     assert by_method[Method.ADAPONDERLM]["gate by iteration"] == [
         "Multiline",
         ["ponder/gate/iteration_0", "ponder/gate/iteration_1"],
+    ]
+    assert by_method[Method.ADAPTIVE_LATENT_COT]["probability of going on by step"] == [
+        "Multiline",
+        ["ponder/continue-probability/step_0", "ponder/continue-probability/step_1"],
     ]
     assert by_method[Method.PONDERLM3].keys() & by_method[Method.ADAPONDERLM].keys() == {
         "mean steps",

@@ -44,7 +44,7 @@ def test_a_run_folder_becomes_a_report(run_folder: Path) -> None:
         run_folder,
         name="demo",
         flops=FLOPS,
-        training_sweeps=1.5,
+        flops_per_token_train=FLOPS.training_per_token(1.5),
         facts=(("a", "b"),),
         commands=commands,
     )
@@ -63,7 +63,9 @@ def test_a_run_folder_becomes_a_report(run_folder: Path) -> None:
 
 def test_a_run_without_a_sample_still_has_a_report(run_folder: Path) -> None:
     (run_folder / "sample.json").unlink()
-    data = collect_report(run_folder, name="demo", flops=FLOPS, training_sweeps=1.5, facts=(), commands=())
+    data = collect_report(
+        run_folder, name="demo", flops=FLOPS, flops_per_token_train=1e6, facts=(), commands=()
+    )
     assert data.sample is None
     assert 'id="sample"' not in render_report(data)
 

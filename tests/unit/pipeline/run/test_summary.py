@@ -2,7 +2,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.config.schema import RunConfig
-from pipeline.cost.account import flops_account, max_sweeps, mean_training_sweeps
+from pipeline.cost.account import flops_account, max_sweeps, mean_step, step_kinds
 from pipeline.run.summary import metric, render_summary, run_summary, summary_rows
 from tests.unit.pipeline.config.settings import valid_settings
 
@@ -39,6 +39,7 @@ def test_summary_describes_the_run() -> None:
         ("ponderlm", "K = 2 iterations", "3", "training 3, inference 3"),
         ("ponderlm2", "K = 2 latent thoughts, Jacobi sweeps J = 2", "5", "training 12, inference 3"),
         ("adaponderlm", "K = 2 iterations", "3", "training 3, inference 1 to 3, by steps taken"),
+        ("adaptive_latent_cot", "K = 2 latent steps", "3", "training 3, inference 1 to 3, by steps taken"),
     ],
 )
 def test_summary_describes_each_method(method: str, steps: str, passes: str, rows: str) -> None:
@@ -66,6 +67,10 @@ def test_counts_that_differ_are_shown_by_rank() -> None:
     assert dict(summary_rows(summary))["parameters per rank"] == "1, 2"
 
 
+def mean_training_sweeps(run: RunConfig) -> float:
+    return sum(kind.share * kind.num_jacobi_iterations for kind in step_kinds(run))
+
+
 def test_drawn_sweeps_are_averaged_and_bounded() -> None:
     drawn = config(random_jacobi_iterations=(2, 5))
     assert mean_training_sweeps(drawn) == 3.5
@@ -81,6 +86,40 @@ def test_planned_sweeps_are_averaged_over_the_run_and_bounded() -> None:
     assert mean_training_sweeps(planned) == pytest.approx((30 * 1 + 50 * 6) / 100)
     assert max_sweeps(planned.ponder) == 9
     assert "J = 0 from iteration 0, 1 from iteration 20" in rows_of(planned)["extra steps"]
+
+
+def test_drawn_thoughts_cost_the_mean() -> None:
+    drawn, account = config(random_latent_thoughts=(0, 2)), flops_account(config(), 500)
+
+    found = mean_step(drawn, account)
+
+    each = [account.limited_to(steps).training_flops(2).model for steps in range(3)]
+    assert found.flops.model == pytest.approx(sum(each) / 3)
+    assert each == sorted(set(each))
+    assert found.num_passes == pytest.approx((1 + 4 + 5) / 3)
+    assert found.rows_per_token == pytest.approx((1 + (1 + 3 * 2) + (1 + 2 + 3 * 3)) / 3)
+    assert "K = 0 to 2, drawn per step (2 in evaluation)" in rows_of(drawn)["extra steps"]
+
+
+def test_scheduled_thoughts_cost_what_their_iterations_cost() -> None:
+    # 20 iterations without thoughts, 30 with one and one sweep, 50 with one and two sweeps.
+    planned = config(thoughts_schedule=((0, 0), (20, 1)), jacobi_schedule=((0, 1), (50, 2)))
+
+    kinds = step_kinds(planned)
+
+    assert [(kind.share, kind.num_latent_thoughts) for kind in kinds] == [(0.2, 0), (0.8, 1)]
+    assert kinds[1].num_jacobi_iterations == pytest.approx((30 * 1 + 50 * 2) / 80)
+
+
+def test_a_limited_model_keeps_its_weights() -> None:
+    account = flops_account(config(), 500)
+
+    limited = account.limited_to(1)
+
+    assert account.limited_to(2) is account
+    assert limited.parameters() == account.parameters()
+    assert limited.training_flops(2).decider < account.training_flops(2).decider, "fewer passes"
+    assert limited.limited_to(0).limited_to(2).training_flops(2) == account.training_flops(2)
 
 
 def test_the_account_uses_the_padded_vocabulary() -> None:

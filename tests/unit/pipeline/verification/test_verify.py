@@ -15,7 +15,7 @@ from megatron_ext.ponder.decode.think import SlotDecision
 from pipeline.verification.result import JUDGED_THRESHOLD, Verification
 from pipeline.verification.texts import pieces_of
 from pipeline.verification.verify import sweeps_for, thresholds_for, verify_model
-from tests.support.ponder_models import batch_of, each_model, random_tokens, tiny_model
+from tests.support.ponder_models import AUTHORS, batch_of, each_model, random_tokens, tiny_model
 
 # Enough for every thought of the longest document to be exact: J >= K (S - 1).
 EXACT_SWEEPS = 20
@@ -63,6 +63,24 @@ def test_forward_and_decoding_are_one_function(
     assert sum(judged.steps_count) == found.num_tokens
 
 
+@pytest.mark.parametrize("architecture", Architecture)
+def test_the_form_of_the_authors_is_one_function_too(
+    groups: ParallelGroups, architecture: Architecture
+) -> None:
+    model = tiny_model(groups, Method.PONDERLM3, architecture, dtype=torch.float32, ponder=AUTHORS)
+
+    found = verified(model)
+
+    judged = next(one for one in found.decodings if one.pruning_threshold == JUDGED_THRESHOLD)
+    # The mixture of training is whole; what decoding drops of it is below tau.
+    assert found.settled.max_error < 10 * JUDGED_THRESHOLD
+    assert found.settled.top1_agreement == 1.0
+    assert judged.loss == pytest.approx(found.settled.forward_loss, abs=1e-3)
+    # The forward hides keys at the same threshold, so that it errs no more at a large one.
+    errors = {one.pruning_threshold: one.max_error for one in found.comparisons if one.num_jacobi_iterations}
+    assert errors[0.5] < 0.5
+
+
 @pytest.mark.parametrize("method", [Method.PONDERLM2, Method.PONDERLM3])
 def test_too_few_sweeps_disagree_with_decoding(groups: ParallelGroups, method: Method) -> None:
     found = verified(tiny_model(groups, method, dtype=torch.float32))
@@ -86,8 +104,11 @@ def test_pruning_more_runs_fewer_steps_and_errs_more(groups: ParallelGroups) -> 
     assert errors[-1] > 100 * errors[0]
 
 
-def test_adaponderlm_halts_in_training_as_in_decoding_at_every_threshold(groups: ParallelGroups) -> None:
-    found = verified(tiny_model(groups, Method.ADAPONDERLM, dtype=torch.float32))
+@pytest.mark.parametrize("method", [method for method in Method if method.facts.halts_in_training])
+def test_methods_that_halt_in_training_do_so_as_in_decoding_at_every_threshold(
+    groups: ParallelGroups, method: Method
+) -> None:
+    found = verified(tiny_model(groups, method, dtype=torch.float32))
 
     assert {one.mean_steps for one in found.decodings} != {2.0}
     assert len({one.mean_steps for one in found.decodings}) > 1

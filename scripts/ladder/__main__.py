@@ -1,0 +1,146 @@
+"""Train every method on the same real text: continued from one base, and from scratch."""
+
+import logging
+import subprocess
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.shared import examples, exit_on_user_error, set_up_logging
+from pipeline.shared.console import say, table_console
+from pipeline.shared.errors import DataError
+from pipeline.shared.files import write_atomically
+from scripts.ladder.corpus import find_documentation, write_pages
+from scripts.ladder.plan import load_ladder
+from scripts.ladder.results import collect, render_markdown, render_table
+from scripts.ladder.run import Runner
+
+HERE = Path(__file__).parent
+_PREPARE_SECONDS = 3600
+logger = logging.getLogger(__name__)
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+
+
+class PartName(StrEnum):
+    """A part of the ladder."""
+
+    CONTINUED = "continued"
+    SCRATCH = "scratch"
+
+
+Folder = Annotated[
+    Path,
+    typer.Option("--folder", metavar="DIR", help="Holds the text, its tokens and a folder for each run."),
+]
+LadderFile = Annotated[
+    Path, typer.Option("--ladder", metavar="FILE", help="The rows; see scripts/ladder/s.yaml.")
+]
+DEFAULT_FOLDER = Path("runs/ladder")
+DEFAULT_LADDER = HERE / "s.yaml"
+
+
+@app.command(
+    epilog=examples(
+        "python -m scripts.ladder prepare",
+        "python -m scripts.ladder prepare --documentation linux/Documentation --vocab-size 8192",
+    )
+)
+def prepare(
+    folder: Folder = DEFAULT_FOLDER,
+    documentation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of .rst and .txt pages; default: those of Debian's linux-doc-6.1, downloaded "
+            "unless installed.",
+            show_default=False,
+        ),
+    ] = None,
+    vocab_size: Annotated[int, typer.Option(min=259, metavar="N", help="Pieces of the tokenizer.")] = 2048,
+) -> None:
+    """Get the text, train a tokenizer on it, and tokenize it; whole documents are held out."""
+    set_up_logging()
+    pages = folder / "documentation.jsonl"
+    source = find_documentation(documentation, download_to=folder / "documentation")
+    logger.info("%d distinct pages in %s", write_pages(source, pages), source)
+    tokenizer = folder / "tokenizer.model"
+    _megaponder("tokenizer", "train", str(pages), "--vocab-size", str(vocab_size), "--output", str(tokenizer))
+    _megaponder(
+        "data", "prepare", str(pages), "--tokenizer", str(tokenizer), "--output", str(folder / "data")
+    )
+
+
+@app.command(
+    epilog=examples(
+        "python -m scripts.ladder run",
+        "python -m scripts.ladder run --part continued --processes 12 --hours 0.15",
+    )
+)
+def run(
+    folder: Folder = DEFAULT_FOLDER,
+    ladder: LadderFile = DEFAULT_LADDER,
+    part: Annotated[
+        list[PartName] | None, typer.Option(help="Which part; default: both.", show_default=False)
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, metavar="N", help="Trainings at the same time.")] = 1,
+    hours: Annotated[float, typer.Option(min=0.01, metavar="H", help="Stop, and save, after so long.")] = 6.0,
+) -> None:
+    """Run what has not run yet; a training that was stopped resumes from its newest checkpoint.
+
+    Exit code 75 where time ran out: the same command resumes.
+    """
+    set_up_logging()
+    if not (folder / "data").is_dir():
+        raise DataError(
+            f"{folder / 'data'} must hold prepared text; run `python -m scripts.ladder prepare` first"
+        )
+    wanted = load_ladder(ladder)
+    runner = Runner(
+        ladder=wanted,
+        recipe=(ladder.parent / wanted.recipe).resolve(),
+        folder=folder.resolve() / ladder.stem,
+        data=(folder / "data").resolve(),
+        deadline=time.monotonic() + 3600 * hours,
+        num_processes=processes,
+    )
+    runner.run_all([name.value for name in part] if part else wanted.part_names())
+
+
+@app.command(
+    epilog=examples("python -m scripts.ladder results", "python -m scripts.ladder results --output table.md")
+)
+def results(
+    folder: Folder = DEFAULT_FOLDER,
+    ladder: LadderFile = DEFAULT_LADDER,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write the table as Markdown.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Show mean and standard deviation over seeds of every row that has run."""
+    rows = collect(folder / ladder.stem, load_ladder(ladder))
+    table_console().print(render_table(rows))
+    if output is not None:
+        write_atomically(output, render_markdown(rows))
+
+
+def _megaponder(*words: str) -> None:
+    """Run a command of the package as a user would type it."""
+    say(f"$ megaponder {' '.join(words)}")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pipeline.cli", *words], timeout=_PREPARE_SECONDS, check=False
+    )
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        app()

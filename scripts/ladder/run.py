@@ -1,0 +1,180 @@
+"""Run a ladder: one training after another, or several at once, each resumable."""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.metrics import names
+from pipeline.metrics.jsonl import METRICS_FILE, VALIDATION, read_events
+from pipeline.shared.errors import UserError
+from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.files import write_atomically
+from scripts.ladder.plan import Ladder, Part, Run, run_of
+
+logger = logging.getLogger(__name__)
+
+RESULT_FILE = "ladder.json"
+LOG_FILE = "train.log"
+# A training that is stopped finishes its step and saves.
+_SAVE_SECONDS = 600
+
+
+class LadderError(UserError):
+    """A training of the ladder failed."""
+
+
+class OutOfTimeError(UserError):
+    """The time of this call is over; the same command resumes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runner:
+    """Runs the trainings of a ladder.
+
+    Attributes:
+        ladder: what to run.
+        recipe: configuration of every run.
+        folder: holds one folder per run.
+        data: prepared text.
+        deadline: of `time.monotonic`; no training starts after it, one that runs is stopped and saves.
+        num_processes: trainings at once.
+        checkpoint: folder of checkpoints that all rows continue from, instead of a base of each seed.
+    """
+
+    ladder: Ladder
+    recipe: Path
+    folder: Path
+    data: Path
+    deadline: float
+    num_processes: int = 1
+    checkpoint: Path | None = None
+
+    def run_all(self, parts: Sequence[str]) -> None:
+        """Run the bases, then the rows of the parts that were asked for.
+
+        Raises:
+            LadderError: with every training that failed; the others have run.
+            OutOfTimeError: trainings remain for another call.
+        """
+        bases = self._bases() if "continued" in parts else {}
+        tasks: list[Callable[[], object]] = []
+        for part_name in parts:
+            part = self.ladder.part(part_name)
+            starts = bases if part_name == "continued" else {}
+            tasks += [
+                lambda part_name=part_name, part=part, row=row, starts=starts: self._run_row(  # type: ignore[misc]
+                    part_name, part, row, starts
+                )
+                for row in part.rows
+            ]
+        self._run_tasks(tasks)
+
+    def _bases(self) -> dict[int, Path]:
+        """Train the base of every seed, the tuning seed included; return their checkpoints by seed."""
+        seeds = (self.ladder.tuning_seed, *self.ladder.seeds)
+        if self.checkpoint is not None:
+            return dict.fromkeys(seeds, self.checkpoint)
+        part = self.ladder.part("base")
+        (row,) = part.rows
+        learning_rate = self._tuned("base", part, row, {})
+        runs = [run_of("base", part, row, learning_rate=learning_rate, seed=seed) for seed in seeds]
+        self._run_tasks([lambda run=run: self.result_of(run) for run in runs])  # type: ignore[misc]
+        return {seed: self.folder / run.folder / "checkpoints" for seed, run in zip(seeds, runs, strict=True)}
+
+    def _run_row(self, part_name: str, part: Part, row_name: str, starts: dict[int, Path]) -> None:
+        learning_rate = self._tuned(part_name, part, row_name, starts)
+        for seed in part.rows[row_name].seeds or self.ladder.seeds:
+            run = run_of(part_name, part, row_name, learning_rate=learning_rate, seed=seed)
+            self.result_of(self._started(run, starts.get(seed)))
+
+    def _tuned(self, part_name: str, part: Part, row_name: str, starts: dict[int, Path]) -> float:
+        """Return the candidate with the smallest held-out loss on the tuning seed."""
+        candidates = part.rows[row_name].learning_rates or part.learning_rates
+        if len(candidates) == 1:
+            return candidates[0]
+        seed = self.ladder.tuning_seed
+        losses = {}
+        for rate in candidates:
+            run = run_of(part_name, part, row_name, learning_rate=rate, seed=seed)
+            losses[rate] = self.result_of(self._started(run, starts.get(seed)))[names.LM_LOSS_VALIDATION]
+        best = min(losses, key=lambda rate: losses[rate])
+        logger.info("%s/%s: learning rate %g of %s", part_name, row_name, best, losses)
+        return best
+
+    def _started(self, run: Run, base: Path | None) -> Run:
+        if base is None:
+            return run
+        settings = {
+            "init_from.path": str(base),
+            "init_from.method": self.ladder.base_method,
+            **run.settings,
+        }
+        return replace(run, settings=settings)
+
+    def result_of(self, run: Run) -> dict[str, Any]:
+        """Train a run unless that is done; return its last evaluation on held-out text.
+
+        Raises:
+            LadderError: the training failed.
+            OutOfTimeError: there was no time left to start or to end it.
+        """
+        folder = self.folder / run.folder
+        done = folder / RESULT_FILE
+        if done.is_file():
+            return dict(json.loads(done.read_text(encoding="utf-8"))["evaluation"])
+        command = [
+            *(sys.executable, "-P", "-m", "pipeline.cli", "train", "--config", str(self.recipe)),
+            *(f"output_dir={folder}", f"data.path={self.data}", *run.overrides()),
+        ]
+        seconds = self._train(command, folder)
+        evaluation = [event for event in read_events(folder / METRICS_FILE) if event["event"] == VALIDATION][
+            -1
+        ]
+        record = {"settings": dict(run.settings), "seconds": seconds, "evaluation": evaluation}
+        write_atomically(done, json.dumps(record, indent=1) + "\n")
+        return dict(evaluation)
+
+    def _train(self, command: list[str], folder: Path) -> float:
+        """Run one training to its end; return how long this start of it took, in seconds."""
+        start = time.monotonic()
+        if start >= self.deadline:
+            raise OutOfTimeError(f"no time left for {folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+        logger.info("%s: training", folder)
+        with (folder / LOG_FILE).open("ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            try:
+                process.wait(timeout=self.deadline - start)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait(timeout=_SAVE_SECONDS)
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode == ExitCode.REQUEUE:
+            raise OutOfTimeError(f"{folder} was stopped and will resume")
+        if process.returncode:
+            raise LadderError(f"{folder} failed with exit code {process.returncode}; see {folder / LOG_FILE}")
+        return time.monotonic() - start
+
+    def _run_tasks(self, tasks: Sequence[Callable[[], object]]) -> None:
+        """Run tasks at once or in turn; one that fails does not keep the others from running."""
+        problems: list[UserError] = []
+        with ThreadPoolExecutor(self.num_processes) as pool:
+            for future in [pool.submit(task) for task in tasks]:
+                try:
+                    future.result()
+                except (LadderError, OutOfTimeError) as error:
+                    problems.append(error)
+        failures = [str(error) for error in problems if isinstance(error, LadderError)]
+        if failures:
+            raise LadderError("; ".join(failures))
+        if problems:
+            raise OutOfTimeError(f"{len(problems)} rows remain; run the same command again to resume")

@@ -1,0 +1,63 @@
+"""Ladder files and the runs that follow from them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config.load import load_config
+from pipeline.shared.errors import DataError
+from scripts.ladder.plan import load_ladder, run_of
+
+SCRIPTS = Path(__file__).parents[4] / "scripts"
+FILES = sorted(
+    [
+        *SCRIPTS.glob("ladder/?.yaml"),
+        SCRIPTS / "continued_demo/rows.yaml",
+        SCRIPTS / "continued_demo/cut.yaml",
+    ]
+)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_row_of_every_ladder_is_a_valid_run(file: Path) -> None:
+    ladder = load_ladder(file)
+    parts = [*ladder.part_names(), *(["base"] if ladder.base else [])]
+    for name in parts:
+        part = ladder.part(name)
+        for row in part.rows:
+            run = run_of(name, part, row, learning_rate=1e-3, seed=7)
+            config = load_config(file.parent / ladder.recipe, run.overrides())
+            assert (config.seed, config.optimizer.lr, config.optimizer.min_lr) == (7, 1e-3, 1e-4)
+            assert config.training.train_iters == part.iterations
+
+
+def test_settings_of_a_row_go_before_those_of_its_part(tmp_path: Path) -> None:
+    file = tmp_path / "ladder.yaml"
+    continued = {
+        "iterations": 3,
+        "learning_rates": [0.5],
+        "settings": {"a": 1, "b": 1},
+        "rows": {"one": {"settings": {"b": [2, 3]}}},
+    }
+    file.write_text(
+        yaml.safe_dump(
+            {"recipe": "r", "tuning_seed": 0, "seeds": [1], "base_method": "vanilla", "continued": continued}
+        )
+    )
+
+    run = run_of("continued", load_ladder(file).part("continued"), "one", learning_rate=0.5, seed=1)
+
+    assert run.folder == Path("continued/one/lr-0.5/seed-1")
+    assert {"a=1", "b=[2, 3]"} <= set(run.overrides())
+
+
+@pytest.mark.parametrize(
+    "text", ["[", "recipe: r", "{recipe: r, tuning_seed: 0, seeds: [], base_method: vanilla}"]
+)
+def test_what_is_no_ladder_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "ladder.yaml"
+    file.write_text(text)
+
+    with pytest.raises(DataError, match=r"ladder\.yaml"):
+        load_ladder(file)
