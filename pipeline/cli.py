@@ -13,6 +13,7 @@ from cluster.commands import demo, jobs, submit
 from pipeline.commands import (
     checkpoint,
     compare,
+    convergence,
     convert,
     data,
     evaluate,
@@ -48,6 +49,7 @@ app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=verify.EPILOG)(verify.verify)
 app.command(epilog=generate.EPILOG)(generate.generate)
 app.command(epilog=compare.EPILOG)(compare.compare)
+app.command(epilog=convergence.EPILOG)(convergence.convergence)
 app.command(epilog=plan.EPILOG)(plan.plan)
 app.command(epilog=submit.EPILOG)(submit.submit)
 app.command(epilog=report.EPILOG)(report.report)
