@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from megatron_ext.model.config import Architecture
-from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.config import Method, RouterForm
 from pipeline.conversion.certificate import Certificate
 from pipeline.conversion.model_code import shipped_code
 from pipeline.conversion.to_hf import ExportOptions, to_hf
 from tests.support.hf_models import use_module_cache
+from tests.support.ponder_models import AUTHORS
 from tests.support.pondering_exports import (
     NUM_NEW,
     NUM_THOUGHTS,
@@ -32,12 +33,14 @@ from tests.support.ranks import run_alone
 transformers = pytest.importorskip("transformers")
 
 EXACT = 1e-10
-Model = tuple[Method, Architecture, bool]
+Model = tuple[Method, Architecture, bool] | tuple[Method, Architecture, bool, RouterForm]
 METHODS = tuple(method for method in Method if method is not Method.VANILLA)
 MODELS: list[Model] = [
     *((method, architecture, False) for method in METHODS for architecture in Architecture),
     (Method.PAUSE, Architecture.LLAMA, True),
     (Method.PONDERLM, Architecture.GPT_NEOX, True),
+    (Method.PONDERLM3, Architecture.LLAMA, False, AUTHORS["form"]),
+    (Method.PONDERLM3, Architecture.GPT_NEOX, False, RouterForm(pre_pass=True, router_damping=0.5)),
 ]
 
 
@@ -190,6 +193,21 @@ def test_padding_on_either_side_changes_no_logits(exported: Exported, left: bool
 
     for logits, row_mask, expected in zip(together, mask.bool(), alone, strict=True):
         torch.testing.assert_close(logits[row_mask], expected, rtol=0, atol=EXACT)
+
+
+def test_another_vocabulary_is_refused_before_anything_changes(exported: Exported) -> None:
+    model = exported.narrow
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    rows = [len(embeddings.weight), len(head.weight)]
+    for size in (rows[0] + 20, 1):
+        with pytest.raises(NotImplementedError, match=str(rows[0])):
+            model.resize_token_embeddings(size)
+    with pytest.raises(NotImplementedError):
+        model.set_input_embeddings(embeddings)
+    assert model.get_input_embeddings() is embeddings
+    assert [len(embeddings.weight), len(model.get_output_embeddings().weight)] == rows
+    assert model.resize_token_embeddings(rows[0]) is embeddings
+    assert model.resize_token_embeddings() is embeddings
 
 
 def test_a_text_may_be_continued_by_several_tokens_at_once(exported: Exported) -> None:
