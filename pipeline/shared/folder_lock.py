@@ -32,6 +32,7 @@ from pathlib import Path
 
 from pipeline.shared.errors import DataError
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.files import remove_leftovers
 from pipeline.shared.process_identity import ProcessIdentity
 
 __all__ = ["LOCK_NAME", "FolderInUseError", "Owner", "folder_lock", "output_lock", "read_owner"]
@@ -131,6 +132,7 @@ def output_lock(output: Path, work: str = "megaponder") -> Iterator[None]:
     resolved = output.resolve()
     lock = resolved.with_name(f".{resolved.name}{LOCK_NAME}")
     with _created(resolved.parent), _held(lock, output, work):
+        remove_leftovers(resolved.parent, resolved.name)
         yield
 
 
