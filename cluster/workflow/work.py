@@ -37,7 +37,17 @@ _EVALUATION, _SAMPLE, _REPORT = "evaluation.json", "sample.json", "report.html"
 # Settings without effect on the trained model: where and how it is computed, saved, logged and submitted.
 # Inputs count by their content.
 _WITHOUT_EFFECT = (
-    *("name", "output_dir", "parallel", "checkpoint", "evaluation", "metrics", "submit", "workflow"),
+    *(
+        "name",
+        "output_dir",
+        "parallel",
+        "checkpoint",
+        "resume",
+        "evaluation",
+        "metrics",
+        "submit",
+        "workflow",
+    ),
     *("training.micro_batch_size", "data.path", "data.heldout_path", "data.heldout_format"),
     *("data.heldout_split", "data.prefetch_batches", "init_from.path"),
 )

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pipeline.checkpoint.checksums import CHECKSUMS_NAME, FileDigest, find_damage, write_checksums
 from pipeline.checkpoint.state import STATE_NAME
-from pipeline.shared.files import sync_folder, write_atomically
+from pipeline.shared.files import remove_temporaries, sync_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ CONFIG_NAME = "run_config.yaml"
 COMMON_NAME = "common.pt"
 _PARTIAL_SUFFIX = ".partial"
 _REPLACED_SUFFIX = f".replaced{_PARTIAL_SUFFIX}"
-_FOLDER_PATTERN = re.compile(r"iter_(\d{7,})")
+_FOLDER_PATTERN = re.compile(r"iter_([0-9]{7,18})")
 
 
 def checkpoint_folder(directory: Path, iteration: int) -> Path:
@@ -72,13 +72,33 @@ def start_partial_checkpoint(directory: Path, iteration: int) -> Path:
     return partial
 
 
+def is_partial(path: Path) -> bool:
+    """Tell whether a path is what an interrupted save leaves."""
+    return path.name.endswith(_PARTIAL_SUFFIX) and iteration_of(_without_suffixes(path)) is not None
+
+
+def _without_suffixes(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(_PARTIAL_SUFFIX).removesuffix(".replaced"))
+
+
 def clean_up(directory: Path) -> None:
     """Clean up after interrupted saves: finish those that can be finished, remove the others."""
     for replaced in directory.glob(f"iter_*{_REPLACED_SUFFIX}"):
         _finish_replacement(replaced)
     for leftover in directory.glob(f"iter_*{_PARTIAL_SUFFIX}"):
         logger.warning("removing %s, left by an interrupted save", leftover)
-        shutil.rmtree(leftover)
+        _remove(leftover)
+    remove_temporaries(directory)
+    for probe in directory.glob(".probe_*"):
+        _remove(probe)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or whatever else has its name."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _finish_replacement(replaced: Path) -> None:
@@ -109,7 +129,7 @@ def publish(partial: Path, digests: Mapping[str, FileDigest] | None = None) -> P
         replaced = folder.with_suffix(_REPLACED_SUFFIX)
         folder.rename(replaced)
         partial.rename(folder)
-        shutil.rmtree(replaced)
+        _remove(replaced)
     else:
         partial.rename(folder)
     sync_folder(directory)

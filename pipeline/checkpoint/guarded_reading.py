@@ -76,6 +76,8 @@ class GuardedShardedStrategy(megatron_torch.TorchDistLoadShardedStrategy):  # ty
     def load_sharded_metadata(self, checkpoint_dir: str | Path) -> dict[str, Any]:
         """Return the tensors and objects in a checkpoint, without their values."""
         metadata = read_metadata(Path(checkpoint_dir))
+        # Here, because torch logs the errors of its own reading with their tracebacks.
+        check_files(Path(checkpoint_dir), metadata)
         found = {}
         for name, entry in metadata.state_dict_metadata.items():
             if not isinstance(entry, TensorStorageMetadata):

@@ -1,15 +1,25 @@
 """Write new checkpoints from existing ones, in one process: in other files, or the mean of several."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from data_prep.tokenizers.tokenizer import TOKENIZER_NAMES
 from pipeline.checkpoint.content import GENERATORS_KEY, OPTIMIZER_PREFIXES
-from pipeline.checkpoint.folder import COMMON_NAME, CONFIG_NAME, publish, start_partial_checkpoint
-from pipeline.checkpoint.offline import OfflineReader, OfflineWriter, num_bytes_of, pieces_of
+from pipeline.checkpoint.folder import (
+    COMMON_NAME,
+    CONFIG_NAME,
+    clean_up,
+    is_partial,
+    publish,
+    start_partial_checkpoint,
+)
+from pipeline.checkpoint.identity import IDENTITY_NAME
+from pipeline.checkpoint.offline import Chunk, OfflineReader, OfflineWriter, num_bytes_of, pieces_of
 from pipeline.checkpoint.state import read_train_state, write_train_state
 from pipeline.checkpoint.unpickling import read_common
 from pipeline.shared.errors import CheckpointError
@@ -32,17 +42,17 @@ def reshard(source: Path, directory: Path, *, num_files: int) -> Path:
     reader, state = OfflineReader(source), read_train_state(source)
     read_common(source)
     total = sum(num_bytes_of(entry) for entry in reader.tensors.values())
-    partial = _start(directory, state.iteration)
-    with OfflineWriter(partial, num_files=num_files, total_bytes=total) as writer:
-        for name, chunk in pieces_of(reader):
-            writer.write_chunk(
-                name, reader.read_chunk(name, chunk), chunk=chunk, size=reader.tensors[name].size
-            )
-        for name in reader.objects:
-            writer.write_bytes(name, reader.read_bytes(name))
-    _copy_small_files(source, partial)
-    write_train_state(partial, state)
-    return publish(partial)
+    with _new_checkpoint(directory, state.iteration) as partial:
+        with OfflineWriter(partial, num_files=num_files, total_bytes=total) as writer:
+            for name, chunk in pieces_of(reader):
+                writer.write_chunk(
+                    name, reader.read_chunk(name, chunk), chunk=chunk, size=reader.tensors[name].size
+                )
+            for name in reader.objects:
+                writer.write_bytes(name, reader.read_bytes(name))
+        _copy_small_files(source, partial)
+        write_train_state(partial, state)
+        return publish(partial)
 
 
 def average(sources: Sequence[Path], directory: Path) -> Path:
@@ -71,25 +81,30 @@ def average(sources: Sequence[Path], directory: Path) -> Path:
                 f"{source} must have the weights of {sources[0]}, but differs in "
                 f"{', '.join(differing[:10])}; average checkpoints of one model"
             )
-    partial = _start(directory, states[-1].iteration)
-    with OfflineWriter(partial) as writer:
-        for name, chunk in pieces_of(readers[0]):
-            if name in names[0]:
-                total = torch.zeros(chunk.sizes, dtype=torch.float64)
-                for reader in readers:
-                    total += reader.read(name, chunk).double()
-                entry = readers[0].tensors[name]
-                mean = (total / len(readers)).to(entry.properties.dtype)
-                writer.write_chunk(name, mean, chunk=chunk, size=entry.size)
-        for name in readers[-1].objects:
-            if not name.startswith((GENERATORS_KEY, *OPTIMIZER_PREFIXES)):
-                writer.write_bytes(name, readers[-1].read_bytes(name))
-    _copy_small_files(sources[-1], partial)
-    iterations = tuple(state.iteration for state in states)
-    # The mean has not been evaluated.
-    unmeasured = replace(states[-1], best_heldout_loss=None, best_heldout_iteration=None)
-    write_train_state(partial, replace(unmeasured, averaged_iterations=iterations))
-    return publish(partial)
+    with _new_checkpoint(directory, states[-1].iteration) as partial:
+        with OfflineWriter(partial) as writer:
+            for name, chunk in pieces_of(readers[0]):
+                if name in names[0]:
+                    entry = readers[0].tensors[name]
+                    mean = _mean(readers, name, chunk).to(entry.properties.dtype)
+                    writer.write_chunk(name, mean, chunk=chunk, size=entry.size)
+            for name in readers[-1].objects:
+                if not name.startswith((GENERATORS_KEY, *OPTIMIZER_PREFIXES)):
+                    writer.write_bytes(name, readers[-1].read_bytes(name))
+        _copy_small_files(sources[-1], partial)
+        iterations = tuple(state.iteration for state in states)
+        # The mean has not been evaluated.
+        unmeasured = replace(states[-1], best_heldout_loss=None, best_heldout_iteration=None)
+        write_train_state(partial, replace(unmeasured, averaged_iterations=iterations))
+        return publish(partial)
+
+
+def _mean(readers: Sequence[OfflineReader], name: str, chunk: Chunk) -> torch.Tensor:
+    # read() checks the sizes before memory is taken for them.
+    total = readers[0].read(name, chunk).double()
+    for reader in readers[1:]:
+        total += reader.read(name, chunk).double()
+    return total / len(readers)
 
 
 def _weights_of(reader: OfflineReader) -> dict[str, torch.Size]:
@@ -98,15 +113,30 @@ def _weights_of(reader: OfflineReader) -> dict[str, torch.Size]:
     }
 
 
-def _start(directory: Path, iteration: int) -> Path:
-    """Start a checkpoint in a new folder: one that a run saves into must not be disturbed."""
-    if directory.is_dir() and any(directory.iterdir()):
+@contextmanager
+def _new_checkpoint(directory: Path, iteration: int) -> Iterator[Path]:
+    """Start a checkpoint in a new folder: one that a run saves into must not be disturbed.
+
+    What an earlier call left that was killed is removed, and so is what this one leaves on an error.
+    """
+    existed = directory.is_dir()
+    if existed and not all(is_partial(path) for path in directory.iterdir()):
         raise CheckpointError(
             f"{directory} must be empty or absent, but has content; give another folder with --output"
         )
-    return start_partial_checkpoint(directory, iteration)
+    try:
+        partial = start_partial_checkpoint(directory, iteration)
+        yield partial
+    except BaseException:
+        clean_up(directory)
+        if not existed and directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+        raise
 
 
 def _copy_small_files(source: Path, partial: Path) -> None:
     for name in _SMALL_FILES:
         shutil.copyfile(source / name, partial / name)
+    for name in (IDENTITY_NAME, *TOKENIZER_NAMES.values()):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, partial / name)

@@ -1,9 +1,15 @@
 """Which checkpoint a run's tracker names."""
 
+import os
 from pathlib import Path
 
 from pipeline.checkpoint.folder import TRACKER_NAME, checkpoint_folder, finished_iterations, is_finished
 from pipeline.shared.errors import CheckpointError
+from pipeline.shared.foreign_files import read_limited
+
+# A file of more bytes is something else.
+_MOST_BYTES = 4096
+_MOST_DIGITS = 18
 
 __all__ = ["TRACKER_NAME", "latest_iteration", "resolve_checkpoint", "tracked_iteration"]
 
@@ -17,10 +23,16 @@ def tracked_iteration(directory: Path) -> int | None:
         CheckpointError: it does not hold a number.
     """
     tracker = directory / TRACKER_NAME
-    if not tracker.is_file():
+    if not os.path.lexists(tracker):
         return None
-    text = tracker.read_text(encoding="utf-8", errors="replace").strip()
-    if not (text.isascii() and text.isdecimal()):
+    try:
+        text = read_limited(tracker, _MOST_BYTES).decode("utf-8", errors="replace").strip()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{tracker} must be a file that holds an iteration, but cannot be read ({error}); "
+            f"{_cure(directory)}"
+        ) from error
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS):
         raise CheckpointError(
             f"{tracker} must hold an iteration, but holds {text[:40]!r}; {_cure(directory)}"
         )

@@ -39,6 +39,7 @@ from pipeline.checkpoint.folder import (
     remove_old_checkpoints,
     start_partial_checkpoint,
 )
+from pipeline.checkpoint.identity import RunIdentity, write_identity
 from pipeline.checkpoint.state import TrainState, write_train_state
 from pipeline.shared.errors import CheckpointError
 from pipeline.shared.files import sync_folder
@@ -57,12 +58,16 @@ class Destination:
         config_file: the resolved configuration, copied into each checkpoint.
         keep_last: number of finished checkpoints to keep; None keeps all.
         keep_every: also keep the iterations that are multiples of it.
+        identity: what the checkpoints belong to; None leaves it out.
+        tokenizer: content of the file of the run's tokenizer, if it has one.
     """
 
     directory: Path
     config_file: Path
     keep_last: int | None = None
     keep_every: int | None = None
+    identity: RunIdentity | None = None
+    tokenizer: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +270,8 @@ def _write_small_files(partial: Path, prepared: PreparedSave, to: Destination) -
     save_config(CheckpointingConfig("torch_dist", 1), str(partial))
     shutil.copyfile(to.config_file, partial / CONFIG_NAME)
     write_train_state(partial, prepared.state)
+    if to.identity is not None:
+        write_identity(partial, to.identity, to.tokenizer)
     sync_folder(partial)
 
 

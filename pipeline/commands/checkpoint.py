@@ -11,6 +11,7 @@ from pipeline.checkpoint.inventory import take_inventory, tracker_problem
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.commands.checkpoint_tables import (
     comparison_table,
+    identity_table,
     inventory_rows,
     inventory_table,
     state_table,
@@ -20,6 +21,7 @@ from pipeline.commands.checkpoint_tables import (
 from pipeline.commands.shared import Checkpoint, Iteration, examples
 from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.folder_lock import output_lock
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -91,20 +93,29 @@ def verify(checkpoint: Checkpoint, iteration: Iteration = None, as_json: AsJson 
 def show(
     checkpoint: Checkpoint, iteration: Iteration = None, tensors: Tensors = "*", as_json: AsJson = False
 ) -> None:
-    """Show the content of a checkpoint: progress of the run, tensors with shapes and types, settings."""
+    """Show the content of a checkpoint: progress of the run, what it belongs to, tensors, settings."""
     from pipeline.checkpoint.folder import CONFIG_NAME
+    from pipeline.checkpoint.identity import read_identity
     from pipeline.checkpoint.offline import OfflineReader
     from pipeline.checkpoint.state import read_train_state
 
     folder = resolve_checkpoint(checkpoint, iteration=iteration)
     state, rows = read_train_state(folder), tensor_rows(OfflineReader(folder), pattern=tensors)
-    config = (folder / CONFIG_NAME).read_text(encoding="utf-8")
+    config, identity = (folder / CONFIG_NAME).read_text(encoding="utf-8"), read_identity(folder)
     if as_json:
-        content = {"folder": str(folder), "state": asdict(state), "tensors": rows, "config": config}
+        content = {
+            "folder": str(folder),
+            "state": asdict(state),
+            "identity": None if identity is None else asdict(identity),
+            "tensors": rows,
+            "config": config,
+        }
         say(json.dumps(content, indent=2))
         return
     console = open_console()
     console.print(state_table(folder, state))
+    if identity is not None:
+        console.print(identity_table(identity))
     console.print(tensor_table(rows))
     say(config, nl=False)
 
@@ -154,7 +165,8 @@ def reshard(
     """
     from pipeline.checkpoint.rewriting import reshard as rewrite
 
-    folder = rewrite(resolve_checkpoint(checkpoint, iteration=iteration), output, num_files=files)
+    with output_lock(output, "megaponder checkpoint reshard"):
+        folder = rewrite(resolve_checkpoint(checkpoint, iteration=iteration), output, num_files=files)
     say(f"written to {folder}")
 
 
@@ -181,7 +193,9 @@ def average(
     if len(set(iterations)) < 2:
         raise typer.BadParameter("must be at least two different ones", param_hint="'N N...'")
     sources = [resolve_checkpoint(checkpoint, iteration=number) for number in sorted(set(iterations))]
-    say(f"written to {write_average(sources, output)}")
+    with output_lock(output, "megaponder checkpoint average"):
+        folder = write_average(sources, output)
+    say(f"written to {folder}")
 
 
 def _report_tracker(checkpoint: Path) -> None:

@@ -1,11 +1,14 @@
 """`megaponder generate`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging, speaks
+from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
+from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
+from pipeline.shared.console import say
 
 if TYPE_CHECKING:
     from pipeline.evaluation.opened import OpenedCheckpoint
@@ -15,6 +18,7 @@ EPILOG = examples(
     "megaponder generate runs/demo/checkpoints --prompt 'import os' --max-new-tokens 80",
     "megaponder generate runs/demo/checkpoints --temperature 0.8 --top-p 0.95 --seed 1",
     "megaponder generate runs/demo/checkpoints --prompts-file prompts.jsonl --json-lines texts.jsonl",
+    "megaponder generate runs/demo/checkpoints --prompt 'import os' --budget 1.5",
     "megaponder generate runs/demo/checkpoints/iter_0000200 --output sample.json",
 )
 
@@ -61,6 +65,29 @@ Prefill = Annotated[
     Literal["jacobi", "exact"],
     typer.Option(help="Read prompts by sweeps over all tokens until they settle, or token by token."),
 ]
+SweepDamping = Annotated[
+    float,
+    typer.Option(
+        min=0.0, max=0.99, metavar="A", help="Share of a thought that a sweep over prompts keeps; 0 to 0.99."
+    ),
+]
+SweepGroups = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="G",
+        help="Groups of every G-th token in a sweep over prompts, each against what those before it left "
+        "(Gauss-Seidel); 1 is Jacobi.",
+    ),
+]
+CutPrompts = Annotated[
+    bool,
+    typer.Option(
+        "--cut-prompts",
+        help="Cut the beginning of prompts that leave no room for the new tokens in the model's "
+        "max_position_embeddings, instead of refusing them.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Texts that are decoded together at most.")]
 ShowSteps = Annotated[
     bool, typer.Option("--show-steps/--no-show-steps", help="Colour each token by its steps.")
@@ -97,9 +124,16 @@ def generate(
     stop: Stop = None,
     seed: Seed = 0,
     prefill: Prefill = "jacobi",
+    sweep_damping: SweepDamping = 0.0,
+    sweep_groups: SweepGroups = 1,
+    max_steps: MaxSteps = None,
+    threshold: Threshold = None,
+    budget: BudgetOption = None,
+    cut_prompts: CutPrompts = False,
     batch_size: BatchSize = 8,
     show_steps: ShowSteps = True,
     iteration: Iteration = None,
+    data: OtherData = None,
     json_lines: JsonLines = None,
     output: Output = None,
 ) -> None:
@@ -114,6 +148,12 @@ def generate(
     is_first = speaks()
     set_up_logging(speaks=is_first)
     texts = _texts(prompt, prompts_file, output)
+    is_swept = sweep_damping > 0 or sweep_groups > 1
+    if is_swept and prefill == "exact":
+        raise typer.BadParameter(
+            "is for --prefill jacobi; remove it", param_hint=_sweep_option(sweep_damping)
+        )
+    limits = LimitOptions.read(max_steps=max_steps, threshold=threshold, budget=budget)
 
     from pipeline.commands.generate_output import generate_to
     from pipeline.evaluation.opened import opened_checkpoint
@@ -131,13 +171,26 @@ def generate(
         ),
         stop=tuple(stop or ()),
         prefill=Prefill(prefill),
+        damping=sweep_damping,
+        num_groups=sweep_groups,
         batch_size=batch_size,
+        cut_prompts=cut_prompts,
     )
-    with StopFlag() as stop_flag, opened_checkpoint(checkpoint, iteration=iteration) as opened:
+    with StopFlag() as stop_flag, opened_checkpoint(checkpoint, iteration=iteration, data=data) as opened:
+        method = opened.config.ponder.method
+        if is_swept and not method.has_sweeps:
+            raise typer.BadParameter(
+                f"is for methods with sweeps, but the run is one of {method}; remove it",
+                param_hint=_sweep_option(sweep_damping),
+            )
+        num_samples = opened.config.evaluation.iters * opened.config.training.global_batch_size
+        applied, met = limits.limits(opened, num_samples=num_samples)
+        if met is not None and is_first:
+            say(spent_line(met), err=True)
         code = generate_to(
             opened,
             texts or [_heldout_prompt(opened)],
-            settings,
+            replace(settings, limits=applied),
             stop=stop_flag,
             json_lines=json_lines,
             sample_file=output,
@@ -145,6 +198,10 @@ def generate(
             speaks=is_first,
         )
     raise typer.Exit(code)
+
+
+def _sweep_option(damping: float) -> str:
+    return "--sweep-damping" if damping > 0 else "--sweep-groups"
 
 
 def _texts(prompt: list[str] | None, prompts_file: Path | None, output: Path | None) -> list[str]:

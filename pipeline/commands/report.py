@@ -33,7 +33,7 @@ def report(
     """
     from data_prep.manifest import load_manifest
     from pipeline.checkpoint.folder import CONFIG_NAME
-    from pipeline.config.load import load_config
+    from pipeline.checkpoint.stored_config import stored_run
     from pipeline.cost.account import flops_account, mean_step
     from pipeline.report.collect import collect_report
     from pipeline.report.facts import further_commands, run_facts
@@ -43,12 +43,15 @@ def report(
     config_file = run / CONFIG_NAME
     if not config_file.is_file():
         raise ConfigError([_missing(run, CONFIG_NAME, "train a run with this output_dir first")])
-    config = load_config(config_file)
+    stored = stored_run(run)
+    stored.check_data_exists()
+    config = stored.config
     manifest = load_manifest(config.data.manifest_folder)
     flops = flops_account(config, manifest.header.tokenizer.vocab_size)
     try:
         data = collect_report(
             run,
+            checkpoints=config.checkpoint_directory,
             name=config.name,
             flops=flops,
             flops_per_token_train=mean_step(config, flops).flops.model,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging, speaks
+from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
 from pipeline.shared.console import say, table_console
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.progress import open_bar
@@ -88,6 +88,7 @@ def verify(
     run_bound: RunBound = None,
     precision: Precision = "fp32",
     iteration: Iteration = None,
+    data: OtherData = None,
     output: Output = None,
 ) -> None:
     """Check that training and inference are the same model: soft-masked forward against hard-pruned decoding.
@@ -109,7 +110,7 @@ def verify(
     from pipeline.verification.verify import sweeps_for, thresholds_for
 
     overrides = ["training.precision=fp32"] if precision == "fp32" else []
-    with opened_checkpoint(checkpoint, iteration=iteration, overrides=overrides) as opened:
+    with opened_checkpoint(checkpoint, iteration=iteration, overrides=overrides, data=data) as opened:
         ponder = opened.config.ponder
         _refuse_unused(ponder, threshold=threshold, jacobi_iterations=jacobi_iterations, run_bound=run_bound)
         thresholds = thresholds_for(ponder.method, threshold or ())

@@ -8,6 +8,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.config.aliases import find_successor
 from pipeline.config.errors import ConfigProblem, as_written
+from pipeline.shared.secrets import mask_variable
 
 _RULES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "missing": lambda _: "must be given",
@@ -16,6 +17,8 @@ _RULES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "bool_type": lambda _: "must be true or false",
     "string_type": lambda _: "must be text",
     "path_type": lambda _: "must be a path",
+    "path_syntax": lambda _: "must be a path",
+    "path_name": lambda _: "must name variables and home folders that exist",
     "finite_number": lambda _: "must be a finite number",
     "tuple_type": lambda _: "must be a list",
     "too_long": lambda context: f"must have at most {_entries(context['max_length'])}",
@@ -31,6 +34,11 @@ _RULES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "string_too_short": lambda context: f"must have at least {context['min_length']} characters",
     "string_pattern_mismatch": lambda context: f"must match {context['pattern']}",
 }
+
+# What YAML 1.1 takes for true and false.
+_OTHER_WORDS = dict.fromkeys(("yes", "on", "y", "1"), "true") | dict.fromkeys(
+    ("no", "off", "n", "0"), "false"
+)
 
 
 def problems_of(errors: Sequence[ErrorDetails], known_paths: Sequence[str]) -> list[ConfigProblem]:
@@ -62,7 +70,11 @@ def _problem_of(error: ErrorDetails, known_paths: Sequence[str]) -> ConfigProble
     rule = describe(context) if describe else f"is not valid ({error['msg']})"
     if error["type"] == "missing":
         return ConfigProblem(path=path, rule=rule, value="missing", cure="add it")
-    return ConfigProblem(path=path, rule=rule, value=as_written(error["input"]), cure=_cure(error, context))
+    value = as_written(error["input"])
+    if path.startswith("submit.environment."):
+        # What is wrong with a password is not shown either.
+        value = mask_variable(path.rpartition(".")[2], value)
+    return ConfigProblem(path=path, rule=rule, value=value, cure=_cure(error, context))
 
 
 def unknown_setting(path: str, known_paths: Sequence[str]) -> ConfigProblem:
@@ -95,8 +107,14 @@ def _meant(path: str, known_paths: Sequence[str]) -> str | None:
 
 def _cure(error: ErrorDetails, context: Mapping[str, Any]) -> str:
     found = error["input"]
+    if error["type"] == "path_name":
+        return str(context["reason"])
+    if error["type"] == "bool_type" and str(found).lower() in _OTHER_WORDS:
+        return f"write {_OTHER_WORDS[str(found).lower()]}"
     if error["type"] == "int_type" and isinstance(found, float) and found.is_integer():
         return f"write {int(found)}"
+    if error["type"] == "int_type" and isinstance(found, str) and found.isdecimal() and found[0] == "0":
+        return f"write {found.lstrip('0') or '0'}, or 0o{found.lstrip('0')} for an octal number"
     if error["type"] in ("int_type", "float_type", "bool_type") and isinstance(found, str):
         return "write it without quotes" if _looks_like_a_value(found) else ""
     if error["type"] in ("literal_error", "enum") and isinstance(found, str):

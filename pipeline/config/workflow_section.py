@@ -1,11 +1,23 @@
 """Settings of the workflow of a run, from raw text to a report: what `megaponder submit` and `demo` run."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializationInfo, field_serializer
 
-from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
+from pipeline.config.section import (
+    BelowOne,
+    Count,
+    CountOrZero,
+    FilePath,
+    NonNegative,
+    PathText,
+    Positive,
+    QueueName,
+    Section,
+    Switch,
+    shows_secrets,
+)
+from pipeline.shared.secrets import mask_text
 
 # In the folder of a run: a file for each step, with what it ran on and when; see `cluster.workflow.marker`.
 MARKER_FOLDER = "workflow"
@@ -26,8 +38,8 @@ class StepResources(Section):
     cpus_per_rank: Count | None = None
     memory_per_node: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMGT]$")] | None = None
     wall_time: Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]{1,2}:[0-9]{2}:[0-9]{2}$")] | None = None
-    partition: _Word | None = None
-    qos: _Word | None = None
+    partition: QueueName | None = None
+    qos: QueueName | None = None
 
 
 class _Step(Section):
@@ -39,7 +51,7 @@ class _Step(Section):
 
 
 class _TextStep(_Step):
-    inputs: tuple[_Word, ...] = Field((), description="files, folders, globs and URLs of text")
+    inputs: tuple[PathText, ...] = Field((), description="files, folders, globs and URLs of text")
     python_stdlib: Switch = Field(
         False, description="instead of inputs: the sources of this Python's standard library"
     )
@@ -48,12 +60,16 @@ class _TextStep(_Step):
     suffixes: tuple[_Word, ...] = ()
     heldout_fraction: BelowOne = 0.05
 
+    @field_serializer("inputs", when_used="json")
+    def _mask_addresses(self, values: tuple[str, ...], info: SerializationInfo) -> list[str]:
+        return [value if shows_secrets(info) else mask_text(value) for value in values]
+
 
 class TokenizerStep(_TextStep):
     """`megaponder tokenizer train`: its arguments of the same names."""
 
     command: Literal["tokenizer"]
-    output: Path | None = Field(None, description="default: tokenizer.model next to the data")
+    output: FilePath | None = Field(None, description="default: tokenizer.model next to the data")
     vocab_size: Count | None = Field(None, description="default: model.vocab_size")
 
 
@@ -61,8 +77,8 @@ class PrepareStep(_TextStep):
     """`megaponder data prepare`: its arguments of the same names."""
 
     command: Literal["prepare"]
-    tokenizer: Path | None = Field(None, description="default: the output of the step tokenizer")
-    output: Path | None = Field(None, description="default: data.path")
+    tokenizer: FilePath | None = Field(None, description="default: the output of the step tokenizer")
+    output: FilePath | None = Field(None, description="default: data.path")
     format: Literal["webdataset", "megatron"] = "webdataset"
     eod_token: _Word | None = None
     bos_token: _Word | None = None
@@ -83,16 +99,16 @@ class EvaluateStep(_Step):
     command: Literal["evaluate"]
     iters: Count | None = Field(None, description="default: evaluation.iters")
     jacobi_iterations: CountOrZero | None = Field(None, description="default: the run's")
-    output: Path | None = Field(None, description="default: output_dir/evaluation.json")
+    output: FilePath | None = Field(None, description="default: output_dir/evaluation.json")
 
 
 class ExportStep(_Step):
     """`megaponder convert to-hf` of the newest checkpoint."""
 
     command: Literal["export"]
-    output: Path | None = Field(None, description="default: output_dir/<name>")
+    output: FilePath | None = Field(None, description="default: output_dir/<name>")
     dtype: Literal["fp32", "fp16", "bf16"] | None = None
-    tokenizer: Path | None = Field(
+    tokenizer: FilePath | None = Field(
         None, description="folder of a Hugging Face tokenizer; default: the model goes without one"
     )
 
@@ -106,14 +122,14 @@ class GenerateStep(_Step):
     temperature: NonNegative = 0.0
     top_p: Positive = 1.0
     seed: CountOrZero = 0
-    output: Path | None = Field(None, description="default: output_dir/sample.json")
+    output: FilePath | None = Field(None, description="default: output_dir/sample.json")
 
 
 class ReportStep(_Step):
     """`megaponder report` of the run."""
 
     command: Literal["report"]
-    output: Path | None = Field(None, description="default: output_dir/report.html")
+    output: FilePath | None = Field(None, description="default: output_dir/report.html")
 
 
 WorkflowStep = Annotated[

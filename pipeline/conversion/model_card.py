@@ -41,7 +41,9 @@ class CardFacts:
     tokenizer_file: str | None
 
 
-def find_evaluation(checkpoint: Path, given: Path | None, iteration: int) -> EvaluationResult | None:
+def find_evaluation(
+    checkpoint: Path, given: Path | None, iteration: int, *, results: Path | None = None
+) -> EvaluationResult | None:
     """Return the evaluation of a checkpoint.
 
     Args:
@@ -49,10 +51,11 @@ def find_evaluation(checkpoint: Path, given: Path | None, iteration: int) -> Eva
         given: a file named by the user; None looks for the one of the run, which is ignored if it belongs to
             another checkpoint.
         iteration: of the checkpoint.
+        results: folder of the results about the checkpoint; None is that of a run.
     Raises:
         ConversionError: the given file belongs to another checkpoint.
     """
-    file = given or checkpoint.parent.parent / EVALUATION_FILE
+    file = given or (results or checkpoint.parent.parent) / EVALUATION_FILE
     if given is None and not file.is_file():
         return None
     evaluation = load_evaluation(file)

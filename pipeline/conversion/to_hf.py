@@ -1,8 +1,9 @@
 """Conversion of a native checkpoint to a Hugging Face folder, one tensor at a time."""
 
+import glob
 import json
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from megatron_ext.model.config import PonderTransformerConfig
 from pipeline.checkpoint.checksums import describe_damage, digest_file, find_damage, read_checksums
 from pipeline.checkpoint.content import OPTIMIZER_PREFIXES
 from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.identity import StoredTokenizer
 from pipeline.checkpoint.state import TrainState, read_train_state
-from pipeline.config.load import load_config
+from pipeline.checkpoint.stored_config import StoredRun, stored_checkpoint
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.certificate import Certificate, TensorAccount, write_certificate
 from pipeline.conversion.comparison import TOLERANCE, compare_logits
@@ -30,18 +32,22 @@ from pipeline.conversion.model_code import write_code
 from pipeline.conversion.native import NativeReader, place_of
 from pipeline.conversion.run_settings import converted_model, one_process
 from pipeline.conversion.tokenizer_files import (
+    GENERATION_NAME,
     TOKENIZER_FOLDER,
+    begin_as_trained,
     copy_files,
     find_tokenizer,
     main_file,
     note_token_ids,
     read_token_ids,
+    refuse_other_tokens,
 )
 from pipeline.evaluation.results import EvaluationResult
 from pipeline.shared.errors import ConversionError
 from pipeline.step.build import open_heldout_split, vocab_size_of
 
 SHARD_BYTES = 5 * 10**9
+_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,17 +86,25 @@ def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate
             computes different logits. Nothing is left in the folder then.
     """
     source = _open(checkpoint)
-    evaluation = find_evaluation(checkpoint, options.evaluation, source.state.iteration)
+    evaluation = find_evaluation(
+        checkpoint, options.evaluation, source.state.iteration, results=source.config.output_dir
+    )
     tokenizer = _tokenizer_folder(checkpoint, source.config, options.tokenizer)
     files = find_tokenizer(tokenizer) if options.needs_tokenizer else []
+    if files and source.tokenizer is not None:
+        refuse_other_tokens(checkpoint, source.tokenizer, tokenizer)
     with _all_or_nothing(folder) as partial:
         dtype = options.dtype or _stored_dtype(source.reader)
         account = write_tensors(
             partial, source.reader, source.model, dtype=dtype, shard_bytes=options.shard_bytes
         )
-        token_ids = read_token_ids(tokenizer)
+        token_ids = _token_ids(tokenizer, source.tokenizer)
         _write_settings(partial, source, dtype=dtype, token_ids=token_ids)
         copy_files(files, partial)
+        if files and source.tokenizer is not None:
+            begin_as_trained(
+                partial, source.tokenizer, max_tokens=source.config.model.max_position_embeddings
+            )
         if source.config.ponder.method.facts.ponders:
             _write_code_and_card(partial, source, account, evaluation, dtype=dtype, token_ids=token_ids)
         logits = compare_logits(
@@ -125,12 +139,14 @@ class _Source:
         model: the model in it.
         reader: of its tensors.
         state: progress of the run.
+        tokenizer: that the run was trained with, if the checkpoint tells.
     """
 
     config: RunConfig
     model: PonderTransformerConfig
     reader: NativeReader
     state: TrainState
+    tokenizer: StoredTokenizer | None
 
 
 def _open(checkpoint: Path) -> _Source:
@@ -140,20 +156,32 @@ def _open(checkpoint: Path) -> _Source:
         raise ConversionError(
             f"{checkpoint} must be intact, but {describe_damage(damage)}; use another checkpoint"
         )
-    config = _with_vocabulary(load_config(checkpoint / CONFIG_NAME))
+    stored = stored_checkpoint(checkpoint)
+    config = _with_vocabulary(stored)
     assert config.model.vocab_size is not None, "just filled in"
     model = converted_model(config, config.model.vocab_size)
     reader = NativeReader(checkpoint)
     _check_tensors(reader, model)
     state = read_train_state(checkpoint)
-    return _Source(config=config, model=model, reader=reader, state=state)
+    trained = None if stored.identity is None else stored.identity.tokenizer
+    return _Source(config=config, model=model, reader=reader, state=state, tokenizer=trained)
 
 
 def _tokenizer_folder(checkpoint: Path, config: RunConfig, given: Path | None) -> Path:
     sibling = checkpoint.parent / TOKENIZER_FOLDER
-    if given is not None or sibling.is_dir() or config.data.format != "webdataset":
+    if given is not None or sibling.is_dir():
         return given or sibling
+    if main_file(checkpoint) or config.data.format != "webdataset":
+        return checkpoint
     return config.data.manifest_folder if main_file(config.data.manifest_folder) else sibling
+
+
+def _token_ids(folder: Path, trained: StoredTokenizer | None) -> dict[str, Any]:
+    """Return ids such as the end of texts: those in the tokenizer's folder, else those of the training."""
+    if trained is None:
+        return read_token_ids(folder)
+    ids = {"bos_token_id": trained.bos_id, "eos_token_id": trained.eod_id}
+    return ids | (read_token_ids(folder) if (folder / GENERATION_NAME).is_file() else {})
 
 
 def _write_settings(
@@ -191,11 +219,15 @@ def _write_code_and_card(
     (partial / CARD_NAME).write_text(render_model_card(facts), encoding="utf-8")
 
 
-def _with_vocabulary(config: RunConfig) -> RunConfig:
+def _with_vocabulary(stored: StoredRun) -> RunConfig:
     """Return the run on one rank, with the vocabulary of its tokenizer if it states none."""
+    config, identity = stored.config, stored.identity
     if config.model.vocab_size is not None:
         return one_process(config)
-    vocab_size = vocab_size_of(config, open_heldout_split(config))
+    vocab_size = None if identity is None else identity.vocab_size
+    if vocab_size is None:
+        stored.check_data_exists()
+        vocab_size = vocab_size_of(config, open_heldout_split(config))
     return one_process(config, model=config.model.model_dump(mode="json") | {"vocab_size": vocab_size})
 
 
@@ -238,9 +270,12 @@ def _all_or_nothing(folder: Path) -> Iterator[Path]:
             f"{folder} must be an empty or absent folder, but has content; give another one with --output"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
-    # mkdtemp creates folders that only their owner can read.
-    partial.chmod(0o755)
+    # Of a conversion that was killed. Whoever converts to this folder holds its lock.
+    for leftover in folder.parent.glob(f"{glob.escape(folder.name)}.*{_PARTIAL}"):
+        shutil.rmtree(leftover)
+    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(6)}{_PARTIAL}")
+    # Unlike those of tempfile, with the mode that the umask gives, as the files in it.
+    partial.mkdir()
     try:
         yield partial
         if folder.exists():

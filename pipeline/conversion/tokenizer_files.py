@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.tokenizers.reading import read_tokenizer
+from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME, special_tokens_map
+from pipeline.checkpoint.identity import StoredTokenizer
 from pipeline.shared.errors import ConversionError, DataError
+from pipeline.shared.files import file_sha256
 from pipeline.shared.foreign_files import read_json_object, regular_size
 
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FOLDER = "tokenizer"
 GENERATION_NAME = "generation_config.json"
+_CONFIG = "tokenizer_config.json"
+# Words, numbers, spaces, code, and letters outside of ASCII.
+_PROBE = "The lamp, 12345 times:\n\tdef f(x):\n        return x  # na\u00efve \u6f22\u5b57 \U0001f600"
 # One of these is the tokenizer itself.
 _MAIN_FILES = ("tokenizer.json", "tokenizer.model")
 _FILES = (
@@ -80,6 +86,107 @@ def copy_files(files: list[Path], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         shutil.copyfile(file, folder / file.name)
+
+
+def refuse_other_tokens(checkpoint: Path, trained: StoredTokenizer, folder: Path) -> None:
+    """Check that a folder holds a tokenizer that encodes as the one of the training does.
+
+    It may be the same one in another format, so that a text is compared where the files differ.
+
+    Raises:
+        ConversionError: it encodes the text otherwise.
+    """
+    name = main_file(folder)
+    assert name is not None, "its files were found"
+    if file_sha256(folder / name) == trained.sha256:
+        return
+    try:
+        own = read_tokenizer(checkpoint / trained.file, eod_token=trained.eod_token)
+        given = read_tokenizer(folder / name)
+    except DataError as error:
+        logger.warning(
+            "%s could not be compared with the tokenizer of the training: %s", folder / name, error
+        )
+        return
+    if own.encode(_PROBE).tolist() != given.encode(_PROBE).tolist():
+        raise ConversionError(
+            f"{checkpoint} was trained with the tokenizer {trained}, but {folder / name} (sha256 "
+            f"{given.sha256[:12]}, {given.vocab_size:,} ids) encodes text otherwise; leave out --tokenizer "
+            "to export the tokenizer of the training"
+        )
+
+
+def begin_as_trained(folder: Path, trained: StoredTokenizer, *, max_tokens: int) -> None:
+    """Make transformers put before a text what the training put before a document, and nothing else.
+
+    Args:
+        folder: with the files of the tokenizer, which are changed.
+        trained: the tokenizer of the training.
+        max_tokens: that the model can see.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        logger.warning(
+            "transformers has no class that is sure to encode as this sentencepiece model does; encode texts "
+            "with sentencepiece, after the id %s",
+            trained.bos_id,
+        )
+        return
+    name = None if trained.bos_id is None else _name_of(read_json_object(file), trained.bos_id)
+    _set_template(file, name, trained.bos_id)
+    path = folder / _CONFIG
+    settings = read_json_object(path) if path.is_file() else _plain_settings(trained, max_tokens)
+    changed: dict[str, Any] = {} if name is None else {"bos_token": name}
+    changed |= {"add_bos_token": name is not None} if name or "add_bos_token" in settings else {}
+    changed |= {"add_eos_token": False} if "add_eos_token" in settings else {}
+    path.write_text(json.dumps(settings | changed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if trained.eod_token is not None and not (folder / SPECIAL_TOKENS_NAME).exists():
+        (folder / SPECIAL_TOKENS_NAME).write_bytes(special_tokens_map(trained.eod_token))
+
+
+def _plain_settings(trained: StoredTokenizer, max_tokens: int) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": trained.eod_token,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_tokens,
+    }
+
+
+def _set_template(path: Path, name: str | None, bos_id: int | None) -> None:
+    """Replace what a ``tokenizer.json`` adds to a text."""
+    content = read_json_object(path)
+    processor = content.get("post_processor") or {}
+    parts = processor.get("processors", [processor]) if isinstance(processor, dict) else []
+    # Those that add nothing to a text.
+    kept = [part for part in parts if isinstance(part, dict) and part.get("type") == "ByteLevel"]
+    if name is not None and bos_id is not None:
+        kept.append(_template(name, bos_id))
+    wanted = kept[0] if len(kept) == 1 else {"type": "Sequence", "processors": kept} if kept else None
+    if wanted != content.get("post_processor"):
+        text = json.dumps(content | {"post_processor": wanted}, ensure_ascii=False)
+        path.write_text(text, encoding="utf-8")
+
+
+def _template(name: str, token: int) -> dict[str, Any]:
+    """Return the step of a ``tokenizer.json`` that puts a token before each text."""
+    begin = {"SpecialToken": {"id": name, "type_id": 0}}
+    first, second = ({"Sequence": {"id": part, "type_id": number}} for number, part in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, second],
+        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
+    }
+
+
+def _name_of(content: Mapping[str, Any], token: int) -> str:
+    added = {one["id"]: one["content"] for one in content.get("added_tokens") or ()}
+    if token in added:
+        return str(added[token])
+    vocabulary = content.get("model", {}).get("vocab", {})
+    names = vocabulary.items() if isinstance(vocabulary, dict) else ()
+    return next((str(name) for name, number in names if number == token), f"<{token}>")
 
 
 def note_token_ids(folder: Path, token_ids: Mapping[str, Any]) -> None:

@@ -3,58 +3,99 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from data_prep.manifest import MANIFEST_NAME
+from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
 from megatron_ext.host import prepare_host
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.identity import manifest_tokenizer, refuse_other_tokenizer, stored_tokenizer
 from pipeline.checkpoint.loading import load_weights
 from pipeline.checkpoint.offline import OfflineReader
 from pipeline.checkpoint.resuming import check_intact
 from pipeline.checkpoint.state import TrainState
+from pipeline.checkpoint.stored_config import StoredRun, stored_checkpoint
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.config.errors import ConfigError, ConfigProblem
-from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
+from pipeline.conversion.tokenizer_files import TOKENIZER_FOLDER, main_file
 from pipeline.cost.account import flops_account
 from pipeline.data.dataset import SampleSource
 from pipeline.data.prompts import load_tokenizer
 from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
-from pipeline.shared.errors import CheckpointError
-from pipeline.step.build import build_module, open_heldout_split, vocab_size_of
+from pipeline.shared.errors import CheckpointError, DataError
+from pipeline.step.build import build_module, open_heldout_split
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# No slots: what is read when it is needed is kept in the instance.
+@dataclass(frozen=True, kw_only=True)
 class OpenedCheckpoint:
     """A trained model, with its run and data.
 
     Attributes:
         folder: the checkpoint's own folder.
-        config: the run, with the layout it was opened on.
+        stored: the run.
         state: progress of the run.
         module: the model, in evaluation mode.
-        heldout: held-out split of the run's data.
         groups: the layout.
     """
 
     folder: Path
-    config: RunConfig
+    stored: StoredRun
     state: TrainState
     module: PonderModel
-    heldout: SampleSource
     groups: ParallelGroups
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """Load the tokenizer of the run's data.
+    def config(self) -> RunConfig:
+        """The run, with the layout it was opened on; results about the checkpoint go to its output_dir."""
+        return self.stored.config
+
+    @cached_property
+    def heldout(self) -> SampleSource:
+        """The held-out split of the run's data, opened when it is needed.
 
         Raises:
-            ConfigError: the run's data have none.
+            CheckpointError: it was made with another tokenizer.
+            ConfigError, DataError: it cannot be read.
         """
-        return load_tokenizer(self.config.data.manifest_folder)
+        return _open_heldout(self.folder, self.stored)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer in the checkpoint, or for older ones that of the run's data.
+
+        Raises:
+            CheckpointError: the one in the checkpoint is not that of the training.
+            ConfigError, DataError: there is none.
+        """
+        stored = stored_tokenizer(self.folder, self.stored.identity)
+        return stored or _tokenizer_elsewhere(self.folder, self.stored)
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """The token that every document of the training began with; None where there was none."""
+        identity = self.stored.identity
+        if identity is not None and identity.tokenizer is not None:
+            return identity.tokenizer.bos_id
+        folder = self.config.data.manifest_folder
+        return manifest_tokenizer(folder).bos_id if (folder / MANIFEST_NAME).exists() else None
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Return the tokens of a text as training read a document: after the token that begins one, if any.
+
+        Raises:
+            DataError: the text has no token.
+        """
+        ids: list[int] = self.tokenizer.encode(text).tolist()
+        if not ids:
+            raise DataError(f"a prompt must have at least one token, but {text[:40]!r} has none")
+        return ids if self.bos_id is None else [self.bos_id, *ids]
 
 
 @contextmanager
@@ -64,6 +105,7 @@ def opened_checkpoint(
     iteration: int | None = None,
     overrides: Sequence[str] = (),
     tensor_parallel: int | None = None,
+    data: Path | None = None,
 ) -> Iterator[OpenedCheckpoint]:
     """Load a model onto all ranks of this job, whatever layout it was trained on.
 
@@ -73,10 +115,11 @@ def opened_checkpoint(
         overrides: settings of the run to change, such as ``ponder.num_jacobi_iterations=4``.
         tensor_parallel: ranks that one model is split over, of which there are as many replicas as ranks
             allow; None splits it over all.
+        data: folder of data to use in place of the run's own.
     Raises:
         CheckpointError, ConfigError, DataError: checkpoint, configuration or data are unusable.
     """
-    folder = resolve_checkpoint(path, iteration=iteration)
+    folder = resolve_checkpoint(path, iteration=iteration).absolute()
     ranks = Ranks.from_environment()
     tensor = ranks.world_size if tensor_parallel is None else tensor_parallel
     if ranks.world_size % tensor != 0:
@@ -88,37 +131,63 @@ def opened_checkpoint(
         f"parallel.data={ranks.world_size // tensor}",
         "parallel.sequence_parallel=false",
     )
-    config = load_config(folder / CONFIG_NAME, (*layout, *overrides))
+    stored = stored_checkpoint(folder, (*layout, *overrides), data=data)
+    config = stored.config
     prepare_host()
     start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)
     try:
         groups = initialize_groups(tensor=tensor, seed=config.seed)
-        yield load_checkpoint(folder, config, groups)
+        yield load_checkpoint(folder, stored, groups)
     finally:
         destroy_groups()
         stop_process_group()
 
 
-def load_checkpoint(folder: Path, config: RunConfig, groups: ParallelGroups) -> OpenedCheckpoint:
+def load_checkpoint(folder: Path, stored: StoredRun, groups: ParallelGroups) -> OpenedCheckpoint:
     """Load a model onto an initialized layout; all of its ranks call this together.
 
     Args:
         folder: the checkpoint's own folder.
-        config: the run, with this layout.
+        stored: the run, with this layout.
         groups: the layout.
     Raises:
         CheckpointError, ConfigError, DataError: checkpoint, configuration or data are unusable.
     """
+    config, identity = stored.config, stored.identity
     check_intact(folder, reads=config.checkpoint.verify)
-    heldout = open_heldout_split(config)
-    vocab_size = vocab_size_of(config, heldout)
+    vocab_size = config.model.vocab_size or (identity.vocab_size if identity is not None else None)
+    if vocab_size is None:
+        vocab_size = _open_heldout(folder, stored).vocabulary.size
     _check_size(folder, config, vocab_size)
     module = build_module(config, vocab_size, groups)
     state = load_weights(folder, module=module)
     module.eval()
-    return OpenedCheckpoint(
-        folder=folder, config=config, state=state, module=module, heldout=heldout, groups=groups
-    )
+    return OpenedCheckpoint(folder=folder, stored=stored, state=state, module=module, groups=groups)
+
+
+def _open_heldout(folder: Path, stored: StoredRun) -> SampleSource:
+    stored.check_data_exists()
+    heldout, data = open_heldout_split(stored.config), stored.config.data
+    trained = None if stored.identity is None else stored.identity.tokenizer
+    if trained is not None and heldout.vocabulary.tokenizer_sha256 is not None:
+        place = data.heldout_path or data.training_paths[0]
+        refuse_other_tokenizer(
+            trained,
+            manifest_tokenizer(place),
+            folder=folder,
+            place=str(place),
+            cure="name data of the same tokenizer with --data FOLDER",
+        )
+    return heldout
+
+
+def _tokenizer_elsewhere(folder: Path, stored: StoredRun) -> Tokenizer:
+    data, converted = stored.config.data, folder.parent / TOKENIZER_FOLDER
+    name = main_file(converted)
+    if name is not None and not any(path.exists() for path in data.training_paths):
+        return read_tokenizer(converted / name)
+    stored.check_data_exists()
+    return load_tokenizer(data.manifest_folder)
 
 
 def _check_size(folder: Path, config: RunConfig, vocab_size: int) -> None:

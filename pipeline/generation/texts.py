@@ -20,6 +20,7 @@ from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.evaluation.opened import OpenedCheckpoint
 from pipeline.evaluation.results import SampleToken, TextSample
 from pipeline.generation.batch import Ending, GenerationSettings, GrowingText, Prefill, generate_batch
+from pipeline.generation.context import fit_prompts
 from pipeline.generation.sampling import SamplingSettings
 
 __all__ = [
@@ -78,15 +79,23 @@ def generate(
 
     Args:
         checkpoint: the model; every rank calls this with the same arguments and gets the same texts.
-        prompts: texts, or the ids of their tokens; at least one token each.
+        prompts: texts, which are read as the beginnings of documents, or the ids of all of their tokens; at
+            least one token each.
         settings: what to generate.
         watch: called with each text after its prompt and after each of its tokens.
         should_stop: called before every step, equal on all ranks; texts that have not ended are not yielded.
     Raises:
-        ValueError: a prompt is empty.
+        DataError: a prompt is empty, or does not fit into the context of the model.
     """
-    tokenizer = checkpoint.tokenizer
-    ids = [_token_ids(tokenizer, prompt) for prompt in prompts]
+    tokenizer, config = checkpoint.tokenizer, checkpoint.config
+    ids = fit_prompts(
+        [checkpoint.prompt_ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts],
+        num_tokens=settings.num_tokens,
+        max_positions=config.model.max_position_embeddings,
+        trained_length=config.training.seq_length,
+        cuts=settings.cut_prompts,
+        speaks=checkpoint.groups.rank == 0,
+    )
 
     def has_stopped(text: GrowingText) -> bool:
         return settings.stop != () and _first_stop(_pieces(tokenizer, text), settings.stop) is not None
@@ -107,15 +116,18 @@ def generate(
         yield _generated(tokenizer, text, settings.stop)
 
 
-def text_sample(checkpoint: OpenedCheckpoint, text: GeneratedText, *, seconds: float) -> TextSample:
+def text_sample(
+    checkpoint: OpenedCheckpoint, text: GeneratedText, settings: GenerationSettings, *, seconds: float
+) -> TextSample:
     """Return a text in the form that reports show.
 
     Args:
         checkpoint: the model that generated it.
         text: generated alone.
+        settings: that it was generated with.
         seconds: time that it took.
     """
-    ponder = checkpoint.config.ponder
+    ponder = checkpoint.module.ponder.under(settings.limits).config
     return TextSample(
         checkpoint=str(checkpoint.folder),
         num_latent_thoughts=ponder.num_latent_thoughts,
@@ -123,10 +135,6 @@ def text_sample(checkpoint: OpenedCheckpoint, text: GeneratedText, *, seconds: f
         tokens_per_second=len(text.tokens) / seconds,
         tokens=text.tokens,
     )
-
-
-def _token_ids(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
-    return [int(token) for token in (tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)]
 
 
 def _pieces(tokenizer: Tokenizer, text: GrowingText) -> list[str]:

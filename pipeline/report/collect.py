@@ -1,21 +1,27 @@
 """Collect the content of a report from the files of a run."""
 
+import logging
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pipeline.checkpoint.checksums import CHECKSUMS_NAME
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.cost.flops import FlopsAccount
-from pipeline.evaluation.results import EVALUATION_FILE, SAMPLE_FILE, load_evaluation, load_sample
+from pipeline.evaluation.results import EVALUATION_FILE, SAMPLE_FILE, TextSample, load_evaluation, load_sample
 from pipeline.metrics import names
 from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, VALIDATION, curve, read_events
 from pipeline.metrics.ponder_scalars import fractions, mean_steps_of
 from pipeline.report.data import Command, Points, ReportData
+from pipeline.shared.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 def collect_report(
     run_folder: Path,
     *,
+    checkpoints: Path | None = None,
     name: str,
     flops: FlopsAccount,
     flops_per_token_train: float,
@@ -27,16 +33,20 @@ def collect_report(
     Args:
         run_folder: holds ``metrics.jsonl``, ``evaluation.json``, ``run_config.yaml`` and optionally
             ``sample.json``.
+        checkpoints: folder of the run's checkpoints; None is ``checkpoints`` in its folder.
         flops: cost account of the model, evaluated at the mean steps on the held-out split.
         flops_per_token_train: of a training step, mean over the run.
         facts: (name, value) rows about the model and the run.
         commands: command lines for looking further into the run.
     Raises:
         FileNotFoundError: one of the three required files is missing.
+        DataError: the evaluation is one of another run's checkpoint.
     """
+    checkpoints = checkpoints or run_folder / "checkpoints"
     events = read_events(run_folder / METRICS_FILE)
     evaluation = load_evaluation(run_folder / EVALUATION_FILE)
-    sample_path = run_folder / SAMPLE_FILE
+    _refuse_other_run(evaluation.checkpoint, checkpoints, run_folder / EVALUATION_FILE)
+    sample = _sample_of(run_folder / SAMPLE_FILE, checkpoints)
     halts = sum(evaluation.steps_count) > 0
     mean_steps = mean_steps_of(evaluation.steps_count) if halts else float(evaluation.num_latent_thoughts)
     shares = fractions(evaluation.steps_count) if halts else None
@@ -62,11 +72,46 @@ def collect_report(
         flops_per_token_infer=flops.inference_per_token(mean_steps, shares=shares),
         flops_saved=flops.saved_fraction(mean_steps, shares=shares) if halts else None,
         training_tokens_per_second=_median(curve(events, TRAINING, names.TOKENS_PER_SECOND)),
-        sample=load_sample(sample_path) if sample_path.exists() else None,
+        sample=sample,
         commands=commands,
         config_yaml=(run_folder / CONFIG_NAME).read_text(encoding="utf-8"),
         checkpoint=evaluation.checkpoint,
+        speeds=evaluation.speeds,
     )
+
+
+def _sample_of(path: Path, checkpoints: Path) -> TextSample | None:
+    if not path.exists():
+        return None
+    sample = load_sample(path)
+    if not is_of_run(sample.checkpoint, checkpoints):
+        logger.warning("%s is a text of %s, not of this run, and is left out", path, sample.checkpoint)
+        return None
+    return sample
+
+
+def _refuse_other_run(checkpoint: str, checkpoints: Path, file: Path) -> None:
+    if not is_of_run(checkpoint, checkpoints):
+        raise DataError(
+            f"{file} must be an evaluation of a checkpoint in {checkpoints}, but is one of {checkpoint}; run "
+            f"megaponder eval {checkpoints}"
+        )
+
+
+def is_of_run(checkpoint: str, checkpoints: Path) -> bool:
+    """Tell whether a stored path is one of a checkpoint of a run, which may have been moved since.
+
+    Args:
+        checkpoint: ``iter_`` folder, as it was when it was measured.
+        checkpoints: folder of the run's checkpoints.
+    """
+    folder = Path(checkpoint)
+    if folder.parent.is_dir() and checkpoints.is_dir() and folder.parent.samefile(checkpoints):
+        return True
+    there, here = (path / CHECKSUMS_NAME for path in (folder, checkpoints / folder.name))
+    if there.is_file() and here.is_file():
+        return there.read_bytes() == here.read_bytes()
+    return folder.parent.name == checkpoints.name
 
 
 def _steps_allowed(events: list[dict[str, Any]]) -> Points:

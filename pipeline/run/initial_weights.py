@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.identity import StoredTokenizer, read_identity
 from pipeline.checkpoint.loading import content_of, of_the_model, read_sharded
 from pipeline.checkpoint.offline import OfflineReader
 from pipeline.checkpoint.resuming import check_intact
@@ -28,7 +29,12 @@ _FREE_MODEL_SETTINGS = {
 
 
 def load_initial_weights(
-    config: RunConfig, parts: TrainingParts, *, vocab_size: int, converted: Path | None = None
+    config: RunConfig,
+    parts: TrainingParts,
+    *,
+    vocab_size: int,
+    converted: Path | None = None,
+    tokenizer: StoredTokenizer | None = None,
 ) -> None:
     """Load the weights that `init_from` names; all ranks call it together.
 
@@ -37,6 +43,7 @@ def load_initial_weights(
         parts: model and optimizer, just built.
         vocab_size: tokens of the run's tokenizer.
         converted: the checkpoint that a source of another format was converted to, else None.
+        tokenizer: of the run, if it is known.
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, or its model is one that this run cannot
             start from.
@@ -50,6 +57,7 @@ def load_initial_weights(
     _check_model(config, source, folder)
     check_intact(folder, reads=config.checkpoint.verify)
     _check_vocabulary(source, folder, vocab_size)
+    _warn_of_other_tokenizer(folder, tokenizer)
     content = {"model": parts.module.sharded_state_dict(metadata=content_of(folder))}
     loaded, missing, unexpected = read_sharded(content, folder)
     unused = of_the_model(unexpected)
@@ -109,6 +117,20 @@ def _check_vocabulary(source: RunConfig, folder: Path, vocab_size: int) -> None:
         )
 
 
+def _warn_of_other_tokenizer(folder: Path, tokenizer: StoredTokenizer | None) -> None:
+    """Report another tokenizer: a new run may have one, but its embeddings then mean little."""
+    there = read_identity(folder)
+    trained = None if there is None else there.tokenizer
+    if trained is not None and tokenizer is not None and trained.meaning != tokenizer.meaning:
+        logger.warning(
+            "%s WAS TRAINED WITH ANOTHER TOKENIZER, %s; this run has %s, for which its embeddings were not "
+            "trained",
+            folder,
+            trained,
+            tokenizer,
+        )
+
+
 def _check_weights(config: RunConfig, folder: Path, *, missing: list[str], unused: list[str]) -> None:
     method = config.ponder.method
     decider = method.facts.decider if config.init_from.method != method else None
@@ -131,7 +153,7 @@ def _log(config: RunConfig, source: RunConfig, folder: Path, *, new: list[str], 
         folder,
         source.ponder.method,
     )
-    decider = config.ponder.method.facts.decider
+    decider = config.ponder.method.facts.decider_of(config.ponder.router_form)
     if new and decider is not None:
         logger.info("new weights: %s; %s", ", ".join(new), decider.start)
     if unused:

@@ -8,6 +8,7 @@ from megatron_ext.device import device_name
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.identity import RunIdentity, write_identity
 from pipeline.config.load import dump_config, render_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import max_sweeps
@@ -19,6 +20,7 @@ from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER, TensorBoardSink
 from pipeline.run.layout import render_layout, stages_of
 from pipeline.run.summary import render_summary, run_summary
 from pipeline.shared.console import open_console
+from pipeline.shared.files import remove_temporaries
 from pipeline.shared.progress import Progress, SilentProgress, open_progress
 
 
@@ -27,11 +29,13 @@ def config_file(config: RunConfig) -> Path:
     return config.output_dir / CONFIG_NAME
 
 
-def start_output(config: RunConfig, groups: ParallelGroups) -> None:
-    """Create the run's folder with the resolved configuration; all ranks wait for it."""
+def start_output(config: RunConfig, groups: ParallelGroups, identity: RunIdentity) -> None:
+    """Create the run's folder with the resolved configuration and what it is; all ranks wait for it."""
     if groups.rank == 0:
         config.output_dir.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(config.output_dir)
         dump_config(config, config_file(config))
+        write_identity(config.output_dir, identity, None)
     torch.distributed.barrier()
 
 
@@ -49,6 +53,7 @@ def open_sinks(
             num_latent_thoughts=config.ponder.num_latent_thoughts,
             sweeps_steps=config.evaluation.sweep_steps,
             max_jacobi_iterations=max_sweeps(config.ponder),
+            penalty=config.ponder.penalty,
             purge_step=start_iteration + 1 if start_iteration else None,
         )
         board.write_configuration(config.model_dump(mode="json"), render_config(config))

@@ -6,11 +6,12 @@ from pathlib import Path
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.identity import RunIdentity
 from pipeline.checkpoint.loading import load_checkpoint
 from pipeline.checkpoint.resuming import find_intact_checkpoint
 from pipeline.checkpoint.save_times import SAVE_TIMES_NAME
 from pipeline.checkpoint.saver import CheckpointSaver
-from pipeline.checkpoint.state import TrainState
+from pipeline.checkpoint.state import TrainState, read_train_state
 from pipeline.checkpoint.writing import Destination
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
@@ -21,6 +22,7 @@ from pipeline.ranks.environment import Ranks
 from pipeline.ranks.lost_ranks import LostRanksError, naming_lost_ranks
 from pipeline.ranks.signals import StopFlag
 from pipeline.ranks.watchdog import Watchdog
+from pipeline.run.identity import identity_on_resuming, run_identity, tokenizer_content
 from pipeline.run.initial_weights import load_initial_weights
 from pipeline.run.loop import TrainingLoop
 from pipeline.run.meter import IntervalMeter
@@ -103,8 +105,9 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
     vocab_size = vocab_size_of(config, data)
     parts = build_training(config, vocab_size, groups)
     show_summary(config, vocab_size, parts.module, groups)
-    state = _initial_state(config, parts, groups, stop, vocab_size=vocab_size)
-    start_output(config, groups)
+    own = run_identity(config, data, vocab_size=vocab_size)
+    state, identity = _initial_state(config, parts, groups, stop, own=own)
+    start_output(config, groups, identity)
     progress = open_run_progress(config, groups, start_iteration=state.iteration)
     meter = IntervalMeter(
         config,
@@ -124,20 +127,21 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
         alarm=CollapseAlarm(config.metrics.collapse_patience),
         stop=stop,
         watchdog=watchdog,
-        saver=_saver(config, parts, groups),
+        saver=_saver(config, parts, groups, identity),
         state=state,
         saved_iteration=state.iteration,
     )
 
 
 def _initial_state(
-    config: RunConfig, parts: TrainingParts, groups: ParallelGroups, stop: StopFlag, *, vocab_size: int
-) -> TrainState:
+    config: RunConfig, parts: TrainingParts, groups: ParallelGroups, stop: StopFlag, *, own: RunIdentity
+) -> tuple[TrainState, RunIdentity]:
     directory = config.checkpoint_directory
     folder = None
     if config.checkpoint.resume:
         folder = find_intact_checkpoint(directory, reads=config.checkpoint.verify)
     if folder is not None:
+        identity = identity_on_resuming(config, own, folder, iteration=read_train_state(folder).iteration)
         check_parameter_groups(config, folder)
         state = load_checkpoint(
             folder,
@@ -147,13 +151,17 @@ def _initial_state(
             groups=groups,
         )
         logger.info("resumed from iteration %d in %s", state.iteration, directory)
-        return state
-    start = config.init_from
+        return state, identity
+    start, vocab_size = config.init_from, own.vocab_size
+    assert vocab_size is not None, "a run knows its vocabulary"
     if start.path is not None:
         is_converted = start.format == "hf"
         converted = converted_source(config, vocab_size=vocab_size, stop=stop) if is_converted else None
-        load_initial_weights(config, parts, vocab_size=vocab_size, converted=converted)
-    return TrainState(iteration=0, consumed_samples=0, is_evaluation_due=config.evaluates_at_start)
+        load_initial_weights(
+            config, parts, vocab_size=vocab_size, converted=converted, tokenizer=own.tokenizer
+        )
+    state = TrainState(iteration=0, consumed_samples=0, is_evaluation_due=config.evaluates_at_start)
+    return state, own
 
 
 def check_parameter_groups(config: RunConfig, folder: Path) -> None:
@@ -175,7 +183,9 @@ def check_parameter_groups(config: RunConfig, folder: Path) -> None:
         )
 
 
-def _saver(config: RunConfig, parts: TrainingParts, groups: ParallelGroups) -> CheckpointSaver:
+def _saver(
+    config: RunConfig, parts: TrainingParts, groups: ParallelGroups, identity: RunIdentity
+) -> CheckpointSaver:
     settings = config.checkpoint
     return CheckpointSaver(
         destination=Destination(
@@ -183,6 +193,8 @@ def _saver(config: RunConfig, parts: TrainingParts, groups: ParallelGroups) -> C
             config_file=config_file(config),
             keep_last=settings.keep_last,
             keep_every=settings.keep_every,
+            identity=identity,
+            tokenizer=tokenizer_content(config, identity) if groups.rank == 0 else None,
         ),
         module=parts.module,
         optimizer=parts.optimizer,

@@ -19,7 +19,7 @@ from pipeline.metrics.statistics import StatisticsAccumulator
 from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
 from pipeline.step.build import build_training
-from pipeline.step.settings import StepSettings
+from pipeline.step.settings import StepSettings, share_of_thoughts
 from pipeline.step.train import train_step
 from tests.bench.live_memory import LiveMemory
 from tests.bench.random_batches import DEFAULT_VOCAB_SIZE, random_batches
@@ -139,7 +139,9 @@ def measure_steps(config: RunConfig, vocab_size: int) -> tuple[int, int]:
             batches = random_batches(config, vocab_size, config.num_micro_batches)
             statistics = StatisticsAccumulator(parts.module.statistics_layout(), device=device())
             settings = StepSettings(
-                num_jacobi_iterations=max_sweeps(config.ponder), penalty_weight=config.ponder.penalty_weight
+                num_jacobi_iterations=max_sweeps(config.ponder),
+                penalty_weight=config.ponder.penalty_weight,
+                pondering_share=share_of_thoughts(config, 0),
             )
             for _ in range(NUM_STEPS):
                 gc.collect()

@@ -1,6 +1,8 @@
 """No command runs code that somebody has put into a checkpoint, wherever in it."""
 
+import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +37,7 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-# Commands that read each part; {} is the folder of checkpoints.
+# {} is the folder of checkpoints.
 READERS: dict[str, tuple[str, ...]] = {
     "show": ("checkpoint", "show", "{}"),
     "diff": ("checkpoint", "diff", "{}", "{}"),
@@ -74,6 +76,26 @@ def test_no_command_runs_code_in_a_checkpoint(run: Path, plant: Plant, tmp_path:
             assert result.exception.exit_code in (2, 93)
         assert not (tmp_path / "new").exists() or name not in REFUSING[plant], f"{name} left a part"
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("num_layers", 10**9), ("hidden_size", 2 * 10**9), ("vocab_size", 10**12), ("ffn_hidden_size", 10**15)],
+)
+def test_settings_of_an_absurd_model_are_refused_before_it_is_built(
+    run: Path, setting: str, value: int, tmp_path: Path
+) -> None:
+    shutil.copytree(run / "checkpoints" / "iter_0000002", tmp_path / "iter_0000002")
+    file = tmp_path / "iter_0000002" / "run_config.yaml"
+    changed = re.sub(rf"\b{setting}: \w+", f"{setting}: {value}", file.read_text(), count=1)
+    file.write_text(changed)
+    foreign.refresh_checksums(tmp_path / "iter_0000002")
+    for name in ("generate", "eval", "verify", "to-hf"):
+        arguments = (argument.format(tmp_path / "iter_0000002") for argument in READERS[name])
+        started = time.monotonic()
+        result = invoke(*arguments)
+        assert isinstance(result.exception, UserError), (name, result.exception)
+        assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("plant", foreign.PLACES, ids=lambda plant: plant.__name__)

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
-from pipeline.config.load import load_config
+from pipeline.checkpoint.stored_config import stored_checkpoint
 from pipeline.evaluation.checkpoint import evaluate_checkpoint
 from pipeline.evaluation.opened import load_checkpoint
 from tests.support.harness_tasks import TASKS
@@ -35,10 +35,10 @@ def evaluated(models: TaskModels, tensor: int, data: int) -> Found:
     prepare_host()
     folder = models.ponderlm3
     layout = (f"parallel.tensor={tensor}", f"parallel.data={data}", "training.global_batch_size=4")
-    config = load_config(folder / "run_config.yaml", (*layout, "training.micro_batch_size=2"))
+    stored = stored_checkpoint(folder, (*layout, "training.micro_batch_size=2"))
     groups = initialize_groups(tensor=tensor)
     try:
-        opened = load_checkpoint(folder, config, groups)
+        opened = load_checkpoint(folder, stored, groups)
         report = run_tasks(opened, TaskSettings(names=TASKS, include_path=models.tasks, batch_size=3))
         heldout = asdict(evaluate_checkpoint(opened, max_global_batches=2))
     finally:

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.multiprocess
 VOCAB_SIZE = 1000
 
 
-def run_of(method: str, parallel: dict[str, Any], *, num_micro_batches: int = 4) -> RunConfig:
-    ponder = {} if method == "vanilla" else {"num_latent_thoughts": 2}
+def run_of(method: str, parallel: dict[str, Any], *, num_micro_batches: int = 4, **further: Any) -> RunConfig:
+    ponder = {} if method == "vanilla" else {"num_latent_thoughts": 2} | further
     return build_config(
         {
             "model": {
@@ -58,7 +58,24 @@ def run_of(method: str, parallel: dict[str, Any], *, num_micro_batches: int = 4)
 def test_every_rank_has_the_planned_peak_within_a_tenth(
     ranks: SharedRanks, method: str, parallel: dict[str, Any]
 ) -> None:
-    config = run_of(method, parallel)
+    assert_planned_peaks(ranks, run_of(method, parallel))
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [("ponderlm2", {"blended_start_iterations": 2}), ("ponderlm3", {"step_loss_weight": 0.5})],
+)
+def test_weighted_keys_at_the_start_and_losses_of_steps_are_planned(
+    ranks: SharedRanks, method: str, setting: dict[str, Any]
+) -> None:
+    config, plain = run_of(method, {"tensor": 2}, **setting), run_of(method, {"tensor": 2})
+
+    (more,), (less,) = (rank_memories(rank_sizes(each, VOCAB_SIZE)) for each in (config, plain))
+    assert more.peak > 1.1 * less.peak
+    assert_planned_peaks(ranks, config)
+
+
+def assert_planned_peaks(ranks: SharedRanks, config: RunConfig) -> None:
     sizes = rank_sizes(config, VOCAB_SIZE, has_fused_norms=False)
     planned = rank_memories(replace(sizes, separates_documents=False))
 

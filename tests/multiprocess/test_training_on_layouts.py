@@ -45,6 +45,8 @@ TRAININGS = [
     Training(model="ponderlm, llama", layout="DP2xPP2", ponder=BLENDED + DRAWN),
     Training(model="pause, llama", layout="TP2+SP", ponder=BLENDED + GROWN),
     Training(model="ponderlm3, llama", layout="PP2", ponder=GROWN),
+    Training(model="adaptive_latent_cot, llama", layout="DP2xPP2", ponder=HELD + DRAWN),
+    Training(model="adaptive_latent_cot, neox tied", layout="TP2+SP", recompute="full", ponder=HELD),
     Training(model="ponderlm3, llama", layout="TP2+SPxPP2", recompute="full", ponder=LAST_STEP),
     Training(model="ponderlm3, neox softmax", layout="DP2xPP2", ponder=LAST_STEP + DRAWN),
     Training(model="ponderlm3, neox tied", layout="TP2+SP", ponder=DETACHED),

@@ -80,3 +80,28 @@ def test_ranks_share_the_files_evenly_by_size(tmp_path: Path) -> None:
     (folder / "checksums.json").write_text(json.dumps({"files": files}))
     shares = [share_files(folder, rank=rank, world_size=2) for rank in range(2)]
     assert [sorted(share) for share in shares] == [["f0", "f3"], ["f1", "f2"]]
+
+
+@pytest.mark.parametrize("name", ["../other", "/etc/passwd", "..", "folder/file"])
+def test_a_list_with_names_outside_of_the_folder_is_damaged(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path, 3)
+    listed = json.loads((folder / "checksums.json").read_text())
+    listed["files"][name] = {"bytes": 0, "sha256": ""}
+    (folder / "checksums.json").write_text(json.dumps(listed))
+    assert [item.file for item in find_damage(folder)] == ["checksums.json"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_damage_and_is_not_read(tmp_path: Path, kind: str) -> None:
+    folder = save(tmp_path, 3)
+    listed = json.loads((folder / "checksums.json").read_text())
+    listed["files"]["__0_0.distcp"]["bytes"] = 0
+    (folder / "checksums.json").write_text(json.dumps(listed))
+    (folder / "__0_0.distcp").unlink()
+    if kind == "pipe":
+        os.mkfifo(folder / "__0_0.distcp")
+    elif kind == "device":
+        (folder / "__0_0.distcp").symlink_to("/dev/zero")
+    else:
+        (folder / "__0_0.distcp").mkdir()
+    assert [item.file for item in find_damage(folder)] == ["__0_0.distcp"]

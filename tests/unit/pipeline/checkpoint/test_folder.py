@@ -95,3 +95,15 @@ def test_a_truncated_checkpoint_does_not_count_as_one_that_is_kept(tmp_path: Pat
     (tmp_path / "iter_0000003" / "__0_0.distcp").write_bytes(b"")
     remove_old_checkpoints(tmp_path, newest=4, keep_last=2)
     assert folders(tmp_path) == ["iter_0000002", "iter_0000003", "iter_0000004"]
+
+
+def test_files_in_the_way_of_a_save_are_removed_or_replaced(tmp_path: Path) -> None:
+    (tmp_path / "iter_0000003.partial").write_text("a file")
+    (tmp_path / "iter_0000003").write_text("a file")
+    (tmp_path / ".latest_checkpointed_iteration.txt.tmp-0123").write_text("left by a kill")
+    save(tmp_path, 3)
+    assert folders(tmp_path) == ["iter_0000003"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "latest_checkpointed_iteration.txt"
+    ]
+    assert not find_damage(tmp_path / "iter_0000003")

@@ -22,7 +22,21 @@ def test_train_state_comes_back_as_written(tmp_path: Path) -> None:
     assert read_train_state(tmp_path) == state
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"iteration": 1}', '{"unknown": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"iteration": 1}',
+        '{"unknown": 1}',
+        '{"iteration": "x", "consumed_samples": 0}',
+        '{"iteration": -1, "consumed_samples": 0}',
+        '{"iteration": 1e400, "consumed_samples": 0}',
+        f'{{"iteration": {"9" * 5000}, "consumed_samples": 0}}',
+        "[" * 100_000,
+    ],
+    ids=range(9),
+)
 def test_a_damaged_state_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "train_state.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"train_state\.json"):

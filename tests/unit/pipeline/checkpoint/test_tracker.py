@@ -1,8 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from pipeline.checkpoint.folder import TRACKER_NAME
+from pipeline.checkpoint.resuming import list_candidates
 from pipeline.checkpoint.tracker import latest_iteration, resolve_checkpoint
 from pipeline.shared.errors import CheckpointError
 from tests.unit.pipeline.checkpoint.saved import save, write_partial
@@ -64,3 +66,28 @@ def test_a_folder_without_its_state_is_no_checkpoint(tmp_path: Path) -> None:
     (save(tmp_path, 100) / "train_state.json").unlink()
     with pytest.raises(CheckpointError, match="iter_0000100"):
         latest_iteration(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"9" * 5000, b"9" * 30, b"\xff\xfe\x00", b"1\n2", b"-1", b"x" * 10**6])
+def test_a_tracker_with_nonsense_in_it_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    save(tmp_path, 3)
+    (tmp_path / TRACKER_NAME).write_bytes(content)
+    with pytest.raises(CheckpointError, match=TRACKER_NAME):
+        latest_iteration(tmp_path)
+    assert list_candidates(tmp_path).folders == (tmp_path / "iter_0000003",)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "dangling link"])
+def test_a_tracker_that_is_no_file_is_an_error_that_names_it(tmp_path: Path, kind: str) -> None:
+    save(tmp_path, 3)
+    tracker = tmp_path / TRACKER_NAME
+    tracker.unlink()
+    if kind == "folder":
+        tracker.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(tracker)
+    else:
+        tracker.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=TRACKER_NAME):
+        latest_iteration(tmp_path)
+    assert list_candidates(tmp_path).folders == (tmp_path / "iter_0000003",)
