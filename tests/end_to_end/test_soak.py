@@ -1,4 +1,4 @@
-"""Long campaigns: kills at random moments, two writers at once, changed settings, full disks, clocks, renamed folders.
+"""Long campaigns: random kills, two writers, changed settings, full disks, set clocks, renamed folders.
 
 `make soak` runs them; SOAK_KILLS and SOAK_SEED set the number of kills and the seed.
 """
@@ -104,7 +104,7 @@ def test_commands_that_are_killed_at_random_leave_what_undisturbed_ones_do(
 
 
 def is_done(work: Work, folder: Path, expected: object) -> bool:
-    """Return whether a command came to its end before it was killed, so that its output is in the way of another."""
+    """Return whether a command ended before it was killed, so that its output is in the way of another."""
     try:
         return (
             work.name in ("convert", "export") and work.outcome(folder) == expected and not leftovers(folder)
