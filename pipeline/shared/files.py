@@ -13,6 +13,9 @@ from pathlib import Path
 
 from pipeline.shared.errors import DataError
 
+# Of a disk, of a quota, and of one file; the system's limit (ulimit -f) counts as such.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write ``content`` under a temporary name in the same folder, sync it, and rename it to ``path``.
@@ -124,7 +127,7 @@ def disk_full_as_data_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in DISK_FULL:
             raise
         raise DataError(
             f"{folder} must have space for the tokens, but has not ({error.strerror}); free some and run the "
