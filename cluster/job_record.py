@@ -1,7 +1,9 @@
 """The record of a submitted job, in its own folder inside the run's: `jobs/<stamp>/job.json`."""
 
+import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -12,9 +14,12 @@ from cluster.job_spec import LOGS_FOLDER
 from pipeline.config.submit_section import Target
 from pipeline.shared.errors import ClusterError
 from pipeline.shared.files import write_atomically
+from pipeline.shared.secrets import mask_text
 
 JOBS_FOLDER = "jobs"
 RECORD_NAME = "job.json"
+# Of a run: hidden folders, checkpoints, and curves.
+_WITHOUT_JOBS = (".", "checkpoints", "iter_", "tensorboard")
 
 
 class JobState(StrEnum):
@@ -43,6 +48,7 @@ class JobStatus(BaseModel):
         exit_code: of the job; None while there is none.
         requeues: how often it has restarted.
         nodes: where it runs or last ran.
+        is_unreachable: the target does not respond; what is reported is what the job's folder says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +58,7 @@ class JobStatus(BaseModel):
     exit_code: int | None = None
     requeues: int = 0
     nodes: tuple[str, ...] = ()
+    is_unreachable: bool = False
 
 
 class JobRecord(BaseModel):
@@ -97,17 +104,45 @@ def new_job_folder(run_folder: Path, name: str) -> Path:
 
 def save_record(record: JobRecord) -> None:
     """Write a job's record into its folder atomically."""
-    content = record.model_dump_json(indent=2) + "\n"
+    masked = record.model_copy(update={"command": tuple(mask_text(word) for word in record.command)})
+    content = masked.model_dump_json(indent=2) + "\n"
     write_atomically(record.job_folder / RECORD_NAME, content.encode())
 
 
-def records_below(runs: Path) -> list[JobRecord]:
-    """Return the jobs of a run, or of all runs in a folder, oldest first.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundRecords:
+    """The jobs below a folder.
 
-    Raises:
-        ClusterError: a record cannot be read.
+    Attributes:
+        records: oldest first.
+        unreadable: a line for each record that cannot be read, with its file.
     """
-    return sorted((_load(path) for path in _record_files(runs)), key=lambda record: record.submitted_at)
+
+    records: tuple[JobRecord, ...]
+    unreadable: tuple[str, ...]
+
+
+def scan_records(runs: Path) -> FoundRecords:
+    """Find the jobs of a run, or of all runs in a folder and the folders below it."""
+    records: list[JobRecord] = []
+    unreadable: list[str] = []
+    for path in _record_files(runs):
+        try:
+            records.append(JobRecord.model_validate_json(path.read_bytes()))
+        except (OSError, ValidationError) as error:
+            what = str(error).partition("\n")[0] if isinstance(error, OSError) else "it is no record"
+            unreadable.append(
+                f"{path} must be the record of a job, but cannot be read ({what}); delete it to "
+                "forget the job"
+            )
+    return FoundRecords(
+        records=tuple(sorted(records, key=lambda record: record.submitted_at)), unreadable=tuple(unreadable)
+    )
+
+
+def records_below(runs: Path) -> tuple[JobRecord, ...]:
+    """Return the jobs of a run, or of all runs in a folder and below, oldest first, that can be read."""
+    return scan_records(runs).records
 
 
 def find_record(runs: Path, job: str) -> JobRecord:
@@ -115,20 +150,23 @@ def find_record(runs: Path, job: str) -> JobRecord:
     return find_records(runs, job)[-1]
 
 
-def find_records(runs: Path, job: str) -> list[JobRecord]:
+def find_records(runs: Path, job: str) -> Sequence[JobRecord]:
     """Return a job by its id (`slurm:1234`, or `1234` where only one target has it) or all of a name.
 
     Args:
-        runs: a folder of runs, or one run.
+        runs: a folder of runs, which may lie in folders of their own, or one run.
         job: an id, the folder or name of a run, or the name of a workflow step's jobs, such as `run-train`.
 
     Raises:
         ClusterError: there is no such job, or several.
     """
+    of_run: Sequence[JobRecord]
+    unreadable: Sequence[str] = ()
     if Path(job).is_dir():
         of_run = records_below(Path(job))
     else:
-        records = records_below(runs)
+        found = scan_records(runs)
+        records, unreadable = found.records, found.unreadable
         exact = [record for record in records if job in (record.job_id, record.handle)]
         if len({record.job_id for record in exact}) > 1:
             raise ClusterError(
@@ -143,19 +181,20 @@ def find_records(runs: Path, job: str) -> list[JobRecord]:
         raise ClusterError(
             f"a job must be an id or a run below {runs}, but none is called {job}; "
             "see `megaponder jobs list`, and give --runs if the runs are elsewhere"
+            + "".join(f"; {line}" for line in unreadable)
         )
     return of_run
 
 
 def _record_files(runs: Path) -> Iterator[Path]:
-    for pattern in (f"{JOBS_FOLDER}/*/{RECORD_NAME}", f"*/{JOBS_FOLDER}/*/{RECORD_NAME}"):
-        yield from runs.glob(pattern)
-
-
-def _load(path: Path) -> JobRecord:
-    try:
-        return JobRecord.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise ClusterError(
-            f"{path} must be the record of a job, but cannot be read ({error}); delete it to forget the job"
-        ) from error
+    """Yield the records at any depth; links are followed, each folder is visited once."""
+    seen: set[tuple[int, int]] = set()
+    for folder, subfolders, files in os.walk(runs, followlinks=True):
+        status = Path(folder).stat()
+        is_record = RECORD_NAME in files and Path(folder).parent.name == JOBS_FOLDER
+        if is_record:
+            yield Path(folder) / RECORD_NAME
+        if is_record or (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(_WITHOUT_JOBS))

@@ -1,8 +1,10 @@
 """The description of a job for any target: plain values that targets render and submit."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+
+from pipeline.shared.secrets import mask_text, mask_variable
 
 LOGS_FOLDER = "logs"
 
@@ -105,6 +107,7 @@ class JobSpec:
         working_directory: where ranks start.
         resources, queue, container, requeue: see their classes.
         environment: variables of every rank, sorted by name.
+        secrets: names of variables that are masked, besides those that look like secrets.
         setup: shell lines before the ranks start.
         dependencies: ids of jobs at the same target that must have succeeded first.
         chain: jobs in a row; each starts when the one before has ended, however it ended.
@@ -123,6 +126,7 @@ class JobSpec:
     queue: Queue = Queue()
     container: Container | None = None
     environment: tuple[tuple[str, str], ...] = ()
+    secrets: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
     dependencies: tuple[str, ...] = ()
     requeue: RequeuePolicy = field(default_factory=RequeuePolicy)
@@ -131,6 +135,19 @@ class JobSpec:
     start_timeout_seconds: int = 600
     heartbeat_seconds: int = 30
     kind: Literal["ranks", "driver"] = "ranks"
+
+    def masked(self) -> "JobSpec":
+        """Return the job as it may be shown."""
+        return replace(
+            self,
+            environment=tuple(
+                (name, mask_variable(name, value, self.secrets)) for name, value in self.environment
+            ),
+            setup=tuple(mask_text(line, self.secrets) for line in self.setup),
+            queue=replace(
+                self.queue, options=tuple(mask_text(line, self.secrets) for line in self.queue.options)
+            ),
+        )
 
     @property
     def log_folder(self) -> Path:

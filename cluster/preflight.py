@@ -6,9 +6,11 @@ from pathlib import Path
 from data_prep.manifest import load_manifest
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
+from pipeline.config.workflow_section import PrepareStep, TokenizerStep
 from pipeline.cost.peaks import DEVICES, GIB
 from pipeline.cost.plan import Assumptions, plan_run
 from pipeline.shared.errors import DataError
+from pipeline.shared.secrets import is_masked
 
 # For the CUDA context, libraries and fragmentation, as `megaponder plan` assumes.
 _RESERVE_BYTES = 6 * GIB
@@ -30,6 +32,34 @@ def check_run(config: RunConfig, *, expects_data: bool = True) -> None:
         *(_missing_data(config) if expects_data else ()),
         *_missing_weights(config),
         *_too_little_memory(config),
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def refuse_masked(config: RunConfig) -> None:
+    """Check that no secret of a configuration is lost, as in one that was stored with a run.
+
+    Raises:
+        ConfigError: with all of them.
+    """
+    submit = config.submit
+    texts = {f"submit.environment.{name}": value for name, value in submit.environment.items()}
+    texts |= {f"submit.setup.{index}": line for index, line in enumerate(submit.setup)}
+    texts |= {f"submit.options.{index}": line for index, line in enumerate(submit.options)}
+    texts |= {"submit.ray_address": submit.ray_address or ""}
+    for step in config.workflow:
+        if isinstance(step, PrepareStep | TokenizerStep):
+            texts |= {f"workflow ({step.name}).inputs": text for text in step.inputs if is_masked(text)}
+    problems = [
+        ConfigProblem(
+            path=name,
+            rule="must be the value itself when a job is submitted",
+            value=f"masked ({text!r})",
+            cure="give it again: a stored configuration has no secrets",
+        )
+        for name, text in texts.items()
+        if is_masked(text)
     ]
     if problems:
         raise ConfigError(problems)

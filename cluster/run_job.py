@@ -1,5 +1,6 @@
 """The job that trains a run, made from its configuration."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from cluster.job_spec import Container, JobSpec, Queue, RequeuePolicy, Resources
 from cluster.lead_time import signal_lead_seconds
 from pipeline.config.schema import RunConfig
 from pipeline.config.submit_section import SubmitSection
+from pipeline.shared.python_start import SAFE_PATH, python_module, python_variables
 
 CONFIG_NAME = "config.yaml"
 
@@ -42,7 +44,8 @@ def training_job(
         ),
         queue=queue_of(submit),
         container=container_of(submit, (run_folder, *config.data.training_paths)),
-        environment=tuple(sorted(submit.environment.items())),
+        environment=tuple(sorted(_environment(submit).items())),
+        secrets=submit.secrets,
         setup=submit.setup,
         dependencies=tuple(dependencies),
         requeue=RequeuePolicy(
@@ -60,7 +63,16 @@ def training_job(
 def program(submit: SubmitSection) -> tuple[str, ...]:
     """Return the command that starts `megaponder` on a node."""
     python = submit.python or (sys.executable if submit.container is None else "python")
-    return (python, "-m", "pipeline.cli")
+    return (python, *python_module("pipeline.cli"))
+
+
+def _environment(submit: SubmitSection) -> dict[str, str]:
+    """Return the variables of every rank: the user's, and those with which Python finds this program."""
+    if submit.container is not None:
+        return submit.environment | SAFE_PATH
+    # Ray starts jobs in the environment of its own nodes, the others in that of `submit`.
+    inherited = {} if submit.target == "ray" else {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    return submit.environment | python_variables(inherited | submit.environment)
 
 
 def queue_of(submit: SubmitSection) -> Queue:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.inputs.rejections import SKIPPED_NAME, write_omissions
+from data_prep.leftovers import being_written, remove_abandoned
 from data_prep.manifest import (
     PreparationHeader,
     ShardEntry,
@@ -15,9 +16,11 @@ from data_prep.manifest import (
     save_manifest,
 )
 from data_prep.output import output_errors
+from data_prep.regular_files import check_inside, read_regular_file
 from data_prep.storage.pairs import write_pairs
 from data_prep.storage.shard_writer import ShardWriter
 from data_prep.storage.stored_tokens import StoredTokens, open_stored
+from data_prep.tokenizers.reading import LARGEST_TOKENIZER_BYTES
 from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import folder_written_atomically, write_atomically
@@ -51,7 +54,9 @@ def finish_folder(source: Path, output: Path, manifest: ShardManifest) -> None:
     """Add the other files of a prepared folder to converted tokens, the manifest last."""
     for name in (manifest.header.tokenizer.file, SPECIAL_TOKENS_NAME, SKIPPED_NAME):
         if (source / name).is_file():
-            write_atomically(output / name, (source / name).read_bytes())
+            check_inside(source, name)
+            content = read_regular_file(source / name, largest_bytes=LARGEST_TOKENIZER_BYTES)
+            write_atomically(output / name, content)
         else:
             (output / name).unlink(missing_ok=True)
     write_omissions(output, manifest.rejected, manifest.lost)
@@ -100,5 +105,6 @@ def _new_folder(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise DataError(f"{path} must be empty or absent, but is not; choose another folder, or delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with folder_written_atomically(path) as folder:
+    remove_abandoned(path)
+    with folder_written_atomically(path) as folder, being_written(folder):
         yield folder

@@ -16,6 +16,7 @@ from data_prep.manifest import ShardEntry, ShardManifest, StoredAs, load_manifes
 from data_prep.storage.stored_tokens import StoredTokens, open_stored
 from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
+from pipeline.shared.errors import DataError
 
 SAMPLE_TOKENS = 200
 BAR_CHARACTERS = 40
@@ -121,7 +122,7 @@ def render_inspection(inspection: Inspection) -> RenderableType:
     facts = Text(
         f"{inspection.folder}: {manifest.header.inputs.source}, {manifest.header.inputs.num_files:,} files, "
         f"{manifest.header.inputs.num_bytes / 1e6:,.1f} MB of text, "
-        f"{len(manifest.rejected)} records rejected\n"
+        f"{len(manifest.rejected)} records rejected, {len(manifest.lost)} files lost\n"
         f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, end of document {tokenizer.eod_id}, "
         f"sha256 {tokenizer.sha256[:12]}; tokens stored as {manifest.header.token_type}, "
         f"{_STORED_AS[manifest.header.stored_as]}"
@@ -152,8 +153,18 @@ def _samples(
                 split=entry.split,
                 shard=entry.name,
                 num_tokens=len(tokens),
-                text=tokenizer.decode(tokens[:SAMPLE_TOKENS]),
+                text=_decoded(tokenizer, tokens[:SAMPLE_TOKENS]),
             )
+
+
+def _decoded(tokenizer: Tokenizer, tokens: NDArray[np.integer]) -> str:
+    try:
+        return tokenizer.decode(tokens)
+    except Exception as error:  # of a library, about ids that it does not have
+        raise DataError(
+            f"the tokens of a shard must be ids below {tokenizer.vocab_size}, but they are "
+            f"{tokens.min()} to {tokens.max()}: {error}; prepare the data again"
+        ) from error
 
 
 def _split_table(manifest: ShardManifest) -> Table:

@@ -7,10 +7,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from data_prep.manifest import PreparationHeader, ShardEntry, summarize
+from data_prep.regular_files import read_regular_file
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 
 JOURNAL_NAME = "progress.jsonl"
+_LARGEST_JOURNAL_BYTES = 1 << 30
 
 
 def start_journal(folder: Path, header: PreparationHeader, entries: Iterable[ShardEntry]) -> None:
@@ -37,7 +39,7 @@ def load_journal(folder: Path) -> tuple[PreparationHeader, tuple[ShardEntry, ...
     """
     path = folder / JOURNAL_NAME
     try:
-        lines = list(_complete_lines(path.read_bytes()))
+        lines = list(_complete_lines(read_regular_file(path, largest_bytes=_LARGEST_JOURNAL_BYTES)))
     except FileNotFoundError:
         return None
     try:

@@ -2,17 +2,28 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from data_prep.regular_files import check_file_name, check_inside, read_regular_file
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 
 MANIFEST_NAME = "manifest.json"
+# Every id needs a row of the model's embedding.
+LARGEST_VOCABULARY = 1 << 24
 # Larger than books and web pages. A worker holds a record in memory, so that a damaged or hostile file, such
 # as one line of many gigabytes in a small archive, must not decide how much.
 DEFAULT_MAX_RECORD_BYTES = 256 << 20
+
+_LARGEST_MANIFEST_BYTES = 1 << 30
+
+# A manifest may come from somebody else: its numbers fit in 64 bits, and its names are those of files in its
+# folder.
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+PositiveCount = Annotated[int, Field(ge=1, lt=1 << 63)]
+FileName = Annotated[str, AfterValidator(check_file_name)]
 
 TokenType = Literal["uint16", "int32"]
 TokenizerKind = Literal["sentencepiece", "huggingface"]
@@ -30,11 +41,11 @@ class TokenizerEntry(_Record):
     """
 
     kind: TokenizerKind = "sentencepiece"
-    file: str
+    file: FileName
     sha256: str
-    vocab_size: PositiveInt
-    eod_id: NonNegativeInt
-    bos_id: NonNegativeInt | None = None
+    vocab_size: Annotated[int, Field(ge=1, le=LARGEST_VOCABULARY)]
+    eod_id: Count
+    bos_id: Count | None = None
 
 
 class InputEntry(_Record):
@@ -44,8 +55,8 @@ class InputEntry(_Record):
     """
 
     source: str
-    num_files: NonNegativeInt
-    num_bytes: NonNegativeInt
+    num_files: Count
+    num_bytes: Count
     fingerprint: str
 
 
@@ -58,15 +69,15 @@ class ReadSettings(_Record):
 
     text_field: str = "text"
     lines: bool = False
-    max_record_bytes: PositiveInt = DEFAULT_MAX_RECORD_BYTES
+    max_record_bytes: PositiveCount = DEFAULT_MAX_RECORD_BYTES
 
 
 class PrepareSettings(_Record):
     """Settings that determine the shard of each token."""
 
     heldout_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
-    shard_text_bytes: PositiveInt | None = None
-    member_tokens: PositiveInt = 1000 * 2048
+    shard_text_bytes: PositiveCount | None = None
+    member_tokens: PositiveCount = 1000 * 2048
 
 
 class InputRange(_Record):
@@ -77,11 +88,11 @@ class InputRange(_Record):
     """
 
     first_file: str
-    first_byte: NonNegativeInt = 0
+    first_byte: Count = 0
     last_file: str
-    end_byte: PositiveInt | None = None
-    num_files: PositiveInt
-    num_bytes: NonNegativeInt
+    end_byte: PositiveCount | None = None
+    num_files: PositiveCount
+    num_bytes: Count
     fingerprint: str
 
 
@@ -92,7 +103,7 @@ class RejectedRecord(_Record):
     """
 
     path: str
-    line: PositiveInt | None = None
+    line: PositiveCount | None = None
     reason: str
 
     @property
@@ -108,7 +119,7 @@ class LostFile(_Record):
     """
 
     path: str
-    line: PositiveInt | None = None
+    line: PositiveCount | None = None
     reason: str
 
 
@@ -119,16 +130,16 @@ class ShardEntry(_Record):
     run of documents, and its size and checksum are those of its tokens.
     """
 
-    name: str
-    split: str
-    size_bytes: NonNegativeInt
+    name: FileName
+    split: FileName
+    size_bytes: Count
     sha256: str
-    num_tokens: NonNegativeInt
-    num_documents: NonNegativeInt
-    num_members: NonNegativeInt
+    num_tokens: Count
+    num_documents: Count
+    num_members: Count
     tokenizer_sha256: str
     inputs: InputRange
-    num_empty_documents: NonNegativeInt = 0
+    num_empty_documents: Count = 0
     rejected: tuple[RejectedRecord, ...] = ()
     lost: tuple[LostFile, ...] = ()
 
@@ -136,9 +147,9 @@ class ShardEntry(_Record):
 class PairEntry(_Record):
     """The Megatron pair of one split: ``.bin`` and ``.idx`` of this name."""
 
-    name: str
-    bin_bytes: NonNegativeInt
-    idx_bytes: PositiveInt
+    name: FileName
+    bin_bytes: Count
+    idx_bytes: PositiveCount
     idx_sha256: str
 
 
@@ -161,6 +172,16 @@ class ShardManifest(_Record):
     header: PreparationHeader
     shards: tuple[ShardEntry, ...]
     pairs: tuple[PairEntry, ...] = ()
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names of all files of the folder that hold tokens or the tokenizer."""
+        if self.header.stored_as == "webdataset":
+            names = [shard.name for shard in self.shards]
+        else:
+            splits = {*self.splits, *(pair.name for pair in self.pairs)}
+            names = [f"{split}{suffix}" for split in sorted(splits) for suffix in (".bin", ".idx")]
+        return self.header.tokenizer.file, *names
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -226,19 +247,26 @@ def load_manifest(folder: Path) -> ShardManifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        content = path.read_bytes()
+        content = read_regular_file(path, largest_bytes=_LARGEST_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{folder} must hold a finished set of token shards, but has no {MANIFEST_NAME}; "
             f"run `megaponder data prepare --output {folder}` (again, if it was interrupted)"
         ) from error
+    except OSError as error:
+        raise DataError(
+            f"{path} must be readable, but is not ({error.strerror}); change its permissions"
+        ) from error
     try:
-        return ShardManifest.model_validate_json(content)
+        manifest = ShardManifest.model_validate_json(content)
     except ValidationError as error:
         raise DataError(
             f"{path} must be a manifest of this version, but is not: {summarize(error)}; "
             "prepare the data again in a new folder, or use the version that wrote it"
         ) from error
+    for name in manifest.file_names:
+        check_inside(folder, name)
+    return manifest
 
 
 def summarize(error: ValidationError, *, limit: int = 3) -> str:

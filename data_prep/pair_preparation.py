@@ -5,9 +5,11 @@ from pathlib import Path
 
 from data_prep.conversion import finish_folder
 from data_prep.journal import JOURNAL_NAME
+from data_prep.leftovers import remove_temporaries
 from data_prep.manifest import MANIFEST_NAME, ShardManifest, load_manifest
 from data_prep.output import make_output_folder
 from data_prep.preparation import (
+    OUR_FILES,
     PARTS_FOLDER,
     Executor,
     PrepareRequest,
@@ -33,6 +35,7 @@ def prepare_pairs(request: PrepareRequest, execute: Executor, progress: PrepareP
     """
     make_output_folder(request.output)
     with folder_lock(request.output):
+        remove_temporaries(request.output, OUR_FILES)
         parts = request.output / PARTS_FOLDER
         finished = _finished(request)
         if finished is None:

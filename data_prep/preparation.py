@@ -15,11 +15,15 @@ from data_prep.inputs.finding import FoundFiles, survey_files
 from data_prep.inputs.rejections import (
     DEFAULT_MAX_BAD_FILES,
     DEFAULT_MAX_BAD_RECORDS,
+    LOST_NAME,
+    REJECTED_NAME,
+    SKIPPED_NAME,
     check_omissions,
     write_omissions,
     write_skipped,
 )
 from data_prep.journal import JOURNAL_NAME, append_entry, load_journal, start_journal
+from data_prep.leftovers import remove_temporaries
 from data_prep.manifest import (
     MANIFEST_NAME,
     InputEntry,
@@ -50,6 +54,21 @@ logger = logging.getLogger(__name__)
 PARTS_FOLDER = ".parts"
 # Files of tokens in both formats.
 _TOKEN_FILE = re.compile(r"\.?(train|heldout)(-\d{6,}\.tar|\.bin|\.idx)(\.tmp-[0-9a-f]+)?")
+OUR_FILES = re.compile(
+    r"(train|heldout)(-\d{6,}\.tar|\.bin|\.idx)|"
+    + "|".join(
+        re.escape(name)
+        for name in (
+            MANIFEST_NAME,
+            JOURNAL_NAME,
+            REJECTED_NAME,
+            LOST_NAME,
+            SKIPPED_NAME,
+            SPECIAL_TOKENS_NAME,
+            *TOKENIZER_NAMES.values(),
+        )
+    )
+)
 # Runs tasks in any order, yields each report as it arrives, and stops its workers when the generator is
 # closed.
 Executor = Callable[[Sequence[ShardTask]], Generator[TaskReport | StoppedTask, None, None]]
@@ -112,6 +131,7 @@ def prepare_shards(request: PrepareRequest, execute: Executor, progress: Prepare
     """
     make_output_folder(request.output)
     with folder_lock(request.output):
+        remove_temporaries(request.output, OUR_FILES)
         work = _survey(request)
         _check(request, work.rejected, work.lost)
         if not work.missing and _finished_header(request.output) == work.header:

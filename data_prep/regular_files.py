@@ -1,10 +1,11 @@
-"""Read files of limited size that somebody else may have written; pipes and devices are not opened."""
+"""Files of a data folder, which somebody else may have made."""
 
-import os
-import stat
 from pathlib import Path
 
 from pipeline.shared.errors import DataError
+from pipeline.shared.foreign_files import read_limited
+
+LONGEST_NAME_BYTES = 255
 
 
 def read_regular_file(path: Path, *, largest_bytes: int) -> bytes:
@@ -14,18 +15,35 @@ def read_regular_file(path: Path, *, largest_bytes: int) -> bytes:
         DataError: it is a folder, a pipe or a device, which might never end, or it is too large.
         OSError: it does not exist or cannot be read.
     """
-    # A pipe that nobody writes to is opened at once with this flag, which means nothing for plain files.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"{path} must be a plain file, but is a folder, a pipe or a device; give a file")
-        if status.st_size > largest_bytes:
-            raise DataError(
-                f"{path} must have at most {largest_bytes} bytes, but has {status.st_size}; check that it is "
-                "the right file"
-            )
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(largest_bytes)
-    finally:
-        os.close(descriptor)
+        return read_limited(path, largest_bytes)
+    except ValueError as error:
+        raise DataError(
+            f"{path} must be a plain file of at most {largest_bytes} bytes, but: {error}; give the right file"
+        ) from error
+
+
+def check_file_name(name: str) -> str:
+    """Return a name from a file, if it is one inside a folder, and no path.
+
+    Raises:
+        ValueError: it is not.
+    """
+    is_plain = name not in ("", ".", "..") and not any(sign in name for sign in "/\\") and name.isprintable()
+    if not is_plain or len(name.encode("utf-8", "surrogateescape")) > LONGEST_NAME_BYTES:
+        raise ValueError(f"must be the name of a file in the folder, but is {name[:LONGEST_NAME_BYTES]!r}")
+    return name
+
+
+def check_inside(folder: Path, name: str) -> None:
+    """Check that a file of a folder is not a link to one elsewhere.
+
+    Raises:
+        DataError: it is, so that reading the folder would read, or copy, a file that is not part of it.
+    """
+    path = folder / name
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            f"{path} must be in the folder, but is a link to {path.resolve()}; copy the file into it, "
+            "or link the folder as a whole"
+        )

@@ -20,9 +20,10 @@ from pipeline.commands import (
     train,
     verify,
 )
-from pipeline.commands.shared import exit_on_user_error, report_notices_once
+from pipeline.commands.shared import exit_on_user_error, ignore_leftover_variables, report_notices_once
 from pipeline.shared.console import report_crashes, say
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.python_start import forget_working_directory
 from pipeline.shared.streams import protect_standard_streams
 
 app = typer.Typer(
@@ -56,6 +57,8 @@ def main() -> None:
     """Run the command line."""
     protect_standard_streams()
     report_crashes()
+    forget_working_directory()
+    ignore_leftover_variables()
     with exit_on_user_error():
         report_notices_once()
         sys.exit(_run())

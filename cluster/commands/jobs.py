@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cluster.follow import follow, newest_lines
-from cluster.job_record import JobRecord, JobState, JobStatus, find_record, find_records, records_below
+from cluster.job_record import JobRecord, JobState, JobStatus, find_record, find_records, scan_records
 from cluster.targets import target_named
 from pipeline.commands.shared import examples
 from pipeline.shared.console import say, table_console
@@ -24,15 +24,18 @@ Job = Annotated[
     str,
     typer.Argument(metavar="JOB", help="Id from `submit` (slurm:1234), a run's name or folder, or RUN-STEP."),
 ]
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of runs, or one run.")]
+Runs = Annotated[
+    Path, typer.Option("--runs", metavar="DIR", help="Folder with runs at any depth, or one run.")
+]
 RUNS = Path("runs")
 
 
 @app.command("list", epilog=examples("megaponder jobs list", "megaponder jobs list --runs /shared/runs"))
 def list_jobs(runs: Runs = RUNS) -> None:
-    """List the jobs of all runs in a folder, oldest first."""
+    """List the jobs of all runs in a folder and below it, oldest first."""
     table = Table("JOB", "RUN", "STATE", "REQUEUES", "SUBMITTED (UTC)", "REASON", box=SIMPLE_HEAD)
-    for record in records_below(runs):
+    found = scan_records(runs)
+    for record in found.records:
         status = _status_or_unknown(record)
         table.add_row(
             record.job_id,
@@ -43,6 +46,8 @@ def list_jobs(runs: Runs = RUNS) -> None:
             status.reason,
         )
     table_console().print(table)
+    for line in found.unreadable:
+        say(f"unreadable: {line}", err=True)
 
 
 @app.command(epilog=examples("megaponder jobs status slurm:1234", "megaponder jobs status my-run --json"))

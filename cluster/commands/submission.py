@@ -1,21 +1,24 @@
 """What `megaponder submit` does once the settings are read: submit a training, or the steps of a workflow."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from cluster.job_record import JobRecord
+from cluster.job_record import JOBS_FOLDER, JobRecord
 from cluster.job_spec import JobSpec, SweepMember
 from cluster.run_job import CONFIG_NAME, training_job
+from cluster.running import refuse_unfinished
 from cluster.targets import JobTarget
 from cluster.workflow.submission import Choice, plan_workflow, refuse_running, step_to_job
 from cluster.workflow.todo import PlannedStep
-from pipeline.config.load import dump_config
+from pipeline.config.load import dump_private_config
 from pipeline.config.schema import RunConfig
 from pipeline.shared.console import open_console, say
+from pipeline.shared.folder_lock import folder_lock
 
 
 def submit_training(
@@ -37,9 +40,22 @@ def submit_training(
     """
     job = training_job(run, dependencies=after, sweep=members)
     if is_dry_run:
-        say(where.render(job), nl=False)
+        say(where.render(job.masked()), nl=False)
         return ()
-    return _send(where, job, run)
+    folders = [member.run_folder for member in members] or [job.run_folder]
+    with _only_submission(folders):
+        for folder in folders:
+            refuse_unfinished(folder, after=after)
+        return _send(where, job, run)
+
+
+@contextmanager
+def _only_submission(run_folders: Sequence[Path]) -> Iterator[None]:
+    """Let no other command submit jobs of these runs at the same time."""
+    with ExitStack() as locks:
+        for folder in sorted({folder.resolve() for folder in run_folders}):
+            locks.enter_context(folder_lock(folder / JOBS_FOLDER, "megaponder submit"))
+        yield
 
 
 def submit_workflow(
@@ -56,8 +72,22 @@ def submit_workflow(
     """
     planned = plan_workflow(run, choice)
     _show(planned)
-    if not is_dry_run:
-        refuse_running(run, planned)
+    if is_dry_run:
+        return _send_steps(where, run, choice, planned, after=after, is_dry_run=True)
+    with _only_submission([run.output_dir]):
+        refuse_running(run, planned, after=after)
+        return _send_steps(where, run, choice, planned, after=after, is_dry_run=False)
+
+
+def _send_steps(
+    where: JobTarget,
+    run: RunConfig,
+    choice: Choice,
+    planned: Sequence[PlannedStep],
+    *,
+    after: Sequence[str],
+    is_dry_run: bool,
+) -> list[JobRecord]:
     sent: dict[str, JobRecord] = {}
     for step in planned:
         if step.reason is None:
@@ -65,7 +95,7 @@ def submit_workflow(
         if is_dry_run:
             # Ids are known once the jobs before it are submitted; the names of their steps stand for them.
             jobs = [f"{run.submit.target}:{name}" for name in step.after] or after
-            say(where.render(step_to_job(run, step, choice, dependencies=jobs)), nl=False)
+            say(where.render(step_to_job(run, step, choice, dependencies=jobs).masked()), nl=False)
         else:
             jobs = [sent[name].job_id for name in step.after] or after
             sent[step.name] = _send(where, step_to_job(run, step, choice, dependencies=jobs), run)[-1]
@@ -83,7 +113,7 @@ def _send(where: JobTarget, job: JobSpec, run: RunConfig) -> Sequence[JobRecord]
     """Create the job's folder, submit the job and print its ids; leave nothing behind where it is refused."""
     job.log_folder.mkdir(parents=True)
     try:
-        dump_config(run, job.job_folder / CONFIG_NAME)
+        dump_private_config(run, job.job_folder / CONFIG_NAME)
         records = where.submit(job)
     except BaseException:
         shutil.rmtree(job.job_folder, ignore_errors=True)

@@ -7,7 +7,7 @@ import typer
 
 from cluster.commands.submission import submit_training, submit_workflow
 from cluster.job_record import JobRecord
-from cluster.preflight import check_run
+from cluster.preflight import check_run, refuse_masked
 from cluster.sweep import sweep_members
 from cluster.targets import target_named
 from cluster.wait import wait_for
@@ -113,6 +113,7 @@ def submit(
     if ray_address is not None:
         settings.append(f"submit.ray_address={ray_address}")
     run = load_config(config, settings)
+    refuse_masked(run)
     where = target_named(run.submit.target, ray_address=run.submit.ray_address)
     jobs = after or []
     records: Sequence[JobRecord]
@@ -128,7 +129,14 @@ def submit(
         records = submit_training(where, run, members, after=jobs, is_dry_run=dry_run)
     if waits and records:
         last_counts = not run.workflow and run.submit.chain > 1
-        raise typer.Exit(wait_for(where, records, start_limit_seconds=start_limit, last_counts=last_counts))
+        code = wait_for(
+            where,
+            records,
+            start_limit_seconds=start_limit,
+            last_counts=last_counts,
+            unreachable_limit_seconds=run.submit.unreachable_timeout_seconds,
+        )
+        raise typer.Exit(code)
 
 
 def _refuse_with_workflow(run: RunConfig, sweep: Sequence[str] | None) -> None:

@@ -1,6 +1,7 @@
 """What only a local job keeps in its folder: its process, and requests to it."""
 
 import socket
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.shared.errors import ClusterError
 from pipeline.shared.files import write_atomically
+from pipeline.shared.process_identity import ProcessIdentity, boot_id, pid_namespace, process_state
 
 SCRIPT_NAME = "job.sh"
 SUPERVISOR_LOG = "supervisor.log"
@@ -29,33 +31,45 @@ class Supervisor(BaseModel):
     Attributes:
         host: the machine it runs on.
         pid: of the process on that machine.
-        created: when it started, in seconds since 1970: process ids are reused.
+        boot, pid_namespace, start_ticks: see `ProcessIdentity`; None in files of earlier versions.
+        created: of earlier versions: when it started, in seconds since 1970.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str
     pid: int
-    created: float
+    boot: str | None = None
+    pid_namespace: str | None = None
+    start_ticks: int | None = None
+    created: float | None = None
 
     @classmethod
     def of_process(cls, pid: int) -> "Supervisor":
         """Describe a process of this machine that has not been waited for."""
-        return cls(host=socket.gethostname(), pid=pid, created=psutil.Process(pid).create_time())
+        return cls(**asdict(ProcessIdentity.of(pid)))
 
     @property
     def is_here(self) -> bool:
-        """Whether it runs on this machine, so that its state is known."""
+        """Whether it runs on this machine, or did before that was restarted, so that its state is known."""
+        if self.boot == boot_id():
+            return self.pid_namespace == pid_namespace()
         return self.host == socket.gethostname()
 
     def process(self) -> psutil.Process | None:
         """Return the process while it runs."""
         try:
             process = psutil.Process(self.pid)
-            is_it = process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
+            return process if self._is_it(process) else None
         except psutil.NoSuchProcess:
             return None
-        return process if is_it else None
+
+    def _is_it(self, process: psutil.Process) -> bool:
+        if self.start_ticks is None:
+            return process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
+        state = process_state(self.pid)
+        is_it = self.boot == boot_id() and state is not None and state.start_ticks == self.start_ticks
+        return is_it and state is not None and not state.is_dead
 
 
 def save_supervisor(folder: Path, supervisor: Supervisor) -> None:

@@ -30,7 +30,11 @@ from cluster.local.files import (
     save_supervisor,
     take_request,
 )
+from cluster.spec_checks import check_spec
 from pipeline.shared.errors import ClusterError
+from pipeline.shared.files import write_private
+from pipeline.shared.folder_lock import folder_lock
+from pipeline.shared.python_start import python_module
 
 _LEAVE_SECONDS = 30.0
 _NO_RANKS = "starting, or waiting for the jobs before it"
@@ -41,6 +45,7 @@ class LocalTarget:
 
     def render(self, spec: JobSpec) -> str:
         """Return the script that would be started."""
+        check_spec(spec)
         _refuse(spec)
         return _script(spec)
 
@@ -49,7 +54,7 @@ class LocalTarget:
         content = self.render(spec)
         for job in spec.dependencies:
             find_record(spec.run_folder.parent, job)
-        (spec.job_folder / SCRIPT_NAME).write_text(content, encoding="utf-8")
+        write_private(spec.job_folder / SCRIPT_NAME, content)
         record = JobRecord(
             target="local",
             handle=spec.job_folder.name,
@@ -88,13 +93,17 @@ class LocalTarget:
 
     def requeue(self, record: JobRecord) -> JobRecord:
         """Let the ranks save and leave, and restart them."""
+        with folder_lock(record.job_folder, "megaponder jobs requeue"):
+            return self._requeue(record)
+
+    def _requeue(self, record: JobRecord) -> JobRecord:
         process = _process_here(record.job_folder)
         if process is not None and load_end(record.job_folder) is None:
             _request_stop(record.job_folder, process, Request.REQUEUE)
             return record
         if process is not None:
             # It has written how the job ended and is about to leave.
-            process.wait(_LEAVE_SECONDS)
+            _wait_until_left(record, process)
         forget_end(record.job_folder)
         take_request(record.job_folder)
         _start(record.job_folder, record.log_folder)
@@ -140,7 +149,7 @@ def _script(spec: JobSpec) -> str:
 def _supervisor(spec: JobSpec) -> list[str]:
     python, *arguments = spec.command
     return [
-        f"{shlex.quote(python)} -m cluster.local.supervise",
+        f"{shlex.quote(python)} {shlex.join(python_module('cluster.local.supervise'))}",
         f"--job-folder {shlex.quote(str(spec.job_folder))}",
         f"--ranks {spec.resources.num_ranks}",
         f"--max-restarts {spec.requeue.max_requeues}",
@@ -194,6 +203,16 @@ def _process_here(folder: Path) -> psutil.Process | None:
             f"a local job must be stopped where it runs, which is {supervisor.host}; run the command there"
         )
     return supervisor.process()
+
+
+def _wait_until_left(record: JobRecord, process: psutil.Process) -> None:
+    try:
+        process.wait(_LEAVE_SECONDS)
+    except psutil.TimeoutExpired as error:
+        raise ClusterError(
+            f"the supervisor of {record.job_id} must leave within {_LEAVE_SECONDS:.0f} s of its job's end, "
+            f"but process {process.pid} still runs; see {record.log_folder / SUPERVISOR_LOG}, or kill it"
+        ) from error
 
 
 def _request_stop(folder: Path, process: psutil.Process, request: Request) -> None:

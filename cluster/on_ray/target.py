@@ -13,8 +13,9 @@ from cluster.job_record import JOBS_FOLDER, JobRecord, JobStatus, save_record
 from cluster.job_spec import JobSpec
 from cluster.on_ray.heartbeat import HEARTBEAT_NAME
 from cluster.on_ray.job_file import JOB_FILE_NAME, load_job, render_job, submission_of
+from cluster.spec_checks import check_spec
 from pipeline.shared.errors import ClusterError
-from pipeline.shared.files import write_atomically
+from pipeline.shared.files import write_private
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class RayTarget:
 
     def render(self, spec: JobSpec) -> str:
         """Return the request to the Jobs API and the file that the driver reads, as one JSON."""
+        check_spec(spec)
         jobs = [
             {"submission": submission_of(job), JOB_FILE_NAME: json.loads(render_job(job))}
             for job in _each(spec)
@@ -43,6 +45,7 @@ class RayTarget:
 
     def submit(self, spec: JobSpec) -> tuple[JobRecord, ...]:
         """Start a driver on the cluster, or one for every run of a hyper-parameter sweep."""
+        check_spec(spec)
         _check_supported(spec)
         return tuple(self._submit(job) for job in _each(spec))
 
@@ -79,7 +82,7 @@ class RayTarget:
 
         address = address_of(self._address)
         job.log_folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(job.job_folder / JOB_FILE_NAME, render_job(job).encode())
+        write_private(job.job_folder / JOB_FILE_NAME, render_job(job))
         request = submission_of(job, start)
         handle = ask(address, lambda client: client.submit_job(**request))
         record = JobRecord(

@@ -1,5 +1,6 @@
 """The script for `sbatch` as a pure function of a job; users can read and edit it."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,16 +9,26 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cluster.job_spec import Container, JobSpec
 from cluster.slurm.places import LOG_NAME, places_of
+from cluster.spec_checks import check_spec
 from pipeline.ranks.environment import START_TIMEOUT_VARIABLE
+from pipeline.shared.errors import ClusterError
 from pipeline.shared.exit_codes import AGREED_CODES, FINAL_CODES, ExitCode
 
 TEMPLATE = "job.sbatch.j2"
 # After the first rank has ended; ranks that leave together have left by then.
 _LONGEST_WAIT_SECONDS = 120
+# In a dry run of a workflow the names of steps stand for the ids of their jobs.
+_JOB_ID = re.compile(r"(slurm:)?[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 def render_script(spec: JobSpec) -> str:
-    """Return the script."""
+    """Return the script.
+
+    Raises:
+        ClusterError: it could not hold what the job has, see `cluster.spec_checks`.
+    """
+    check_spec(spec)
+    _refuse(spec)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         # A shell script is not markup; text of users passes through the filter `quote`.
@@ -38,12 +49,34 @@ def render_script(spec: JobSpec) -> str:
         environment=_variables(spec),
         setup=spec.setup,
         num_ranks=spec.resources.num_ranks,
+        num_nodes=spec.resources.nodes,
         ranks_per_node=spec.resources.ranks_per_node,
         srun_options=list(_srun_options(spec)),
         command_lines=list(_command_lines(spec)),
         final_codes=[int(code) for code in FINAL_CODES if code != ExitCode.DONE],
         agreed_codes=[int(code) for code in AGREED_CODES],
     )
+
+
+def _refuse(spec: JobSpec) -> None:
+    """Refuse names that SLURM or a container would take for several, or for patterns."""
+    findings = []
+    for place in places_of(spec):
+        if "\\" in str(place.job_folder):
+            findings.append(
+                f"SLURM has no way to write a log into a folder with a backslash: {place.job_folder}"
+            )
+    for job in spec.dependencies:
+        if _JOB_ID.fullmatch(job) is None:
+            findings.append(f"--after must be the id of a SLURM job, such as slurm:1234, but is {job!r}")
+    if spec.container is not None:
+        findings += [
+            f"a folder that is mounted in a container must have no colon and no comma: {folder}"
+            for folder in _own_folders(spec)
+            if set(":,") & set(str(folder))
+        ]
+    if findings:
+        raise ClusterError(f"{'; '.join(findings)}; rename it, or give another one")
 
 
 def _sbatch_options(spec: JobSpec) -> Iterator[str]:
@@ -102,8 +135,12 @@ def _command_lines(spec: JobSpec) -> Iterator[str]:
 
 def _mounts(spec: JobSpec, container: Container) -> list[str]:
     """Return the user's mounts, the folders of all runs and the working directory."""
-    own = [spec.working_directory, *(place.run_folder for place in places_of(spec))]
-    return list(dict.fromkeys([*container.mounts, *(f"{folder}:{folder}" for folder in own)]))
+    own = [f"{folder}:{folder}" for folder in _own_folders(spec)]
+    return list(dict.fromkeys([*container.mounts, *own]))
+
+
+def _own_folders(spec: JobSpec) -> list[Path]:
+    return [spec.working_directory, *(place.run_folder for place in places_of(spec))]
 
 
 def _variables(spec: JobSpec) -> list[tuple[str, str]]:
@@ -116,8 +153,11 @@ def _variables(spec: JobSpec) -> list[tuple[str, str]]:
 
 
 def _quoted(text: str) -> str:
-    """Quote for a line of #SBATCH, which supports double quotes only."""
-    return text if shlex.quote(text) == text else f'"{text}"'
+    """Quote for a line of #SBATCH, where a backslash keeps what follows it, in quotes and outside."""
+    if shlex.quote(text) == text:
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _without_patterns(path: Path) -> str:

@@ -15,7 +15,7 @@ from cluster.slurm.client import JobInfo
 from cluster.slurm.places import LOG_NAME, SCRIPT_NAME, Place, places_of, previous_link
 from cluster.slurm.render import render_script
 from pipeline.shared.errors import ClusterError
-from pipeline.shared.files import write_atomically
+from pipeline.shared.files import write_atomically, write_private
 
 # What only the script of SLURM keeps in a job's folder.
 _CANCELLED = "cancelled"
@@ -40,7 +40,7 @@ class SlurmTarget:
         """Submit a job, the links of a chain, or the jobs of an array."""
         places = places_of(spec)
         script = spec.job_folder / SCRIPT_NAME
-        write_atomically(script, render_script(spec).encode())
+        write_private(script, render_script(spec))
         handles: list[str] = []
         try:
             for place in places:

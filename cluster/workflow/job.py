@@ -10,6 +10,7 @@ from cluster.run_job import CONFIG_NAME, container_of, program, training_job
 from cluster.workflow.work import StepWork, work_of
 from pipeline.config.schema import RunConfig
 from pipeline.config.workflow_section import PrepareStep, WorkflowStep
+from pipeline.shared.python_start import python_module
 
 _MODULE = "cluster.workflow.run_step"
 # Stands for HOST:PORT of the head in a job of kind `driver`; see `cluster.on_ray.job_file`.
@@ -41,7 +42,7 @@ def step_job(
         training,
         name=job_name(config, step),
         command=(
-            *(python, "-m", _MODULE, step.name, "--config", str(folder / CONFIG_NAME)),
+            *(python, *python_module(_MODULE), step.name, "--config", str(folder / CONFIG_NAME)),
             *(["--again"] if again else ()),
             *(["--ray-address", _RAY_ADDRESS] if runs_on_ray else ()),
         ),

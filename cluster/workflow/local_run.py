@@ -20,7 +20,9 @@ from pipeline.config.load import dump_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.workflow_section import MARKER_FOLDER, WorkflowStep
 from pipeline.ranks.launch import run_ranks
+from pipeline.ranks.run_lock import run_lock
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.python_start import python_module
 
 # Steps that run the model, which is split over all ranks; the others are one process.
 _ON_ALL_RANKS = ("train", "evaluate", "generate")
@@ -59,8 +61,14 @@ def run_workflow(workflow: LocalWorkflow) -> int:
         0, or the exit code of the first step that failed or was stopped.
 
     Raises:
-        UserError: an input is missing, or a marker cannot be read.
+        UserError: an input is missing, a marker cannot be read, or another command writes the run.
     """
+    folders = (workflow.config.output_dir, workflow.config.checkpoint_directory)
+    with run_lock(*folders, work="megaponder demo"):
+        return _run_steps(workflow)
+
+
+def _run_steps(workflow: LocalWorkflow) -> int:
     config_file = workflow.config.output_dir / MARKER_FOLDER / "config.yaml"
     config_file.parent.mkdir(parents=True, exist_ok=True)
     dump_config(workflow.config, config_file)
@@ -85,7 +93,7 @@ def _run_step(workflow: LocalWorkflow, step: WorkflowStep, config_file: Path, jo
         return ExitCode.DONE
     workflow.console.rule(Text(step.name, style="bold"), align="left")
     num_ranks = config.parallel.world_size if step.command in _ON_ALL_RANKS else 1
-    code = workflow.run_command(["-m", "pipeline.cli", *work.arguments], num_ranks)
+    code = workflow.run_command([*python_module("pipeline.cli"), *work.arguments], num_ranks)
     is_cut_short = step.command == "train" and (
         latest_iteration(config.checkpoint_directory) != config.training.train_iters
     )

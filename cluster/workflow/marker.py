@@ -12,6 +12,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from pipeline.config.workflow_section import MARKER_FOLDER
 from pipeline.shared.errors import ClusterError
 from pipeline.shared.files import write_atomically
+from pipeline.shared.secrets import mask_text
 
 # Where runs of earlier versions keep theirs.
 _OLD_FOLDER = "stages"
@@ -51,6 +52,7 @@ class Marker(BaseModel):
 
 def save_marker(run_folder: Path, marker: Marker) -> None:
     """Write a marker atomically."""
+    marker = marker.model_copy(update={"arguments": tuple(mask_text(word) for word in marker.arguments)})
     path = _path(run_folder, marker.step)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (marker.model_dump_json(indent=2) + "\n").encode())

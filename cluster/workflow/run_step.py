@@ -21,6 +21,7 @@ from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.workflow_section import WorkflowStep
 from pipeline.ranks.environment import Ranks
+from pipeline.ranks.run_lock import run_lock
 from pipeline.shared.errors import UserError
 from pipeline.shared.exit_codes import ExitCode
 
@@ -34,20 +35,29 @@ def main() -> None:
     try:
         config = load_config(arguments.config)
         step = next(step for step in config.workflow if step.name == arguments.step)
-        work = work_of(config, step, arguments.config)
-        marker = begin(config, step, work, job=str(arguments.config.parent), again=arguments.again)
+        # Other steps may run side by side; one that trains moves what an earlier training has left.
+        folders = (config.output_dir,) if step.command == "train" else ()
+        with run_lock(*folders, work=f"megaponder {step.command}"):
+            code = _run(config, step, arguments)
     except UserError as error:
         logger.error("%s", error)
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    sys.exit(code)
+
+
+def _run(config: RunConfig, step: WorkflowStep, arguments: argparse.Namespace) -> int:
+    """Run a step, unless it is done; return its exit code."""
+    work = work_of(config, step, arguments.config)
+    marker = begin(config, step, work, job=str(arguments.config.parent), again=arguments.again)
     if marker is None:
         logger.info("%s is done already: its settings and inputs are those of its last run", step.name)
-        sys.exit(ExitCode.DONE)
+        return ExitCode.DONE
     on_ray = () if arguments.ray_address is None else ("--ray-address", arguments.ray_address)
     code = run_command((*work.arguments, *on_ray))
     if Ranks.from_environment().rank == 0:
         output = work.output() if code == ExitCode.DONE else None
         save_marker(config.output_dir, marker.ended(code, output))
-    sys.exit(code)
+    return code
 
 
 def run_command(arguments: tuple[str, ...]) -> int:

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.job_record import records_below
 from cluster.job_spec import JobSpec
 from cluster.preflight import check_run
 from cluster.run_job import CONFIG_NAME
-from cluster.targets import target_named
+from cluster.running import refuse_unfinished
 from cluster.workflow.identity import identity_of_checkpoint
 from cluster.workflow.job import job_name, step_job
 from cluster.workflow.todo import PlannedStep, plan_steps
@@ -64,23 +63,13 @@ def step_to_job(
     )
 
 
-def refuse_running(config: RunConfig, planned: Sequence[PlannedStep]) -> None:
-    """Raise an error if the last job of a step has not ended.
-
-    Raises:
-        ClusterError: there is one.
-    """
+def refuse_running(config: RunConfig, planned: Sequence[PlannedStep], *, after: Sequence[str]) -> None:
+    """Raise an error if a job of a step that runs has not ended; see `cluster.running`."""
     wanted = [job_name(config, _step_named(config, step.name)) for step in planned if step.reason]
     # A link of a chain has its number behind the name.
-    newest = {record.name.partition(" (")[0]: record for record in records_below(config.output_dir)}
-    for name in (name for name in wanted if name in newest):
-        record = newest[name]
-        state = target_named(record.target, ray_address=record.address).status(record).state
-        if not state.is_final and state != state.UNKNOWN:
-            raise ClusterError(
-                f"a step must have ended before it is submitted again, but {record.job_id} is {state}; wait "
-                f"for it, or stop it with `megaponder jobs cancel {record.job_id}`"
-            )
+    refuse_unfinished(
+        config.output_dir, after=after, is_meant=lambda record: record.name.partition(" (")[0] in wanted
+    )
 
 
 def _check(config: RunConfig, planned: Sequence[PlannedStep]) -> None:

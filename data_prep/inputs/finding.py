@@ -19,7 +19,7 @@ from data_prep.inputs.documents import (
     known_suffix,
     show_suffixes,
 )
-from data_prep.inputs.remote import ask, file_system, is_http
+from data_prep.inputs.remote import ask, file_system, is_http, unreadable
 from data_prep.inputs.texts import without_mark
 from data_prep.inputs.urls import is_url, mask_url, plain_name
 from data_prep.inputs.walking import match_glob, walk
@@ -281,8 +281,8 @@ class _Search:
         if not isinstance(self._source, TextFolder) and not self._is_wanted(place):
             raise DataError(
                 f"an input file must end in {show_suffixes(KNOWN_SUFFIXES)}, but {mask_url(place)} does "
-                "not, so that its kind is unknown; rename, unpack or convert it, or declare the end of its name with "
-                "--suffix to read it as plain text"
+                "not, so that its kind is unknown; rename, unpack or convert it, or declare the end of its "
+                "name with --suffix to read it as plain text"
             )
 
     def _is_description(self, path: Path) -> str | None:
@@ -322,8 +322,8 @@ def _describe_remote(
         # Listings of web servers have no sizes.
         try:
             detail = ask(url, lambda: system.info(path))
-        except FileNotFoundError:
-            raise _missing(url) from None
+        except FileNotFoundError as error:
+            raise _missing_or_unreachable(url, error) from None
     assert detail is not None, "it has just been asked for"
     if detail.get("size") is None:
         raise DataError(
@@ -335,6 +335,14 @@ def _describe_remote(
         modified_ns=_modified_ns(detail),
         location=system.unstrip_protocol(path),
     )
+
+
+def _missing_or_unreachable(url: str, error: FileNotFoundError) -> DataError:
+    """Tell a server that has no such file from one that cannot be reached: fsspec's error is the same."""
+    cause = error.__cause__
+    if cause is None or getattr(cause, "status", None) in (404, 410):
+        return _missing(url)
+    return unreadable(url, cause)
 
 
 def _modified_ns(detail: dict[str, Any]) -> int:

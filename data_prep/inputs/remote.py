@@ -48,10 +48,15 @@ def ask(url: str, question: Callable[[], Result], *, seconds: float = ANSWER_SEC
         )
     if isinstance(errors[0], FileNotFoundError | DataError):
         raise errors[0]
-    raise DataError(
-        f"{mask_url(url)} must be readable, but is not: {describe(errors[0])}; check the address, the "
+    raise unreadable(url, errors[0]) from None
+
+
+def unreadable(url: str, error: BaseException) -> DataError:
+    """Return the error for a URL that cannot be read because of a library's error."""
+    return DataError(
+        f"{mask_url(url)} must be readable, but is not: {describe(error)}; check the address, the "
         "credentials and the network, or copy the file to a local disk"
-    ) from None
+    )
 
 
 def describe(error: BaseException) -> str:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.on_ray.interrupts import environment, interrupts_held, terminate_like_interrupt
+from pipeline.shared.errors import DataError
+from pipeline.shared.python_start import python_variables
 
 # Tasks and reports have a few kilobytes; this is somewhat more than the smallest store that Ray accepts.
 OBJECT_STORE_BYTES = 100_000_000
@@ -21,27 +23,56 @@ QUIET_RAY = {
 
 @contextmanager
 def local_ray(num_cpus: int) -> Iterator[None]:
-    """Start Ray with a number of workers, and stop all its processes at the end."""
+    """Start Ray with a number of workers, and stop all its processes at the end.
+
+    Raises:
+        DataError: it does not start.
+    """
     import ray
 
-    # Not in the user's TMPDIR: Ray creates sockets in this folder, whose path must be short.
-    folder = Path(tempfile.mkdtemp(prefix="megaponder-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp")))
     try:
-        with environment(QUIET_RAY), terminate_like_interrupt():
+        # Not in the user's TMPDIR: Ray creates sockets in this folder, whose path must be short.
+        folder = Path(tempfile.mkdtemp(prefix="megaponder-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp")))
+    except OSError as error:
+        raise _not_started(error) from error
+    try:
+        with environment(QUIET_RAY | python_variables(os.environ)), terminate_like_interrupt():
             with interrupts_held():
-                ray.init(
-                    # Ignore a cluster named in the environment.
-                    address="local",
-                    num_cpus=num_cpus,
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    _temp_dir=str(folder),
-                )
+                _start(num_cpus, folder)
             # Again, because Ray has installed a handler that aborts.
             with terminate_like_interrupt():
                 yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(num_cpus: int, folder: Path) -> None:
+    import ray
+
+    from data_prep.on_ray.job_config import worker_imports
+
+    try:
+        ray.init(
+            # Ignore a cluster named in the environment.
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+            # Ray then listens on the loopback interface only.
+            _node_ip_address="127.0.0.1",
+            job_config=worker_imports(),
+        )
+    except Exception as error:  # of any kind: Ray starts several programs
+        raise _not_started(error) from error
+
+
+def _not_started(error: Exception) -> DataError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return DataError(
+        f"a Ray must start on this machine for the workers, but does not: {reason}; use --workers 0, which "
+        "needs no Ray, set RAY_TMPDIR to a folder with a short path, or free memory"
+    )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from data_prep.manifest import TokenType
 from data_prep.storage.shard_format import token_dtype
+from data_prep.storage.token_file import TokenFile
 from pipeline.shared.errors import DataError
 
 _HEADER = struct.Struct("<9sQBQQ")
@@ -104,18 +105,23 @@ def read_lengths(path: Path, *, first_document: int, num_documents: int) -> NDAr
         DataError: the file is not an index, is truncated, or has documents of several sequences.
     """
     try:
-        content = np.memmap(path, dtype=np.uint8, mode="r")
-        magic, version, _, num_sequences, num_ends = _HEADER.unpack(content[: _HEADER.size].tobytes())
-    except (OSError, ValueError, struct.error) as error:
+        file = TokenFile(path)
+        header = file.read(np.dtype(np.uint8), offset_bytes=0, count=_HEADER.size)
+    except DataError as error:
         raise _damaged(path, f"it cannot be read: {error}") from error
+    magic, version, _, num_sequences, num_ends = _HEADER.unpack(header.tobytes())
     layout = IndexLayout(num_documents=num_sequences)
     if (magic, version, num_ends) != (_MAGIC, _VERSION, num_sequences + 1):
         raise _damaged(path, "its header is different")
-    if len(content) != layout.num_bytes:
-        raise _damaged(path, f"it must have {layout.num_bytes} bytes, but has {len(content)}")
+    if file.size_bytes != layout.num_bytes:
+        raise _damaged(path, f"it must have {layout.num_bytes} bytes, but has {file.size_bytes}")
+    if first_document + num_documents > num_sequences:
+        raise _damaged(path, f"it has {num_sequences} documents, fewer than its manifest says")
     first_byte = layout.lengths_byte + first_document * _LENGTH.itemsize
-    lengths = content[first_byte : first_byte + num_documents * _LENGTH.itemsize].view(_LENGTH)
-    return lengths.astype(np.int64)
+    lengths = file.read(_LENGTH, offset_bytes=first_byte, count=num_documents).astype(np.int64)
+    if (lengths < 1).any():
+        raise _damaged(path, "a document has no token")
+    return lengths
 
 
 def write_at(descriptor: int, content: bytes | memoryview, offset_bytes: int) -> None:

@@ -8,8 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from data_prep.manifest import PairEntry, ShardEntry, ShardManifest, TokenType
 from data_prep.storage.megatron_format import (
     IndexLayout,
@@ -21,6 +19,7 @@ from data_prep.storage.megatron_format import (
 from data_prep.storage.shard_format import locate_members, token_dtype
 from data_prep.storage.shard_reader import read_array
 from data_prep.storage.stored_tokens import StoredTokens, open_stored, pair_runs
+from data_prep.storage.token_file import TokenFile
 from pipeline.shared.files import file_sha256, publish, temporary_path
 
 
@@ -103,11 +102,11 @@ class _Merge:
 
     def _copy_tokens(self, entry: ShardEntry, pair: _OpenPair, run: PairRun) -> str:
         path = self._source / entry.name
-        content = np.memmap(path, dtype=np.uint8, mode="r")
+        file = TokenFile(path)
         offset_bytes = run.first_token * token_dtype(pair.token_type).itemsize
         digest = hashlib.sha256()
         for member in locate_members(path):
-            tokens = read_array(content, member.tokens)
+            tokens = read_array(file, member.tokens)
             write_at(pair.bin_file, tokens.data, offset_bytes)
             digest.update(tokens.data)
             offset_bytes += tokens.nbytes

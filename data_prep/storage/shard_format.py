@@ -35,7 +35,12 @@ class ArrayPlace:
 
     offset_bytes: int
     count: int
-    dtype: np.dtype[np.generic]
+    dtype: np.dtype[np.integer]
+
+    def last(self) -> "ArrayPlace":
+        """Return the place of the last value."""
+        offset_bytes = self.offset_bytes + (self.count - 1) * self.dtype.itemsize
+        return ArrayPlace(offset_bytes=offset_bytes, count=1, dtype=self.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +90,8 @@ def _locate_arrays(path: Path) -> Iterator[tuple[str, ArrayPlace]]:
     """Yield the members of a tar by seeking from header to header."""
     try:
         file = path.open("rb", buffering=0)
-    except FileNotFoundError as error:
-        raise _damaged(path, "it does not exist") from error
+    except OSError as error:
+        raise _damaged(path, f"it cannot be read: {error.strerror}") from error
     with file:
         descriptor = file.fileno()
         file_bytes = os.fstat(descriptor).st_size
@@ -96,7 +101,7 @@ def _locate_arrays(path: Path) -> Iterator[tuple[str, ArrayPlace]]:
                 member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
                 content = offset + tarfile.BLOCKSIZE
                 place = _read_npy_header(os.pread(descriptor, _LONGEST_NPY_HEADER_BYTES, content), content)
-            except (tarfile.HeaderError, ValueError) as error:
+            except Exception as error:  # of any kind: a damaged header may have any values
                 raise _damaged(path, f"no sample can be read at byte {offset}") from error
             end = place.offset_bytes + place.count * place.dtype.itemsize
             if end != content + member.size or end > file_bytes:
@@ -110,8 +115,11 @@ def _read_npy_header(head: bytes, offset_bytes: int) -> ArrayPlace:
     if np.lib.format.read_magic(buffer) != (1, 0):
         raise ValueError("only version 1.0 of the npy format is written")
     shape, _, dtype = np.lib.format.read_array_header_1_0(buffer)
-    if len(shape) != 1:
-        raise ValueError(f"arrays have one dimension, but this one has shape {shape}")
+    if len(shape) != 1 or shape[0] < 1:
+        raise ValueError(f"arrays have one dimension and a value, but this one has shape {shape}")
+    # Never objects: their bytes would be taken for addresses.
+    if dtype not in _DTYPES.values():
+        raise ValueError(f"arrays hold tokens or lengths, but this one holds {dtype}")
     return ArrayPlace(offset_bytes=offset_bytes + buffer.tell(), count=shape[0], dtype=dtype)
 
 

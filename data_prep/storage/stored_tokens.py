@@ -13,8 +13,11 @@ from data_prep.manifest import ShardEntry, ShardManifest
 from data_prep.storage.megatron_format import PairRun, read_lengths
 from data_prep.storage.shard_format import token_dtype
 from data_prep.storage.shard_reader import document_lengths, iterate_documents
+from data_prep.storage.token_file import TokenFile
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import file_sha256
+
+_BLOCK_TOKENS = 1 << 20
 
 
 class StoredTokens(ABC):
@@ -83,10 +86,11 @@ class _Pairs(StoredTokens):
     """The shards of a split are runs of documents in its pair."""
 
     def documents(self, entry: ShardEntry) -> Iterator[NDArray[np.integer]]:
-        tokens, start = self._tokens(entry), 0
-        for length in self.lengths(entry):
-            yield tokens[start : start + length]
-            start += length
+        file, dtype = self._bin(entry), token_dtype(self._manifest.header.token_type)
+        offset_bytes = self._runs[entry.name].first_token * dtype.itemsize
+        for length in self.lengths(entry).tolist():
+            yield file.read(dtype, offset_bytes=offset_bytes, count=length)
+            offset_bytes += length * dtype.itemsize
 
     def lengths(self, entry: ShardEntry) -> NDArray[np.int64]:
         return read_lengths(
@@ -100,7 +104,7 @@ class _Pairs(StoredTokens):
             finding = _wrong_size(self._folder / f"{pair.name}.bin", pair.bin_bytes)
             if pair.name == entry.split and finding is not None:
                 return finding
-        if (sha256 := hashlib.sha256(self._tokens(entry).data).hexdigest()) != entry.sha256:
+        if (sha256 := self._sha256(entry)) != entry.sha256:
             return f"the sha256 of its tokens must be {entry.sha256}, but is {sha256}"
         try:
             return _wrong_counts(self.lengths(entry), entry)
@@ -116,13 +120,18 @@ class _Pairs(StoredTokens):
             if finding is not None:
                 yield path.name, finding
 
-    def _tokens(self, entry: ShardEntry) -> NDArray[np.integer]:
+    def _bin(self, entry: ShardEntry) -> TokenFile:
+        return TokenFile(self._folder / f"{entry.split}.bin")
+
+    def _sha256(self, entry: ShardEntry) -> str:
+        """Return the checksum of a shard's tokens."""
         dtype = token_dtype(self._manifest.header.token_type)
-        if entry.num_tokens == 0:
-            return np.empty(0, dtype=dtype)
-        tokens = np.memmap(self._folder / f"{entry.split}.bin", dtype=dtype, mode="r")
         first = self._runs[entry.name].first_token
-        return tokens[first : first + entry.num_tokens]
+        file, digest = self._bin(entry), hashlib.sha256()
+        for start in range(first, first + entry.num_tokens, _BLOCK_TOKENS):
+            count = min(_BLOCK_TOKENS, first + entry.num_tokens - start)
+            digest.update(file.read(dtype, offset_bytes=start * dtype.itemsize, count=count).data)
+        return digest.hexdigest()
 
     @cached_property
     def _runs(self) -> dict[str, PairRun]:

@@ -7,9 +7,9 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers.decoders import DecodeStream
 
+from data_prep.manifest import LARGEST_VOCABULARY
 from data_prep.tokenizers.tokenizer import (
     CONFIG_NAME,
-    LARGEST_VOCABULARY,
     SPECIAL_TOKENS_NAME,
     EncodingError,
     Tokenizer,

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
 
-from data_prep.tokenizers.tokenizer import LARGEST_VOCABULARY, EncodingError, Tokenizer
+from data_prep.manifest import LARGEST_VOCABULARY
+from data_prep.tokenizers.tokenizer import EncodingError, Tokenizer
 from pipeline.shared.errors import DataError
 
 # sentencepiece represents a space by this character, and would decode the character itself as a space.

@@ -21,8 +21,6 @@ TOKENIZER_NAME = "tokenizer.model"
 SPECIAL_TOKENS_NAME = "special_tokens_map.json"
 CONFIG_NAME = "tokenizer_config.json"
 LARGEST_CONFIG_BYTES = 64 << 20
-# Every id needs a row of the model's embedding.
-LARGEST_VOCABULARY = 1 << 24
 TOKENIZER_NAMES: dict[TokenizerKind, str] = {"sentencepiece": TOKENIZER_NAME, "huggingface": "tokenizer.json"}
 
 

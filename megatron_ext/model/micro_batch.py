@@ -50,6 +50,8 @@ class ForwardSettings:
     Attributes:
         num_jacobi_iterations: J.
         prune: mask pruned slots out (hard mask) instead of weighing them.
+        damped: damp the router's decisions where the method says so; without, the sweeps reach the same fixed
+            point sooner.
         bottom_k_fraction: q of the bottom-k penalty; None takes the configured one.
         limits: on the steps that tokens take.
         pondering_share, holds_decisions, measures_steps: see :class:`PassContext`.
@@ -57,6 +59,7 @@ class ForwardSettings:
 
     num_jacobi_iterations: int
     prune: bool = False
+    damped: bool = True
     bottom_k_fraction: float | None = None
     limits: StepLimits = UNLIMITED
     pondering_share: float = 1.0

@@ -21,6 +21,7 @@ from pipeline.commands.checkpoint_tables import (
 from pipeline.commands.shared import Checkpoint, Iteration, examples
 from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.folder_lock import output_lock
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -164,7 +165,8 @@ def reshard(
     """
     from pipeline.checkpoint.rewriting import reshard as rewrite
 
-    folder = rewrite(resolve_checkpoint(checkpoint, iteration=iteration), output, num_files=files)
+    with output_lock(output, "megaponder checkpoint reshard"):
+        folder = rewrite(resolve_checkpoint(checkpoint, iteration=iteration), output, num_files=files)
     say(f"written to {folder}")
 
 
@@ -191,7 +193,9 @@ def average(
     if len(set(iterations)) < 2:
         raise typer.BadParameter("must be at least two different ones", param_hint="'N N...'")
     sources = [resolve_checkpoint(checkpoint, iteration=number) for number in sorted(set(iterations))]
-    say(f"written to {write_average(sources, output)}")
+    with output_lock(output, "megaponder checkpoint average"):
+        folder = write_average(sources, output)
+    say(f"written to {folder}")
 
 
 def _report_tracker(checkpoint: Path) -> None:

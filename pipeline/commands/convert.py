@@ -9,6 +9,7 @@ from megatron_ext.ponder.config import Method
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.commands.shared import Checkpoint, Iteration, examples, set_up_logging
 from pipeline.shared.console import say
+from pipeline.shared.folder_lock import output_lock
 
 if TYPE_CHECKING:
     from pipeline.conversion.certificate import Certificate
@@ -104,7 +105,8 @@ def from_hf(
         tolerance=tolerance,
         allow_mismatch=allow_mismatch,
     )
-    folder, certificate = convert(source, output, options)
+    with output_lock(output, "megaponder convert from-hf"):
+        folder, certificate = convert(source, output, options)
     _show(certificate)
     say(f"written to {folder}")
 
@@ -176,7 +178,9 @@ def to_hf(
         allow_mismatch=allow_mismatch,
         evaluation=evaluation,
     )
-    _show(convert(resolve_checkpoint(checkpoint, iteration=iteration), output, options))
+    with output_lock(output, "megaponder convert to-hf"):
+        certificate = convert(resolve_checkpoint(checkpoint, iteration=iteration), output, options)
+    _show(certificate)
     say(f"written to {output}")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pipeline.commands.shared import set_up_logging
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
+from pipeline.shared.python_start import python_module
 
 
 def run_on_layout(
@@ -32,7 +33,8 @@ def run_on_layout(
     set_up_logging(speaks=ranks.rank == 0)
     needed = config.parallel.world_size
     if not ranks.is_launched and (needed > 1 or max_restarts > 0):
-        return run_ranks(["-m", "pipeline.cli", *arguments], num_ranks=needed, max_restarts=max_restarts)
+        command = [*python_module("pipeline.cli"), *arguments]
+        return run_ranks(command, num_ranks=needed, max_restarts=max_restarts)
     if ranks.world_size != needed:
         raise ConfigError([_wrong_number_of_ranks(config, ranks.world_size)])
     return run_here()
@@ -46,5 +48,6 @@ def _wrong_number_of_ranks(config: RunConfig, found: int) -> ConfigProblem:
         path="parallel",
         rule=f"tensor x pipeline x data ({needed}) must equal the number of ranks started",
         value=str(found),
-        cure=f"set parallel.data={found // model_parallel}" if fits else f"start {needed} ranks",
+        cure=(f"set parallel.data={found // model_parallel}" if fits else f"start {needed} ranks")
+        + ", or unset RANK and WORLD_SIZE if no launcher has started this command",
     )

@@ -1,6 +1,7 @@
 """Arguments, logging and error handling shared by several commands."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -10,11 +11,15 @@ from typing import Annotated
 
 import typer
 
-from pipeline.ranks.environment import Ranks
+from pipeline.ranks.environment import LauncherError, Ranks, threads_given
 from pipeline.shared.console import printable, say
 from pipeline.shared.errors import UserError
 
 NOTICES_LOGGER = "pipeline.config.aliases"
+# They are one process, also where a launcher has left its variables behind.
+_SINGLE_PROCESS_COMMANDS = (
+    *("checkpoint", "convert", "data", "demo", "jobs", "parity", "plan", "report", "submit", "tokenizer"),
+)
 
 Overrides = Annotated[
     list[str] | None,
@@ -60,21 +65,32 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        # Every rank has the same error; rank 0 reports it.
-        if Ranks.from_environment().rank == 0:
+        if _reports_errors():
             say(f"error: {error}", err=True)
         sys.exit(error.exit_code)
 
 
 def report_notices_once() -> None:
     """Let only the first rank report renamed settings: all ranks read the same configuration."""
-    try:
-        rank = Ranks.from_environment().rank
-    except ValueError:
-        # The command itself reports inconsistent variables of a launcher.
-        return
-    if rank != 0:
+    if not _reports_errors():
         logging.getLogger(NOTICES_LOGGER).setLevel(logging.ERROR)
+
+
+def ignore_leftover_variables() -> None:
+    """Forget what other tools have left in the environment and no command understands."""
+    if "OMP_NUM_THREADS" in os.environ and threads_given(os.environ) is None:
+        # A library would take all cores, or refuse to start.
+        del os.environ["OMP_NUM_THREADS"]
+
+
+def _reports_errors() -> bool:
+    """Return whether this process reports what all ranks find: it is the first, or not one of them."""
+    if sys.argv[1:2] and sys.argv[1] in _SINGLE_PROCESS_COMMANDS:
+        return True
+    try:
+        return Ranks.from_environment().rank == 0
+    except LauncherError:
+        return True
 
 
 def examples(*lines: str) -> str:

@@ -16,6 +16,7 @@ from pipeline.commands.text_source import (
     choose_source,
 )
 from pipeline.shared.console import say
+from pipeline.shared.folder_lock import output_lock
 
 app = typer.Typer(no_args_is_help=True, help="Train tokenizers.")
 
@@ -64,17 +65,18 @@ def train(
     from data_prep.tokenizers.tokenizer_training import TokenizerTraining, train_tokenizer
 
     set_up_logging()
-    trained = train_tokenizer(
-        TokenizerTraining(
-            source=choose_source(
-                source, suffixes=suffix, text_field=text_field, lines=lines, python_stdlib=python_stdlib
-            ),
-            output=output,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            sample_bytes=sample_bytes,
-            heldout_fraction=heldout_fraction,
+    with output_lock(output, "megaponder tokenizer train"):
+        trained = train_tokenizer(
+            TokenizerTraining(
+                source=choose_source(
+                    source, suffixes=suffix, text_field=text_field, lines=lines, python_stdlib=python_stdlib
+                ),
+                output=output,
+                vocab_size=vocab_size,
+                model_type=model_type,
+                sample_bytes=sample_bytes,
+                heldout_fraction=heldout_fraction,
+            )
         )
-    )
     state = "trained" if trained.was_trained else "up to date"
     say(f"{trained.path}: {state}, {trained.vocab_size} pieces from {trained.num_files} files")

@@ -5,9 +5,10 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.ranks import run_on_layout
-from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
+from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging, speaks
 from pipeline.config.load import load_config, render_config
 from pipeline.config.schema import RunConfig
+from pipeline.ranks.run_lock import run_lock
 from pipeline.shared.console import say
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.streams import keep_log_in
@@ -53,6 +54,8 @@ def train(
     Starts the ranks of the layout (tensor x pipeline x data) on this machine, unless a launcher such as
     torchrun has started them.
 
+    One command trains into a folder at a time: another one is refused.
+
     On Ctrl-C, SIGTERM and SIGUSR1 the run finishes its current step, saves a checkpoint and ends with exit
     code 75; the same command resumes from it.
     """
@@ -66,14 +69,15 @@ def train(
         _show_schedule(run)
         raise typer.Exit(ExitCode.DONE)
     keep_log_in(run.output_dir / LOG_NAME)
-    raise typer.Exit(
-        run_on_layout(
+    set_up_logging(speaks=speaks())
+    with run_lock(run.output_dir, run.checkpoint_directory, work="megaponder train"):
+        code = run_on_layout(
             run,
             ["train", "--config", str(config), *settings],
             run_here=lambda: _train(run),
             max_restarts=max_restarts,
         )
-    )
+    raise typer.Exit(code)
 
 
 def _train(run: RunConfig) -> int:

@@ -71,6 +71,11 @@ def render_yaml(values: Any) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=False)
 
 
+def quote_yaml(text: str) -> str:
+    """Return a text in quotes, on one line, that `parse_yaml` reads back equal."""
+    return yaml.dump(text, default_style='"', width=len(text) * 10 + 80, allow_unicode=False).rstrip("\n")
+
+
 def _merge(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a base with those of a file over them, group by group."""
     merged = dict(base)

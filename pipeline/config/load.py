@@ -13,6 +13,8 @@ from pipeline.config.messages import problems_of
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.rules import broken_rules_of_part
 from pipeline.config.schema import RunConfig
+from pipeline.config.section import SHOW_SECRETS
+from pipeline.shared.files import write_private
 
 Recorded = dict[type[BaseModel], dict[str, Any]]
 
@@ -64,13 +66,19 @@ def setting_paths() -> list[str]:
 
 
 def render_config(config: RunConfig) -> str:
-    """Return a resolved configuration as YAML; `load_config` reads it back equal."""
+    """Return a resolved configuration as YAML; `load_config` reads it back equal, but for masked secrets."""
     return render_yaml(config.model_dump(mode="json"))
 
 
 def dump_config(config: RunConfig, path: Path) -> None:
-    """Write a resolved configuration to a YAML file."""
+    """Write a resolved configuration to a YAML file, with its secrets masked."""
     path.write_text(render_config(config), encoding="ascii")
+
+
+def dump_private_config(config: RunConfig, path: Path) -> None:
+    """Write a resolved configuration with its secrets to a YAML file that only this user can read."""
+    values = config.model_dump(mode="json", context={SHOW_SECRETS: True})
+    write_private(path, render_yaml(values))
 
 
 def _all_problems(error: ValidationError, recorded: Recorded) -> list[ConfigProblem]:

@@ -8,6 +8,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.config.aliases import find_successor
 from pipeline.config.errors import ConfigProblem, as_written
+from pipeline.shared.secrets import mask_variable
 
 _RULES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "missing": lambda _: "must be given",
@@ -62,7 +63,11 @@ def _problem_of(error: ErrorDetails, known_paths: Sequence[str]) -> ConfigProble
     rule = describe(context) if describe else f"is not valid ({error['msg']})"
     if error["type"] == "missing":
         return ConfigProblem(path=path, rule=rule, value="missing", cure="add it")
-    return ConfigProblem(path=path, rule=rule, value=as_written(error["input"]), cure=_cure(error, context))
+    value = as_written(error["input"])
+    if path.startswith("submit.environment."):
+        # What is wrong with a password is not shown either.
+        value = mask_variable(path.rpartition(".")[2], value)
+    return ConfigProblem(path=path, rule=rule, value=value, cure=_cure(error, context))
 
 
 def unknown_setting(path: str, known_paths: Sequence[str]) -> ConfigProblem:

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from pipeline.config.aliases import find_alias, given_under_both_names, notify_renamed, present_name
-from pipeline.config.config_file import parse_yaml
+from pipeline.config.config_file import parse_yaml, quote_yaml
 from pipeline.config.errors import ConfigProblem
 from pipeline.config.messages import unknown_setting
 
@@ -31,6 +31,15 @@ def apply_overrides(
         if problem is not None:
             problems.append(problem)
     return problems
+
+
+def render_override(name: str, text: str) -> str:
+    """Return an override that sets a setting to a text, whatever the text holds."""
+    try:
+        is_read_back = parse_yaml(text) == text
+    except yaml.YAMLError:
+        is_read_back = False
+    return f"{name}={text}" if is_read_back else f"{name}={quote_yaml(text)}"
 
 
 def _names_given_twice(overrides: Sequence[str]) -> list[ConfigProblem]:

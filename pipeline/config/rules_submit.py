@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel
+
 from pipeline.config.errors import ConfigProblem
-from pipeline.config.submit_section import wall_seconds
+from pipeline.config.submit_section import (
+    VARIABLE_NAME,
+    has_control_characters,
+    is_reserved_variable,
+    wall_seconds,
+)
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
@@ -66,4 +75,42 @@ def _lead(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
-SUBMIT_RULES = (_ranks_on_nodes, _local, _chain, _lead)
+def _variables(config: RunConfig) -> Iterator[ConfigProblem]:
+    for name in config.submit.environment:
+        is_name = VARIABLE_NAME.fullmatch(name) is not None
+        if is_name and not is_reserved_variable(name):
+            continue
+        yield ConfigProblem(
+            path="submit.environment",
+            rule="must have names of letters, digits and _, which do not belong to the job itself",
+            value=repr(name),
+            cure="set such a variable in a line of submit.setup"
+            if is_name
+            else "give the value after the name",
+        )
+
+
+def _paths(config: RunConfig) -> Iterator[ConfigProblem]:
+    for name, path in _paths_in(config, ""):
+        if has_control_characters(str(path)):
+            yield ConfigProblem(
+                path=name,
+                rule="must have no control characters, such as the end of a line",
+                value=repr(str(path)),
+                cure="give it another name",
+            )
+
+
+def _paths_in(value: object, name: str) -> Iterator[tuple[str, Path]]:
+    """Yield all paths among settings, with their dotted names."""
+    if isinstance(value, Path):
+        yield name, value
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _paths_in(item, f"{name}.{index}")
+    elif isinstance(value, BaseModel | SimpleNamespace):
+        for key, item in vars(value).items():
+            yield from _paths_in(item, f"{name}.{key}".lstrip("."))
+
+
+SUBMIT_RULES = (_ranks_on_nodes, _local, _chain, _lead, _variables, _paths)

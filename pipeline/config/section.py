@@ -2,17 +2,35 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
+Share = Annotated[float, Field(strict=True, gt=0, le=1)]
 BelowOne = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Switch = Annotated[bool, Field(strict=True)]
+# Of a cluster: SLURM reads quotes, a backslash and # as part of its own grammar.
+QueueName = Annotated[str, Field(min_length=1, pattern=r"^[^\s\p{Cc}\"'\\#$`;&|<>()]+$")]
+# In the context of a serialization: secrets are not masked.
+SHOW_SECRETS = "show_secrets"
 # Two numbers that belong together: the ends of a range, or an iteration and the value from there on.
 Pair = tuple[CountOrZero, CountOrZero]
+
+
+def shows_secrets(info: SerializationInfo) -> bool:
+    """Return whether settings are written with their secrets, for the job that needs them."""
+    return isinstance(info.context, dict) and bool(info.context.get(SHOW_SECRETS))
 
 
 class Section(BaseModel):

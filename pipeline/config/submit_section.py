@@ -1,14 +1,36 @@
 """Settings of a submission: on which machines a run goes, and what happens when they are taken away."""
 
+import re
+import unicodedata
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializationInfo, field_serializer
 
-from pipeline.config.section import Count, CountOrZero, Section, Switch
+from pipeline.config.section import Count, CountOrZero, QueueName, Section, Switch, shows_secrets
+from pipeline.shared.secrets import mask_text, mask_variable
 
 Target = Literal["local", "slurm", "ray"]
-_Word = Annotated[str, Field(min_length=1, pattern=r"^\S+$")]
-_Line = Annotated[str, Field(min_length=1, pattern=r"^[^\n]+$")]
+_Word = Annotated[str, Field(min_length=1, pattern=r"^[^\s\p{Cc}]+$")]
+_Line = Annotated[str, Field(min_length=1, pattern=r"^[^\p{Cc}]+$")]
+_ShellLine = Annotated[str, Field(min_length=1, pattern=r"^[^\p{Cc}]*(\t[^\p{Cc}]*)*$")]
+_Value = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# What tells a rank who it is, what bash does not let anybody set, and what the script of a job uses itself.
+_RESERVED_VARIABLES = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("UID", "EUID", "PPID", "BASHOPTS", "BASH_VERSINFO", "SHELLOPTS", "IFS", "_"),
+    *("attempt", "codes", "is_preempted", "job_folder", "link", "logs", "overrides", "run_rank", "starts"),
+)
+
+
+def is_reserved_variable(name: str) -> bool:
+    """Return whether a variable of a job belongs to the job itself."""
+    return name in _RESERVED_VARIABLES
+
+
+def has_control_characters(text: str) -> bool:
+    """Return whether a text has characters that end a line, or that a terminal or a shell acts upon."""
+    return any(unicodedata.category(letter) == "Cc" for letter in text)
 
 
 class ContainerSection(Section):
@@ -40,19 +62,24 @@ class SubmitSection(Section):
     wall_time: Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]{1,2}:[0-9]{2}:[0-9]{2}$")] | None = Field(
         None, description="[DAYS-]HH:MM:SS after which the cluster ends the job; default: the cluster's"
     )
-    partition: _Word | None = None
-    account: _Word | None = None
-    qos: _Word | None = None
+    partition: QueueName | None = None
+    account: QueueName | None = None
+    qos: QueueName | None = None
     constraint: _Word | None = None
     options: tuple[_Line, ...] = Field((), description="further #SBATCH options, such as --exclude=node7")
     container: ContainerSection | None = None
     python: _Word | None = Field(
         None, description="the interpreter on the nodes; default: this one, or `python` in a container"
     )
-    setup: tuple[_Line, ...] = Field(
+    setup: tuple[_ShellLine, ...] = Field(
         (), description="shell lines before the ranks start, such as `module load cuda`"
     )
-    environment: dict[str, str] = Field(default_factory=dict, description="variables of every rank")
+    environment: dict[str, _Value] = Field(default_factory=dict, description="variables of every rank")
+    secrets: tuple[_Word, ...] = Field(
+        (),
+        description="names of variables in `environment` that are masked wherever the configuration is "
+        "stored or shown; those that are called TOKEN, KEY, SECRET, PASSWORD or the like are masked anyway",
+    )
     max_requeues: CountOrZero = Field(
         10,
         description="how often the job restarts after a preemption, a hang or a lost node; with `local` "
@@ -76,12 +103,31 @@ class SubmitSection(Section):
         description="of the cluster's Jobs API, such as http://head:8265; default: RAY_API_SERVER_ADDRESS",
     )
     heartbeat_seconds: Count = Field(30, description="between two heartbeats of a job on Ray")
+    unreachable_timeout_seconds: CountOrZero = Field(
+        3600,
+        description="how long `submit --wait`, `jobs logs -f` and jobs that wait for others go on while the "
+        "cluster does not respond",
+    )
     check_memory: Switch = Field(
         True, description="refuse to submit a run that, according to `megaponder plan`, does not fit the GPUs"
     )
     gpu: _Word = Field(
         "h100-80g", description="the device whose memory is checked, by its name in `megaponder plan`"
     )
+
+    @field_serializer("environment", when_used="json")
+    def _mask_environment(self, values: dict[str, str], info: SerializationInfo) -> dict[str, str]:
+        if shows_secrets(info):
+            return values
+        return {name: mask_variable(name, value, self.secrets) for name, value in values.items()}
+
+    @field_serializer("setup", "options", when_used="json")
+    def _mask_lines(self, values: tuple[str, ...], info: SerializationInfo) -> list[str]:
+        return [value if shows_secrets(info) else mask_text(value, self.secrets) for value in values]
+
+    @field_serializer("ray_address", when_used="json")
+    def _mask_address(self, value: str | None, info: SerializationInfo) -> str | None:
+        return value if value is None or shows_secrets(info) else mask_text(value)
 
 
 def wall_seconds(wall_time: str) -> int:

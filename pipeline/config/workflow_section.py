@@ -3,9 +3,20 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializationInfo, field_serializer
 
-from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
+from pipeline.config.section import (
+    BelowOne,
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    QueueName,
+    Section,
+    Switch,
+    shows_secrets,
+)
+from pipeline.shared.secrets import mask_text
 
 # In the folder of a run: a file for each step, with what it ran on and when; see `cluster.workflow.marker`.
 MARKER_FOLDER = "workflow"
@@ -26,8 +37,8 @@ class StepResources(Section):
     cpus_per_rank: Count | None = None
     memory_per_node: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMGT]$")] | None = None
     wall_time: Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]{1,2}:[0-9]{2}:[0-9]{2}$")] | None = None
-    partition: _Word | None = None
-    qos: _Word | None = None
+    partition: QueueName | None = None
+    qos: QueueName | None = None
 
 
 class _Step(Section):
@@ -47,6 +58,10 @@ class _TextStep(_Step):
     lines: Switch = False
     suffixes: tuple[_Word, ...] = ()
     heldout_fraction: BelowOne = 0.05
+
+    @field_serializer("inputs", when_used="json")
+    def _mask_addresses(self, values: tuple[str, ...], info: SerializationInfo) -> list[str]:
+        return [value if shows_secrets(info) else mask_text(value) for value in values]
 
 
 class TokenizerStep(_TextStep):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.manifest import MANIFEST_NAME, ShardEntry, load_manifest
+from data_prep.regular_files import check_inside
 from data_prep.storage.shard_format import MemberPlace, locate_members
 from pipeline.data.index_cache import Arrays, cached_arrays
 from pipeline.shared.errors import DataError
@@ -57,6 +58,8 @@ def load_or_build_index(
     Raises:
         DataError: a shard is damaged, or another process takes too long to build the index.
     """
+    # The index is written: not where somebody else's folder leads.
+    check_inside(folder, INDEX_FOLDER)
     place = index_place(folder, shards)
     arrays = cached_arrays(place, _DTYPES, lambda: _arrays(build_index(folder, shards, on_shard=on_shard)))
     return SplitIndex(shard=arrays["shard"], offset_bytes=arrays["offset_bytes"], start=arrays["start"])

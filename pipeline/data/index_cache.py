@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.leftovers import being_written, remove_abandoned
 from pipeline.shared.bounded import wait_until
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import file_sha256, folder_written_atomically, write_synced
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 Arrays = dict[str, NDArray[Any]]
 
 CHECKSUMS = "sha256"
+# Larger arrays are mapped, so that all processes of a machine share them.
+MOST_BYTES_IN_MEMORY = 8 << 20
 # How long to wait for another process that computes the same arrays.
 WAIT_SECONDS = 1800.0
 
@@ -72,6 +75,7 @@ def _lock(place: Path, wait_seconds: float) -> Iterator[None]:
     try:
         if descriptor is not None:
             _acquire(place, descriptor, wait_seconds)
+            remove_abandoned(place)
         yield
     finally:
         if descriptor is not None:
@@ -99,7 +103,7 @@ def _acquire(place: Path, descriptor: int, wait_seconds: float) -> None:
 def _store(place: Path, arrays: Arrays) -> bool:
     """Replace the folder by these arrays; return False if it cannot be written."""
     try:
-        with folder_written_atomically(place) as folder:
+        with folder_written_atomically(place) as folder, being_written(folder):
             contents = {f"{name}.npy": _npy(array) for name, array in arrays.items()}
             sums = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items()]
             for name, content in {**contents, CHECKSUMS: "".join(sums).encode()}.items():
@@ -129,7 +133,10 @@ def _load(place: Path, dtypes: Mapping[str, np.dtype[Any]]) -> Arrays | None:
         for name, dtype in dtypes.items():
             path = place / f"{name}.npy"
             digest = file_sha256(path)
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            # A mapped file that is truncated later would end the process with a bus error.
+            is_mapped = path.stat().st_size > MOST_BYTES_IN_MEMORY
+            array = np.load(path, mmap_mode="r" if is_mapped else None, allow_pickle=False)
+            array.flags.writeable = False
             if f"{digest}  {name}.npy\n" not in sums or (array.dtype, array.ndim) != (dtype, 1):
                 raise ValueError(f"{name}.npy is not what was stored")
             # A view of the base class, whose slices cost less; it keeps the map open.

@@ -1,13 +1,12 @@
 """The tokens of a Megatron `.bin` and `.idx` pair, documents in the order of the index."""
 
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from megatron.core.datasets.indexed_dataset import _IndexReader
 
-from pipeline.data.stream import ArrayStream
+from pipeline.data.file_stream import FileStream
 from pipeline.shared.errors import DataError
 
 # Documents whose last token is checked when a pair is opened, spread over all of them.
@@ -39,8 +38,8 @@ def find_pair(path: Path, split: str, *, stands_for_split: bool) -> Path:
     )
 
 
-def open_pair(prefix: Path, *, eod_id: int) -> ArrayStream:
-    """Map the tokens of a pair.
+def open_pair(prefix: Path, *, eod_id: int) -> FileStream:
+    """Open the tokens of a pair.
 
     Args:
         prefix: path without `.bin` and `.idx`.
@@ -51,18 +50,26 @@ def open_pair(prefix: Path, *, eod_id: int) -> ArrayStream:
     try:
         # The reader inside Megatron's IndexedDataset, because its errors are clearer.
         index: Any = _IndexReader(f"{prefix}.idx", multimodal=False)
-    except (AssertionError, OSError, KeyError, ValueError, struct.error) as error:
-        raise DataError(
-            f"{prefix}.bin and .idx must be a pair that Megatron reads, but are not: {error}; "
-            "write them again with `megaponder data prepare --format megatron` or Megatron's own tool"
-        ) from error
+    except Exception as error:  # of any kind: a damaged index may have any values
+        raise _no_pair(prefix, error) from error
     dtype = np.dtype(index.dtype)
     if dtype.kind not in "iu":
         raise DataError(f"{prefix}.bin must hold integers, but holds {dtype}; tokenize the text again")
     _check_contiguous(prefix, index, dtype.itemsize)
-    stream = ArrayStream(np.memmap(f"{prefix}.bin", dtype=dtype, mode="r"))
-    _check_document_ends(prefix, index, stream, eod_id)
+    stream = FileStream(Path(f"{prefix}.bin"), dtype)
+    try:
+        _check_document_ends(prefix, index, stream, eod_id)
+    except (IndexError, AssertionError) as error:
+        raise _no_pair(prefix, error) from error
     return stream
+
+
+def _no_pair(prefix: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{prefix}.bin and .idx must be a pair that Megatron reads, but are not: "
+        f"{error or type(error).__name__}; write them again with `megaponder data prepare --format megatron` "
+        "or Megatron's own tool"
+    )
 
 
 def _is_pair(prefix: Path) -> bool:
@@ -84,7 +91,7 @@ def _check_contiguous(prefix: Path, index: Any, token_bytes: int) -> None:
         )
 
 
-def _check_document_ends(prefix: Path, index: Any, stream: ArrayStream, eod_id: int) -> None:
+def _check_document_ends(prefix: Path, index: Any, stream: FileStream, eod_id: int) -> None:
     num_documents = len(index.document_indices) - 1
     documents = np.unique(np.linspace(0, num_documents - 1, _NUM_CHECKED_DOCUMENTS).astype(np.int64))
     # The end of a document is where its last sequence ends.

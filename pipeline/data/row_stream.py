@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from data_prep.manifest import TokenType
 from data_prep.storage.shard_format import token_dtype
-from pipeline.data.stream import ArrayStream, JoinedStream
+from pipeline.data.file_stream import FileStream
+from pipeline.data.stream import JoinedStream
 from pipeline.shared.errors import DataError
 
 
@@ -38,7 +37,7 @@ def find_parts(path: Path, split: str, *, stands_for_split: bool) -> tuple[Path,
 
 
 def open_parts(parts: tuple[Path, ...], *, token_type: TokenType, row_tokens: int) -> JoinedStream:
-    """Map the parts; a row may begin in one and end in the next.
+    """Open the parts; a row may begin in one and end in the next.
 
     Args:
         parts: files, in order.
@@ -54,7 +53,7 @@ def open_parts(parts: tuple[Path, ...], *, token_type: TokenType, row_tokens: in
                 f"{part} must hold tokens of {dtype.itemsize} bytes, but has {part.stat().st_size} bytes; "
                 "check data.token_type, or copy the file again"
             )
-    stream = JoinedStream([ArrayStream(np.memmap(part, dtype=dtype, mode="r")) for part in parts])
+    stream = JoinedStream([FileStream(part, dtype) for part in parts])
     if len(stream) % row_tokens:
         raise DataError(
             f"{parts[0].parent} must hold rows of training.seq_length + 1 = {row_tokens} tokens, but its "

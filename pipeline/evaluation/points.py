@@ -112,7 +112,8 @@ def counted_steps(limits: StepLimits, module: PonderModel, found: Evaluation) ->
 
     A soft mask weighs all steps: its loss is that of taking them all, whatever pruning would leave out.
     """
-    is_soft = limits.threshold is None and module.ponder.column is Column.LOG_WEIGHT
+    is_weighted = limits.threshold is None and module.ponder.column is Column.LOG_WEIGHT
+    is_soft = is_weighted and not module.ponder.prunes_in_training
     return None if is_soft else found.sums.get("steps_count")
 
 

@@ -1,12 +1,13 @@
 """The process group of a job."""
 
 import logging
+import os
+import socket
 from datetime import timedelta
 
 import torch.distributed
-from torch.distributed import DistError
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # both are public
 from torch.distributed.distributed_c10d import Store
-from torch.distributed.rendezvous import rendezvous
 
 from megatron_ext.device import process_group_backend, select_device
 from pipeline.ranks.environment import Ranks
@@ -14,6 +15,8 @@ from pipeline.ranks.environment import Ranks
 __all__ = ["RendezvousError", "start_process_group", "stop_process_group"]
 
 logger = logging.getLogger(__name__)
+
+_LOOPBACK = "lo"
 
 
 class RendezvousError(RuntimeError):
@@ -30,6 +33,8 @@ def start_process_group(ranks: Ranks, *, timeout_seconds: int) -> None:
         RendezvousError: some ranks did not connect in time, or rank 0 cannot be reached.
     """
     select_device(ranks.local_rank)
+    if ranks.is_on_one_machine:
+        _use_loopback()
     store = _meet(ranks, ranks.start_timeout_seconds or timeout_seconds)
     store.set_timeout(timedelta(seconds=timeout_seconds))
     torch.distributed.init_process_group(
@@ -43,20 +48,43 @@ def start_process_group(ranks: Ranks, *, timeout_seconds: int) -> None:
 
 def _meet(ranks: Ranks, limit_seconds: int) -> Store:
     """Wait for the other ranks at the address of rank 0."""
-    address = f"{ranks.master_address}:{ranks.master_port}"
-    meeting = rendezvous(
-        f"tcp://{address}", ranks.rank, ranks.world_size, timeout=timedelta(seconds=limit_seconds)
-    )
-    store: Store
     try:
-        store, _, _ = next(meeting)
-    except DistError as error:
+        return _store(ranks, timedelta(seconds=limit_seconds))
+    except (DistError, OSError) as error:
         raise RendezvousError(
-            f"all {ranks.world_size} ranks must meet at {address} within {limit_seconds} s, but for rank "
-            f"{ranks.rank} they did not ({str(error).splitlines()[0]}); look into the logs of the other "
-            "ranks: one did not start, has ended, or cannot reach that address"
+            f"all {ranks.world_size} ranks must meet at {ranks.master_address}:{ranks.master_port} within "
+            f"{limit_seconds} s, but for rank {ranks.rank} they did not ({str(error).splitlines()[0]}); look "
+            "into the logs of the other ranks: one did not start, has ended, or cannot reach that address"
         ) from error
-    return store
+
+
+def _store(ranks: Ranks, limit: timedelta) -> Store:
+    is_host = ranks.rank == 0 and ranks.hosts_store
+    # A server of torch's own listens on every interface of the machine.
+    listening = _listen(ranks) if is_host and ranks.is_on_one_machine else None
+    return TCPStore(
+        ranks.master_address,
+        ranks.master_port,
+        world_size=ranks.world_size,
+        is_master=is_host,
+        timeout=limit,
+        # It closes the socket.
+        master_listen_fd=None if listening is None else listening.detach(),
+    )
+
+
+def _listen(ranks: Ranks) -> socket.socket:
+    """Return a socket at the address of the first rank, which other machines cannot reach."""
+    family = socket.AF_INET6 if ":" in ranks.master_address else socket.AF_INET
+    return socket.create_server(
+        (ranks.master_address, ranks.master_port), family=family, backlog=max(ranks.world_size, 128)
+    )
+
+
+def _use_loopback() -> None:
+    """Let gloo connect the ranks of one machine by loopback, whatever the machine's name resolves to."""
+    if _LOOPBACK in [name for _, name in socket.if_nameindex()]:
+        os.environ["GLOO_SOCKET_IFNAME"] = _LOOPBACK
 
 
 def stop_process_group() -> None:

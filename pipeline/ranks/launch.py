@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from pipeline.ranks.environment import threads_given
 from pipeline.ranks.process import RankProcesses, first_failed, rank_variables
 from pipeline.ranks.signals import STOP_SIGNALS
+from pipeline.shared.cpus import usable_cpus
 from pipeline.shared.exit_codes import AGREED_CODES, FINAL_CODES, ExitCode
 from pipeline.shared.ports import free_port
 
@@ -42,7 +44,7 @@ def run_ranks(
     Must be called from the main thread, because it handles signals.
 
     Args:
-        arguments: what follows the interpreter, e.g. ``["-m", "pipeline.cli", "train", ...]``.
+        arguments: what follows the interpreter, e.g. ``["-P", "-m", "pipeline.cli", "train", ...]``.
         num_ranks: how many ranks to start.
         stop_timeout_seconds: how long ranks may take to save and leave after SIGINT, SIGTERM or SIGUSR1.
         failure_timeout_seconds: how long the others may take to leave after a rank has failed.
@@ -161,10 +163,9 @@ class _Launcher:
 
 
 def _variables(rank: int, num_ranks: int, port: int) -> dict[str, str]:
-    # Ranks share the cores; torch would give all of them to each.
-    threads = max((os.cpu_count() or 1) // num_ranks, 1)
     return {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        # Ranks share the cores; torch would give all of them to each.
+        "OMP_NUM_THREADS": threads_given(os.environ) or str(max(usable_cpus() // num_ranks, 1)),
         **rank_variables(
             rank=rank,
             local_rank=rank,

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.shared.exit_codes import AGREED_CODES, ExitCode
+from pipeline.shared.python_start import python_variables
 
 __all__ = ["RankProcesses", "die_with_parent", "first_failed", "rank_variables"]
 
 _PR_SET_PDEATHSIG = 1
+# With them torch takes the store of the job for one that torchrun has started.
+_OF_ANOTHER_LAUNCHER = "TORCHELASTIC_"
 
 
 class RankProcesses:
@@ -61,7 +64,7 @@ class RankProcesses:
             self._processes.append(
                 subprocess.Popen(
                     command,
-                    env={**os.environ, **variables},
+                    env=_environment(variables),
                     cwd=working_directory,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -175,6 +178,15 @@ def first_failed(codes: Sequence[int | None]) -> int | None:
     return max(
         failed, key=lambda rank: ((codes[rank] or 0) > 128, codes[rank] not in AGREED_CODES), default=None
     )
+
+
+def _environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a rank, without what another launcher has left in that of this process."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(_OF_ANOTHER_LAUNCHER)
+    }
+    environment |= variables
+    return environment | python_variables(environment)
 
 
 def _code_of(process: subprocess.Popen[bytes]) -> int | None:

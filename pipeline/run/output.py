@@ -53,6 +53,7 @@ def open_sinks(
             num_latent_thoughts=config.ponder.num_latent_thoughts,
             sweeps_steps=config.evaluation.sweep_steps,
             max_jacobi_iterations=max_sweeps(config.ponder),
+            penalty=config.ponder.penalty,
             purge_step=start_iteration + 1 if start_iteration else None,
         )
         board.write_configuration(config.model_dump(mode="json"), render_config(config))

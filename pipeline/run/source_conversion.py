@@ -33,6 +33,7 @@ from pipeline.run.initial_weights import model_differences
 from pipeline.shared.bounded import wait_until
 from pipeline.shared.errors import ConversionError
 from pipeline.shared.files import publish
+from pipeline.shared.python_start import python_module, python_variables
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ def _refuse_other_source(source: Path, folder: Path) -> None:
 
 def _convert(config: RunConfig, partial: Path, log: Path, stop: StopFlag) -> None:
     source = _source_path(config)
-    command = [sys.executable, "-m", "pipeline.cli", "convert", "from-hf", str(source)]
+    command = [sys.executable, *python_module("pipeline.cli"), "convert", "from-hf", str(source)]
     command += ["--output", str(partial)]
     command += [part for key in config.init_from.ignore for part in ("--ignore", key)]
     command += [] if main_file(source) else ["--no-tokenizer"]
@@ -175,7 +176,7 @@ def _convert(config: RunConfig, partial: Path, log: Path, stop: StopFlag) -> Non
         process = subprocess.Popen(
             command,
             # The devices belong to the ranks.
-            env=variables | {"CUDA_VISIBLE_DEVICES": ""},
+            env=variables | python_variables(variables) | {"CUDA_VISIBLE_DEVICES": ""},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -27,6 +27,10 @@ class ClusterError(UserError):
     """A cluster refuses a job, or cannot be reached."""
 
 
+class UnreachableClusterError(ClusterError):
+    """A cluster does not respond now, but may do so again."""
+
+
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint is missing, damaged, of another model, or cannot be written."""
 

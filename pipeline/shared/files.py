@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import secrets
@@ -23,6 +24,20 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     temporary = temporary_path(path)
     try:
         write_synced(temporary, content.encode("utf-8") if isinstance(content, str) else content)
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a text atomically to a file that only this user can read, from its first byte on."""
+    temporary = temporary_path(path)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -66,6 +81,22 @@ def temporary_path(path: Path) -> Path:
     Process ids would not do: ranks on two machines may write into one shared folder.
     """
     return path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
+
+
+def remove_leftovers(folder: Path, *names: str) -> None:
+    """Remove what interrupted writes of files or folders have left; nobody may be writing them now.
+
+    Args:
+        folder: of the files.
+        names: final names; none: all.
+    """
+    for name in names or ("*",):
+        escaped = name if name == "*" else glob.escape(name)
+        for path in folder.glob(f".{escaped}.tmp-*"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def publish(temporary: Path, path: Path) -> None:

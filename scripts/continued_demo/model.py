@@ -33,6 +33,7 @@ def download(folder: Path) -> Path:
     file = folder / GGUF_FILE
     if file.is_file():
         return file
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, folder_written_atomically(folder) as complete:
         command = [
             *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),

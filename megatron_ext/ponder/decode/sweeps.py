@@ -92,7 +92,8 @@ def read_by_sweeps(
         prompts: whose tokens they are.
         num_thoughts: K.
         run: runs and stores rows; those of a prompt replace its rows of the pass before.
-        decide: slot 0 after the final norm, [1, N, H], to the slots that the tokens take.
+        decide: slot 0 after the final norm, [1, N, H], to the slots that the tokens take; called once after
+            every pass.
         next_thought: makes a slot from the slot before it.
     """
     state = _State(embeddings, num_thoughts)

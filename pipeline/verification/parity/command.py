@@ -18,6 +18,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.ranks.launch import run_ranks
 from pipeline.shared.console import table_console
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.python_start import python_module
 from pipeline.verification.parity.compare import FIRST_STEP, GROWTH_PER_STEP, Measured, StepParity, compare
 from pipeline.verification.parity.layout import ONE_PROCESS, OPTION, parse_layout, render_layout
 
@@ -105,7 +106,7 @@ def _train(config: RunConfig, num_steps: int, scratch: Path) -> tuple[int, list[
     file, output = scratch / f"{ranks}.yaml", scratch / f"{ranks}.json"
     dump_config(config, file)
     logger.info("%d steps on %s", num_steps, render_layout(config.parallel))
-    worker = ["-W", "ignore", "-m", "pipeline.verification.parity.worker", str(file)]
+    worker = ["-W", "ignore", *python_module("pipeline.verification.parity.worker"), str(file)]
     code = run_ranks([*worker, "--steps", str(num_steps), "--output", str(output)], num_ranks=ranks)
     steps = json.loads(output.read_text(encoding="utf-8")) if code == ExitCode.DONE else []
     return code, [Measured(**step) for step in steps]

@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.job_record import JobRecord, find_record, new_job_folder, records_below, save_record
+from cluster.job_record import (
+    JobRecord,
+    find_record,
+    new_job_folder,
+    records_below,
+    save_record,
+    scan_records,
+)
 from pipeline.config.submit_section import Target
 from pipeline.shared.errors import ClusterError
 
@@ -31,9 +38,9 @@ def submitted(
 def test_the_jobs_of_all_runs_are_listed_oldest_first(tmp_path: Path) -> None:
     second = submitted(tmp_path, "a", "2", minute=2)
     first = submitted(tmp_path, "b", "1", minute=1)
-    assert records_below(tmp_path) == [first, second]
-    assert records_below(tmp_path / "a") == [second]
-    assert records_below(tmp_path / "absent") == []
+    assert records_below(tmp_path) == (first, second)
+    assert records_below(tmp_path / "a") == (second,)
+    assert records_below(tmp_path / "absent") == ()
 
 
 def test_a_job_is_found_by_id_handle_run_and_folder(tmp_path: Path) -> None:
@@ -64,12 +71,28 @@ def test_an_unknown_job_is_an_error_with_the_searched_folder(tmp_path: Path) -> 
         find_record(tmp_path, "slurm:9")
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"target": "moon"}'])
-def test_a_record_that_cannot_be_read_is_reported(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["", "{}", '{"target": "moon"}', "[" * 5000, "\0"])
+def test_a_record_that_cannot_be_read_hides_no_other(tmp_path: Path, content: str) -> None:
     path = submitted(tmp_path, "a", "1").job_folder / "job.json"
     path.write_text(content)
+    other = submitted(tmp_path, "a", "2")
+    found = scan_records(tmp_path)
+    assert found.records == (other,)
+    (line,) = found.unreadable
+    assert str(path) in line
+    assert find_record(tmp_path, "slurm:2") == other
     with pytest.raises(ClusterError, match=str(path)):
-        records_below(tmp_path)
+        find_record(tmp_path, "slurm:1")
+
+
+def test_runs_are_found_at_any_depth_and_behind_links(tmp_path: Path) -> None:
+    deep = submitted(tmp_path / "runs" / "group" / "jobs" / "more", "deep", "1")
+    submitted(tmp_path / "runs" / "run" / "checkpoints" / "iter_0000004", "copy", "2")
+    linked = submitted(tmp_path / "elsewhere", "linked", "3", minute=1)
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "runs" / "group" / "loop").symlink_to(tmp_path / "runs")
+    assert records_below(tmp_path / "runs") == (deep, linked)
+    assert find_record(tmp_path / "runs", "deep") == deep
 
 
 def test_folders_of_jobs_submitted_in_one_second_differ(tmp_path: Path) -> None:

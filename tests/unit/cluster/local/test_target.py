@@ -1,7 +1,11 @@
+import json
+import socket
+import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.job_record import JobState, find_record
@@ -113,23 +117,50 @@ def test_another_process_with_the_pid_of_the_supervisor_is_not_mistaken_for_it(j
     record = jobs.start(WAITS)
     jobs.wait_for_text(record, "start 0")
     known = load_supervisor(record.job_folder)
-    save_supervisor(record.job_folder, known.model_copy(update={"created": known.created - 1000.0}))
-    assert jobs.target.status(record).state == JobState.FAILED
-    jobs.target.cancel(record)
+    assert known.start_ticks is not None
+    for changes in ({"start_ticks": known.start_ticks - 1}, {"boot": "before"}):
+        save_supervisor(record.job_folder, known.model_copy(update=changes))
+        assert jobs.target.status(record).state == JobState.FAILED
+        jobs.target.cancel(record)
     save_supervisor(record.job_folder, known)
     assert jobs.target.status(record).state == JobState.RUNNING
+
+
+def test_a_clock_that_is_set_changes_nothing(jobs: LocalJobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = jobs.start(WAITS)
+    jobs.wait_for_text(record, "start 0")
+    # As psutil reads it from the kernel, it moves with the clock.
+    boot_time = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot_time + 2)
+    assert jobs.target.status(record).state == JobState.RUNNING
+    assert jobs.target.requeue(record) == record
+    jobs.wait_for_text(record, "start 1")
+    jobs.target.cancel(record)
+    jobs.wait_for(record, JobState.CANCELLED)
+    assert jobs.nothing_is_left()
+
+
+def test_the_process_of_a_job_of_an_earlier_version_is_known(tmp_path: Path) -> None:
+    process = psutil.Process()
+    content = {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time()}
+    (tmp_path / "process.json").write_text(json.dumps(content))
+    supervisor = load_supervisor(tmp_path)
+    assert supervisor.is_here
+    assert supervisor.process() == process
 
 
 def test_a_job_of_another_machine_is_left_alone(jobs: LocalJobs) -> None:
     record = jobs.start("")
     jobs.wait_for(record, JobState.DONE)
     (record.job_folder / "end.json").unlink()
-    save_supervisor(record.job_folder, Supervisor(host="elsewhere", pid=1, created=0.0))
-    status = jobs.target.status(record)
-    assert status.state == JobState.UNKNOWN
-    assert "elsewhere" in status.reason
-    with pytest.raises(ClusterError, match="elsewhere"):
-        jobs.target.cancel(record)
+    elsewhere = load_supervisor(record.job_folder).model_copy(update={"host": "elsewhere", "boot": "other"})
+    for supervisor in (elsewhere, Supervisor(host="elsewhere", pid=1, created=0.0)):
+        save_supervisor(record.job_folder, supervisor)
+        status = jobs.target.status(record)
+        assert status.state == JobState.UNKNOWN
+        assert "elsewhere" in status.reason
+        with pytest.raises(ClusterError, match="elsewhere"):
+            jobs.target.cancel(record)
 
 
 def test_a_job_waits_for_the_one_before_it(jobs: LocalJobs) -> None:
@@ -187,6 +218,36 @@ def test_what_is_rendered_is_what_runs(jobs: LocalJobs) -> None:
     jobs.wait_for(record, JobState.DONE)
     assert f"two words and more {jobs.runs}" in jobs.target.logs(record)[0].read_text()
     assert (spec.job_folder / "job.sh").read_text() == jobs.target.render(spec)
+
+
+def test_whatever_a_folder_is_called_a_job_runs_in_it_and_its_script_is_private(jobs: LocalJobs) -> None:
+    hostile = jobs.runs / 'it\'s "my" $(touch pwned) `touch pwned`; # work'
+    hostile.mkdir()
+    body = "print(os.environ['HF_TOKEN'], os.getcwd()); sys.exit(75 if starts == 0 else 0)"
+    value = "hun'ter2 $HOME\n`touch pwned`"
+    inside = replace(jobs, runs=hostile)
+    spec = replace(inside.spec(body), environment=(("HF_TOKEN", value),), working_directory=hostile)
+    (record,) = jobs.target.submit(spec)
+    jobs.wait_for(record, JobState.DONE)
+    # Also after a restart.
+    assert f"{value} {hostile}" in jobs.target.logs(record)[0].read_text()
+    assert not list(jobs.runs.rglob("pwned"))
+    assert stat.S_IMODE((spec.job_folder / "job.sh").stat().st_mode) == 0o600
+    assert "ter2" not in jobs.target.render(spec.masked())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"environment": (("A=1; touch pwned; B", "x"),)},
+        {"environment": (("RANK", "3"),)},
+        {"working_directory": Path("/a\nb")},
+        {"setup": ("true\rtouch pwned",)},
+    ],
+)
+def test_what_a_script_cannot_hold_is_refused(jobs: LocalJobs, changes: dict[str, object]) -> None:
+    with pytest.raises(ClusterError):
+        LocalTarget().submit(replace(jobs.spec(""), **changes))  # type: ignore[arg-type]  # fields of the class
 
 
 def test_a_job_that_needs_a_cluster_is_refused(jobs: LocalJobs) -> None:

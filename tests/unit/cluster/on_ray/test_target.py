@@ -69,6 +69,27 @@ def test_a_sweep_becomes_a_job_for_each_run() -> None:
         assert f'"seed={seed}"' in rendered
 
 
+def test_secrets_reach_the_ranks_but_not_the_dashboard(tmp_path: Path) -> None:
+    environment = (("HF_TOKEN", "hunter2"), ("MINE", "hunter2"), ("NCCL_DEBUG", "WARN"))
+    job = replace(JOB, environment=environment, secrets=("MINE",))
+    shown = submission_of(job)["runtime_env"]["env_vars"]
+    assert "hunter2" not in str(shown)
+    assert shown["NCCL_DEBUG"] == "WARN"
+    # What it requests of Ray itself cannot read the file.
+    assert submission_of(replace(job, kind="driver"))["runtime_env"]["env_vars"]["MINE"] == "hunter2"
+    (tmp_path / JOB_FILE_NAME).write_text(render_job(job))
+    assert load_job(tmp_path / JOB_FILE_NAME).environment == environment
+    assert "hunter2" not in RayTarget(NOBODY).render(job.masked())
+
+
+def test_what_a_job_cannot_hold_is_refused() -> None:
+    for job in (replace(JOB, environment=(("A=1; B", "x"),)), replace(JOB, run_folder=Path("/a\nb"))):
+        with pytest.raises(ClusterError):
+            RayTarget(NOBODY).render(job)
+        with pytest.raises(ClusterError):
+            RayTarget(NOBODY).submit(job)
+
+
 def test_a_container_is_refused() -> None:
     with pytest.raises(ClusterError, match=r"submit\.container"):
         RayTarget(NOBODY).submit(replace(JOB, container=Container(image="a.sif", runtime="apptainer")))

@@ -3,7 +3,10 @@
 After a change that is meant, `python -m tests.unit.cluster.slurm.test_render` rewrites them.
 """
 
+import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from cluster.job_files import JobEnd, load_end
 from cluster.job_spec import Container, JobSpec, Queue, RequeuePolicy, Resources, SweepMember
 from cluster.slurm.render import render_script
 from cluster.slurm.target import SlurmTarget
+from pipeline.shared.errors import ClusterError
 
 SCRIPTS = Path(__file__).parent / "scripts"
 RUN = Path("/shared/runs/tiny")
@@ -120,6 +124,92 @@ def test_a_rendered_job_begins_with_the_commands() -> None:
         f"# sbatch --parsable '--dependency=afterany:<job before>' {FOLDER}/job.sbatch 3",
         "#!/bin/bash",
     ]
+
+
+HOSTILE = Path('/shared/it\'s "my" $(touch pwned) `touch pwned`; # work')
+
+
+def test_whatever_a_folder_is_called_the_script_runs_in_it(tmp_path: Path) -> None:
+    home = tmp_path / HOSTILE.name
+    run, work = home / "run", home / "work"
+    value = "a 'b' \"c\" $HOME $(touch pwned)\nline #2"
+    member = SweepMember(name="x", run_folder=run, overrides=(f"output_dir={run}", "name=$(touch pwned)"))
+    spec = job(
+        run_folder=run,
+        job_folder=run / "jobs" / "j",
+        working_directory=work,
+        command=(sys.executable, "-c", SHOW, str(tmp_path / "shown")),
+        environment=(("GREETING", value),),
+        setup=('test "$GREETING" && export GREETING',),
+        sweep=(member,),
+    )
+    (run / "jobs" / "j" / "logs").mkdir(parents=True)
+    finished = run_as_slurm(spec, tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    shown = json.loads((tmp_path / "shown").read_text())
+    assert shown == {"words": list(member.overrides), "value": value, "rank": "0"}
+    assert load_end(run / "jobs" / "j") == JobEnd(exit_code=0, reason="complete")
+    assert not list(tmp_path.rglob("pwned"))
+
+
+# What every rank runs.
+SHOW = """
+import json, os, pathlib, sys
+shown = {"words": sys.argv[2:], "value": os.environ["GREETING"], "rank": os.environ["RANK"]}
+assert not [name for name in os.environ if name.startswith("TORCHELASTIC_")]
+pathlib.Path(sys.argv[1]).write_text(json.dumps(shown))
+"""
+# Runs one rank; the options before `bash` are SLURM's.
+SRUN = """#!/bin/bash
+while [ "$1" != bash ]; do shift; done
+SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_LOCALID=0 exec "$@"
+"""
+
+
+def run_as_slurm(spec: JobSpec, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script as SLURM does, with a stand-in for srun."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "srun").write_text(SRUN)
+    (folder / "bin" / "srun").chmod(0o755)
+    variables = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_NODELIST": "here"}
+    leftovers = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "old"}
+    return subprocess.run(
+        ["bash"],
+        input=render_script(spec),
+        env=os.environ | variables | leftovers | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"},
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+
+
+def test_folders_are_quoted_as_slurm_reads_them() -> None:
+    script = render_script(job(working_directory=HOSTILE, job_folder=HOSTILE / "j"))
+    escaped = str(HOSTILE).replace('"', '\\"')
+    assert f'#SBATCH --chdir="{escaped}"\n' in script
+    assert f'#SBATCH --output="{escaped}/j/job.log"\n' in script
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"job_folder": Path("/shared/a\\b/jobs/j")},
+        {"run_folder": Path("/shared/a\nb")},
+        {"working_directory": Path("/shared/a\rb")},
+        {"environment": (("A=1; touch pwned; B", "x"),)},
+        {"environment": (("job_folder", "/elsewhere"),)},
+        {"environment": (("A", "\0"),)},
+        {"queue": Queue(partition="a\n#SBATCH --account=other")},
+        {"queue": Queue(options=("--exclusive\ntouch pwned",))},
+        {"setup": ("true\ntouch pwned",)},
+        {"dependencies": ("1 --wrap=x",)},
+        {"container": Container(image="i", runtime="pyxis"), "run_folder": Path("/shared/a:b,c")},
+    ],
+)
+def test_what_a_script_cannot_hold_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ClusterError):
+        render_script(job(**changes))
 
 
 def test_a_percent_sign_in_a_folder_is_not_a_pattern() -> None:

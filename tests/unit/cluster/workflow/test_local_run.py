@@ -36,8 +36,8 @@ class RecordedCommands:
     calls: list[str] = field(default_factory=list)
 
     def __call__(self, arguments: Sequence[str], num_ranks: int) -> int:
-        assert list(arguments[:2]) == ["-m", "pipeline.cli"]
-        command = arguments[2]
+        assert list(arguments[:3]) == ["-P", "-m", "pipeline.cli"]
+        command = arguments[3]
         assert num_ranks == (2 if command in ("train", "eval", "generate") else 1)
         self.calls.append(command)
         if self.exit_codes.get(command):
@@ -46,7 +46,7 @@ class RecordedCommands:
         if command in made_up:
             made_up[command]()
             return 0
-        finished = CliRunner().invoke(app, list(arguments[2:]), catch_exceptions=False)
+        finished = CliRunner().invoke(app, list(arguments[3:]), catch_exceptions=False)
         return finished.exit_code
 
     def train(self) -> None:

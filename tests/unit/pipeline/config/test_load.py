@@ -1,9 +1,10 @@
+import stat
 from pathlib import Path
 
 import pytest
 
 from pipeline.config.errors import ConfigError
-from pipeline.config.load import build_config, dump_config, load_config, setting_paths
+from pipeline.config.load import build_config, dump_config, dump_private_config, load_config, setting_paths
 from pipeline.config.schema import RunConfig
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
@@ -99,3 +100,32 @@ def test_setting_paths_name_every_leaf_once() -> None:
     assert len(set(paths)) == len(paths)
     assert {"name", "seed", "model.num_layers", "metrics.collapse_patience"} <= set(paths)
     assert "model" not in paths
+
+
+SECRETS = {
+    "environment": {"HF_TOKEN": "hunter2", "MINE": "hunter2", "PROXY": "http://me:hunter2@proxy", "A": "1"},
+    "secrets": ["MINE"],
+    "setup": ["export WANDB_API_KEY=hunter2", "module load cuda"],
+    "ray_address": "http://me:hunter2@head:8265",
+}
+
+
+def test_secrets_are_masked_wherever_a_configuration_is_written_but_for_its_job(tmp_path: Path) -> None:
+    step = {"command": "prepare", "inputs": ["https://me:hunter2@host/a.txt"], "tokenizer": "t.model"}
+    config = build_config(changed_settings(submit=SECRETS, workflow=[step]))
+    dump_config(config, tmp_path / "shown.yaml")
+    dump_private_config(config, tmp_path / "private.yaml")
+    for text in ((tmp_path / "shown.yaml").read_text(), str(config.model_dump(mode="json"))):
+        assert "hunter2" not in text
+    shown = load_config(tmp_path / "shown.yaml")
+    assert shown.submit.environment["A"] == "1"
+    assert shown.submit.setup[1] == "module load cuda"
+    # What it means does not change.
+    assert load_config(tmp_path / "private.yaml") == config
+    assert stat.S_IMODE((tmp_path / "private.yaml").stat().st_mode) == 0o600
+
+
+def test_a_secret_of_the_wrong_kind_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(changed_settings(submit__environment={"HF_TOKEN": 48151623}))
+    assert "48151623" not in str(caught.value)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from megatron_ext.model.config import Architecture
-from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.config import Method, RouterForm
 from pipeline.conversion.certificate import Certificate
 from pipeline.conversion.model_code import shipped_code
 from pipeline.conversion.to_hf import ExportOptions, to_hf
 from tests.support.hf_models import use_module_cache
+from tests.support.ponder_models import AUTHORS
 from tests.support.pondering_exports import (
     NUM_NEW,
     SETTLED,
@@ -31,12 +32,14 @@ from tests.support.ranks import run_alone
 transformers = pytest.importorskip("transformers")
 
 EXACT = 1e-10
-Model = tuple[Method, Architecture, bool]
+Model = tuple[Method, Architecture, bool] | tuple[Method, Architecture, bool, RouterForm]
 METHODS = tuple(method for method in Method if method is not Method.VANILLA)
 MODELS: list[Model] = [
     *((method, architecture, False) for method in METHODS for architecture in Architecture),
     (Method.PAUSE, Architecture.LLAMA, True),
     (Method.PONDERLM, Architecture.GPT_NEOX, True),
+    (Method.PONDERLM3, Architecture.LLAMA, False, AUTHORS["form"]),
+    (Method.PONDERLM3, Architecture.GPT_NEOX, False, RouterForm(pre_pass=True, router_damping=0.5)),
 ]
 
 

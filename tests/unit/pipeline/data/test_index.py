@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from data_prep.manifest import ShardEntry, load_manifest
 from pipeline.cli import app
+from pipeline.data import index_cache
 from pipeline.data.dataset import open_dataset
 from pipeline.data.index import SplitIndex, build_index, index_place, load_or_build_index, splits_to_index
 from pipeline.data.index_cache import Arrays, cached_arrays
@@ -47,9 +48,11 @@ def test_an_index_has_the_offset_of_every_token(shards: tuple[Path, tuple[ShardE
     assert found == stream_of(DOCUMENTS)
 
 
-def test_a_stored_index_is_mapped_and_no_shard_is_read(
-    shards: tuple[Path, tuple[ShardEntry, ...]],
+@pytest.mark.parametrize("most_bytes", [0, index_cache.MOST_BYTES_IN_MEMORY])
+def test_a_stored_index_is_read_or_mapped_and_no_shard_is_read(
+    shards: tuple[Path, tuple[ShardEntry, ...]], monkeypatch: pytest.MonkeyPatch, most_bytes: int
 ) -> None:
+    monkeypatch.setattr(index_cache, "MOST_BYTES_IN_MEMORY", most_bytes)
     seen: list[int] = []
     built = load_or_build_index(*shards, on_shard=lambda: seen.append(1))
     assert len(seen) == len(shards[1])
@@ -57,7 +60,7 @@ def test_a_stored_index_is_mapped_and_no_shard_is_read(
     assert len(seen) == len(shards[1])
     assert runs_of(built) == runs_of(again) == runs_of(build_index(*shards))
     for array in (again.shard, again.offset_bytes, again.start):
-        assert isinstance(array.base, np.memmap)
+        assert isinstance(array.base, np.memmap) == (most_bytes == 0)
         assert not array.flags.writeable
 
 
