@@ -198,7 +198,7 @@ def _check_size(folder: Path, config: RunConfig, vocab_size: int) -> None:
     training = config.training
     if training.micro_batch_size * training.seq_length > _MOST_TOKENS_AT_ONCE:
         raise CheckpointError(
-            f"{folder / CONFIG_NAME} must describe micro-batches of at most {_MOST_TOKENS_AT_ONCE:,} tokens, but "
+            f"{folder / CONFIG_NAME} must have micro-batches of at most {_MOST_TOKENS_AT_ONCE:,} tokens, but "
             f"has {training.micro_batch_size:,} rows of {training.seq_length:,}; use another checkpoint"
         )
     needed = flops_account(config, vocab_size).parameters().total
