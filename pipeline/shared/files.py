@@ -1,7 +1,6 @@
-"""Atomic writes, the lock of a folder, checksums, and what happens when a disk is full."""
+"""Atomic writes, checksums, and what happens when a disk is full."""
 
 import errno
-import fcntl
 import glob
 import hashlib
 import os
@@ -139,24 +138,3 @@ def file_sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Reserve a folder for one writer; the lock ends with the process, so a crash leaves none behind.
-
-    Raises:
-        DataError: another process holds it.
-    """
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"only one command may write {folder} at a time, but another one is writing it now; "
-                "wait for it, or choose another output folder"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
