@@ -170,4 +170,4 @@ def _text(value: Any) -> str:
 
 def _is_exact(value: float) -> bool:
     """Return whether a number is the same as a float: large integers are not."""
-    return isinstance(value, float) or abs(value) < 2**53
+    return type(value) is float or abs(value) < 2**53

@@ -80,6 +80,13 @@ SweepGroups = Annotated[
         "(Gauss-Seidel); 1 is Jacobi.",
     ),
 ]
+SweepBySlot = Annotated[
+    bool,
+    typer.Option(
+        "--sweep-by-slot",
+        help="Sweep slot 0 of all tokens of a prompt, then slot 1, and so on (Gauss-Seidel over the slots).",
+    ),
+]
 CutPrompts = Annotated[
     bool,
     typer.Option(
@@ -126,6 +133,7 @@ def generate(
     prefill: Prefill = "jacobi",
     sweep_damping: SweepDamping = 0.0,
     sweep_groups: SweepGroups = 1,
+    sweep_by_slot: SweepBySlot = False,
     max_steps: MaxSteps = None,
     threshold: Threshold = None,
     budget: BudgetOption = None,
@@ -148,11 +156,9 @@ def generate(
     is_first = speaks()
     set_up_logging(speaks=is_first)
     texts = _texts(prompt, prompts_file, output)
-    is_swept = sweep_damping > 0 or sweep_groups > 1
-    if is_swept and prefill == "exact":
-        raise typer.BadParameter(
-            "is for --prefill jacobi; remove it", param_hint=_sweep_option(sweep_damping)
-        )
+    sweep_option = _sweep_option(sweep_damping, sweep_groups, by_slot=sweep_by_slot)
+    if sweep_option is not None and prefill == "exact":
+        raise typer.BadParameter("is for --prefill jacobi; remove it", param_hint=sweep_option)
     limits = LimitOptions.read(max_steps=max_steps, threshold=threshold, budget=budget)
 
     from pipeline.commands.generate_output import generate_to
@@ -173,15 +179,16 @@ def generate(
         prefill=Prefill(prefill),
         damping=sweep_damping,
         num_groups=sweep_groups,
+        by_slot=sweep_by_slot,
         batch_size=batch_size,
         cut_prompts=cut_prompts,
     )
     with StopFlag() as stop_flag, opened_checkpoint(checkpoint, iteration=iteration, data=data) as opened:
         method = opened.config.ponder.method
-        if is_swept and not method.has_sweeps:
+        if sweep_option is not None and not method.has_sweeps:
             raise typer.BadParameter(
                 f"is for methods with sweeps, but the run is one of {method}; remove it",
-                param_hint=_sweep_option(sweep_damping),
+                param_hint=sweep_option,
             )
         num_samples = opened.config.evaluation.iters * opened.config.training.global_batch_size
         applied, met = limits.limits(opened, num_samples=num_samples)
@@ -200,8 +207,16 @@ def generate(
     raise typer.Exit(code)
 
 
-def _sweep_option(damping: float) -> str:
-    return "--sweep-damping" if damping > 0 else "--sweep-groups"
+def _sweep_option(damping: float, num_groups: int, *, by_slot: bool) -> str | None:
+    """Return the option that changes how prompts are swept, if any.
+
+    Raises:
+        typer.BadParameter: two of them exclude each other.
+    """
+    if by_slot and num_groups > 1:
+        raise typer.BadParameter("has groups of its own; remove one of the two", param_hint="--sweep-by-slot")
+    given = {"--sweep-damping": damping > 0, "--sweep-groups": num_groups > 1, "--sweep-by-slot": by_slot}
+    return next((option for option, is_given in given.items() if is_given), None)
 
 
 def _texts(prompt: list[str] | None, prompts_file: Path | None, output: Path | None) -> list[str]:

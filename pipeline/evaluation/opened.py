@@ -31,6 +31,9 @@ from pipeline.ranks.environment import Ranks
 from pipeline.shared.errors import CheckpointError, DataError
 from pipeline.step.build import build_module, open_heldout_split
 
+# Of a micro-batch: more would fill the memory of a machine.
+_MOST_TOKENS_AT_ONCE = 2**27
+
 
 # No slots: what is read when it is needed is kept in the instance.
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +195,12 @@ def _tokenizer_elsewhere(folder: Path, stored: StoredRun) -> Tokenizer:
 
 def _check_size(folder: Path, config: RunConfig, vocab_size: int) -> None:
     """Refuse a configuration of a larger model than is stored, before memory is taken for it."""
+    training = config.training
+    if training.micro_batch_size * training.seq_length > _MOST_TOKENS_AT_ONCE:
+        raise CheckpointError(
+            f"{folder / CONFIG_NAME} must have micro-batches of at most {_MOST_TOKENS_AT_ONCE:,} tokens, but "
+            f"has {training.micro_batch_size:,} rows of {training.seq_length:,}; use another checkpoint"
+        )
     needed = flops_account(config, vocab_size).parameters().total
     stored = OfflineReader(folder).num_weights
     if needed > stored:

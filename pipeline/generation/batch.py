@@ -43,7 +43,7 @@ class GenerationSettings:
         prefill: how prompts are read.
         tolerance: of the Jacobi sweeps, see :class:`megatron_ext.ponder.decode.sweeps.Sweeps`; None takes
             1e-5, or the rounding of the weights where that is coarser.
-        damping, num_groups: of the sweeps, see there.
+        damping, num_groups, by_slot: of the sweeps, see there.
         batch_size: sequences that are decoded together at most; affects only the speed.
         limits: on the steps that tokens take.
         cut_prompts: cut the beginning of prompts that leave no room for the new tokens in the context of the
@@ -57,6 +57,7 @@ class GenerationSettings:
     tolerance: float | None = None
     damping: float = 0.0
     num_groups: int = 1
+    by_slot: bool = False
     batch_size: int = 8
     limits: StepLimits = UNLIMITED
     cut_prompts: bool = False
@@ -72,17 +73,19 @@ class GenerationSettings:
                 raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}; give a number")
         if not all(self.stop):
             raise ValueError("stop must not contain an empty string; remove it")
-        if self.prefill is Prefill.EXACT and (self.damping, self.num_groups) != (0.0, 1):
-            raise ValueError(
-                "damping and num_groups are for prefill jacobi, but prefill is exact; unset them"
-            )
+        if self.prefill is Prefill.EXACT and Sweeps() != Sweeps(
+            damping=self.damping, num_groups=self.num_groups, by_slot=self.by_slot
+        ):
+            raise ValueError("damping, num_groups and by_slot must be unset where prefill is exact")
 
     def sweeps(self, dtype: torch.dtype) -> Sweeps | None:
         """The sweeps over prompts of a model with weights of `dtype`; None reads token by token."""
         if self.prefill is Prefill.EXACT:
             return None
         tolerance = max(1e-5, torch.finfo(dtype).eps) if self.tolerance is None else self.tolerance
-        return Sweeps(tolerance=tolerance, damping=self.damping, num_groups=self.num_groups)
+        return Sweeps(
+            tolerance=tolerance, damping=self.damping, num_groups=self.num_groups, by_slot=self.by_slot
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ grows from the slot before it, one slot a pass, as in the build-up. What no long
 by token gives, and the rows of the last pass stay stored.
 
 Sweeps are Jacobi iterations unless settings say otherwise. Damped ones go only a part of the way.
-Gauss-Seidel sweeps run the tokens of a prompt in a few groups, one after another, each against what the
-groups before it have just left. All have the same fixed point, because there a pass changes nothing.
+Gauss-Seidel sweeps run the rows of a prompt in a few groups, one after another, each against what the groups
+before it have just left. All have the same fixed point, because there a pass changes nothing.
 
 Nothing that a pass has computed is changed in place, so that the training-type forward of an exported model
 can use the same sweeps and has gradients.
@@ -47,12 +47,14 @@ class Sweeps:
         damping: share of a thought that a sweep keeps, at least 0, below 1; new thoughts are taken outright.
         num_groups: of tokens in a sweep, at least 1: tokens 0, G, 2G, .. of a prompt, then 1, G + 1, .. and
             so on. While slots come and go, all run together.
+        by_slot: groups are slots: slot 0 of all tokens, then slot 1, made from what just came out, and so on.
     """
 
     number: int | None = None
     tolerance: float = 0.0
     damping: float = 0.0
     num_groups: int = 1
+    by_slot: bool = False
 
     def __post_init__(self) -> None:
         """Reject sweeps that get nowhere.
@@ -64,6 +66,8 @@ class Sweeps:
             raise ValueError(f"damping must be at least 0 and below 1, but is {self.damping}; 0 is none")
         if self.num_groups < 1:
             raise ValueError(f"num_groups must be at least 1, but is {self.num_groups}; 1 runs all together")
+        if self.by_slot and self.num_groups > 1:
+            raise ValueError(f"num_groups must be 1 by slot, but is {self.num_groups}; choose one of the two")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +136,7 @@ def read_by_sweeps(
     state = _State(embeddings, prompts, num_thoughts)
     live = torch.ones(len(embeddings), dtype=torch.bool, device=embeddings.device)
     for last in _last_passes(prompts, num_thoughts):
-        groups = [live] if last else state.groups(live)
+        groups = [state.rows_of(live)] if last else state.groups(live)
         refresh: _Refresh | None = None
         for group in groups:
             state.run(group, run, is_partial=len(groups) > 1)
@@ -224,25 +228,32 @@ class _State:
         self._placed = self.last_slot - 1
         self._wants_others = torch.zeros_like(self.last_slot, dtype=torch.bool)
 
+    def rows_of(self, live: Tensor) -> Tensor:
+        """Return the rows of live tokens, [N] -> [N, K + 1] bool."""
+        return self._slots_up_to(self.last_slot) & live.unsqueeze(1)
+
     def groups(self, live: Tensor) -> list[Tensor]:
-        """Return the tokens that run together in the next sweep, one group after another, [N] bool each."""
-        num_groups = self._sweeps.num_groups
+        """Return the rows that run together in the next sweep, one group after another, [N, K + 1] bool."""
+        num_groups, rows = self._sweeps.num_groups, self.rows_of(live)
         stand = (self._placed == self.last_slot) & ~self._wants_others
-        if num_groups == 1 or not bool(stand[live].all()):
-            return [live]
-        groups = [live & (self._position % num_groups == group) for group in range(num_groups)]
+        if (num_groups == 1 and not self._sweeps.by_slot) or not bool(stand[live].all()):
+            return [rows]
+        if self._sweeps.by_slot:
+            groups = [rows & (self._slot == slot) for slot in self._slot]
+        else:
+            group_of = (self._position % num_groups).unsqueeze(1)
+            groups = [rows & (group_of == group) for group in range(num_groups)]
         return [group for group in groups if bool(group.any())]
 
-    def run(self, live: Tensor, run: RowRunner, *, is_partial: bool) -> None:
-        """Run all rows of live tokens, [N] bool; of a part of a prompt, against the rows of the rest."""
-        keep = self._slots_up_to(self.last_slot) & live.unsqueeze(1)
+    def run(self, keep: Tensor, run: RowRunner, *, is_partial: bool) -> None:
+        """Run rows, [N, K + 1] bool: all of a prompt, or a part of them against the rest."""
         log_weight = None if self._log_weight is None else self._log_weight[keep]
         places = None
         if is_partial:
             # [N] -> [N, K + 1] -> [R]
             places = (_starts(self.last_slot + 1, self._sequences).unsqueeze(1) + self._slot)[keep]
         else:
-            self._placed = torch.where(live, self.last_slot, self._placed)
+            self._placed = torch.where(keep[:, 0], self.last_slot, self._placed)
         # [N, K + 1, H] -> [1, R, H]
         rows = run(
             self.inputs[keep].unsqueeze(0),
@@ -252,23 +263,27 @@ class _State:
         )
         hidden = rows.new_zeros(self.inputs.shape)
         hidden[keep] = rows[0]
-        self.hidden = torch.where(live[:, None, None], hidden, self.hidden)
+        # Where all rows of a token run, slots that do not are empty.
+        ran = keep if is_partial else keep[:, :1]
+        self.hidden = torch.where(ran.unsqueeze(-1), hidden, self.hidden)
 
     def refresh(
-        self, live: Tensor, decision: SlotDecision, next_thought: FeedBack, *, slots_stand: bool
+        self, ran: Tensor, decision: SlotDecision, next_thought: FeedBack, *, slots_stand: bool
     ) -> _Refresh:
         """Make the thoughts of the next pass from the hidden states of this one.
 
         Args:
-            live: tokens that ran, [N] bool.
+            ran: rows that ran, [N, K + 1] bool.
             decision: on their slots.
             next_thought: makes a slot from the slot before it.
             slots_stand: change no slots yet: rows of the same sweep are still to be stored behind them.
         """
+        live = ran.any(dim=1)
         last_slot = torch.minimum(decision.steps, self.last_slot + 1)
         last_slot = self.last_slot if slots_stand else last_slot
+        thoughts = self._slots_up_to(last_slot) & live.unsqueeze(1) & (self._slot > 0)
         # Slot k of the next pass is made from slot k - 1, which ran.
-        renewed = self._slots_up_to(last_slot) & live.unsqueeze(1) & (self._slot > 0)
+        renewed = thoughts & ran.roll(1, dims=1)
         sources = self.hidden[:, :-1][renewed[:, 1:]]
         new = torch.zeros_like(self.inputs)
         if len(sources) > 0:
@@ -276,7 +291,7 @@ class _State:
         refresh = _Refresh(
             old=torch.where(renewed.unsqueeze(-1), self.inputs, 0.0),
             new=new,
-            weight_change=self._weight_change(decision, renewed),
+            weight_change=self._weight_change(decision, thoughts),
             is_growing=live & ((last_slot != self.last_slot) | (decision.steps != last_slot)),
         )
         self._wants_others = torch.where(live, refresh.is_growing, self._wants_others)
@@ -292,11 +307,11 @@ class _State:
         had_one = self._slots_up_to(self.last_slot).unsqueeze(-1)
         return torch.where(had_one, torch.lerp(new, self.inputs, self._sweeps.damping), new)
 
-    def _weight_change(self, decision: SlotDecision, renewed: Tensor) -> Tensor | None:
+    def _weight_change(self, decision: SlotDecision, thoughts: Tensor) -> Tensor | None:
         # Before there are weights there are no thoughts: all that is renewed is growing.
         if decision.log_weight is None or self._log_weight is None:
             return None
-        return torch.where(renewed, (decision.log_weight - self._log_weight).abs(), 0.0)
+        return torch.where(thoughts, (decision.log_weight - self._log_weight).abs(), 0.0)
 
     def _slots_up_to(self, last_slot: Tensor) -> Tensor:
         """[N] -> [N, K + 1] bool."""

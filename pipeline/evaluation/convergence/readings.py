@@ -16,8 +16,15 @@ from megatron_ext.ponder.decode.sweeps import Sweeps
 from megatron_ext.ponder.decode.think import ignore
 from pipeline.evaluation.convergence.result import Reading
 
-# Damping and groups of tokens; Jacobi first.
-WAYS = ((0.0, 1), (0.1, 1), (0.3, 1), (0.0, 2), (0.0, 4), (0.0, 8))
+# Jacobi first.
+WAYS = (
+    Sweeps(),
+    Sweeps(damping=0.1),
+    Sweeps(damping=0.3),
+    Sweeps(num_groups=2),
+    Sweeps(num_groups=4),
+    Sweeps(by_slot=True),
+)
 NUM_ROUNDS = 3
 # The prompts that are read together, and of which logits are held.
 MOST_PROMPTS = 16
@@ -28,7 +35,7 @@ def measured_readings(
     prompts: Sequence[Sequence[int]],
     *,
     tolerance: float,
-    ways: Sequence[tuple[float, int]] = WAYS,
+    ways: Sequence[Sweeps] = WAYS,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[Reading, ...]:
     """Read the longest prompts in every way; all tensor-parallel ranks call it together.
@@ -37,7 +44,7 @@ def measured_readings(
         model: in evaluation mode, on one pipeline stage.
         prompts: at least one.
         tolerance: until which they are swept.
-        ways: damping and number of groups.
+        ways: to sweep, without a tolerance.
         advance: called after every way.
     """
     longest = sorted(prompts, key=len, reverse=True)[:MOST_PROMPTS]
@@ -47,7 +54,7 @@ def measured_readings(
         found = decoder.read_prompts(range(len(longest)), longest, sweeps=sweeps)
         return [prompt.logits for prompt in found]
 
-    kinds = [Sweeps(tolerance=tolerance, damping=damping, num_groups=groups) for damping, groups in ways]
+    kinds = [replace(way, tolerance=tolerance) for way in ways]
     exact, readings = read(None), []
     for sweeps in kinds:
         decoder.observe = rows = _Rows()
@@ -56,6 +63,7 @@ def measured_readings(
             Reading(
                 damping=sweeps.damping,
                 num_groups=sweeps.num_groups,
+                by_slot=sweeps.by_slot,
                 num_calls=rows.num_calls,
                 rows_per_token=rows.num_rows / sum(map(len, longest)),
                 milliseconds=0.0,

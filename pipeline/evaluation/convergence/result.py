@@ -109,7 +109,7 @@ class Reading:
     """A way to read prompts until they have settled.
 
     Attributes:
-        damping, num_groups: of the sweeps; 0 and 1 are Jacobi.
+        damping, num_groups, by_slot: of the sweeps; 0, 1 and False are Jacobi.
         num_calls: trips through the layers, of all rows or of a group.
         rows_per_token: rows that went through the layers.
         milliseconds: for all prompts together, median of some rounds.
@@ -118,6 +118,7 @@ class Reading:
 
     damping: float
     num_groups: int
+    by_slot: bool
     num_calls: int
     rows_per_token: float
     milliseconds: float

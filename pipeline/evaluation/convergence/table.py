@@ -95,5 +95,6 @@ def _readings(found: Convergence) -> Table:
 
 def way_name(reading: Reading) -> str:
     """Name a way to read prompts."""
-    name = "Jacobi" if reading.num_groups == 1 else f"Gauss-Seidel, {reading.num_groups} groups"
+    name = "Jacobi" if reading.num_groups == 1 else f"{reading.num_groups} groups of tokens"
+    name = "slot by slot" if reading.by_slot else name
     return name if reading.damping == 0 else f"{name}, damping {reading.damping:g}"

@@ -269,8 +269,9 @@ def test_a_limited_decoder_decodes_as_a_model_built_with_fewer_steps(
         Sweeps(tolerance=1e-12, damping=0.3),
         Sweeps(tolerance=1e-12, num_groups=2),
         Sweeps(tolerance=1e-12, num_groups=3, damping=0.3),
+        Sweeps(tolerance=1e-12, by_slot=True),
     ],
-    ids=["damped", "groups", "damped groups"],
+    ids=["damped", "groups", "damped groups", "by slot"],
 )
 def test_sweeps_of_all_kinds_leave_the_same_rows_behind(
     groups: ParallelGroups, method: Method, sweeps: Sweeps
