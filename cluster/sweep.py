@@ -15,9 +15,9 @@ from typing import Any
 from yaml import YAMLError
 
 from cluster.job_spec import SweepMember
-from pipeline.config.config_file import parse_yaml
-from pipeline.config.load import setting_paths
-from pipeline.config.overrides import apply_overrides, render_override
+from pipeline.config.config_file import parse_value
+from pipeline.config.load import setting_paths, text_paths
+from pipeline.config.overrides import apply_overrides
 from pipeline.config.schema import RunConfig
 from pipeline.shared.errors import ClusterError
 
@@ -107,7 +107,7 @@ def _read(override: str) -> _Variation:
     """
     settings: dict[str, Any] = {}
     paths = setting_paths()
-    if apply_overrides(settings, [override], paths):
+    if apply_overrides(settings, [override], paths, text_paths=text_paths()):
         name, _, text = override.partition("=")
         return _Variation(path=name, value=_as_yaml(text), override=override)
     path: list[str] = []
@@ -120,7 +120,7 @@ def _read(override: str) -> _Variation:
 
 def _as_yaml(text: str) -> Any:
     try:
-        return parse_yaml(text)
+        return parse_value(text)
     except YAMLError:
         return text
 
@@ -130,7 +130,7 @@ def _member(config: RunConfig, variations: Sequence[_Variation]) -> SweepMember:
     name = f"{config.name}-{label}"
     output = config.output_dir.resolve()
     folder = output.with_name(f"{output.name}-{label}")
-    own = (f"name={name}", render_override("output_dir", str(folder)))
+    own = (f"name={name}", f"output_dir={folder}")
     overrides = tuple(variation.override for variation in variations)
     return SweepMember(name=name, run_folder=folder, overrides=(*overrides, *own))
 
@@ -170,4 +170,4 @@ def _text(value: Any) -> str:
 
 def _is_exact(value: float) -> bool:
     """Return whether a number is the same as a float: large integers are not."""
-    return isinstance(value, float) or abs(value) < 2**53
+    return type(value) is float or abs(value) < 2**53

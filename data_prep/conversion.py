@@ -24,6 +24,7 @@ from data_prep.tokenizers.reading import LARGEST_TOKENIZER_BYTES
 from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import folder_written_atomically, write_atomically
+from pipeline.shared.folder_lock import output_lock
 
 
 def convert(source: Path, destination: Path, *, stored_as: StoredAs, num_threads: int = 2) -> ShardManifest:
@@ -41,7 +42,11 @@ def convert(source: Path, destination: Path, *, stored_as: StoredAs, num_threads
             f"{source} must be stored in another format than {stored_as} to be converted to it, but is not; "
             "copy the folder, or choose the other format"
         )
-    with output_errors(destination), _new_folder(destination) as output:
+    with (
+        output_errors(destination),
+        output_lock(destination, "megaponder data convert"),
+        _new_folder(destination) as output,
+    ):
         if stored_as == "megatron":
             converted = write_pairs(source, manifest, output, num_threads=num_threads)
         else:

@@ -17,7 +17,7 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-[0-9a-f]+")
 
 
 def remove_temporaries(folder: Path, is_ours: re.Pattern[str]) -> None:
-    """Delete the temporary files of names that match a pattern; no other process may be writing the folder."""
+    """Delete the temporary files of names that match a pattern; the caller owns the folder."""
     for path in _temporaries(folder, is_ours):
         logger.info("removing %s, which an interrupted command has left", path)
         _remove(path)

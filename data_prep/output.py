@@ -50,13 +50,3 @@ def _concerns(name: object, output: Path) -> bool:
         return True
     path, place = Path(os.path.abspath(os.fsdecode(name))), Path(os.path.abspath(output))  # noqa: PTH100
     return path == place or place in path.parents or path in place.parents or path.parent == place.parent
-
-
-def make_output_folder(output: Path) -> None:
-    """Create a folder for output, with the folders above it.
-
-    Raises:
-        DataError: a file is in its way, or it cannot be created.
-    """
-    with output_errors(output):
-        output.mkdir(parents=True, exist_ok=True)

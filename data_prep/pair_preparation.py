@@ -7,8 +7,8 @@ from data_prep.conversion import finish_folder
 from data_prep.journal import JOURNAL_NAME
 from data_prep.leftovers import remove_temporaries
 from data_prep.manifest import MANIFEST_NAME, ShardManifest, load_manifest
-from data_prep.output import make_output_folder
 from data_prep.preparation import (
+    LOCK_WORK,
     OUR_FILES,
     PARTS_FOLDER,
     Executor,
@@ -22,7 +22,7 @@ from data_prep.preparation import (
 from data_prep.progress import PrepareProgress
 from data_prep.storage.pairs import write_pairs
 from pipeline.shared.errors import DataError
-from pipeline.shared.files import folder_lock
+from pipeline.shared.folder_lock import folder_lock
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,7 @@ def prepare_pairs(request: PrepareRequest, execute: Executor, progress: PrepareP
     Raises:
         DataError: the request cannot be met, or the folder holds tokens of other text or settings.
     """
-    make_output_folder(request.output)
-    with folder_lock(request.output):
+    with folder_lock(request.output, LOCK_WORK):
         remove_temporaries(request.output, OUR_FILES)
         parts = request.output / PARTS_FOLDER
         finished = _finished(request)

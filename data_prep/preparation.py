@@ -39,17 +39,19 @@ from data_prep.manifest import (
     save_manifest,
     token_type_for,
 )
-from data_prep.output import make_output_folder
 from data_prep.plan import PlannedShard, plan_shards
 from data_prep.progress import PrepareProgress, WorkTotals
 from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
 from data_prep.tokenizers.reading import read_tokenizer, read_tokenizer_file
 from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME, TOKENIZER_NAMES, special_tokens_map
 from pipeline.shared.errors import DataError
-from pipeline.shared.files import folder_lock, write_atomically
+from pipeline.shared.files import write_atomically
+from pipeline.shared.folder_lock import folder_lock
 
 logger = logging.getLogger(__name__)
 
+# Of a preparation, for others who want to write its folder.
+LOCK_WORK = "megaponder data prepare"
 # Folder of shards that will be merged into pairs; an interrupted run resumes with them.
 PARTS_FOLDER = ".parts"
 # Files of tokens in both formats.
@@ -129,8 +131,7 @@ def prepare_shards(request: PrepareRequest, execute: Executor, progress: Prepare
     Raises:
         DataError: the request cannot be met, or the folder holds shards of other text or settings.
     """
-    make_output_folder(request.output)
-    with folder_lock(request.output):
+    with folder_lock(request.output, LOCK_WORK):
         remove_temporaries(request.output, OUR_FILES)
         work = _survey(request)
         _check(request, work.rejected, work.lost)

@@ -16,7 +16,8 @@ from data_prep.inputs.remote import RemoteFile
 from data_prep.inputs.urls import is_url
 from pipeline.shared.errors import DataError
 
-_BUFFER_BYTES = 1 << 17
+# Of decompressed bytes; what is in it is lost with the bytes that cannot be decompressed.
+_BUFFER_BYTES = 1 << 14
 # The largest window of a zstd frame, 2 GiB: archives of large corpora are packed with it.
 _WINDOW_LOG = 31
 

@@ -5,22 +5,21 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from sentencepiece import SentencePieceTrainer
 
 from data_prep.inputs.documents import InputFile, TextFiles, TextFolder, files_fingerprint
 from data_prep.inputs.finding import find_files
-from data_prep.inputs.ranges import full_range
-from data_prep.inputs.records import BadRecord, document_name, holds_many, read_records
-from data_prep.manifest import RejectedRecord
-from data_prep.plan import TRAIN, name_fraction, split_of
+from data_prep.leftovers import remove_abandoned
+from data_prep.manifest import each_once
+from data_prep.output import output_errors
+from data_prep.regular_files import read_regular_file
 from data_prep.tokenizers.reading import read_tokenizer
+from data_prep.tokenizers.sampling import Sample, SampleSettings, choose_files, draw_sample
 from data_prep.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
-from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 
@@ -30,6 +29,7 @@ EOD_PIECE = "<|endoftext|>"
 # The end-of-document and the unknown piece, and one piece per byte.
 RESERVED_PIECES = 2 + 256
 LONGEST_LINE_CHARACTERS = 4096
+_LARGEST_RECORD_BYTES = 1 << 20
 
 
 class TokenizerTraining(BaseModel):
@@ -43,6 +43,9 @@ class TokenizerTraining(BaseModel):
     model_type: Literal["bpe", "unigram"] = "bpe"
     sample_bytes: PositiveInt = 4_000_000
     heldout_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
+    max_bad_files: NonNegativeInt = Field(
+        default=0, description="files of the sample that may be unreadable, or not to their end"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,74 +66,76 @@ def train_tokenizer(training: TokenizerTraining) -> TrainedTokenizer:
     The same text and settings produce the same bytes. Held-out documents are never used.
 
     Raises:
-        DataError: the sample is too small for the vocabulary, or holds no text.
+        DataError: the sample is too small for the vocabulary, holds no text, or misses files that are lost;
+            or the output is an input, or cannot be written.
     """
-    sample = choose_sample(find_files(training.source), training)
-    record = _training_record(training, sample)
-    was_trained = not _is_up_to_date(training.output, record)
-    if was_trained:
-        model = _train(training, list(_lines(training, sample)))
+    settings = SampleSettings(
+        reading=training.source.reading,
+        sample_bytes=training.sample_bytes,
+        heldout_fraction=training.heldout_fraction,
+    )
+    files = find_files(training.source)
+    _check_output(training, files)
+    chosen = choose_files(files, settings)
+    record = _training_record(training, chosen)
+    with output_errors(training.output):
+        remove_abandoned(training.output)
+        remove_abandoned(_record_path(training.output))
+        if _is_up_to_date(training.output, record):
+            return _trained(training, chosen, was_trained=False)
+        sample = draw_sample(chosen, settings)
+        _check_lost(training, sample)
+        model = _train(training, list(_lines(sample)))
         training.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(training.output, model)
-        tokenizer: Tokenizer = SentencePieceTokenizer(model)
-        write_atomically(_record_path(training.output), _dump({**record, "sha256": tokenizer.sha256}))
-    else:
-        tokenizer = read_tokenizer(training.output)
+        sha256 = SentencePieceTokenizer(model).sha256
+        write_atomically(_record_path(training.output), _dump({**record, "sha256": sha256}))
+    return _trained(training, chosen, was_trained=True)
+
+
+def _trained(
+    training: TokenizerTraining, chosen: Sequence[InputFile], *, was_trained: bool
+) -> TrainedTokenizer:
+    tokenizer = read_tokenizer(training.output)
     return TrainedTokenizer(
         path=training.output,
         sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
-        num_files=len(sample),
-        sample_bytes=min(sum(file.size_bytes for file in sample), training.sample_bytes),
+        num_files=len(chosen),
+        sample_bytes=min(sum(file.size_bytes for file in chosen), training.sample_bytes),
         was_trained=was_trained,
     )
 
 
-def choose_sample(files: Sequence[InputFile], training: TokenizerTraining) -> list[InputFile]:
-    """Choose training files in the order of their names' hashes until ``sample_bytes`` are reached.
-
-    This order mixes folders evenly and needs no random numbers.
-    """
-    reading = training.source.reading
-    candidates = [file for file in files if holds_many(file, reading) or _is_train(training, file, None)]
-    sample: list[InputFile] = []
-    num_bytes = 0
-    for file in sorted(candidates, key=lambda file: (name_fraction(file.path), file.path)):
-        if num_bytes >= training.sample_bytes:
-            break
-        sample.append(file)
-        num_bytes += file.size_bytes
-    return sample
+def _check_output(training: TokenizerTraining, files: Sequence[InputFile]) -> None:
+    if str(training.output.resolve()) in {file.location for file in files}:
+        raise DataError(f"the output {training.output} must not be an input, but is; choose another output")
 
 
-def _lines(training: TokenizerTraining, sample: Sequence[InputFile]) -> Iterator[str]:
+def _check_lost(training: TokenizerTraining, sample: Sample) -> None:
+    lost = each_once(sample.lost)
+    for file in lost:
+        logger.warning("the tokenizer's sample has lost %s: %s", file.path, file.reason)
+    if len(lost) > training.max_bad_files:
+        raise DataError(
+            f"at most {training.max_bad_files} input files may be lost, but {len(lost)} are: {lost[0].path}: "
+            f"{lost[0].reason}; repair or remove them, check --text-field, or allow more with --max-bad-files"
+        )
+    if sample.rejected:
+        logger.warning(
+            "the tokenizer's sample skips %d bad records, the first of them %s: %s",
+            len(sample.rejected),
+            sample.rejected[0].place,
+            sample.rejected[0].reason,
+        )
+
+
+def _lines(sample: Sample) -> Iterator[str]:
     """Yield the lines of the sample; a piece never spans two lines, and long lines are cut."""
-    for text in _texts(training, sample):
+    for text in sample.texts:
         for line in text.split("\n"):
             for start in range(0, len(line), LONGEST_LINE_CHARACTERS):
                 yield line[start : start + LONGEST_LINE_CHARACTERS]
-
-
-def _texts(training: TokenizerTraining, sample: Sequence[InputFile]) -> Iterator[str]:
-    """Yield the documents of the sample until ``sample_bytes`` are reached; the last one is cut."""
-    remaining = training.sample_bytes
-    for file in sample:
-        for record in read_records(
-            full_range(file), training.source.reading, partial(_is_train, training, file)
-        ):
-            if isinstance(record, BadRecord):
-                place = RejectedRecord(path=file.path, line=record.line, reason=record.reason).place
-                logger.info("the tokenizer's sample skips %s: %s", place, record.reason)
-                continue
-            text = record.text
-            yield text[:remaining]
-            remaining -= len(text.encode())
-            if remaining <= 0:
-                return
-
-
-def _is_train(training: TokenizerTraining, file: InputFile, position: int | None) -> bool:
-    return split_of(document_name(file, position), training.heldout_fraction) == TRAIN
 
 
 def _train(training: TokenizerTraining, lines: Sequence[str]) -> bytes:
@@ -189,9 +194,9 @@ def _training_record(training: TokenizerTraining, sample: Sequence[InputFile]) -
 
 def _is_up_to_date(output: Path, record: dict[str, object]) -> bool:
     try:
-        found = json.loads(_record_path(output).read_bytes())
+        found = json.loads(read_regular_file(_record_path(output), largest_bytes=_LARGEST_RECORD_BYTES))
         return bool(found == {**record, "sha256": read_tokenizer(output).sha256})
-    except (FileNotFoundError, json.JSONDecodeError, DataError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 

@@ -95,7 +95,10 @@ class AdaptiveLatentCoT(PonderMethod):
         context.observe("exit_masses", masses)
         context.observe("correctness", correctness)
         context.observe("mixed_hidden", mixed)
-        return Readout(hidden=mixed, penalty=penalty, steps=steps)
+        scores = torch.stack([recall(f"reach/{step}") for step in range(1, num_steps + 1)], dim=-1)
+        return Readout(
+            hidden=mixed, penalty=penalty, steps=steps, step_scores=context.axis.to_full_use(scores)
+        )
 
     def think(
         self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore

@@ -20,7 +20,14 @@ from megatron_ext.model.memory import PassMemory
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.ponder.config import MethodFacts, PonderConfig
 from megatron_ext.ponder.decode.sweeps import PromptTokens
-from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_in_rows
+from megatron_ext.ponder.decode.think import (
+    Observer,
+    RowRunner,
+    StepHalting,
+    Thought,
+    ignore,
+    think_in_rows,
+)
 from megatron_ext.ponder.passes import PassPlan
 from megatron_ext.ponder.penalties import LabelScores
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
@@ -100,6 +107,8 @@ class Readout:
         penalty: scalar to be weighted and added to the loss, or None.
         penalty_of: gives the penalty instead, from how well the labels are predicted from `hidden`; or None.
         steps: steps taken by every token, [S_all, B] int64, or None where all take K.
+        step_scores: what the threshold is compared with, [S_all, B, K], non-increasing: a token takes the
+            steps whose score reaches it. None where all take K.
         of_steps: hidden states of all steps, [S, K + 1, B, H], where the loss or a measurement needs them.
         one_step_more: what would be read if every token took one step more, [S, B, H], where it is measured.
         regularizer: scalar to be added to the loss as it is, or None.
@@ -109,13 +118,20 @@ class Readout:
     penalty: Tensor | None = None
     penalty_of: Callable[[LabelScores], Tensor] | None = None
     steps: Tensor | None = None
+    step_scores: Tensor | None = None
     of_steps: Tensor | None = None
     one_step_more: Tensor | None = None
     regularizer: Tensor | None = None
 
 
 class PonderMethod(nn.Module):
-    """Base of the methods: one pass, the hidden state itself is read."""
+    """Base of the methods: one pass, the hidden state itself is read.
+
+    Attributes:
+        halting: ends the thoughts of a token in a decoder under limits with a signal.
+    """
+
+    halting: StepHalting | None = None
 
     def __init__(self, config: PonderConfig, hidden_size: int, *, decides: bool = True) -> None:
         """Keep the settings.

@@ -76,6 +76,7 @@ class PonderLM2(PonderMethod):
             num_thoughts=self.config.num_latent_thoughts,
             decide=partial(self._decide, observe=observe),
             next_thought=partial(self._next_thought, mix_embeddings=mix_embeddings),
+            halting=self.halting,
         )
 
     def read_prompts(
@@ -94,6 +95,7 @@ class PonderLM2(PonderMethod):
             run=run,
             decide=partial(self._decide, observe=observe),
             next_thought=partial(self._next_thought, mix_embeddings=mix_embeddings),
+            halting=self.halting,
         )
         observe("prompt_slots/inputs", slots.inputs)
         observe("prompt_slots/hidden", slots.hidden)

@@ -69,10 +69,7 @@ class PonderLM3(PonderLM2):
             that of all steps from there on.
         """
         logits = halting.in_float32(self.router, token_hidden)
-        last = self.config.num_latent_thoughts
-        if logits.shape[-1] == last + 1:
-            return logits
-        return torch.cat([logits[..., :last], logits[..., last:].logsumexp(dim=-1, keepdim=True)], dim=-1)
+        return halting.folded_router_logits(logits, self.config.num_latent_thoughts)
 
     def _log_weight(self, index: int, slots: Tensor, num_thoughts: int, context: PassContext) -> Tensor:
         """Return the mask of the next pass, from slot 0 of this one and of those before."""
@@ -140,6 +137,8 @@ class PonderLM3(PonderLM2):
             penalty=penalty,
             penalty_of=penalty_of,
             steps=steps,
+            # [S, K, B] -> [S, B, K]
+            step_scores=mass[:, 1:].transpose(1, 2),
             of_steps=slots if context.measures_steps or self._supervises_steps else None,
             one_step_more=one_step_more,
             regularizer=self._regularizer(distribution, context),

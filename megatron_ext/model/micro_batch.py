@@ -92,6 +92,8 @@ class ModelOutput:
         token_losses: [S, B] cross-entropy in nats, 0 where there is no label.
         penalty: scalar that is weighted and added to the mean loss, or None.
         steps: [S, B] int64 steps taken by every token, or None where all take K.
+        step_scores: [S, B, K] what the threshold is compared with to take each step, non-increasing, or None
+            where all take K.
         statistics: additive sums over the micro-batch, each [size], without gradient.
         step_losses: [S, B] weighted mean of the cross-entropies of reading each step alone, or None.
         regularizer: scalar, mean over real tokens, that is added to the mean loss, or None.
@@ -100,6 +102,7 @@ class ModelOutput:
     token_losses: Tensor
     penalty: Tensor | None
     steps: Tensor | None
+    step_scores: Tensor | None = None
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     step_losses: Tensor | None = None
     regularizer: Tensor | None = None

@@ -82,6 +82,7 @@ class PonderModel(ModelStage):
             settings: of the forward.
             observe: called with the name and value of intermediate results.
         """
+        assert settings.limits.signal is None, "only decoders halt by a signal"
         method = self.ponder.under(settings.limits)
         fraction, labels = settings.bottom_k_fraction, batch.labels.transpose(0, 1)
         context = PassContext(
@@ -230,6 +231,7 @@ class PonderModel(ModelStage):
             token_losses=losses,
             penalty=penalty,
             steps=readout.steps,
+            step_scores=readout.step_scores,
             statistics=context.statistics,
             step_losses=None if of_steps is None or weight == 0 else weight * of_steps.mean(dim=0),
             regularizer=readout.regularizer,

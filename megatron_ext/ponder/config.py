@@ -388,6 +388,16 @@ class MethodFacts:
         """Whether the embedding needs a row for pause tokens."""
         return "pause_token_id" in self.settings
 
+    @property
+    def can_take_more_steps(self) -> bool:
+        """Whether a trained model can take more steps than K: no weight belongs to one of them."""
+        if not self.ponders:
+            return False
+        if self.decider is None:
+            return True
+        of_one, of_two = ((self.decider.prefixes(k), self.decider.shapes(8, k)) for k in (1, 2))
+        return of_one == of_two
+
     def mixes(self, mixture: Mixture) -> bool:
         """Whether a pass ends with a mixture of embeddings for the next one."""
         return "mixture" in self.settings and mixture is not Mixture.HIDDEN

@@ -25,6 +25,21 @@ PRUNED_LOG_MASS = -1e9
 HIDDEN_LOG_MASS = -1e4
 
 
+def folded_router_logits(router_logits: Tensor, num_steps: int) -> Tensor:
+    """Give the share of all steps beyond a limit to the limit itself.
+
+    Args:
+        router_logits: [..., K + 1].
+        num_steps: the limit, at most K.
+    Returns:
+        [..., num_steps + 1].
+    """
+    if router_logits.shape[-1] == num_steps + 1:
+        return router_logits
+    beyond = router_logits[..., num_steps:].logsumexp(dim=-1, keepdim=True)
+    return torch.cat([router_logits[..., :num_steps], beyond], dim=-1)
+
+
 def step_distribution(router_logits: Tensor) -> Tensor:
     """Return s: the probabilities that a token stops at steps 0..K.
 

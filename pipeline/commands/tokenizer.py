@@ -5,10 +5,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from data_prep.manifest import DEFAULT_MAX_RECORD_BYTES
 from pipeline.commands.shared import examples, set_up_logging
 from pipeline.commands.text_source import (
     HeldoutFraction,
     Lines,
+    MaxBadFiles,
+    MaxRecordBytes,
     PythonStandardLibrary,
     Sources,
     Suffixes,
@@ -53,10 +56,15 @@ def train(
     sample_bytes: Annotated[
         int,
         typer.Option(
-            min=1, metavar="BYTES", help="Amount of text to train on, sampled evenly from all documents."
+            min=1,
+            metavar="BYTES",
+            help="Amount of text to train on, sampled evenly from the documents of all files; of a large "
+            "compressed file, from its start. No document takes more than an eighth if there is other text.",
         ),
     ] = 4_000_000,
     heldout_fraction: HeldoutFraction = 0.05,
+    max_bad_files: MaxBadFiles = 0,
+    max_record_bytes: MaxRecordBytes = DEFAULT_MAX_RECORD_BYTES,
 ) -> None:
     """Train a sentencepiece tokenizer with byte fallback.
 
@@ -69,13 +77,19 @@ def train(
         trained = train_tokenizer(
             TokenizerTraining(
                 source=choose_source(
-                    source, suffixes=suffix, text_field=text_field, lines=lines, python_stdlib=python_stdlib
+                    source,
+                    suffixes=suffix,
+                    text_field=text_field,
+                    lines=lines,
+                    python_stdlib=python_stdlib,
+                    max_record_bytes=max_record_bytes,
                 ),
                 output=output,
                 vocab_size=vocab_size,
                 model_type=model_type,
                 sample_bytes=sample_bytes,
                 heldout_fraction=heldout_fraction,
+                max_bad_files=max_bad_files,
             )
         )
     state = "trained" if trained.was_trained else "up to date"

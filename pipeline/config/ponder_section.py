@@ -29,6 +29,9 @@ from pipeline.config.section import (
     Fraction,
     NonNegative,
     Pair,
+    Passes,
+    PassesFrom,
+    PassRange,
     Positive,
     Section,
     Share,
@@ -72,27 +75,27 @@ class PonderSection(Section):
         description="defaults of the settings below: this project's, or those of the research code of "
         "PonderLM-3's authors (docs/methods.md); a setting that is given counts",
     )
-    num_latent_thoughts: CountOrZero = Field(
+    num_latent_thoughts: Passes = Field(
         default_factory=_by_method("num_latent_thoughts", 3),
         description="K, extra steps per token: thoughts, pause tokens, iterations; default: 3, for vanilla 0",
     )
-    random_latent_thoughts: Pair | None = Field(
+    random_latent_thoughts: PassRange | None = Field(
         None,
         description="in training draw K uniformly from this inclusive range, at most num_latent_thoughts",
     )
-    thoughts_schedule: Annotated[tuple[Pair, ...], Field(min_length=1)] | None = Field(
+    thoughts_schedule: Annotated[tuple[PassesFrom, ...], Field(min_length=1)] | None = Field(
         None,
         description="in training, pairs [iteration, K]: K from this iteration on, at most the model's",
     )
-    num_jacobi_iterations: CountOrZero = Field(
+    num_jacobi_iterations: Passes = Field(
         default_factory=_default_sweeps,
         description="J, refinement sweeps, in evaluation always, in training unless one of the next two is "
         "given; default: 2, in the authors' form 10, without latent thoughts 0",
     )
-    jacobi_schedule: Annotated[tuple[Pair, ...], Field(min_length=1)] | None = Field(
+    jacobi_schedule: Annotated[tuple[PassesFrom, ...], Field(min_length=1)] | None = Field(
         None, description="in training, pairs [iteration, J]: J from this iteration on"
     )
-    random_jacobi_iterations: Pair | None = Field(
+    random_jacobi_iterations: PassRange | None = Field(
         default_factory=_default_random_sweeps,
         description="in training draw J uniformly from this inclusive range; default: no draw, in the "
         "authors' form [K + 1, K + 3] unless jacobi_schedule is given",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -101,9 +101,10 @@ def _broken_schedule(name: str, schedule: tuple[tuple[int, int], ...]) -> Iterat
 
 def _thoughts_in_training(config: RunConfig) -> Iterator[ConfigProblem]:
     ponder, most = config.ponder, config.ponder.num_latent_thoughts
-    given = {
+    schedule = ponder.thoughts_schedule
+    given: dict[str, Sequence[int] | None] = {
         "random_latent_thoughts": ponder.random_latent_thoughts,
-        "thoughts_schedule": ponder.thoughts_schedule and [steps for _, steps in ponder.thoughts_schedule],
+        "thoughts_schedule": None if schedule is None else [steps for _, steps in schedule],
     }
     for name, numbers in given.items():
         if numbers is None or not _has(config, name):

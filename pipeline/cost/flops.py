@@ -16,6 +16,7 @@ from typing import Literal
 
 from megatron_ext.ponder.config import Decider, Method, MethodFacts, Mixture, Penalty, RouterForm
 from megatron_ext.ponder.passes import PassPlan, mean_over_sweeps
+from megatron_ext.ponder.step_limits import HaltingSignal
 from pipeline.cost.shape import ModelShape, ParameterCount, Precision
 
 Recompute = Literal["none", "selective", "full", "per_pass"]
@@ -131,6 +132,7 @@ class FlopsAccount:
         recompute: what backward computes again: nothing, the core attention, or all layers, one by one
             (``full``) or a pass at a time (``per_pass``), which is the same work.
         precision: of weights and keys; decides how many channels the weight of a key takes.
+        signal: what a decoder halts by in place of the method's own router; None: by that.
         supervises_steps: every step is read alone too, in training.
         built_latent_thoughts: K that the weights are made for, where forwards are limited to fewer steps;
             None: the same.
@@ -144,6 +146,7 @@ class FlopsAccount:
     penalty: Penalty = Penalty.EXPECTED_STEPS
     recompute: Recompute = "none"
     precision: Precision = "fp32"
+    signal: HaltingSignal | None = None
     supervises_steps: bool = False
     built_latent_thoughts: int | None = None
 
@@ -160,7 +163,7 @@ class FlopsAccount:
     @property
     def halts(self) -> bool:
         """Whether tokens take different numbers of steps."""
-        return self.facts.halts
+        return self.facts.halts or self.signal is not None
 
     @property
     def built_for(self) -> int:
@@ -261,7 +264,7 @@ class FlopsAccount:
         return InferenceFlops(
             layers=2 * rows * self.shape.num_layers * self.shape.layer_weights,
             attention=self._product_flops(pairs * self.shape.query_size),
-            head=self._head_flops(),
+            head=(1 + self._share_of_judged_predictions(rows)) * self._head_flops(),
             decider=self._decisions_per_token(rows, shares) * self._decider_flops(),
             mixture=(rows - 1) * self._mixture_flops(),
             weight_columns=self._product_flops(pairs * channels) if self.facts.weighs_slots else 0.0,
@@ -404,6 +407,15 @@ class FlopsAccount:
         if self.facts.has_slots:
             return rows * (rows * before + (rows + 1) / 2)
         return rows * (before + 1)
+
+    def _share_of_judged_predictions(self, rows: float) -> float:
+        """How many predictions of step 0 a decoder makes for a token only to see whether it should go on.
+
+        A token that stops there has no other, and one that goes on takes all K steps.
+        """
+        if self.signal is None or not self.signal.reads_head:
+            return 0
+        return (rows - 1) / max(self.num_latent_thoughts, 1)
 
     def _recompute_flops(self, plan: PassPlan) -> float:
         if self.recompute == "none":

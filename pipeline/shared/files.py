@@ -1,7 +1,6 @@
-"""Atomic writes, the lock of a folder, checksums, and what happens when a disk is full."""
+"""Atomic writes, checksums, and what happens when a disk is full."""
 
 import errno
-import fcntl
 import glob
 import hashlib
 import os
@@ -12,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.shared.errors import DataError
+
+# Of a disk, of a quota, and of one file; the system's limit (ulimit -f) counts as such.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -41,15 +43,6 @@ def write_private(path: Path, text: str) -> None:
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def remove_temporaries(folder: Path, name: str = "*") -> None:
-    """Remove what writers of files in a folder left that were killed; nobody may be writing it now."""
-    for leftover in folder.glob(f".{name}.tmp-*"):
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
 
 
 def write_synced(path: Path, content: bytes) -> None:
@@ -124,7 +117,7 @@ def disk_full_as_data_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in DISK_FULL:
             raise
         raise DataError(
             f"{folder} must have space for the tokens, but has not ({error.strerror}); free some and run the "
@@ -136,24 +129,3 @@ def file_sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Reserve a folder for one writer; the lock ends with the process, so a crash leaves none behind.
-
-    Raises:
-        DataError: another process holds it.
-    """
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"only one command may write {folder} at a time, but another one is writing it now; "
-                "wait for it, or choose another output folder"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)

@@ -8,7 +8,7 @@ N = tokens of a call, n = rows a token starts with, K = extra steps, H = hidden 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -48,6 +48,7 @@ class RowRunner(Protocol):
         log_weight: Tensor | None = None,
         version: int = 0,
         normalize: bool = True,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Run rows, and store their keys and values.
 
@@ -58,8 +59,23 @@ class RowRunner(Protocol):
             version: which version of the earlier tokens' keys and values the rows read and join; of a method
                 that sees earlier steps, they read all versions up to it.
             normalize: apply the final norm.
+            places: of the rows among those of their sequence, [R], where they replace only some of what is
+                stored; None for the places that follow from the order of the rows.
         Returns:
             [1, R, H].
+        """
+        ...
+
+
+class StepHalting(Protocol):
+    """Ends the slots of tokens earlier than their decision does, by what the slots before came to."""
+
+    def ends_before(self, step: int, hidden: Tensor) -> Tensor:
+        """Return whether tokens take no slot from `step` on, [N] bool, once the slots before it have run.
+
+        Args:
+            step: 1..K.
+            hidden: of all slots, [N, K + 1, H].
         """
         ...
 
@@ -94,12 +110,23 @@ class SlotDecision:
     def read(self, hidden: Tensor) -> Thought:
         """Read the slots of tokens, [N, K + 1, H]; shares of pruned slots are dropped, not redistributed."""
         if self.shares is None:
-            return Thought(hidden=hidden[:, -1].unsqueeze(0), steps=self.steps)
+            tokens = torch.arange(len(hidden), device=hidden.device)
+            return Thought(hidden=hidden[tokens, self.steps].unsqueeze(0), steps=self.steps)
         slot = torch.arange(hidden.shape[1], device=hidden.device)
         shares = torch.where(slot <= self.steps.unsqueeze(1), self.shares, 0.0)
         # [N, K + 1, H] -> [1, K + 1, N, H]; [N, K + 1] -> [1, K + 1, N]
         mixed = mix_steps(hidden.transpose(0, 1).unsqueeze(0), shares.T.unsqueeze(0))
         return Thought(hidden=mixed, steps=self.steps)
+
+    def ended_at(self, steps: Tensor) -> "SlotDecision":
+        """Return the decision to take no slots after others, [N]; the last one gets the shares beyond."""
+        steps = torch.minimum(steps, self.steps)
+        if self.shares is None:
+            return replace(self, steps=steps)
+        beyond = self.shares.flip(1).cumsum(1).flip(1)
+        slot = torch.arange(self.shares.shape[1], device=steps.device)
+        shares = torch.where(slot == steps.unsqueeze(1), beyond, self.shares)
+        return replace(self, steps=steps, shares=shares)
 
 
 def all_slots(token_hidden: Tensor, num_thoughts: int) -> SlotDecision:
@@ -235,6 +262,7 @@ def think_in_slots(
     num_thoughts: int,
     decide: Callable[[Tensor], SlotDecision],
     next_thought: FeedBack,
+    halting: StepHalting | None = None,
 ) -> Thought:
     """Run slot after slot, each for the tokens that take it (ponderlm2, ponderlm3).
 
@@ -244,20 +272,24 @@ def think_in_slots(
         num_thoughts: K.
         decide: slot 0 after the final norm, [1, N, H], to the slots that the tokens take.
         next_thought: makes a slot from the slot before it.
+        halting: ends the slots of a token earlier.
     """
     first = run(rows)
     decision = decide(first)
     # [1, N, H] -> [N, K + 1, H]
     hidden = first.new_zeros(first.shape[1], num_thoughts + 1, first.shape[2])
     hidden[:, 0] = first[0]
+    steps = decision.steps
     for step in range(1, num_thoughts + 1):
-        active = (decision.steps >= step).nonzero().flatten()
+        if halting is not None:
+            steps = torch.where(halting.ends_before(step, hidden), steps.clamp_max(step - 1), steps)
+        active = (steps >= step).nonzero().flatten()
         if len(active) == 0:
             break
         weight = None if decision.log_weight is None else decision.log_weight[active, step]
         thoughts = next_thought(hidden[active, step - 1].unsqueeze(0))
         hidden[active, step] = run(thoughts, tokens=active, log_weight=weight)[0]
-    return decision.read(hidden)
+    return (decision if halting is None else decision.ended_at(steps)).read(hidden)
 
 
 def think_in_loops(rows: Tensor, run: RowRunner, *, num_iterations: int) -> Thought:

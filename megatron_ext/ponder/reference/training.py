@@ -102,7 +102,7 @@ class TrainingForward:
         """Run the rows of all tokens, in order, and return them after the final norm."""
         self._num_passes += 1
         kept: list[KeptRow] = []
-        hidden = []
+        hidden: list[list[Tensor]] = []
         for token, inputs in enumerate(slots):
             hidden.append([])
             for slot, row in enumerate(inputs):

@@ -60,7 +60,7 @@ from megatron_ext.ponder.decode.think import (
     think_until_halted,
     think_until_stopped,
 )
-from megatron_ext.ponder.halting import in_float32
+from megatron_ext.ponder.halting import folded_router_logits, in_float32
 from megatron_ext.ponder.renewal import Renewal
 
 from .configuration_megaponder import MegaPonderConfig
@@ -319,21 +319,24 @@ class RowRunner:
         log_weight: Tensor | None = None,
         version: int = 0,
         normalize: bool = True,
+        places: Tensor | None = None,
     ) -> Tensor:
         """[1, R, H] -> [1, R, H]."""
         config, cache = self._model.config, self._cache
         sequences, positions = self._sequences, self._positions
         if tokens is not None:
             sequences, positions = sequences[tokens], positions[tokens]
-        if not self._keeps and self._replaces:
+        if not self._keeps and self._replaces and places is None:
             cache.keys, cache.values = {}, {}
         if config.method == "ponderlm3" and log_weight is None:
             log_weight = rows.new_zeros(rows.shape[1], dtype=torch.promote_types(rows.dtype, torch.float32))
         # Iterations that a token does not reach keep the keys and values of its last one.
         last_version = config.num_latent_thoughts if config.method == "adaponderlm" else version
+        if places is None:
+            places = positions if config.method in ITERATING else self._next_places(sequences)
         attention = Rows(
             sequences,
-            positions if config.method in ITERATING else self._next_places(sequences),
+            places,
             cache,
             versions=range(version, last_version + 1),
             log_weight=log_weight,
@@ -625,7 +628,7 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         if config.method == "ponderlm3" and not prunes:
             assert prompts.sweeps.number is not None, "a forward of training has a number of sweeps"
             training = decide = TrainingDecisions(
-                self.ponder["router"], self._training_rules(prompts.sweeps.number)
+                self._router_logits, self._training_rules(prompts.sweeps.number)
             )
         slots = read_by_sweeps(
             rows[0],
@@ -685,13 +688,17 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             threshold=config.pruning_threshold,
         )
 
+    def _router_logits(self, token_hidden: Tensor) -> Tensor:
+        """Return the router's logits for steps 0..K, where K may be below the one it was trained for."""
+        return folded_router_logits(self.ponder["router"](token_hidden), self.config.num_latent_thoughts)
+
     def _decide(self, token_hidden: Tensor) -> SlotDecision:
         """Decide which slots tokens take, by their slot 0 after the final norm, [1, N, H]."""
         config = self.config
         if config.method == "ponderlm2":
             return all_slots(token_hidden, config.num_latent_thoughts)
         return slots_above(
-            self.ponder["router"](token_hidden),
+            self._router_logits(token_hidden),
             config.pruning_threshold,
             hides_keys=config.mask_in_training == "hard",
             reads_last=config.reading == "last_step",

@@ -1,3 +1,4 @@
+import fcntl
 import re
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from data_prep.storage.shard_reader import iterate_documents
 from data_prep.tasks import ShardTask, TaskReport
 from data_prep.tokenizers.reading import read_tokenizer
 from pipeline.shared.errors import DataError
-from pipeline.shared.files import folder_lock
+from pipeline.shared.folder_lock import LOCK_NAME
 from tests.support.corpus import (
     EMPTY,
     NOT_UTF8,
@@ -196,8 +197,11 @@ def test_an_unreadable_journal_is_refused_and_can_be_overwritten(prepared: Prepa
 
 
 def test_two_commands_do_not_write_one_folder(prepared: Prepared, tmp_path: Path) -> None:
-    with folder_lock(tmp_path), pytest.raises(DataError, match=re.escape(str(tmp_path))):
-        prepare_here(prepared.source, prepared.tokenizer, tmp_path)
+    # As another process holds it.
+    with (tmp_path / LOCK_NAME).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match=re.escape(str(tmp_path))):
+            prepare_here(prepared.source, prepared.tokenizer, tmp_path)
     prepare_here(prepared.source, prepared.tokenizer, tmp_path)
 
 

@@ -4,10 +4,9 @@ from pathlib import Path
 import pytest
 
 from data_prep.inputs.documents import TextFiles
-from data_prep.inputs.finding import find_files
 from data_prep.plan import TRAIN, split_of
 from data_prep.tokenizers.reading import read_tokenizer
-from data_prep.tokenizers.tokenizer_training import TokenizerTraining, choose_sample, train_tokenizer
+from data_prep.tokenizers.tokenizer_training import TokenizerTraining, train_tokenizer
 from pipeline.shared.errors import DataError
 from tests.unit.data_prep.conftest import Prepared
 
@@ -30,14 +29,6 @@ def test_a_tokenizer_that_is_up_to_date_is_not_trained_again(prepared: Prepared,
     assert train_tokenizer(build_training(prepared, output, vocab_size=330)).was_trained
     output.write_bytes(b"damaged")
     assert train_tokenizer(build_training(prepared, output)).was_trained
-
-
-def test_the_sample_is_bounded_and_holds_no_held_out_text(prepared: Prepared, tmp_path: Path) -> None:
-    training = build_training(prepared, tmp_path / "t.model", sample_bytes=6000)
-    sample = choose_sample(find_files(prepared.source), training)
-    sizes = [file.size_bytes for file in sample]
-    assert sum(sizes[:-1]) < 6000 <= sum(sizes)
-    assert all(split_of(file.path, 0.3) == TRAIN for file in sample)
 
 
 def test_unigram_models_can_be_trained(prepared: Prepared, tmp_path: Path) -> None:
@@ -71,3 +62,29 @@ def test_records_of_one_file_are_sampled_without_the_held_out_ones(
     tokenizer = read_tokenizer(tmp_path / "t.model")
     assert tokenizer.pieces(tokenizer.encode("Z")) == ["<0x5A>"]
     assert tokenizer.pieces(tokenizer.encode("t")) == ["t"]
+
+
+def test_leftovers_of_an_interrupted_training_are_removed(prepared: Prepared, tmp_path: Path) -> None:
+    for name in (".t.model.tmp-0123ab", ".t.model.json.tmp-0123ab"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / ".other.model.tmp-0123ab").write_bytes(b"of another output")
+    train_tokenizer(build_training(prepared, tmp_path / "t.model"))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "t.model",
+        "t.model.json",
+        ".other.model.tmp-0123ab",
+    }
+
+
+def test_lost_files_and_an_output_that_is_an_input_are_refused(prepared: Prepared, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"content": "text"}\n')
+    (tmp_path / "b.txt").write_text("words " * 1000)
+    source = TextFiles(inputs=(str(tmp_path),))
+    training = build_training(
+        prepared, tmp_path / "t.model", source=source, vocab_size=270, heldout_fraction=0
+    )
+    with pytest.raises(DataError, match=r"a\.jsonl"):
+        train_tokenizer(training)
+    assert train_tokenizer(training.model_copy(update={"max_bad_files": 1})).was_trained
+    with pytest.raises(DataError, match="input"):
+        train_tokenizer(training.model_copy(update={"output": tmp_path / "b.txt"}))

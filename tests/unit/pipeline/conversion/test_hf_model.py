@@ -21,6 +21,7 @@ from tests.support.hf_models import use_module_cache
 from tests.support.ponder_models import AUTHORS
 from tests.support.pondering_exports import (
     NUM_NEW,
+    NUM_THOUGHTS,
     SETTLED,
     Expected,
     forward_tokens,
@@ -272,6 +273,28 @@ def test_prompts_with_padding_behind_them_and_another_batch_are_refused(model: A
     cache = model(ids, use_cache=True).past_key_values
     with pytest.raises(ValueError, match=r"\(1\).*4"):
         model(ids[:1], past_key_values=cache)
+
+
+def test_steps_are_limited_by_settings_of_a_loaded_model(one: Path) -> None:
+    from pipeline.conversion.hf_model.modeling_megaponder import MegaPonderForCausalLM
+
+    model = MegaPonderForCausalLM.from_pretrained(one, pruning_threshold=0.0).double().eval()
+    ids = torch.tensor([[1, 2, 3]])
+    whole = model(ids, use_cache=True)
+    assert set(whole.steps.flatten().tolist()) == {NUM_THOUGHTS}
+
+    model.config.num_latent_thoughts = 1
+    limited = model(ids, use_cache=True)
+    assert set(limited.steps.flatten().tolist()) == {1}
+    # Equal outputs for all steps from 1 on are one output with their joint share.
+    output = model.ponder["router"][2]
+    with torch.no_grad():
+        output.weight[1:], output.bias[1:] = output.weight[1].clone(), output.bias[1].clone()
+        folded = model(ids, use_cache=True)
+        output.weight = torch.nn.Parameter(output.weight[:2])
+        output.bias = torch.nn.Parameter(output.bias[:2] + torch.tensor([1.0, NUM_THOUGHTS]).log())
+        small = model(ids, use_cache=True)
+    torch.testing.assert_close(folded.logits, small.logits, rtol=0, atol=1e-6)
 
 
 def test_sampling_and_several_continuations_work(model: Any) -> None:
