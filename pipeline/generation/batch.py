@@ -43,7 +43,7 @@ class GenerationSettings:
         prefill: how prompts are read.
         tolerance: of the Jacobi sweeps, see :class:`megatron_ext.ponder.decode.sweeps.Sweeps`; None takes
             1e-5, or the rounding of the weights where that is coarser.
-        damping, num_groups: of the sweeps, see there.
+        damping, num_groups, by_slot: of the sweeps, see there.
         batch_size: sequences that are decoded together at most; affects only the speed.
         limits: on the steps that tokens take.
         cut_prompts: cut the beginning of prompts that leave no room for the new tokens in the context of the
@@ -57,6 +57,7 @@ class GenerationSettings:
     tolerance: float | None = None
     damping: float = 0.0
     num_groups: int = 1
+    by_slot: bool = False
     batch_size: int = 8
     limits: StepLimits = UNLIMITED
     cut_prompts: bool = False
