@@ -1,7 +1,6 @@
 """Atomic writes, checksums, and what happens when a disk is full."""
 
 import errno
-import glob
 import hashlib
 import os
 import secrets
@@ -74,22 +73,6 @@ def temporary_path(path: Path) -> Path:
     Process ids would not do: ranks on two machines may write into one shared folder.
     """
     return path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
-
-
-def remove_leftovers(folder: Path, *names: str) -> None:
-    """Remove what interrupted writes of files or folders have left; nobody may be writing them now.
-
-    Args:
-        folder: of the files.
-        names: final names; none: all.
-    """
-    for name in names or ("*",):
-        escaped = name if name == "*" else glob.escape(name)
-        for path in folder.glob(f".{escaped}.tmp-*"):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
 
 
 def publish(temporary: Path, path: Path) -> None:
