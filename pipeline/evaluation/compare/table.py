@@ -23,14 +23,17 @@ def labels_of(curves: Sequence[PruningCurve], folders: Sequence[Path]) -> list[s
 
 def render_comparison(curves: Sequence[PruningCurve], labels: Sequence[str]) -> Table:
     """Return a table of all points; those on the front are marked."""
-    best = front(point for curve in curves for point in curve.all_points)
-    sizes = sorted(
-        {speed.batch_size for curve in curves for point in curve.all_points for speed in point.speeds}
-    )
-    table = Table(title="held-out loss by inference cost", box=SIMPLE_HEAD)
-    times = [f"ms/token x{size}" for size in sizes] + (["time/FLOPs saved"] if sizes else [])
-    for column in ("run", "method", "limit", "steps", "loss", "perplexity", "FLOPs/token", *times, "front"):
-        table.add_column(column, justify="left" if column in ("run", "method", "limit") else "right")
+    points = [point for curve in curves for point in curve.all_points]
+    sizes = sorted({speed.batch_size for point in points for speed in point.speeds})
+    best = front(points)
+    title = "held-out loss by inference cost"
+    if sizes:
+        title += "; ms: per token, so many texts together; gain: time saved over FLOPs saved"
+    table = Table(title=title, box=SIMPLE_HEAD)
+    times = [f"ms x{size}" for size in sizes] + (["gain"] if sizes else [])
+    for column in ("run", "method", "limit", "steps", "loss", "FLOPs/token", *times, "front"):
+        is_text = column in ("run", "method", "limit")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=column == "limit")
     for curve, label in zip(curves, labels, strict=True):
         for point in curve.all_points:
             table.add_row(
@@ -39,7 +42,6 @@ def render_comparison(curves: Sequence[PruningCurve], labels: Sequence[str]) -> 
                 limit_of(point),
                 f"{point.mean_steps:.3f}",
                 f"{point.loss:.4f}",
-                f"{point.perplexity:.2f}",
                 metric(point.flops_per_token),
                 *_times(point, sizes),
                 "*" if point in best else "",
@@ -55,7 +57,7 @@ def limit_of(point: LossPoint) -> str:
     if point.pruning_threshold is not None:
         parts.append(f"{point.signal or 'tau'} {point.pruning_threshold:.3g}")
     if point.budget is not None:
-        parts.append(f"(budget {point.budget})")
+        parts.append(f"for {point.budget}")
     return " ".join(parts) or "-"
 
 
