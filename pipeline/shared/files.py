@@ -44,6 +44,20 @@ def write_private(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(folder: Path, name: str = "*") -> None:
+    """Remove what interrupted writes of files or folders have left; nobody may be writing them now.
+
+    Args:
+        folder: of the files.
+        name: pattern of their final names.
+    """
+    for leftover in folder.glob(f".{name}.tmp-*"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until it is on disk; a crash in between may leave a part of it."""
     with path.open("wb") as file:
