@@ -50,14 +50,14 @@ def test_json_that_describes_data_is_listed_and_json_with_the_field_is_read(tmp_
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.jsonl", gzip.compress(json_lines(["a"]))),
+        ("a.jsonl", gzip.compress(json_lines(["a"]), mtime=0)),
         ("a.txt", zstd.compress(b"text" * 100)),
         ("a.txt", parquet(["a"])),
         ("a.jsonl", tar({"a.txt": b"text"})),
         ("a.txt", "text".encode("utf-16")),
         ("a.jsonl", "text".encode("utf-16")),
         ("a.txt", json_lines(["a", "b"])),
-        ("a.txt.gz", gzip.compress(json_lines(["a", "b"]))),
+        ("a.txt.gz", gzip.compress(json_lines(["a", "b"]), mtime=0)),
         ("a.parquet", json_lines(["a"])),
         ("a.tar", json_lines(["a"])),
         ("a.json", json.dumps([{"text": "a"}, {"text": "b"}]).encode()),
