@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from yaml import YAMLError
-
 from cluster.job_spec import SweepMember
-from pipeline.config.config_file import parse_value
 from pipeline.config.load import setting_paths, text_paths
-from pipeline.config.overrides import apply_overrides
+from pipeline.config.overrides import apply_overrides, value_of
 from pipeline.config.schema import RunConfig
 from pipeline.shared.errors import ClusterError
 
@@ -109,20 +106,13 @@ def _read(override: str) -> _Variation:
     paths = setting_paths()
     if apply_overrides(settings, [override], paths, text_paths=text_paths()):
         name, _, text = override.partition("=")
-        return _Variation(path=name, value=_as_yaml(text), override=override)
+        return _Variation(path=name, value=value_of(text), override=override)
     path: list[str] = []
     value: Any = settings
     while ".".join(path) not in paths:
         ((name, value),) = value.items()
         path.append(name)
     return _Variation(path=".".join(path), value=value, override=override)
-
-
-def _as_yaml(text: str) -> Any:
-    try:
-        return parse_value(text)
-    except YAMLError:
-        return text
 
 
 def _member(config: RunConfig, variations: Sequence[_Variation]) -> SweepMember:

@@ -62,7 +62,8 @@ class AdaptiveLatentCoT(PonderMethod):
             before = torch.ones_like(logits) if index == 0 else context.memory.recall(f"reach/{index}")
             reach = reaches(before, logits)
             context.memory.note(f"reach/{index + 1}", reach)
-            context.memory.note(f"correctness/{index}", context.label_probability(hidden))
+            correctness = torch.exp(-context.score_labels(hidden).nll)
+            context.memory.note(f"correctness/{index}", correctness)
         active = reach >= self.config.pruning_threshold
         return PassRows(rows=self._next_input(hidden), column=active.to(logits.dtype))
 

@@ -66,9 +66,8 @@ class PassContext:
         axis: the tensor axis.
         mix_embeddings: rows [R, B, H] -> softmax mixture of unscaled embeddings [R, B, H].
         has_label: [S_all, B] bool, tokens whose successor is to be predicted.
-        label_probability: hidden states [S, B, H] -> probability that the head gives to the label of every
-            token, [S_all, B], without gradient; of no meaning where there is no label.
-        score_labels: the same to how well the head predicts them.
+        score_labels: hidden states [S, B, H] -> how well the head predicts the label of each token from them,
+            without gradient; of no meaning where there is no label.
         memory: what this rank keeps from pass to pass.
         prune: hard mask: pruned slots have no keys and no share in the readout.
         damped: whether decisions of the router are damped where the method says so.
@@ -85,7 +84,6 @@ class PassContext:
     axis: TensorAxis
     mix_embeddings: Mixer
     has_label: Tensor
-    label_probability: Callable[[Tensor], Tensor]
     score_labels: Callable[[Tensor], LabelScores]
     memory: PassMemory
     prune: bool

@@ -91,7 +91,6 @@ class PonderModel(ModelStage):
             has_label=labels != IGNORED_LABEL,
             axis=self.axis,
             mix_embeddings=self.mix_embeddings,
-            label_probability=partial(self._label_probability, batch.labels),
             score_labels=partial(self._score_labels, labels=labels),
             memory=PassMemory(by_leaves=self._cuts_graph and torch.is_grad_enabled()),
             prune=settings.prune,
@@ -205,11 +204,6 @@ class PonderModel(ModelStage):
         active = None if entered.column is None else self.axis.to_full_use(entered.column.detach()) > 0
         kind = StepKeys if self.ponder.facts.sees_earlier_steps else IterationKeys
         return kind(index=index, num_passes=context.plan.num_passes, active=active, memory=context.memory)
-
-    @torch.no_grad()
-    def _label_probability(self, labels: Tensor, hidden: Tensor) -> Tensor:
-        """[B, S], [S or S / tp, B, H] -> [S, B]."""
-        return torch.exp(-token_losses(self.logits(hidden), labels.transpose(0, 1), self.axis))
 
     def _output(self, readout: Readout, micro_batch: MicroBatch) -> ModelOutput:
         context = micro_batch.context

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pipeline.checkpoint.checksums import CHECKSUMS_NAME, FileDigest, find_damage, write_checksums
 from pipeline.checkpoint.state import STATE_NAME
-from pipeline.shared.files import remove_leftovers, sync_folder, write_atomically
+from pipeline.shared.files import remove_temporaries, sync_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def clean_up(directory: Path) -> None:
     for leftover in directory.glob(f"iter_*{_PARTIAL_SUFFIX}"):
         logger.warning("removing %s, left by an interrupted save", leftover)
         _remove(leftover)
-    remove_leftovers(directory)
+    remove_temporaries(directory)
     for probe in directory.glob(".probe_*"):
         _remove(probe)
 

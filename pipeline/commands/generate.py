@@ -223,6 +223,15 @@ def _texts(prompt: list[str] | None, prompts_file: Path | None, output: Path | N
     texts = list(prompt or ())
     if not all(texts):
         raise typer.BadParameter("must not be empty", param_hint="--prompt")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            # Python stands for a byte that is no character of the terminal's encoding by half a pair.
+            raise typer.BadParameter(
+                f"must be text, but character {error.start + 1} is none; is the terminal's encoding UTF-8?",
+                param_hint="--prompt",
+            ) from error
     if prompts_file is not None:
         from pipeline.generation.files import read_prompts_file
 

@@ -41,6 +41,14 @@ def apply_overrides(
     return problems
 
 
+def value_of(text: str) -> Any:
+    """Return the value of an override as YAML; the text itself where it is none."""
+    try:
+        return parse_value(text)
+    except yaml.YAMLError:
+        return text
+
+
 def _names_given_twice(overrides: Sequence[str]) -> list[ConfigProblem]:
     """Report renamed settings that are given under both names."""
     values = {_name(override): override.partition("=")[2] for override in overrides}

@@ -19,7 +19,7 @@ from pipeline.run.layout import render_layout, stages_of
 from pipeline.run.summary import render_summary, run_summary
 from pipeline.run.unwritable import naming_unwritable_outputs, on_rank_zero
 from pipeline.shared.console import open_console
-from pipeline.shared.files import remove_leftovers
+from pipeline.shared.files import remove_temporaries
 from pipeline.shared.progress import Progress, SilentProgress, open_progress
 
 
@@ -38,7 +38,7 @@ def start_output(config: RunConfig, groups: ParallelGroups, identity: RunIdentit
     def start() -> None:
         with naming_unwritable_outputs(config):
             config.output_dir.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(config.output_dir)
+            remove_temporaries(config.output_dir)
             dump_config(config, config_file(config))
             write_identity(config.output_dir, identity, None)
 

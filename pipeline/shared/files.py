@@ -1,7 +1,6 @@
 """Atomic writes, checksums, and what happens when a disk is full."""
 
 import errno
-import glob
 import hashlib
 import os
 import secrets
@@ -45,6 +44,20 @@ def write_private(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(folder: Path, name: str = "*") -> None:
+    """Remove what interrupted writes of files or folders have left; nobody may be writing them now.
+
+    Args:
+        folder: of the files.
+        name: pattern of their final names.
+    """
+    for leftover in folder.glob(f".{name}.tmp-*"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until it is on disk; a crash in between may leave a part of it."""
     with path.open("wb") as file:
@@ -74,22 +87,6 @@ def temporary_path(path: Path) -> Path:
     Process ids would not do: ranks on two machines may write into one shared folder.
     """
     return path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
-
-
-def remove_leftovers(folder: Path, *names: str) -> None:
-    """Remove what interrupted writes of files or folders have left; nobody may be writing them now.
-
-    Args:
-        folder: of the files.
-        names: final names; none: all.
-    """
-    for name in names or ("*",):
-        escaped = name if name == "*" else glob.escape(name)
-        for path in folder.glob(f".{escaped}.tmp-*"):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
 
 
 def publish(temporary: Path, path: Path) -> None:

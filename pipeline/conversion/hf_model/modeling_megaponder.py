@@ -624,22 +624,21 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             return think_in_slots(
                 rows, run, num_thoughts=num_steps, decide=self._decide, next_thought=self._feed_back
             )
-        decide = self._decide
+        training = None
         if config.method == "ponderlm3" and not prunes:
             assert prompts.sweeps.number is not None, "a forward of training has a number of sweeps"
-            training = decide = TrainingDecisions(
-                self._router_logits, self._training_rules(prompts.sweeps.number)
-            )
+            rules = self._training_rules(prompts.sweeps.number)
+            training = TrainingDecisions(self._router_logits, rules)
         slots = read_by_sweeps(
             rows[0],
             prompts,
             num_thoughts=num_steps,
             run=run,
-            decide=decide,
+            decide=training or self._decide,
             next_thought=self._feed_back,
         )
         thought = slots.decision.read(slots.hidden)
-        if decide is self._decide:
+        if training is None:
             return thought
         # Training weighs all slots, and reports the steps that decoding would take.
         return Thought(hidden=thought.hidden, steps=training.steps_of_decoding())

@@ -359,3 +359,19 @@ def test_an_empty_prompt_is_refused(groups: ParallelGroups) -> None:
 
     with pytest.raises(ValueError):  # noqa: PT011
         decoder.read_prompts([0, 1], [[3], []], sweeps=None)
+
+
+def test_a_latent_cot_may_take_more_steps_than_it_was_built_with(groups: ParallelGroups) -> None:
+    small = tiny_model(groups, Method.ADAPTIVE_LATENT_COT, num_latent_thoughts=1)
+    large = tiny_model(groups, Method.ADAPTIVE_LATENT_COT, num_latent_thoughts=4)
+    load_weights(large, whole_tensors(small, lambda parameter: parameter))
+    tokens = halting_tokens()[0].tolist()
+    decoder = BatchDecoder(small, num_sequences=1, max_tokens=len(tokens), limits=StepLimits(num_steps=4))
+
+    found = [decoder.consume([0], [token]) for token in tokens]
+
+    expected = oracle(large, tokens)
+    assert [int(one.steps) for one in found] == [one.steps for one in expected]
+    assert max(one.steps for one in expected) > 1
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.logits[0], other.logits, rtol=0, atol=EXACT)
