@@ -42,7 +42,7 @@ test-clusters: $(INSTALLED) ## run the tests against a real SLURM and a real Ray
 test-matrix: $(INSTALLED) ## compare every method on every layout, with every recompute and J, with one process
 	$(BIN)/pytest tests/multiprocess -m matrix
 
-soak: $(INSTALLED) ## compare a run with thirty crashes, stops and damaged checkpoints with an uninterrupted one
+soak: $(INSTALLED) ## kill, fill and rename under commands for hours, and try other machines (SOAK_KILLS=200 SOAK_SEED=20)
 	$(BIN)/pytest tests/end_to_end -m soak -s
 
 check: $(INSTALLED) ## check style, formatting and types

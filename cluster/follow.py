@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from cluster.job_record import JobRecord, JobState
+from cluster.job_record import JobRecord, JobState, JobStatus
+from cluster.patience import PatientStatus
 from cluster.targets import JobTarget
 from pipeline.shared.console import printable
 from pipeline.shared.errors import ClusterError
@@ -71,17 +72,18 @@ def follow(target: JobTarget, record: JobRecord, *, lines: int, rank: int) -> in
 
     A job that restarts writes a new file, which is followed from its beginning.
     """
-    tail = LogTail(sys.stdout.buffer, lines)
+    tail, patient = LogTail(sys.stdout.buffer, lines), PatientStatus(target)
+    status: JobStatus | None = None
     polled_at = -_STATUS_SECONDS
     while True:
         has_ended = False
         if time.monotonic() - polled_at >= _STATUS_SECONDS:
-            status = target.status(record)
+            status = patient.of(record)
             polled_at = time.monotonic()
-            has_ended = status.state.is_final or status.state == JobState.UNKNOWN
+            has_ended = status is not None and (status.state.is_final or status.state == JobState.UNKNOWN)
         files = target.logs(record)
         tail.copy(files[rank] if rank < len(files) else None)
-        if has_ended:
+        if has_ended and status is not None:
             return _UNKNOWN_CODE if status.exit_code is None else status.exit_code
         time.sleep(_POLL_SECONDS)
 

@@ -48,6 +48,7 @@ class JobStatus(BaseModel):
         exit_code: of the job; None while there is none.
         requeues: how often it has restarted.
         nodes: where it runs or last ran.
+        is_unreachable: the target does not respond; what is reported is what the job's folder says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,7 @@ class JobStatus(BaseModel):
     exit_code: int | None = None
     requeues: int = 0
     nodes: tuple[str, ...] = ()
+    is_unreachable: bool = False
 
 
 class JobRecord(BaseModel):

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 from cluster.job_record import JobRecord, JobState, JobStatus
+from cluster.patience import DEFAULT_SECONDS, PatientStatus
 from cluster.targets import JobTarget
 from pipeline.shared.errors import ClusterError
 
@@ -17,6 +18,7 @@ def wait_for(
     *,
     start_limit_seconds: float | None,
     last_counts: bool,
+    unreachable_limit_seconds: float = DEFAULT_SECONDS,
     poll_seconds: float = 2.0,
 ) -> int:
     """Wait until all jobs have ended; return an exit code.
@@ -26,17 +28,22 @@ def wait_for(
         records: of the jobs.
         start_limit_seconds: within which one of them must have started; None: however long it takes.
         last_counts: each job resumes the one before, so the code of the last one is that of all.
+        unreachable_limit_seconds: how long the target may not respond.
         poll_seconds: between two queries, which are work for the cluster's controller.
 
     Returns:
         the code of the last job, or of the first that did not end with 0.
 
     Raises:
-        ClusterError: none has started in time; they are cancelled.
+        ClusterError: none has started in time, and they are cancelled; or the target does not respond.
     """
+    patient = PatientStatus(target, limit_seconds=unreachable_limit_seconds)
     end = None if start_limit_seconds is None else time.monotonic() + start_limit_seconds
     while True:
-        statuses = [target.status(record) for record in records]
+        statuses = _statuses(patient, records)
+        if statuses is None:
+            time.sleep(poll_seconds)
+            continue
         if all(status.state.is_final or status.state == JobState.UNKNOWN for status in statuses):
             codes = [_code(status) for status in statuses]
             return codes[-1] if last_counts else next((code for code in codes if code), 0)
@@ -50,6 +57,17 @@ def wait_for(
                 f"waits for: {statuses[0].reason or 'no reason given'}; it is cancelled"
             )
         time.sleep(poll_seconds)
+
+
+def _statuses(patient: PatientStatus, records: Sequence[JobRecord]) -> list[JobStatus] | None:
+    """Return the status of every job; None while the target does not respond."""
+    statuses = []
+    for record in records:
+        status = patient.of(record)
+        if status is None:
+            return None
+        statuses.append(status)
+    return statuses
 
 
 def _code(status: JobStatus) -> int:

@@ -21,9 +21,10 @@ from megatron_ext.device import device
 from megatron_ext.methods.base import Column
 from megatron_ext.model.attention import RowContext
 from megatron_ext.model.model import PonderModel
+from megatron_ext.ponder.decode.signals import SignalHalting, prediction_signal
 from megatron_ext.ponder.decode.sweeps import PromptTokens, Sweeps
 from megatron_ext.ponder.decode.think import Observer, Thought, ignore
-from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
+from megatron_ext.ponder.step_limits import UNLIMITED, HaltingSignal, StepLimits
 
 # The head runs on this many tokens of a prompt at once: the logits of all of them may not fit in memory.
 TOKENS_PER_HEAD_CALL = 256
@@ -68,6 +69,7 @@ class BatchDecoder:
         store: keys and values of all rows that ran.
         num_tokens: consumed so far, by sequence.
         dtype: of the weights.
+        halting: how tokens halt by a signal; None where the limits have none.
         iterates: whether a token keeps its place and has versions there.
         observe: called with the name and value of intermediate results of the tokens that are consumed.
     """
@@ -90,6 +92,9 @@ class BatchDecoder:
         """
         self._model = model
         self._method = model.ponder.under(limits)
+        self.halting: SignalHalting | None = None
+        if limits.signal is not None:
+            self.halting = self._method.halting = self._halting(limits.signal, limits.threshold)
         self.iterates = self._method.iterates
         self.store = self._reserve(num_sequences, max_tokens)
         self.num_tokens = [0] * num_sequences
@@ -203,6 +208,17 @@ class BatchDecoder:
         of_prompts = PromptTokens(sequences=_on_device(numbers), sweeps=sweeps)
         return self._method.read_prompts(rows, run, model.mix_embeddings, of_prompts, self.observe)
 
+    def _halting(self, signal: HaltingSignal, threshold: float | None) -> SignalHalting:
+        def of_prediction(hidden: Tensor) -> Tensor:
+            parts = hidden.unsqueeze(0).split(TOKENS_PER_HEAD_CALL, dim=1)
+            return torch.cat([prediction_signal(self._logits(part), signal) for part in parts])
+
+        return SignalHalting(
+            signal=signal,
+            threshold=float("-inf") if threshold is None else threshold,
+            of_prediction=of_prediction,
+        )
+
     def _read_prompt(self, prompt: Sequence[int], hidden: Tensor, steps: Tensor) -> ReadPrompt:
         """Run the head on the hidden states of one prompt, [1, S, H]."""
         logits = self._logits(hidden[:, -1:])[0]
@@ -271,13 +287,17 @@ class _Runner:
         log_weight: Tensor | None = None,
         version: int = 0,
         normalize: bool = True,
+        places: Tensor | None = None,
     ) -> Tensor:
         decoder, store = self._decoder, self._decoder.store
         chosen = range(len(self._sequences)) if tokens is None else tokens.tolist()
         sequences = [self._sequences[token] for token in chosen]
         positions = [self._positions[token] for token in chosen]
-        places = positions if self._iterates else list(self._next_places(sequences))
-        stored = store.places(sequences, places, version=version)
+        if places is not None:
+            taken = places.tolist()
+        else:
+            taken = positions if self._iterates else list(self._next_places(sequences))
+        stored = store.places(sequences, taken, version=version)
         decoder.observe("rows/sequences", stored.sequences)
         decoder.observe("rows/entered", rows)
         hidden = decoder.run_layers(rows, positions, log_weight, RowContext(store=stored))

@@ -62,6 +62,7 @@ class RowStore:
         self.weight_dtype = torch.promote_types(dtype, torch.float32)
         weight_dtype = self.weight_dtype if has_weights else None
         self._size = extended_size(config.kv_channels, weight_dtype, dtype)
+        self._scale_extra = config.ponder.form.attention_scale_extra
         groups = max(config.num_query_groups // model.axis.size, 1)
         shape = (num_versions, config.num_layers, num_sequences, groups, capacity, self._size)
         # Zeros: a masked key or value must be finite, since 0 times NaN is NaN.
@@ -124,7 +125,8 @@ class RowStore:
         """Bring keys and values of rows, [R, G, d], and the keys' weights, [R], to the stored width."""
         if log_weight is None:
             return key, value
-        return extended_keys(key, log_weight.unsqueeze(1), self._size), extended_values(value, self._size)
+        key = extended_keys(key, log_weight.unsqueeze(1), self._size, scale_extra=self._scale_extra)
+        return key, extended_values(value, self._size)
 
 
 # Rows of sequences of different lengths attend together where that reads at most so many times the keys that

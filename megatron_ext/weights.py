@@ -221,7 +221,7 @@ def _grouped_qkv(config: PonderTransformerConfig, native: str, source: str) -> E
 
 
 def _method_entries(config: PonderTransformerConfig) -> Iterator[Entry]:
-    decider = config.ponder.method.facts.decider
+    decider = config.ponder.decider
     if decider is None:
         return
     for network in decider.prefixes(config.ponder.num_latent_thoughts):

@@ -1,6 +1,10 @@
 """`megaponder`: the entry point, with all commands."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import typer
 from typer.main import get_command
@@ -9,6 +13,7 @@ from cluster.commands import demo, jobs, submit
 from pipeline.commands import (
     checkpoint,
     compare,
+    convergence,
     convert,
     data,
     evaluate,
@@ -22,7 +27,9 @@ from pipeline.commands import (
 )
 from pipeline.commands.shared import exit_on_user_error, ignore_leftover_variables, report_notices_once
 from pipeline.shared.console import report_crashes, say
+from pipeline.shared.errors import UserError
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.paths import UnknownNameError, expand_path
 from pipeline.shared.python_start import forget_working_directory
 from pipeline.shared.streams import protect_standard_streams
 
@@ -42,6 +49,7 @@ app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=verify.EPILOG)(verify.verify)
 app.command(epilog=generate.EPILOG)(generate.generate)
 app.command(epilog=compare.EPILOG)(compare.compare)
+app.command(epilog=convergence.EPILOG)(convergence.convergence)
 app.command(epilog=plan.EPILOG)(plan.plan)
 app.command(epilog=submit.EPILOG)(submit.submit)
 app.command(epilog=report.EPILOG)(report.report)
@@ -57,24 +65,58 @@ def main() -> None:
     """Run the command line."""
     protect_standard_streams()
     report_crashes()
-    forget_working_directory()
-    ignore_leftover_variables()
     with exit_on_user_error():
+        _check_working_directory()
+        forget_working_directory()
+        ignore_leftover_variables()
         report_notices_once()
         sys.exit(_run())
 
 
+def _check_working_directory() -> None:
+    """Raise a UserError where the folder that relative paths begin in has been removed."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(
+            f"the working directory must exist, but cannot be used ({error.strerror}); change to another one"
+        ) from error
+
+
 def _run() -> int:
     """Run the command; return its exit code."""
+    # Not `app()`, which replaces the hook for crashes.
+    commands = get_command(app)
+    _expand_paths_of(commands)
     try:
-        # Not `app()`, which replaces the hook for crashes.
-        code: int | None = get_command(app)(standalone_mode=False)
+        code: int | None = commands(standalone_mode=False)
     except typer.Abort:
         return ExitCode.INTERRUPTED
     except typer.TyperException as error:
         _show_usage_error(error)
         return error.exit_code
     return code or ExitCode.DONE
+
+
+def _expand_paths_of(command: Any) -> None:
+    """Let a command and those below it get paths with `~` and variables replaced by what they stand for."""
+    for inner in getattr(command, "commands", {}).values():
+        _expand_paths_of(inner)
+    if command.callback is not None:
+        command.callback = partial(_call_with_paths, command.callback)
+
+
+def _call_with_paths(callback: Callable[..., Any], **arguments: Any) -> Any:
+    return callback(**{name: _expanded(value) for name, value in arguments.items()})
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    try:
+        return Path(expand_path(str(value))) if isinstance(value, Path) else value
+    except UnknownNameError as error:
+        raise typer.BadParameter(f"{value}: {error}") from None
 
 
 def _show_usage_error(error: typer.TyperException) -> None:

@@ -1,8 +1,8 @@
 """What `megaponder submit` does once the settings are read: submit a training, or the steps of a workflow."""
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -42,20 +42,15 @@ def submit_training(
     if is_dry_run:
         say(where.render(job.masked()), nl=False)
         return ()
-    folders = [member.run_folder for member in members] or [job.run_folder]
-    with _only_submission(folders):
-        for folder in folders:
+    with _only_submission(job.run_folder):
+        for folder in [member.run_folder for member in members] or [job.run_folder]:
             refuse_unfinished(folder, after=after)
         return _send(where, job, run)
 
 
-@contextmanager
-def _only_submission(run_folders: Sequence[Path]) -> Iterator[None]:
-    """Let no other command submit jobs of these runs at the same time."""
-    with ExitStack() as locks:
-        for folder in sorted({folder.resolve() for folder in run_folders}):
-            locks.enter_context(folder_lock(folder / JOBS_FOLDER, "megaponder submit"))
-        yield
+def _only_submission(run_folder: Path) -> AbstractContextManager[None]:
+    """Let no other command submit jobs of a run, or of the runs of a sweep beside it, at the same time."""
+    return folder_lock(run_folder.resolve() / JOBS_FOLDER, "megaponder submit")
 
 
 def submit_workflow(
@@ -74,7 +69,7 @@ def submit_workflow(
     _show(planned)
     if is_dry_run:
         return _send_steps(where, run, choice, planned, after=after, is_dry_run=True)
-    with _only_submission([run.output_dir]):
+    with _only_submission(run.output_dir):
         refuse_running(run, planned, after=after)
         return _send_steps(where, run, choice, planned, after=after, is_dry_run=False)
 

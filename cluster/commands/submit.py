@@ -129,7 +129,14 @@ def submit(
         records = submit_training(where, run, members, after=jobs, is_dry_run=dry_run)
     if waits and records:
         last_counts = not run.workflow and run.submit.chain > 1
-        raise typer.Exit(wait_for(where, records, start_limit_seconds=start_limit, last_counts=last_counts))
+        code = wait_for(
+            where,
+            records,
+            start_limit_seconds=start_limit,
+            last_counts=last_counts,
+            unreachable_limit_seconds=run.submit.unreachable_timeout_seconds,
+        )
+        raise typer.Exit(code)
 
 
 def _refuse_with_workflow(run: RunConfig, sweep: Sequence[str] | None) -> None:

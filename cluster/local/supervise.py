@@ -17,6 +17,7 @@ from pipeline.ranks.launch import run_ranks
 from pipeline.ranks.signals import StopFlag
 from pipeline.shared.errors import ClusterError
 from pipeline.shared.exit_codes import FINAL_CODES, ExitCode
+from pipeline.shared.files import remove_temporaries
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ def main() -> None:
     """Wait for other jobs, run the ranks, and write how the job ended into its folder."""
     settings = _parser().parse_args()
     set_up_logging()
+    remove_temporaries(settings.job_folder)
     # While no ranks run, a signal is only noted, so that the end of the job is always written.
     with StopFlag() as stop:
         end = _supervise(settings, stop)

@@ -103,7 +103,7 @@ class LocalTarget:
             return record
         if process is not None:
             # It has written how the job ended and is about to leave.
-            process.wait(_LEAVE_SECONDS)
+            _wait_until_left(record, process)
         forget_end(record.job_folder)
         take_request(record.job_folder)
         _start(record.job_folder, record.log_folder)
@@ -203,6 +203,16 @@ def _process_here(folder: Path) -> psutil.Process | None:
             f"a local job must be stopped where it runs, which is {supervisor.host}; run the command there"
         )
     return supervisor.process()
+
+
+def _wait_until_left(record: JobRecord, process: psutil.Process) -> None:
+    try:
+        process.wait(_LEAVE_SECONDS)
+    except psutil.TimeoutExpired as error:
+        raise ClusterError(
+            f"the supervisor of {record.job_id} must leave within {_LEAVE_SECONDS:.0f} s of its job's end, "
+            f"but process {process.pid} still runs; see {record.log_folder / SUPERVISOR_LOG}, or kill it"
+        ) from error
 
 
 def _request_stop(folder: Path, process: psutil.Process, request: Request) -> None:

@@ -3,8 +3,10 @@
 import time
 from collections.abc import Callable, Sequence
 
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobStatus
 
+from cluster.on_ray.jobs_api import BoundedClient
+from cluster.patience import DEFAULT_SECONDS
 from pipeline.shared.errors import ClusterError
 
 _POLL_SECONDS = 2.0
@@ -25,19 +27,30 @@ def wait_for_dependencies(jobs: Sequence[str], *, until: Callable[[], bool]) -> 
         ClusterError: one has failed or is unknown.
     """
     waiting = [job.removeprefix(_PREFIX) for job in jobs]
-    client = JobSubmissionClient() if waiting else None
-    while client is not None and waiting:
+    responded_at = time.monotonic()
+    while waiting:
         if until():
             return False
-        waiting = [job for job in waiting if not _has_succeeded(client, job)]
+        try:
+            waiting = [job for job in waiting if not _has_succeeded(job)]
+            responded_at = time.monotonic()
+        except OSError as error:
+            if time.monotonic() - responded_at > DEFAULT_SECONDS:
+                raise ClusterError(
+                    f"the Ray of this job must respond within {DEFAULT_SECONDS:.0f} s, but does not ({error})"
+                    "; `megaponder jobs requeue` submits the job again"
+                ) from error
         if waiting:
             time.sleep(_POLL_SECONDS)
     return True
 
 
-def _has_succeeded(client: JobSubmissionClient, job: str) -> bool:
+def _has_succeeded(job: str) -> bool:
     try:
-        status = client.get_job_status(job)
+        # Of the Ray that runs this job, which its environment names.
+        status = BoundedClient().get_job_status(job)
+    except OSError:
+        raise
     except RuntimeError as error:
         raise ClusterError(
             f"a job to wait for must be known to this Ray, but {job} is not ({error}); submit it first"

@@ -24,6 +24,7 @@ from cluster.on_ray.job_status import Overview, Verdict
 from cluster.on_ray.single_process import SingleProcessJob
 from pipeline.shared.errors import ClusterError
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.files import remove_temporaries
 
 if TYPE_CHECKING:
     from cluster.on_ray.worker_group import WorkerGroup
@@ -149,6 +150,7 @@ def main() -> None:
     """Run the job that a file describes."""
     (file,) = sys.argv[1:]
     job = load_job(Path(file))
+    remove_temporaries(job.job_folder)
     log = logging.FileHandler(job.log_folder / "driver.log")
     logging.basicConfig(
         level=logging.INFO,

@@ -7,20 +7,27 @@ from typing import Any, TypeVar
 
 from ray.job_submission import JobSubmissionClient
 
-from pipeline.shared.errors import ClusterError
+from pipeline.shared.bounded import within
+from pipeline.shared.errors import ClusterError, UnreachableClusterError
 
 RESPONSE_SECONDS = 10.0
+# Of a whole response: a server may send a byte from time to time.
+_LONGEST_RESPONSE_SECONDS = 60.0
+# The cluster is asked directly: a proxy is there for the rest of the world.
+_WITHOUT_PROXY = {"no_proxy": "*", "NO_PROXY": "*"}
 # Ray's client prefers these to the address it is given.
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 Response = TypeVar("Response")
 
 
-class UnreachableRayError(ClusterError):
+class UnreachableRayError(UnreachableClusterError):
     """No Ray responds at the address."""
 
 
-class _BoundedClient(JobSubmissionClient):
+class BoundedClient(JobSubmissionClient):
+    """Ray's client, which waits for a response only so long."""
+
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         return super()._do_request(method, endpoint, timeout=RESPONSE_SECONDS, **options)
 
@@ -58,7 +65,7 @@ def ask(address: str, question: Callable[[JobSubmissionClient], Response]) -> Re
     """
     try:
         with _only_this_address():
-            return question(_BoundedClient(address))
+            return _within_limit(lambda: question(BoundedClient(address)))
     except OSError as error:
         raise UnreachableRayError(
             f"the Jobs API of a Ray must respond at {address}, but nothing does within "
@@ -69,12 +76,39 @@ def ask(address: str, question: Callable[[JobSubmissionClient], Response]) -> Re
         raise ClusterError(f"the Ray at {address} refuses: {_first_line(error)}") from error
 
 
+def _within_limit(action: Callable[[], Response]) -> Response:
+    """Return what an action returns, or raise its error.
+
+    Raises:
+        TimeoutError: it takes too long.
+    """
+    errors: list[Exception] = []
+
+    def run() -> list[Response]:
+        try:
+            return [action()]
+        except Exception as error:
+            errors.append(error)
+            return []
+
+    finished = within(_LONGEST_RESPONSE_SECONDS, run)
+    if errors:
+        raise errors[0]
+    if finished is None:
+        raise TimeoutError(f"no complete response within {_LONGEST_RESPONSE_SECONDS:.0f} s")
+    return finished[0]
+
+
 @contextmanager
 def _only_this_address() -> Iterator[None]:
-    before = {name: os.environ.pop(name) for name in _ADDRESS_VARIABLES if name in os.environ}
+    names = (*_ADDRESS_VARIABLES, *_WITHOUT_PROXY)
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    os.environ.update(_WITHOUT_PROXY)
     try:
         yield
     finally:
+        for name in _WITHOUT_PROXY:
+            os.environ.pop(name, None)
         os.environ.update(before)
 
 

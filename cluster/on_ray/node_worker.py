@@ -18,6 +18,8 @@ from pipeline.shared.ports import free_port
 
 REPORT_SECONDS = 1.0
 _POLL_SECONDS = 0.2
+# Of the driver, whose machine may be lost without a word.
+_RESPONSE_SECONDS = 120.0
 # For the ranks of this machine to leave after another one has failed.
 FAILURE_SECONDS = 10.0
 # Of the time that Ray gives a job to stop, reserved for the driver to write how the job ended.
@@ -63,7 +65,7 @@ def _meet(tracker: Any) -> tuple[Path, Rendezvous]:
     node = ray.train.get_context().get_world_rank()
     chosen = None
     if node == 0:
-        folder = ray.get(tracker.open_attempt.remote())
+        folder = ray.get(tracker.open_attempt.remote(), timeout=_RESPONSE_SECONDS)
         # On one machine, where no other one can connect.
         address = _own_address() if ray.train.get_context().get_world_size() > 1 else "127.0.0.1"
         chosen = (str(folder), address, free_port())
@@ -88,7 +90,7 @@ def _watch(tracker: Any, ranks: RankProcesses, node: int) -> tuple[Verdict, bool
         codes = ranks.codes
         if codes != reported or time.monotonic() >= next_report:
             report = NodeReport(node=node, host=socket.gethostname(), codes=codes)
-            orders: Orders = ray.get(tracker.report.remote(report))
+            orders: Orders = ray.get(tracker.report.remote(report), timeout=_RESPONSE_SECONDS)
             reported, next_report = codes, time.monotonic() + REPORT_SECONDS
             if orders.verdict is not None and None not in codes:
                 return orders.verdict, orders.stops

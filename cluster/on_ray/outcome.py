@@ -37,7 +37,8 @@ def _running_or_lost(record: JobRecord, address: str) -> JobStatus:
     try:
         known = ask(address, lambda client: [job for job in client.list_jobs() if _is(job, record)])
     except UnreachableRayError:
-        return _without_ray(heartbeat, JobState.UNKNOWN, f"Ray itself does not respond at {address}")
+        found = _without_ray(heartbeat, JobState.UNKNOWN, f"Ray itself does not respond at {address}")
+        return found.model_copy(update={"is_unreachable": True})
     if not known:
         reason = f"the Ray at {address} does not know the job: it is another one, or was restarted"
         return _without_ray(heartbeat, JobState.FAILED, reason)

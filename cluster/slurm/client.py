@@ -1,16 +1,31 @@
 """SLURM's own commands, each with a time limit and errors that users can act on."""
 
+import os
 import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.shared.errors import ClusterError
+from pipeline.shared.errors import ClusterError, UnreachableClusterError
 
 # The commands themselves give up on a controller after about 20 s.
 LIMIT_SECONDS = 60.0
 _FORGOTTEN = "Invalid job id specified"
+_UNREACHABLE = re.compile(
+    r"Unable to contact slurm controller|Connection refused|connect failure|Unable to establish|"
+    r"Socket timed out|Zero Bytes were transmitted|Transport endpoint is not connected"
+)
+# Of the job in which `submit` itself may run, such as an interactive one.
+_OF_A_JOB = ("SLURM_", "SLURMD_", "PMI_", "PMIX_")
+_OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+# Variables win over options in a script. A user's defaults serve what it leaves open: none of these.
+_NEVER_OPEN = (
+    *("SBATCH_ARRAY_INX", "SBATCH_EXPORT", "SBATCH_GET_USER_ENV", "SBATCH_JOB_NAME", "SBATCH_NO_REQUEUE"),
+    *("SBATCH_OPEN_MODE", "SBATCH_REQUEUE", "SBATCH_SIGNAL", "SBATCH_WAIT"),
+)
+_GIVEN = re.compile(r"^#SBATCH --([a-z-]+)", re.MULTILINE)
+_OTHER_NAMES = {"time": "SBATCH_TIMELIMIT", "mem": "SBATCH_MEM_PER_NODE"}
 _FIELD = re.compile(r"(?:^|\s)(\w+)=(\S*)")
 # Patterns of SLURM's messages, and the cure. The first match counts.
 _CURES: tuple[tuple[str, str], ...] = (
@@ -45,8 +60,7 @@ _CURES: tuple[tuple[str, str], ...] = (
     ),
     (r"unrecognized option|Invalid --|invalid option", "submit.options must hold options that sbatch knows"),
     (
-        r"Unable to contact slurm controller|Connection refused|connect failure|Unable to establish|"
-        r"Socket timed out",
+        _UNREACHABLE.pattern,
         "SLURM's controller must respond (check with `scontrol ping`); try again, or ask the cluster's "
         "administrators",
     ),
@@ -77,7 +91,11 @@ def submit_script(script: Path, *arguments: str, dependency: str | None = None) 
         ClusterError: it was refused, or the controller does not respond.
     """
     options = [f"--dependency={dependency}"] if dependency else []
-    answer = _run(["sbatch", "--parsable", *options, str(script), *arguments], what="take the job")
+    answer = _run(
+        ["sbatch", "--parsable", *options, str(script), *arguments],
+        what="take the job",
+        script=script.read_text(encoding="utf-8", errors="replace"),
+    )
     # Federations add their cluster's name: 123;name.
     return answer.strip().partition(";")[0]
 
@@ -139,7 +157,7 @@ class _ForgottenJobError(ClusterError):
     """The controller no longer knows the job."""
 
 
-def _run(command: Sequence[str], *, what: str) -> str:
+def _run(command: Sequence[str], *, what: str, script: str = "") -> str:
     try:
         finished = subprocess.run(
             command,
@@ -147,6 +165,7 @@ def _run(command: Sequence[str], *, what: str) -> str:
             text=True,
             errors="replace",
             stdin=subprocess.DEVNULL,
+            env=environment_for(script),
             timeout=LIMIT_SECONDS,
             check=False,
         )
@@ -156,7 +175,7 @@ def _run(command: Sequence[str], *, what: str) -> str:
             "cluster, or choose another --target"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(
+        raise UnreachableClusterError(
             f"SLURM's controller must respond within {LIMIT_SECONDS:.0f} s, but {command[0]} got no "
             "response; try again, or ask the cluster's administrators (check with `scontrol ping`)"
         ) from error
@@ -164,7 +183,25 @@ def _run(command: Sequence[str], *, what: str) -> str:
         return finished.stdout
     if _FORGOTTEN in finished.stderr:
         raise _ForgottenJobError(f"SLURM no longer knows the job {command[-1]}")
-    raise ClusterError(refusal(finished.stderr, what=what))
+    kind = UnreachableClusterError if _UNREACHABLE.search(finished.stderr) else ClusterError
+    raise kind(refusal(finished.stderr, what=what))
+
+
+def environment_for(script: str) -> dict[str, str]:
+    """Return the environment without the job that this command runs in, and without what a script decides.
+
+    Args:
+        script: for sbatch; empty for other commands.
+    """
+    given = {
+        _OTHER_NAMES.get(option, f"SBATCH_{option.upper().replace('-', '_')}")
+        for option in _GIVEN.findall(script)
+    }
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if (not name.startswith(_OF_A_JOB) or name in _OF_THE_CLUSTER) and name not in {*given, *_NEVER_OPEN}
+    }
 
 
 def refusal(text: str, *, what: str) -> str:

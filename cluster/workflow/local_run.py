@@ -63,8 +63,7 @@ def run_workflow(workflow: LocalWorkflow) -> int:
     Raises:
         UserError: an input is missing, a marker cannot be read, or another command writes the run.
     """
-    folders = (workflow.config.output_dir, workflow.config.checkpoint_directory)
-    with run_lock(*folders, work="megaponder demo"):
+    with run_lock(workflow.config.output_dir, work="megaponder demo"):
         return _run_steps(workflow)
 
 

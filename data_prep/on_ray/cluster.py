@@ -34,9 +34,16 @@ def cluster_ray(address: str, tasks: Sequence[ShardTask]) -> Iterator[None]:
     _check_reachable(address)
     import ray
 
+    from data_prep.on_ray.job_config import worker_imports
+
     with environment(QUIET_RAY), terminate_like_interrupt():
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                job_config=worker_imports(),
+            )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise DataError(
                 f"--ray-address {address} must be a Ray cluster of which this machine is a node, with the "

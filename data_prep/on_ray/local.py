@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_prep.on_ray.interrupts import environment, interrupts_held, terminate_like_interrupt
 from pipeline.shared.errors import DataError
+from pipeline.shared.python_start import python_variables
 
 # Tasks and reports have a few kilobytes; this is somewhat more than the smallest store that Ray accepts.
 OBJECT_STORE_BYTES = 100_000_000
@@ -35,7 +36,7 @@ def local_ray(num_cpus: int) -> Iterator[None]:
     except OSError as error:
         raise _not_started(error) from error
     try:
-        with environment(QUIET_RAY), terminate_like_interrupt():
+        with environment(QUIET_RAY | python_variables(os.environ)), terminate_like_interrupt():
             with interrupts_held():
                 _start(num_cpus, folder)
             # Again, because Ray has installed a handler that aborts.
@@ -49,6 +50,8 @@ def local_ray(num_cpus: int) -> Iterator[None]:
 def _start(num_cpus: int, folder: Path) -> None:
     import ray
 
+    from data_prep.on_ray.job_config import worker_imports
+
     try:
         ray.init(
             # Ignore a cluster named in the environment.
@@ -61,6 +64,7 @@ def _start(num_cpus: int, folder: Path) -> None:
             _temp_dir=str(folder),
             # Ray then listens on the loopback interface only.
             _node_ip_address="127.0.0.1",
+            job_config=worker_imports(),
         )
     except Exception as error:  # of any kind: Ray starts several programs
         raise _not_started(error) from error

@@ -64,7 +64,8 @@ class AdaPonderLM(PonderLM):
         steps = active_iterations(logits, self.config.pruning_threshold)
         context.observe("gate_logits", logits)
         self._record(steps, logits, penalty, context)
-        return Readout(hidden=hidden, penalty=penalty, steps=steps)
+        scores = torch.sigmoid(logits).cummin(dim=-1).values
+        return Readout(hidden=hidden, penalty=penalty, steps=steps, step_scores=scores)
 
     def think(
         self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore

@@ -62,7 +62,8 @@ class AdaptiveLatentCoT(PonderMethod):
             before = torch.ones_like(logits) if index == 0 else context.memory.recall(f"reach/{index}")
             reach = reaches(before, logits)
             context.memory.note(f"reach/{index + 1}", reach)
-            context.memory.note(f"correctness/{index}", context.label_probability(hidden))
+            correctness = torch.exp(-context.score_labels(hidden).nll)
+            context.memory.note(f"correctness/{index}", correctness)
         active = reach >= self.config.pruning_threshold
         return PassRows(rows=self._next_input(hidden), column=active.to(logits.dtype))
 
@@ -95,7 +96,10 @@ class AdaptiveLatentCoT(PonderMethod):
         context.observe("exit_masses", masses)
         context.observe("correctness", correctness)
         context.observe("mixed_hidden", mixed)
-        return Readout(hidden=mixed, penalty=penalty, steps=steps)
+        scores = torch.stack([recall(f"reach/{step}") for step in range(1, num_steps + 1)], dim=-1)
+        return Readout(
+            hidden=mixed, penalty=penalty, steps=steps, step_scores=context.axis.to_full_use(scores)
+        )
 
     def think(
         self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore

@@ -20,8 +20,16 @@ from megatron_ext.model.memory import PassMemory
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.ponder.config import MethodFacts, PonderConfig
 from megatron_ext.ponder.decode.sweeps import PromptTokens
-from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_in_rows
+from megatron_ext.ponder.decode.think import (
+    Observer,
+    RowRunner,
+    StepHalting,
+    Thought,
+    ignore,
+    think_in_rows,
+)
 from megatron_ext.ponder.passes import PassPlan
+from megatron_ext.ponder.penalties import LabelScores
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 
 Mixer = Callable[[Tensor], Tensor]
@@ -58,10 +66,11 @@ class PassContext:
         axis: the tensor axis.
         mix_embeddings: rows [R, B, H] -> softmax mixture of unscaled embeddings [R, B, H].
         has_label: [S_all, B] bool, tokens whose successor is to be predicted.
-        label_probability: hidden states [S, B, H] -> probability that the head gives to the label of every
-            token, [S_all, B], without gradient; of no meaning where there is no label.
+        score_labels: hidden states [S, B, H] -> how well the head predicts the label of each token from them,
+            without gradient; of no meaning where there is no label.
         memory: what this rank keeps from pass to pass.
         prune: hard mask: pruned slots have no keys and no share in the readout.
+        damped: whether decisions of the router are damped where the method says so.
         bottom_k_fraction: q of the bottom-k penalty.
         observe: called with the name and value of intermediate results, for verification.
         pondering_share: a of a blended start (definitions 2.9); 1 is the method as it is.
@@ -75,9 +84,10 @@ class PassContext:
     axis: TensorAxis
     mix_embeddings: Mixer
     has_label: Tensor
-    label_probability: Callable[[Tensor], Tensor]
+    score_labels: Callable[[Tensor], LabelScores]
     memory: PassMemory
     prune: bool
+    damped: bool
     bottom_k_fraction: float
     observe: Observer
     pondering_share: float = 1.0
@@ -93,7 +103,10 @@ class Readout:
     Attributes:
         hidden: [S, B, H], goes to the head.
         penalty: scalar to be weighted and added to the loss, or None.
+        penalty_of: gives the penalty instead, from how well the labels are predicted from `hidden`; or None.
         steps: steps taken by every token, [S_all, B] int64, or None where all take K.
+        step_scores: what the threshold is compared with, [S_all, B, K], non-increasing: a token takes the
+            steps whose score reaches it. None where all take K.
         of_steps: hidden states of all steps, [S, K + 1, B, H], where the loss or a measurement needs them.
         one_step_more: what would be read if every token took one step more, [S, B, H], where it is measured.
         regularizer: scalar to be added to the loss as it is, or None.
@@ -101,14 +114,22 @@ class Readout:
 
     hidden: Tensor
     penalty: Tensor | None = None
+    penalty_of: Callable[[LabelScores], Tensor] | None = None
     steps: Tensor | None = None
+    step_scores: Tensor | None = None
     of_steps: Tensor | None = None
     one_step_more: Tensor | None = None
     regularizer: Tensor | None = None
 
 
 class PonderMethod(nn.Module):
-    """Base of the methods: one pass, the hidden state itself is read."""
+    """Base of the methods: one pass, the hidden state itself is read.
+
+    Attributes:
+        halting: ends the thoughts of a token in a decoder under limits with a signal.
+    """
+
+    halting: StepHalting | None = None
 
     def __init__(self, config: PonderConfig, hidden_size: int, *, decides: bool = True) -> None:
         """Keep the settings.
@@ -149,6 +170,12 @@ class PonderMethod(nn.Module):
         if self.facts.weighs_slots:
             return Column.LOG_WEIGHT
         return Column.ACTIVE if self.facts.halts_in_training else Column.NONE
+
+    @property
+    def prunes_in_training(self) -> bool:
+        """Whether the training forward depends on tau."""
+        hides_keys = self.facts.weighs_slots and self.config.form.hides_keys
+        return self.facts.halts_in_training or hides_keys
 
     @property
     def iterates(self) -> bool:
@@ -261,7 +288,7 @@ class PonderMethod(nn.Module):
 
 def build_decider(config: PonderConfig, hidden_size: int) -> nn.Sequential | nn.Linear:
     """Build one network by which tokens halt, as the facts of the method describe it."""
-    decider = config.method.facts.decider
+    decider = config.decider
     assert decider is not None, f"{config.method} does not halt"
     outputs = decider.outputs(config.num_latent_thoughts)
     if decider.inner is None:

@@ -58,7 +58,8 @@ class PonderLM2(PonderMethod):
         sweep = plan.sweep_of(index)
         if sweep is not None:
             self._record_residual(sweep, thoughts, context.memory.recall(f"thoughts/{index - 1}"), context)
-        return PassRows(rows=merge_slots(thoughts), column=self._log_weight(slots, num_thoughts, context))
+        column = self._log_weight(index, slots, num_thoughts, context)
+        return PassRows(rows=merge_slots(thoughts), column=column)
 
     def read(self, ended: PassRows, context: PassContext) -> Readout:
         """Read the last slot of each token."""
@@ -75,6 +76,7 @@ class PonderLM2(PonderMethod):
             num_thoughts=self.config.num_latent_thoughts,
             decide=partial(self._decide, observe=observe),
             next_thought=partial(self._next_thought, mix_embeddings=mix_embeddings),
+            halting=self.halting,
         )
 
     def read_prompts(
@@ -93,6 +95,7 @@ class PonderLM2(PonderMethod):
             run=run,
             decide=partial(self._decide, observe=observe),
             next_thought=partial(self._next_thought, mix_embeddings=mix_embeddings),
+            halting=self.halting,
         )
         observe("prompt_slots/inputs", slots.inputs)
         observe("prompt_slots/hidden", slots.hidden)
@@ -112,9 +115,11 @@ class PonderLM2(PonderMethod):
         """z^{k+1} = h^k, or the mixture of embeddings it predicts (definitions 2.1, 2.2)."""
         return mix_embeddings(hidden) * self.embedding_scale if self.mixes_embeddings else hidden
 
-    def _log_weight(self, slots: Tensor, num_thoughts: int, context: PassContext) -> Tensor | None:
+    def _log_weight(
+        self, index: int, slots: Tensor, num_thoughts: int, context: PassContext
+    ) -> Tensor | None:
         """Return log w of the thoughts in the next pass, [S * num_thoughts, B]; None: all weigh the same."""
-        del slots, num_thoughts, context
+        del index, slots, num_thoughts, context
         return None
 
     def _record_residual(self, sweep: int, new: Tensor, old: Tensor, context: PassContext) -> None:

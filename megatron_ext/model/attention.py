@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import torch
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.ponder.attention import (
     Segments,
@@ -199,10 +199,11 @@ class RowContext:
 class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is untyped
     """Causal attention within documents, with keys weighted by their tail mass."""
 
-    def __init__(self, config: TransformerConfig, layer_number: int, **_: Any) -> None:
+    def __init__(self, config: PonderTransformerConfig, layer_number: int, **_: Any) -> None:
         """Keep the layer number; Megatron's other arguments have no effect, and there are no weights."""
         super().__init__(config=config)
         self.layer_number = layer_number
+        self._scale_extra = config.ponder.form.attention_scale_extra
 
     def forward(
         self,
@@ -238,6 +239,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
                 _by_head(value),
                 attention_mask,
                 segments=packed_seq_params.segments,
+                scale_extra=self._scale_extra,
             )
         # [B, A, R, d] -> [R, B, A * d]
         return output.permute(2, 0, 1, 3).flatten(2).contiguous()
@@ -248,30 +250,36 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         """[R, 1, A, d] -> [R, 1, A * d]."""
         weight = None if log_weight is None else log_weight[0]
         parts = store.extend(self.layer_number, key.squeeze(1), value.squeeze(1), weight)
-        outputs = [_attend_to_part(query[part.rows].squeeze(1), part) for part in parts]
+        outputs = [self._attend_to_part(query[part.rows].squeeze(1), part) for part in parts]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         # [R, A, d] -> [R, 1, A * d]
         return output.flatten(1).unsqueeze(1)
+
+    def _attend_to_part(self, query: Tensor, part: StoredKeys) -> Tensor:
+        """[b * q, A, d] -> the same."""
+        # [b * q, A, d] -> [b, A, q, d]
+        query = query.unflatten(0, (len(part.keys), -1)).transpose(1, 2)
+        if part.others:
+            sets = [part, *part.others]
+            output = attention_to_parts(
+                query,
+                [one.keys for one in sets],
+                [one.values for one in sets],
+                [one.visible_to_each for one in sets],
+            )
+        else:
+            output = stored_attention(
+                query,
+                part.keys,
+                part.values,
+                causal=part.causal,
+                visible=part.visible,
+                scale_extra=self._scale_extra,
+            )
+        # [b, A, q, d] -> [b * q, A, d]
+        return output.transpose(1, 2).flatten(0, 1)
 
 
 def _by_head(rows: Tensor) -> Tensor:
     """[R, B, A, d] -> [B, A, R, d]."""
     return rows.permute(1, 2, 0, 3)
-
-
-def _attend_to_part(query: Tensor, part: StoredKeys) -> Tensor:
-    """[b * q, A, d] -> the same."""
-    # [b * q, A, d] -> [b, A, q, d]
-    query = query.unflatten(0, (len(part.keys), -1)).transpose(1, 2)
-    if part.others:
-        sets = [part, *part.others]
-        output = attention_to_parts(
-            query,
-            [one.keys for one in sets],
-            [one.values for one in sets],
-            [one.visible_to_each for one in sets],
-        )
-    else:
-        output = stored_attention(query, part.keys, part.values, causal=part.causal, visible=part.visible)
-    # [b, A, q, d] -> [b * q, A, d]
-    return output.transpose(1, 2).flatten(0, 1)

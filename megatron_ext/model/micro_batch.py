@@ -50,6 +50,8 @@ class ForwardSettings:
     Attributes:
         num_jacobi_iterations: J.
         prune: mask pruned slots out (hard mask) instead of weighing them.
+        damped: damp the router's decisions where the method says so; without, the sweeps reach the same fixed
+            point sooner.
         bottom_k_fraction: q of the bottom-k penalty; None takes the configured one.
         limits: on the steps that tokens take.
         pondering_share, holds_decisions, measures_steps: see :class:`PassContext`.
@@ -57,6 +59,7 @@ class ForwardSettings:
 
     num_jacobi_iterations: int
     prune: bool = False
+    damped: bool = True
     bottom_k_fraction: float | None = None
     limits: StepLimits = UNLIMITED
     pondering_share: float = 1.0
@@ -89,6 +92,8 @@ class ModelOutput:
         token_losses: [S, B] cross-entropy in nats, 0 where there is no label.
         penalty: scalar that is weighted and added to the mean loss, or None.
         steps: [S, B] int64 steps taken by every token, or None where all take K.
+        step_scores: [S, B, K] what the threshold is compared with to take each step, non-increasing, or None
+            where all take K.
         statistics: additive sums over the micro-batch, each [size], without gradient.
         step_losses: [S, B] weighted mean of the cross-entropies of reading each step alone, or None.
         regularizer: scalar, mean over real tokens, that is added to the mean loss, or None.
@@ -97,6 +102,7 @@ class ModelOutput:
     token_losses: Tensor
     penalty: Tensor | None
     steps: Tensor | None
+    step_scores: Tensor | None = None
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     step_losses: Tensor | None = None
     regularizer: Tensor | None = None

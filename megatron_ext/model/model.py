@@ -16,9 +16,10 @@ from megatron_ext.model.attention import IterationKeys, PassKeys, RowContext, St
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput, TokenBatch
 from megatron_ext.model.stage import ModelStage
-from megatron_ext.parallel.vocabulary import IGNORED_LABEL, token_losses
+from megatron_ext.parallel.vocabulary import IGNORED_LABEL, label_is_first, token_losses
 from megatron_ext.ponder.decode.think import Observer
 from megatron_ext.ponder.masks import document_segments, scale_segments
+from megatron_ext.ponder.penalties import LabelScores
 from megatron_ext.ponder.slots import keys_of_slots, merge_slots, split_slots
 from megatron_ext.ponder.start import added_log_weight, blend
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
@@ -36,6 +37,7 @@ class PonderModel(ModelStage):
         *,
         num_jacobi_iterations: int,
         prune: bool = False,
+        damped: bool = True,
         bottom_k_fraction: float | None = None,
         limits: StepLimits = UNLIMITED,
         pondering_share: float = 1.0,
@@ -47,7 +49,7 @@ class PonderModel(ModelStage):
 
         Args:
             batch: B rows of S tokens.
-            num_jacobi_iterations, prune, bottom_k_fraction, limits, pondering_share, holds_decisions,
+            num_jacobi_iterations, prune, damped, bottom_k_fraction, limits, pondering_share, holds_decisions,
                 measures_steps: see :class:`ForwardSettings`.
             observe: called with the name and value of intermediate results.
         """
@@ -55,6 +57,7 @@ class PonderModel(ModelStage):
         settings = ForwardSettings(
             num_jacobi_iterations=num_jacobi_iterations,
             prune=prune,
+            damped=damped,
             bottom_k_fraction=bottom_k_fraction,
             limits=limits,
             pondering_share=pondering_share,
@@ -79,17 +82,19 @@ class PonderModel(ModelStage):
             settings: of the forward.
             observe: called with the name and value of intermediate results.
         """
+        assert settings.limits.signal is None, "only decoders halt by a signal"
         method = self.ponder.under(settings.limits)
-        fraction = settings.bottom_k_fraction
+        fraction, labels = settings.bottom_k_fraction, batch.labels.transpose(0, 1)
         context = PassContext(
             plan=method.plan(settings.num_jacobi_iterations),
             real=batch.is_real.transpose(0, 1).to(batch.tokens.device),
+            has_label=labels != IGNORED_LABEL,
             axis=self.axis,
             mix_embeddings=self.mix_embeddings,
-            has_label=batch.labels.transpose(0, 1) != IGNORED_LABEL,
-            label_probability=partial(self._label_probability, batch.labels),
+            score_labels=partial(self._score_labels, labels=labels),
             memory=PassMemory(by_leaves=self._cuts_graph and torch.is_grad_enabled()),
             prune=settings.prune,
+            damped=settings.damped,
             bottom_k_fraction=method.config.bottom_k_fraction if fraction is None else fraction,
             pondering_share=settings.pondering_share,
             holds_decisions=settings.holds_decisions,
@@ -200,23 +205,27 @@ class PonderModel(ModelStage):
         kind = StepKeys if self.ponder.facts.sees_earlier_steps else IterationKeys
         return kind(index=index, num_passes=context.plan.num_passes, active=active, memory=context.memory)
 
-    @torch.no_grad()
-    def _label_probability(self, labels: Tensor, hidden: Tensor) -> Tensor:
-        """[B, S], [S or S / tp, B, H] -> [S, B]."""
-        return torch.exp(-token_losses(self.logits(hidden), labels.transpose(0, 1), self.axis))
-
     def _output(self, readout: Readout, micro_batch: MicroBatch) -> ModelOutput:
         context = micro_batch.context
         logits = self.logits(readout.hidden)
         context.observe("logits", logits)
-        losses = token_losses(logits, micro_batch.batch.labels.transpose(0, 1), self.axis)
+        labels = micro_batch.batch.labels.transpose(0, 1)
+        penalty = readout.penalty
+        if readout.penalty_of is None:
+            losses = token_losses(logits, labels, self.axis)
+        else:
+            # Before the losses, which work on the logits in place.
+            is_first = label_is_first(logits, labels, self.axis)
+            losses = token_losses(logits, labels, self.axis)
+            penalty = readout.penalty_of(LabelScores(nll=losses.detach(), is_first=is_first))
         of_steps = self._losses_of_steps(readout, micro_batch)
         self._record_losses(losses, readout.steps, micro_batch)
         weight = micro_batch.method.config.step_loss_weight
         return ModelOutput(
             token_losses=losses,
-            penalty=readout.penalty,
+            penalty=penalty,
             steps=readout.steps,
+            step_scores=readout.step_scores,
             statistics=context.statistics,
             step_losses=None if of_steps is None or weight == 0 else weight * of_steps.mean(dim=0),
             regularizer=readout.regularizer,
@@ -241,6 +250,13 @@ class PonderModel(ModelStage):
                 "one_more_nll": more.detach().sum().reshape(1),
             }
         return losses
+
+    @torch.no_grad()
+    def _score_labels(self, hidden: Tensor, *, labels: Tensor) -> LabelScores:
+        """Predict labels, [S, B], from hidden states, [S or S / tp, B, H]."""
+        logits = self.logits(hidden)
+        is_first = label_is_first(logits, labels, self.axis)
+        return LabelScores(nll=token_losses(logits, labels, self.axis), is_first=is_first)
 
     @torch.no_grad()
     def _record_losses(self, losses: Tensor, steps: Tensor | None, micro_batch: MicroBatch) -> None:

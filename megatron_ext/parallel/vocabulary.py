@@ -52,6 +52,25 @@ def token_losses(logits: Tensor, labels: Tensor, axis: TensorAxis) -> Tensor:
     return losses * has_label
 
 
+@torch.no_grad()
+def label_is_first(logits: Tensor, labels: Tensor, axis: TensorAxis) -> Tensor:
+    """Return whether the label of each position is the most likely piece; of equals the first one counts.
+
+    Each rank looks through its own vocabulary; only the largest logits and their places are reduced.
+
+    Args:
+        logits: [S, B, V / tp].
+        labels: [S, B] int64.
+    Returns:
+        [S, B] bool.
+    """
+    own, places = logits.max(dim=-1)
+    is_largest = own == axis.max_over_ranks(own)
+    beyond = torch.iinfo(places.dtype).max
+    places = torch.where(is_largest, places + axis.rank * logits.shape[-1], beyond)
+    return -axis.max_over_ranks(-places) == labels
+
+
 def mix_embeddings(
     rows: Tensor,
     head: Tensor,

@@ -2,7 +2,8 @@
 
 ``softmax(Q K^T / sqrt(d) + 1 log w^T)`` is plain attention with the key extended by the column
 ``sqrt(d) * log w`` and the query by a column of ones, at the unchanged scale ``1 / sqrt(d)``. Every fused
-kernel applies and gives the gradient of ``log w`` as one more column of the key's gradient.
+kernel applies and gives the gradient of ``log w`` as one more column of the key's gradient. The scale may be
+``1 / sqrt(d + e)`` instead, for all logits, which leaves the weights as they are (definitions 2.8).
 
 B = batch, A = query heads, G = key/value heads, Q = query rows, R = key rows, d = head size.
 """
@@ -29,22 +30,24 @@ def key_weighted_attention(
     *,
     causal: bool = True,
     segments: Segments | None = None,
+    scale_extra: int = 0,
 ) -> Tensor:
     """Attend with key column r weighted by ``exp(log_weight[r])`` in every softmax.
 
     Args:
         query: [B, A, Q, d].
         key, value: [B, G, R, d], G a divisor of A.
-        log_weight: [B, R] added to the logits of each key column after the 1/sqrt(d) scaling, or None.
+        log_weight: [B, R] added to the logits of each key column after the scaling, or None.
         causal: query row i sees key rows 0..i; otherwise it sees all.
         segments: runs of rows that see each other, for causal attention over packed documents.
+        scale_extra: e; products of queries and keys are divided by sqrt(d + e).
     Returns:
         [B, A, Q, d].
     """
     head_size = query.shape[-1]
     if log_weight is not None:
-        query, key, value = _augment(query, key, value, log_weight)
-    scale = 1.0 / math.sqrt(head_size)
+        query, key, value = _augment(query, key, value, log_weight, scale_extra)
+    scale = 1.0 / math.sqrt(head_size + scale_extra)
     if segments is None:
         output = _attend(query, key, value, causal=causal, scale=scale)
     else:
@@ -53,7 +56,13 @@ def key_weighted_attention(
 
 
 def stored_attention(
-    query: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False, visible: Tensor | None = None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    causal: bool = False,
+    visible: Tensor | None = None,
+    scale_extra: int = 0,
 ) -> Tensor:
     """Attend to stored keys, which already carry their weights.
 
@@ -64,11 +73,12 @@ def stored_attention(
         causal: Q is R and query row i sees key rows 0..i.
         visible: bool, [Q, R] or [B, 1, Q, R], or [B, R] where Q is 1; None where every query row sees all
             keys, or where `causal` decides.
+        scale_extra: see :func:`key_weighted_attention`; the same that the keys' weights were stored with.
     Returns:
         [B, A, Q, d].
     """
     head_size, width = query.shape[-1], keys.shape[-1]
-    scale = 1.0 / math.sqrt(head_size)
+    scale = 1.0 / math.sqrt(head_size + scale_extra)
     # Where a key has no weight it is padded by zeros, so that every further channel of the query may be one.
     wide = widened_query(query, width) if width > head_size else query
     if query.shape[2] == 1:
@@ -129,17 +139,18 @@ def extended_size(head_size: int, weight_dtype: torch.dtype | None, dtype: torch
     return head_size + num_columns + -(head_size + num_columns) % HEAD_SIZE_STEP
 
 
-def extended_keys(key: Tensor, log_weight: Tensor, size: int) -> Tensor:
+def extended_keys(key: Tensor, log_weight: Tensor, size: int, *, scale_extra: int = 0) -> Tensor:
     """Append the weight of each key to its channels, and pad with zeros.
 
     Args:
         key: [..., d].
         log_weight: in the shape of `key` without its last dim, or one that expands to it.
         size: from :func:`extended_size`.
+        scale_extra: see :func:`key_weighted_attention`.
     Returns:
         [..., size].
     """
-    columns = _weight_columns(log_weight * math.sqrt(key.shape[-1]), key.dtype)
+    columns = _weight_columns(log_weight * math.sqrt(key.shape[-1] + scale_extra), key.dtype)
     columns = columns.expand(*key.shape[:-1], -1)
     return functional.pad(torch.cat([key, columns], dim=-1), (0, size - key.shape[-1] - columns.shape[-1]))
 
@@ -161,16 +172,17 @@ def dense_bias_attention(
     log_weight: Tensor | None = None,
     *,
     visible: Tensor | None = None,
+    scale_extra: int = 0,
 ) -> Tensor:
     """Do the same as :func:`key_weighted_attention` with a dense bias, for tests and benchmarks.
 
     Args:
-        query, key, value, log_weight: as there.
+        query, key, value, log_weight, scale_extra: as there.
         visible: [B, Q, R] bool; None for plain causal attention.
     """
     group_size = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(group_size, dim=1) for x in (key, value))
-    logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1] + scale_extra)
     if log_weight is not None:
         logits = logits + log_weight[:, None, None, :]
     if visible is None:
@@ -179,15 +191,14 @@ def dense_bias_attention(
     return torch.softmax(logits, dim=-1).to(value.dtype) @ value
 
 
-def _augment(query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _augment(
+    query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor, scale_extra: int
+) -> tuple[Tensor, Tensor, Tensor]:
     head_size = query.shape[-1]
     size = extended_size(head_size, log_weight.dtype, key.dtype)
     # [B, R] -> [B, 1, R], for all groups
-    return (
-        widened_query(query, size),
-        extended_keys(key, log_weight.unsqueeze(1), size),
-        extended_values(value, size),
-    )
+    key = extended_keys(key, log_weight.unsqueeze(1), size, scale_extra=scale_extra)
+    return widened_query(query, size), key, extended_values(value, size)
 
 
 def _weight_columns(weight: Tensor, dtype: torch.dtype) -> Tensor:

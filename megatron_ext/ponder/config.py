@@ -6,7 +6,7 @@ configuration, names and shapes of weights, charts, model cards. What a method c
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -18,6 +18,7 @@ from megatron_ext.ponder.passes import (
     pause_plan,
     single_pass_plan,
 )
+from megatron_ext.ponder.renewal import Renewal
 
 
 class Method(StrEnum):
@@ -74,10 +75,92 @@ class Residual(StrEnum):
 
 
 class Penalty(StrEnum):
-    """What the halting penalty of PonderLM-3 measures (definitions 2.5)."""
+    """What the halting penalty of PonderLM-3 measures (definitions 2.5, 2.8)."""
 
     EXPECTED_STEPS = "expected_steps"
     BOTTOM_K = "bottom_k"
+    ACCURACY_BOTTOM = "accuracy_bottom"
+    DELTA_LOSS = "delta_loss"
+    CE_LOSS = "ce_loss"
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether predictions from fewer steps decide how many tokens each step is to lose."""
+        return self in (Penalty.ACCURACY_BOTTOM, Penalty.DELTA_LOSS, Penalty.CE_LOSS)
+
+
+class Form(StrEnum):
+    """A set of defaults for PonderLM-3: this project's, or what its authors' research code computes."""
+
+    MEGAPONDER = "megaponder"
+    AUTHORS = "authors"
+
+
+class RouterKind(StrEnum):
+    """The network that gives a token its distribution over steps: with a hidden layer, or one linear map."""
+
+    MLP = "mlp"
+    LINEAR = "linear"
+
+
+class RouterStart(StrEnum):
+    """Initial weights of the router's last layer (definitions 2.7, 2.8)."""
+
+    LAST_STEP = "last_step"
+    RANDOM = "random"
+
+
+class TrainingMask(StrEnum):
+    """What training does to the keys of slots below tau: weighs them, or hides them."""
+
+    SOFT = "soft"
+    HARD = "hard"
+
+
+class ReadoutFrom(StrEnum):
+    """The pass whose router decides how the final pass is read."""
+
+    FINAL = "final"
+    LAST_SWEEP = "last_sweep"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterForm:
+    """How the router of PonderLM-3 is built, and what training does with it (definitions 2.5, 2.8).
+
+    Attributes:
+        router: the network.
+        router_start: its initial weights.
+        mask_in_training: what becomes of keys below tau.
+        attention_scale_extra: attention logits are divided by the root of the head size plus this, in every
+            pass and in decoding.
+        pre_pass, router_damping, undamped_sweeps: see :class:`megatron_ext.ponder.renewal.Renewal`.
+        readout_from: whose router the readout and the penalty use.
+    """
+
+    router: RouterKind = RouterKind.MLP
+    router_start: RouterStart = RouterStart.LAST_STEP
+    mask_in_training: TrainingMask = TrainingMask.SOFT
+    attention_scale_extra: int = 0
+    pre_pass: bool = False
+    router_damping: float = 1.0
+    undamped_sweeps: int = 1
+    readout_from: ReadoutFrom = ReadoutFrom.FINAL
+
+    @property
+    def hides_keys(self) -> bool:
+        """Whether training hides the keys of slots below tau, as decoding does."""
+        return self.mask_in_training is TrainingMask.HARD
+
+    @property
+    def renewal(self) -> Renewal:
+        """When a training forward asks the router."""
+        return Renewal(
+            pre_pass=self.pre_pass,
+            damping=self.router_damping,
+            undamped_sweeps=self.undamped_sweeps,
+            reads_last_sweep=self.readout_from is ReadoutFrom.LAST_SWEEP,
+        )
 
 
 class Reading(StrEnum):
@@ -107,6 +190,7 @@ class PonderConfig:
         pruning_threshold: tau, the tail mass, gate value or reach below which a token halts.
         penalty: how the steps taken are penalised (ponderlm3).
         bottom_k_fraction: q of the bottom-k penalty, in [0, 1].
+        form: of the router (ponderlm3).
         reading: what is read of a token's steps (ponderlm3).
         step_loss_weight: weight of the mean loss of reading each step alone (ponderlm3).
         entropy_floor: nats of s below which a token is penalised (ponderlm3).
@@ -128,6 +212,7 @@ class PonderConfig:
     pruning_threshold: float = 1e-4
     penalty: Penalty = Penalty.EXPECTED_STEPS
     bottom_k_fraction: float = 0.25
+    form: RouterForm = field(default_factory=RouterForm)
     reading: Reading = Reading.MIXTURE
     step_loss_weight: float = 0.0
     entropy_floor: float = 0.0
@@ -138,6 +223,11 @@ class PonderConfig:
     def num_slots(self) -> int:
         """K + 1: the token itself and its latent thoughts, or iterations."""
         return self.num_latent_thoughts + 1
+
+    @property
+    def decider(self) -> "Decider | None":
+        """The network by which tokens halt, or None."""
+        return self.method.facts.decider_of(self.form)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +328,7 @@ class MethodFacts:
         continues: the methods whose trained weights a run may start from, beside its own.
         settings: those of the section `ponder` that mean something, `method` not counted.
         defaults: of these and other settings, where they are not the usual ones.
+        forms: the same for each form that a method has.
     """
 
     title: str
@@ -258,6 +349,14 @@ class MethodFacts:
     continues: tuple[Method, ...] = (Method.VANILLA,)
     settings: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    forms: Mapping[Form, Mapping[str, Any]] = field(default_factory=dict)
+
+    def decider_of(self, form: RouterForm) -> Decider | None:
+        """Return the network by which tokens halt under a form of the router; None: all take K steps."""
+        if self.decider is None or not self.weighs_slots:
+            return self.decider
+        inner = None if form.router is RouterKind.LINEAR else self.decider.inner
+        return replace(self.decider, inner=inner, start=_ROUTER_STARTS[form.router, form.router_start])
 
     @property
     def ponders(self) -> bool:
@@ -289,10 +388,30 @@ class MethodFacts:
         """Whether the embedding needs a row for pause tokens."""
         return "pause_token_id" in self.settings
 
+    @property
+    def can_take_more_steps(self) -> bool:
+        """Whether a trained model can take more steps than K: no weight belongs to one of them."""
+        if not self.ponders:
+            return False
+        if self.decider is None:
+            return True
+        of_one, of_two = ((self.decider.prefixes(k), self.decider.shapes(8, k)) for k in (1, 2))
+        return of_one == of_two
+
     def mixes(self, mixture: Mixture) -> bool:
         """Whether a pass ends with a mixture of embeddings for the next one."""
         return "mixture" in self.settings and mixture is not Mixture.HIDDEN
 
+
+_ROUTER_STARTS = {
+    (RouterKind.MLP, RouterStart.LAST_STEP): "the router's first layer is random, its last layer puts 0.9 on "
+    "step K for every token",
+    (RouterKind.MLP, RouterStart.RANDOM): "both layers of the router are random, so that all steps are about "
+    "equally likely",
+    (RouterKind.LINEAR, RouterStart.LAST_STEP): "the router puts 0.9 on step K for every token",
+    (RouterKind.LINEAR, RouterStart.RANDOM): "the router is random, so that all steps are about equally "
+    "likely",
+}
 
 _STEPS = (
     "num_latent_thoughts",
@@ -303,6 +422,18 @@ _STEPS = (
 )
 _SWEEPS = ("num_jacobi_iterations", "random_jacobi_iterations", "jacobi_schedule")
 _MIXTURES = ("mixture", "mixture_top_k")
+_ROUTER = (
+    "form",
+    "router",
+    "router_start",
+    "mask_in_training",
+    "attention_scale_extra",
+    "pre_pass",
+    "router_damping",
+    "undamped_sweeps",
+    "readout_from",
+    "penalty_start_weight",
+)
 _READING = ("reading", "step_loss_weight", "entropy_floor", "entropy_floor_weight")
 _HALTING = (
     "pruning_threshold",
@@ -397,11 +528,34 @@ FACTS: Mapping[Method, MethodFacts] = {
             outputs=lambda num_latent_thoughts: num_latent_thoughts + 1,
             asks_again=False,
             per_iteration=False,
-            start="the router's first layer is random, its last layer puts 0.9 on step K for every token",
+            start=_ROUTER_STARTS[RouterKind.MLP, RouterStart.LAST_STEP],
         ),
         weighs_slots=True,
         continues=(Method.VANILLA, Method.PONDERLM2),
-        settings=(*_STEPS, *_SWEEPS, *_MIXTURES, "penalty", *_HALTING, "bottom_k_fraction", *_READING),
+        forms={
+            Form.AUTHORS: {
+                "num_jacobi_iterations": 10,
+                "router": RouterKind.LINEAR,
+                "router_start": RouterStart.RANDOM,
+                "mask_in_training": TrainingMask.HARD,
+                "attention_scale_extra": 8,
+                "pre_pass": True,
+                "router_damping": 0.1,
+                "readout_from": ReadoutFrom.LAST_SWEEP,
+                "penalty": Penalty.ACCURACY_BOTTOM,
+                "penalty_ramp": (1000, 4000),
+            }
+        },
+        settings=(
+            *_STEPS,
+            *_SWEEPS,
+            *_MIXTURES,
+            *_ROUTER,
+            "penalty",
+            *_HALTING,
+            "bottom_k_fraction",
+            *_READING,
+        ),
     ),
     Method.ADAPTIVE_LATENT_COT: MethodFacts(
         title="Adaptive Latent CoT",

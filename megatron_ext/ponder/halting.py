@@ -16,9 +16,28 @@ from torch import Tensor, nn
 # log w is clamped here in training: w below it multiplies a softmax term by what float32 rounds away.
 SMALLEST_TAIL_MASS = 1e-9
 
+# The same for the keys that a hard mask keeps in training (definitions 2.8).
+SMALLEST_KEPT_MASS = 1e-12
+
 # Used as log 0 in a hard mask. Finite, so that splitting it into two bfloat16 columns gives no NaN;
 # exp of it is exactly 0 in every floating type used here.
 PRUNED_LOG_MASS = -1e9
+HIDDEN_LOG_MASS = -1e4
+
+
+def folded_router_logits(router_logits: Tensor, num_steps: int) -> Tensor:
+    """Give the share of all steps beyond a limit to the limit itself.
+
+    Args:
+        router_logits: [..., K + 1].
+        num_steps: the limit, at most K.
+    Returns:
+        [..., num_steps + 1].
+    """
+    if router_logits.shape[-1] == num_steps + 1:
+        return router_logits
+    beyond = router_logits[..., num_steps:].logsumexp(dim=-1, keepdim=True)
+    return torch.cat([router_logits[..., :num_steps], beyond], dim=-1)
 
 
 def step_distribution(router_logits: Tensor) -> Tensor:
@@ -59,17 +78,48 @@ def hard_log_tail_mass(mass: Tensor, threshold: float) -> Tensor:
     return torch.where(mass >= threshold, log_tail_mass(mass), PRUNED_LOG_MASS)
 
 
-def steps_taken(mass: Tensor, threshold: float) -> Tensor:
-    """Return K_hat: the last step whose tail mass reaches the threshold.
+def hidden_log_tail_mass(mass: Tensor, threshold: float) -> Tensor:
+    """Return the mask of training that hides keys: log w above the threshold, else -1e4 without gradient.
+
+    Shape is kept.
+    """
+    kept = torch.log(mass.clamp_min(SMALLEST_KEPT_MASS))
+    return torch.where(mass > threshold, kept, HIDDEN_LOG_MASS)
+
+
+def log_key_mass(mass: Tensor, threshold: float, *, hides_keys: bool) -> Tensor:
+    """Return what training adds to the logits of keys, the soft or the hard mask, in the shape of `mass`.
+
+    Args:
+        mass: w.
+        threshold: tau.
+        hides_keys: whether keys of slots below tau are hidden.
+    """
+    return hidden_log_tail_mass(mass, threshold) if hides_keys else log_tail_mass(mass)
+
+
+def is_kept(mass: Tensor, threshold: float, *, hides_keys: bool = False) -> Tensor:
+    """Return which slots are not pruned, in the shape of `mass`.
+
+    Args:
+        mass: w.
+        threshold: tau.
+        hides_keys: whether training hides keys, and then those of slots at the threshold too.
+    """
+    return mass > threshold if hides_keys else mass >= threshold
+
+
+def steps_taken(mass: Tensor, threshold: float, *, hides_keys: bool = False) -> Tensor:
+    """Return K_hat: the last step that is not pruned.
 
     Args:
         mass: w, [S, K + 1, B].
-        threshold: tau.
+        threshold, hides_keys: see :func:`is_kept`.
     Returns:
         [S, B] int64, in 0..K.
     """
     # w is non-increasing, so counting the kept steps gives the last one.
-    return (mass[:, 1:] >= threshold).sum(dim=1)
+    return is_kept(mass[:, 1:], threshold, hides_keys=hides_keys).sum(dim=1)
 
 
 def mix_steps(hidden: Tensor, steps: Tensor) -> Tensor:
@@ -85,16 +135,17 @@ def mix_steps(hidden: Tensor, steps: Tensor) -> Tensor:
     return mixed
 
 
-def last_step_weights(mass: Tensor, threshold: float) -> Tensor:
-    """Return 1 for the last step of each token whose tail mass reaches the threshold, 0 for all others.
+def last_step_weights(mass: Tensor, threshold: float, *, hides_keys: bool = False) -> Tensor:
+    """Return 1 for the last step of each token that is not pruned, 0 for all others.
 
     Args:
         mass: w, [S, K + 1, B].
-        threshold: tau; 0 takes step K.
+        threshold: tau; 0 takes step K, unless keys are hidden.
+        hides_keys: see :func:`is_kept`.
     Returns:
         [S, K + 1, B] in the dtype of `mass`, without gradient.
     """
-    last = nn.functional.one_hot(steps_taken(mass, threshold), mass.shape[1])
+    last = nn.functional.one_hot(steps_taken(mass, threshold, hides_keys=hides_keys), mass.shape[1])
     # [S, B, K + 1] -> [S, K + 1, B]
     return last.transpose(1, 2).to(mass.dtype)
 

@@ -1,4 +1,10 @@
-"""Penalties on the steps taken (definitions 2.5). Real tokens only, pooled over the micro-batch."""
+"""Penalties on the steps taken (definitions 2.5, 2.8). Real tokens only, pooled over the micro-batch.
+
+S = tokens, B = micro-batch, K = extra steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -50,15 +56,95 @@ def entropy_gap(steps: Tensor, real: Tensor, floor: float) -> Tensor:
     return (lacking * real).sum() / real.sum().clamp_min(1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelScores:
+    """How well the labels of a micro-batch are predicted, without gradient.
+
+    Attributes:
+        nll: loss in nats, 0 where there is no label, [S, B].
+        is_first: whether the label is the most likely piece of the vocabulary, [S, B] bool.
+    """
+
+    nll: Tensor
+    is_first: Tensor
+
+
+def accuracies(scores: Sequence[LabelScores], has_label: Tensor) -> Tensor:
+    """Return a_0..a_K: the mean over labelled tokens of the probability of labels that are predicted, else 0.
+
+    Args:
+        scores: of the readouts from at most 0..K steps.
+        has_label: [S, B] bool.
+    Returns:
+        [K + 1], in [0, 1].
+    """
+    counted = [torch.where(one.is_first, torch.exp(-one.nll), 0.0) for one in scores]
+    return _means(torch.stack(counted), has_label)
+
+
+def penalty_levels(kind: Penalty, scores: Sequence[LabelScores], has_label: Tensor) -> Tensor:
+    """Return b_1..b_K of an adaptive penalty: how dispensable step k and those after it are.
+
+    Args:
+        kind: which penalty.
+        scores, has_label: see :func:`accuracies`.
+    Returns:
+        [K], in [0, 1].
+    """
+    if kind is Penalty.ACCURACY_BOTTOM:
+        return accuracies(scores[:-1], has_label)
+    nll = torch.stack([one.nll for one in scores])
+    if kind is Penalty.DELTA_LOSS:
+        return _means(torch.sigmoid(50.0 * (nll[1:] - nll[:-1]).clamp_max(0.0)), has_label)
+    assert kind is Penalty.CE_LOSS, f"{kind} is not adaptive"
+    return 1.0 - _means(torch.sigmoid(10.0 * (nll[1:] - 0.5)), has_label)
+
+
+def penalised_shares(levels: Tensor) -> Tensor:
+    """Return r_1..r_K, the shares of tokens that steps are to lose: what each level adds to the one before.
+
+    Args:
+        levels: b_1..b_K, [K].
+    Returns:
+        [K], in [0, 1].
+    """
+    return torch.cat([levels[:1], levels.diff().clamp_min(0.0)])
+
+
+def smallest_masses(mass: Tensor, real: Tensor, shares: Tensor) -> Tensor:
+    """Return the sum over steps k of the mean of the ``max(1, floor(r_k N))`` smallest w_k of N real tokens.
+
+    The host does not wait for the shares.
+
+    Args:
+        mass: w, [S, K + 1, B].
+        real: [S, B] bool.
+        shares: r_1..r_K, [K].
+    """
+    # [S, K, B] -> [K, S * B], padding last
+    masses = mass[:, 1:].masked_fill(~real.unsqueeze(1), float("inf")).transpose(0, 1).flatten(1)
+    rising = masses.sort(dim=1).values
+    counts = (shares * real.sum()).floor().clamp_min(1.0).unsqueeze(1)
+    rank = torch.arange(rising.shape[1], device=rising.device)
+    is_chosen = (rank < counts) & torch.isfinite(rising)
+    return (torch.where(is_chosen, rising, 0.0) / counts).sum()
+
+
+def _means(values: Tensor, has_label: Tensor) -> Tensor:
+    """Return means over labelled tokens: [n, S, B] -> [n]."""
+    return torch.where(has_label, values, 0.0).sum(dim=(1, 2)) / has_label.sum().clamp_min(1)
+
+
 def halting_penalty(mass: Tensor, real: Tensor, kind: Penalty, bottom_k_fraction: float) -> Tensor:
-    """Return the penalty of a micro-batch.
+    """Return the penalty of a micro-batch where it follows from the tail masses alone.
 
     Args:
         mass: w of the final pass, [S, K + 1, B].
         real: [S, B] bool.
-        kind: which penalty.
+        kind: which penalty, not an adaptive one.
         bottom_k_fraction: q, for bottom_k.
     """
+    assert not kind.is_adaptive, f"{kind} needs scores of labels"
     if kind is Penalty.EXPECTED_STEPS:
         return expected_steps(mass, real)
     # [S, K, B] -> [S, B, K] -> [real tokens, K]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.ponder.attention import (
+    HEAD_SIZE_STEP,
     Segments,
     extended_keys,
     extended_size,
@@ -88,6 +89,8 @@ def _attend(
 
 def _joins(query: Tensor) -> bool:
     """Whether torch would take a kernel that can be joined, for this device, dtype and the caller's wish."""
+    if query.is_cuda and query.shape[-1] % HEAD_SIZE_STEP:
+        return False
     query = query.detach()
     return int(torch._fused_sdp_choice(query, query, query, None, 0.0, True)) == _FLASH
 

@@ -95,7 +95,8 @@ def _probe(directory: Path, num_bytes: int) -> float:
     started = time.monotonic()
     try:
         with path.open("wb") as stream:
-            torch.save(values, stream)
+            # Not torch.save, which hides the error of a full disk behind one of its own.
+            stream.write(values.numpy().data)
         digest_file(path, flushes=True)
         return time.monotonic() - started
     finally:

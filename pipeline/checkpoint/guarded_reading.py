@@ -9,14 +9,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.strategies import torch as megatron_torch
 from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
-from torch.distributed.checkpoint._nested_dict import set_element
+from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.state_dict_loader import load_state_dict
 from torch.futures import Future
 
 from pipeline.checkpoint.offline import Chunk, as_chunk
@@ -53,7 +53,7 @@ class GuardedShardedStrategy(megatron_torch.TorchDistLoadShardedStrategy):  # ty
             for piece in of_name
             if isinstance(piece, ShardedTensor) and piece.allow_shape_mismatch
         }
-        torch.distributed.checkpoint.load_state_dict(
+        load_state_dict(
             tensors,
             GuardedReader(Path(checkpoint_dir)),
             planner=GuardedPlanner(

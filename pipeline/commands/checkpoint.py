@@ -11,6 +11,7 @@ from pipeline.checkpoint.inventory import take_inventory, tracker_problem
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.commands.checkpoint_tables import (
     comparison_table,
+    identity_table,
     inventory_rows,
     inventory_table,
     state_table,
@@ -92,20 +93,29 @@ def verify(checkpoint: Checkpoint, iteration: Iteration = None, as_json: AsJson 
 def show(
     checkpoint: Checkpoint, iteration: Iteration = None, tensors: Tensors = "*", as_json: AsJson = False
 ) -> None:
-    """Show the content of a checkpoint: progress of the run, tensors with shapes and types, settings."""
+    """Show the content of a checkpoint: progress of the run, what it belongs to, tensors, settings."""
     from pipeline.checkpoint.folder import CONFIG_NAME
+    from pipeline.checkpoint.identity import read_identity
     from pipeline.checkpoint.offline import OfflineReader
     from pipeline.checkpoint.state import read_train_state
 
     folder = resolve_checkpoint(checkpoint, iteration=iteration)
     state, rows = read_train_state(folder), tensor_rows(OfflineReader(folder), pattern=tensors)
-    config = (folder / CONFIG_NAME).read_text(encoding="utf-8")
+    config, identity = (folder / CONFIG_NAME).read_text(encoding="utf-8"), read_identity(folder)
     if as_json:
-        content = {"folder": str(folder), "state": asdict(state), "tensors": rows, "config": config}
+        content = {
+            "folder": str(folder),
+            "state": asdict(state),
+            "identity": None if identity is None else asdict(identity),
+            "tensors": rows,
+            "config": config,
+        }
         say(json.dumps(content, indent=2))
         return
     console = open_console()
     console.print(state_table(folder, state))
+    if identity is not None:
+        console.print(identity_table(identity))
     console.print(tensor_table(rows))
     say(config, nl=False)
 

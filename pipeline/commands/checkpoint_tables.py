@@ -14,6 +14,7 @@ from pipeline.checkpoint.state import TrainState
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.comparison import TensorComparison
+    from pipeline.checkpoint.identity import RunIdentity
     from pipeline.checkpoint.offline import OfflineReader
 
 Row = dict[str, Any]
@@ -61,6 +62,24 @@ def state_table(folder: Path, state: TrainState) -> Table:
     for name, value in asdict(state).items():
         if value not in (None, {}, ()):
             table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    return table
+
+
+def identity_table(identity: "RunIdentity") -> Table:
+    """Return the table of what a checkpoint belongs to."""
+    table = Table(title="belongs to", box=SIMPLE_HEAD, show_header=False)
+    for name, value in (
+        ("tokenizer", identity.tokenizer),
+        ("vocabulary", identity.vocab_size),
+        *(("data", part) for part in identity.data or ()),
+        ("order", f"{identity.order}, seed {identity.seed}"),
+        ("iteration", f"{identity.batch_size:,} rows of {identity.row_length:,} tokens"),
+        *(
+            (f"changed at {change.iteration}", f"{change.name}: from {change.before} to {change.after}")
+            for change in identity.changes
+        ),
+    ):
+        table.add_row(name, "?" if value is None else str(value))
     return table
 
 

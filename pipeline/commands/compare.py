@@ -1,18 +1,24 @@
 """`megaponder compare`."""
 
 import json
+import logging
+from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from pipeline.commands.limit_options import parse_budget
 from pipeline.commands.shared import examples, set_up_logging, speaks
 from pipeline.shared.console import say, table_console
 from pipeline.shared.progress import open_bar
 
+logger = logging.getLogger(__name__)
+
 EPILOG = examples(
     "megaponder compare runs/vanilla runs/ponderlm2 runs/ponderlm3",
     "megaponder compare runs/ponderlm3 runs/adaponderlm --threshold 1e-4 --threshold 0.1 -o pareto.png",
+    "megaponder compare runs/ponderlm3 --budget 1 --budget 60% --max-steps 1 --baseline convergence",
     "megaponder compare runs/* --iters 32 --json compare.json",
 )
 
@@ -30,6 +36,37 @@ Threshold = Annotated[
         "run's own.",
         show_default=False,
     ),
+]
+MaxSteps = Annotated[
+    list[int] | None,
+    typer.Option(
+        min=0,
+        metavar="K",
+        help="Also evaluate with at most K steps per token, any number; more than in training where the "
+        "method allows it.",
+        show_default=False,
+    ),
+]
+BudgetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="X",
+        help="Also evaluate at the threshold that spends X: mean steps per token (1.5), or a share of the "
+        "operations of all steps (60%); any number.",
+        show_default=False,
+    ),
+]
+Baseline = Annotated[
+    Literal["entropy", "confidence", "convergence", "none"],
+    typer.Option(
+        help="What a decoder halts by that was not trained to, beside the learned router: entropy or "
+        "confidence of step 0, or when thoughts stop moving; for ponderlm2 and ponderlm3, at the budgets, or "
+        "at quarters of the steps.",
+    ),
+]
+Timing = Annotated[
+    bool, typer.Option("--timing/--no-timing", help="Measure the time of decoding at every point.")
 ]
 Iters = Annotated[
     int | None,
@@ -53,14 +90,20 @@ JsonFile = Annotated[
 def compare(
     runs: Runs,
     threshold: Threshold = None,
+    max_steps: MaxSteps = None,
+    budget: BudgetOption = None,
+    baseline: Baseline = "entropy",
+    timing: Timing = True,
     iters: Iters = None,
     reevaluate: Reevaluate = False,
     output: Output = Path("compare.png"),
     json_file: JsonFile = None,
 ) -> None:
-    """Compare runs by held-out loss against inference FLOPs per token, one point for each threshold.
+    """Compare runs by held-out loss against inference FLOPs and time per token.
 
-    Methods that halt are evaluated with hard pruning at every threshold; the others have one point. Figures
+    Methods that halt are evaluated with hard pruning at every threshold; the others have one point. Beside
+    them stands halting that needs no training. Some tokens are decoded, 1 and 8 texts together, to show the
+    time next to the FLOPs, and which share of the FLOPs saved, against all steps, is saved in time. Figures
     are taken from pruning_curve.json of a run, which this command writes, or for methods that do not halt
     from evaluation.json of `megaponder eval`; where neither fits the newest checkpoint, it is evaluated now.
     The log reports which. Losses are comparable only on the same held-out text; a warning reports where they
@@ -69,16 +112,29 @@ def compare(
     is_first = speaks()
     set_up_logging(speaks=is_first)
 
-    from pipeline.evaluation.compare.measure import Wanted, curve_of, find_run
+    from megatron_ext.ponder.step_limits import HaltingSignal
+    from pipeline.evaluation.compare.measure import Wanted, curve_of, find_run, problem_of
     from pipeline.evaluation.compare.table import comparison_values, labels_of, render_comparison, same_text
     from pipeline.report.comparison import render_comparison_png
     from pipeline.shared.files import write_atomically
 
-    wanted = Wanted(thresholds=tuple(threshold or ()), num_global_batches=iters, reevaluate=reevaluate)
+    wanted = Wanted(
+        thresholds=tuple(threshold or ()),
+        max_steps=tuple(dict.fromkeys(max_steps or ())),
+        budgets=tuple(dict.fromkeys(parse_budget(one) for one in budget or ())),
+        signal=None if baseline == "none" else HaltingSignal(baseline),
+        num_global_batches=iters,
+        reevaluate=reevaluate,
+        timing=timing,
+    )
     found = [find_run(path) for path in runs]
+    for run, number in product(found, wanted.max_steps):
+        problem = problem_of(number, run.config)
+        if problem is not None:
+            logger.warning("%s: --max-steps %d is left out: %s", run.folder, number, problem)
     curves = []
     for run in found:
-        total = len(wanted.thresholds_of(run.config))
+        total = len(wanted.points_of(run.config)) + len(wanted.baseline_of(run.config))
         with open_bar(f"evaluating {run.folder.name}", total=total, speaks=is_first) as bar:
             curves.append(curve_of(run, wanted, speaks=is_first, advance=bar.advance))
     if not is_first:

@@ -1,5 +1,6 @@
 """`megaponder eval`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +8,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
 from pipeline.evaluation.tasks import TASK_GROUPS
 from pipeline.shared.console import open_console, say
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 EPILOG = examples(
     "megaponder eval runs/demo/checkpoints",
     "megaponder eval runs/demo/checkpoints --jacobi-iterations 4 --iters 32",
+    "megaponder eval runs/demo/checkpoints --budget 60%",
     "megaponder eval runs/pile/checkpoints --tasks papers-9 --num-fewshot 5",
     "megaponder eval runs/demo/checkpoints --tasks my_task --include-path tasks/ --limit 100",
     "torchrun --nproc-per-node 8 -m pipeline.cli eval runs/pile/checkpoints --tasks papers-7 "
@@ -86,6 +89,10 @@ TensorParallel = Annotated[
         show_default=False,
     ),
 ]
+Timing = Annotated[
+    bool,
+    typer.Option("--timing/--no-timing", help="Measure the time of decoding some of the held-out text."),
+]
 Output = Annotated[
     Path | None,
     typer.Option(
@@ -93,7 +100,8 @@ Output = Annotated[
         "--output-json",
         "-o",
         metavar="FILE",
-        help="Default: evaluation.json of the run, with --tasks its tasks.json.",
+        help="Default: evaluation.json of the run; under limits its evaluation_under_limits.json; with "
+        "--tasks its tasks.json.",
         show_default=False,
     ),
 ]
@@ -104,6 +112,10 @@ def evaluate(
     tasks: Tasks = None,
     iters: Iters = None,
     jacobi_iterations: JacobiIterations = None,
+    max_steps: MaxSteps = None,
+    threshold: Threshold = None,
+    budget: BudgetOption = None,
+    timing: Timing = True,
     iteration: Iteration = None,
     data: OtherData = None,
     num_fewshot: NumFewshot = None,
@@ -116,7 +128,8 @@ def evaluate(
     """Measure loss and steps on the held-out text of the run's data, or the scores on public tasks.
 
     On held-out text: loss, perplexity and bits per byte of all text and of each source of a blend, and
-    the unigram entropy; the steps that tokens take, their loss by steps, and the residual of each sweep.
+    the unigram entropy; the steps that tokens take, their loss by steps, the residual of each sweep, and
+    the time of decoding. With --threshold or --budget pruned steps are left out, as decoding does.
 
     With --tasks: the scores of lm-evaluation-harness, each with the steps that its tokens took and the
     operations they cost; pruned steps are not computed. Nothing is converted. See docs/evaluation.md.
@@ -125,6 +138,7 @@ def evaluate(
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
+    limits = LimitOptions.read(max_steps=max_steps, threshold=threshold, budget=budget)
     if tasks is not None:
         if iters is not None or jacobi_iterations is not None:
             raise typer.BadParameter(
@@ -139,6 +153,7 @@ def evaluate(
             limit=limit,
             include_path=include_path,
             batch_size=batch_size,
+            limits=limits,
         )
         evaluate_tasks(
             checkpoint,
@@ -153,7 +168,14 @@ def evaluate(
 
     overrides = [] if jacobi_iterations is None else [f"ponder.num_jacobi_iterations={jacobi_iterations}"]
     result, default_output = _evaluate_heldout(
-        checkpoint, iteration, overrides, iters=iters, tensor_parallel=tensor_parallel, data=data
+        checkpoint,
+        iteration,
+        overrides,
+        limits=limits,
+        iters=iters,
+        tensor_parallel=tensor_parallel,
+        timing=timing,
+        data=data,
     )
     if is_first:
         from pipeline.evaluation.results import save_json
@@ -168,20 +190,30 @@ def _evaluate_heldout(
     iteration: int | None,
     overrides: list[str],
     *,
+    limits: LimitOptions,
     iters: int | None,
     tensor_parallel: int | None,
+    timing: bool,
     data: Path | None,
 ) -> tuple["EvaluationResult", Path]:
     """Return the result on held-out text, and the file it goes to by default."""
     from pipeline.evaluation.checkpoint import evaluate_checkpoint
     from pipeline.evaluation.opened import opened_checkpoint
-    from pipeline.evaluation.results import EVALUATION_FILE
+    from pipeline.evaluation.results import EVALUATION_FILE, LIMITED_EVALUATION_FILE
+    from pipeline.evaluation.timing import decoding_speeds
 
     with opened_checkpoint(
         checkpoint, iteration=iteration, overrides=overrides, tensor_parallel=tensor_parallel, data=data
     ) as opened:
-        result = evaluate_checkpoint(opened, max_global_batches=iters or opened.config.evaluation.iters)
-        return result, opened.config.output_dir / EVALUATION_FILE
+        batches = iters or opened.config.evaluation.iters
+        applied, met = limits.limits(opened, num_samples=batches * opened.config.training.global_batch_size)
+        if met is not None and speaks():
+            say(spent_line(met))
+        result = evaluate_checkpoint(opened, max_global_batches=batches, limits=applied)
+        speeds = decoding_speeds(opened, [applied])[0] if timing else ()
+        result = replace(result, speeds=speeds, budget=None if met is None else met.budget)
+        file = EVALUATION_FILE if result.is_of_whole_model else LIMITED_EVALUATION_FILE
+        return result, opened.config.output_dir / file
 
 
 def _table(result: "EvaluationResult") -> Table:
@@ -200,6 +232,8 @@ def _table(result: "EvaluationResult") -> Table:
     for sweep, residual in enumerate(result.residuals, start=1):
         table.add_row(f"residual of sweep {sweep}", f"{residual:.3e}")
     table.add_row("speed", f"{result.tokens_per_second:,.0f} tokens/s")
+    for speed in result.speeds:
+        table.add_row(f"decoding {speed.batch_size} at once", speed.summary)
     return table
 
 

@@ -11,6 +11,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from pipeline.commands.limit_options import LimitOptions, spent_line
 from pipeline.evaluation.tasks import expand_task_names
 from pipeline.shared.console import open_console, say
 
@@ -27,6 +28,7 @@ class TaskOptions:
     limit: int | None
     include_path: Path | None
     batch_size: int
+    limits: LimitOptions
 
 
 def evaluate_tasks(
@@ -46,6 +48,8 @@ def evaluate_tasks(
     names = expand_task_names([name.strip() for name in options.names.split(",") if name.strip()])
     if not names:
         raise typer.BadParameter("must name a task", param_hint="--tasks")
+    from pipeline.checkpoint.folder import CONFIG_NAME
+    from pipeline.config.load import load_config
     from pipeline.evaluation.harness.run import run_tasks
     from pipeline.evaluation.opened import opened_checkpoint
     from pipeline.evaluation.tasks import TASKS_FILE, TaskSettings, save_task_report
@@ -66,7 +70,12 @@ def evaluate_tasks(
     with opened_checkpoint(
         checkpoint, iteration=iteration, overrides=batch, tensor_parallel=tensor_parallel, data=data
     ) as opened:
-        report = run_tasks(opened, settings)
+        own = load_config(opened.folder / CONFIG_NAME, ())
+        num_samples = own.evaluation.iters * own.training.global_batch_size
+        applied, met = options.limits.limits(opened, num_samples=num_samples)
+        if met is not None and speaks:
+            say(spent_line(met))
+        report = run_tasks(opened, settings, limits=applied)
         default_output = opened.config.output_dir / TASKS_FILE
     if not speaks:
         return

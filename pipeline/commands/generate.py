@@ -1,11 +1,14 @@
 """`megaponder generate`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
+from pipeline.shared.console import say
 
 if TYPE_CHECKING:
     from pipeline.evaluation.opened import OpenedCheckpoint
@@ -15,6 +18,7 @@ EPILOG = examples(
     "megaponder generate runs/demo/checkpoints --prompt 'import os' --max-new-tokens 80",
     "megaponder generate runs/demo/checkpoints --temperature 0.8 --top-p 0.95 --seed 1",
     "megaponder generate runs/demo/checkpoints --prompts-file prompts.jsonl --json-lines texts.jsonl",
+    "megaponder generate runs/demo/checkpoints --prompt 'import os' --budget 1.5",
     "megaponder generate runs/demo/checkpoints/iter_0000200 --output sample.json",
 )
 
@@ -61,6 +65,28 @@ Prefill = Annotated[
     Literal["jacobi", "exact"],
     typer.Option(help="Read prompts by sweeps over all tokens until they settle, or token by token."),
 ]
+SweepDamping = Annotated[
+    float,
+    typer.Option(
+        min=0.0, max=0.99, metavar="A", help="Share of a thought that a sweep over prompts keeps; 0 to 0.99."
+    ),
+]
+SweepGroups = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="G",
+        help="Groups of every G-th token in a sweep over prompts, each against what those before it left "
+        "(Gauss-Seidel); 1 is Jacobi.",
+    ),
+]
+SweepBySlot = Annotated[
+    bool,
+    typer.Option(
+        "--sweep-by-slot",
+        help="Sweep slot 0 of all tokens of a prompt, then slot 1, and so on (Gauss-Seidel over the slots).",
+    ),
+]
 CutPrompts = Annotated[
     bool,
     typer.Option(
@@ -105,6 +131,12 @@ def generate(
     stop: Stop = None,
     seed: Seed = 0,
     prefill: Prefill = "jacobi",
+    sweep_damping: SweepDamping = 0.0,
+    sweep_groups: SweepGroups = 1,
+    sweep_by_slot: SweepBySlot = False,
+    max_steps: MaxSteps = None,
+    threshold: Threshold = None,
+    budget: BudgetOption = None,
     cut_prompts: CutPrompts = False,
     batch_size: BatchSize = 8,
     show_steps: ShowSteps = True,
@@ -124,6 +156,10 @@ def generate(
     is_first = speaks()
     set_up_logging(speaks=is_first)
     texts = _texts(prompt, prompts_file, output)
+    sweep_option = _sweep_option(sweep_damping, sweep_groups, by_slot=sweep_by_slot)
+    if sweep_option is not None and prefill == "exact":
+        raise typer.BadParameter("is for --prefill jacobi; remove it", param_hint=sweep_option)
+    limits = LimitOptions.read(max_steps=max_steps, threshold=threshold, budget=budget)
 
     from pipeline.commands.generate_output import generate_to
     from pipeline.evaluation.opened import opened_checkpoint
@@ -141,14 +177,27 @@ def generate(
         ),
         stop=tuple(stop or ()),
         prefill=Prefill(prefill),
+        damping=sweep_damping,
+        num_groups=sweep_groups,
+        by_slot=sweep_by_slot,
         batch_size=batch_size,
         cut_prompts=cut_prompts,
     )
     with StopFlag() as stop_flag, opened_checkpoint(checkpoint, iteration=iteration, data=data) as opened:
+        method = opened.config.ponder.method
+        if sweep_option is not None and not method.has_sweeps:
+            raise typer.BadParameter(
+                f"is for methods with sweeps, but the run is one of {method}; remove it",
+                param_hint=sweep_option,
+            )
+        num_samples = opened.config.evaluation.iters * opened.config.training.global_batch_size
+        applied, met = limits.limits(opened, num_samples=num_samples)
+        if met is not None and is_first:
+            say(spent_line(met), err=True)
         code = generate_to(
             opened,
             texts or [_heldout_prompt(opened)],
-            settings,
+            replace(settings, limits=applied),
             stop=stop_flag,
             json_lines=json_lines,
             sample_file=output,
@@ -158,10 +207,31 @@ def generate(
     raise typer.Exit(code)
 
 
+def _sweep_option(damping: float, num_groups: int, *, by_slot: bool) -> str | None:
+    """Return the option that changes how prompts are swept, if any.
+
+    Raises:
+        typer.BadParameter: two of them exclude each other.
+    """
+    if by_slot and num_groups > 1:
+        raise typer.BadParameter("has groups of its own; remove one of the two", param_hint="--sweep-by-slot")
+    given = {"--sweep-damping": damping > 0, "--sweep-groups": num_groups > 1, "--sweep-by-slot": by_slot}
+    return next((option for option, is_given in given.items() if is_given), None)
+
+
 def _texts(prompt: list[str] | None, prompts_file: Path | None, output: Path | None) -> list[str]:
     texts = list(prompt or ())
     if not all(texts):
         raise typer.BadParameter("must not be empty", param_hint="--prompt")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            # Python stands for a byte that is no character of the terminal's encoding by half a pair.
+            raise typer.BadParameter(
+                f"must be text, but character {error.start + 1} is none; is the terminal's encoding UTF-8?",
+                param_hint="--prompt",
+            ) from error
     if prompts_file is not None:
         from pipeline.generation.files import read_prompts_file
 

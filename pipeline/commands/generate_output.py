@@ -78,9 +78,9 @@ class _Output:
     def __init__(
         self, opened: OpenedCheckpoint, settings: GenerationSettings, console: Console, *, show_steps: bool
     ) -> None:
-        ponder = opened.config.ponder
+        ponder = opened.module.ponder.under(settings.limits).config
         self.console = console
-        self._opened = opened
+        self._opened, self._settings = opened, settings
         self._styles = step_styles(ponder.num_latent_thoughts) if show_steps and ponder.method.halts else []
         self._started = time.monotonic()
         self.stream = TextStream(console, styles=self._styles, stop=settings.stop)
@@ -102,7 +102,7 @@ class _Output:
 
     def sample(self, text: GeneratedText) -> TextSample:
         """Return a text in the form of the report."""
-        return text_sample(self._opened, text, seconds=time.monotonic() - self._started)
+        return text_sample(self._opened, text, self._settings, seconds=time.monotonic() - self._started)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Arguments, logging and error handling shared by several commands."""
 
+import errno
 import logging
 import os
 import sys
@@ -14,7 +15,20 @@ import typer
 from pipeline.ranks.environment import LauncherError, Ranks, threads_given
 from pipeline.shared.console import printable, say
 from pipeline.shared.errors import UserError
+from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.files import DISK_FULL
 
+logger = logging.getLogger(__name__)
+
+_CURES = {
+    **dict.fromkeys(DISK_FULL, "free some space, or choose another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions, or choose another place"),
+    errno.EROFS: "its file system is read-only; choose another place",
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "remove what is in the way"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.EILSEQ), "choose another name"),
+    errno.ELOOP: "its links lead back to themselves",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many files are open; raise `ulimit -n`"),
+}
 NOTICES_LOGGER = "pipeline.config.aliases"
 # They are one process, also where a launcher has left its variables behind.
 _SINGLE_PROCESS_COMMANDS = (
@@ -61,13 +75,26 @@ OtherData = Annotated[
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """On a :class:`UserError`, end the process with its message and exit code instead of a traceback."""
+    """End the process with a message and an exit code, instead of a traceback, on what a user can cure.
+
+    That is a :class:`UserError`, and what the system says of a file: in the way, read-only, without
+    permission or space, or one too many.
+    """
     try:
         yield
     except UserError as error:
         if _reports_errors():
             say(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        cure = _CURES.get(error.errno or 0)
+        if cure is None:
+            raise
+        logger.debug("what the system refused", exc_info=True)
+        if _reports_errors():
+            name = "a file" if error.filename is None else error.filename
+            say(f"error: {name} cannot be used ({error.strerror}); {cure}", err=True)
+        sys.exit(ExitCode.USAGE)
 
 
 def report_notices_once() -> None:

@@ -6,6 +6,7 @@ import typer
 
 from data_prep.inputs.documents import KNOWN_SUFFIXES, TextFiles, TextSource, python_standard_library
 from data_prep.manifest import DEFAULT_MAX_RECORD_BYTES, ReadSettings
+from pipeline.shared.paths import UnknownNameError, expand_path
 
 Sources = Annotated[
     list[str] | None,
@@ -87,14 +88,19 @@ def choose_source(
     """Return the text source that the arguments select.
 
     Raises:
-        typer.BadParameter: both inputs and the standard library are given, or neither.
+        typer.BadParameter: both inputs and the standard library are given, or neither; or an input names a
+            variable that is not set.
     """
     if bool(inputs) == python_stdlib:
         raise typer.BadParameter("give either SOURCE or --python-stdlib", param_hint="SOURCE")
     if not inputs:
         return python_standard_library()
+    try:
+        expanded = tuple(map(expand_path, inputs))
+    except UnknownNameError as error:
+        raise typer.BadParameter(str(error), param_hint="SOURCE") from None
     return TextFiles(
-        inputs=tuple(inputs),
+        inputs=expanded,
         suffixes=tuple(suffixes or KNOWN_SUFFIXES),
         reading=ReadSettings(text_field=text_field, lines=lines, max_record_bytes=max_record_bytes),
     )

@@ -9,6 +9,7 @@ from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_log
 from pipeline.config.load import load_config, render_config
 from pipeline.config.schema import RunConfig
 from pipeline.ranks.run_lock import run_lock
+from pipeline.run.unwritable import naming_unwritable_outputs
 from pipeline.shared.console import say
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.streams import keep_log_in
@@ -70,7 +71,10 @@ def train(
         raise typer.Exit(ExitCode.DONE)
     keep_log_in(run.output_dir / LOG_NAME)
     set_up_logging(speaks=speaks())
-    with run_lock(run.output_dir, run.checkpoint_directory, work="megaponder train"):
+    with (
+        naming_unwritable_outputs(run),
+        run_lock(run.output_dir, run.checkpoint_directory, work="megaponder train"),
+    ):
         code = run_on_layout(
             run,
             ["train", "--config", str(config), *settings],

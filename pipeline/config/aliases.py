@@ -96,10 +96,6 @@ def _group_of(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]
     return (group, leaf) if isinstance(group, dict) else ({}, leaf)
 
 
-def _unchanged(value: Any) -> Any:
-    return value
-
-
 def _precision(value: Any) -> Any:
     """Turn Megatron's switch `bf16` into the name of a precision; the schema reports other types."""
     return {True: "bf16", False: "fp32"}[value] if isinstance(value, bool) else value
@@ -120,10 +116,10 @@ def _method(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alias:
-    """The setting that another name stands for, and how its value is written here."""
+    """The setting that another name stands for, and how its value is written here if not the same."""
 
     path: str
-    convert: Callable[[Any], Any] = _unchanged
+    convert: Callable[[Any], Any] | None = None
 
 
 _SAME_NAME = {

@@ -5,20 +5,31 @@ file, except for those that it sets itself; `null` resets a setting to its defau
 settings of a run are in two files at most.
 
 Scalars follow YAML 1.2. PyYAML implements YAML 1.1, where `3e-4` is text, `no` is false and `010` is eight;
-here `3e-4` is a number, and only `true` and `false` are booleans. A duplicate key is an error.
+here `3e-4`, `.5e-3` and `0x10` are numbers, and only `true` and `false` are booleans. Keys are words, and a
+duplicate one is an error. Files, numbers, nesting and what aliases unfold to have a largest size.
 """
 
+import math
+import os
 import re
-from collections.abc import Hashable, Iterable
+import stat
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
 from pipeline.config.aliases import rename_settings
 from pipeline.config.errors import ConfigError, ConfigProblem, as_written
+from pipeline.shared.paths import UnknownNameError, expand_path
 
 BASE = "base"
+
+# Far above what settings need, and read within a second.
+LARGEST_FILE_BYTES = 200_000
+_DEEPEST_NESTING = 20
+_MOST_VALUES = 100_000
+_MOST_DIGITS = 40
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], list[ConfigProblem]]:
@@ -40,7 +51,10 @@ def read_settings(path: Path) -> tuple[dict[str, Any], list[ConfigProblem]]:
         raise _file_error(
             path, "must give one other file as its base", as_written(base), "for example base.yaml"
         )
-    base_path = path.parent / base
+    try:
+        base_path = path.parent / expand_path(base)
+    except UnknownNameError as error:
+        raise _file_error(path, "must have a base that exists", as_written(base), str(error)) from None
     if not base_path.is_file():
         raise _file_error(
             path, "must have a base that exists", as_written(base), f"it is looked up in {path.parent}"
@@ -60,10 +74,20 @@ def parse_yaml(text: str) -> Any:
     """Parse one YAML document.
 
     Raises:
-        yaml.YAMLError: the text is not YAML, holds several documents, or has a duplicate key.
+        yaml.YAMLError: the text is not YAML, holds several documents, has a duplicate key or one that is no
+            word, or is too large.
     """
     # The loader derives from SafeLoader: it builds plain values only.
     return yaml.load(text, Loader=_Loader)
+
+
+def parse_value(text: str) -> Any:
+    """Parse one YAML value in which `#` begins no comment: a part of it would be lost without a word.
+
+    Raises:
+        yaml.YAMLError: see `parse_yaml`.
+    """
+    return yaml.load(text, Loader=_ValueLoader)
 
 
 def render_yaml(values: Any) -> str:
@@ -81,12 +105,9 @@ def _merge(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[ConfigProblem]]:
+    text = _read_text(path)
     try:
-        settings = parse_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _file_error(path, "must be an existing file", "missing", _recipe_hint()) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise _file_error(path, "must be a readable text file", str(error), "") from error
+        settings = parse_yaml(text)
     except yaml.YAMLError as error:
         raise _file_error(path, "must be YAML", " ".join(str(error).split()), "") from error
     if settings is None:
@@ -99,6 +120,30 @@ def _read(path: Path) -> tuple[dict[str, Any], list[ConfigProblem]]:
     return settings, rename_settings(settings, source=str(path))
 
 
+def _read_text(path: Path) -> str:
+    """Read a file of settings, which must not be a device or a pipe that never ends."""
+    try:
+        # Not to wait for a writer if it is a pipe.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise _file_error(path, "must be a file", "a folder, a device or a pipe", _recipe_hint())
+            content = file.read(LARGEST_FILE_BYTES + 1)
+        if len(content) > LARGEST_FILE_BYTES:
+            size = f"at least {len(content):,} bytes long"
+            raise _file_error(
+                path, f"must have at most {LARGEST_FILE_BYTES:,} bytes", size, "is it the file?"
+            )
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise _file_error(path, "must be an existing file", "missing", _recipe_hint()) from None
+    except UnicodeDecodeError as error:
+        raise _file_error(path, "must be text in UTF-8", str(error), "save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise _file_error(path, "must be a readable text file", str(error), "") from error
+
+
 def _file_error(path: Path, rule: str, value: str, cure: str) -> ConfigError:
     return ConfigError([ConfigProblem(path=str(path), rule=rule, value=value, cure=cure)])
 
@@ -109,20 +154,92 @@ def _recipe_hint() -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader for the core schema of YAML 1.2."""
+    """Loader for the core schema of YAML 1.2, within limits."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's name)
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {
+        f"tag:yaml.org,2002:{kind}": yaml.SafeLoader.yaml_constructors[f"tag:yaml.org,2002:{kind}"]
+        for kind in ("null", "seq", "map", "str")
+    } | {None: yaml.SafeLoader.yaml_constructors[None]}
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                line = key.start_mark.line + 1
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice (line {line})", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        # Values of each node, those of its aliases included.
+        self._num_values: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark = self.peek_event().start_mark
+        is_alias = self.check_event(yaml.AliasEvent)
+        self._depth += 1
+        if self._depth > _DEEPEST_NESTING:
+            raise yaml.composer.ComposerError(
+                None, None, f"values must be nested at most {_DEEPEST_NESTING} deep", mark
+            )
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is None or (is_alias and id(node) in self._num_values):
+            return node
+        if is_alias:
+            raise yaml.composer.ComposerError(None, None, "a value must not hold itself", mark)
+        self._num_values[id(node)] = 1 + sum(self._num_values[id(child)] for child in _children(node))
+        if self._num_values[id(node)] > _MOST_VALUES:
+            raise yaml.composer.ComposerError(
+                None, None, f"there must be at most {_MOST_VALUES:,} values, aliases unfolded", mark
+            )
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _unusable(key, "a key must be a word; is it a template that was not filled in?")
+            if key.value in mapping:
+                raise _unusable(key, f"the key {key.value!r} is given twice (line {key.start_mark.line + 1})")
+            mapping[key.value] = self.construct_object(value, deep=deep)
+        return mapping
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """Return the number that a scalar stands for."""
+        text = str(node.value)
+        try:
+            if len(text) > _MOST_DIGITS:
+                raise _unusable(node, f"a number must have at most {_MOST_DIGITS} digits")
+            if node.tag.endswith("int"):
+                return int(text.replace("_", ""), 0)
+            return _SPECIAL_NUMBERS.get(text.lower().lstrip("+")) or float(text)
+        except ValueError:
+            raise _unusable(node, f"{text!r} is no number") from None
+
+    def construct_switch(self, node: yaml.ScalarNode) -> bool:
+        """Return what `true` or `false` stands for."""
+        if str(node.value).lower() not in ("true", "false"):
+            raise _unusable(node, f"{node.value!r} is neither true nor false")
+        return str(node.value).lower() == "true"
+
+
+_SPECIAL_NUMBERS = {".inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:bool", _Loader.construct_switch)
+
+
+class _ValueLoader(_Loader):
+    """Loader that finds no comments: to PyYAML's scanner, what begins with `#` is then no value."""
+
+    def scan_to_next_token(self) -> None:
+        while self.peek() in " \n\ufeff":
+            self.forward()
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _unusable(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -137,10 +254,14 @@ _Dumper.add_representer(list, _Dumper.represent_list)
 for _tag, _pattern, _first in (
     ("tag:yaml.org,2002:null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    ("tag:yaml.org,2002:int", r"^[-+]?(?:0|[1-9][0-9_]*)$", list("-+0123456789")),
+    (
+        "tag:yaml.org,2002:int",
+        r"^(?:[-+]?(?:0|[1-9][0-9]*|[1-9][0-9]{0,2}(?:_[0-9]{3})+)|0x[0-9a-fA-F]+|0o[0-7]+)$",
+        list("-+0123456789"),
+    ),
     (
         "tag:yaml.org,2002:float",
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)"
+        r"^(?:[-+]?(?:\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)"
         r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
         list("-+0123456789."),
     ),

@@ -6,6 +6,9 @@ from enum import StrEnum
 
 from pipeline.shared.errors import UserError
 
+# Characters of a value that an error quotes.
+_LONGEST_VALUE = 500
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigProblem:
@@ -46,11 +49,16 @@ class ConfigError(UserError, ValueError):
 
 
 def as_written(value: object) -> str:
-    """Return a value as it is written in YAML: `true`, `null`, `[0, 60]`; text in quotes."""
+    """Return a value as it is written in YAML: `true`, `null`, `[0, 60]`; text in quotes; long ones cut."""
+    written = _as_written(value)
+    return written if len(written) <= _LONGEST_VALUE else f"{written[:_LONGEST_VALUE]}..."
+
+
+def _as_written(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return f"[{', '.join(as_written(item) for item in value)}]"
+        return f"[{', '.join(_as_written(item) for item in value)}]"
     return repr(value) if isinstance(value, str) and not isinstance(value, StrEnum) else str(value)

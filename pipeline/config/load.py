@@ -1,9 +1,9 @@
 """The configuration of a run from a YAML file and overrides, checked; and back to YAML."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -32,7 +32,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """
     source = str(path) if path else "overrides"
     settings, problems = read_settings(path) if path else ({}, [])
-    problems += apply_overrides(settings, overrides, setting_paths())
+    problems += apply_overrides(settings, overrides, setting_paths(), text_paths=text_paths())
     try:
         config = build_config(settings)
     except ConfigError as error:
@@ -58,11 +58,12 @@ def build_config(settings: Mapping[str, Any]) -> RunConfig:
 
 def setting_paths() -> list[str]:
     """Return the dotted path of every setting, in the order of the schema."""
-    paths = []
-    for name, field in RunConfig.model_fields.items():
-        section = _section_type(field.annotation)
-        paths += [f"{name}.{inner}" for inner in section.model_fields] if section else [name]
-    return paths
+    return [path for path, _ in _annotations()]
+
+
+def text_paths() -> frozenset[str]:
+    """Return the dotted path of every setting that is text or a path."""
+    return frozenset(path for path, annotation in _annotations() if _is_text(annotation))
 
 
 def render_config(config: RunConfig) -> str:
@@ -114,6 +115,25 @@ def _valid_section(section: type[BaseModel], values: dict[str, Any]) -> SimpleNa
             except KeyError:
                 continue
     return SimpleNamespace(**known)
+
+
+def _annotations() -> Iterator[tuple[str, Any]]:
+    for name, field in RunConfig.model_fields.items():
+        section = _section_type(field.annotation)
+        if section is None:
+            yield name, field.annotation
+        else:
+            yield from ((f"{name}.{inner}", part.annotation) for inner, part in section.model_fields.items())
+
+
+def _is_text(annotation: Any) -> bool:
+    """Return whether a type is text or a path, which may be absent."""
+    if isinstance(annotation, type):
+        return annotation is str or issubclass(annotation, Path)
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    if get_origin(annotation) is Annotated:
+        return _is_text(parts[0])
+    return get_origin(annotation) in (Union, UnionType) and all(_is_text(part) for part in parts)
 
 
 def _section_type(annotation: Any) -> type[BaseModel] | None:

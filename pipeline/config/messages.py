@@ -17,6 +17,8 @@ _RULES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "bool_type": lambda _: "must be true or false",
     "string_type": lambda _: "must be text",
     "path_type": lambda _: "must be a path",
+    "path_syntax": lambda _: "must be a path",
+    "path_name": lambda _: "must name variables and home folders that exist",
     "finite_number": lambda _: "must be a finite number",
     "tuple_type": lambda _: "must be a list",
     "too_long": lambda context: f"must have at most {_entries(context['max_length'])}",
@@ -32,6 +34,11 @@ _RULES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "string_too_short": lambda context: f"must have at least {context['min_length']} characters",
     "string_pattern_mismatch": lambda context: f"must match {context['pattern']}",
 }
+
+# What YAML 1.1 takes for true and false.
+_OTHER_WORDS = dict.fromkeys(("yes", "on", "y", "1"), "true") | dict.fromkeys(
+    ("no", "off", "n", "0"), "false"
+)
 
 
 def problems_of(errors: Sequence[ErrorDetails], known_paths: Sequence[str]) -> list[ConfigProblem]:
@@ -100,8 +107,14 @@ def _meant(path: str, known_paths: Sequence[str]) -> str | None:
 
 def _cure(error: ErrorDetails, context: Mapping[str, Any]) -> str:
     found = error["input"]
+    if error["type"] == "path_name":
+        return str(context["reason"])
+    if error["type"] == "bool_type" and str(found).lower() in _OTHER_WORDS:
+        return f"write {_OTHER_WORDS[str(found).lower()]}"
     if error["type"] == "int_type" and isinstance(found, float) and found.is_integer():
         return f"write {int(found)}"
+    if error["type"] == "int_type" and isinstance(found, str) and found.isdecimal() and found[0] == "0":
+        return f"write {found.lstrip('0') or '0'}, or 0o{found.lstrip('0')} for an octal number"
     if error["type"] in ("int_type", "float_type", "bool_type") and isinstance(found, str):
         return "write it without quotes" if _looks_like_a_value(found) else ""
     if error["type"] in ("literal_error", "enum") and isinstance(found, str):

@@ -1,36 +1,52 @@
-"""Overrides from the command line: `group.key=value`."""
+"""Overrides from the command line: `group.key=value`.
 
-from collections.abc import Sequence
+The value of a setting that is text or a path is taken as it is typed, with every `#`, `:`, quote and space.
+Values of other settings are YAML without comments: numbers, `true`, `[1, 2]`.
+"""
+
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import yaml
 
 from pipeline.config.aliases import find_alias, given_under_both_names, notify_renamed, present_name
-from pipeline.config.config_file import parse_yaml
-from pipeline.config.errors import ConfigProblem
+from pipeline.config.config_file import parse_value
+from pipeline.config.errors import ConfigProblem, as_written
 from pipeline.config.messages import unknown_setting
 
 
 def apply_overrides(
-    settings: dict[str, Any], overrides: Sequence[str], known_paths: Sequence[str]
+    settings: dict[str, Any],
+    overrides: Sequence[str],
+    known_paths: Sequence[str],
+    *,
+    text_paths: Collection[str] = (),
 ) -> list[ConfigProblem]:
     """Apply overrides to nested settings; the last of two overrides of a setting counts.
 
     Args:
         settings: nested groups as read from YAML; changed in place.
-        overrides: `name=value`; the name is a present or earlier dotted path, or Megatron's name; the value
-            is YAML.
+        overrides: `name=value`; the name is a present or earlier dotted path, or Megatron's name.
         known_paths: dotted paths of all settings.
+        text_paths: those of settings that are text or a path.
 
     Returns:
         a problem for every override that could not be applied.
     """
     problems = _names_given_twice(overrides)
     for override in overrides:
-        problem = _apply(settings, override, known_paths)
+        problem = _apply(settings, override, known_paths, text_paths)
         if problem is not None:
             problems.append(problem)
     return problems
+
+
+def value_of(text: str) -> Any:
+    """Return the value of an override as YAML; the text itself where it is none."""
+    try:
+        return parse_value(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _names_given_twice(overrides: Sequence[str]) -> list[ConfigProblem]:
@@ -47,22 +63,29 @@ def _name(override: str) -> str:
     return override.partition("=")[0].strip()
 
 
-def _apply(settings: dict[str, Any], override: str, known_paths: Sequence[str]) -> ConfigProblem | None:
+def _apply(
+    settings: dict[str, Any], override: str, known_paths: Sequence[str], text_paths: Collection[str]
+) -> ConfigProblem | None:
     name, text = _name(override), override.partition("=")[2]
     if "=" not in override or not name:
         return ConfigProblem(
             path=name or "override",
             rule="must have the form group.key=value",
-            value=repr(override),
+            value=as_written(override),
             cure="for example training.train_iters=100",
         )
-    try:
-        value = parse_yaml(text)
-    except yaml.YAMLError:
-        return ConfigProblem(
-            path=name, rule="must have a YAML value", value=repr(text), cure="quote it: key='\"text\"'"
-        )
-    path, value = _resolve(name, value, known_paths)
+    path, convert = _resolve(name, known_paths)
+    if path in text_paths and convert is None:
+        value: Any = None if text in ("", "null") else text
+    else:
+        try:
+            value = parse_value(text)
+        except yaml.YAMLError as error:
+            return ConfigProblem(
+                path=name, rule="must have a YAML value", value=as_written(text), cure=_reason(error)
+            )
+    if convert is not None:
+        value = convert(value)
     if any(known.startswith(f"{path}.") for known in known_paths):
         return ConfigProblem(
             path=path,
@@ -75,13 +98,19 @@ def _apply(settings: dict[str, Any], override: str, known_paths: Sequence[str]) 
     return _write(settings, path.split("."), value)
 
 
-def _resolve(name: str, value: Any, known_paths: Sequence[str]) -> tuple[str, Any]:
+def _reason(error: yaml.YAMLError) -> str:
+    problem = str(getattr(error, "problem", None) or error)
+    return "a value has no comments" if "'#'" in problem else problem
+
+
+def _resolve(name: str, known_paths: Sequence[str]) -> tuple[str, Callable[[Any], Any] | None]:
+    """Return the path of a setting, and how its value is converted if the name is another program's."""
     renamed = present_name(name)
     if renamed != name:
         notify_renamed(name, renamed, source="overrides")
-        return renamed, value
+        return renamed, None
     alias = None if name in known_paths else find_alias(name)
-    return (alias.path, alias.convert(value)) if alias else (name, value)
+    return (alias.path, alias.convert) if alias else (name, None)
 
 
 def _write(settings: dict[str, Any], path: Sequence[str], value: Any) -> ConfigProblem | None:

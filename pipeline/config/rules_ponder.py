@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from megatron_ext.ponder.config import Method, Mixture
+from megatron_ext.ponder.config import Method, Mixture, Reading, RouterKind
 from pipeline.config.errors import ConfigProblem, as_written
 from pipeline.config.ponder_section import PonderSection
 
@@ -101,9 +101,10 @@ def _broken_schedule(name: str, schedule: tuple[tuple[int, int], ...]) -> Iterat
 
 def _thoughts_in_training(config: RunConfig) -> Iterator[ConfigProblem]:
     ponder, most = config.ponder, config.ponder.num_latent_thoughts
-    given = {
+    schedule = ponder.thoughts_schedule
+    given: dict[str, Sequence[int] | None] = {
         "random_latent_thoughts": ponder.random_latent_thoughts,
-        "thoughts_schedule": ponder.thoughts_schedule and [steps for _, steps in ponder.thoughts_schedule],
+        "thoughts_schedule": None if schedule is None else [steps for _, steps in schedule],
     }
     for name, numbers in given.items():
         if numbers is None or not _has(config, name):
@@ -203,17 +204,52 @@ def _penalty_ramp(config: RunConfig) -> Iterator[ConfigProblem]:
 
 
 def _decider_size(config: RunConfig) -> Iterator[ConfigProblem]:
-    decider = config.ponder.method.facts.decider
-    if (
-        decider is not None
-        and decider.inner is not None
-        and decider.num_hidden(config.model.hidden_size) == 0
-    ):
+    ponder = config.ponder
+    decider = ponder.method.facts.decider
+    is_linear = _has(config, "router") and ponder.router == RouterKind.LINEAR
+    if decider is None or decider.inner is None or is_linear:
+        return
+    if decider.num_hidden(config.model.hidden_size) == 0:
         yield ConfigProblem(
             path="model.hidden_size",
             rule=f"must be larger for {config.ponder.method}: its {decider.name} would have no hidden units",
             value=str(config.model.hidden_size),
             cure="try 64",
+        )
+
+
+def _undamped_sweeps(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder = config.ponder
+    is_given = ponder.undamped_sweeps != default_of("undamped_sweeps", ponder.method)
+    if is_given and ponder.router_damping == 1 and _has(config, "undamped_sweeps"):
+        yield ConfigProblem(
+            path="ponder.undamped_sweeps",
+            rule="needs sweeps that are damped (ponder.router_damping below 1)",
+            value=f"{ponder.undamped_sweeps} with ponder.router_damping {ponder.router_damping:g}",
+            cure="leave it out, or set ponder.router_damping to 0.1",
+        )
+
+
+def _bottom_k_fraction(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder = config.ponder
+    is_given = ponder.bottom_k_fraction != default_of("bottom_k_fraction", ponder.method)
+    if is_given and ponder.penalty.is_adaptive and _has(config, "penalty"):
+        yield ConfigProblem(
+            path="ponder.bottom_k_fraction",
+            rule="must be left out for a penalty that finds its shares itself",
+            value=f"{ponder.bottom_k_fraction:g} with ponder.penalty {ponder.penalty}",
+            cure="leave it out, or set ponder.penalty to bottom_k",
+        )
+
+
+def _adaptive_penalty(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder = config.ponder
+    if ponder.penalty.is_adaptive and ponder.reading == Reading.LAST_STEP and _has(config, "reading"):
+        yield ConfigProblem(
+            path="ponder.penalty",
+            rule="must be expected_steps or bottom_k with ponder.reading last_step; others judge the mixture",
+            value=ponder.penalty.value,
+            cure="choose expected_steps, or leave ponder.reading out",
         )
 
 
@@ -316,6 +352,9 @@ PONDER_RULES = (
     _pause_token,
     _penalty_ramp,
     _decider_size,
+    _undamped_sweeps,
+    _bottom_k_fraction,
+    _adaptive_penalty,
     _frozen_backbone,
     _step_losses,
     _start,

@@ -14,7 +14,17 @@ from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.ponder_section import PonderSection as PonderSection
 from pipeline.config.rules import broken_rules
 from pipeline.config.rules_parallel import even_stages
-from pipeline.config.section import BelowOne, Count, CountOrZero, NonNegative, Positive, Section, Switch
+from pipeline.config.section import (
+    BelowOne,
+    Count,
+    CountOrZero,
+    Few,
+    FilePath,
+    NonNegative,
+    Positive,
+    Section,
+    Switch,
+)
 from pipeline.config.submit_section import SubmitSection
 from pipeline.config.workflow_section import WorkflowStep
 
@@ -23,11 +33,11 @@ class ModelConfig(Section):
     """The backbone: sizes and layout of the transformer."""
 
     architecture: Literal["gpt_neox", "llama"]
-    num_layers: Count
+    num_layers: Few
     hidden_size: Count
     ffn_hidden_size: Count
-    num_attention_heads: Count
-    num_query_groups: Count = Field(
+    num_attention_heads: Few
+    num_query_groups: Few = Field(
         default_factory=lambda given: given["num_attention_heads"],
         description="key/value heads; default: one per attention head",
     )
@@ -57,12 +67,12 @@ class ModelConfig(Section):
 class ParallelConfig(Section):
     """How the model and its batches are distributed over ranks."""
 
-    tensor: Count = 1
-    pipeline: Count = 1
+    tensor: Few = 1
+    pipeline: Few = 1
     layers_per_stage: tuple[Count, ...] | None = Field(
         None, description="layers of each pipeline stage; default: even, the first stages hold the remainder"
     )
-    data: Count = 1
+    data: Few = 1
     sequence_parallel: Switch = False
     recompute: Literal["none", "selective", "full", "per_pass"] = Field(
         "none",
@@ -131,7 +141,7 @@ class OptimizerConfig(Section):
 class BlendSource(Section):
     """One source of a blend."""
 
-    path: Path = Field(description="as data.path, in the format data.format")
+    path: FilePath = Field(description="as data.path, in the format data.format")
     weight: Positive = Field(1.0, description="share of the samples relative to the other sources")
     max_epochs: Positive | None = Field(
         None, description="passes after which the blend continues without this source; default: unlimited"
@@ -145,7 +155,7 @@ class BlendSource(Section):
 class DataConfig(Section):
     """Where the tokens are, and how they are cut into rows."""
 
-    path: Path | None = Field(
+    path: FilePath | None = Field(
         None, description="folder of shards with their manifest.json; for other formats see `format`"
     )
     sources: Annotated[tuple[BlendSource, ...], Field(min_length=1)] | None = Field(
@@ -164,7 +174,7 @@ class DataConfig(Section):
     eod_id: CountOrZero | None = Field(
         None, description="the token that ends every document; for formats without a manifest"
     )
-    heldout_path: Path | None = Field(
+    heldout_path: FilePath | None = Field(
         None,
         description="location of the held-out split, which may hold nothing else; default: path, or the "
         "paths of all sources",
@@ -221,7 +231,7 @@ class DataConfig(Section):
 class InitFromSection(Section):
     """The model whose weights a run starts from, as long as it has no checkpoint of its own."""
 
-    path: Path | None = Field(
+    path: FilePath | None = Field(
         None,
         description="checkpoint folder of another run, or one iter_ folder; only the weights are loaded, "
         "optimizer, schedule and order of the data start from scratch; default: random initial weights",
@@ -249,7 +259,7 @@ class InitFromSection(Section):
 class CheckpointConfig(Section):
     """Where, how often and how the state of a run is saved."""
 
-    directory: Path | None = Field(None, description="default: output_dir/checkpoints")
+    directory: FilePath | None = Field(None, description="default: output_dir/checkpoints")
     interval: Count | None = Field(
         None, description="iterations between checkpoints; default: only at the end"
     )
@@ -335,7 +345,7 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     seed: CountOrZero = 1234
-    output_dir: Path = Field(
+    output_dir: FilePath = Field(
         default_factory=lambda given: Path("runs") / given["name"], description="default: runs/<name>"
     )
     model: ModelConfig

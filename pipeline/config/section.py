@@ -1,9 +1,11 @@
 """Building blocks of every group of settings: strict types, and the frozen base class."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializationInfo,
@@ -11,20 +13,48 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-CountOrZero = Annotated[int, Field(strict=True, ge=0)]
+from pipeline.shared.paths import UnknownNameError, expand_path
+
+
+def _expanded(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if not value or "\0" in value:
+        raise PydanticCustomError("path_syntax", "must be the path of a file or folder")
+    try:
+        return expand_path(value)
+    except UnknownNameError as error:
+        raise PydanticCustomError("path_name", "{reason}", {"reason": str(error)}) from None
+
+
+# A path, or text that may be one; `~` and variables are expanded.
+FilePath = Annotated[Path, BeforeValidator(_expanded)]
+PathText = Annotated[str, BeforeValidator(_expanded)]
+
+# Far above what any run needs, and below where products and conversions of counts overflow or take for ever.
+LARGEST_COUNT = 10**15
+Count = Annotated[int, Field(strict=True, ge=1, le=LARGEST_COUNT)]
+CountOrZero = Annotated[int, Field(strict=True, ge=0, le=LARGEST_COUNT)]
+# Of what is made one by one for each: ranks, layers, heads.
+Few = Annotated[int, Field(strict=True, ge=1, le=100_000)]
+# Of passes through all layers in one step.
+Passes = Annotated[int, Field(strict=True, ge=0, le=1000)]
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
+Share = Annotated[float, Field(strict=True, gt=0, le=1)]
 BelowOne = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Switch = Annotated[bool, Field(strict=True)]
 # Of a cluster: SLURM reads quotes, a backslash and # as part of its own grammar.
 QueueName = Annotated[str, Field(min_length=1, pattern=r"^[^\s\p{Cc}\"'\\#$`;&|<>()]+$")]
 # In the context of a serialization: secrets are not masked.
 SHOW_SECRETS = "show_secrets"
-# Two numbers that belong together: the ends of a range, or an iteration and the value from there on.
+# Two numbers that belong together: the ends of a range, or an iteration and the passes from there on.
 Pair = tuple[CountOrZero, CountOrZero]
+PassRange = tuple[Passes, Passes]
+PassesFrom = tuple[CountOrZero, Passes]
 
 
 def shows_secrets(info: SerializationInfo) -> bool:

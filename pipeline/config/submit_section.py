@@ -6,11 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SerializationInfo, field_serializer
 
-from pipeline.config.section import Count, CountOrZero, QueueName, Section, Switch, shows_secrets
+from pipeline.config.section import Count, CountOrZero, PathText, QueueName, Section, Switch, shows_secrets
 from pipeline.shared.secrets import mask_text, mask_variable
 
 Target = Literal["local", "slurm", "ray"]
 _Word = Annotated[str, Field(min_length=1, pattern=r"^[^\s\p{Cc}]+$")]
+# Nodes mostly have the same home as the machine that submits.
+_PathWord = Annotated[PathText, Field(min_length=1, pattern=r"^[^\s\p{Cc}]+$")]
 _Line = Annotated[str, Field(min_length=1, pattern=r"^[^\p{Cc}]+$")]
 _ShellLine = Annotated[str, Field(min_length=1, pattern=r"^[^\p{Cc}]*(\t[^\p{Cc}]*)*$")]
 _Value = Annotated[str, Field(pattern=r"^[^\x00]*$")]
@@ -36,13 +38,13 @@ def has_control_characters(text: str) -> bool:
 class ContainerSection(Section):
     """The container image that ranks run in."""
 
-    image: _Word = Field(
+    image: _PathWord = Field(
         description="name in a registry, or path of a .sqsh or .sif file, as the runtime expects it"
     )
     runtime: Literal["pyxis", "apptainer"] = Field(
         "pyxis", description="srun --container-image (pyxis and enroot), or apptainer exec"
     )
-    mounts: tuple[_Word, ...] = Field(
+    mounts: tuple[_PathWord, ...] = Field(
         (), description="HOST:CONTAINER paths; the run's folders are always mounted"
     )
 
@@ -68,7 +70,7 @@ class SubmitSection(Section):
     constraint: _Word | None = None
     options: tuple[_Line, ...] = Field((), description="further #SBATCH options, such as --exclude=node7")
     container: ContainerSection | None = None
-    python: _Word | None = Field(
+    python: _PathWord | None = Field(
         None, description="the interpreter on the nodes; default: this one, or `python` in a container"
     )
     setup: tuple[_ShellLine, ...] = Field(

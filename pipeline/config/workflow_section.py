@@ -1,6 +1,5 @@
 """Settings of the workflow of a run, from raw text to a report: what `megaponder submit` and `demo` run."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SerializationInfo, field_serializer
@@ -9,7 +8,9 @@ from pipeline.config.section import (
     BelowOne,
     Count,
     CountOrZero,
+    FilePath,
     NonNegative,
+    PathText,
     Positive,
     QueueName,
     Section,
@@ -50,7 +51,7 @@ class _Step(Section):
 
 
 class _TextStep(_Step):
-    inputs: tuple[_Word, ...] = Field((), description="files, folders, globs and URLs of text")
+    inputs: tuple[PathText, ...] = Field((), description="files, folders, globs and URLs of text")
     python_stdlib: Switch = Field(
         False, description="instead of inputs: the sources of this Python's standard library"
     )
@@ -68,7 +69,7 @@ class TokenizerStep(_TextStep):
     """`megaponder tokenizer train`: its arguments of the same names."""
 
     command: Literal["tokenizer"]
-    output: Path | None = Field(None, description="default: tokenizer.model next to the data")
+    output: FilePath | None = Field(None, description="default: tokenizer.model next to the data")
     vocab_size: Count | None = Field(None, description="default: model.vocab_size")
 
 
@@ -76,8 +77,8 @@ class PrepareStep(_TextStep):
     """`megaponder data prepare`: its arguments of the same names."""
 
     command: Literal["prepare"]
-    tokenizer: Path | None = Field(None, description="default: the output of the step tokenizer")
-    output: Path | None = Field(None, description="default: data.path")
+    tokenizer: FilePath | None = Field(None, description="default: the output of the step tokenizer")
+    output: FilePath | None = Field(None, description="default: data.path")
     format: Literal["webdataset", "megatron"] = "webdataset"
     eod_token: _Word | None = None
     bos_token: _Word | None = None
@@ -98,16 +99,16 @@ class EvaluateStep(_Step):
     command: Literal["evaluate"]
     iters: Count | None = Field(None, description="default: evaluation.iters")
     jacobi_iterations: CountOrZero | None = Field(None, description="default: the run's")
-    output: Path | None = Field(None, description="default: output_dir/evaluation.json")
+    output: FilePath | None = Field(None, description="default: output_dir/evaluation.json")
 
 
 class ExportStep(_Step):
     """`megaponder convert to-hf` of the newest checkpoint."""
 
     command: Literal["export"]
-    output: Path | None = Field(None, description="default: output_dir/<name>")
+    output: FilePath | None = Field(None, description="default: output_dir/<name>")
     dtype: Literal["fp32", "fp16", "bf16"] | None = None
-    tokenizer: Path | None = Field(
+    tokenizer: FilePath | None = Field(
         None, description="folder of a Hugging Face tokenizer; default: the model goes without one"
     )
 
@@ -121,14 +122,14 @@ class GenerateStep(_Step):
     temperature: NonNegative = 0.0
     top_p: Positive = 1.0
     seed: CountOrZero = 0
-    output: Path | None = Field(None, description="default: output_dir/sample.json")
+    output: FilePath | None = Field(None, description="default: output_dir/sample.json")
 
 
 class ReportStep(_Step):
     """`megaponder report` of the run."""
 
     command: Literal["report"]
-    output: Path | None = Field(None, description="default: output_dir/report.html")
+    output: FilePath | None = Field(None, description="default: output_dir/report.html")
 
 
 WorkflowStep = Annotated[

@@ -152,7 +152,7 @@ def _write_tensors(
             writer.write(entry.native, values)
         for name, values in _initialized(model, findings.absent, seed=seed):
             writer.write(name, values)
-    decider = model.ponder.method.facts.decider
+    decider = model.ponder.decider
     return TensorAccount(
         made_of={entry.native: entry.sources for entry in findings.present},
         num_read=len(stored),

@@ -45,10 +45,17 @@ _PONDER = (
     "pause_token_id",
     "step_input_scale",
     "pruning_threshold",
+    "router",
+    "mask_in_training",
+    "attention_scale_extra",
+    "pre_pass",
+    "router_damping",
+    "undamped_sweeps",
+    "readout_from",
     "reading",
 )
 # Those that models have not, which were exported before there was a choice: they have the default.
-_ADDED = ("reading",)
+_ADDED = _PONDER[_PONDER.index("router") :]
 # How transformers reads prompts; independent of the weights.
 _READING = ("prefill_tolerance", "prefill_sweeps")
 

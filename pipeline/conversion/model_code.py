@@ -13,7 +13,10 @@ _MODEL = Path(__file__).parent / "hf_model"
 _PONDER = Path(megatron_ext.ponder.__path__[0])
 _MODULES = (
     *(_MODEL / name for name in ("configuration_megaponder.py", "modeling_megaponder.py")),
-    *(_PONDER / name for name in ("attention.py", "halting.py", "decode/sweeps.py", "decode/think.py")),
+    *(
+        _PONDER / name
+        for name in ("attention.py", "halting.py", "renewal.py", "decode/sweeps.py", "decode/think.py")
+    ),
 )
 CODE_FILES = tuple(module.name for module in _MODULES)
 _OWN_IMPORT = re.compile(r"^from megatron_ext\.ponder\.(?:decode\.)?(\w+) import", flags=re.MULTILINE)

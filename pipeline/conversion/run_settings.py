@@ -6,7 +6,7 @@ from typing import Any
 from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, as_written
-from pipeline.config.load import build_config, setting_paths
+from pipeline.config.load import build_config, setting_paths, text_paths
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.rules_ponder import default_of
 from pipeline.config.schema import RunConfig
@@ -55,7 +55,7 @@ def run_settings(
         "optimizer": {"lr": 1e-5},
         "data": {"path": NO_DATA},
     }
-    problems = apply_overrides(settings, overrides, setting_paths())
+    problems = apply_overrides(settings, overrides, setting_paths(), text_paths=text_paths())
     if problems:
         raise ConfigError(problems, source="--set")
     config = build_config(settings)

@@ -54,7 +54,7 @@ def _llama_shapes(config: PonderTransformerConfig) -> Mapping[str, Shape]:
 
 
 def _decider_shape(name: str, config: PonderTransformerConfig) -> Shape:
-    decider, num_thoughts = config.ponder.method.facts.decider, config.ponder.num_latent_thoughts
+    decider, num_thoughts = config.ponder.decider, config.ponder.num_latent_thoughts
     assert decider is not None, f"{config.ponder.method} has no {name}"
     # "ponder.gates.1.0.weight" -> "0.weight"
     prefix = next(one for one in decider.prefixes(num_thoughts) if name.startswith(f"{one}."))

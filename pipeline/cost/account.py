@@ -37,6 +37,8 @@ def flops_account(config: RunConfig, vocab_size: int) -> FlopsAccount:
         method=ponder.method,
         num_latent_thoughts=ponder.num_latent_thoughts,
         mixture=ponder.mixture,
+        form=ponder.router_form,
+        penalty=ponder.penalty,
         recompute=config.parallel.recompute,
         precision=config.training.precision,
         supervises_steps=ponder.step_loss_weight > 0,

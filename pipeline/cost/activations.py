@@ -136,7 +136,7 @@ def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int)
 
 def _method(sizes: RankSizes, index: int, entered: float) -> float:
     """What the last stage computes from the hidden states of a pass and keeps until the pass's backward."""
-    decided = _decider(sizes) if _decides_after(sizes, index) else 0
+    decided = _decider(sizes) if sizes.account.decides_after(index, sizes.plan) else 0
     if sizes.plan.is_final(index):
         # Hidden states before and after the final norm; the mixture over steps.
         has_mixture = sizes.facts.weighs_slots or sizes.facts.sees_earlier_steps
@@ -158,14 +158,9 @@ def _noted(sizes: RankSizes, index: int) -> float:
     return sizes.hidden_bytes * sizes.plan.rows_handed(index) if sizes.facts.has_sweeps else 0
 
 
-def _decides_after(sizes: RankSizes, index: int) -> bool:
-    decider = sizes.facts.decider
-    return decider is not None and decider.is_read_after(index, sizes.plan)
-
-
 def _decider(sizes: RankSizes) -> float:
-    """What a router or a gate keeps: its input in float32, and its layer before and after the activation."""
-    decider, hidden = sizes.facts.decider, sizes.shape.hidden_size
+    """What a router or a gate keeps: its input in float32, its layer before and after the activation."""
+    decider, hidden = sizes.account.decider, sizes.shape.hidden_size
     assert decider is not None, "only methods that halt have one"
     inner, is_narrow = decider.num_hidden(hidden), sizes.value_bytes < FLOAT32
     weights = FLOAT32 * hidden * inner if is_narrow else 0

@@ -10,12 +10,13 @@ Legend: K extra steps per token, J Jacobi sweeps, S tokens of a sequence, H hidd
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
 
-from megatron_ext.ponder.config import Method, MethodFacts, Mixture
+from megatron_ext.ponder.config import Decider, Method, MethodFacts, Mixture, Penalty, RouterForm
 from megatron_ext.ponder.passes import PassPlan, mean_over_sweeps
+from megatron_ext.ponder.step_limits import HaltingSignal
 from pipeline.cost.shape import ModelShape, ParameterCount, Precision
 
 Recompute = Literal["none", "selective", "full", "per_pass"]
@@ -35,7 +36,8 @@ class TrainingFlops:
         sweeps: Jacobi sweeps.
         final: the pass whose output is read.
         head: the output layer.
-        predictions: the output layer on single steps, without gradient, where the penalty asks for them.
+        predictions: the output layer on single or fewer steps, without gradient, where the penalty asks for
+            them.
         decider: the router or the gates.
         mixture: mixtures of embeddings.
         recompute: what backward computes again.
@@ -125,9 +127,12 @@ class FlopsAccount:
         method: which method.
         num_latent_thoughts: K; 0 for ``vanilla``.
         mixture: what a step feeds back; mixtures cost a head and a product with embeddings.
+        form: of the router; decides how large it is and how often training asks it.
+        penalty: what is penalised; some kinds cost further heads.
         recompute: what backward computes again: nothing, the core attention, or all layers, one by one
             (``full``) or a pass at a time (``per_pass``), which is the same work.
         precision: of weights and keys; decides how many channels the weight of a key takes.
+        signal: what a decoder halts by in place of the method's own router; None: by that.
         supervises_steps: every step is read alone too, in training.
         built_latent_thoughts: K that the weights are made for, where forwards are limited to fewer steps;
             None: the same.
@@ -137,8 +142,11 @@ class FlopsAccount:
     method: Method
     num_latent_thoughts: int = 0
     mixture: Mixture = Mixture.HIDDEN
+    form: RouterForm = field(default_factory=RouterForm)
+    penalty: Penalty = Penalty.EXPECTED_STEPS
     recompute: Recompute = "none"
     precision: Precision = "fp32"
+    signal: HaltingSignal | None = None
     supervises_steps: bool = False
     built_latent_thoughts: int | None = None
 
@@ -148,9 +156,14 @@ class FlopsAccount:
         return self.method.facts
 
     @property
+    def decider(self) -> Decider | None:
+        """The network by which tokens halt, or None."""
+        return self.facts.decider_of(self.form)
+
+    @property
     def halts(self) -> bool:
         """Whether tokens take different numbers of steps."""
-        return self.facts.halts
+        return self.facts.halts or self.signal is not None
 
     @property
     def built_for(self) -> int:
@@ -166,6 +179,21 @@ class FlopsAccount:
     def plan(self, num_jacobi_iterations: int) -> PassPlan:
         """Return the passes of a training forward with J sweeps."""
         return self.facts.plan(self.num_latent_thoughts, num_jacobi_iterations)
+
+    def decides_after(self, index: int, plan: PassPlan) -> bool:
+        """Whether a training forward runs the router, or a gate, on every token after pass `index`."""
+        if self.decider is None:
+            return False
+        return self.decider.is_read_after(index, plan) and self.is_renewed_after(index, plan)
+
+    def is_renewed_after(self, index: int, plan: PassPlan) -> bool:
+        """Whether the router's form lets it decide anew after pass `index`; any other decider does."""
+        if not self.facts.weighs_slots:
+            return True
+        # The sweeps begin after as many passes as there are thoughts.
+        num_thoughts = plan.first_sweep
+        share = self.form.renewal.share(index, num_thoughts=num_thoughts, num_sweeps=plan.num_sweeps)
+        return share > 0.0
 
     def num_passes(self, num_jacobi_iterations: float) -> float:
         """Return how often a training forward goes through the layers."""
@@ -189,7 +217,7 @@ class FlopsAccount:
 
     def parameters(self) -> ParameterCount:
         """Count the unique parameters; weights shared between passes count once."""
-        shape, decider = self.shape, self.facts.decider
+        shape, decider = self.shape, self.decider
         return ParameterCount(
             embedding=shape.vocabulary_weights,
             layers=shape.num_layers * shape.layer_parameters,
@@ -236,7 +264,7 @@ class FlopsAccount:
         return InferenceFlops(
             layers=2 * rows * self.shape.num_layers * self.shape.layer_weights,
             attention=self._product_flops(pairs * self.shape.query_size),
-            head=self._head_flops(),
+            head=(1 + self._share_of_judged_predictions(rows)) * self._head_flops(),
             decider=self._decisions_per_token(rows, shares) * self._decider_flops(),
             mixture=(rows - 1) * self._mixture_flops(),
             weight_columns=self._product_flops(pairs * channels) if self.facts.weighs_slots else 0.0,
@@ -256,10 +284,10 @@ class FlopsAccount:
         # Attention that is computed again in backward runs once more.
         attention_step = step + (self.recompute != "none")
         passes = {"build_up": 0.0, "sweep": 0.0, "final": 0.0}
-        num_decisions, decider = 0, self.facts.decider
+        num_decisions = 0
         for index, rows in enumerate(plan.slots):
             passes[plan.phase(index)] += step * self._pass_flops(rows, self._key_sets(index))
-            num_decisions += decider is not None and decider.is_read_after(index, plan)
+            num_decisions += self.decides_after(index, plan)
         return TrainingFlops(
             build_up=passes["build_up"],
             sweeps=passes["sweep"],
@@ -288,7 +316,11 @@ class FlopsAccount:
         return index + 1 if self.facts.sees_earlier_steps else 1
 
     def _num_predictions(self, plan: PassPlan) -> int:
-        return plan.num_passes - 1 if self.facts.predicts_each_step else 0
+        """How often the penalty asks the head, for a token."""
+        if self.facts.predicts_each_step:
+            return plan.num_passes - 1
+        # As many times as there are thoughts, after which the sweeps begin.
+        return plan.first_sweep if self.facts.weighs_slots and self.penalty.is_adaptive else 0
 
     def _product_flops(self, pair_channels: float) -> float:
         """Scores and weighted values of all layers, for so many channels of pairs of rows per token."""
@@ -342,12 +374,12 @@ class FlopsAccount:
 
     def _decider_flops(self) -> float:
         """Operations for one token through the router, or one gate."""
-        decider = self.facts.decider
+        decider = self.decider
         return 2 * decider.num_weights(self.shape.hidden_size, self.built_for) if decider else 0
 
     def _decisions_per_token(self, rows: float, shares: Sequence[float] | None) -> float:
         """How often a decoder asks the router or a gate, for a token that takes so many rows."""
-        decider = self.facts.decider
+        decider = self.decider
         if decider is None or not decider.asks_again:
             return 1
         return min(rows, self.num_latent_thoughts) if shares is None else rows - shares[-1]
@@ -375,6 +407,15 @@ class FlopsAccount:
         if self.facts.has_slots:
             return rows * (rows * before + (rows + 1) / 2)
         return rows * (before + 1)
+
+    def _share_of_judged_predictions(self, rows: float) -> float:
+        """How many predictions of step 0 a decoder makes for a token only to see whether it should go on.
+
+        A token that stops there has no other, and one that goes on takes all K steps.
+        """
+        if self.signal is None or not self.signal.reads_head:
+            return 0
+        return (rows - 1) / max(self.num_latent_thoughts, 1)
 
     def _recompute_flops(self, plan: PassPlan) -> float:
         if self.recompute == "none":

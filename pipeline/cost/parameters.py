@@ -85,7 +85,7 @@ def _layer_parameters(sizes: RankSizes) -> float:
 
 
 def _method_parameters(sizes: RankSizes) -> int:
-    decider = sizes.facts.decider
+    decider = sizes.account.decider
     parameters = sizes.shape.norm_parameters
     if decider is not None:
         parameters += decider.num_parameters(sizes.shape.hidden_size, sizes.num_latent_thoughts)

@@ -6,11 +6,11 @@ H hidden size, V padded vocabulary, K extra steps, J sweeps, t tensor-parallel r
 
 from dataclasses import dataclass
 
-from megatron_ext.ponder.config import Method, MethodFacts, Mixture
+from megatron_ext.ponder.config import MethodFacts, Mixture
 from megatron_ext.ponder.passes import PassPlan
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account, max_sweeps, step_kinds
-from pipeline.cost.flops import Recompute
+from pipeline.cost.flops import FlopsAccount, Recompute
 from pipeline.cost.shape import ModelShape
 
 # Bytes of a value.
@@ -22,8 +22,7 @@ class RankSizes:
     """The sizes of a run that decide its memory.
 
     Attributes:
-        shape: of the whole model.
-        method, num_latent_thoughts, mixture: of pondering.
+        account: of the run's operations; knows the method and its form.
         plan: passes of the longest training forward.
         tensor, shards_tokens: the tensor axis, and whether hidden states are split over it (sequence
             parallelism).
@@ -41,10 +40,7 @@ class RankSizes:
         has_fused_norms: whether RMSNorm is one kernel, as on GPUs, and not several operations, as on CPUs.
     """
 
-    shape: ModelShape
-    method: Method
-    num_latent_thoughts: int
-    mixture: Mixture
+    account: FlopsAccount
     plan: PassPlan
     tensor: int
     shards_tokens: bool
@@ -62,9 +58,24 @@ class RankSizes:
     has_fused_norms: bool = True
 
     @property
+    def shape(self) -> ModelShape:
+        """Of the whole model."""
+        return self.account.shape
+
+    @property
     def facts(self) -> MethodFacts:
         """What is known of the method."""
-        return self.method.facts
+        return self.account.facts
+
+    @property
+    def num_latent_thoughts(self) -> int:
+        """K."""
+        return self.account.num_latent_thoughts
+
+    @property
+    def mixture(self) -> Mixture:
+        """What a step feeds back."""
+        return self.account.mixture
 
     @property
     def num_stages(self) -> int:
@@ -134,10 +145,7 @@ def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = Tr
     """
     account, parallel = flops_account(config, vocab_size), config.parallel
     return RankSizes(
-        shape=account.shape,
-        method=account.method,
-        num_latent_thoughts=account.num_latent_thoughts,
-        mixture=account.mixture,
+        account=account,
         plan=account.limited_to(step_kinds(config)[-1].num_latent_thoughts).plan(max_sweeps(config.ponder)),
         tensor=parallel.tensor,
         shards_tokens=parallel.sequence_parallel,

@@ -10,14 +10,16 @@ from data_prep.tokenizers.tokenizer import Tokenizer
 from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.data.prompts import load_tokenizer
 from pipeline.data.unigram import unigram_entropy
 from pipeline.evaluation.opened import OpenedCheckpoint
+from pipeline.evaluation.points import evaluate_under
 from pipeline.evaluation.results import EvaluationResult, loss_quartiles
 from pipeline.evaluation.sources import SourceRecorder
 from pipeline.metrics.ponder_scalars import jacobi_residuals
 from pipeline.step.build import heldout_batches
-from pipeline.step.evaluate import Evaluation, evaluate
+from pipeline.step.evaluate import Evaluation
 
 
 class TokenRecorder:
@@ -45,12 +47,15 @@ class TokenRecorder:
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
-def evaluate_checkpoint(checkpoint: OpenedCheckpoint, *, max_global_batches: int) -> EvaluationResult:
+def evaluate_checkpoint(
+    checkpoint: OpenedCheckpoint, *, max_global_batches: int, limits: StepLimits = UNLIMITED
+) -> EvaluationResult:
     """Evaluate on the held-out split of the run's own data.
 
     Args:
         checkpoint: the model, on one pipeline stage.
         max_global_batches: global batches of the split, at most all.
+        limits: on the steps, without a signal; with a threshold slots are pruned for good.
     """
     config, ponder = checkpoint.config, checkpoint.config.ponder
     sweeps = ponder.num_jacobi_iterations
@@ -63,7 +68,8 @@ def evaluate_checkpoint(checkpoint: OpenedCheckpoint, *, max_global_batches: int
         tokens(batch, output)
         sources(batch, output)
 
-    evaluation = evaluate(
+    evaluation = evaluate_under(
+        limits,
         checkpoint.module,
         batches,
         num_jacobi_iterations=sweeps,
@@ -72,14 +78,15 @@ def evaluate_checkpoint(checkpoint: OpenedCheckpoint, *, max_global_batches: int
     )
     assert evaluation is not None, "nothing cuts this evaluation short"
     sums = evaluation.sums
+    limited = checkpoint.module.ponder.under(limits).config
     return EvaluationResult(
         checkpoint=str(checkpoint.folder),
         iteration=checkpoint.state.iteration,
         split=checkpoint.heldout.split,
         method=ponder.method,
-        num_latent_thoughts=ponder.num_latent_thoughts,
+        num_latent_thoughts=limited.num_latent_thoughts,
         num_jacobi_iterations=sweeps,
-        pruning_threshold=ponder.pruning_threshold if "steps_count" in sums else None,
+        pruning_threshold=limited.pruning_threshold if "steps_count" in sums else None,
         num_tokens=int(sums["labelled_tokens"][0]),
         loss=evaluation.loss,
         unigram_entropy=unigram_entropy(checkpoint.heldout),
@@ -89,6 +96,8 @@ def evaluate_checkpoint(checkpoint: OpenedCheckpoint, *, max_global_batches: int
         residuals=tuple(jacobi_residuals(sums)) if "residual_change" in sums else (),
         tokens_per_second=evaluation.tokens_per_second,
         sources=sources.read(checkpoint.groups),
+        prunes=limits.threshold is not None,
+        step_limit=limits.num_steps,
     )
 
 

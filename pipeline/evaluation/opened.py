@@ -1,5 +1,6 @@
 """Open a checkpoint for evaluation and generation, on the ranks of this job."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pipeline.checkpoint.stored_config import StoredRun, stored_checkpoint
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
+from pipeline.conversion.certificate import CERTIFICATE_NAME
 from pipeline.conversion.tokenizer_files import TOKENIZER_FOLDER, main_file
 from pipeline.cost.account import flops_account
 from pipeline.data.dataset import SampleSource
@@ -30,6 +32,11 @@ from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
 from pipeline.shared.errors import CheckpointError, DataError
 from pipeline.step.build import build_module, open_heldout_split
+
+logger = logging.getLogger(__name__)
+
+# Of a micro-batch: more would fill the memory of a machine.
+_MOST_TOKENS_AT_ONCE = 2**27
 
 
 # No slots: what is read when it is needed is kept in the instance.
@@ -155,6 +162,11 @@ def load_checkpoint(folder: Path, stored: StoredRun, groups: ParallelGroups) -> 
     """
     config, identity = stored.config, stored.identity
     check_intact(folder, reads=config.checkpoint.verify)
+    if identity is None and groups.rank == 0 and not (folder / CERTIFICATE_NAME).exists():
+        logger.warning(
+            "%s does not record its tokenizer and data, so that those of the run's data are taken unchecked",
+            folder,
+        )
     vocab_size = config.model.vocab_size or (identity.vocab_size if identity is not None else None)
     if vocab_size is None:
         vocab_size = _open_heldout(folder, stored).vocabulary.size
@@ -169,8 +181,8 @@ def _open_heldout(folder: Path, stored: StoredRun) -> SampleSource:
     stored.check_data_exists()
     heldout, data = open_heldout_split(stored.config), stored.config.data
     trained = None if stored.identity is None else stored.identity.tokenizer
-    if trained is not None and heldout.vocabulary.tokenizer_sha256 is not None:
-        place = data.heldout_path or data.training_paths[0]
+    place = data.heldout_path or data.training_paths[0]
+    if trained is not None and (place / MANIFEST_NAME).is_file():
         refuse_other_tokenizer(
             trained,
             manifest_tokenizer(place),
@@ -192,6 +204,12 @@ def _tokenizer_elsewhere(folder: Path, stored: StoredRun) -> Tokenizer:
 
 def _check_size(folder: Path, config: RunConfig, vocab_size: int) -> None:
     """Refuse a configuration of a larger model than is stored, before memory is taken for it."""
+    training = config.training
+    if training.micro_batch_size * training.seq_length > _MOST_TOKENS_AT_ONCE:
+        raise CheckpointError(
+            f"{folder / CONFIG_NAME} must have micro-batches of at most {_MOST_TOKENS_AT_ONCE:,} tokens, but "
+            f"has {training.micro_batch_size:,} rows of {training.seq_length:,}; use another checkpoint"
+        )
     needed = flops_account(config, vocab_size).parameters().total
     stored = OfflineReader(folder).num_weights
     if needed > stored:

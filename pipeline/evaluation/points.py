@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from megatron_ext.methods.base import Column
-from megatron_ext.model.micro_batch import TokenBatch
+from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.step_limits import StepLimits
@@ -86,13 +86,14 @@ def evaluate_under(
     num_jacobi_iterations: int,
     groups: ParallelGroups,
     pondering_share: float = 1.0,
+    observe: Callable[[TokenBatch, ModelOutput], None] | None = None,
     is_cut_short: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
     """Evaluate a model under limits; a threshold prunes for good, as decoding does.
 
     Args:
-        limits: on the steps.
-        module, batches, num_jacobi_iterations, groups, pondering_share, is_cut_short: see
+        limits: on the steps, without a signal.
+        module, batches, num_jacobi_iterations, groups, pondering_share, observe, is_cut_short: see
             :func:`pipeline.step.evaluate.evaluate`.
     """
     return evaluate(
@@ -102,6 +103,7 @@ def evaluate_under(
         groups=groups,
         prune=limits.threshold is not None,
         limits=limits,
+        observe=observe,
         pondering_share=pondering_share,
         is_cut_short=is_cut_short,
     )
@@ -112,7 +114,8 @@ def counted_steps(limits: StepLimits, module: PonderModel, found: Evaluation) ->
 
     A soft mask weighs all steps: its loss is that of taking them all, whatever pruning would leave out.
     """
-    is_soft = limits.threshold is None and module.ponder.column is Column.LOG_WEIGHT
+    is_weighted = limits.threshold is None and module.ponder.column is Column.LOG_WEIGHT
+    is_soft = is_weighted and not module.ponder.prunes_in_training
     return None if is_soft else found.sums.get("steps_count")
 
 
@@ -135,6 +138,7 @@ def loss_point(
     return LossPoint(
         step_limit=limits.num_steps,
         pruning_threshold=limits.threshold,
+        signal=limits.signal,
         loss=loss,
         mean_steps=mean_steps,
         flops_per_token=flops.inference_per_token(mean_steps, shares=shares),

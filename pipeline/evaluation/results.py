@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from pipeline.metrics.records import DecodingSpeed
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 
 EVALUATION_FILE = "evaluation.json"
+# An evaluation under limits: reports show the one of the whole model.
+LIMITED_EVALUATION_FILE = "evaluation_under_limits.json"
 SAMPLE_FILE = "sample.json"
 
 NUM_QUARTILES = 4
@@ -82,6 +85,10 @@ class EvaluationResult:
         residuals: Jacobi residual after each sweep, first sweep first; empty for ``vanilla``.
         tokens_per_second: speed of this evaluation.
         sources: the same tokens by the source of their text; empty in older files.
+        prunes: slots below the threshold were left out, as decoding does; otherwise they were weighed softly.
+        step_limit: tokens took at most so many steps; None: as many as the model was trained with.
+        budget: that the threshold was found for, as it was written; None where it was not.
+        speeds: of decoding some of the text, by batch size; empty where nothing was timed.
     """
 
     format: Literal["megaponder.evaluation/1"] = "megaponder.evaluation/1"
@@ -101,6 +108,15 @@ class EvaluationResult:
     residuals: tuple[float, ...]
     tokens_per_second: float
     sources: tuple[SourceLoss, ...] = ()
+    prunes: bool = False
+    step_limit: int | None = None
+    budget: str | None = None
+    speeds: tuple[DecodingSpeed, ...] = ()
+
+    @property
+    def is_of_whole_model(self) -> bool:
+        """Whether nothing but the model's own settings limited the steps."""
+        return not self.prunes and self.step_limit is None
 
     @property
     def perplexity(self) -> float:

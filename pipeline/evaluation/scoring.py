@@ -9,6 +9,7 @@ from megatron_ext.decoding import BatchDecoder, token_nll
 from megatron_ext.device import device
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.decode.sweeps import Sweeps
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,12 @@ class TextToScore:
 
 
 def score_texts(
-    model: PonderModel, texts: Sequence[TextToScore], *, batch_size: int, sweeps: Sweeps | None
+    model: PonderModel,
+    texts: Sequence[TextToScore],
+    *,
+    batch_size: int,
+    sweeps: Sweeps | None,
+    limits: StepLimits = UNLIMITED,
 ) -> list[ScoredText]:
     """Read texts as prompts are read: pruned steps are neither computed nor seen.
 
@@ -59,13 +65,16 @@ def score_texts(
         texts: of any lengths; nothing is padded.
         batch_size: how many are read at once.
         sweeps: of the Jacobi iteration; None reads token by token.
+        limits: on the steps that tokens take.
     Returns:
         One result for each text, in the same order.
     """
     if not texts:
         return []
     longest = max(len(text.tokens) - 1 for text in texts)
-    decoder = BatchDecoder(model, num_sequences=min(batch_size, len(texts)), max_tokens=longest)
+    decoder = BatchDecoder(
+        model, num_sequences=min(batch_size, len(texts)), max_tokens=longest, limits=limits
+    )
     results = []
     for start in range(0, len(texts), batch_size):
         results += _score_batch(decoder, texts[start : start + batch_size], sweeps)

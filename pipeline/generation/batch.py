@@ -11,6 +11,7 @@ from torch import Tensor
 from megatron_ext.decoding import BatchDecoder, ReadPrompt, token_nll
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.decode.sweeps import Sweeps
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.generation.sampling import SamplingSettings, TokenChooser
 
 
@@ -42,7 +43,9 @@ class GenerationSettings:
         prefill: how prompts are read.
         tolerance: of the Jacobi sweeps, see :class:`megatron_ext.ponder.decode.sweeps.Sweeps`; None takes
             1e-5, or the rounding of the weights where that is coarser.
+        damping, num_groups, by_slot: of the sweeps, see there.
         batch_size: sequences that are decoded together at most; affects only the speed.
+        limits: on the steps that tokens take.
         cut_prompts: cut the beginning of prompts that leave no room for the new tokens in the context of the
             model, instead of refusing them.
     """
@@ -52,7 +55,11 @@ class GenerationSettings:
     stop: tuple[str, ...] = ()
     prefill: Prefill = Prefill.JACOBI
     tolerance: float | None = None
+    damping: float = 0.0
+    num_groups: int = 1
+    by_slot: bool = False
     batch_size: int = 8
+    limits: StepLimits = UNLIMITED
     cut_prompts: bool = False
 
     def __post_init__(self) -> None:
@@ -66,13 +73,19 @@ class GenerationSettings:
                 raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}; give a number")
         if not all(self.stop):
             raise ValueError("stop must not contain an empty string; remove it")
+        if self.prefill is Prefill.EXACT and Sweeps() != Sweeps(
+            damping=self.damping, num_groups=self.num_groups, by_slot=self.by_slot
+        ):
+            raise ValueError("damping, num_groups and by_slot must be unset where prefill is exact")
 
     def sweeps(self, dtype: torch.dtype) -> Sweeps | None:
         """The sweeps over prompts of a model with weights of `dtype`; None reads token by token."""
         if self.prefill is Prefill.EXACT:
             return None
         tolerance = max(1e-5, torch.finfo(dtype).eps) if self.tolerance is None else self.tolerance
-        return Sweeps(tolerance=tolerance)
+        return Sweeps(
+            tolerance=tolerance, damping=self.damping, num_groups=self.num_groups, by_slot=self.by_slot
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +156,7 @@ def generate_batch(
         model,
         num_sequences=min(settings.batch_size, len(waiting)),
         max_tokens=max(map(len, prompts), default=0) + settings.num_tokens,
+        limits=settings.limits,
     )
     batch = _Batch(decoder, settings, eod_id=eod_id, has_stopped=has_stopped, watch=watch)
     while (waiting or batch.is_busy) and not should_stop():

@@ -73,6 +73,9 @@ class TokenChooser:
             return int(logits.argmax())
         # On the CPU, where all ranks sample the same.
         values, order = (logits.float().cpu() / sampling.temperature).sort(descending=True)
+        if not values[0].isfinite():
+            # So near to zero that float32 cannot divide by it.
+            return int(logits.argmax())
         probabilities = torch.softmax(values[: sampling.top_k], dim=0)
         # A token counts while those before it have less than top_p: at least one always does.
         before = probabilities.cumsum(0) - probabilities

@@ -116,15 +116,18 @@ def generate(
         yield _generated(tokenizer, text, settings.stop)
 
 
-def text_sample(checkpoint: OpenedCheckpoint, text: GeneratedText, *, seconds: float) -> TextSample:
+def text_sample(
+    checkpoint: OpenedCheckpoint, text: GeneratedText, settings: GenerationSettings, *, seconds: float
+) -> TextSample:
     """Return a text in the form that reports show.
 
     Args:
         checkpoint: the model that generated it.
         text: generated alone.
+        settings: that it was generated with.
         seconds: time that it took.
     """
-    ponder = checkpoint.config.ponder
+    ponder = checkpoint.module.ponder.under(settings.limits).config
     return TextSample(
         checkpoint=str(checkpoint.folder),
         num_latent_thoughts=ponder.num_latent_thoughts,

@@ -123,12 +123,31 @@ def _halting_scalars(sums: Sums) -> dict[str, float]:
 
 
 def _router_scalars(sums: Sums, real_tokens: float) -> dict[str, float]:
-    entropy = {names.ROUTER_ENTROPY: sums["router_entropy"][0] / real_tokens}
-    curves = entropy | _step_curves(names.TAIL_MASS, [mass / real_tokens for mass in sums["tail_mass"]])
+    scalars = {names.ROUTER_ENTROPY: sums["router_entropy"][0] / real_tokens}
+    scalars |= _step_curves(names.TAIL_MASS, [mass / real_tokens for mass in sums["tail_mass"]])
+    pruned = [1 - active for active in active_fractions(sums["steps_count"])]
+    scalars |= _step_curves(names.PRUNED_FRACTION, pruned[1:], first=1)
+    return scalars | _penalty_scalars(sums, real_tokens) | _measured_scalars(sums)
+
+
+def _penalty_scalars(sums: Sums, real_tokens: float) -> dict[str, float]:
+    """Return the curves of an adaptive penalty, where there is one."""
+    if "penalised_share" not in sums:
+        return {}
+    shares = [share / real_tokens for share in sums["penalised_share"]]
+    scalars = _step_curves(names.PENALISED_SHARE, shares, first=1)
+    labelled = sums["labelled_tokens"][0]
+    if labelled > 0:
+        scalars |= _step_curves(names.ACCURACY, [total / labelled for total in sums["accuracy"]])
+    return scalars
+
+
+def _measured_scalars(sums: Sums) -> dict[str, float]:
+    """Return the curves of single steps, where they were measured."""
     measured = sums["measured_tokens"][0]
     if measured == 0:
-        return curves
-    curves |= _step_curves(names.STEP_NLL, [nll / measured for nll in sums["step_nll"]])
+        return {}
+    curves = _step_curves(names.STEP_NLL, [nll / measured for nll in sums["step_nll"]])
     return curves | {names.ONE_MORE_NLL: sums["one_more_nll"][0] / measured}
 
 
@@ -149,8 +168,8 @@ def _continue_scalars(sums: Sums) -> dict[str, float]:
     }
 
 
-def _step_curves(family: str, values: Sequence[float]) -> dict[str, float]:
-    return {names.per_step(family, step): value for step, value in enumerate(values)}
+def _step_curves(family: str, values: Sequence[float], *, first: int = 0) -> dict[str, float]:
+    return {names.per_step(family, step): value for step, value in enumerate(values, start=first)}
 
 
 def _ratio(numerator: float, denominator: float, *, default: float) -> float:

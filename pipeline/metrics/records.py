@@ -49,22 +49,60 @@ class TrainingRecord:
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecodingSpeed:
+    """The measured time of decoding some held-out tokens, with so many texts together.
+
+    Attributes:
+        batch_size: texts.
+        milliseconds_per_token: until each text has its next token.
+        tokens_per_second: of all texts together.
+        mean_steps: extra steps that the timed tokens took.
+        flops_per_token: at these steps, after as many tokens as the timed ones had before them.
+        gain_reached: share of the time saved, against all steps, over the share of FLOPs saved; None where
+            no FLOPs are saved.
+    """
+
+    batch_size: int
+    milliseconds_per_token: float
+    tokens_per_second: float
+    mean_steps: float
+    flops_per_token: float
+    gain_reached: float | None
+
+    @property
+    def summary(self) -> str:
+        """Time, speed, and the share of the FLOPs saved that is saved in time."""
+        gain = "" if self.gain_reached is None else f"; {self.gain_reached:.0%} of the FLOPs saved in time"
+        return (
+            f"{self.milliseconds_per_token:.2f} ms/token, {self.tokens_per_second:,.0f} tokens/s "
+            f"at {self.mean_steps:.2f} steps{gain}"
+        )
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LossPoint:
     """The held-out loss under a limit on the steps of tokens, and what decoding costs there.
 
     Attributes:
         step_limit: tokens take at most so many steps; None where they are not limited.
         pruning_threshold: tokens halt at this threshold; None where nothing is pruned.
+        signal: what is compared with the threshold, by name; None: the model's own router or gates.
+        budget: that the threshold was chosen for, as it was written; None where it was given.
         loss: nats per labelled token.
         mean_steps: extra steps per token.
         flops_per_token: of cached decoding, mean over a text of the run's sequence length.
+        speeds: measured, by batch size; empty where nothing was timed.
     """
 
     step_limit: int | None = None
     pruning_threshold: float | None = None
+    signal: str | None = None
+    budget: str | None = None
     loss: float
     mean_steps: float
     flops_per_token: float
+    speeds: tuple[DecodingSpeed, ...] = ()
 
     @property
     def kind(self) -> Literal["steps", "tau"]:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.config import Method, Penalty
 from pipeline.metrics import names
 from pipeline.metrics.jsonl import sweep_scalars, training_scalars
 from pipeline.metrics.records import TrainingRecord, ValidationRecord
@@ -40,6 +40,7 @@ class TensorBoardSink:
         method: Method,
         num_latent_thoughts: int,
         max_jacobi_iterations: int,
+        penalty: Penalty = Penalty.EXPECTED_STEPS,
         sweeps_steps: bool = False,
         purge_step: int | None = None,
     ) -> None:
@@ -55,6 +56,7 @@ class TensorBoardSink:
                 method=method,
                 num_latent_thoughts=num_latent_thoughts,
                 max_jacobi_iterations=max_jacobi_iterations,
+                penalty=penalty,
                 sweeps_steps=sweeps_steps,
             )
         )
@@ -120,7 +122,12 @@ def histogram_of_counts(counts: Sequence[float]) -> dict[str, Any]:
 
 
 def custom_scalars_layout(
-    *, method: Method, num_latent_thoughts: int, max_jacobi_iterations: int, sweeps_steps: bool = False
+    *,
+    method: Method,
+    num_latent_thoughts: int,
+    max_jacobi_iterations: int,
+    penalty: Penalty = Penalty.EXPECTED_STEPS,
+    sweeps_steps: bool = False,
 ) -> dict[str, Any]:
     """Return the charts of related curves for the page "Custom Scalars".
 
@@ -128,6 +135,7 @@ def custom_scalars_layout(
         method: determines the groups of charts.
         num_latent_thoughts: K.
         max_jacobi_iterations: the largest J of the run.
+        penalty: of the run; some have charts of their own.
         sweeps_steps: whether evaluations are repeated with fewer steps.
     """
     groups: dict[str, dict[str, list[str]]] = {
@@ -135,7 +143,7 @@ def custom_scalars_layout(
     }
     has_steps = num_latent_thoughts > 0
     if has_steps and method.halts:
-        groups["halting"] = _halting_charts(method, num_latent_thoughts)
+        groups["halting"] = _halting_charts(method, num_latent_thoughts, penalty)
     if has_steps and max_jacobi_iterations > 0:
         groups["Jacobi iteration"] = _jacobi_charts(max_jacobi_iterations)
     if sweeps_steps:
@@ -153,7 +161,7 @@ def custom_scalars_layout(
     }
 
 
-def _halting_charts(method: Method, num_latent_thoughts: int) -> dict[str, list[str]]:
+def _halting_charts(method: Method, num_latent_thoughts: int, penalty: Penalty) -> dict[str, list[str]]:
     steps = range(num_latent_thoughts + 1)
     charts = {
         "mean steps": [names.MEAN_STEPS, names.on_validation(names.MEAN_STEPS)],
@@ -169,8 +177,9 @@ def _halting_charts(method: Method, num_latent_thoughts: int) -> dict[str, list[
     if decider is not None and decider.per_iteration:
         gates = [names.per_iteration(names.GATE, iteration) for iteration in range(num_latent_thoughts)]
         return charts | {"gate by iteration": gates}
-    return charts | {
+    charts |= {
         "tail mass by step": [names.per_step(names.TAIL_MASS, step) for step in steps],
+        "pruned tokens by step": [names.per_step(names.PRUNED_FRACTION, step) for step in steps[1:]],
         "router entropy": [names.ROUTER_ENTROPY],
         "held-out loss of reading one step alone": [
             names.on_validation(names.per_step(names.STEP_NLL, step)) for step in steps
@@ -179,6 +188,12 @@ def _halting_charts(method: Method, num_latent_thoughts: int) -> dict[str, list[
             names.LM_LOSS_VALIDATION,
             names.on_validation(names.ONE_MORE_NLL),
         ],
+    }
+    if not penalty.is_adaptive:
+        return charts
+    return charts | {
+        "accuracy by steps allowed": [names.per_step(names.ACCURACY, step) for step in steps],
+        "penalised tokens by step": [names.per_step(names.PENALISED_SHARE, step) for step in steps[1:]],
     }
 
 

@@ -76,6 +76,7 @@ def collect_report(
         commands=commands,
         config_yaml=(run_folder / CONFIG_NAME).read_text(encoding="utf-8"),
         checkpoint=evaluation.checkpoint,
+        speeds=evaluation.speeds,
     )
 
 

@@ -24,7 +24,7 @@ def render_comparison_png(curves: Sequence[PruningCurve], labels: Sequence[str])
         labels: of the runs, in the same order.
     """
     with styled_axes(SIZE, LIGHT.__getitem__) as axes:
-        best = sorted(front(point for curve in curves for point in curve.points), key=_cost)
+        best = sorted(front(point for curve in curves for point in curve.all_points), key=_cost)
         axes.step(
             [_cost(point) for point in best],
             [point.loss for point in best],
@@ -45,6 +45,7 @@ def render_comparison_png(curves: Sequence[PruningCurve], labels: Sequence[str])
             )
             for group in _groups_of_equal_cost(points):
                 _label_thresholds(axes, group)
+            _plot_baseline(axes, curve, label, number)
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.set_xlabel("inference FLOPs per token")
         axes.set_ylabel("held-out loss, nats per token")
@@ -52,6 +53,23 @@ def render_comparison_png(curves: Sequence[PruningCurve], labels: Sequence[str])
         axes.margins(x=0.15, y=0.05)
         axes.legend()
         return render_png(axes)
+
+
+def _plot_baseline(axes: Axes, curve: PruningCurve, label: str, number: int) -> None:
+    """Draw halting without training in the colour of the run, dashed and hollow."""
+    points = sorted(curve.baseline, key=_cost)
+    if not points:
+        return
+    axes.plot(
+        [_cost(point) for point in points],
+        [point.loss for point in points],
+        color=LIGHT[curve_role(number)],
+        marker=_marker(number),
+        markerfacecolor="none",
+        linestyle="dashed",
+        label=f"{label}, by {points[0].signal}",
+        zorder=2,
+    )
 
 
 def _marker(number: int) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.evaluation.results import LossQuartile, TextSample
+from pipeline.metrics.records import DecodingSpeed
 
 Points = tuple[tuple[float, float], ...]
 
@@ -35,6 +36,7 @@ class ReportData:
         flops_per_token_infer: operations of a decoder at the held-out split's mean steps.
         flops_saved: share of inference operations saved by halting; None for a method that does not halt.
         training_tokens_per_second: median over the logging intervals.
+        speeds: of decoding held-out tokens, by batch size; empty where nothing was timed.
     """
 
     name: str
@@ -62,6 +64,7 @@ class ReportData:
     commands: tuple[Command, ...]
     config_yaml: str
     checkpoint: str
+    speeds: tuple[DecodingSpeed, ...] = ()
 
     @property
     def halts(self) -> bool:

@@ -95,6 +95,16 @@ def headline_tiles(data: ReportData) -> tuple[Tile, ...]:
         tiles.append(
             Tile(value=f"{data.flops_saved:.0%}", name="inference FLOPs saved by halting", context=infer)
         )
+    if data.speeds:
+        first, last = data.speeds[0], data.speeds[-1]
+        together = f"{last.batch_size} texts together: {last.milliseconds_per_token:.1f}"
+        tiles.append(
+            Tile(
+                value=f"{first.milliseconds_per_token:.1f}",
+                name="milliseconds per decoded token",
+                context=together,
+            )
+        )
     if data.training_tokens_per_second is not None:
         train = f"{metric(data.flops_per_token_train)}FLOPs per token"
         speed = f"{data.training_tokens_per_second:,.0f}"

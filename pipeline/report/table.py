@@ -29,6 +29,7 @@ def result_rows(data: ReportData) -> list[tuple[str, str]]:
         rows.append(("Jacobi residual by sweep", _residuals(data.residuals)))
     if data.training_tokens_per_second is not None:
         rows.append(("training speed", f"{data.training_tokens_per_second:,.0f} tokens/s"))
+    rows += [(f"decoding {speed.batch_size} at once", speed.summary) for speed in data.speeds]
     rows.append(("checkpoint", data.checkpoint))
     return rows
 

@@ -153,7 +153,7 @@ def _log(config: RunConfig, source: RunConfig, folder: Path, *, new: list[str], 
         folder,
         source.ponder.method,
     )
-    decider = config.ponder.method.facts.decider
+    decider = config.ponder.method.facts.decider_of(config.ponder.router_form)
     if new and decider is not None:
         logger.info("new weights: %s; %s", ", ".join(new), decider.start)
     if unused:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch.distributed
-
 from megatron_ext.device import device_name
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
@@ -19,6 +17,7 @@ from pipeline.metrics.records import MetricsSink, SinkGroup, TrainingRecord
 from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER, TensorBoardSink
 from pipeline.run.layout import render_layout, stages_of
 from pipeline.run.summary import render_summary, run_summary
+from pipeline.run.unwritable import naming_unwritable_outputs, on_rank_zero
 from pipeline.shared.console import open_console
 from pipeline.shared.files import remove_temporaries
 from pipeline.shared.progress import Progress, SilentProgress, open_progress
@@ -30,21 +29,39 @@ def config_file(config: RunConfig) -> Path:
 
 
 def start_output(config: RunConfig, groups: ParallelGroups, identity: RunIdentity) -> None:
-    """Create the run's folder with the resolved configuration and what it is; all ranks wait for it."""
-    if groups.rank == 0:
-        config.output_dir.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(config.output_dir)
-        dump_config(config, config_file(config))
-        write_identity(config.output_dir, identity, None)
-    torch.distributed.barrier()
+    """Create the run's folder with the resolved configuration and what it is; all ranks wait for it.
+
+    Raises:
+        UserError: on every rank, if it cannot be written.
+    """
+
+    def start() -> None:
+        with naming_unwritable_outputs(config):
+            config.output_dir.mkdir(parents=True, exist_ok=True)
+            remove_temporaries(config.output_dir)
+            dump_config(config, config_file(config))
+            write_identity(config.output_dir, identity, None)
+
+    on_rank_zero(start, rank=groups.rank)
 
 
 def open_sinks(
     config: RunConfig, groups: ParallelGroups, progress: Progress, *, start_iteration: int
 ) -> SinkGroup:
-    """Open the log line, metrics.jsonl and TensorBoard on rank 0, nothing on the others."""
-    if groups.rank != 0:
-        return SinkGroup()
+    """Open the log line, metrics.jsonl and TensorBoard on rank 0, nothing on the others; every rank calls it.
+
+    Raises:
+        UserError: on every rank, if they cannot be written.
+    """
+
+    def opened() -> SinkGroup:
+        with naming_unwritable_outputs(config):
+            return SinkGroup(_sinks(config, progress, start_iteration=start_iteration))
+
+    return on_rank_zero(opened, rank=groups.rank) or SinkGroup()
+
+
+def _sinks(config: RunConfig, progress: Progress, *, start_iteration: int) -> list[MetricsSink]:
     sinks: list[MetricsSink] = [LogLineSink(progress.say), JsonlSink(config.output_dir / METRICS_FILE)]
     if config.metrics.tensorboard:
         board = TensorBoardSink(
@@ -53,11 +70,12 @@ def open_sinks(
             num_latent_thoughts=config.ponder.num_latent_thoughts,
             sweeps_steps=config.evaluation.sweep_steps,
             max_jacobi_iterations=max_sweeps(config.ponder),
+            penalty=config.ponder.penalty,
             purge_step=start_iteration + 1 if start_iteration else None,
         )
         board.write_configuration(config.model_dump(mode="json"), render_config(config))
         sinks.append(board)
-    return SinkGroup(sinks)
+    return sinks
 
 
 def open_run_progress(config: RunConfig, groups: ParallelGroups, *, start_iteration: int) -> Progress:

@@ -35,6 +35,7 @@ from pipeline.run.output import (
     start_output,
 )
 from pipeline.run.source_conversion import StoppedConvertingError, converted_source
+from pipeline.run.unwritable import naming_unwritable_outputs
 from pipeline.shared.errors import CheckpointError
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.step.build import (
@@ -82,7 +83,7 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
             limit_seconds=config.parallel.watchdog_seconds,
             folder=config.output_dir / STACKS_FOLDER,
         )
-        with watchdog, naming_lost_ranks():
+        with watchdog, naming_lost_ranks(), naming_unwritable_outputs(config):
             # There is no limit on how long reading a checkpoint may take.
             with watchdog.paused("the start"):
                 loop = _prepare(config, groups, stop, watchdog)

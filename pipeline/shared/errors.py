@@ -27,7 +27,21 @@ class ClusterError(UserError):
     """A cluster refuses a job, or cannot be reached."""
 
 
+class UnreachableClusterError(ClusterError):
+    """A cluster does not respond now, but may do so again."""
+
+
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint is missing, damaged, of another model, or cannot be written."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.DO_NOT_REQUEUE
+
+
+class UnwritableOutputError(UserError):
+    """The folder of a run cannot be written."""
+
+
+class DiskFullError(UserError):
+    """There is no space for what a run writes."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.DO_NOT_REQUEUE

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from pipeline.shared.errors import DataError
 
+# Of a disk, of a quota, and of one file; the system's limit (ulimit -f) counts as such.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write ``content`` under a temporary name in the same folder, sync it, and rename it to ``path``.
@@ -42,7 +45,12 @@ def write_private(path: Path, text: str) -> None:
 
 
 def remove_temporaries(folder: Path, name: str = "*") -> None:
-    """Remove what writers of files in a folder left that were killed; nobody may be writing it now."""
+    """Remove what interrupted writes of files or folders have left; nobody may be writing them now.
+
+    Args:
+        folder: of the files.
+        name: pattern of their final names.
+    """
     for leftover in folder.glob(f".{name}.tmp-*"):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -106,7 +114,7 @@ def disk_full_as_data_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in DISK_FULL:
             raise
         raise DataError(
             f"{folder} must have space for the tokens, but has not ({error.strerror}); free some and run the "

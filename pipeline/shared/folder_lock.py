@@ -18,6 +18,7 @@ Processes that the owner starts are part of it: an environment variable carries 
 
 import errno
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ from pathlib import Path
 
 from pipeline.shared.errors import DataError
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.files import remove_temporaries
 from pipeline.shared.process_identity import ProcessIdentity
 
 __all__ = ["LOCK_NAME", "FolderInUseError", "Owner", "folder_lock", "output_lock", "read_owner"]
@@ -131,6 +133,7 @@ def output_lock(output: Path, work: str = "megaponder") -> Iterator[None]:
     resolved = output.resolve()
     lock = resolved.with_name(f".{resolved.name}{LOCK_NAME}")
     with _created(resolved.parent), _held(lock, output, work):
+        remove_temporaries(resolved.parent, glob.escape(resolved.name))
         yield
 
 

@@ -20,7 +20,7 @@ _CAPITALS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _CREDENTIALS = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*://)([^/\s?#'\"]*)@")
 _QUERY = re.compile(r"([?&;])([\w.%-]+)=([^&;\s#'\"]+)")
 _ASSIGNMENT = re.compile(r"(?<![^\s;|('\"`])([A-Za-z_]\w*)=('[^']*'|\"[^\"]*\"|[^\s;&|'\"]+)")
-_MASKED = re.compile(r"(^|[=:/])\*\*\*($|[@&;\s])")
+_MASKED = re.compile(r"(^|[=:/])\*\*\*($|[@&;#'\"\s])")
 
 
 def is_secret_name(name: str, further: Collection[str] = ()) -> bool:

@@ -47,6 +47,7 @@ def ponder_config(ponder: PonderSection, vocab_size: int) -> PonderConfig:
         pruning_threshold=ponder.pruning_threshold,
         penalty=ponder.penalty,
         bottom_k_fraction=ponder.bottom_k_fraction,
+        form=ponder.router_form,
         penalty_exponent=ponder.penalty_exponent,
         reading=ponder.reading,
         step_loss_weight=ponder.step_loss_weight,

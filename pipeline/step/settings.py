@@ -60,7 +60,8 @@ def step_settings(config: RunConfig, *, iteration: int, consumed_tokens: int) ->
     """
     ponder = config.ponder
     risen = ramp(iteration, *ponder.penalty_ramp)
-    weight, fraction = ponder.penalty_weight * risen, ponder.bottom_k_fraction
+    start, end = ponder.penalty_start_weight, ponder.penalty_weight
+    weight, fraction = start + (end - start) * risen, ponder.bottom_k_fraction
     if ponder.method.facts.ramps_fraction:
         # Here the fraction rises instead, with the full weight (definitions 3.2).
         has_begun = iteration >= ponder.penalty_ramp[0]

@@ -52,7 +52,7 @@ def forward_logits(
     num_jacobi_iterations: int,
     limits: StepLimits = UNLIMITED,
 ) -> ForwardLogits:
-    """Run the forward that training runs, with soft masks, without gradients.
+    """Run the forward that training runs, with its masks but undamped, without gradients.
 
     Args:
         model: of a single pipeline stage, in evaluation mode.
@@ -68,7 +68,11 @@ def forward_logits(
             seen[name] = value.clone()
 
     output = model(
-        batch.to(device()), num_jacobi_iterations=num_jacobi_iterations, limits=limits, observe=keep
+        batch.to(device()),
+        num_jacobi_iterations=num_jacobi_iterations,
+        damped=False,
+        limits=limits,
+        observe=keep,
     )
     logits = model.axis.gather_last_dim(seen["logits"])[..., : model.config.vocab_size]
     # [S, B, V] -> [B, S, V] -> [T, V]

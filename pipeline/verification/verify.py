@@ -2,7 +2,8 @@
 
 The forward has soft masks and a finite number of Jacobi sweeps; decoding prunes for good and needs no sweeps.
 The error of the sweeps falls with J, the error of pruning falls with tau; with J large and tau small both
-must be the same function (definitions 2.5, 3.2).
+must be the same function (definitions 2.5, 2.8, 3.2). Where training damps the router's decisions, the
+forwards here do not: the fixed point is the same, and damped ones would approach it by a tenth a sweep.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -123,7 +124,7 @@ class _Sums:
 
     def _run_forwards(self, batch: TokenBatch, limits: StepLimits) -> None:
         """Run the forwards of a batch, again for each threshold if they depend on it."""
-        if self._forwards and not self._model.ponder.config.method.facts.halts_in_training:
+        if self._forwards and not self._model.ponder.prunes_in_training:
             return
         is_first = not self._forwards
         self._forwards = {

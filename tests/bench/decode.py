@@ -182,6 +182,7 @@ def _ways(config: RunConfig, sizes: DecodeSizes, groups: ParallelGroups) -> list
 @torch.no_grad()
 def _set_router(method: PonderLM3, bias: Sequence[float], spread: float) -> None:
     """Give the router's output layer a bias, and weights for logits of about `spread` units over tokens."""
+    assert isinstance(method.router, nn.Sequential)
     first, output = method.router[0], method.router[2]
     assert isinstance(first, nn.Linear)
     assert isinstance(output, nn.Linear)

@@ -1,5 +1,6 @@
 """What SLURM does with the scripts of jobs: short commands on two nodes of a real one."""
 
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from cluster.job_record import JobState
 from cluster.job_spec import JobSpec, Queue, RequeuePolicy, Resources, SweepMember
 from cluster.slurm.target import SlurmTarget
+from cluster.wait import wait_for
 from pipeline.cli import app
 from pipeline.shared.errors import ClusterError
 from tests.support.commands import wait_until
@@ -168,6 +170,45 @@ def test_each_run_of_a_sweep_has_its_own_settings_and_folder(
     assert [ended(slurm, record).exit_code for record in records] == [0, 0]
     texts = [SlurmTarget().logs(record)[0].read_text() for record in records]
     assert texts == ["lr=1e-3 a b\n", "lr=3e-4 a b\n"]
+
+
+def test_whatever_a_folder_is_called_a_job_runs_in_it(
+    slurm: SlurmCluster, job: MakeJob, tmp_path: Path
+) -> None:
+    hostile = tmp_path / 'it\'s "my" $(touch pwned) `touch pwned`; 100%j # work'
+    hostile.mkdir()
+    spec = job(
+        'echo "$PWD|$HF_TOKEN"',
+        run_folder=hostile / "run",
+        job_folder=hostile / "run" / "jobs" / "short",
+        working_directory=hostile,
+        environment=(("HF_TOKEN", "hun'ter2 $HOME"),),
+        resources=Resources(memory_per_node="100M"),
+    )
+    (record,) = submit_command(spec)
+    assert ended(slurm, record).exit_code == 0, all_logs(record)
+    assert SlurmTarget().logs(record)[0].read_text() == f"{hostile}|hun'ter2 $HOME\n"
+    assert (record.job_folder / "job.log").exists()
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_the_controller_may_be_away_while_a_job_is_waited_for(
+    slurm: SlurmCluster, job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (record,) = submit_command(job(f"until [ -e {tmp_path}/go ]; do sleep 0.1; done; exit 17"))
+    scontrol = shutil.which("scontrol")
+    stand_in = tmp_path / "bin" / "scontrol"
+    stand_in.parent.mkdir()
+    stand_in.write_text(
+        f'#!/bin/sh\n[ -e {tmp_path}/back ] && exec {scontrol} "$@"\n'
+        f"touch {tmp_path}/back {tmp_path}/go\n"
+        "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1\n"
+    )
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", str(stand_in.parent), prepend=":")
+    code = wait_for(SlurmTarget(), [record], start_limit_seconds=None, last_counts=False)
+    assert code == 17
+    assert (tmp_path / "back").exists()
 
 
 def test_a_job_waits_for_another_and_leaves_when_that_has_failed(slurm: SlurmCluster, job: MakeJob) -> None:

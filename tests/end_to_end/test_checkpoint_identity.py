@@ -104,6 +104,9 @@ def test_a_checkpoint_has_its_identity_and_its_tokenizer(project: Path) -> None:
     assert stored.read_bytes() == (project / "data/tokenizer.model").read_bytes()
     assert identity.tokenizer.vocab_size == 320
     assert identity.data[0].num_tokens > 1000
+    shown = invoke("checkpoint", "show", newest(project), "--json")
+    assert json.loads(shown.stdout)["identity"]["seed"] == 1234
+    assert invoke("checkpoint", "show", newest(project)).exit_code == 0
 
 
 CHANGES = {

@@ -18,6 +18,7 @@ def test_runs_are_compared_by_loss_and_cost(trained: TrainedRun, tmp_path: Path)
         shutil.copytree(trained.folder, tmp_path / name)
     plot, figures = tmp_path / "plot.png", tmp_path / "figures.json"
     options = ["--threshold", "0.0", "--threshold", "0.89", "--output", str(plot), "--json", str(figures)]
+    options += ["--budget", "1", "--max-steps", "1", "--max-steps", "3"]
 
     command = megaponder("compare", str(tmp_path / "first"), str(tmp_path / "second"), *options)
 
@@ -27,8 +28,16 @@ def test_runs_are_compared_by_loss_and_cost(trained: TrainedRun, tmp_path: Path)
     assert first["label"] == str(tmp_path / "first")
     assert first["iteration"] == NUM_ITERATIONS
     # Both runs have the same weights.
-    assert second["points"] == first["points"]
-    whole, pruned = first["points"]
+    assert [point["loss"] for point in second["points"]] == [point["loss"] for point in first["points"]]
+    # A router of two steps cannot take three.
+    whole, pruned, limited, spent = first["points"]
+    (by_entropy,) = first["baseline"]
+    assert limited["step_limit"] == 1
+    assert (spent["budget"], by_entropy["budget"], by_entropy["signal"]) == ("1", "1", "entropy")
+    assert max(spent["mean_steps"], by_entropy["mean_steps"]) <= 1
+    for point in (whole, pruned, limited, spent, by_entropy):
+        assert [speed["batch_size"] for speed in point["speeds"]] == [1, 8]
+    assert whole["speeds"][0]["gain_reached"] is None
     (measured,) = written_events(trained.folder, "validation")
     # Without pruning the hard mask is the soft one.
     assert whole["loss"] == pytest.approx(measured["lm loss validation"], rel=1e-5)

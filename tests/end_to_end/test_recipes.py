@@ -74,3 +74,33 @@ def test_a_checkpoint_is_evaluated_as_training_did_and_generates(
     tokens = json.loads((tmp_path / "sample.json").read_text(encoding="utf-8"))["tokens"]
     assert sum(not token["is_prompt"] for token in tokens) == 8
     assert bool(found["steps_count"]) is method.halts
+
+
+def test_the_form_of_ponderlm3s_authors_trains_decodes_as_it_trained_and_is_exported(
+    recipe: Path, tmp_path: Path
+) -> None:
+    folder, data = tmp_path / "run", f"data.path={recipe.parent / 'data'}"
+    settings = RECIPES / "tiny_ponderlm3_authors.yaml"
+    command = megaponder("train", "--config", str(settings), *one_rank(folder, data, *SHORT))
+    assert command.exit_code == 0, command.stderr
+
+    curve = list(losses(folder).values())
+    assert curve[-1] < curve[0] - 0.3
+    events = written_events(folder)
+    assert {"ponder/accuracy/step_2", "ponder/penalised-share/step_1", "ponder/tail-mass/step_1"} <= set(
+        events[-1]
+    )
+    assert "ponder/pruned-fraction/step_1" in events[-1]
+    # The penalty's weight has risen from the first iteration on.
+    assert events[0]["ponder/penalty-weight"] < events[-1]["ponder/penalty-weight"]
+    # J is drawn from one more than there are thoughts on.
+    assert {3.0, 4.0, 5.0} >= {event["ponder/jacobi-iterations"] for event in events}
+    checkpoints = str(folder / "checkpoints")
+    found = tmp_path / "verification.json"
+    verified = megaponder("verify", checkpoints, "--rows", "2", "--tokens", "12", "--output", str(found))
+    assert verified.exit_code == 0, verified.stderr
+    last = sorted((folder / "checkpoints").glob("iter_*"))[-1]
+    exported = megaponder("convert", "to-hf", str(last), "--output", str(tmp_path / "exported"))
+    assert exported.exit_code == 0, exported.stderr
+    shipped = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert (shipped["router"], shipped["attention_scale_extra"]) == ("linear", 8)

@@ -75,6 +75,12 @@ def test_errors_escape_what_was_typed(arguments: tuple[str, ...]) -> None:
     assert_shows_no_raw_text(command, exit_code=command.exit_code)
 
 
+def test_a_prompt_with_a_byte_that_is_no_character_is_refused(trained: TrainedRun) -> None:
+    command = megaponder("generate", str(trained.checkpoints), "--prompt", "caf\udce9")
+    assert command.exit_code == 2
+    assert "Traceback" not in command.stderr
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_documents_are_inspected_without_their_escape_sequences(tmp_path: Path, encoding: str) -> None:
     source = write_corpus(tmp_path / "texts")

@@ -30,6 +30,9 @@ ON_TWO_RANKS = (
     "ponderlm1_neox_k3_multiply",
     "ponderlm3_llama_k2_j2_packed_restart",
     "ponderlm3_neox_k2_j2_rightpad",
+    "ponderlm3a_llama_k2_j2_rightpad",
+    "ponderlm3a_llama_k3_j2_celoss",
+    "ponderlm3a_neox_k2_j2_packed",
     "vanilla_llama",
 )
 DECODED_ON_TWO_RANKS = (
@@ -37,12 +40,14 @@ DECODED_ON_TWO_RANKS = (
     "decode_llama_k2_j3",
     "decode_neox_k2_j2_nocache",
     "decode_ponderlm3_neox_k2_tau1e-2",
+    "decode_ponderlm3a_llama_k3_j4",
 )
 ON_FOUR_RANKS = (
     "adaponderlm_neox_k3_q1e-1",
     "ours_llama_k1_j3_interp",
     "ponderlm1_llama_k3",
     "ponderlm3_neox_k2_j2",
+    "ponderlm3a_neox_k3_j4",
 )
 
 
@@ -204,6 +209,29 @@ def test_a_folder_that_cannot_be_read_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=named):
         run_golden(change(tmp_path), console=quiet)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("ponderlm3a_neox_k1_j2", {"router": "quadratic"}),
+        ("ponderlm3a_neox_k1_j2", {"penalty": "expected_steps"}),
+        ("ponderlm3a_neox_k1_j2", {"router_dropout": 0.1}),
+        ("ponderlm3a_neox_k1_j2", {"pre_pass": 1}),
+        ("ponderlm3a_neox_k1_j2", {"attention_scale_extra": "8"}),
+        ("vanilla_llama", {"router": "linear"}),
+    ],
+)
+def test_a_form_that_is_not_known_is_refused(
+    golden_folder: Path, tmp_path: Path, quiet: Console, name: str, change: dict[str, Any]
+) -> None:
+    copy_case(golden_folder, tmp_path, name)
+    file = tmp_path / f"{name}.json"
+    facts = json.loads(file.read_text())
+    file.write_text(json.dumps({**facts, "form": {**facts.get("form", {}), **change}}))
+
+    with pytest.raises(ConfigError, match=name):
+        run_golden(tmp_path, console=quiet)
 
 
 def test_impossible_layouts_are_refused(golden_folder: Path, quiet: Console) -> None:

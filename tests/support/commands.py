@@ -59,27 +59,40 @@ class Running:
         return Finished(exit_code=exit_code, stdout=stdout, stderr=stderr)
 
 
-def megaponder(*arguments: str, variables: Mapping[str, str] | None = None, is_read: bool = True) -> Finished:
+def megaponder(
+    *arguments: str,
+    variables: Mapping[str, str | None] | None = None,
+    is_read: bool = True,
+    before: Callable[[], object] | None = None,
+    kill_after_seconds: float | None = None,
+) -> Finished:
     """Run `megaponder <arguments>` in a forked process, which need not import torch and Megatron again.
 
     Ranks that the command launches are new processes.
 
     Args:
         arguments: of the command.
-        variables: added to the environment.
+        variables: added to the environment; None removes one.
         is_read: False: its output goes into a pipe that nobody reads.
+        before: what the process does before it becomes the command, such as setting a limit; importable.
+        kill_after_seconds: kill it and all that it has started if it still runs then.
     """
     mark = uuid.uuid4().hex
-    environment = {**os.environ, MARK: mark, "COLUMNS": "200", **(variables or {})}
+    changed = {**os.environ, "COLUMNS": "200", **(variables or {}), MARK: mark}
+    environment = {name: value for name, value in changed.items() if value is not None}
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
         outputs = (stdout, stderr) if is_read else None
         for path in (stdout, stderr):
             path.touch()
-        process = fork_context().Process(target=_main, args=(arguments, environment, outputs))
+        process = fork_context().Process(target=_main, args=(arguments, environment, outputs, before))
         process.start()
         try:
-            process.join(TIMEOUT_SECONDS)
+            process.join(TIMEOUT_SECONDS if kill_after_seconds is None else kill_after_seconds)
+            if kill_after_seconds is not None and process.exitcode is None:
+                process.kill()
+                _kill_all(mark)
+                process.join(TIMEOUT_SECONDS)
             assert process.exitcode is not None, f"{arguments} did not finish in time\n{stderr.read_text()}"
             wait_until(lambda: not processes_with(mark), seconds=20.0, otherwise=stderr.read_text())
             return Finished(exit_code=process.exitcode, stdout=stdout.read_text(), stderr=stderr.read_text())
@@ -89,7 +102,10 @@ def megaponder(*arguments: str, variables: Mapping[str, str] | None = None, is_r
 
 
 def _main(
-    arguments: Sequence[str], environment: Mapping[str, str], outputs: tuple[Path, Path] | None
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    outputs: tuple[Path, Path] | None,
+    before: Callable[[], object] | None,
 ) -> None:
     """Become the command: its arguments, environment, folder and output."""
     with open(os.devnull, "rb") as nothing:  # noqa: PTH123 (a device, not a path)
@@ -112,6 +128,8 @@ def _main(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(REPOSITORY)
+    if before is not None:
+        before()
     from pipeline.cli import main
 
     main()

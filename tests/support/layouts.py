@@ -155,6 +155,10 @@ MODELS = {
     "ponderlm3, llama top-k": _model(
         Method.PONDERLM3, LLAMA, mixture="top_k", mixture_top_k=10, penalty="bottom_k", **_HALTS
     ),
+    "ponderlm3, llama authors": _model(Method.PONDERLM3, LLAMA, form="authors", **_HALTS),
+    "ponderlm3, neox authors": _model(
+        Method.PONDERLM3, NEOX, form="authors", penalty="delta_loss", num_latent_thoughts=3, **_HALTS
+    ),
 }
 
 

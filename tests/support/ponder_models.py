@@ -20,7 +20,17 @@ from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL
-from megatron_ext.ponder.config import Method, Mixture, PonderConfig
+from megatron_ext.ponder.config import (
+    Method,
+    Mixture,
+    Penalty,
+    PonderConfig,
+    ReadoutFrom,
+    RouterForm,
+    RouterKind,
+    RouterStart,
+    TrainingMask,
+)
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
 from megatron_ext.ponder.reference.backbone import Backbone
 from megatron_ext.ponder.reference.method import TokenResult
@@ -38,6 +48,20 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
     "per_pass": {"recompute_passes": True},
     "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
     "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+}
+
+# PonderLM-3 as its authors' research code computes it, as settings of the method.
+AUTHORS: dict[str, Any] = {
+    "form": RouterForm(
+        router=RouterKind.LINEAR,
+        router_start=RouterStart.RANDOM,
+        mask_in_training=TrainingMask.HARD,
+        attention_scale_extra=8,
+        pre_pass=True,
+        router_damping=0.1,
+        readout_from=ReadoutFrom.LAST_SWEEP,
+    ),
+    "penalty": Penalty.ACCURACY_BOTTOM,
 }
 
 each_method = pytest.mark.parametrize("method", METHODS)
@@ -240,6 +264,21 @@ def decode_one_by_one(model: PonderModel, tokens: Sequence[int]) -> tuple[Tensor
     return torch.cat([one.logits for one in decoded]), [int(one.steps) for one in decoded], decoder
 
 
+def oracle_backbone(model: PonderModel, weights: dict[str, Tensor] | None = None) -> Backbone:
+    """Return the layers of the oracle with copies of the model's weights, or with others of their names."""
+    config = model.config
+    return Backbone(
+        is_neox=config.architecture is Architecture.GPT_NEOX,
+        weights=weights or whole_tensors(model, lambda parameter: parameter.clone()),
+        num_layers=config.num_layers,
+        num_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_query_groups,
+        rotary_size=config.rotary_size,
+        rotary_base=config.rotary_base,
+        norm_epsilon=config.layernorm_epsilon,
+    )
+
+
 def oracle_results(
     model: PonderModel, tokens: Sequence[int], *, weights: dict[str, Tensor] | None = None, **settings: Any
 ) -> list[TokenResult]:
@@ -251,16 +290,5 @@ def oracle_results(
         weights: None for the model's own.
         settings: further ones of the oracle.
     """
-    config = model.config
-    backbone = Backbone(
-        is_neox=config.architecture is Architecture.GPT_NEOX,
-        weights=weights or whole_tensors(model, lambda parameter: parameter),
-        num_layers=config.num_layers,
-        num_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_query_groups,
-        rotary_size=config.rotary_size,
-        rotary_base=config.rotary_base,
-        norm_epsilon=config.layernorm_epsilon,
-    )
-    oracle = SequentialOracle(backbone, config.ponder, **settings)
+    oracle = SequentialOracle(oracle_backbone(model, weights), model.config.ponder, **settings)
     return [oracle.consume(int(token), position) for position, token in enumerate(tokens)]

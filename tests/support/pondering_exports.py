@@ -1,6 +1,6 @@
 """Checkpoints of tiny pondering models, and what this program computes from them in float64."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from megatron_ext.decoding import BatchDecoder
 from megatron_ext.model.config import Architecture
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
-from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.config import Method, Reading, RouterForm
 from megatron_ext.ponder.decode.sweeps import Sweeps
 from megatron_ext.weights import load_weights, whole_tensors
 from pipeline.checkpoint.folder import publish, start_partial_checkpoint
@@ -70,7 +70,12 @@ def some_prompts() -> list[list[int]]:
 
 
 def write_checkpoint(
-    directory: Path, method: Method, architecture: Architecture, tied: bool
+    directory: Path,
+    method: Method,
+    architecture: Architecture,
+    tied: bool,
+    form: RouterForm | None = None,
+    reading: Reading = Reading.MIXTURE,
 ) -> tuple[Path, Expected]:
     """Write a checkpoint of a model with random weights, on a process group of one rank.
 
@@ -78,6 +83,7 @@ def write_checkpoint(
         Its ``iter_`` folder, and what is to come out of it.
     """
     groups = initialize_groups()
+    ponder: dict[str, Any] = {"reading": reading} | ({} if form is None else {"form": form})
     try:
         model = tiny_model(
             groups,
@@ -86,10 +92,16 @@ def write_checkpoint(
             num_latent_thoughts=NUM_THOUGHTS,
             dtype=torch.float32,
             tie_embeddings=tied,
+            ponder=ponder,
         )
         folder = _write(directory, model, _run_config(model))
         exact = tiny_model(
-            groups, method, architecture, num_latent_thoughts=NUM_THOUGHTS, tie_embeddings=tied
+            groups,
+            method,
+            architecture,
+            num_latent_thoughts=NUM_THOUGHTS,
+            tie_embeddings=tied,
+            ponder=ponder,
         )
         weights = whole_tensors(model, lambda parameter: parameter)
         load_weights(exact, {name: value.double() for name, value in weights.items()})
@@ -122,6 +134,8 @@ def _run_config(model: PonderModel) -> RunConfig:
     }
     if ponder.method.halts:
         settings["ponder"]["pruning_threshold"] = ponder.pruning_threshold
+    if ponder.method.facts.weighs_slots:
+        settings["ponder"] |= asdict(ponder.form) | {"reading": ponder.reading.value}
     if ponder.method.has_sweeps:
         settings["ponder"]["num_jacobi_iterations"] = NUM_SWEEPS
     return build_config(settings)

@@ -32,10 +32,11 @@ class ToyRunner:
         log_weight: Tensor | None = None,
         version: int = 0,
         normalize: bool = True,
+        places: Tensor | None = None,
     ) -> Tensor:
         chosen = list(range(rows.shape[1])) if tokens is None else tokens.tolist()
         self.calls.append(chosen)
-        if self._replaces:
+        if self._replaces and places is None:
             for token in chosen:
                 self._stored.pop((self._sequences[token], 0), None)
         outputs = []
@@ -44,8 +45,10 @@ class ToyRunner:
             weight = torch.ones(()) if log_weight is None else log_weight[index].exp()
             key = (self._sequences[token], version if self._iterates else 0)
             stored = self._stored.setdefault(key, [])
-            stored.append(row * weight)
-            outputs.append(torch.tanh(row @ self.own + torch.stack(stored).sum(dim=0) @ self.others))
+            place = len(stored) if places is None else int(places[index])
+            stored[place : place + 1] = [row * weight]
+            seen = torch.stack(stored[: place + 1]).sum(dim=0)
+            outputs.append(torch.tanh(row @ self.own + seen @ self.others))
         hidden = torch.stack(outputs).unsqueeze(0)
         return hidden if normalize else 2 * hidden
 

@@ -8,7 +8,7 @@ N = tokens of a call, n = rows a token starts with, K = extra steps, H = hidden 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from megatron_ext.ponder.halting import (
     exit_masses,
     last_step_weights,
-    log_tail_mass,
+    log_key_mass,
     mix_exits,
     mix_steps,
     reaches,
@@ -25,6 +25,7 @@ from megatron_ext.ponder.halting import (
     steps_taken,
     tail_mass,
 )
+from megatron_ext.ponder.renewal import Renewal
 
 Observer = Callable[[str, Tensor], None]
 # Hidden states after the final norm, [1, R, H], to what the next step adds or runs, in the same shape.
@@ -47,6 +48,7 @@ class RowRunner(Protocol):
         log_weight: Tensor | None = None,
         version: int = 0,
         normalize: bool = True,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Run rows, and store their keys and values.
 
@@ -57,8 +59,23 @@ class RowRunner(Protocol):
             version: which version of the earlier tokens' keys and values the rows read and join; of a method
                 that sees earlier steps, they read all versions up to it.
             normalize: apply the final norm.
+            places: of the rows among those of their sequence, [R], where they replace only some of what is
+                stored; None for the places that follow from the order of the rows.
         Returns:
             [1, R, H].
+        """
+        ...
+
+
+class StepHalting(Protocol):
+    """Ends the slots of tokens earlier than their decision does, by what the slots before came to."""
+
+    def ends_before(self, step: int, hidden: Tensor) -> Tensor:
+        """Return whether tokens take no slot from `step` on, [N] bool, once the slots before it have run.
+
+        Args:
+            step: 1..K.
+            hidden: of all slots, [N, K + 1, H].
         """
         ...
 
@@ -93,12 +110,23 @@ class SlotDecision:
     def read(self, hidden: Tensor) -> Thought:
         """Read the slots of tokens, [N, K + 1, H]; shares of pruned slots are dropped, not redistributed."""
         if self.shares is None:
-            return Thought(hidden=hidden[:, -1].unsqueeze(0), steps=self.steps)
+            tokens = torch.arange(len(hidden), device=hidden.device)
+            return Thought(hidden=hidden[tokens, self.steps].unsqueeze(0), steps=self.steps)
         slot = torch.arange(hidden.shape[1], device=hidden.device)
         shares = torch.where(slot <= self.steps.unsqueeze(1), self.shares, 0.0)
         # [N, K + 1, H] -> [1, K + 1, N, H]; [N, K + 1] -> [1, K + 1, N]
         mixed = mix_steps(hidden.transpose(0, 1).unsqueeze(0), shares.T.unsqueeze(0))
         return Thought(hidden=mixed, steps=self.steps)
+
+    def ended_at(self, steps: Tensor) -> "SlotDecision":
+        """Return the decision to take no slots after others, [N]; the last one gets the shares beyond."""
+        steps = torch.minimum(steps, self.steps)
+        if self.shares is None:
+            return replace(self, steps=steps)
+        beyond = self.shares.flip(1).cumsum(1).flip(1)
+        slot = torch.arange(self.shares.shape[1], device=steps.device)
+        shares = torch.where(slot == steps.unsqueeze(1), beyond, self.shares)
+        return replace(self, steps=steps, shares=shares)
 
 
 def all_slots(token_hidden: Tensor, num_thoughts: int) -> SlotDecision:
@@ -107,27 +135,107 @@ def all_slots(token_hidden: Tensor, num_thoughts: int) -> SlotDecision:
 
 
 def slots_above(
-    router_logits: Tensor, threshold: float, observe: Observer = ignore, *, reads_last: bool = False
+    router_logits: Tensor,
+    threshold: float,
+    observe: Observer = ignore,
+    *,
+    hides_keys: bool = False,
+    reads_last: bool = False,
 ) -> SlotDecision:
     """Decide that each token takes the slots whose tail mass reaches the threshold (ponderlm3).
 
     Args:
         router_logits: [1, N, K + 1].
-        threshold: tau; 0 keeps all slots, as the soft mask of training does.
+        threshold: tau.
         observe: called with the names and values of intermediate results.
+        hides_keys: whether training hides the keys of pruned slots, and then the slots at the threshold are
+            pruned too.
         reads_last: the last slot that is kept is read, not the mixture.
     """
-    distribution = step_distribution(router_logits)
-    mass = tail_mass(distribution)
     # [1, K + 1, N] -> [N, K + 1]
-    shares = distribution[0].T
+    shares = step_distribution(router_logits)[0].T
+    mass = _mass(shares)
     observe("s", shares)
-    observe("tail_mass", mass[0].T)
+    observe("tail_mass", mass)
+    by_token = mass.T.unsqueeze(0)
     if reads_last:
-        shares = last_step_weights(mass, threshold)[0].T
+        shares = last_step_weights(by_token, threshold, hides_keys=hides_keys)[0].T
     return SlotDecision(
-        steps=steps_taken(mass, threshold)[0], log_weight=log_tail_mass(mass)[0].T, shares=shares
+        steps=steps_taken(by_token, threshold, hides_keys=hides_keys)[0],
+        log_weight=log_key_mass(mass, threshold, hides_keys=hides_keys),
+        shares=shares,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRules:
+    """How the passes of a training forward decide (ponderlm3).
+
+    Attributes:
+        renewal: when the router is asked.
+        num_thoughts, num_sweeps: K and J of the forward.
+        threshold: tau.
+        hides_keys: hide the keys of slots below tau.
+        reads_last: the last slot is read, not the mixture.
+    """
+
+    renewal: Renewal
+    num_thoughts: int
+    num_sweeps: int
+    threshold: float
+    hides_keys: bool
+    reads_last: bool
+
+
+class TrainingDecisions:
+    """Decides pass after pass as a training forward does: each token takes all slots.
+
+    An instance is for one forward and decides once after every pass.
+    """
+
+    def __init__(self, route: Callable[[Tensor], Tensor], rules: TrainingRules) -> None:
+        """Start before the first pass.
+
+        Args:
+            route: slot 0 after the final norm, [1, N, H], to router logits, [1, N, K + 1].
+            rules: of the forward.
+        """
+        self._route, self._rules = route, rules
+        self._num_passes = 0
+        self._shares = torch.empty(0)
+
+    def __call__(self, token_hidden: Tensor) -> SlotDecision:
+        """Decide after the next pass, by its slot 0, [1, N, H]."""
+        rules = self._rules
+        share = rules.renewal.share(
+            self._num_passes, num_thoughts=rules.num_thoughts, num_sweeps=rules.num_sweeps
+        )
+        self._num_passes += 1
+        if share > 0.0:
+            # [1, K + 1, N] -> [N, K + 1]
+            found = step_distribution(self._route(token_hidden))[0].T
+            self._shares = found if share == 1.0 else torch.lerp(self._shares, found, share)
+        mass = _mass(self._shares)
+        return SlotDecision(
+            steps=every_step(token_hidden, rules.num_thoughts),
+            log_weight=log_key_mass(mass, rules.threshold, hides_keys=rules.hides_keys),
+            shares=_last_of(mass) if rules.reads_last else self._shares,
+        )
+
+    def steps_of_decoding(self) -> Tensor:
+        """Return the extra steps that decoding would take by the last decision, [N]."""
+        mass = _mass(self._shares).T.unsqueeze(0)
+        return steps_taken(mass, self._rules.threshold, hides_keys=self._rules.hides_keys)[0]
+
+
+def _mass(shares: Tensor) -> Tensor:
+    """Return w from s, [N, K + 1] each."""
+    return tail_mass(shares.T.unsqueeze(0))[0].T
+
+
+def _last_of(mass: Tensor) -> Tensor:
+    """Return 1 for slot K and 0 for the others, [N, K + 1]."""
+    return last_step_weights(mass.T.unsqueeze(0), 0.0)[0].T
 
 
 def every_step(of_tokens: Tensor, num_steps: int) -> Tensor:
@@ -154,6 +262,7 @@ def think_in_slots(
     num_thoughts: int,
     decide: Callable[[Tensor], SlotDecision],
     next_thought: FeedBack,
+    halting: StepHalting | None = None,
 ) -> Thought:
     """Run slot after slot, each for the tokens that take it (ponderlm2, ponderlm3).
 
@@ -163,20 +272,24 @@ def think_in_slots(
         num_thoughts: K.
         decide: slot 0 after the final norm, [1, N, H], to the slots that the tokens take.
         next_thought: makes a slot from the slot before it.
+        halting: ends the slots of a token earlier.
     """
     first = run(rows)
     decision = decide(first)
     # [1, N, H] -> [N, K + 1, H]
     hidden = first.new_zeros(first.shape[1], num_thoughts + 1, first.shape[2])
     hidden[:, 0] = first[0]
+    steps = decision.steps
     for step in range(1, num_thoughts + 1):
-        active = (decision.steps >= step).nonzero().flatten()
+        if halting is not None:
+            steps = torch.where(halting.ends_before(step, hidden), steps.clamp_max(step - 1), steps)
+        active = (steps >= step).nonzero().flatten()
         if len(active) == 0:
             break
         weight = None if decision.log_weight is None else decision.log_weight[active, step]
         thoughts = next_thought(hidden[active, step - 1].unsqueeze(0))
         hidden[active, step] = run(thoughts, tokens=active, log_weight=weight)[0]
-    return decision.read(hidden)
+    return (decision if halting is None else decision.ended_at(steps)).read(hidden)
 
 
 def think_in_loops(rows: Tensor, run: RowRunner, *, num_iterations: int) -> Thought:

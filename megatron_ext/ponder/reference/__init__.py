@@ -2,7 +2,8 @@
 
 Plain torch on Hugging Face weights, one row at a time, keys and values in lists: no batches, no passes, no
 fused kernels, nothing shared with the model. For the methods with latent thoughts it solves the triangular
-system of definitions 2.1 exactly; for all others it is the forward itself.
+system of definitions 2.1 exactly; for all others it is the forward itself. `training.py` has the
+passes by which PonderLM-3 is trained instead, one row at a time too.
 
 Read `slots.py` and `iterations.py` for the rule of each method and what its rows see, `method.py` for what
 all methods do, `backbone.py` for the layers.

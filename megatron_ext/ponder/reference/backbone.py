@@ -37,6 +37,7 @@ class Backbone:
         rotary_size: rotated channels of a head.
         rotary_base: rotary base.
         norm_epsilon: added to the variance.
+        scale_extra: attention logits are divided by the root of the head size plus this.
     """
 
     is_neox: bool
@@ -47,6 +48,7 @@ class Backbone:
     rotary_size: int
     rotary_base: float
     norm_epsilon: float
+    scale_extra: int = 0
 
     @property
     def embeddings(self) -> Tensor:
@@ -124,7 +126,8 @@ class Backbone:
         outputs = []
         for head in range(self.num_heads):
             group = head // group_size
-            logits = keys[:, group] @ query[head] / math.sqrt(query.shape[1]) + log_weights
+            scale = 1 / math.sqrt(query.shape[1] + self.scale_extra)
+            logits = scale * (keys[:, group] @ query[head]) + log_weights
             outputs.append(torch.softmax(logits, dim=0) @ values[:, group])
         return torch.cat(outputs)
 

@@ -6,12 +6,12 @@ H = hidden size, V = vocabulary.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from megatron_ext.ponder.config import Method, Mixture, PonderConfig
+from megatron_ext.ponder.config import Method, Mixture, PonderConfig, RouterKind
 from megatron_ext.ponder.reference.backbone import Backbone, KeptRow
 
 
@@ -60,7 +60,7 @@ class OracleMethod(ABC):
             pondering_share: a of a blended start (definitions 2.9).
             holds_decisions: no gradient reaches the router or the gates.
         """
-        self.backbone = backbone
+        self.backbone = replace(backbone, scale_extra=ponder.form.attention_scale_extra)
         self.ponder = ponder
         self.pondering_share = pondering_share
         self.holds_decisions = holds_decisions
@@ -115,7 +115,8 @@ class OracleMethod(ABC):
 
     def decide(self, hidden: Tensor, name: str, *, num_layers: int = 2) -> Tensor:
         """Return the logits of the router or a gate."""
-        network = self.backbone.linear if num_layers == 1 else self.backbone.two_layers
+        is_linear = num_layers == 1 or self.ponder.form.router is RouterKind.LINEAR
+        network = self.backbone.linear if is_linear else self.backbone.two_layers
         logits = network(hidden, name)
         return logits.detach() if self.holds_decisions else logits
 

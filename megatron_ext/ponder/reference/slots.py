@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from megatron_ext.ponder.config import Reading
+from megatron_ext.ponder.config import PonderConfig, Reading, TrainingMask
 from megatron_ext.ponder.reference.backbone import KeptRow
 from megatron_ext.ponder.reference.method import OracleMethod, TokenResult
 
-# log w is clamped here (definitions 2.5).
+# log w is clamped here (definitions 2.5, 2.8).
 SMALLEST_TAIL_MASS = 1e-9
+SMALLEST_KEPT_MASS = 1e-12
 
 
 class SlotMethod(OracleMethod):
@@ -68,11 +69,11 @@ class PonderLM3(SlotMethod):
         shares = torch.softmax(self.decide(hidden[0], "ponder.router"), dim=0)
         for step in range(1, self.ponder.num_latent_thoughts + 1):
             tail_mass = shares[step:].sum()
-            if tail_mass < self.ponder.pruning_threshold:
+            if is_pruned(tail_mass, self.ponder):
                 break
             thoughts.append(self.feed_back(hidden[-1]))
-            log_weight = tail_mass.clamp_min(SMALLEST_TAIL_MASS).log()
-            hidden.append(self.run_thought(thoughts[-1], log_weight=log_weight))
+            weight = log_weight(tail_mass, self.ponder)
+            hidden.append(self.run_thought(thoughts[-1], log_weight=weight))
         return self.result(
             self.read(hidden, shares), first=hidden[0], thoughts=thoughts, steps=hidden, shares=shares
         )
@@ -84,3 +85,15 @@ class PonderLM3(SlotMethod):
         if self.ponder.reading is Reading.DETACHED_MIXTURE:
             shares = shares.detach()
         return shares[: len(hidden)] @ torch.stack(list(hidden))
+
+
+def is_pruned(tail_mass: Tensor, ponder: PonderConfig) -> bool:
+    """Whether a slot with this tail mass is pruned; at tau it is where training hides keys."""
+    tau = ponder.pruning_threshold
+    return bool(tail_mass <= tau if ponder.form.mask_in_training is TrainingMask.HARD else tail_mass < tau)
+
+
+def log_weight(tail_mass: Tensor, ponder: PonderConfig) -> Tensor:
+    """Return what is added to the attention logits of a slot's key, where it is not hidden."""
+    is_hard = ponder.form.mask_in_training is TrainingMask.HARD
+    return tail_mass.clamp_min(SMALLEST_KEPT_MASS if is_hard else SMALLEST_TAIL_MASS).log()

@@ -16,6 +16,10 @@ METHODS = (
     "adaptive_latent_cot",
 )
 MIXTURES = ("hidden", "softmax", "top_k")
+# The first of each is what models have that were exported before there was a choice.
+ROUTERS = ("mlp", "linear")
+MASKS = ("soft", "hard")
+READOUTS = ("final", "last_sweep")
 READINGS = ("mixture", "detached_mixture", "last_step")
 
 
@@ -43,6 +47,15 @@ class MegaPonderConfig(PreTrainedConfig):
         step_input_scale: adaptive_latent_cot multiplies what a step feeds back by it.
         pruning_threshold: tail mass (ponderlm3), gate (adaponderlm) or reach (adaptive_latent_cot) below
             which a token halts.
+        router: of ponderlm3: with a hidden layer (``mlp``) or ``linear``.
+        mask_in_training: what a training-type forward of ponderlm3 does to the keys of slots below the
+            threshold: weighs them by their tail mass like all (``soft``), or hides them (``hard``).
+        attention_scale_extra: attention logits are divided by the root of `head_dim` plus this.
+        pre_pass: a training-type forward of ponderlm3 decides in its first pass for all build-up passes and
+            the first sweep.
+        router_damping, undamped_sweeps: in all but so many last sweeps of such a forward, the share of the
+            newest distribution over steps in the one that weighs the keys of the next pass.
+        readout_from: the pass of such a forward whose distribution it is read by.
         reading: what ponderlm3 reads of a token's steps; a ``detached_mixture`` is a ``mixture`` that was
             trained without gradient to the router.
         prefill_tolerance: prompts are swept until their thoughts move by less than this share of their size
@@ -83,6 +96,13 @@ class MegaPonderConfig(PreTrainedConfig):
     pause_token_id: int | None = None
     step_input_scale: float = 1.0
     pruning_threshold: float = 1e-4
+    router: str = "mlp"
+    mask_in_training: str = "soft"
+    attention_scale_extra: int = 0
+    pre_pass: bool = False
+    router_damping: float = 1.0
+    undamped_sweeps: int = 1
+    readout_from: str = "final"
     reading: str = "mixture"
     prefill_tolerance: float | None = None
     prefill_sweeps: int | None = None
@@ -93,7 +113,15 @@ class MegaPonderConfig(PreTrainedConfig):
         Raises:
             ValueError: naming the setting.
         """
-        known_values = {"backbone": BACKBONES, "method": METHODS, "mixture": MIXTURES, "reading": READINGS}
+        known_values = {
+            "backbone": BACKBONES,
+            "method": METHODS,
+            "mixture": MIXTURES,
+            "router": ROUTERS,
+            "mask_in_training": MASKS,
+            "readout_from": READOUTS,
+            "reading": READINGS,
+        }
         for name, known in known_values.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}")

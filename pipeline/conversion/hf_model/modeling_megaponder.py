@@ -30,7 +30,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +50,8 @@ from megatron_ext.ponder.decode.sweeps import PromptTokens, Sweeps, read_all_row
 from megatron_ext.ponder.decode.think import (
     SlotDecision,
     Thought,
+    TrainingDecisions,
+    TrainingRules,
     all_slots,
     slots_above,
     think_by_feedback,
@@ -59,7 +60,8 @@ from megatron_ext.ponder.decode.think import (
     think_until_halted,
     think_until_stopped,
 )
-from megatron_ext.ponder.halting import in_float32
+from megatron_ext.ponder.halting import folded_router_logits, in_float32
+from megatron_ext.ponder.renewal import Renewal
 
 from .configuration_megaponder import MegaPonderConfig
 
@@ -162,6 +164,7 @@ class Rows:
         *,
         versions: Iterable[int],
         log_weight: Tensor | None,
+        scale_extra: int = 0,
         sees_earlier: bool = False,
     ) -> None:
         """Work out what the rows see.
@@ -171,10 +174,12 @@ class Rows:
             cache: where keys and values are stored.
             versions: which versions of their keys and values the rows write; they read the first.
             log_weight: of the rows' keys, [R]; None where the method has none.
+            scale_extra: logits are divided by the root of the head size plus this.
             sees_earlier: the rows read the versions before the first one too, of the rows that ran them.
         """
         self.sequences, self.places = sequences, places
         self._cache, self._versions, self._log_weight = cache, tuple(versions), log_weight
+        self._scale_extra = scale_extra
         self.present, self._index, counts = sequences.unique_consecutive(
             return_inverse=True, return_counts=True
         )
@@ -211,7 +216,8 @@ class Rows:
         """Attend to the stored rows and these: [R, A, d], keys and values [R, G, d] -> [R, A * d]."""
         if self._log_weight is not None:
             size = extended_size(key.shape[-1], self._log_weight.dtype, key.dtype)
-            key = extended_keys(key, self._log_weight.unsqueeze(1), size)
+            weight = self._log_weight.unsqueeze(1)
+            key = extended_keys(key, weight, size, scale_extra=self._scale_extra)
             value = extended_values(value, size)
         for version in self._versions:
             self._cache.write(version, layer, self, key, value)
@@ -233,7 +239,14 @@ class Rows:
             keys_of_versions, values_of_versions = zip(*sets, strict=True)
             return attention_to_parts(query, keys_of_versions, values_of_versions, self._visible_by_version)
         keys, values = self._cache.read(version, layer, self)
-        return stored_attention(query, keys, values, causal=self._is_causal, visible=self._visible)
+        return stored_attention(
+            query,
+            keys,
+            values,
+            causal=self._is_causal,
+            visible=self._visible,
+            scale_extra=self._scale_extra,
+        )
 
     def _by_sequence(self, per_row: Tensor) -> Tensor:
         """[R, ...] -> [M, Q, ...], with 0 where a sequence has fewer rows."""
@@ -306,24 +319,28 @@ class RowRunner:
         log_weight: Tensor | None = None,
         version: int = 0,
         normalize: bool = True,
+        places: Tensor | None = None,
     ) -> Tensor:
         """[1, R, H] -> [1, R, H]."""
         config, cache = self._model.config, self._cache
         sequences, positions = self._sequences, self._positions
         if tokens is not None:
             sequences, positions = sequences[tokens], positions[tokens]
-        if not self._keeps and self._replaces:
+        if not self._keeps and self._replaces and places is None:
             cache.keys, cache.values = {}, {}
         if config.method == "ponderlm3" and log_weight is None:
             log_weight = rows.new_zeros(rows.shape[1], dtype=torch.promote_types(rows.dtype, torch.float32))
         # Iterations that a token does not reach keep the keys and values of its last one.
         last_version = config.num_latent_thoughts if config.method == "adaponderlm" else version
+        if places is None:
+            places = positions if config.method in ITERATING else self._next_places(sequences)
         attention = Rows(
             sequences,
-            positions if config.method in ITERATING else self._next_places(sequences),
+            places,
             cache,
             versions=range(version, last_version + 1),
             log_weight=log_weight,
+            scale_extra=config.attention_scale_extra,
             sees_earlier=config.method == "adaptive_latent_cot",
         )
         return self._model.run_layers(rows[0], positions, attention, normalize=normalize).unsqueeze(0)
@@ -447,7 +464,10 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             self.add_module(head, nn.Linear(hidden, config.vocab_size, bias=False))
         self.ponder = nn.ModuleDict()
         if config.method == "ponderlm3":
-            self.ponder["router"] = Decider(hidden, hidden // 4, steps + 1)
+            is_linear = config.router == "linear"
+            self.ponder["router"] = (
+                Router(hidden, steps + 1) if is_linear else Decider(hidden, hidden // 4, steps + 1)
+            )
         if config.method == "adaptive_latent_cot":
             self.ponder["router"] = Router(hidden, 1)
         if config.method == "adaponderlm":
@@ -600,23 +620,44 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             return think_in_loops(rows, run, num_iterations=num_steps)
         if config.method in ITERATING:
             return self._iterate(rows * num_steps if config.multiply_embedding else rows, run)
-        decide = partial(self._decide, threshold=config.pruning_threshold if prunes else 0.0)
         if prompts is None:
             return think_in_slots(
-                rows, run, num_thoughts=num_steps, decide=decide, next_thought=self._feed_back
+                rows, run, num_thoughts=num_steps, decide=self._decide, next_thought=self._feed_back
             )
+        training = None
+        if config.method == "ponderlm3" and not prunes:
+            assert prompts.sweeps.number is not None, "a forward of training has a number of sweeps"
+            rules = self._training_rules(prompts.sweeps.number)
+            training = TrainingDecisions(self._router_logits, rules)
         slots = read_by_sweeps(
             rows[0],
             prompts,
             num_thoughts=num_steps,
             run=run,
-            decide=decide,
+            decide=training or self._decide,
             next_thought=self._feed_back,
         )
         thought = slots.decision.read(slots.hidden)
+        if training is None:
+            return thought
         # Training weighs all slots, and reports the steps that decoding would take.
-        decided = self._decide(slots.hidden[:, 0].unsqueeze(0), threshold=config.pruning_threshold)
-        return thought if prunes else Thought(hidden=thought.hidden, steps=decided.steps)
+        return Thought(hidden=thought.hidden, steps=training.steps_of_decoding())
+
+    def _training_rules(self, num_sweeps: int) -> TrainingRules:
+        config = self.config
+        return TrainingRules(
+            renewal=Renewal(
+                pre_pass=config.pre_pass,
+                damping=config.router_damping,
+                undamped_sweeps=config.undamped_sweeps,
+                reads_last_sweep=config.readout_from == "last_sweep",
+            ),
+            num_thoughts=config.num_latent_thoughts,
+            num_sweeps=num_sweeps,
+            threshold=config.pruning_threshold,
+            hides_keys=config.mask_in_training == "hard",
+            reads_last=config.reading == "last_step",
+        )
 
     def _iterate(self, first: Tensor, run: RowRunner) -> Thought:
         config, num_iterations = self.config, self.config.num_latent_thoughts
@@ -646,12 +687,20 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             threshold=config.pruning_threshold,
         )
 
-    def _decide(self, token_hidden: Tensor, threshold: float) -> SlotDecision:
+    def _router_logits(self, token_hidden: Tensor) -> Tensor:
+        """Return the router's logits for steps 0..K, where K may be below the one it was trained for."""
+        return folded_router_logits(self.ponder["router"](token_hidden), self.config.num_latent_thoughts)
+
+    def _decide(self, token_hidden: Tensor) -> SlotDecision:
         """Decide which slots tokens take, by their slot 0 after the final norm, [1, N, H]."""
-        if self.config.method == "ponderlm2":
-            return all_slots(token_hidden, self.config.num_latent_thoughts)
+        config = self.config
+        if config.method == "ponderlm2":
+            return all_slots(token_hidden, config.num_latent_thoughts)
         return slots_above(
-            self.ponder["router"](token_hidden), threshold, reads_last=self.config.reading == "last_step"
+            self._router_logits(token_hidden),
+            config.pruning_threshold,
+            hides_keys=config.mask_in_training == "hard",
+            reads_last=config.reading == "last_step",
         )
 
     # ---- parts of the model ----

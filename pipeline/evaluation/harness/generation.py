@@ -6,6 +6,7 @@ from typing import Any
 
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.evaluation.costs import RealizedCost
 from pipeline.evaluation.opened import OpenedCheckpoint
 from pipeline.evaluation.replicas import over_replicas
@@ -68,7 +69,11 @@ class ContinuedText:
 
 
 def continue_texts(
-    checkpoint: OpenedCheckpoint, requests: Sequence[GenerationRequest], *, batch_size: int
+    checkpoint: OpenedCheckpoint,
+    requests: Sequence[GenerationRequest],
+    *,
+    batch_size: int,
+    limits: StepLimits = UNLIMITED,
 ) -> list[ContinuedText]:
     """Continue texts; all ranks call this with the same requests and get all continuations.
 
@@ -79,11 +84,12 @@ def continue_texts(
         checkpoint: the model.
         requests: what to continue.
         batch_size: texts that a replica continues together.
+        limits: on the steps that tokens take.
     """
     found: dict[int, ContinuedText] = {}
     for settings in dict.fromkeys(request.settings for request in requests):
         numbers = [number for number, request in enumerate(requests) if request.settings == settings]
-        work = _Generation(checkpoint, replace(settings, batch_size=batch_size))
+        work = _Generation(checkpoint, replace(settings, batch_size=batch_size, limits=limits))
         prompts = [requests[number].tokens for number in numbers]
         if settings.sampling.temperature == 0:
             texts = over_replicas(prompts, work, size=len, groups=checkpoint.groups)

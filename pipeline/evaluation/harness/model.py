@@ -8,6 +8,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.evaluation.costs import RealizedCost, add_costs
 from pipeline.evaluation.harness.generation import GenerationRequest, continue_texts
 from pipeline.evaluation.opened import OpenedCheckpoint
@@ -30,18 +31,22 @@ class CheckpointModel(TemplateLM):  # type: ignore[misc]  # the harness has no t
         costs: of the tokens of each task so far.
     """
 
-    def __init__(self, checkpoint: OpenedCheckpoint, *, batch_size: int) -> None:
+    def __init__(
+        self, checkpoint: OpenedCheckpoint, *, batch_size: int, limits: StepLimits = UNLIMITED
+    ) -> None:
         """Wrap a checkpoint.
 
         Args:
             checkpoint: whose data name a tokenizer.
             batch_size: texts that a replica reads or continues together.
+            limits: on the steps that tokens take.
         """
         super().__init__()
         self._checkpoint = checkpoint
         self._tokenizer = checkpoint.tokenizer
         self._bos_id = checkpoint.bos_id
         self._batch_size = batch_size
+        self._limits = limits
         # Texts are read as prompts are, until nothing moves.
         self._sweeps = GenerationSettings().sweeps(checkpoint.module.config.params_dtype)
         self._task_names: Sequence[str] = ()
@@ -116,6 +121,7 @@ class CheckpointModel(TemplateLM):  # type: ignore[misc]  # the harness has no t
             self._checkpoint,
             [self._generation_request(*request.args) for request in requests],
             batch_size=self._batch_size,
+            limits=self._limits,
         )
         names = [request.task_name for request in requests]
         self._add_costs(names, [text.cost for text in texts])
@@ -127,7 +133,13 @@ class CheckpointModel(TemplateLM):  # type: ignore[misc]  # the harness has no t
 
     def _score(self, texts: Sequence[TextToScore], names: Sequence[str]) -> list[ScoredText]:
         def work(own: Sequence[TextToScore]) -> list[ScoredText]:
-            return score_texts(self._checkpoint.module, own, batch_size=self._batch_size, sweeps=self._sweeps)
+            return score_texts(
+                self._checkpoint.module,
+                own,
+                batch_size=self._batch_size,
+                sweeps=self._sweeps,
+                limits=self._limits,
+            )
 
         scored = over_replicas(texts, work, size=_num_tokens, groups=self._checkpoint.groups)
         costs = [RealizedCost(num_tokens=text.num_tokens, num_steps=text.num_steps) for text in scored]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy
 from lm_eval.evaluator import evaluate
 
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from pipeline.cost.account import flops_account
 from pipeline.cost.flops import FlopsAccount
 from pipeline.evaluation.costs import RealizedCost
@@ -22,9 +23,15 @@ _RANDOM_SEED, _FEWSHOT_SEED = 0, 1234
 _BOOTSTRAP_SAMPLES = 1000
 
 
-def run_tasks(checkpoint: OpenedCheckpoint, settings: TaskSettings) -> TaskReport:
+def run_tasks(
+    checkpoint: OpenedCheckpoint, settings: TaskSettings, *, limits: StepLimits = UNLIMITED
+) -> TaskReport:
     """Run tasks on a checkpoint; every rank calls this and gets the complete report.
 
+    Args:
+        checkpoint: the model.
+        settings: which tasks, and how.
+        limits: on the steps that tokens take.
     Raises:
         DataError: a task does not exist, its data cannot be loaded, or it needs what the model cannot do.
     """
@@ -35,7 +42,7 @@ def run_tasks(checkpoint: OpenedCheckpoint, settings: TaskSettings) -> TaskRepor
         _set_examples(task, settings.num_fewshot)
     random.seed(_RANDOM_SEED)
     numpy.random.seed(_FEWSHOT_SEED)
-    model = CheckpointModel(checkpoint, batch_size=settings.batch_size)
+    model = CheckpointModel(checkpoint, batch_size=settings.batch_size, limits=limits)
     found: Mapping[str, Any] = evaluate(
         model,
         loaded,
@@ -44,7 +51,7 @@ def run_tasks(checkpoint: OpenedCheckpoint, settings: TaskSettings) -> TaskRepor
         bootstrap_iters=_BOOTSTRAP_SAMPLES if checkpoint.groups.rank == 0 else 0,
         log_samples=False,
     )
-    return _report(checkpoint, settings, loaded, found, model.costs)
+    return _report(checkpoint, settings, loaded, found, model.costs, limits)
 
 
 def _set_examples(task: Any, num_fewshot: int | None) -> None:
@@ -63,9 +70,11 @@ def _report(
     loaded: LoadedTasks,
     found: Mapping[str, Any],
     costs: Mapping[str, RealizedCost],
+    limits: StepLimits,
 ) -> TaskReport:
-    config, ponder = checkpoint.config, checkpoint.config.ponder
-    account = flops_account(config, checkpoint.heldout.vocabulary.size)
+    ponder = checkpoint.module.ponder.under(limits).config
+    account = flops_account(checkpoint.config, checkpoint.heldout.vocabulary.size)
+    account = account.limited_to(ponder.num_latent_thoughts)
     return TaskReport(
         checkpoint=str(checkpoint.folder),
         iteration=checkpoint.state.iteration,

@@ -1,7 +1,7 @@
 """Golden test vectors on disk: each case is a JSON file and a safetensors file of the same name."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
@@ -11,7 +11,14 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.config import (
+    Method,
+    Penalty,
+    ReadoutFrom,
+    RouterForm,
+    RouterKind,
+    TrainingMask,
+)
 
 # The vectors call PonderLM-2 by the name of its published flag.
 METHOD_NAMES: Mapping[str, Method] = {
@@ -25,6 +32,17 @@ METHOD_NAMES: Mapping[str, Method] = {
     "pause": Method.PAUSE,
 }
 WEIGHT_PREFIX = "weights/"
+
+# The switches of PonderLM-3's form in a case, as settings, and how their values are read.
+FORM_SWITCHES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "router": ("router", RouterKind),
+    "mask_in_training": ("mask_in_training", TrainingMask),
+    "attention_scale_extra": ("attention_scale_extra", lambda value: _exactly(int, value)),
+    "pre_pass": ("pre_pass", lambda value: _exactly(bool, value)),
+    "router_damping": ("router_damping", lambda value: _exactly(float, value)),
+    "last_n_hard": ("undamped_sweeps", lambda value: _exactly(int, value)),
+    "mixture_from": ("readout_from", ReadoutFrom),
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,31 @@ class GoldenCase:
     def method(self) -> Method:
         """The method in our naming."""
         return METHOD_NAMES[self.facts["method"]]
+
+    @property
+    def form(self) -> RouterForm:
+        """The form of PonderLM-3's router; this project's where the case names none.
+
+        Raises:
+            ValueError: the case has a switch or a value that is unknown.
+        """
+        switches = dict(self.facts.get("form", {}))
+        penalty = Penalty(switches.pop("penalty", self.flags.get("penalty", Penalty.EXPECTED_STEPS)))
+        if penalty != self.flags.get("penalty", penalty):
+            raise ValueError(f"form and flags must agree, but have the penalties {penalty} and others")
+        unknown = sorted(switches.keys() - FORM_SWITCHES.keys())
+        if unknown:
+            raise ValueError(
+                f"switches must be {', '.join(FORM_SWITCHES)} and penalty, but are {unknown} too"
+            )
+        if "form" in self.facts and self.method is not Method.PONDERLM3:
+            raise ValueError(f"only PonderLM-3 has forms, and not {self.method}")
+        settings = (
+            (name, read(switches[switch]))
+            for switch, (name, read) in FORM_SWITCHES.items()
+            if switch in switches
+        )
+        return RouterForm(**dict(settings))
 
     @property
     def flags(self) -> Mapping[str, Any]:
@@ -111,5 +154,16 @@ def read_cases(folder: Path) -> list[GoldenCase]:
                 f"{path} must be a golden case of a known method, but misses {sorted(missing) or 'nothing'} "
                 f"and has the method {facts.get('method')!r}"
             )
-        cases.append(GoldenCase(folder=folder, facts=facts))
+        case = GoldenCase(folder=folder, facts=facts)
+        try:
+            case.form  # noqa: B018
+        except ValueError as error:
+            raise ValueError(f"{path} must have a form that is known, but: {error}") from error
+        cases.append(case)
     return cases
+
+
+def _exactly(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"a value must be of type {kind.__name__}, but is {value!r}")
+    return value

@@ -134,10 +134,10 @@ def _parallel_logits(case: GoldenCase, model: PonderModel, generated: Tensor) ->
         "parallel_logits_soft": lambda: _forward_logits(model, tokens, num_jacobi_iterations=sweeps),
         "parallel_logits_converged": lambda: _forward_logits(model, tokens, num_jacobi_iterations=converged),
         "parallel_logits_soft_converged": lambda: _forward_logits(
-            model, tokens, num_jacobi_iterations=converged
+            model, tokens, num_jacobi_iterations=converged, damped=False
         ),
         "parallel_logits_hard_converged": lambda: _forward_logits(
-            model, tokens, num_jacobi_iterations=converged, prune=True
+            model, tokens, num_jacobi_iterations=converged, damped=False, prune=True
         ),
     }
     return {name: compute() for name, compute in ways.items() if f"outputs/{name}" in case.tensors}
@@ -145,7 +145,12 @@ def _parallel_logits(case: GoldenCase, model: PonderModel, generated: Tensor) ->
 
 @torch.no_grad()
 def _forward_logits(
-    model: PonderModel, tokens: Tensor, *, num_jacobi_iterations: int, prune: bool = False
+    model: PonderModel,
+    tokens: Tensor,
+    *,
+    num_jacobi_iterations: int,
+    prune: bool = False,
+    damped: bool = True,
 ) -> Tensor:
     """[B, S] -> [B, S, V]."""
     seen: dict[str, Tensor] = {}
@@ -161,6 +166,12 @@ def _forward_logits(
         position_ids=torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens),
         document_ids=torch.zeros_like(tokens),
     )
-    model(batch, num_jacobi_iterations=num_jacobi_iterations, prune=prune, observe=keep_logits)
+    model(
+        batch,
+        num_jacobi_iterations=num_jacobi_iterations,
+        prune=prune,
+        damped=damped,
+        observe=keep_logits,
+    )
     # [S, B, V / tp] -> [B, S, V]
     return model.axis.gather_last_dim(seen["logits"])[..., : model.config.vocab_size].transpose(0, 1)

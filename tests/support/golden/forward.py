@@ -141,6 +141,7 @@ def ponder_config(case: GoldenCase) -> PonderConfig:
         pruning_threshold=flags.get("tau", 1e-4),
         penalty=Penalty(flags.get("penalty", Penalty.EXPECTED_STEPS)),
         bottom_k_fraction=flags.get("bottom_k_fraction", 0.25),
+        form=case.form,
         **_variant(case),
     )
 
@@ -227,7 +228,7 @@ def _halting(
         "outputs/s": seen["s"].permute(2, 0, 1),
         "outputs/tail_mass": seen["tail_mass"].permute(2, 0, 1),
     }
-    for kind in Penalty:
+    for kind in (Penalty.EXPECTED_STEPS, Penalty.BOTTOM_K):
         values[f"outputs/penalty_{kind}"] = halting_penalty(
             seen["tail_mass"], real, kind, model.config.ponder.bottom_k_fraction
         )

@@ -15,6 +15,7 @@ CHOSEN = [
     "ponderlm_gpt_neox_per_pass",
     "adaponderlm_llama_none",
     "adaptive_latent_cot_llama_none",
+    "adaptive_latent_cot_gpt_neox_per_pass",
     "ponderlm3_gpt_neox_none",
     "ponderlm3_llama_per_pass",
 ]

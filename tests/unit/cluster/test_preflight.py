@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cluster.preflight import check_run
+from cluster.preflight import check_run, refuse_masked
 from pipeline.config.errors import ConfigError
 from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
@@ -79,3 +79,17 @@ def test_formats_without_a_manifest_are_checked_by_their_files(tmp_path: Path) -
     assert paths(caught) == ["data.path"]
     prefix.with_name("pair.idx").touch()
     check_run(config(prefix, **bare))
+
+
+def test_a_secret_that_was_masked_is_not_submitted() -> None:
+    settings = changed_settings(
+        submit={"environment": {"HF_TOKEN": "***", "A": "1"}, "setup": ["export B_KEY=***"]},
+        workflow=[{"command": "prepare", "inputs": ["https://me:***@host/a.txt"], "tokenizer": "t.model"}],
+    )
+    with pytest.raises(ConfigError) as caught:
+        refuse_masked(build_config(settings))
+    assert [problem.path for problem in caught.value.problems] == [
+        "submit.environment.HF_TOKEN",
+        "submit.setup.0",
+        "workflow (prepare).inputs",
+    ]

@@ -8,7 +8,7 @@ import pytest
 from cluster.job_record import JobRecord, JobState, JobStatus
 from cluster.job_spec import JobSpec
 from cluster.wait import wait_for
-from pipeline.shared.errors import ClusterError
+from pipeline.shared.errors import ClusterError, UnreachableClusterError
 
 QUEUED = JobStatus(state=JobState.QUEUED, reason="Resources")
 RUNNING = JobStatus(state=JobState.RUNNING)
@@ -18,13 +18,13 @@ LOST = JobStatus(state=JobState.UNKNOWN)
 
 
 class PlannedTarget:
-    """Jobs with a given sequence of states; the last one stays."""
+    """Jobs with a given sequence of states; the last one stays. None: the target does not respond."""
 
-    def __init__(self, **plans: list[JobStatus]) -> None:
+    def __init__(self, **plans: list[JobStatus | None]) -> None:
         self._plans = {name: self._states(plan) for name, plan in plans.items()}
         self.cancelled: list[str] = []
 
-    def _states(self, plan: list[JobStatus]) -> Iterator[JobStatus]:
+    def _states(self, plan: list[JobStatus | None]) -> Iterator[JobStatus | None]:
         yield from plan
         while True:
             yield plan[-1]
@@ -36,7 +36,10 @@ class PlannedTarget:
         raise AssertionError("nothing is to be submitted")
 
     def status(self, record: JobRecord) -> JobStatus:
-        return next(self._plans[record.handle])
+        status = next(self._plans[record.handle])
+        if status is None:
+            raise UnreachableClusterError("the controller is away")
+        return status
 
     def logs(self, record: JobRecord) -> tuple[Path, ...]:
         return ()
@@ -84,3 +87,30 @@ def test_a_job_that_does_not_start_in_time_is_cancelled() -> None:
 def test_a_job_that_has_started_once_may_wait_again() -> None:
     target = PlannedTarget(a=[RUNNING, *[QUEUED] * 20, DONE])
     assert wait_briefly(target, [record("a")], start_limit_seconds=0.02, last_counts=False) == 0
+
+
+AWAY = JobStatus(state=JobState.UNKNOWN, reason="no Ray", is_unreachable=True)
+
+
+@pytest.mark.parametrize("away", [None, AWAY])
+def test_a_target_that_is_away_for_a_while_is_waited_for(
+    away: JobStatus | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = PlannedTarget(a=[RUNNING, away, away, RUNNING, away, DONE], b=[RUNNING])
+    assert wait_briefly(target, [record("a")], start_limit_seconds=None, last_counts=False) == 0
+    # Once for each absence, and once for each return.
+    assert len([each for each in caplog.records if each.levelname == "WARNING"]) == 4
+
+
+@pytest.mark.parametrize("away", [None, AWAY])
+def test_a_target_that_stays_away_ends_the_wait_and_cancels_nothing(away: JobStatus | None) -> None:
+    target = PlannedTarget(a=[RUNNING, away])
+    with pytest.raises(ClusterError, match=r"submit\.unreachable_timeout_seconds"):
+        wait_briefly(
+            target,
+            [record("a")],
+            start_limit_seconds=0.01,
+            last_counts=False,
+            unreachable_limit_seconds=0.05,
+        )
+    assert target.cancelled == []

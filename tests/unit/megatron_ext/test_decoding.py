@@ -262,6 +262,34 @@ def test_a_limited_decoder_decodes_as_a_model_built_with_fewer_steps(
     assert large.ponder.config is own
 
 
+@pytest.mark.parametrize("method", [Method.PONDERLM2, Method.PONDERLM3])
+@pytest.mark.parametrize(
+    "sweeps",
+    [
+        Sweeps(tolerance=1e-12, damping=0.3),
+        Sweeps(tolerance=1e-12, num_groups=2),
+        Sweeps(tolerance=1e-12, num_groups=3, damping=0.3),
+        Sweeps(tolerance=1e-12, by_slot=True),
+    ],
+    ids=["damped", "groups", "damped groups", "by slot"],
+)
+def test_sweeps_of_all_kinds_leave_the_same_rows_behind(
+    groups: ParallelGroups, method: Method, sweeps: Sweeps
+) -> None:
+    model = tiny_model(groups, method, num_latent_thoughts=3)
+    texts = some_prompts()
+    decoder = BatchDecoder(model, num_sequences=4, max_tokens=10)
+
+    read = decoder.read_prompts(range(4), texts, sweeps=sweeps)
+    following = decoder.consume(range(4), [5] * 4)
+
+    for number, (text, prompt) in enumerate(zip(texts, read, strict=True)):
+        expected = oracle(model, [*text, 5])
+        assert prompt.steps.tolist() == [one.steps for one in expected[:-1]]
+        torch.testing.assert_close(prompt.logits, expected[-2].logits, rtol=0, atol=EXACT)
+        torch.testing.assert_close(following.logits[number], expected[-1].logits, rtol=0, atol=EXACT)
+
+
 def test_sweeps_run_no_pruned_slot_and_no_settled_prompt(groups: ParallelGroups) -> None:
     model = tiny_model(groups, Method.PONDERLM3, num_latent_thoughts=3)
     prompts = some_prompts()
@@ -331,3 +359,19 @@ def test_an_empty_prompt_is_refused(groups: ParallelGroups) -> None:
 
     with pytest.raises(ValueError):  # noqa: PT011
         decoder.read_prompts([0, 1], [[3], []], sweeps=None)
+
+
+def test_a_latent_cot_may_take_more_steps_than_it_was_built_with(groups: ParallelGroups) -> None:
+    small = tiny_model(groups, Method.ADAPTIVE_LATENT_COT, num_latent_thoughts=1)
+    large = tiny_model(groups, Method.ADAPTIVE_LATENT_COT, num_latent_thoughts=4)
+    load_weights(large, whole_tensors(small, lambda parameter: parameter))
+    tokens = halting_tokens()[0].tolist()
+    decoder = BatchDecoder(small, num_sequences=1, max_tokens=len(tokens), limits=StepLimits(num_steps=4))
+
+    found = [decoder.consume([0], [token]) for token in tokens]
+
+    expected = oracle(large, tokens)
+    assert [int(one.steps) for one in found] == [one.steps for one in expected]
+    assert max(one.steps for one in expected) > 1
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.logits[0], other.logits, rtol=0, atol=EXACT)

@@ -20,7 +20,9 @@ RECIPES = Path(__file__).parents[3] / "pipeline" / "recipes"
 VOCAB_SIZE = 50_277
 
 
+FORMS = {"tiny_ponderlm3_authors", "llama_410m_ponderlm3_authors"}
 LARGE = {"pythia_2.8b_ponderlm3", "pythia_2.8b_adaponderlm", "pythia_1.4b_ponderlm2"}
+LLAMA = (*(f"llama_410m_{method}" for method in Method), "llama_410m_ponderlm3_authors")
 # A line of a recipe's head: devices, and the settings for so many.
 LAYOUT = re.compile(r"^#   (\d+): (.+)$", re.MULTILINE)
 H100 = Assumptions(device=DEVICES["h100-80g"], mfu=0.4, reserve_bytes=6 * GIB)
@@ -35,7 +37,7 @@ def test_every_method_has_a_recipe_at_every_size() -> None:
         name for method in Method for name in (f"tiny_{method}", f"{method}_70m", f"llama_410m_{method}")
     }
 
-    assert {path.stem for path in recipes()} == expected | {"demo"} | LARGE
+    assert {path.stem for path in recipes()} == expected | {"demo"} | LARGE | FORMS
 
 
 @pytest.mark.parametrize("path", recipes(), ids=lambda path: path.stem)
@@ -75,7 +77,7 @@ def test_every_recipe_fits_the_devices_it_asks_for(path: Path) -> None:
     assert plan.fits, f"{path.stem} needs {plan.needed_bytes / GIB:.1f} GiB"
 
 
-@pytest.mark.parametrize("name", [*sorted(LARGE), *(f"llama_410m_{method}" for method in Method)])
+@pytest.mark.parametrize("name", [*sorted(LARGE), *LLAMA])
 def test_large_recipes_fit_on_8_64_and_256_devices(name: str) -> None:
     path = RECIPES / f"{name}.yaml"
     # What the Llama recipes share is said once.

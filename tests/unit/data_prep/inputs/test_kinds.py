@@ -50,14 +50,14 @@ def test_json_that_describes_data_is_listed_and_json_with_the_field_is_read(tmp_
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.jsonl", gzip.compress(json_lines(["a"]))),
+        ("a.jsonl", gzip.compress(json_lines(["a"]), mtime=0)),
         ("a.txt", zstd.compress(b"text" * 100)),
         ("a.txt", parquet(["a"])),
         ("a.jsonl", tar({"a.txt": b"text"})),
         ("a.txt", "text".encode("utf-16")),
         ("a.jsonl", "text".encode("utf-16")),
         ("a.txt", json_lines(["a", "b"])),
-        ("a.txt.gz", gzip.compress(json_lines(["a", "b"]))),
+        ("a.txt.gz", gzip.compress(json_lines(["a", "b"]), mtime=0)),
         ("a.parquet", json_lines(["a"])),
         ("a.tar", json_lines(["a"])),
         ("a.json", json.dumps([{"text": "a"}, {"text": "b"}]).encode()),
@@ -141,7 +141,7 @@ def test_records_that_are_too_large_are_bad_ones_and_the_rest_is_read(tmp_path: 
         records = read(tmp_path / name, max_record_bytes=100)
         assert [record.text for record in records if isinstance(record, Document)] == ["one", "two"], name
         assert [line for line, _ in bad(records)] == [2], name
-    for name, content in {"a.txt": b"x" * 200, "a.txt.gz": gzip.compress(b"x" * 200)}.items():
+    for name, content in {"a.txt": b"x" * 200, "a.txt.gz": gzip.compress(b"x" * 200, mtime=0)}.items():
         (tmp_path / name).write_bytes(content)
         assert len(bad(read(tmp_path / name, max_record_bytes=100))) == 1
         assert len(texts(read(tmp_path / name, max_record_bytes=200))) == 1

@@ -17,7 +17,15 @@ from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.ponder import halting
-from megatron_ext.ponder.config import Method, Penalty, PonderConfig
+from megatron_ext.ponder.config import (
+    Method,
+    Penalty,
+    PonderConfig,
+    RouterForm,
+    RouterKind,
+    RouterStart,
+)
+from megatron_ext.ponder.penalties import LabelScores
 from tests.support.ponder_models import (
     VOCAB_SIZE,
     batch_of,
@@ -29,6 +37,10 @@ from tests.support.ponder_models import (
 from tests.support.slopes import assert_slope
 
 LENGTH = 5
+# Of labels that every readout predicts alike.
+SCORES = LabelScores(
+    nll=torch.full((3, 2), 0.7, dtype=torch.float64), is_first=torch.ones(3, 2, dtype=torch.bool)
+)
 BATCH = batch_of(random_tokens(2, LENGTH))
 
 
@@ -44,6 +56,34 @@ def test_the_router_starts_with_nine_tenths_on_the_last_step(num_thoughts: int) 
 
     torch.testing.assert_close(distribution[..., -1], torch.full((4, 2), 0.9))
     torch.testing.assert_close(distribution[..., :-1], torch.full((4, 2, num_thoughts), 0.1 / num_thoughts))
+
+
+@pytest.mark.parametrize("kind", RouterKind)
+def test_a_router_may_start_with_about_equal_shares(kind: RouterKind) -> None:
+    form = RouterForm(router=kind, router_start=RouterStart.RANDOM)
+    config = PonderConfig(method=Method.PONDERLM3, num_latent_thoughts=3, form=form)
+    method = PonderLM3(config, 512)
+
+    last = method.router if kind is RouterKind.LINEAR else method.router[2]
+    std = math.sqrt(2 / (5 * last.in_features))
+    assert (last.bias == 0).all()
+    # A normal distribution that is cut at three deviations has 0.987 of its own.
+    assert float(last.weight.std()) == pytest.approx(std, rel=0.1)
+    assert float(last.weight.abs().max()) <= 3 * std
+    distribution = torch.softmax(method.route(torch.randn(64, 1, 512)), dim=-1)
+    torch.testing.assert_close(distribution.mean(dim=(0, 1)), torch.full((4,), 0.25), rtol=0, atol=0.1)
+
+
+def test_a_linear_router_may_start_with_nine_tenths_on_the_last_step() -> None:
+    config = PonderConfig(
+        method=Method.PONDERLM3, num_latent_thoughts=3, form=RouterForm(router=RouterKind.LINEAR)
+    )
+    method = PonderLM3(config, 16)
+
+    distribution = torch.softmax(method.route(torch.randn(4, 2, 16)), dim=-1)
+
+    assert dict(method.named_parameters()).keys() == {"router.weight", "router.bias"}
+    torch.testing.assert_close(distribution[..., -1], torch.full((4, 2), 0.9))
 
 
 def test_a_bfloat16_router_decides_in_float32() -> None:
@@ -71,10 +111,14 @@ def fixed_final_pass(groups: ParallelGroups, kind: Penalty) -> tuple[PonderLM3, 
     context = PassContext(
         plan=method.plan(0),
         real=torch.tensor([[True, True], [True, True], [True, False]]),
+        has_label=torch.ones(3, 2, dtype=torch.bool),
         axis=TensorAxis(groups.tp, False),
         mix_embeddings=lambda rows: rows,
+        label_probability=lambda hidden: torch.exp(-SCORES.nll),
+        score_labels=lambda hidden: SCORES,
         memory=PassMemory(),
         prune=False,
+        damped=True,
         bottom_k_fraction=0.25,
         observe=lambda name, value: None,
     )
@@ -93,7 +137,8 @@ def test_the_router_learns_through_the_penalty_alone(groups: ParallelGroups, kin
     method, ended, context = fixed_final_pass(groups, kind)
 
     def penalty() -> Tensor:
-        value = method.read(ended, context).penalty
+        readout = method.read(ended, context)
+        value = readout.penalty if readout.penalty_of is None else readout.penalty_of(SCORES)
         assert value is not None
         return value
 

@@ -11,6 +11,7 @@ from megatron_ext.ponder.config import Method, Mixture, Residual
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
 from megatron_ext.ponder.passes import draw_jacobi_iterations
 from tests.support.ponder_models import (
+    AUTHORS,
     RECOMPUTE,
     batch_of,
     each_method,
@@ -61,6 +62,7 @@ def test_recompute_gives_the_gradients_of_one_graph(
     [
         (Method.PONDERLM2, {"mixture": Mixture.TOP_K}),
         (Method.PONDERLM3, {"mixture": Mixture.SOFTMAX}),
+        (Method.PONDERLM3, AUTHORS),
         (Method.ADAPONDERLM, {"mixture": Mixture.HIDDEN}),
         (Method.PONDERLM, {"mixture": Mixture.TOP_K}),
         (Method.PONDERLM, {"residual": Residual.FROM_EMBEDDING}),

@@ -1,6 +1,7 @@
 """The sums that a forward reports, against a plain computation from observed intermediate results."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_residuals_compare_thoughts_before_and_after_each_sweep(groups: Parallel
     assert change[0] > change[1] > 0.0
 
 
-@pytest.mark.parametrize("kind", Penalty)
+@pytest.mark.parametrize("kind", [Penalty.EXPECTED_STEPS, Penalty.BOTTOM_K])
 def test_the_routers_decisions_are_counted_over_real_tokens(groups: ParallelGroups, kind: Penalty) -> None:
     output, seen = run(groups, "ponderlm3", penalty=kind)
     logits = seen["router_logits"]
@@ -128,6 +129,45 @@ def test_the_routers_decisions_are_counted_over_real_tokens(groups: ParallelGrou
     assert output.penalty is not None
     assert output.penalty.item() == pytest.approx(penalty)
     assert statistics["penalty"].item() == pytest.approx(15 * penalty)
+
+
+def test_an_adaptive_penalty_counts_accuracies_and_shares(groups: ParallelGroups) -> None:
+    model = tiny_model(
+        groups, "ponderlm3", ponder={"pruning_threshold": TAU, "penalty": Penalty.ACCURACY_BOTTOM}
+    )
+    with torch.no_grad():
+        # Sharp predictions, so that the penalty has a share to find.
+        model.output_layer.weight.mul_(30)
+        likely = observed(model, BATCH)[1]["logits"].argmax(dim=-1).transpose(0, 1)
+    # Every other label is what the model predicts.
+    chosen = torch.arange(9).expand_as(likely) % 2 == 0
+    labels = torch.where((BATCH.labels != IGNORED_LABEL) & chosen, likely, BATCH.labels)
+
+    output, seen = observed(model, replace(BATCH, labels=labels))
+
+    slots = seen["last_hidden"].unflatten(0, (9, 3))
+    head = model.output_layer.weight[:VOCAB_SIZE]
+    sums = [0.0] * 3
+    for token, row in REAL:
+        label = int(labels[row, token])
+        if label == IGNORED_LABEL:
+            continue
+        for steps in range(3):
+            mixed = sum(seen["s"][token, k, row] * slots[token, k, row] for k in range(steps + 1))
+            chances = torch.softmax(head @ mixed, dim=0)
+            sums[steps] += float(chances[label]) if int(chances.argmax()) == label else 0.0
+    assert min(sums) > 0
+    levels = [total / 12 for total in sums[:2]]
+    shares = [levels[0], max(levels[1] - levels[0], 0.0)]
+    masses = [sorted(float(seen["tail_mass"][token, k, row]) for token, row in REAL) for k in (1, 2)]
+    counts = [max(1, int(15 * share)) for share in shares]
+    expected = sum(sum(values[:count]) / count for values, count in zip(masses, counts, strict=True))
+    assert counts != [1, 1]
+    assert output.statistics["accuracy"].tolist() == pytest.approx(sums)
+    assert output.statistics["penalised_share"].tolist() == pytest.approx([15 * share for share in shares])
+    assert output.penalty is not None
+    assert output.penalty.item() == pytest.approx(expected)
+    assert output.statistics["penalty"].item() == pytest.approx(15 * expected)
 
 
 def test_the_gates_decisions_are_counted_over_real_tokens(groups: ParallelGroups) -> None:

@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_ext.ponder import attention
-from megatron_ext.ponder.attention import dense_bias_attention, key_weighted_attention
+from megatron_ext.ponder.attention import (
+    dense_bias_attention,
+    extended_keys,
+    extended_size,
+    extended_values,
+    key_weighted_attention,
+    stored_attention,
+)
 from megatron_ext.ponder.halting import PRUNED_LOG_MASS
 from megatron_ext.ponder.masks import document_segments, scale_segments, visible_rows
 
@@ -80,6 +87,30 @@ def test_it_equals_the_dense_twin(groups: int, dtype: torch.dtype, tolerance: fl
 
     exact = forward_and_gradients(dense_bias_attention, inputs)
     assert worst_error(found, exact) < tolerance
+
+
+def test_a_wider_scale_divides_the_products_and_leaves_the_weights() -> None:
+    inputs = random_inputs()
+    query, key, value, log_weight = inputs.tensors
+
+    found = forward_and_gradients(key_weighted_attention, inputs, scale_extra=8)
+
+    assert worst_error(found, forward_and_gradients(dense_bias_attention, inputs, scale_extra=8)) < 1e-13
+    # The same by narrower queries, at the usual scale.
+    narrowed = query * (6 / (6 + 8)) ** 0.5
+    torch.testing.assert_close(found[0], key_weighted_attention(narrowed, key, value, log_weight))
+    unweighted = key_weighted_attention(query, key, value, scale_extra=8)
+    torch.testing.assert_close(unweighted, key_weighted_attention(narrowed, key, value))
+
+
+def test_stored_keys_have_the_scale_that_they_are_read_with() -> None:
+    query, key, value, log_weight = random_inputs().tensors
+    size = extended_size(6, torch.float64, torch.float64)
+    keys = extended_keys(key, log_weight.unsqueeze(1), size, scale_extra=8)
+
+    found = stored_attention(query, keys, extended_values(value, size), causal=True, scale_extra=8)
+
+    torch.testing.assert_close(found, key_weighted_attention(query, key, value, log_weight, scale_extra=8))
 
 
 @pytest.mark.parametrize("groups", [2, 4])

@@ -102,6 +102,38 @@ def test_a_hard_mask_keeps_log_w_down_to_the_threshold() -> None:
         assert torch.exp(torch.tensor(halting.PRUNED_LOG_MASS, dtype=dtype)) == 0
 
 
+def test_keys_that_training_hides_have_no_gradient_and_the_others_their_log_w() -> None:
+    mass = column(1.0, 0.5, TAU * 1.001, TAU, 1e-13).requires_grad_()
+
+    log_mass = halting.hidden_log_tail_mass(mass, TAU)
+    log_mass.sum().backward()
+
+    expected = column(0.0, math.log(0.5), math.log(TAU * 1.001), -1e4, -1e4)
+    torch.testing.assert_close(log_mass.detach(), expected)
+    torch.testing.assert_close(mass.grad, column(1.0, 2.0, 1 / (TAU * 1.001), 0.0, 0.0))
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        assert torch.exp(torch.tensor(halting.HIDDEN_LOG_MASS, dtype=dtype)) == 0
+
+
+def test_kept_keys_are_clamped_later_where_keys_are_hidden() -> None:
+    mass = column(1.0, 1e-10, 1e-13)
+
+    log_mass = halting.log_key_mass(mass, 0.0, hides_keys=True)
+
+    torch.testing.assert_close(log_mass, column(0.0, math.log(1e-10), math.log(1e-12)))
+    assert torch.equal(halting.log_key_mass(mass, 0.0, hides_keys=False), halting.log_tail_mass(mass))
+
+
+@pytest.mark.parametrize(("hides_keys", "steps"), [(False, 2), (True, 1)])
+def test_a_slot_at_the_threshold_is_kept_unless_training_hides_keys(hides_keys: bool, steps: int) -> None:
+    mass = column(1.0, 0.9, TAU)
+
+    assert halting.steps_taken(mass, TAU, hides_keys=hides_keys).tolist() == [[steps]]
+    assert halting.is_kept(mass, TAU, hides_keys=hides_keys).flatten().tolist() == [True, True, steps == 2]
+    last = halting.last_step_weights(mass, TAU, hides_keys=hides_keys)
+    assert last.flatten().argmax().item() == steps
+
+
 @pytest.mark.parametrize(
     ("mass", "steps"),
     [

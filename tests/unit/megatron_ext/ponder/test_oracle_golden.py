@@ -59,6 +59,7 @@ def ponder_settings(case: GoldenCase) -> PonderConfig:
         multiply_embedding=flags.get("mutiply_pondering_steps", False),
         pause_token_id=flags.get("pause_token_id"),
         pruning_threshold=flags.get("tau", 1e-4),
+        form=case.form,
     )
 
 

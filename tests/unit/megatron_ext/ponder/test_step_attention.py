@@ -140,3 +140,24 @@ def test_stored_parts_are_attended_to_as_one(num_queries: int, groups: int, dtyp
     tolerance = 1e-12 if dtype == torch.float64 else 2e-2
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
     assert not math.isnan(float(found.sum()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_a_gpu_computes_the_same(dtype: torch.dtype, tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(5)
+    size, steps = 64, 3
+    drawn = torch.randn(2 * steps + 1, BATCH, HEADS, 40, size, dtype=torch.float64, generator=generator)
+    ran = torch.rand(steps - 1, BATCH, 40, generator=generator) < 0.6
+
+    def compute(dtype: torch.dtype, device: str) -> list[Tensor]:
+        inputs = [one.to(device, dtype).requires_grad_() for one in drawn]
+        masks = [None, *(one.to(device) for one in ran)]
+        output = attention_to_steps(inputs[0], inputs[1 : 1 + steps], inputs[1 + steps :], masks)
+        counted = output * ran[-1][:, None, :, None].to(device)
+        return [counted, *torch.autograd.grad(counted.sum(), inputs)]
+
+    expected, found = compute(torch.float64, "cpu"), compute(dtype, "cuda")
+
+    for one, other in zip(found, expected, strict=True):
+        assert float((one.cpu().double() - other).abs().max() / other.abs().max()) < tolerance

@@ -104,3 +104,39 @@ def test_exit_codes_are_the_documented_ones() -> None:
         "DO_NOT_REQUEUE": 93,
         "INTERRUPTED": 130,
     }
+
+
+def exit_code_of_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run a command in this process as its entry point does."""
+    monkeypatch.setattr(sys, "argv", ["megaponder", *arguments])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_options_that_are_paths_are_expanded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(RECIPE.read_text().replace("base: ", f"base: {RECIPE.parent}/"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    monkeypatch.delenv("UNSET", raising=False)
+    for typed in ("~/run.yaml", "$SCRATCH/run.yaml"):
+        assert exit_code_of_main(monkeypatch, "train", "--config", typed, "--dry-run") == ExitCode.DONE
+    assert exit_code_of_main(monkeypatch, "train", "--config", "$UNSET/x", "--dry-run") == ExitCode.USAGE
+    assert "UNSET" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [(), ("data",), ("train", "--bogus"), ("bogus",), ("train", "-c")])
+def test_a_wrong_command_line_ends_with_the_code_for_usage(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code_of_main(monkeypatch, *arguments) == ExitCode.USAGE
+    captured = capsys.readouterr()
+    assert captured.out + captured.err
+
+
+def test_help_ends_with_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert exit_code_of_main(monkeypatch, "train", "--help") == ExitCode.DONE

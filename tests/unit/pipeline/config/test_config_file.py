@@ -1,4 +1,5 @@
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.config_file import parse_yaml, read_settings, render_yaml
+from pipeline.config.config_file import parse_value, parse_yaml, read_settings, render_yaml
 from pipeline.config.errors import ConfigError, ConfigProblem
 
 
@@ -113,6 +114,19 @@ def test_a_missing_file_points_to_the_recipes(tmp_path: Path) -> None:
         ("1e5", 1e5),
         ("-2.5E+3", -2500.0),
         (".5", 0.5),
+        (".5e-3", 0.5e-3),
+        ("+.5E2", 50.0),
+        ("5.", 5.0),
+        ("0x10", 16),
+        ("0o17", 15),
+        ("1_000_000", 1_000_000),
+        ("1_0", "1_0"),
+        ("1__000", "1__000"),
+        ("0b11", "0b11"),
+        (".inf", math.inf),
+        ("-.inf", -math.inf),
+        ("yes", "yes"),
+        ("190:20:30", "190:20:30"),
         ("12", 12),
         ("1_000", 1000),
         ("010", "010"),
@@ -144,6 +158,98 @@ def test_a_key_given_twice_is_refused() -> None:
 def test_objects_are_not_built_from_yaml() -> None:
     with pytest.raises(yaml.YAMLError):
         parse_yaml("!!python/object/apply:os.getcwd []")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "? [a, b]\n: 1\n",
+        "name: {{run_name}}\n",
+        "a: &a [*a]\n",
+        "&a a: {b: *a, c: &b {d: *b}}\n",
+        "a:\n\tb: 1\n",
+        "a: 1\n---\nb: 2\n",
+        "a: !!int x\n",
+        "a: !!bool maybe\n",
+        "a: !!float text\n",
+        "a: !!set {b}\n",
+        "a: !!binary x\n",
+        "a: !!timestamp 2026-01-01\n",
+        "a: \0\n",
+        "a: *nothing\n",
+        "a: '\n",
+        f"a: {'9' * 5000}\n",
+        f"a: 0x{'f' * 5000}\n",
+        f"a: 1.{'0' * 5000}\n",
+        "[" * 5000,
+        "[" * 5000 + "]" * 5000,
+        "- " * 5000,
+        "{a: " * 5000,
+        "? " * 5000,
+    ],
+    ids=lambda text: text[:24],
+)
+def test_what_has_no_clear_meaning_is_refused(text: str) -> None:
+    with pytest.raises(yaml.YAMLError):
+        parse_yaml(text)
+
+
+@pytest.mark.parametrize("form", ["[{}, {}]", "{{a: {}, b: {}}}"])
+def test_aliases_that_unfold_to_many_values_are_refused(form: str) -> None:
+    lines = ["a0: &a0 [1, 2, 3, 4]"]
+    lines += [f"a{n}: &a{n} " + form.format(*[f"*a{n - 1}"] * 2) for n in range(1, 30)]
+    with pytest.raises(yaml.YAMLError):
+        parse_yaml("\n".join(lines))
+    assert parse_yaml("\n".join(lines[:8]))["a0"] == [1, 2, 3, 4]
+
+
+def test_keys_are_words_as_they_are_written() -> None:
+    assert parse_yaml("{1: a, true: b, null: c, 0x1: d}") == {"1": "a", "true": "b", "null": "c", "0x1": "d"}
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_change_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_bytes(b"\xef\xbb\xbfseed: 1\r\nname: caf\xc3\xa9\r\n")
+    assert read_settings(run)[0] == {"seed": 1, "name": "caf\u00e9"}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfes\0", b"name: caf\xe9\n", b"\x80", b"a: \x1b[2J\n"])
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path, content: bytes) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_bytes(content)
+    assert problem_in(run).path == str(run)
+
+
+def test_files_that_do_not_end_or_are_none_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate(2**30)
+    for path in (Path("/dev/zero"), tmp_path / "pipe", tmp_path / "large", tmp_path, Path("nul\0")):
+        assert problem_in(path).path == str(path)
+    run = written(tmp_path, run=f"base: {tmp_path / 'pipe'}\n")
+    problem_in(run)
+
+
+def test_the_base_may_name_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECIPES", str(tmp_path))
+    run = written(tmp_path / "elsewhere", run="base: $RECIPES/small.yaml\n")
+    written(tmp_path, small=BASE)
+    assert read_settings(run)[0]["seed"] == 1
+    monkeypatch.delenv("RECIPES")
+    problem_in(run)
+
+
+@pytest.mark.parametrize("text", ["3 # three", "[1, 2] # two", "[1 #2]", "# nothing"])
+def test_a_single_value_has_no_comments(text: str) -> None:
+    with pytest.raises(yaml.YAMLError):
+        parse_value(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("3", 3), ("[a#b, 'c #d']", ["a#b", "c #d"]), ("{a: 1}", {"a": 1}), ("", None)]
+)
+def test_other_single_values_are_those_of_files(text: str, value: object) -> None:
+    assert parse_value(text) == parse_yaml(text) == value
 
 
 def test_lists_stay_on_one_line() -> None:

@@ -1,9 +1,18 @@
+import contextlib
+import stat
 from pathlib import Path
 
 import pytest
 
 from pipeline.config.errors import ConfigError
-from pipeline.config.load import build_config, dump_config, load_config, setting_paths
+from pipeline.config.load import (
+    build_config,
+    dump_config,
+    dump_private_config,
+    load_config,
+    render_config,
+    setting_paths,
+)
 from pipeline.config.schema import RunConfig
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
@@ -99,3 +108,72 @@ def test_setting_paths_name_every_leaf_once() -> None:
     assert len(set(paths)) == len(paths)
     assert {"name", "seed", "model.num_layers", "metrics.collapse_patience"} <= set(paths)
     assert "model" not in paths
+
+
+SECRETS = {
+    "environment": {"HF_TOKEN": "hunter2", "MINE": "hunter2", "PROXY": "http://me:hunter2@proxy", "A": "1"},
+    "secrets": ["MINE"],
+    "setup": ["export WANDB_API_KEY=hunter2", "module load cuda"],
+    "ray_address": "http://me:hunter2@head:8265",
+}
+
+
+def test_secrets_are_masked_wherever_a_configuration_is_written_but_for_its_job(tmp_path: Path) -> None:
+    step = {"command": "prepare", "inputs": ["https://me:hunter2@host/a.txt"], "tokenizer": "t.model"}
+    config = build_config(changed_settings(submit=SECRETS, workflow=[step]))
+    dump_config(config, tmp_path / "shown.yaml")
+    dump_private_config(config, tmp_path / "private.yaml")
+    for text in ((tmp_path / "shown.yaml").read_text(), str(config.model_dump(mode="json"))):
+        assert "hunter2" not in text
+    shown = load_config(tmp_path / "shown.yaml")
+    assert shown.submit.environment["A"] == "1"
+    assert shown.submit.setup[1] == "module load cuda"
+    # What it means does not change.
+    assert load_config(tmp_path / "private.yaml") == config
+    assert stat.S_IMODE((tmp_path / "private.yaml").stat().st_mode) == 0o600
+
+
+def test_a_secret_of_the_wrong_kind_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(changed_settings(submit__environment={"HF_TOKEN": 48151623}))
+    assert "48151623" not in str(caught.value)
+
+
+PATH_SETTINGS = ("output_dir", "data.path", "data.heldout_path", "checkpoint.directory")
+
+
+@pytest.mark.parametrize("name", PATH_SETTINGS)
+def test_paths_are_expanded_in_every_setting_that_is_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    for typed, meant in (("~/x", "home/x"), ("$SCRATCH/x #1", "scratch/x #1")):
+        config = load_config(RECIPES / "tiny_vanilla.yaml", [f"{name}={typed}"])
+        section, _, leaf = name.rpartition(".")
+        assert getattr(getattr(config, section) if section else config, leaf) == tmp_path / meant
+        dump_config(config, tmp_path / "run_config.yaml")
+        monkeypatch.setenv("HOME", "/elsewhere")
+        assert load_config(tmp_path / "run_config.yaml") == config
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+def test_an_unset_variable_in_a_path_is_reported_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UNSET", raising=False)
+    problems = problems_of(
+        output_dir="$UNSET/x", data__path="~nobody-has-this-name", checkpoint__directory="a\0b"
+    )
+    assert {problem.path for problem in problems} == {"output_dir", "data.path", "checkpoint.directory"}
+    assert any("UNSET" in problem.cure for problem in problems)
+
+
+@pytest.mark.parametrize("name", [path for path in setting_paths() if path != "name"])
+def test_absurd_values_are_accepted_or_refused_at_once(name: str) -> None:
+    for value in ("1000000000000000", "9" * 40, "-1", "1e308", "1e-320", ".nan", "[" * 19 + "]" * 19):
+        with contextlib.suppress(ConfigError):
+            render_config(load_config(RECIPES / "tiny_vanilla.yaml", [f"{name}={value}"]))
+
+
+def test_long_values_are_not_shown_in_full() -> None:
+    (problem,) = problems_of(training__train_iters="x" * 100_000)
+    assert len(problem.value) < 1000

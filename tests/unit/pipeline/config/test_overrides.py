@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.load import setting_paths
+from pipeline.config.load import setting_paths, text_paths
 from pipeline.config.overrides import apply_overrides
 
 
@@ -70,3 +70,57 @@ def test_an_override_that_cannot_be_applied_is_reported(override: str, path: str
     assert problem.path == path
     assert cure in problem.cure
     assert settings == {}
+
+
+TYPED = (
+    "run #3/x",
+    "a: b",
+    "a, b",
+    "  spaces  ",
+    "'quoted'",
+    '"quoted"',
+    "[a, b]",
+    "{a: b}",
+    "*a &b !c",
+    "%d @e `f`",
+    "- x",
+    "? y",
+    "12",
+    "1e3",
+    "true",
+    "~x",
+    "#",
+    "|",
+    ">",
+    "a\\nb",
+    "caf\u00e9",
+    "a=b=c",
+    "---",
+)
+
+
+@pytest.mark.parametrize("text", TYPED)
+@pytest.mark.parametrize(("name", "path"), [("data.path", ("data", "path")), ("data-path", ("data", "path"))])
+def test_text_is_taken_as_it_is_typed(text: str, name: str, path: tuple[str, str]) -> None:
+    settings: dict[str, Any] = {}
+    assert apply_overrides(settings, [f"{name}={text}"], setting_paths(), text_paths=text_paths()) == []
+    group, leaf = path
+    assert settings[group][leaf] == text
+
+
+@pytest.mark.parametrize("text", ["", "null"])
+def test_text_may_be_reset_to_its_default(text: str) -> None:
+    settings: dict[str, Any] = {"output_dir": "x"}
+    assert apply_overrides(settings, [f"output_dir={text}"], setting_paths(), text_paths=text_paths()) == []
+    assert settings == {"output_dir": None}
+
+
+@pytest.mark.parametrize("override", ["seed=3 # x", "ponder.penalty_ramp=[1, 2] #x", "lr=1e-3 #"])
+def test_nothing_is_cut_off_a_value(override: str) -> None:
+    (problem,) = apply_overrides({}, [override], setting_paths(), text_paths=text_paths())
+    assert problem.path == override.partition("=")[0]
+
+
+def test_which_settings_are_text() -> None:
+    assert {"output_dir", "name", "data.path", "checkpoint.directory", "submit.partition"} <= text_paths()
+    assert not {"seed", "training.precision", "submit.options", "workflow", "submit.container"} & text_paths()

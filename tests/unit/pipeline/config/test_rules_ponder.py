@@ -13,6 +13,14 @@ def with_method(method: str, **settings: Any) -> dict[str, Any]:
     return {"ponder": {"method": method} | settings}
 
 
+TWO_WIDE = {
+    "architecture": "llama",
+    "num_layers": 1,
+    "hidden_size": 2,
+    "ffn_hidden_size": 2,
+    "num_attention_heads": 1,
+}
+
 # Changes that break one rule, the setting it is reported at, and the setting or value that the cure gives.
 BROKEN = [
     ({"ponder__random_jacobi_iterations": [3, 1]}, "ponder.random_jacobi_iterations", "[1, 3]"),
@@ -54,6 +62,17 @@ BROKEN = [
         {**with_method("pause", pause_token_id=50), "model__vocab_size": 50},
         "ponder.pause_token_id",
         "",
+    ),
+    (with_method("ponderlm3", undamped_sweeps=2), "ponder.undamped_sweeps", "router_damping"),
+    (
+        with_method("ponderlm3", form="authors", router_damping=1.0, undamped_sweeps=2),
+        "ponder.undamped_sweeps",
+        "router_damping",
+    ),
+    (
+        with_method("ponderlm3", form="authors", bottom_k_fraction=0.5),
+        "ponder.bottom_k_fraction",
+        "bottom_k",
     ),
     (
         {"ponder__freeze_backbone_tokens": 9, "ponder__num_latent_thoughts": 0},
@@ -125,6 +144,17 @@ def test_a_broken_rule_is_reported_at_its_setting_with_a_cure(
 
 # A value other than every method's default.
 UNUSUAL = {
+    "form": "authors",
+    "router": "linear",
+    "router_start": "random",
+    "mask_in_training": "hard",
+    "attention_scale_extra": 8,
+    "pre_pass": True,
+    "router_damping": 0.1,
+    # Needs sweeps that are damped.
+    "undamped_sweeps": 2,
+    "readout_from": "last_sweep",
+    "penalty_start_weight": 0.01,
     "num_latent_thoughts": 2,
     "num_jacobi_iterations": 1,
     "random_latent_thoughts": [1, 3],
@@ -168,7 +198,10 @@ def test_every_setting_belongs_to_a_method_and_every_setting_of_a_method_exists(
 
 
 # What a setting needs beside it.
-COMPANIONS = {"entropy_floor_weight": {"entropy_floor": 0.25}}
+COMPANIONS = {
+    "entropy_floor_weight": {"entropy_floor": 0.25},
+    "undamped_sweeps": {"router_damping": 0.5},
+}
 
 
 @pytest.mark.parametrize("method", Method)
@@ -193,15 +226,7 @@ def test_the_defaults_of_every_method_fit_together(method: Method) -> None:
 
 
 def test_a_router_needs_a_quarter_of_the_hidden_size() -> None:
-    problems = problems_of(
-        model={
-            "architecture": "llama",
-            "num_layers": 1,
-            "hidden_size": 2,
-            "ffn_hidden_size": 2,
-            "num_attention_heads": 1,
-        }
-    )
+    problems = problems_of(model=TWO_WIDE)
 
     assert [problem.path for problem in problems] == ["model.hidden_size"]
 
@@ -222,6 +247,13 @@ ALLOWED = [
     {**with_method("pause", pause_token_id=49)},
     # The number of embeddings matters for a mixture of the most likely only.
     {"ponder__mixture": "softmax", "model__vocab_size": 50},
+    with_method("ponderlm3", router_damping=0.1, undamped_sweeps=0),
+    with_method("ponderlm3", form="authors", undamped_sweeps=3),
+    with_method("ponderlm3", form="authors", num_latent_thoughts=0),
+    with_method("ponderlm3", form="authors", penalty="bottom_k", bottom_k_fraction=0.5),
+    with_method("ponderlm3", form="authors", jacobi_schedule=[[0, 5]]),
+    # A linear router has no hidden units.
+    {**with_method("ponderlm3", router="linear"), "model": TWO_WIDE},
 ]
 
 

@@ -29,7 +29,7 @@ BROKEN = [
     (
         {"optimizer__new_parameters_lr_mult": 2.0, "ponder__method": "loop"},
         "optimizer.new_parameters_lr_mult",
-        "ponder.method: ponderlm3",
+        "ponder.method: adaponderlm",
     ),
 ]
 

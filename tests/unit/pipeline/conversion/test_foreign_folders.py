@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from pipeline.checkpoint.identity import StoredTokenizer
 from pipeline.conversion.from_hf import ImportOptions, from_hf
+from pipeline.conversion.from_hf import _all_or_nothing as new_checkpoint
 from pipeline.conversion.hf_config import read_config_json
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.to_hf import _all_or_nothing
@@ -158,3 +159,28 @@ def test_an_exported_tokenizer_begins_texts_as_training_began_documents(
     begin = [] if bos_id is None else [bos_id]
     assert tokenizer("lamp")["input_ids"] == [*begin, *(ord(letter) for letter in "lamp")]
     assert tokenizer.eos_token == "</s>"
+
+
+@pytest.mark.parametrize(
+    ("inside", "is_taken"),
+    [
+        (["iter_0000000.partial"], True),
+        (["iter_0000000.partial", "tokenizer"], True),
+        (["tokenizer"], False),
+        (["iter_0000000.partial", "iter_0000000"], False),
+        (["iter_0000000.partial", "notes"], False),
+    ],
+)
+def test_what_a_killed_import_left_is_replaced_and_nothing_else(
+    tmp_path: Path, inside: list[str], is_taken: bool
+) -> None:
+    directory = tmp_path / "new"
+    for name in inside:
+        (directory / name).mkdir(parents=True)
+    if is_taken:
+        with new_checkpoint(directory) as partial:
+            assert [path.name for path in directory.iterdir()] == [partial.name]
+        return
+    with pytest.raises(ConversionError, match="new"), new_checkpoint(directory):
+        pass
+    assert sorted(path.name for path in directory.iterdir()) == sorted(inside)

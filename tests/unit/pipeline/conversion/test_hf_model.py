@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from megatron_ext.model.config import Architecture
-from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.config import Method, Reading, RouterForm
 from pipeline.conversion.certificate import Certificate
 from pipeline.conversion.model_code import shipped_code
 from pipeline.conversion.to_hf import ExportOptions, to_hf
 from tests.support.hf_models import use_module_cache
+from tests.support.ponder_models import AUTHORS
 from tests.support.pondering_exports import (
     NUM_NEW,
+    NUM_THOUGHTS,
     SETTLED,
     Expected,
     forward_tokens,
@@ -31,12 +33,19 @@ from tests.support.ranks import run_alone
 transformers = pytest.importorskip("transformers")
 
 EXACT = 1e-10
-Model = tuple[Method, Architecture, bool]
+Model = (
+    tuple[Method, Architecture, bool]
+    | tuple[Method, Architecture, bool, RouterForm]
+    | tuple[Method, Architecture, bool, RouterForm, Reading]
+)
 METHODS = tuple(method for method in Method if method is not Method.VANILLA)
 MODELS: list[Model] = [
     *((method, architecture, False) for method in METHODS for architecture in Architecture),
     (Method.PAUSE, Architecture.LLAMA, True),
     (Method.PONDERLM, Architecture.GPT_NEOX, True),
+    (Method.PONDERLM3, Architecture.LLAMA, False, AUTHORS["form"]),
+    (Method.PONDERLM3, Architecture.GPT_NEOX, False, RouterForm(pre_pass=True, router_damping=0.5)),
+    (Method.PONDERLM3, Architecture.LLAMA, False, RouterForm(), Reading.LAST_STEP),
 ]
 
 
@@ -191,6 +200,21 @@ def test_padding_on_either_side_changes_no_logits(exported: Exported, left: bool
         torch.testing.assert_close(logits[row_mask], expected, rtol=0, atol=EXACT)
 
 
+def test_another_vocabulary_is_refused_before_anything_changes(exported: Exported) -> None:
+    model = exported.narrow
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    rows = [len(embeddings.weight), len(head.weight)]
+    for size in (rows[0] + 20, 1):
+        with pytest.raises(NotImplementedError, match=str(rows[0])):
+            model.resize_token_embeddings(size)
+    with pytest.raises(NotImplementedError):
+        model.set_input_embeddings(embeddings)
+    assert model.get_input_embeddings() is embeddings
+    assert [len(embeddings.weight), len(model.get_output_embeddings().weight)] == rows
+    assert model.resize_token_embeddings(rows[0]) is embeddings
+    assert model.resize_token_embeddings() is embeddings
+
+
 def test_a_text_may_be_continued_by_several_tokens_at_once(exported: Exported) -> None:
     model, expected = exported.exact, exported.expected
     ids, mask = padded(some_prompts())
@@ -254,6 +278,28 @@ def test_prompts_with_padding_behind_them_and_another_batch_are_refused(model: A
     cache = model(ids, use_cache=True).past_key_values
     with pytest.raises(ValueError, match=r"\(1\).*4"):
         model(ids[:1], past_key_values=cache)
+
+
+def test_steps_are_limited_by_settings_of_a_loaded_model(one: Path) -> None:
+    from pipeline.conversion.hf_model.modeling_megaponder import MegaPonderForCausalLM
+
+    model = MegaPonderForCausalLM.from_pretrained(one, pruning_threshold=0.0).double().eval()
+    ids = torch.tensor([[1, 2, 3]])
+    whole = model(ids, use_cache=True)
+    assert set(whole.steps.flatten().tolist()) == {NUM_THOUGHTS}
+
+    model.config.num_latent_thoughts = 1
+    limited = model(ids, use_cache=True)
+    assert set(limited.steps.flatten().tolist()) == {1}
+    # Equal outputs for all steps from 1 on are one output with their joint share.
+    output = model.ponder["router"][2]
+    with torch.no_grad():
+        output.weight[1:], output.bias[1:] = output.weight[1].clone(), output.bias[1].clone()
+        folded = model(ids, use_cache=True)
+        output.weight = torch.nn.Parameter(output.weight[:2])
+        output.bias = torch.nn.Parameter(output.bias[:2] + torch.tensor([1.0, NUM_THOUGHTS]).log())
+        small = model(ids, use_cache=True)
+    torch.testing.assert_close(folded.logits, small.logits, rtol=0, atol=1e-6)
 
 
 def test_sampling_and_several_continuations_work(model: Any) -> None:

@@ -66,6 +66,13 @@ def build(case: GoldenCase, dtype: torch.dtype) -> Any:
         pause_token_id=ponder.pause_token_id,
         pad_token_id=backbone["pad_token_id"],
         pruning_threshold=ponder.pruning_threshold,
+        router=ponder.form.router.value,
+        mask_in_training=ponder.form.mask_in_training.value,
+        attention_scale_extra=ponder.form.attention_scale_extra,
+        pre_pass=ponder.form.pre_pass,
+        router_damping=ponder.form.router_damping,
+        undamped_sweeps=ponder.form.undamped_sweeps,
+        readout_from=ponder.form.readout_from.value,
         # PonderLM-2 was recorded after a number of sweeps, the others are exact.
         prefill_sweeps=case.facts["J"] if case.facts["method"] == "ours" else None,
         prefill_tolerance=0.0,

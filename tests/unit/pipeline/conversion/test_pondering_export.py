@@ -1,7 +1,7 @@
 """Pondering models on their way to a Hugging Face folder and back: files, settings, weights, refusals."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from megatron_ext.model.config import Architecture
-from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.config import Method, RouterForm, RouterStart
 from pipeline.checkpoint.state import TrainState
 from pipeline.cli import app
 from pipeline.config.load import load_config
@@ -25,11 +25,13 @@ from pipeline.conversion.tokenizer_files import read_token_ids
 from pipeline.evaluation.results import EvaluationResult, save_json
 from pipeline.shared.errors import ConversionError
 from tests.support.hf_models import read_all
+from tests.support.ponder_models import AUTHORS
 from tests.support.pondering_exports import write_checkpoint
 from tests.support.ranks import run_alone
 
 pytest.importorskip("transformers")
 
+FORM_SETTINGS = {field.name for field in fields(RouterForm)} - {"router_start"}
 NO_TOKENIZER = ImportOptions(needs_tokenizer=False)
 MODELS = {
     "loop": (Method.LOOP, Architecture.LLAMA, False),
@@ -38,6 +40,13 @@ MODELS = {
     "ponderlm2": (Method.PONDERLM2, Architecture.GPT_NEOX, False),
     "adaponderlm": (Method.ADAPONDERLM, Architecture.LLAMA, True),
     "ponderlm3": (Method.PONDERLM3, Architecture.GPT_NEOX, False),
+    "authors": (
+        Method.PONDERLM3,
+        Architecture.LLAMA,
+        False,
+        # How the router started is not part of a trained model.
+        replace(AUTHORS["form"], router_start=RouterStart.LAST_STEP),
+    ),
     "adaptive_latent_cot": (Method.ADAPTIVE_LATENT_COT, Architecture.LLAMA, False),
 }
 EVALUATION = EvaluationResult(
@@ -133,6 +142,23 @@ def test_ponderlm2_becomes_ponderlm3_with_a_router_of_its_own(
     assert certificate.logits.is_within_tolerance
 
 
+def test_an_export_from_before_the_router_had_forms_is_taken_in(
+    exports: dict[str, Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    settings = json.loads((exports["ponderlm3"] / "config.json").read_text())
+    kept = {key: value for key, value in settings.items() if key not in FORM_SETTINGS}
+    assert len(settings) - len(kept) == len(FORM_SETTINGS)
+    (source / "config.json").write_text(json.dumps(kept))
+    (source / "model.safetensors").write_bytes((exports["ponderlm3"] / "model.safetensors").read_bytes())
+
+    folder, certificate = from_hf(source, tmp_path / "native", NO_TOKENIZER)
+
+    assert certificate.logits.is_within_tolerance
+    assert load_config(folder / "run_config.yaml").ponder.router_form == RouterForm()
+
+
 def test_rounded_weights_are_compared_as_rounded(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     options = ExportOptions(needs_tokenizer=False, dtype=torch.bfloat16)
 
@@ -150,6 +176,7 @@ def test_rounded_weights_are_compared_as_rounded(checkpoints: dict[str, Path], t
         ({"method": "thinking"}, "method: must be one of vanilla, loop"),
         ({"num_latent_thoughts": None}, "num_latent_thoughts:"),
         ({"multiply_embedding": True}, "multiply_embedding:"),
+        ({"method": "ponderlm2", "pre_pass": True}, "pre_pass:"),
         ({"auto_map": {"AutoConfig": "other.Config"}}, "auto_map:"),
         ({"rope_theta": 5}, "rope_theta:"),
         ({"head_dim": 16}, "head_dim:"),
@@ -182,6 +209,12 @@ def test_a_config_with_other_settings_is_refused(
         ("loop", {"num_latent_thoughts": 1}),
         ("ponderlm", {"residual": "from_embedding"}),
         ("ponderlm2", {"num_jacobi_iterations": 0}),
+        ("authors", {"mask_in_training": "soft"}),
+        ("authors", {"attention_scale_extra": 0}),
+        ("authors", {"pre_pass": False}),
+        ("authors", {"router_damping": 0.4}),
+        ("authors", {"undamped_sweeps": 2}),
+        ("authors", {"readout_from": "final"}),
     ],
 )
 def test_the_comparison_sees_a_wrong_setting(

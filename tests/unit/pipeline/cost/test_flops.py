@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.config import Method, Penalty, ReadoutFrom, RouterForm, RouterKind
 from pipeline.cost.flops import FlopsAccount
 from pipeline.cost.shape import ModelShape
 
@@ -70,6 +70,35 @@ def test_gates_and_mixtures_of_a_hand_computed_model() -> None:
     )
     assert account.inference_per_token(2) == 3 * one_pass + head + 2 * mixture + 2 * gate
     assert account.parameters().decider == 2 * (32 * 128 + 128 + 128 + 1)
+
+
+def test_the_form_of_the_authors_asks_a_smaller_router_less_often_and_reads_more_heads() -> None:
+    form = RouterForm(
+        router=RouterKind.LINEAR, pre_pass=True, readout_from=ReadoutFrom.LAST_SWEEP, router_damping=0.1
+    )
+    account = FlopsAccount(
+        shape=SHAPE,
+        method=Method.PONDERLM3,
+        num_latent_thoughts=3,
+        form=form,
+        penalty=Penalty.ACCURACY_BOTTOM,
+    )
+    usual = FlopsAccount(shape=SHAPE, method=Method.PONDERLM3, num_latent_thoughts=3)
+    flops, others = account.training_flops(2), usual.training_flops(2)
+    # After the first pass and both sweeps, of six passes.
+    assert flops.decider == 3 * 3 * 2 * 32 * 4
+    # Heads after 0, 1 and 2 steps, forward alone.
+    assert flops.predictions == 3 * 2 * 32 * 96
+    assert others.predictions == 0
+    differing = flops.predictions + flops.decider - others.decider
+    assert flops.model - others.model == pytest.approx(differing)
+    assert account.num_passes(2) == usual.num_passes(2)
+    assert account.inference_flops(1).decider == 2 * 32 * 4
+    assert account.parameters().decider == 32 * 4 + 4
+    # Linear in the number of sweeps, so that a drawn J can be accounted by its mean.
+    assert account.training_flops(4.5).model == pytest.approx(
+        (account.training_flops(4).model + account.training_flops(5).model) / 2
+    )
 
 
 def test_steps_that_see_all_earlier_ones_of_a_hand_computed_model() -> None:

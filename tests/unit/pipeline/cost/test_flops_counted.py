@@ -15,13 +15,14 @@ from megatron_ext.model.micro_batch import ForwardSettings, ModelOutput
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from megatron_ext.ponder.attention import extended_size
-from megatron_ext.ponder.config import Method, Mixture
+from megatron_ext.ponder.config import Method, Mixture, Penalty, RouterForm
 from megatron_ext.ponder.step_limits import StepLimits
 from pipeline.cost.flops import FlopsAccount
 from pipeline.cost.shape import ModelShape
 from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
 from tests.support.ponder_models import (
+    AUTHORS,
     RECOMPUTE,
     batch_of,
     each_model,
@@ -84,6 +85,8 @@ def account_of(model: PonderModel, *, seq_length: int, recompute: Any = "none") 
         method=ponder.method,
         num_latent_thoughts=ponder.num_latent_thoughts,
         mixture=ponder.mixture,
+        form=ponder.form,
+        penalty=ponder.penalty,
         recompute=recompute,
     )
 
@@ -102,6 +105,19 @@ def test_a_training_step_costs_what_torch_counts(
     groups: ParallelGroups, method: Method, architecture: Architecture
 ) -> None:
     model = tiny_model(groups, method, architecture, dtype=torch.float32)
+
+    account = account_of(model, seq_length=LENGTH)
+
+    assert account.training_flops(SWEEPS).dense == pytest.approx(trained_flops(model), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "ponder", [AUTHORS, {"penalty": Penalty.CE_LOSS}, {"form": RouterForm(pre_pass=True)}]
+)
+def test_every_form_of_the_router_costs_what_torch_counts(
+    groups: ParallelGroups, ponder: dict[str, Any]
+) -> None:
+    model = tiny_model(groups, Method.PONDERLM3, dtype=torch.float32, ponder=ponder)
 
     account = account_of(model, seq_length=LENGTH)
 

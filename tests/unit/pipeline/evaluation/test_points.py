@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from megatron_ext.decoding import BatchDecoder
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder import halting
 from megatron_ext.ponder.config import Method
-from megatron_ext.ponder.step_limits import StepLimits
+from megatron_ext.ponder.decode.sweeps import Sweeps
+from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from megatron_ext.weights import load_weights, whole_tensors
 from pipeline.cost.account import flops_account
 from pipeline.evaluation.points import LimitSettings, points_under_limits
@@ -44,6 +46,35 @@ def test_a_limited_model_computes_what_one_built_so_small_does(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
     assert not torch.allclose(found, whole)
     assert torch.equal(again, whole)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Method.LOOP, Method.PAUSE, Method.PONDERLM, Method.PONDERLM2, Method.ADAPTIVE_LATENT_COT],
+)
+def test_a_model_takes_more_steps_than_it_was_trained_with_as_one_built_so(
+    groups: ParallelGroups, method: Method
+) -> None:
+    trained = tiny_model(groups, method, num_latent_thoughts=1)
+    larger = tiny_model(groups, method, num_latent_thoughts=3)
+    load_weights(larger, whole_tensors(trained, lambda parameter: parameter))
+    tokens = random_tokens()
+    batch, limits = batch_of(tokens), StepLimits(num_steps=3)
+
+    with torch.no_grad():
+        expected = larger(batch, num_jacobi_iterations=2).token_losses
+        found = trained(batch, num_jacobi_iterations=2, limits=limits).token_losses
+    decoders = [
+        BatchDecoder(model, num_sequences=1, max_tokens=9, limits=own)
+        for model, own in ((larger, UNLIMITED), (trained, limits))
+    ]
+    whole, limited = (
+        decoder.read_prompts([0], tokens[:1].tolist(), sweeps=Sweeps(tolerance=1e-12))[0].logits
+        for decoder in decoders
+    )
+
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(limited, whole, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 2])

@@ -20,6 +20,12 @@ def test_greedy_takes_the_most_likely() -> None:
     assert drawn(SamplingSettings()) == {1: 400}
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-40, 1e-300, 5e-324])
+def test_a_temperature_near_zero_takes_the_most_likely(temperature: float) -> None:
+    assert drawn(SamplingSettings(temperature=temperature), count=5) == {1: 5}
+    assert drawn(SamplingSettings(temperature=temperature, top_k=2, top_p=0.5), count=5) == {1: 5}
+
+
 def test_sampling_follows_the_probabilities() -> None:
     counts = drawn(SamplingSettings(temperature=1.0), count=4000)
 

@@ -38,6 +38,17 @@ SUMS = {
 }
 
 
+def test_an_adaptive_penalty_shows_accuracies_and_shares() -> None:
+    sums = {**SUMS, "accuracy": [2.0, 4.0, 6.0], "penalised_share": [2.5, 5.0]}
+
+    scalars = ponder_scalars(sums, num_jacobi_iterations=3.0, penalty_weight=0.3, flops=PONDERLM3)
+
+    # Of eight tokens with labels, and of ten real ones.
+    assert [scalars[f"ponder/accuracy/step_{step}"] for step in range(3)] == [0.25, 0.5, 0.75]
+    assert [scalars[f"ponder/penalised-share/step_{step}"] for step in (1, 2)] == [0.25, 0.5]
+    assert "ponder/penalised-share/step_0" not in scalars
+
+
 def test_every_curve_of_a_hand_made_batch() -> None:
     scalars = ponder_scalars(SUMS, num_jacobi_iterations=3.0, penalty_weight=0.3, flops=PONDERLM3)
     expected = {
@@ -51,6 +62,8 @@ def test_every_curve_of_a_hand_made_batch() -> None:
         "ponder/tail-mass/step_0": 1.0,
         "ponder/tail-mass/step_1": 0.4,
         "ponder/tail-mass/step_2": 0.1,
+        "ponder/pruned-fraction/step_1": 0.5,
+        "ponder/pruned-fraction/step_2": 0.8,
         "ponder/router-entropy": 0.7,
         "ponder/step-nll/step_0": 4.0,
         "ponder/step-nll/step_1": 3.0,

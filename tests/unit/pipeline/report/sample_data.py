@@ -3,6 +3,7 @@
 import math
 
 from pipeline.evaluation.results import EvaluationResult, LossQuartile, SampleToken, TextSample
+from pipeline.metrics.records import DecodingSpeed
 from pipeline.report.data import Command, ReportData
 
 SOURCE = (
@@ -92,4 +93,16 @@ def made_up_evaluation() -> EvaluationResult:
         loss_quartiles=report.loss_quartiles,
         residuals=report.residuals,
         tokens_per_second=2_000.0,
+        speeds=(_speed(1, 0.9), _speed(8, None)),
+    )
+
+
+def _speed(batch_size: int, gain_reached: float | None) -> DecodingSpeed:
+    return DecodingSpeed(
+        batch_size=batch_size,
+        milliseconds_per_token=2.5,
+        tokens_per_second=400.0 * batch_size,
+        mean_steps=1.5,
+        flops_per_token=1e6,
+        gain_reached=gain_reached,
     )

@@ -58,6 +58,9 @@ def test_a_run_folder_becomes_a_report(run_folder: Path) -> None:
     assert data.flops_per_token_train == FLOPS.training_per_token(1.5)
     assert data.flops_saved == pytest.approx(FLOPS.saved_fraction(1.5))
     assert data.sample == made_up_sample()
+    assert data.speeds == made_up_evaluation().speeds != ()
+    times = [value for name, value in result_rows(data) if name.startswith("decoding")]
+    assert times == [speed.summary for speed in data.speeds]
     assert 'id="pondering"' in render_report(data)
 
 

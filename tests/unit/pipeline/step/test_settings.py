@@ -70,6 +70,13 @@ def test_ponderlm3_raises_lambda_and_keeps_q(
     assert found.bottom_k_fraction == 0.25
 
 
+@pytest.mark.parametrize(("iteration", "weight"), [(0, 0.1), (4, 0.1), (5, 0.15), (8, 0.3), (99, 0.3)])
+def test_lambda_may_start_above_zero(repository: Path, iteration: int, weight: float) -> None:
+    found = settings_at(repository, "ponderlm3", iteration, RAMP, "ponder.penalty_start_weight=0.1")
+
+    assert found.penalty_weight == pytest.approx(weight)
+
+
 @pytest.mark.parametrize(
     ("iteration", "weight", "share"),
     [

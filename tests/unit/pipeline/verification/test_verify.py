@@ -15,7 +15,7 @@ from megatron_ext.ponder.decode.think import SlotDecision
 from pipeline.verification.result import JUDGED_THRESHOLD, Verification
 from pipeline.verification.texts import pieces_of
 from pipeline.verification.verify import sweeps_for, thresholds_for, verify_model
-from tests.support.ponder_models import batch_of, each_model, random_tokens, tiny_model
+from tests.support.ponder_models import AUTHORS, batch_of, each_model, random_tokens, tiny_model
 
 # Enough for every thought of the longest document to be exact: J >= K (S - 1).
 EXACT_SWEEPS = 20
@@ -61,6 +61,24 @@ def test_forward_and_decoding_are_one_function(
     judged = next(one for one in found.decodings if one.pruning_threshold in (None, JUDGED_THRESHOLD))
     assert judged.loss == pytest.approx(found.settled.forward_loss, abs=1e-4)
     assert sum(judged.steps_count) == found.num_tokens
+
+
+@pytest.mark.parametrize("architecture", Architecture)
+def test_the_form_of_the_authors_is_one_function_too(
+    groups: ParallelGroups, architecture: Architecture
+) -> None:
+    model = tiny_model(groups, Method.PONDERLM3, architecture, dtype=torch.float32, ponder=AUTHORS)
+
+    found = verified(model)
+
+    judged = next(one for one in found.decodings if one.pruning_threshold == JUDGED_THRESHOLD)
+    # The mixture of training is whole; what decoding drops of it is below tau.
+    assert found.settled.max_error < 10 * JUDGED_THRESHOLD
+    assert found.settled.top1_agreement == 1.0
+    assert judged.loss == pytest.approx(found.settled.forward_loss, abs=1e-3)
+    # The forward hides keys at the threshold that it is compared at.
+    losses = {one.forward_loss for one in found.comparisons if one.num_jacobi_iterations == EXACT_SWEEPS}
+    assert len(losses) == len(found.decodings)
 
 
 @pytest.mark.parametrize("method", [Method.PONDERLM2, Method.PONDERLM3])

@@ -34,10 +34,23 @@ def swept(run: ToyRunner, sweeps: Sweeps) -> Slots:
     )
 
 
-def test_sweeps_until_nothing_moves_give_what_reading_token_by_token_gives() -> None:
+@pytest.mark.parametrize(
+    "sweeps",
+    [
+        Sweeps(),
+        Sweeps(damping=0.4, tolerance=1e-13),
+        Sweeps(num_groups=2),
+        Sweeps(num_groups=3),
+        Sweeps(num_groups=9),
+        Sweeps(num_groups=2, damping=0.4, tolerance=1e-13),
+        Sweeps(by_slot=True),
+        Sweeps(by_slot=True, damping=0.4, tolerance=1e-13),
+    ],
+)
+def test_sweeps_until_nothing_moves_give_what_reading_token_by_token_gives(sweeps: Sweeps) -> None:
     run = ToyRunner(SEQUENCES, replaces=True)
 
-    slots = swept(run, Sweeps())
+    slots = swept(run, sweeps)
 
     found = slots.decision.read(slots.hidden)
     hidden, steps = [], []
@@ -69,6 +82,38 @@ def test_a_number_of_sweeps_gives_as_many_passes_and_gradients() -> None:
     assert len(run.calls) == NUM_THOUGHTS + 1 + 1
     assert run.own.grad is not None
     assert float(run.own.grad.abs().sum()) > 0
+
+
+def test_tokens_of_a_group_run_together_once_the_slots_stand() -> None:
+    run = ToyRunner(SEQUENCES, replaces=True)
+
+    swept(run, Sweeps(num_groups=2))
+
+    tokens = [set(call) for call in run.calls]
+    # Prompts of three tokens and of one: all together, then tokens 0 and 2 (and 3), then token 1.
+    assert tokens[0] == {0, 1, 2, 3}
+    in_groups = [number for number, call in enumerate(tokens) if call == {1}]
+    assert in_groups
+    assert all(tokens[number - 1] in ({0, 2}, {0, 2, 3}) for number in in_groups)
+
+
+def test_sweeps_by_slot_make_a_thought_from_what_the_slot_before_it_just_came_to() -> None:
+    by_slot, jacobi = ToyRunner(SEQUENCES, replaces=True), ToyRunner(SEQUENCES, replaces=True)
+
+    swept(by_slot, Sweeps(by_slot=True))
+    swept(jacobi, Sweeps())
+
+    # Once the slots stand a call has at most one row of each token, and the rows of all calls are fewer.
+    assert all(len(call) == len({*call}) for call in by_slot.calls[-NUM_THOUGHTS:])
+    assert sum(map(len, by_slot.calls)) < sum(map(len, jacobi.calls))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"damping": 1.0}, {"damping": -0.1}, {"num_groups": 0}, {"num_groups": 2, "by_slot": True}]
+)
+def test_sweeps_that_get_nowhere_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Sweeps(**settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_slots", [1, 3])

@@ -1,8 +1,9 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.compare.curve import PruningCurve, front, load_curve, save_curve
+from pipeline.evaluation.compare.curve import PruningCurve, WantedPoint, front, load_curve, save_curve
 from pipeline.evaluation.compare.table import comparison_values, labels_of, same_text
 from pipeline.metrics.records import LossPoint
 from pipeline.shared.errors import DataError
@@ -46,11 +47,22 @@ def test_a_file_that_is_not_a_curve_is_refused(tmp_path: Path) -> None:
         load_curve(tmp_path / "curve.json")
 
 
-def test_a_curve_gives_the_thresholds_it_has() -> None:
+def test_a_curve_gives_the_points_it_has() -> None:
     whole = curve(point(1, 3.0, 0.5), point(2, 2.0, 1e-4))
+    spent = replace(point(3, 1.0, 0.07), budget="1.5")
+    halting = replace(point(3, 2.5, 3.0), budget="1.5", signal="entropy")
+    whole = replace(whole, points=(*whole.points, spent), baseline=(halting,), unmet=("0.5",))
+    small, large = WantedPoint(threshold=1e-4), WantedPoint(threshold=0.5)
+    by_entropy = WantedPoint(budget="1.5", signal="entropy")
 
-    assert whole.at((1e-4, 0.5)) == (whole.points[1], whole.points[0])
-    assert whole.at((1e-4, 0.1)) is None
+    assert whole.at((small, large)) == (whole.points[1], whole.points[0])
+    assert whole.at((WantedPoint(budget="1.5"), by_entropy)) == (spent, halting)
+    # A threshold that was found for a budget is not one that was given.
+    assert whole.at((WantedPoint(threshold=0.07),)) is None
+    assert whole.at((small, WantedPoint(threshold=0.1))) is None
+    # What the baseline could not meet is not asked for again.
+    assert whole.at((WantedPoint(budget="0.5", signal="entropy"),)) == ()
+    assert whole.at((WantedPoint(budget="0.5"),)) is None
 
 
 def test_runs_of_one_name_are_labelled_by_their_folders() -> None:

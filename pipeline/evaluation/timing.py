@@ -1,0 +1,157 @@
+"""Time of decoding a few held-out tokens, next to the operations that they take.
+
+Texts are given token by token (teacher forcing), so that steps and cost are those of real text, and all ways
+to decode take turns, so that a drift of the machine's speed affects them alike.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+import numpy as np
+import torch
+
+from megatron_ext.decoding import BatchDecoder
+from megatron_ext.device import device
+from megatron_ext.ponder.decode.sweeps import Sweeps
+from megatron_ext.ponder.step_limits import StepLimits
+from pipeline.cost.account import flops_account
+from pipeline.cost.flops import FlopsAccount
+from pipeline.data.order import SampleOrder
+from pipeline.evaluation.opened import OpenedCheckpoint
+from pipeline.metrics.records import DecodingSpeed
+
+BATCH_SIZES = (1, 8)
+PROMPT_TOKENS, TIMED_TOKENS, NUM_ROUNDS = 16, 16, 3
+# Rounds after the first end when one batch size has taken so long.
+MOST_SECONDS = 20.0
+# FLOPs that differ by less are not worth a ratio.
+SMALLEST_SAVING = 0.005
+
+
+def decoding_speeds(
+    checkpoint: OpenedCheckpoint,
+    ways: Sequence[StepLimits],
+    *,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+) -> list[tuple[DecodingSpeed, ...]]:
+    """Time decoding under some limits; all ranks call it together, each replica times itself.
+
+    Args:
+        checkpoint: the model.
+        ways: limits to decode under; they are compared with all steps of the trained model.
+        batch_sizes: texts that are decoded together.
+    Returns:
+        For each way its speeds by batch size.
+    """
+    account = flops_account(checkpoint.config, checkpoint.module.config.vocab_size)
+    distinct = list(dict.fromkeys([_all_steps(checkpoint), *ways]))
+    speeds: dict[StepLimits, list[DecodingSpeed]] = {limits: [] for limits in distinct}
+    for batch_size in batch_sizes:
+        tokens = heldout_tokens(checkpoint, batch_size)
+        timed = [_Way(limits, account) for limits in distinct]
+        _take_turns(checkpoint, timed, tokens)
+        for way in timed:
+            speeds[way.limits].append(_speed(way, timed[0], tokens))
+    return [tuple(speeds[limits]) for limits in ways]
+
+
+def heldout_tokens(checkpoint: OpenedCheckpoint, batch_size: int) -> list[list[int]]:
+    """Return the beginnings of random held-out rows, equally long; the same ones every time."""
+    heldout = checkpoint.heldout
+    length = min(PROMPT_TOKENS + TIMED_TOKENS, checkpoint.config.training.seq_length)
+    order = SampleOrder(num_samples=len(heldout), seed=0, shuffled=True)
+    rows = heldout.rows([int(index) for index in order.indices(0, batch_size)])
+    length = min(length, int(rows.lengths.min()))
+    texts: list[list[int]] = rows.tokens[:, :length].astype(np.int64).tolist()
+    return texts
+
+
+def _all_steps(checkpoint: OpenedCheckpoint) -> StepLimits:
+    return StepLimits(threshold=0.0 if checkpoint.config.ponder.method.halts else None)
+
+
+@dataclass(slots=True)
+class _Way:
+    """A way to decode, with the times of its rounds."""
+
+    limits: StepLimits
+    account: FlopsAccount
+    seconds: list[float] = field(default_factory=list)
+    mean_steps: float = 0.0
+    shares: tuple[float, ...] = ()
+
+    def flops_per_token(self, tokens_before: float) -> float:
+        limits = self.limits
+        account = replace(self.account, signal=limits.signal)
+        if limits.num_steps is not None:
+            account = account.limited_to(limits.num_steps)
+        return account.inference_flops(self.mean_steps, shares=self.shares, tokens_before=tokens_before).model
+
+
+def _take_turns(checkpoint: OpenedCheckpoint, ways: Sequence[_Way], tokens: Sequence[Sequence[int]]) -> None:
+    started = time.monotonic()
+    for turn in range(NUM_ROUNDS + 1):
+        for way in (*ways[turn % len(ways) :], *ways[: turn % len(ways)]):
+            _decode(checkpoint, way, tokens, is_timed=turn > 0)
+        # The first rank's clock decides for all: ranks that disagreed would wait for each other.
+        if turn > 0 and _agreed(time.monotonic() - started > MOST_SECONDS):
+            return
+
+
+def _decode(
+    checkpoint: OpenedCheckpoint, way: _Way, tokens: Sequence[Sequence[int]], *, is_timed: bool
+) -> None:
+    """Read the first half of the texts, then time the rest."""
+    num_prompt = len(tokens[0]) // 2
+    decoder = BatchDecoder(
+        checkpoint.module, num_sequences=len(tokens), max_tokens=len(tokens[0]), limits=way.limits
+    )
+    texts = range(len(tokens))
+    decoder.read_prompts(texts, [text[:num_prompt] for text in tokens], sweeps=Sweeps(number=1))
+    taken = []
+    _wait_for_device()
+    started = time.perf_counter()
+    for column in _columns(tokens, num_prompt):
+        taken.append(decoder.consume(texts, column).steps)
+    _wait_for_device()
+    if is_timed:
+        way.seconds.append((time.perf_counter() - started) / len(taken))
+    steps = torch.stack(taken)
+    way.mean_steps = float(steps.double().mean())
+    num_steps = way.account.num_latent_thoughts if way.limits.num_steps is None else way.limits.num_steps
+    way.shares = tuple((steps.flatten().bincount(minlength=num_steps + 1) / steps.numel()).tolist())
+
+
+def _columns(tokens: Sequence[Sequence[int]], start: int) -> Iterator[list[int]]:
+    for position in range(start, len(tokens[0])):
+        yield [text[position] for text in tokens]
+
+
+def _speed(way: _Way, whole: _Way, tokens: Sequence[Sequence[int]]) -> DecodingSpeed:
+    num_prompt = len(tokens[0]) // 2
+    before = (num_prompt + len(tokens[0]) - 1) / 2
+    seconds, flops = median(way.seconds), way.flops_per_token(before)
+    saved = 1 - flops / whole.flops_per_token(before)
+    time_saved = 1 - seconds / median(whole.seconds)
+    return DecodingSpeed(
+        batch_size=len(tokens),
+        milliseconds_per_token=1000 * seconds,
+        tokens_per_second=len(tokens) / seconds,
+        mean_steps=way.mean_steps,
+        flops_per_token=flops,
+        gain_reached=time_saved / saved if saved >= SMALLEST_SAVING else None,
+    )
+
+
+def _agreed(is_late: bool) -> bool:
+    decision = torch.tensor([int(is_late)], device=device())
+    torch.distributed.broadcast(decision, src=0)
+    return bool(decision.item())
+
+
+def _wait_for_device() -> None:
+    """Synchronize with the device before the clock is read."""
+    if device().type == "cuda":
+        torch.cuda.synchronize()
