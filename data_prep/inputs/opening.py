@@ -99,7 +99,9 @@ def _open(location: str) -> tuple[io.BufferedReader, int | None]:
         remote = RemoteFile(location)
         return io.BufferedReader(remote, 1 << 20), remote.size_bytes
     # A pipe that has taken the place of the file must not be waited for.
-    stream = open(location, "rb", _STORED_BUFFER_BYTES, opener=_open_without_wait)  # noqa: SIM115 (the caller closes it)
+    stream: io.BufferedReader = io.BufferedReader(
+        io.FileIO(location, opener=_open_without_wait), _STORED_BUFFER_BYTES
+    )
     return stream, os.fstat(stream.fileno()).st_size
 
 
