@@ -8,11 +8,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cluster.follow import follow, newest_lines
+from cluster.job_files import load_end
 from cluster.job_record import JobRecord, JobState, JobStatus, find_record, find_records, scan_records
 from cluster.targets import target_named
 from pipeline.commands.shared import examples
 from pipeline.shared.console import say, table_console
-from pipeline.shared.errors import ClusterError
+from pipeline.shared.errors import ClusterError, UnreachableClusterError
 
 app = typer.Typer(
     help="Watch, stop and restart submitted jobs, wherever they run.",
@@ -35,8 +36,13 @@ def list_jobs(runs: Runs = RUNS) -> None:
     """List the jobs of all runs in a folder and below it, oldest first."""
     table = Table("JOB", "RUN", "STATE", "REQUEUES", "SUBMITTED (UTC)", "REASON", box=SIMPLE_HEAD)
     found = scan_records(runs)
+    # Clusters that do not respond: each job there would wait for them again.
+    away: set[tuple[str, str | None]] = set()
     for record in found.records:
-        status = _status_or_unknown(record)
+        place = (record.target, record.address)
+        status = _status_or_unknown(record, is_away=place in away)
+        if status.is_unreachable:
+            away.add(place)
         table.add_row(
             record.job_id,
             record.name,
@@ -121,9 +127,19 @@ def requeue(job: Job, runs: Runs = RUNS) -> None:
     say(again.job_id)
 
 
-def _status_or_unknown(record: JobRecord) -> JobStatus:
-    """Return the status of a job; a cluster that does not respond must not hide the jobs of others."""
+def _status_or_unknown(record: JobRecord, *, is_away: bool) -> JobStatus:
+    """Return the status of a job; a cluster that does not respond must not hide the jobs of others.
+
+    Args:
+        is_away: its cluster did not respond a moment ago, so that only the job's folder is read.
+    """
     try:
-        return target_named(record.target, ray_address=record.address).status(record)
+        if not is_away:
+            return target_named(record.target, ray_address=record.address).status(record)
+        end = load_end(record.job_folder)
+        if end is not None:
+            return JobStatus(state=end.state, reason=end.reason, exit_code=end.exit_code, nodes=end.nodes)
+        return JobStatus(state=JobState.UNKNOWN, reason="its cluster does not respond", is_unreachable=True)
     except ClusterError as error:
-        return JobStatus(state=JobState.UNKNOWN, reason=str(error))
+        is_unreachable = isinstance(error, UnreachableClusterError)
+        return JobStatus(state=JobState.UNKNOWN, reason=str(error), is_unreachable=is_unreachable)

@@ -11,7 +11,7 @@ from megatron_ext.decoding import BatchDecoder
 from megatron_ext.model.config import Architecture
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import destroy_groups, initialize_groups
-from megatron_ext.ponder.config import Method, RouterForm
+from megatron_ext.ponder.config import Method, Reading, RouterForm
 from megatron_ext.ponder.decode.sweeps import Sweeps
 from megatron_ext.weights import load_weights, whole_tensors
 from pipeline.checkpoint.folder import publish, start_partial_checkpoint
@@ -75,6 +75,7 @@ def write_checkpoint(
     architecture: Architecture,
     tied: bool,
     form: RouterForm | None = None,
+    reading: Reading = Reading.MIXTURE,
 ) -> tuple[Path, Expected]:
     """Write a checkpoint of a model with random weights, on a process group of one rank.
 
@@ -82,7 +83,7 @@ def write_checkpoint(
         Its ``iter_`` folder, and what is to come out of it.
     """
     groups = initialize_groups()
-    ponder = {} if form is None else {"form": form}
+    ponder: dict[str, Any] = {"reading": reading} | ({} if form is None else {"form": form})
     try:
         model = tiny_model(
             groups,
@@ -134,7 +135,7 @@ def _run_config(model: PonderModel) -> RunConfig:
     if ponder.method.halts:
         settings["ponder"]["pruning_threshold"] = ponder.pruning_threshold
     if ponder.method.facts.weighs_slots:
-        settings["ponder"] |= asdict(ponder.form)
+        settings["ponder"] |= asdict(ponder.form) | {"reading": ponder.reading.value}
     if ponder.method.has_sweeps:
         settings["ponder"]["num_jacobi_iterations"] = NUM_SWEEPS
     return build_config(settings)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.model.config import Architecture
-from megatron_ext.ponder.config import Method, RouterForm
+from megatron_ext.ponder.config import Method, Reading, RouterForm
 from pipeline.conversion.certificate import Certificate
 from pipeline.conversion.model_code import shipped_code
 from pipeline.conversion.to_hf import ExportOptions, to_hf
@@ -33,7 +33,11 @@ from tests.support.ranks import run_alone
 transformers = pytest.importorskip("transformers")
 
 EXACT = 1e-10
-Model = tuple[Method, Architecture, bool] | tuple[Method, Architecture, bool, RouterForm]
+Model = (
+    tuple[Method, Architecture, bool]
+    | tuple[Method, Architecture, bool, RouterForm]
+    | tuple[Method, Architecture, bool, RouterForm, Reading]
+)
 METHODS = tuple(method for method in Method if method is not Method.VANILLA)
 MODELS: list[Model] = [
     *((method, architecture, False) for method in METHODS for architecture in Architecture),
@@ -41,6 +45,7 @@ MODELS: list[Model] = [
     (Method.PONDERLM, Architecture.GPT_NEOX, True),
     (Method.PONDERLM3, Architecture.LLAMA, False, AUTHORS["form"]),
     (Method.PONDERLM3, Architecture.GPT_NEOX, False, RouterForm(pre_pass=True, router_damping=0.5)),
+    (Method.PONDERLM3, Architecture.LLAMA, False, RouterForm(), Reading.LAST_STEP),
 ]
 
 
