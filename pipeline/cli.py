@@ -1,5 +1,6 @@
 """`megaponder`: the entry point, with all commands."""
 
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -60,6 +61,9 @@ app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(tokenizer.app, name="tokenizer")
 
+# How Python represents the bytes of an argument that its encoding cannot decode.
+_UNDECODED = re.compile("[\ud800-\udfff]")
+
 
 def main() -> None:
     """Run the command line."""
@@ -113,6 +117,9 @@ def _call_with_paths(callback: Callable[..., Any], **arguments: Any) -> Any:
 def _expanded(value: Any) -> Any:
     if isinstance(value, list):
         return [_expanded(item) for item in value]
+    if isinstance(value, str | Path) and _UNDECODED.search(str(value)):
+        # It could not be stored: manifests and configurations are UTF-8.
+        raise typer.BadParameter(f"{value}: must be UTF-8, but has bytes that are not; rename it")
     try:
         return Path(expand_path(str(value))) if isinstance(value, Path) else value
     except UnknownNameError as error:

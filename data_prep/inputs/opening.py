@@ -18,6 +18,7 @@ from pipeline.shared.errors import DataError
 
 # Of decompressed bytes; what is in it is lost with the bytes that cannot be decompressed.
 _BUFFER_BYTES = 1 << 14
+_STORED_BUFFER_BYTES = 1 << 16
 # The largest window of a zstd frame, 2 GiB: archives of large corpora are packed with it.
 _WINDOW_LOG = 31
 
@@ -98,5 +99,11 @@ def _open(location: str) -> tuple[io.BufferedReader, int | None]:
         remote = RemoteFile(location)
         return io.BufferedReader(remote, 1 << 20), remote.size_bytes
     # A pipe that has taken the place of the file must not be waited for.
-    stream = open(location, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))  # noqa: SIM115 (the caller closes it)
+    stream: io.BufferedReader = io.BufferedReader(
+        io.FileIO(location, opener=_open_without_wait), _STORED_BUFFER_BYTES
+    )
     return stream, os.fstat(stream.fileno()).st_size
+
+
+def _open_without_wait(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -195,8 +195,8 @@ class _Reader:
             if self._part.start == 0:
                 self._check_content(stream.peek(HEAD_BYTES)[:HEAD_BYTES])
             if self._kind == "tar":
-                for number, make_text in read_members(stream, self._reading):
-                    yield _Record(position=number, number=number, make_parts=make_text)
+                for number, make_parts in read_members(stream, self._reading):
+                    yield _Record(position=number, number=number, make_parts=make_parts)
             else:
                 yield from self._lines(stream)
 

@@ -72,7 +72,8 @@ def file_system(url: str) -> tuple[Any, str]:
         DataError: fsspec knows no such file system, or it cannot be used.
     """
     try:
-        return ask(url, lambda: fsspec.core.url_to_fs(url, **_options(url)))
+        found: tuple[Any, str] = ask(url, lambda: fsspec.core.url_to_fs(url, **_options(url)))
+        return found
     except FileNotFoundError as error:
         raise _not_a_file_system(url, error) from None
     except DataError as error:

@@ -55,7 +55,7 @@ def _next(tar: tarfile.TarFile, stream: "_LimitedStream") -> "_Member | None":
     if tar.firstmember is None:  # type: ignore[attr-defined]
         if tar._loaded:  # type: ignore[attr-defined]
             return None
-        tar.fileobj.seek(tar.offset)  # type: ignore[attr-defined, union-attr]
+        tar.fileobj.seek(tar.offset)
     # All members that were read are kept otherwise.
     tar.members.clear()  # type: ignore[attr-defined]
     with stream:

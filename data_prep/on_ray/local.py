@@ -62,8 +62,6 @@ def _start(num_cpus: int, folder: Path) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=str(folder),
-            # Ray then listens on the loopback interface only.
-            _node_ip_address="127.0.0.1",
             job_config=worker_imports(),
         )
     except Exception as error:  # of any kind: Ray starts several programs

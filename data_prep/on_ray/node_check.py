@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.inputs.finding import is_url
+from data_prep.inputs.urls import is_url
 
 # The packages that tokens depend on, in addition to this one.
 _LIBRARIES = ("numpy", "sentencepiece", "tokenizers", "pyarrow", "fsspec", "backports.zstd")

@@ -119,7 +119,7 @@ class ShardWriter:
         if before is not None:
             self._pending, self._lengths = before.pending, before.lengths
             self._hashing.return_to(before.size_bytes, before.digest)
-            self._tar.offset = before.size_bytes  # type: ignore[attr-defined]
+            self._tar.offset = before.size_bytes
         del self._pending[start.num_pending :], self._lengths[start.num_lengths :]
         self._num_pending_tokens, self._num_piece_tokens = start.num_pending_tokens, 0
         self._num_tokens, self._num_members = start.num_tokens, start.num_members

@@ -62,9 +62,9 @@ class TokenFile:
             DataError: the file ends before, or cannot be read.
         """
         try:
-            num_bytes = os.preadv(self._descriptor, (destination,), offset_bytes)
+            num_bytes = os.preadv(self._descriptor, (destination.data,), offset_bytes)
             if num_bytes < destination.nbytes:
-                self._read_rest(memoryview(destination).cast("B")[num_bytes:], offset_bytes + num_bytes)
+                self._read_rest(destination.data.cast("B")[num_bytes:], offset_bytes + num_bytes)
         except OSError as error:
             raise self._unreadable(error) from error
 

@@ -75,10 +75,10 @@ def train_tokenizer(training: TokenizerTraining) -> TrainedTokenizer:
         heldout_fraction=training.heldout_fraction,
     )
     files = find_files(training.source)
-    _check_output(training, files)
     chosen = choose_files(files, settings)
     record = _training_record(training, chosen)
     with output_errors(training.output):
+        _check_output(training, files)
         remove_abandoned(training.output)
         remove_abandoned(_record_path(training.output))
         if _is_up_to_date(training.output, record):

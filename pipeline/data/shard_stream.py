@@ -65,7 +65,8 @@ class ShardStream(TokenStream):
                 self.read_into(row[:length], int(starts[number]))
 
     def _file(self, run: int) -> TokenFile:
-        return self._files[self._index.shard[run]]
+        file: TokenFile = self._files[self._index.shard[run]]
+        return file
 
     def _offset_bytes(self, run: int, first: int) -> int:
         return int(self._index.offset_bytes[run]) + first * self._dtype.itemsize

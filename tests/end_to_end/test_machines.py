@@ -49,3 +49,11 @@ def test_commands_work_on_other_machines(machine: Machine, recipe: Path, tmp_pat
     slurm = ("--target", "slurm", "--dry-run")
     run(machine, "submit", "--config", str(recipe), *slurm, f"output_dir={trained}", f"data.path={data}")
     run(machine, "jobs", "list", "--runs", str(folder))
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "a\nb"])
+def test_folder_names_that_cannot_be_stored_are_refused(name: str, recipe: Path, tmp_path: Path) -> None:
+    command = megaponder("train", "--config", str(recipe), *one_rank(tmp_path / name))
+    assert command.exit_code == 2
+    assert "Traceback" not in command.stderr
+    assert not list(tmp_path.iterdir())
