@@ -169,7 +169,8 @@ class _Loader(yaml.SafeLoader):
         self._num_values: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        mark = self.peek_event().start_mark
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # (the stubs of PyYAML have no type for it)
+        mark = event.start_mark
         is_alias = self.check_event(yaml.AliasEvent)
         self._depth += 1
         if self._depth > _DEEPEST_NESTING:
