@@ -49,12 +49,13 @@ def on_rank_zero(action: Callable[[], T], *, rank: int) -> T | None:
     """
     import torch.distributed
 
-    result, errors = None, [None]
+    result: T | None = None
+    errors: list[UserError | None] = [None]
     if rank == 0:
         try:
             result = action()
         except UserError as error:
-            errors = [error]  # type: ignore[list-item]
+            errors = [error]
     torch.distributed.broadcast_object_list(errors, src=0)
     if errors[0] is not None:
         raise errors[0]
