@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from megatron_ext.decoding import BatchDecoder
-from megatron_ext.device import device
+from megatron_ext.device import device, synchronize
 from megatron_ext.ponder.decode.sweeps import Sweeps
 from megatron_ext.ponder.step_limits import StepLimits
 from pipeline.cost.account import flops_account
@@ -111,11 +111,11 @@ def _decode(
     texts = range(len(tokens))
     decoder.read_prompts(texts, [text[:num_prompt] for text in tokens], sweeps=Sweeps(number=1))
     taken = []
-    _wait_for_device()
+    synchronize()
     started = time.perf_counter()
     for column in _columns(tokens, num_prompt):
         taken.append(decoder.consume(texts, column).steps)
-    _wait_for_device()
+    synchronize()
     if is_timed:
         way.seconds.append((time.perf_counter() - started) / len(taken))
     steps = torch.stack(taken)
@@ -149,9 +149,3 @@ def _agreed(is_late: bool) -> bool:
     decision = torch.tensor([int(is_late)], device=device())
     torch.distributed.broadcast(decision, src=0)
     return bool(decision.item())
-
-
-def _wait_for_device() -> None:
-    """Synchronize with the device before the clock is read."""
-    if device().type == "cuda":
-        torch.cuda.synchronize()

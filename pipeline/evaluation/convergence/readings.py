@@ -6,11 +6,10 @@ from dataclasses import replace
 from functools import partial
 from statistics import median
 
-import torch
 from torch import Tensor
 
 from megatron_ext.decoding import BatchDecoder
-from megatron_ext.device import device
+from megatron_ext.device import synchronize
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.decode.sweeps import Sweeps
 from megatron_ext.ponder.decode.think import ignore
@@ -93,6 +92,5 @@ class _Rows:
 def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
-    if device().type == "cuda":
-        torch.cuda.synchronize()
+    synchronize()
     return time.perf_counter() - started

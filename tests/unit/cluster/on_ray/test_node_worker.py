@@ -25,7 +25,7 @@ def tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobStatusTracker
     tracker = JobStatusTracker(tmp_path / "logs", num_nodes=1)
     tracker.open_attempt()
     # An actor's method is called with `remote`, and its result fetched.
-    monkeypatch.setattr(node_worker.ray, "get", lambda result: result)
+    monkeypatch.setattr(node_worker.ray, "get", lambda result, timeout: result)
     monkeypatch.setattr(node_worker, "REPORT_SECONDS", 0.05)
     return tracker
 
