@@ -10,6 +10,7 @@ from cluster.job_spec import Container, JobSpec, Queue, RequeuePolicy, Resources
 from cluster.lead_time import signal_lead_seconds
 from pipeline.config.schema import RunConfig
 from pipeline.config.submit_section import SubmitSection
+from pipeline.shared.files import resolved_output
 from pipeline.shared.python_start import SAFE_PATH, python_module, python_variables
 
 CONFIG_NAME = "config.yaml"
@@ -26,7 +27,7 @@ def training_job(
         sweep: the run of each job of an array.
     """
     submit = config.submit
-    run_folder = config.output_dir.resolve()
+    run_folder = resolved_output(config.output_dir)
     job_folder = new_job_folder(run_folder, "train")
     return JobSpec(
         name=config.name,

@@ -17,6 +17,7 @@ from pipeline.config.load import setting_paths, text_paths
 from pipeline.config.overrides import apply_overrides, value_of
 from pipeline.config.schema import RunConfig
 from pipeline.shared.errors import ClusterError
+from pipeline.shared.files import resolved_output
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _OPENING, _CLOSING, _QUOTES = "[{(", "]})", "'\""
@@ -118,7 +119,7 @@ def _read(override: str) -> _Variation:
 def _member(config: RunConfig, variations: Sequence[_Variation]) -> SweepMember:
     label = _label(variations)
     name = f"{config.name}-{label}"
-    output = config.output_dir.resolve()
+    output = resolved_output(config.output_dir)
     folder = output.with_name(f"{output.name}-{label}")
     own = (f"name={name}", f"output_dir={folder}")
     overrides = tuple(variation.override for variation in variations)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.shared.errors import DataError
-from pipeline.shared.files import disk_full_as_data_error
+from pipeline.shared.files import disk_full_as_data_error, resolved_output
 
 # Of a path that cannot be written, whatever is tried.
 _NOT_WRITABLE = (
@@ -32,7 +32,7 @@ def output_errors(output: Path) -> Iterator[None]:
     Raises:
         DataError: it cannot be written, or the disk is full.
     """
-    _check_link(output)
+    resolved_output(output)  # raises where a link leads to itself
     try:
         with disk_full_as_data_error(output):
             yield
@@ -42,15 +42,6 @@ def output_errors(output: Path) -> Iterator[None]:
         raise DataError(
             f"the output {output} must be writable, but {error.filename or output} is not "
             f"({error.strerror}); choose another output, or remove what is in its way"
-        ) from error
-
-
-def _check_link(output: Path) -> None:
-    try:
-        output.resolve()
-    except RuntimeError as error:  # Python's own, for a link that leads to itself
-        raise DataError(
-            f"the output {output} must be writable, but is a link to itself; remove it"
         ) from error
 
 

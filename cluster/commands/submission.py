@@ -18,6 +18,7 @@ from cluster.workflow.todo import PlannedStep
 from pipeline.config.load import dump_private_config
 from pipeline.config.schema import RunConfig
 from pipeline.shared.console import open_console, say
+from pipeline.shared.files import resolved_output
 from pipeline.shared.folder_lock import folder_lock
 
 
@@ -50,7 +51,7 @@ def submit_training(
 
 def _only_submission(run_folder: Path) -> AbstractContextManager[None]:
     """Let no other command submit jobs of a run, or of the runs of a sweep beside it, at the same time."""
-    return folder_lock(run_folder.resolve() / JOBS_FOLDER, "megaponder submit")
+    return folder_lock(resolved_output(run_folder) / JOBS_FOLDER, "megaponder submit")
 
 
 def submit_workflow(

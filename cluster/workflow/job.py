@@ -10,6 +10,7 @@ from cluster.run_job import CONFIG_NAME, container_of, program, training_job
 from cluster.workflow.work import StepWork, work_of
 from pipeline.config.schema import RunConfig
 from pipeline.config.workflow_section import PrepareStep, WorkflowStep
+from pipeline.shared.files import resolved_output
 from pipeline.shared.python_start import python_module
 
 _MODULE = "cluster.workflow.run_step"
@@ -74,4 +75,4 @@ def _prepares_on_ray(config: RunConfig, step: WorkflowStep) -> bool:
 
 def _folders(config: RunConfig, work: StepWork) -> tuple[Path, ...]:
     own = (config.output_dir, config.checkpoint_directory, *config.data.training_paths, *work.folders)
-    return tuple(dict.fromkeys(folder.resolve() for folder in own))
+    return tuple(dict.fromkeys(resolved_output(folder) for folder in own))

@@ -19,11 +19,14 @@ QUIET_RAY = {
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# Says that there is only this machine: the programs of Ray then listen on its loopback interface, and nobody
+# elsewhere can give them work. Otherwise Ray replaces a loopback address by that of the machine.
+ONE_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @contextmanager
 def local_ray(num_cpus: int) -> Iterator[None]:
-    """Start Ray with a number of workers, and stop all its processes at the end.
+    """Start Ray with a number of workers, on the loopback interface, and stop all its processes at the end.
 
     Raises:
         DataError: it does not start.
@@ -36,8 +39,8 @@ def local_ray(num_cpus: int) -> Iterator[None]:
     except OSError as error:
         raise _not_started(error) from error
     try:
-        with environment(QUIET_RAY | python_variables(os.environ)), terminate_like_interrupt():
-            with interrupts_held():
+        with environment(QUIET_RAY | ONE_MACHINE | python_variables(os.environ)), terminate_like_interrupt():
+            with interrupts_held(), _one_machine():
                 _start(num_cpus, folder)
             # Again, because Ray has installed a handler that aborts.
             with terminate_like_interrupt():
@@ -62,10 +65,24 @@ def _start(num_cpus: int, folder: Path) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=str(folder),
+            _node_ip_address="127.0.0.1",
             job_config=worker_imports(),
         )
     except Exception as error:  # of any kind: Ray starts several programs
         raise _not_started(error) from error
+
+
+@contextmanager
+def _one_machine() -> Iterator[None]:
+    """Set `ONE_MACHINE` in this process, where Ray has read the variable when it was imported."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _not_started(error: Exception) -> DataError:

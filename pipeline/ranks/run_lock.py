@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.ranks.environment import Ranks
+from pipeline.shared.files import resolved_output
 from pipeline.shared.folder_lock import folder_lock
 
 __all__ = ["run_lock"]
@@ -26,6 +27,6 @@ def run_lock(*folders: Path, work: str) -> Iterator[None]:
     with ExitStack() as locks:
         if Ranks.from_environment().rank == 0:
             # Two names may mean one folder.
-            for folder in dict.fromkeys(folder.resolve() for folder in folders):
+            for folder in dict.fromkeys(resolved_output(folder) for folder in folders):
                 locks.enter_context(folder_lock(folder, work))
         yield

@@ -108,6 +108,21 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def resolved_output(path: Path) -> Path:
+    """Return the absolute path of an output, without links.
+
+    Raises:
+        DataError: a link of it leads to itself.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError as error:  # Python's own, for such links
+        raise DataError(
+            f"the output {path} must be a path that can be written, but a link of it leads to itself; "
+            "remove the link, or choose another output"
+        ) from error
+
+
 @contextmanager
 def disk_full_as_data_error(folder: Path) -> Iterator[None]:
     """Turn the errors of a full disk into an error that a user can act on.

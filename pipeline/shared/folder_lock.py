@@ -33,7 +33,7 @@ from pathlib import Path
 
 from pipeline.shared.errors import DataError
 from pipeline.shared.exit_codes import ExitCode
-from pipeline.shared.files import remove_temporaries
+from pipeline.shared.files import remove_temporaries, resolved_output
 from pipeline.shared.process_identity import ProcessIdentity
 
 __all__ = ["LOCK_NAME", "FolderInUseError", "Owner", "folder_lock", "output_lock", "read_owner"]
@@ -130,7 +130,7 @@ def output_lock(output: Path, work: str = "megaponder") -> Iterator[None]:
         see `folder_lock`.
     """
     # Two names of one folder, one of them a link or relative, are one output.
-    resolved = output.resolve()
+    resolved = resolved_output(output)
     lock = resolved.with_name(f".{resolved.name}{LOCK_NAME}")
     with _created(resolved.parent), _held(lock, output, work):
         remove_temporaries(resolved.parent, glob.escape(resolved.name))

@@ -9,13 +9,17 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
+import psutil
 import pytest
+import ray
 
 from data_prep.inputs.documents import TextFolder
 from data_prep.journal import JOURNAL_NAME
 from data_prep.manifest import MANIFEST_NAME
+from data_prep.on_ray.local import local_ray
 from data_prep.preparation import PARTS_FOLDER, PrepareRequest
 from data_prep.run import prepare
 from data_prep.tasks import ShardTask, TaskReport
@@ -115,6 +119,31 @@ def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
+def listeners(pids: list[int]) -> dict[str, set[str]]:
+    """Addresses at which processes accept TCP connections, by the names of their programs."""
+    found: dict[str, set[str]] = {}
+    for pid in pids:
+        try:
+            process = psutil.Process(pid)
+            sockets = process.net_connections("tcp")
+            name = process.name()
+        except psutil.NoSuchProcess:
+            continue  # the process ended while it was looked at
+        addresses = {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+        found[name] = found.get(name, set()) | addresses
+    return found
+
+
+def is_loopback(address: str) -> bool:
+    parsed = ip_address(address)
+    # such as ::ffff:127.0.0.1, of a socket that accepts IPv4 by the interface of IPv6
+    return ((isinstance(parsed, IPv6Address) and parsed.ipv4_mapped) or parsed).is_loopback
+
+
+def own_id() -> int:
+    return os.getpid()
+
+
 def crash(task: ShardTask) -> TaskReport:
     os._exit(1)
 
@@ -126,6 +155,21 @@ def test_ray_workers_write_the_bytes_of_one_process(
     manifest = prepare(build_request(source, tokenizer, tmp_path / "ray", workers=2))
     assert manifest == expected
     assert folder_bytes(tmp_path / "ray") == folder_bytes(tmp_path / "here")
+    wait_until(lambda: processes(mark) == [], seconds=60.0)
+
+
+def test_only_this_machine_can_reach_the_ray_that_is_started(ray_folder: Path, mark: str) -> None:
+    with local_ray(1):
+        ray.get(ray.remote(own_id).remote(), timeout=60)
+        pids = [os.getpid(), *processes(mark)]
+        # the agents of Ray begin to listen after its start
+        wait_until(lambda: len(listeners(pids)) >= 4 and listeners(pids)["raylet"] != set())
+        time.sleep(5.0)
+        found = listeners([os.getpid(), *processes(mark)])
+    assert found["gcs_server"] != set()
+    assert found["raylet"] != set()
+    addresses = set().union(*found.values())
+    assert [address for address in addresses if not is_loopback(address)] == []
     wait_until(lambda: processes(mark) == [], seconds=60.0)
 
 

@@ -83,6 +83,16 @@ def test_a_second_owner_is_refused_and_hears_who_the_first_is(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_output_that_is_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for lock in (folder_lock, output_lock):
+        for folder in (loop, loop / "inside"):
+            with pytest.raises(DataError), lock(folder):
+                pass
+    assert list(tmp_path.iterdir()) == [loop]
+
+
 def test_what_the_owner_starts_is_part_of_it(tmp_path: Path) -> None:
     with folder_lock(tmp_path), folder_lock(tmp_path):
         code = HOLD.replace("input()", "")
