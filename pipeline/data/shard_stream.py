@@ -1,6 +1,7 @@
 """The tokens of a split of webdataset shards."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from data_prep.storage.token_file import TokenFile
 from pipeline.data.index import load_or_build_index
 from pipeline.data.stream import TokenStream, check_range
 from pipeline.shared.errors import DataError
+
+# Below the 1,024 descriptors that a process may usually have; a corpus may have thousands of shards.
+MOST_OPEN_SHARDS = 512
 
 
 class ShardStream(TokenStream):
@@ -26,7 +30,11 @@ class ShardStream(TokenStream):
         shards = manifest.split_shards(split)
         self._dtype = token_dtype(manifest.header.token_type)
         self._index = load_or_build_index(folder, shards)
-        self._files = [_open_shard(folder / entry.name, entry.size_bytes) for entry in shards]
+        self._paths = [folder / entry.name for entry in shards]
+        for path, entry in zip(self._paths, shards, strict=True):
+            _check_size(path, entry.size_bytes)
+        # A file that a thread still reads is closed when that has ended.
+        self._open = lru_cache(MOST_OPEN_SHARDS)(TokenFile)
 
     @property
     def dtype(self) -> np.dtype[np.integer]:
@@ -65,18 +73,16 @@ class ShardStream(TokenStream):
                 self.read_into(row[:length], int(starts[number]))
 
     def _file(self, run: int) -> TokenFile:
-        file: TokenFile = self._files[self._index.shard[run]]
-        return file
+        return self._open(self._paths[self._index.shard[run]])
 
     def _offset_bytes(self, run: int, first: int) -> int:
         return int(self._index.offset_bytes[run]) + first * self._dtype.itemsize
 
 
-def _open_shard(path: Path, size_bytes: int) -> TokenFile:
+def _check_size(path: Path, size_bytes: int) -> None:
     found_bytes = path.stat().st_size if path.is_file() else 0
     if found_bytes != size_bytes:
         raise DataError(
             f"{path} must have {size_bytes} bytes, but has {found_bytes}; "
             "run `megaponder data prepare` again: it makes damaged shards again"
         )
-    return TokenFile(path)

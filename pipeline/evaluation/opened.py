@@ -210,7 +210,14 @@ def _check_size(folder: Path, config: RunConfig, vocab_size: int) -> None:
             f"{folder / CONFIG_NAME} must have micro-batches of at most {_MOST_TOKENS_AT_ONCE:,} tokens, but "
             f"has {training.micro_batch_size:,} rows of {training.seq_length:,}; use another checkpoint"
         )
-    needed = flops_account(config, vocab_size).parameters().total
+    # The rows that pad the vocabulary depend on the layout, which need not be that of the training.
+    unpadded = config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"make_vocab_size_divisible_by": 1}),
+            "parallel": config.parallel.model_copy(update={"tensor": 1}),
+        }
+    )
+    needed = flops_account(unpadded, vocab_size).parameters().total
     stored = OfflineReader(folder).num_weights
     if needed > stored:
         raise CheckpointError(

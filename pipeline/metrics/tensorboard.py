@@ -1,5 +1,6 @@
 """TensorBoard files, with the tags of Megatron-LM where it has one."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -49,6 +50,7 @@ class TensorBoardSink:
         Args:
             purge_step: on resume, the next iteration; events from there on are hidden.
         """
+        _leave_errors_of_files_to_the_writer()
         writer = SummaryWriter(str(folder), purge_step=purge_step)
         self._writer = cast(_Writer, writer)
         self._writer.add_custom_scalars(
@@ -119,6 +121,21 @@ def histogram_of_counts(counts: Sequence[float]) -> dict[str, Any]:
         "bucket_limits": [-0.5, *(step + 0.5 for step in range(len(counts)))],
         "bucket_counts": [0.0, *counts],
     }
+
+
+def _leave_errors_of_files_to_the_writer() -> None:
+    """Print no traceback for a file that TensorBoard's thread could not write.
+
+    The writer raises the same error in the caller, at its next event or when it is closed.
+    """
+    before = threading.excepthook
+
+    def report(crash: threading.ExceptHookArgs) -> None:
+        is_of_writer = type(crash.thread).__module__.startswith("tensorboard.")
+        if not (is_of_writer and isinstance(crash.exc_value, OSError)):
+            before(crash)
+
+    threading.excepthook = report
 
 
 def custom_scalars_layout(

@@ -35,7 +35,9 @@ def test_a_budget_is_met_stored_and_used_again(trained: TrainedRun, tmp_path: Pa
     # Generation takes the stored threshold: at one above all tail masses no token takes a step.
     file = run / "budgets.json"
     file.write_text(file.read_text().replace(str(stored["threshold"]), "2.0"))
-    command = megaponder("generate", str(checkpoints), "--budget", "1.5", "--json-lines", str(lines))
+    command = megaponder(
+        "generate", str(checkpoints), "--budget", "1.5", "--json-lines", str(lines), "--max-new-tokens", "8"
+    )
 
     assert command.exit_code == 0, command.stderr
     assert set(json.loads(lines.read_text())["steps"]) == {0}
@@ -43,7 +45,7 @@ def test_a_budget_is_met_stored_and_used_again(trained: TrainedRun, tmp_path: Pa
 
 def test_steps_are_limited_in_generation(trained: TrainedRun, tmp_path: Path) -> None:
     lines = tmp_path / "texts.jsonl"
-    options = ["--max-steps", "1", "--threshold", "0", "--json-lines", str(lines)]
+    options = ["--max-steps", "1", "--threshold", "0", "--json-lines", str(lines), "--max-new-tokens", "8"]
 
     command = megaponder("generate", str(trained.checkpoints), *options)
 

@@ -137,6 +137,7 @@ def test_nothing_is_written_outside_the_folder_of_the_run(trained: TrainedRun) -
     assert sorted(path.name for path in trained.folder.parent.iterdir()) == ["run"]
     assert sorted(path.name for path in trained.folder.iterdir()) == [
         "checkpoints",
+        "identity.json",
         "metrics.jsonl",
         "run_config.yaml",
         "save_times.jsonl",

@@ -101,7 +101,11 @@ def test_the_production_model_reproduces_every_vector(
     cases = [case for case in read_cases(golden_folder) if case.kind == "forward"]
     assert len(cases) >= 60
     assert {(case.method, case.facts["arch"]) for case in cases} == {
-        (method, backbone) for method in Method for backbone in ("neox", "llama")
+        (method, backbone)
+        for method in Method
+        for backbone in ("neox", "llama")
+        # Known at second hand only: nothing to record from.
+        if method is not Method.ADAPTIVE_LATENT_COT
     }
 
     assert_all_pass(golden_folder, tmp_path / "results.json", quiet, cases)
