@@ -124,14 +124,18 @@ def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> fl
 
 
 def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
-    """Gradients that later passes have left for the kept keys and values of this one.
+    """Gradients for kept keys and values: those that later passes have left for this one's, and where a pass
+    sees all earlier ones, those that it leaves for theirs.
 
     Within one graph autograd uses them up layer by layer; between graphs those of all layers wait.
     """
     is_cut = sizes.recompute != "none" or sizes.num_stages > 1
-    if not sizes.facts.halts_in_training or sizes.plan.is_final(index) or not is_cut:
+    if not sizes.facts.halts_in_training or not is_cut:
         return 0
-    return num_layers * rows * sizes.shape.key_value_size / sizes.tensor * sizes.value_bytes
+    num_passes = 0 if sizes.plan.is_final(index) else 1
+    if sizes.facts.sees_earlier_steps:
+        num_passes += index
+    return num_passes * num_layers * rows * sizes.shape.key_value_size / sizes.tensor * sizes.value_bytes
 
 
 def _method(sizes: RankSizes, index: int, entered: float) -> float:
