@@ -124,9 +124,9 @@ def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> fl
 
 
 def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
-    """Gradients for kept keys and values: those that later passes have left for this one's, and where a pass
-    sees all earlier ones, those that it leaves for theirs.
+    """Gradients for keys and values that are kept, while a pass runs backward.
 
+    Later passes have left them for the pass's own, and a pass that sees all earlier ones leaves them for theirs.
     Within one graph autograd uses them up layer by layer; between graphs those of all layers wait.
     """
     is_cut = sizes.recompute != "none" or sizes.num_stages > 1

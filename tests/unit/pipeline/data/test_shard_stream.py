@@ -1,6 +1,5 @@
 """The tokens of many shards through few open files."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from tests.support.shards import random_documents, write_split
 
 def open_shards() -> int:
     links = Path("/proc/self/fd").iterdir()
-    return sum(os.readlink(link).endswith(".tar") for link in links if link.is_symlink())
+    return sum(link.readlink().suffix == ".tar" for link in links if link.is_symlink())
 
 
 def test_a_split_of_more_shards_than_may_be_open_is_read_whole(
