@@ -126,7 +126,7 @@ def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> fl
 def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
     """Gradients for keys and values that are kept, while a pass runs backward.
 
-    Later passes have left them for the pass's own, and a pass that sees all earlier ones leaves them for theirs.
+    Later passes have left them for its own; a pass that sees all earlier ones leaves them for theirs.
     Within one graph autograd uses them up layer by layer; between graphs those of all layers wait.
     """
     is_cut = sizes.recompute != "none" or sizes.num_stages > 1
