@@ -21,7 +21,8 @@ def read_prompts_file(path: Path) -> list[str]:
         DataError: the file cannot be read, has no prompt, or a line is not such an object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # A byte-order mark is no part of the first prompt; other breaks than line feeds are part of a text.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} must be a text file in UTF-8, but cannot be read: {error}") from error
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -34,8 +35,9 @@ def read_prompts_file(path: Path) -> list[str]:
 
 def _prompt_of(line: str, place: str) -> str:
     try:
-        content = json.loads(line)
-    except json.JSONDecodeError as error:
+        # Nobody asks for the numbers beside the text, which may have any length.
+        content = json.loads(line, parse_int=float)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place} must be a JSON object, but is not: {error}") from error
     prompt = content.get(PROMPT_KEY) if isinstance(content, dict) else None
     if not isinstance(prompt, str) or not prompt:

@@ -43,3 +43,20 @@ def test_a_line_without_a_prompt_is_refused_with_its_number(tmp_path: Path, cont
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.txt"):
         read_prompts_file(tmp_path / "absent.txt")
+
+
+def test_marks_long_numbers_and_unusual_breaks_cost_no_prompt(tmp_path: Path) -> None:
+    plain, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    plain.write_bytes("\ufeffold clock\r\nnew\u2028line\n".encode())
+    lines.write_bytes(f'\ufeff{{"prompt": "old clock", "id": {"7" * 5000}}}\n'.encode())
+
+    assert read_prompts_file(plain) == ["old clock", "new\u2028line"]
+    assert read_prompts_file(lines) == ["old clock"]
+
+
+def test_a_prompt_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text("[" * 100_000)
+
+    with pytest.raises(DataError, match=r"prompts\.jsonl:1"):
+        read_prompts_file(lines)
