@@ -11,7 +11,8 @@ from tests.support.local_jobs import local_jobs
 from tests.support.runs import data_hashes, has_trained, losses
 from tests.support.tiny_run import TrainedRun
 
-pytestmark = pytest.mark.end_to_end
+# Three starts of two ranks each.
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
 
 def test_a_job_with_a_killed_rank_equals_an_uninterrupted_run(
