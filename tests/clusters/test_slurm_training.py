@@ -125,7 +125,8 @@ def test_ranks_that_never_meet_end_within_their_limit(
     assert message in all_logs(record)
     assert "Traceback" not in all_logs(record)
     assert not (folder / "metrics.jsonl").exists()
-    assert not (folder / "checkpoints").exists()
+    # A rank that was killed leaves the lock of the folder at most.
+    assert not list((folder / "checkpoints").glob("iter_*"))
 
 
 def test_a_job_that_cannot_start_is_cancelled_and_tells_why(
