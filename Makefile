@@ -25,7 +25,7 @@ setup: $(INSTALLED) ## create the virtual environment and install the project wi
 demo: $(INSTALLED) ## go from raw text to a trained model and a report on two local ranks
 	$(BIN)/megaponder demo
 
-continued-demo: $(INSTALLED) ## continue SmolLM2-135M as a pondering model, within two hours on two cores
+continued-demo: $(INSTALLED) ## continue SmolLM2-135M as a pondering model beside a control; resumes
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m scripts.continued_demo
 
 ladder: $(INSTALLED) ## train every method on the same real text; takes hours, and resumes

@@ -154,7 +154,7 @@ def find_records(runs: Path, job: str) -> Sequence[JobRecord]:
     """Return a job by its id (`slurm:1234`, or `1234` where only one target has it) or all of a name.
 
     Args:
-        runs: a folder of runs, which may lie in folders of their own, or one run.
+        runs: a folder of runs, nested in further folders or not, or one run.
         job: an id, the folder or name of a run, or the name of a workflow step's jobs, such as `run-train`.
 
     Raises:

@@ -19,7 +19,7 @@ from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignor
 from megatron_ext.ponder.halting import exit_masses, in_float32, mix_exits, reaches
 from megatron_ext.ponder.penalties import confident_continuation
 
-# Every token starts by going on with 0.9: most of what is read comes from the last step, and all steps count.
+# At first every token continues with 0.9: most of what is read is of the last step, and all steps count.
 CONTINUE_ODDS = 9.0
 
 
@@ -38,7 +38,7 @@ class AdaptiveLatentCoT(PonderMethod):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialize with 0.9 for going on, whatever the token."""
+        """Initialize with 0.9 for continuing, whatever the token."""
         if not self.decides:
             return
         assert isinstance(self.router, nn.Linear)
@@ -124,7 +124,7 @@ class AdaptiveLatentCoT(PonderMethod):
         return {"steps_count": num_steps + 1, "continue_probability": num_steps, "penalty": 1}
 
     def _router_logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits of going on, in at least float32: [S, B, H] -> [S, B]."""
+        """Return the logits of continuing, in at least float32: [S, B, H] -> [S, B]."""
         return in_float32(self.router, hidden).squeeze(-1)
 
     def _next_input(self, hidden: Tensor) -> Tensor:

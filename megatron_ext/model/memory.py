@@ -100,7 +100,7 @@ class _AddLaterGradient(torch.autograd.Function):
 
 
 class _ReachThrough(torch.autograd.Function):
-    """The first argument, whose backward goes on to the second one too, with a gradient of zeros."""
+    """The first argument, whose backward also reaches the second one, with a gradient of zeros."""
 
     @staticmethod
     def forward(ctx: Any, used: Tensor, aside: Tensor) -> Tensor:

@@ -240,8 +240,8 @@ class Decider:
         name: of the attribute that holds it, and of its weights.
         inner: H -> units of the hidden layer; None where there is none.
         outputs: K -> outputs.
-        asks_again: whether a token is asked after each of its iterations but the K-th, whether it goes on;
-            otherwise once, and in a training forward anew after every pass.
+        asks_again: whether a token is asked after each of its iterations but the K-th, whether it continues;
+            otherwise once, and in a training forward again after every pass.
         per_iteration: whether each of the K iterations has a network of its own.
         start: how its weights are initialized, for people.
     """
@@ -288,7 +288,7 @@ class Decider:
         return len(self.prefixes(num_latent_thoughts)) * one
 
     def is_read_after(self, index: int, plan: PassPlan) -> bool:
-        """Whether a forward whose passes all decide anew runs a network on every token after pass `index`."""
+        """Whether a forward in which every pass decides runs a network on every token after pass `index`."""
         return not (self.asks_again and plan.is_final(index))
 
     def _products(self, hidden_size: int, num_latent_thoughts: int) -> tuple[tuple[int, int], ...]:
@@ -562,7 +562,7 @@ FACTS: Mapping[Method, MethodFacts] = {
         source="arXiv 2602.08220",
         step_name="latent steps",
         description="the last hidden state of every token is fed back into it, at most {steps} times; a "
-        "router decides after each step whether the token goes on.",
+        "router decides after each step whether the token continues.",
         plan=iteration_plan,
         has_wide_embeddings=True,
         decider=Decider(
@@ -571,7 +571,7 @@ FACTS: Mapping[Method, MethodFacts] = {
             outputs=lambda num_latent_thoughts: 1,
             asks_again=True,
             per_iteration=False,
-            start="the router's weight is 0 and its bias lets every token go on with 0.9",
+            start="the router's weight is 0 and its bias lets every token continue with 0.9",
         ),
         sees_earlier_steps=True,
         predicts_each_step=True,

@@ -160,10 +160,10 @@ def confident_continuation(
     real: Tensor,
     exponent: float,
 ) -> Tensor:
-    """Return the mean over real tokens of what going on costs: the more, the better they predict already.
+    """Return the mean over real tokens of what continuing costs: the more, the better they predict already.
 
     Each step that a labelled token runs adds ``p^beta g``: p the probability that the step gives to the
-    label, g that of going on. No other step adds anything.
+    label, g that of continuing. No other step adds anything.
 
     Args:
         continue_logits: router logits after steps 0..K-1, [S, B, K].

@@ -48,4 +48,4 @@ class Renewal:
 
 
 ALWAYS = Renewal()
-"""Every pass decides anew."""
+"""Every pass decides."""

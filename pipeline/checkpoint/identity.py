@@ -1,6 +1,6 @@
 """What a checkpoint belongs to: ``identity.json``, and the tokenizer's file beside it.
 
-A run that goes on with another tokenizer, order or row length would train without an error and mean something
+A run that resumes with another tokenizer, order or row length would train without an error and mean something
 else, so these facts are stored with the weights and compared. Nothing here imports torch.
 """
 

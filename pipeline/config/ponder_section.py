@@ -188,8 +188,8 @@ class PonderSection(Section):
     )
     penalty_exponent: NonNegative = Field(
         1.0,
-        description="beta: going on is penalised in proportion to this power of the probability that a step "
-        "gives to the label",
+        description="beta: continuing is penalised in proportion to this power of the probability that a "
+        "step gives to the label",
     )
     reading: Reading = Field(
         Reading.MIXTURE,

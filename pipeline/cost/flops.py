@@ -187,7 +187,7 @@ class FlopsAccount:
         return self.decider.is_read_after(index, plan) and self.is_renewed_after(index, plan)
 
     def is_renewed_after(self, index: int, plan: PassPlan) -> bool:
-        """Whether the router's form lets it decide anew after pass `index`; any other decider does."""
+        """Whether the router's form lets it decide again after pass `index`; any other decider does."""
         if not self.facts.weighs_slots:
             return True
         # The sweeps begin after as many passes as there are thoughts.
@@ -411,7 +411,7 @@ class FlopsAccount:
     def _share_of_judged_predictions(self, rows: float) -> float:
         """How many predictions of step 0 a decoder makes for a token only to see whether it should go on.
 
-        A token that stops there has no other, and one that goes on takes all K steps.
+        A token that stops there has no other, and one that continues takes all K steps.
         """
         if self.signal is None or not self.signal.reads_head:
             return 0

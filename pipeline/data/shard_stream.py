@@ -1,5 +1,6 @@
 """The tokens of a split of webdataset shards."""
 
+import resource
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +15,8 @@ from pipeline.data.index import load_or_build_index
 from pipeline.data.stream import TokenStream, check_range
 from pipeline.shared.errors import DataError
 
-# Below the 1,024 descriptors that a process may usually have; a corpus may have thousands of shards.
-MOST_OPEN_SHARDS = 512
+# A corpus may have thousands of shards, and a process usually has 1,024 descriptors, but may have fewer.
+MOST_OPEN_SHARDS = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
 
 class ShardStream(TokenStream):

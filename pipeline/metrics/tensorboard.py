@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -123,6 +124,7 @@ def histogram_of_counts(counts: Sequence[float]) -> dict[str, Any]:
     }
 
 
+@cache
 def _leave_errors_of_files_to_the_writer() -> None:
     """Print no traceback for a file that TensorBoard's thread could not write.
 
@@ -190,7 +192,7 @@ def _halting_charts(method: Method, num_latent_thoughts: int, penalty: Penalty) 
     decider = method.facts.decider
     if decider is not None and decider.asks_again and not decider.per_iteration:
         asked = [names.per_step(names.CONTINUE_PROBABILITY, step) for step in steps[:-1]]
-        return charts | {"probability of going on by step": asked}
+        return charts | {"probability of continuing by step": asked}
     if decider is not None and decider.per_iteration:
         gates = [names.per_iteration(names.GATE, iteration) for iteration in range(num_latent_thoughts)]
         return charts | {"gate by iteration": gates}

@@ -81,7 +81,7 @@ def tokenizer_folder(config: RunConfig) -> Path | None:
 
 
 def identity_on_resuming(config: RunConfig, own: RunIdentity, folder: Path, *, iteration: int) -> RunIdentity:
-    """Check that a run goes on as what it was, and return what it is from now on.
+    """Check that a resumed run is still the same run, and return its identity from now on.
 
     Args:
         config: the run.
@@ -131,7 +131,7 @@ def _refusal(folder: Path, refused: list[Difference], *, accepted: tuple[str, ..
     listed = "\n".join(f"  - {one.name}: {one.before} there, {one.after} here" for one in refused)
     names = ", ".join([*accepted, *(one.name for one in refused)])
     return (
-        f"a run must go on as what it was, but differs from {folder}:\n{listed}\n"
+        f"a run must resume as it was trained, but differs from {folder}:\n{listed}\n"
         "set them as they were, start a new run in another output_dir, or set "
         f"resume.accept_changes: [{names}]"
     )

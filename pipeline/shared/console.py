@@ -7,6 +7,7 @@ are shown as they are written. `tests/test_console_rules.py` checks that nothing
 
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterable
 from types import TracebackType
@@ -63,6 +64,7 @@ def table_console() -> Console:
 def report_crashes() -> None:
     """Print the tracebacks of unhandled exceptions like other text: their messages hold text from outside."""
     sys.excepthook = _print_traceback
+    threading.excepthook = _print_traceback_of_thread
 
 
 class _SafeConsole(Console):
@@ -79,6 +81,12 @@ class _SafeConsole(Console):
 
 def _escape(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _print_traceback_of_thread(crash: threading.ExceptHookArgs) -> None:
+    # A thread that calls `sys.exit` has ended as it wanted to.
+    if crash.exc_value is not None and crash.exc_type is not SystemExit:
+        _print_traceback(crash.exc_type, crash.exc_value, crash.exc_traceback)
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -30,7 +30,7 @@ class OutputError(UserError):
 def protect_standard_streams() -> None:
     """Replace standard output and standard error of this process by streams that do not fail.
 
-    - Output that nobody reads any more is dropped, and the command goes on. A log continues in the file of
+    - Output that nobody reads any more is dropped, and the command continues. A log continues in the file of
       :func:`keep_log_in` if there is one.
     - A log that cannot be written for another reason, such as a full disk, is dropped. Results that cannot be
       written end the command with :class:`OutputError`.

@@ -1,8 +1,6 @@
 """Continue SmolLM2-135M as a pondering model: convert, train, compare with a control, export, generate."""
 
 import logging
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +9,7 @@ import typer
 
 from pipeline.commands.shared import examples, exit_on_user_error, set_up_logging
 from pipeline.shared.console import say, table_console
+from scripts.commands import megaponder
 from scripts.continued_demo.model import NoPackageError, download, unpack
 from scripts.ladder.corpus import find_documentation, write_pages
 from scripts.ladder.plan import load_ladder
@@ -19,7 +18,6 @@ from scripts.ladder.run import Runner
 
 HERE = Path(__file__).parent
 ROWS = HERE / "rows.yaml"
-_COMMAND_SECONDS = 3600
 _PROMPT = "The kernel configuration option"
 _NEW_TOKENS = 40
 # Ends documents in the text that the model was pretrained on.
@@ -71,7 +69,7 @@ def continued_demo(
     source = unpack(gguf, folder / "hf", num_layers=layers)
     checkpoint = folder / "converted"
     if not checkpoint.is_dir():
-        _megaponder("convert", "from-hf", str(source), "--output", str(checkpoint))
+        megaponder("convert", "from-hf", str(source), "--output", str(checkpoint))
     _prepare(folder, documentation, pages, tokenizer=source / "tokenizer.json")
     ladder = load_ladder(rows)
     runner = Runner(
@@ -84,8 +82,8 @@ def continued_demo(
     )
     runner.run_all(["continued"])
     table_console().print(render_table(collect(folder, ladder)))
-    for row in ladder.part("continued").rows:
-        _export_and_generate(folder, row)
+    for checkpoints in sorted((folder / "continued").glob("*/*/*/checkpoints")):
+        _export_and_generate(folder, checkpoints)
 
 
 def _prepare(folder: Path, documentation: Path | None, pages: int | None, *, tokenizer: Path) -> None:
@@ -96,17 +94,17 @@ def _prepare(folder: Path, documentation: Path | None, pages: int | None, *, tok
     source = find_documentation(documentation, download_to=folder / "documentation")
     logger.info("%d distinct pages in %s", write_pages(source, text, limit=pages), source)
     words = ("--eod-token", _END_OF_TEXT, "--output", str(folder / "data"))
-    _megaponder("data", "prepare", str(text), "--tokenizer", str(tokenizer), *words)
+    megaponder("data", "prepare", str(text), "--tokenizer", str(tokenizer), *words)
 
 
-def _export_and_generate(folder: Path, row: str) -> None:
-    """Export the run of a row and let transformers continue a prompt, as somebody who downloads it would."""
-    (checkpoints,) = sorted((folder / "continued" / row).glob("*/*/checkpoints"))
-    exported = folder / "exported" / row
+def _export_and_generate(folder: Path, checkpoints: Path) -> None:
+    """Export a run and let transformers continue a prompt, as somebody who downloads it would."""
+    run = checkpoints.parent.relative_to(folder / "continued")
+    exported = folder / "exported" / run
     if not exported.is_dir():
-        exported.parent.mkdir(exist_ok=True)
+        exported.parent.mkdir(parents=True, exist_ok=True)
         words = ("--output", str(exported), "--tokenizer", str(folder / "hf"))
-        _megaponder("convert", "to-hf", str(checkpoints), *words)
+        megaponder("convert", "to-hf", str(checkpoints), *words)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(exported)
@@ -114,16 +112,7 @@ def _export_and_generate(folder: Path, row: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True).eval()
     inputs = tokenizer([_PROMPT], return_tensors="pt", return_token_type_ids=False)
     text = tokenizer.decode(model.generate(**inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)[0])
-    say(f"{row}: {text}")
-
-
-def _megaponder(*words: str) -> None:
-    """Run a command of the package as a user would type it."""
-    say(f"$ megaponder {' '.join(words)}")
-    command = [sys.executable, "-P", "-m", "pipeline.cli", *words]
-    done = subprocess.run(command, timeout=_COMMAND_SECONDS, check=False)
-    if done.returncode:
-        raise typer.Exit(done.returncode)
+    say(f"{run}: {text}")
 
 
 if __name__ == "__main__":

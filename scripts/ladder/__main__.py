@@ -1,8 +1,6 @@
 """Train every method on the same real text: continued from one base, and from scratch."""
 
 import logging
-import subprocess
-import sys
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -11,16 +9,16 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.shared import examples, exit_on_user_error, set_up_logging
-from pipeline.shared.console import say, table_console
+from pipeline.shared.console import table_console
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
+from scripts.commands import megaponder
 from scripts.ladder.corpus import find_documentation, write_pages
 from scripts.ladder.plan import load_ladder
 from scripts.ladder.results import collect, render_markdown, render_table
 from scripts.ladder.run import Runner
 
 HERE = Path(__file__).parent
-_PREPARE_SECONDS = 3600
 logger = logging.getLogger(__name__)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -69,10 +67,8 @@ def prepare(
     source = find_documentation(documentation, download_to=folder / "documentation")
     logger.info("%d distinct pages in %s", write_pages(source, pages), source)
     tokenizer = folder / "tokenizer.model"
-    _megaponder("tokenizer", "train", str(pages), "--vocab-size", str(vocab_size), "--output", str(tokenizer))
-    _megaponder(
-        "data", "prepare", str(pages), "--tokenizer", str(tokenizer), "--output", str(folder / "data")
-    )
+    megaponder("tokenizer", "train", str(pages), "--vocab-size", str(vocab_size), "--output", str(tokenizer))
+    megaponder("data", "prepare", str(pages), "--tokenizer", str(tokenizer), "--output", str(folder / "data"))
 
 
 @app.command(
@@ -129,16 +125,6 @@ def results(
     table_console().print(render_table(rows))
     if output is not None:
         write_atomically(output, render_markdown(rows))
-
-
-def _megaponder(*words: str) -> None:
-    """Run a command of the package as a user would type it."""
-    say(f"$ megaponder {' '.join(words)}")
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "pipeline.cli", *words], timeout=_PREPARE_SECONDS, check=False
-    )
-    if done.returncode:
-        raise typer.Exit(done.returncode)
 
 
 if __name__ == "__main__":

@@ -68,9 +68,12 @@ def download_documentation(into: Path) -> Path:
 
 def _run(command: list[str], folder: Path) -> None:
     """Run a command of the package manager, with its output in the error."""
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"{' '.join(command)} did not end within {_DOWNLOAD_SECONDS} s; try again") from error
     if done.returncode:
         raise DataError(f"{' '.join(command)} failed with {done.returncode}: {done.stderr.strip()}")
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,7 @@ class Runner:
         for part_name in parts:
             part = self.ladder.part(part_name)
             starts = bases if part_name == "continued" else {}
-            tasks += [
-                lambda part_name=part_name, part=part, row=row, starts=starts: self._run_row(  # type: ignore[misc]
-                    part_name, part, row, starts
-                )
-                for row in part.rows
-            ]
+            tasks += [partial(self._run_row, part_name, part, row, starts) for row in part.rows]
         self._run_tasks(tasks)
 
     def _bases(self) -> dict[int, Path]:
@@ -85,7 +81,7 @@ class Runner:
         (row,) = part.rows
         learning_rate = self._tuned("base", part, row, {})
         runs = [run_of("base", part, row, learning_rate=learning_rate, seed=seed) for seed in seeds]
-        self._run_tasks([lambda run=run: self.result_of(run) for run in runs])  # type: ignore[misc]
+        self._run_tasks([partial(self.result_of, run) for run in runs])
         return {seed: self.folder / run.folder / "checkpoints" for seed, run in zip(seeds, runs, strict=True)}
 
     def _run_row(self, part_name: str, part: Part, row_name: str, starts: dict[int, Path]) -> None:
@@ -153,10 +149,9 @@ class Runner:
             try:
                 process.wait(timeout=self.deadline - start)
             except subprocess.TimeoutExpired:
-                process.terminate()
-                process.wait(timeout=_SAVE_SECONDS)
+                _stop(process)
             except BaseException:
-                process.terminate()
+                _stop(process)
                 raise
         if process.returncode == ExitCode.REQUEUE:
             raise OutOfTimeError(f"{folder} was stopped and will resume")
@@ -178,3 +173,13 @@ class Runner:
             raise LadderError("; ".join(failures))
         if problems:
             raise OutOfTimeError(f"{len(problems)} rows remain; run the same command again to resume")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Let a training save and end; kill it if that takes too long."""
+    process.terminate()
+    try:
+        process.wait(timeout=_SAVE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -384,7 +384,7 @@ def think_until_stopped(
         run: runs and stores rows; step k reads the keys and values of steps 0..k of tokens up to its own.
         num_steps: K, steps after the first.
         next_input: makes the input of a step from the step before it.
-        router: hidden states, [1, R, H], to the logits of going on, [1, R].
+        router: hidden states, [1, R, H], to the logits of continuing, [1, R].
         threshold: tau, the smallest reach that lets a token continue.
         observe: called with the names and values of intermediate results.
     """

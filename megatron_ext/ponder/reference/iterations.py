@@ -69,7 +69,7 @@ class AdaPonderLM(IterativeMethod):
 
 
 class AdaptiveLatentCoT(OracleMethod):
-    """Hidden states are fed back while enough probability goes on; what is read is their mean over exits."""
+    """Hidden states are fed back while a token continues; what is read is their mean over exits."""
 
     def visible_rows(self) -> Sequence[KeptRow]:
         """The versions up to this one of every earlier token, and all so far of its own."""

@@ -22,15 +22,21 @@ from tests.unit.data_prep.conftest import Prepared
 from tests.unit.data_prep.inputs.test_records import json_lines
 
 
-@pytest.mark.parametrize("place", ["file", "file/inside", "n" * 300, "link"])
-@pytest.mark.parametrize("command", ["prepare", "pairs", "convert", "tokenizer"])
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        (command, place)
+        for command in ("prepare", "pairs", "convert", "tokenizer")
+        for place in ("file", "file/inside", "n" * 300, "link")
+        # A file is what this command writes.
+        if (command, place) != ("tokenizer", "file")
+    ],
+)
 def test_an_output_that_cannot_be_written_is_one_error(
     prepared: Prepared, tmp_path: Path, command: str, place: str
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "link").symlink_to("link")
-    if (command, place) == ("tokenizer", "file"):
-        pytest.skip("a file is what this command writes")
     output = tmp_path / place
     training = TokenizerTraining(source=prepared.source, output=output, vocab_size=320)
     runs: dict[str, Callable[[], object]] = {

@@ -152,7 +152,7 @@ def test_halting_is_shown_by_router_or_by_gates() -> None:
         "Multiline",
         ["ponder/gate/iteration_0", "ponder/gate/iteration_1"],
     ]
-    assert by_method[Method.ADAPTIVE_LATENT_COT]["probability of going on by step"] == [
+    assert by_method[Method.ADAPTIVE_LATENT_COT]["probability of continuing by step"] == [
         "Multiline",
         ["ponder/continue-probability/step_0", "ponder/continue-probability/step_1"],
     ]
