@@ -107,8 +107,8 @@ class SubmitSection(Section):
     heartbeat_seconds: Count = Field(30, description="between two heartbeats of a job on Ray")
     unreachable_timeout_seconds: CountOrZero = Field(
         3600,
-        description="how long `submit --wait`, `jobs logs -f` and jobs that wait for others keep waiting while "
-        "the cluster does not respond",
+        description="how long `submit --wait`, `jobs logs -f` and jobs that wait for others keep waiting "
+        "while the cluster does not respond",
     )
     check_memory: Switch = Field(
         True, description="refuse to submit a run that, according to `megaponder plan`, does not fit the GPUs"
