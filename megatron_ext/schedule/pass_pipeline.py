@@ -26,6 +26,7 @@ from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOut
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.decode.think import Observer
 from megatron_ext.protocols import WrappedModel
+from megatron_ext.schedule.known_shapes import KnownShapes, sent_shapes
 from megatron_ext.schedule.transfer import decode, encode
 
 LossFunction = Callable[[ModelOutput], Tensor]
@@ -82,15 +83,24 @@ def run_passes(
         return loss(moving), lambda value: (value, {})
 
     schedule = _schedule(num_stages, len(views))
+    batch_size, seq_length = batches[0].tokens.shape
     with _virtual_stages(module.config, num_stages, len(views)), _gradients_of(model, forward_only):
+        neighbours: dict[str, Any] = {}
+        if num_stages > 1:
+            shapes = sent_shapes(module, plan, seq_length=seq_length, batch_size=batch_size)
+            neighbours = {
+                "p2p_communicator": KnownShapes(module, shapes, len(batches)),
+                "pg_collection": module.pg_collection,
+            }
         schedule(
             forward_step_func=forward_step,
             data_iterator=[iter(in_flight) for _ in views],
             model=views,
             num_microbatches=len(batches),
-            seq_length=batches[0].tokens.shape[1],
-            micro_batch_size=batches[0].tokens.shape[0],
+            seq_length=seq_length,
+            micro_batch_size=batch_size,
             forward_only=forward_only,
+            **neighbours,
         )
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from megatron_ext.device import device
+from megatron_ext.device import device, to_device
 from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
@@ -161,7 +161,7 @@ def _token_totals(batches: Sequence[TokenBatch], groups: ParallelGroups) -> Tens
     """Return [2]: labelled and real tokens of the global batch, on the device, without a synchronization."""
     labelled = sum(int((batch.labels != IGNORED_LABEL).sum()) for batch in batches)
     real = sum(int(batch.is_real.sum()) for batch in batches)
-    totals = torch.tensor([labelled, real], dtype=torch.float32, device=device())
+    totals = to_device(torch.tensor([labelled, real], dtype=torch.float32))
     if groups.dp_size > 1:
         torch.distributed.all_reduce(totals, group=groups.dp)
     return totals.clamp_min(1)
