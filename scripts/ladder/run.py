@@ -92,7 +92,10 @@ class Runner:
 
     def _tuned(self, part_name: str, part: Part, row_name: str, starts: dict[int, Path]) -> float:
         """Return the candidate with the smallest held-out loss on the tuning seed."""
-        candidates = part.rows[row_name].learning_rates or part.learning_rates
+        row = part.rows[row_name]
+        if row.learning_rate_of is not None:
+            return self._tuned(part_name, part, row.learning_rate_of, starts)
+        candidates = row.learning_rates or part.learning_rates
         if len(candidates) == 1:
             return candidates[0]
         seed = self.ladder.tuning_seed
