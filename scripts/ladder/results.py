@@ -80,13 +80,13 @@ def collect(folder: Path, ladder: Ladder) -> list[RowResult]:
     """
     found = []
     for part_name in ([] if ladder.base is None else ["base"]) + ladder.part_names():
-        rows: dict[str, dict[int, dict[str, Any]]] = {}
+        rows: dict[str, dict[int, RunResult]] = {}
         for row in ladder.part(part_name).rows:
-            records = read_row(folder / part_name / row, exclude_seed=ladder.tuning_seed)
-            if records:
-                rows[row] = records
+            runs = read_row(folder / part_name / row, exclude_seed=ladder.tuning_seed)
+            if runs:
+                rows[row] = runs
         control = rows.get("vanilla", {})
-        found += [_summary(part_name, row, records, control) for row, records in rows.items()]
+        found += [_summary(part_name, row, runs, control) for row, runs in rows.items()]
     return found
 
 
