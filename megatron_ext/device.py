@@ -35,8 +35,8 @@ def choose_device(choice: str) -> None:
         os.environ[DEVICE_VARIABLE] = choice
     if _choice() == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "a CUDA device must be visible, as parallel.device or MEGAPONDER_DEVICE asks for one, but none is; "
-            "check the driver and CUDA_VISIBLE_DEVICES, or set it to cpu"
+            "a CUDA device must be visible, as parallel.device or MEGAPONDER_DEVICE asks for one, but none "
+            "is; check the driver and CUDA_VISIBLE_DEVICES, or set it to cpu"
         )
 
 
@@ -104,9 +104,10 @@ def select_device(local_rank: int, num_local_ranks: int = 1) -> None:
         torch.cuda.set_device(0)
     else:
         raise ValueError(
-            f"each rank needs a device of its own, but this machine has {max(num_local_ranks, local_rank + 1)} "
-            f"ranks and shows {num_devices} CUDA device(s); start at most {num_devices} here, lower "
-            "parallel.tensor, parallel.pipeline or parallel.data, or compute on the CPU (parallel.device=cpu)"
+            "each rank needs a device of its own, but this machine has "
+            f"{max(num_local_ranks, local_rank + 1)} ranks and shows {num_devices} CUDA device(s); start at "
+            f"most {num_devices} here, lower parallel.tensor, parallel.pipeline or parallel.data, or compute "
+            "on the CPU (parallel.device=cpu)"
         )
 
 

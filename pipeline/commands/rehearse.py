@@ -57,8 +57,8 @@ def rehearse(
 ) -> None:
     """Execute the real training step of one rank in this process, without a GPU and without the other ranks.
 
-    The code is that of a training; tensors have shapes but no values. Reports memory beside the plan, messages,
-    operations, and where the host would wait for the device.
+    The code is that of a training; tensors have shapes but no values. Reports memory beside the plan,
+    messages, operations, and where the host would wait for the device.
 
     Exit code 0: it would run; 1: tensors of two devices meet, or the peak exceeds the device.
     """

@@ -83,8 +83,8 @@ class ParallelConfig(Section):
     overlap_grad_reduce: Switch = False
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        description="what ranks compute on; auto: what the environment variable MEGAPONDER_DEVICE names, else "
-        "CUDA where there is a device",
+        description="what ranks compute on; auto: what the environment variable MEGAPONDER_DEVICE names, "
+        "else CUDA where there is a device",
     )
     timeout_seconds: Count = Field(600, description="limit of a collective operation")
     watchdog_seconds: CountOrZero = Field(

@@ -5,6 +5,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
+
+# Its code is not what is looked at.
+_OWN_FOLDER = str(Path(__file__).parent)
 
 # Operations that only describe memory, allocate it, or are counted by their parts.
 _WITHOUT_KERNEL = frozenset(
@@ -251,7 +255,7 @@ class Ledger(TorchDispatchMode):
         while frame is not None:
             path = frame.f_code.co_filename
             root = next((root for root in self._roots if root in path), None)
-            if root is not None and "/rehearsal/" not in path:
+            if root is not None and not path.startswith(_OWN_FOLDER):
                 return f"{root.strip('/')}/{path.split(root, 1)[1]}:{frame.f_lineno}"
             frame = frame.f_back  # type: ignore[assignment]  # ends with None, which is checked
         return "?"

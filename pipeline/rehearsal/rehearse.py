@@ -1,4 +1,4 @@
-"""Run the training step of one rank of a parallel layout on the meta device, in a process group without peers.
+"""Run the training step of one rank of a parallel layout on the meta device, in a group without peers.
 
 The code is that of a training: process groups, model, Megatron's schedules, data parallelism and optimizer.
 Tensors have shapes and no values, and collectives return at once.
@@ -105,8 +105,8 @@ class Rehearsal:
         rank, stage: the rank and its pipeline stage.
         coordinates: of the rank on the axes, for people.
         planned: memory that the plan gives a rank of this stage.
-        num_micro_batches, rehearsed_micro_batches: of a step, and how many of them were run; counts are of the
-            whole step.
+        num_micro_batches, rehearsed_micro_batches: of a step, and how many of them were run; counts are of
+            the whole step.
         state_bytes: between two steps.
         peak_bytes: most within a step.
         parts: bytes at the peak by what made them.
@@ -189,7 +189,7 @@ def _rehearse(
         parts = build_training(config, vocab_size, groups)
         with ledger.during("step", "statistics"):
             statistics = StatisticsAccumulator(parts.module.statistics_layout(), device=device())
-        batches = [_batch(config, vocab_size, documents_per_row) for _ in range(number)]
+        batches = [_batch(config, documents_per_row) for _ in range(number)]
         # The first step makes the state of the optimizer; the second is like all others.
         _step(config, parts, batches[: 1 if num_stages == 1 else num_stages], groups, statistics)
         gc.collect()
@@ -221,7 +221,7 @@ def _step(
     train_step(parts, batches, settings, groups=groups, statistics=statistics)
 
 
-def _batch(config: RunConfig, vocab_size: int, documents_per_row: int) -> TokenBatch:
+def _batch(config: RunConfig, documents_per_row: int) -> TokenBatch:
     shape = (config.training.micro_batch_size, config.training.seq_length)
     position = torch.arange(shape[1])
     documents = position * documents_per_row // shape[1]

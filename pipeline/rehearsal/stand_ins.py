@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import megatron_ext.adamw
+from megatron_ext.ponder import attention, step_attention
 from pipeline.rehearsal.ledger import Ledger
 
 aten = torch.ops.aten
@@ -35,6 +36,9 @@ def device_kernels(ledger: Ledger) -> Iterator[None]:
         norm = _rms_norm(ledger)
         replace(functional, "rms_norm", norm)
         replace(torch, "rms_norm", norm)
+        replace(attention, "has_kernel_for_documents", _takes_flash(attention.has_kernel_for_documents))
+        replace(step_attention, "_joins", _takes_flash(step_attention._joins))
+        replace(step_attention, "_kernel", _kernel(step_attention._kernel))
         replace(megatron_ext.adamw, "adamw", _adamw(ledger))
         replace(torch, "tensor", _tensor(ledger))
         replace(torch.distributed, "new_group", _new_group(torch.distributed.new_group))
@@ -74,10 +78,9 @@ def _attention(ledger: Ledger) -> Callable[..., Tensor]:
         kernel = attention_kernel(query, key, has_mask=attn_mask is not None)
         ledger.count_attention(kernel, query.shape[-1], is_grouped=enable_gqa, has_mask=attn_mask is not None)
         if kernel == "math":
-            found = aten._scaled_dot_product_attention_math(
+            return aten._scaled_dot_product_attention_math(  # type: ignore[no-any-return]  # an operator
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )[0]
-            return found  # type: ignore[no-any-return]
         size = query.shape[-1]
         scale = 1 / math.sqrt(size) if scale is None else scale
         padding = (0, -size % _HEAD_STEP)
@@ -91,9 +94,23 @@ def _attention(ledger: Ledger) -> Callable[..., Tensor]:
             output = aten._scaled_dot_product_efficient_attention(
                 query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale
             )[0]
-        return output[..., :size] if padding[1] else output  # type: ignore[no-any-return]
+        return output[..., :size] if padding[1] else output  # type: ignore[no-any-return]  # an operator
 
     return attend
+
+
+def _takes_flash(original: Callable[[Tensor], bool]) -> Callable[[Tensor], bool]:
+    def takes_flash(query: Tensor) -> bool:
+        if not query.is_meta:
+            return original(query)
+        is_flash = attention_kernel(query, query, has_mask=False) == "flash"
+        return is_flash and query.shape[-1] % _HEAD_STEP == 0
+
+    return takes_flash
+
+
+def _kernel(original: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    return lambda query: step_attention._CudaKernel() if query.is_meta else original(query)
 
 
 def _rms_norm(ledger: Ledger) -> Callable[..., Tensor]:
