@@ -22,17 +22,23 @@ _NUM_STEPS = 50
 _NUM_SAVES = 20
 
 
-def signal_lead_seconds(run_folder: Path, *, wall_time: str | None) -> int:
+def signal_lead_seconds(
+    run_folder: Path, *, wall_time: str | None, planned_step_seconds: float | None = None
+) -> int:
     """Return the lead time of a run: twice the time of a step and two saves, and half a minute.
 
     A save in the background may be in progress when the signal arrives, and is followed by the last save.
 
     Args:
         run_folder: of the run; without an earlier start in it, the default applies.
+        planned_step_seconds: of a run that has not started; twice as long a step, and its save, still fit.
         wall_time: of the job, [DAYS-]HH:MM:SS; at least half of it is left for training.
     """
     step, save = _longest_step(run_folder / METRICS_FILE), _longest_save(run_folder / SAVE_TIMES_NAME)
     lead = DEFAULT_LEAD_SECONDS
+    if planned_step_seconds is not None:
+        # A save of unknown length takes no longer than the default leaves for one.
+        lead = max(lead, math.ceil(_SAFETY * planned_step_seconds) + DEFAULT_LEAD_SECONDS // 2)
     if step is not None and save is not None:
         lead = math.ceil(_SAFETY * (step + 2 * save)) + _LEAVING_SECONDS
     longest = LONGEST_LEAD_SECONDS if wall_time is None else max(wall_seconds(wall_time) // 2, 1)

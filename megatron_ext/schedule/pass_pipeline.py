@@ -42,6 +42,7 @@ def run_passes(
     forward_only: bool = False,
     observe_output: OutputObserver | None = None,
     observe: Observer | None = None,
+    progress: Callable[[], None] | None = None,
 ) -> None:
     """Run forward and backward of all micro-batches of this rank; all ranks call it together.
 
@@ -55,6 +56,7 @@ def run_passes(
         forward_only: compute no gradients.
         observe_output: called on the last stage with every micro-batch and its output.
         observe: called with the name and value of intermediate results on the stage that computes them.
+        progress: called at the start of every pass of every micro-batch on this stage.
     """
     module = model if isinstance(model, PonderModel) else model.module
     assert isinstance(module, PonderModel), "the wrapper must be around a PonderModel"
@@ -71,6 +73,8 @@ def run_passes(
         # Called by the schedule once per micro-batch and view, on each stage in an order of its own, but
         # always with the passes of a micro-batch in their order.
         item = next(iterator)
+        if progress is not None:
+            progress()
         if view.passes[0] == 0:
             item.start(module, settings, observe)
         moving = view(item.micro_batch)

@@ -61,6 +61,7 @@ def train_step(
     groups: ParallelGroups,
     statistics: StatisticsAccumulator,
     judge: Judge = no_objection,
+    progress: Callable[[], None] | None = None,
 ) -> StepResult:
     """Accumulate the gradient of the global batch and, unless the judge objects, update the weights.
 
@@ -76,12 +77,13 @@ def train_step(
         groups: the layout.
         statistics: receives the sums of every micro-batch; unchanged where the step is not made.
         judge: decides on loss and gradient norm, equal on all ranks, before any weight changes.
+        progress: called when this rank starts a pass of a micro-batch.
     """
     parts.ddp.zero_grad_buffer()
     parts.optimizer.zero_grad()
     parts.freeze.set(settings.freezes_backbone)
     before = statistics.copy()
-    sums = run_schedule(parts.ddp, batches, settings, groups=groups, statistics=statistics)
+    sums = run_schedule(parts.ddp, batches, settings, groups=groups, statistics=statistics, progress=progress)
     loss = _global_loss(sums, groups)
     grad_norm = prepare_update(parts.optimizer)
     finding = judge(loss, grad_norm)
@@ -110,6 +112,7 @@ def run_schedule(
     statistics: StatisticsAccumulator,
     forward_only: bool = False,
     observe: OutputObserver | None = None,
+    progress: Callable[[], None] | None = None,
 ) -> Tensor:
     """Run all passes of the micro-batches, forward and backward, on all pipeline stages.
 
@@ -118,6 +121,7 @@ def run_schedule(
         batches, settings, groups, statistics: see :func:`train_step`.
         forward_only: no gradients.
         observe: called on the last stage with every micro-batch and its output.
+        progress: see :func:`train_step`.
 
     Returns:
         [2] float64: sum of the cross-entropies and labelled tokens of this rank's micro-batches; zero on all
@@ -140,6 +144,7 @@ def run_schedule(
         loss=lambda output: _loss(output, totals, settings.penalty_weight, scale),
         forward_only=forward_only,
         observe_output=record,
+        progress=progress,
     )
     return sums
 
