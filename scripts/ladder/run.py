@@ -5,11 +5,13 @@ import logging
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from pipeline.metrics import names
@@ -56,6 +58,8 @@ class Runner:
     deadline: float
     num_processes: int = 1
     checkpoint: Path | None = None
+    # Rows that share a learning rate must not tune it at the same time.
+    _tuning: dict[str, Lock] = field(default_factory=lambda: defaultdict(Lock), init=False, repr=False)
 
     def run_all(self, parts: Sequence[str]) -> None:
         """Run the bases, then the rows of the parts that were asked for.
@@ -98,6 +102,17 @@ class Runner:
         candidates = row.learning_rates or part.learning_rates
         if len(candidates) == 1:
             return candidates[0]
+        with self._tuning[f"{part_name}/{row_name}"]:
+            return self._best_rate(part_name, part, row_name, candidates, starts)
+
+    def _best_rate(
+        self,
+        part_name: str,
+        part: Part,
+        row_name: str,
+        candidates: Sequence[float],
+        starts: dict[int, Path],
+    ) -> float:
         seed = self.ladder.tuning_seed
         losses = {}
         for rate in candidates:

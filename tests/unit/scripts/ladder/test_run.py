@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,30 @@ def test_a_learning_rate_is_chosen_on_the_tuning_seed_and_every_seed_starts_from
     ]
     assert runs[-1].settings["init_from.path"] == str(tmp_path / "base/vanilla/lr-0.1/seed-2/checkpoints")
     assert "init_from.path" not in runs[0].settings
+
+
+def test_rows_that_share_a_rate_tune_it_once_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    active: set[Path] = set()
+
+    def train(self: Runner, run: Run) -> dict[str, float]:
+        if (tmp_path / run.folder).exists():
+            return {names.LM_LOSS_VALIDATION: float(str(run.settings["optimizer.lr"]))}
+        assert run.folder not in active
+        active.add(run.folder)
+        time.sleep(0.02)
+        active.remove(run.folder)
+        (tmp_path / run.folder).mkdir(parents=True)
+        return {names.LM_LOSS_VALIDATION: float(str(run.settings["optimizer.lr"]))}
+
+    monkeypatch.setattr(Runner, "result_of", train)
+    rows = {"ponderlm3": Row(), "variant": Row(learning_rate_of="ponderlm3")}
+    part = Part(iterations=2, learning_rates=(0.1, 0.3), rows=rows)
+    shared = LADDER.model_copy(update={"scratch": part})
+    replace(runner(tmp_path), ladder=shared, num_processes=2).run_all(["scratch"])
+
+    assert sorted(path.name for path in (tmp_path / "scratch" / "variant").iterdir()) == ["lr-0.1"]
 
 
 def test_what_is_done_does_not_run_again_and_no_run_starts_after_the_deadline(tmp_path: Path) -> None:
