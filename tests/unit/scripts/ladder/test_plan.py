@@ -14,6 +14,7 @@ SCRIPTS = Path(__file__).parents[4] / "scripts"
 FILES = sorted(
     [
         *SCRIPTS.glob("ladder/?.yaml"),
+        SCRIPTS / "ladder/savings.yaml",
         SCRIPTS / "continued_demo/rows.yaml",
         SCRIPTS / "continued_demo/cut.yaml",
     ]
