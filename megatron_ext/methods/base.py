@@ -76,13 +76,10 @@ class PassContext:
         pondering_share: a of a blended start (definitions 2.9); 1 is the method as it is.
         holds_decisions: router or gates learn nothing: their logits are used without gradient.
         measures_steps: also give what :attr:`Readout.one_step_more` needs.
-<<<<<<< HEAD
         real_rows: [N] int64, where the real tokens are among all S B, so that nothing needs to wait for their
             number; None where it is not known.
-=======
         sweep_tolerance: sweeps end where the residual of one, over the micro-batch, is at most this; None: J
             sweeps run whatever it is.
->>>>>>> main
         statistics: additive sums over the micro-batch, collected by the methods.
     """
 
@@ -100,11 +97,8 @@ class PassContext:
     pondering_share: float = 1.0
     holds_decisions: bool = False
     measures_steps: bool = False
-<<<<<<< HEAD
     real_rows: Tensor | None = None
-=======
     sweep_tolerance: float | None = None
->>>>>>> main
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 

@@ -106,13 +106,8 @@ class PonderModel(ModelStage):
         method = self.ponder.under(settings.limits)
         fraction, labels = settings.bottom_k_fraction, batch.labels.transpose(0, 1)
         context = PassContext(
-<<<<<<< HEAD
-            plan=method.plan(settings.num_jacobi_iterations),
-            real=to_device(batch.is_real).transpose(0, 1),
-=======
             plan=method.plan(settings.num_jacobi_iterations).truncated(settings.gradient_passes),
-            real=batch.is_real.transpose(0, 1).to(batch.tokens.device),
->>>>>>> main
+            real=to_device(batch.is_real).transpose(0, 1),
             has_label=labels != IGNORED_LABEL,
             axis=self.axis,
             mix_embeddings=self.mix_embeddings,
@@ -124,12 +119,9 @@ class PonderModel(ModelStage):
             pondering_share=settings.pondering_share,
             holds_decisions=settings.holds_decisions,
             measures_steps=settings.measures_steps,
-<<<<<<< HEAD
             # [B, S] -> [S, B] -> [N], found on the host
             real_rows=to_device(batch.is_real.transpose(0, 1).flatten().nonzero().squeeze(1)),
-=======
             sweep_tolerance=settings.sweep_tolerance,
->>>>>>> main
             observe=observe or (lambda name, value: None),
         )
         segments = document_segments(batch.document_ids)

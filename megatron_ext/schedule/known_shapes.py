@@ -69,16 +69,20 @@ def sent_shapes(module: PonderModel, plan: PassPlan, *, seq_length: int, batch_s
 class KnownShapes(P2PCommunicator):  # type: ignore[misc]  # Megatron is untyped
     """Megatron's communicator between stages, without the exchange of shapes for which the host waits."""
 
-    def __init__(self, module: PonderModel, shapes: SentShapes, num_micro_batches: int) -> None:
-        """Prepare one step.
+    def __init__(
+        self, module: PonderModel, shapes: SentShapes, passes: range, *, num_micro_batches: int
+    ) -> None:
+        """Prepare one run of a schedule.
 
         Args:
             module: this rank's stage.
             shapes: of the step.
+            passes: that the schedule runs, one after another.
             num_micro_batches: of the step.
         """
         super().__init__(module.pp_group, module.config)
         self._shapes = shapes
+        self._passes = passes
         self._forward = self._received_forward(num_micro_batches)
         self._backward = self._received_backward(num_micro_batches)
 
@@ -98,24 +102,22 @@ class KnownShapes(P2PCommunicator):  # type: ignore[misc]  # Megatron is untyped
 
     def _received_forward(self, num_micro_batches: int) -> Iterator[tuple[int, int, int]]:
         is_first = self.pp_group.rank() == 0
-        num_passes = self._shapes.plan.num_passes
         for group in self._groups(num_micro_batches):
-            for index in range(num_passes):
+            for index in self._passes:
                 for _ in group:
                     if not is_first:
                         yield self._shapes.within(index)
-                    elif index > 0:
+                    elif index > self._passes[0]:
                         yield self._shapes.handed(index - 1)
 
     def _received_backward(self, num_micro_batches: int) -> Iterator[tuple[int, int, int]]:
         is_last = self.pp_group.rank() == self.pp_group.size() - 1
-        num_passes = self._shapes.plan.num_passes
         for group in self._groups(num_micro_batches):
-            for index in reversed(range(num_passes)):
+            for index in reversed(self._passes):
                 for _ in group:
                     if not is_last:
                         yield self._shapes.within(index)
-                    elif index < num_passes - 1:
+                    elif index < self._passes[-1]:
                         yield self._shapes.handed(index)
 
     def _groups(self, num_micro_batches: int) -> Iterator[range]:
