@@ -34,7 +34,7 @@ from pipeline.ranks.distributed import stop_process_group
 from pipeline.rehearsal.ledger import Ledger
 from pipeline.rehearsal.stand_ins import device_kernels
 from pipeline.step.build import TrainingParts, build_training
-from pipeline.step.settings import StepSettings, share_of_thoughts
+from pipeline.step.settings import StepSettings, share_of_thoughts, step_settings
 from pipeline.step.train import train_step
 
 # Nothing waits in a rehearsal; Megatron asks for a limit all the same.
@@ -217,6 +217,7 @@ def _step(
         bottom_k_fraction=ponder.bottom_k_fraction,
         # Where there is a blended start, its first step is the one that holds most.
         pondering_share=share_of_thoughts(config, 0) if steps else 1.0,
+        gradient_passes=step_settings(config, iteration=0, consumed_tokens=0).gradient_passes,
     )
     train_step(parts, batches, settings, groups=groups, statistics=statistics)
 
