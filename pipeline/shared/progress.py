@@ -4,6 +4,7 @@ All displays show the share that is done, a state such as rates or a loss, and t
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -17,6 +18,7 @@ from pipeline.shared.console import open_console
 
 __all__ = [
     "BarProgress",
+    "LinesProgress",
     "PlainProgress",
     "Progress",
     "SilentProgress",
@@ -84,20 +86,31 @@ class SilentProgress:
         self.close()
 
 
-class _CountingProgress(SilentProgress):
+class LinesProgress(SilentProgress):
+    """A display of nothing but the lines that are said, for work that reports its progress in them.
+
+    Args:
+        console: where lines go.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def say(self, line: str) -> None:
+        # Text of others, such as Megatron's log line: brackets are not markup, long lines are not cut.
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class _CountingProgress(LinesProgress):
     """Counts what is done and estimates the time left, for the displays that show something."""
 
     def __init__(self, console: Console, *, total: float, completed: float, clock: Clock) -> None:
-        self._console = console
+        super().__init__(console)
         self._completed = completed
         self._time = TimeLeft(completed, total, clock)
 
     def advance(self) -> None:
         self.update(self._completed + 1)
-
-    def say(self, line: str) -> None:
-        # Text of others, such as Megatron's log line: brackets are not markup, long lines are not cut.
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _describe(self, completed: float, state: str | None) -> str:
         self._completed = completed
@@ -136,7 +149,13 @@ class BarProgress(_CountingProgress):
             TextColumn("{task.fields[state]}", markup=False),
         )
         self._bar = RichProgress(
-            *columns, console=console, expand=True, refresh_per_second=4, transient=not is_kept
+            *columns,
+            console=console,
+            expand=True,
+            refresh_per_second=4,
+            transient=not is_kept,
+            # Results in a file or a pipe are no business of a terminal's bar.
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
         )
         self._task = self._bar.add_task(description, total=total, state="starting")
         self._bar.update(self._task, completed=completed)
