@@ -2,7 +2,6 @@ import logging
 import os
 import signal
 import threading
-import time
 
 import pytest
 
@@ -79,10 +78,14 @@ def test_a_second_interrupt_ends_a_process_that_does_not_end_itself() -> None:
 
 def test_a_process_that_ends_itself_is_left_alone() -> None:
     codes: list[int] = []
-    with pytest.raises(KeyboardInterrupt), StopFlag(), Acknowledgement("saving first", end=codes.append):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.05)
+
+    def interrupted_twice() -> None:
+        with StopFlag(), Acknowledgement("saving first", end=codes.append):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_twice()
     assert codes == []
 
 
