@@ -6,9 +6,9 @@ All displays show the share that is done, a state such as rates or a loss, and t
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
@@ -26,12 +26,14 @@ __all__ = [
     "open_bar",
     "open_progress",
     "render_duration",
+    "tracked",
 ]
 
 # Plain lines appear each time this share of the work is done.
 PLAIN_LINE_PERCENT = 10
 
 Clock = Callable[[], float]
+T = TypeVar("T")
 
 
 class Progress(Protocol):
@@ -273,6 +275,13 @@ def open_bar(description: str, *, total: float, speaks: bool = True) -> Progress
     if not (speaks and console.is_terminal):
         return SilentProgress()
     return BarProgress(console, description, total=total)
+
+
+def tracked(items: Iterable[T], progress: Progress) -> Iterator[T]:
+    """Yield items, and count each as done when the next one is asked for."""
+    for item in items:
+        yield item
+        progress.advance()
 
 
 def render_duration(seconds: float) -> str:
