@@ -132,6 +132,11 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def most_memory_bytes() -> int | None:
+    """Return the most memory that tensors of this process have taken on its device; None on a CPU."""
+    return torch.cuda.max_memory_allocated() if has_cuda() else None
+
+
 def generator_state() -> Tensor:
     """Return the state of the random generator of this rank's device."""
     return torch.cuda.get_rng_state() if has_cuda() else torch.get_rng_state()

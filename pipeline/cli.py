@@ -14,6 +14,7 @@ from cluster.commands import demo, jobs, submit
 from pipeline.commands import (
     checkpoint,
     compare,
+    config,
     convergence,
     convert,
     data,
@@ -58,6 +59,7 @@ app.command(epilog=submit.EPILOG)(submit.submit)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=parity.EPILOG)(parity.parity)
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(config.app, name="config")
 app.add_typer(convert.app, name="convert")
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
