@@ -94,13 +94,13 @@ def show(
     checkpoint: Checkpoint, iteration: Iteration = None, tensors: Tensors = "*", as_json: AsJson = False
 ) -> None:
     """Show the content of a checkpoint: progress of the run, what it belongs to, tensors, settings."""
+    from pipeline.checkpoint.description import read_description
     from pipeline.checkpoint.folder import CONFIG_NAME
     from pipeline.checkpoint.identity import read_identity
-    from pipeline.checkpoint.offline import OfflineReader
     from pipeline.checkpoint.state import read_train_state
 
     folder = resolve_checkpoint(checkpoint, iteration=iteration)
-    state, rows = read_train_state(folder), tensor_rows(OfflineReader(folder), pattern=tensors)
+    state, rows = read_train_state(folder), tensor_rows(read_description(folder), pattern=tensors)
     config, identity = (folder / CONFIG_NAME).read_text(encoding="utf-8"), read_identity(folder)
     if as_json:
         content = {

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from pipeline import cli
+from pipeline.commands.lazy_group import CommandEntry, load_command
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.shared.errors import CheckpointError, DataError
 from pipeline.shared.exit_codes import ExitCode
@@ -22,15 +24,29 @@ def megaponder(*arguments: str) -> Result:
 
 def command_lines() -> list[list[str]]:
     """Return the words of every command, groups included."""
-    found = [[]]
-    for command in cli.app.registered_commands:
-        found.append([command.name or getattr(command.callback, "__name__", "")])
-    for group in cli.app.registered_groups:
-        name = str(group.name)
-        found.append([name])
-        for command in group.typer_instance.registered_commands if group.typer_instance else []:
-            found.append([name, command.name or getattr(command.callback, "__name__", "")])
+    found: list[list[str]] = [[]]
+    for entry in cli.COMMANDS:
+        found.append([entry.name])
+        found += [[entry.name, name] for name in getattr(load_command(entry), "commands", {})]
     return found
+
+
+@pytest.mark.parametrize("entry", cli.COMMANDS, ids=lambda entry: entry.name)
+def test_the_line_of_a_command_in_the_help_of_the_program_is_the_first_of_its_own(
+    entry: CommandEntry,
+) -> None:
+    command = load_command(entry)
+
+    assert command.name == entry.name
+    assert entry.help == command.help.partition("\n")[0]
+
+
+def test_the_help_of_the_program_lists_every_command_once() -> None:
+    listed = [
+        line.split()[1] for line in megaponder("--help").output.splitlines() if re.match("│ [a-z]", line)
+    ]
+
+    assert listed == [entry.name for entry in cli.COMMANDS]
 
 
 @pytest.mark.parametrize("words", command_lines(), ids=lambda words: " ".join(words) or "megaponder")
