@@ -86,6 +86,11 @@ COMMANDS = (
         "data", "pipeline.commands.data", "Turn raw text into token shards; inspect, convert and index them."
     ),
     _group("jobs", "cluster.commands.jobs", "Watch, stop and restart submitted jobs, wherever they run."),
+    _group(
+        "recipes",
+        "pipeline.commands.recipes",
+        "List, show and copy the recipes that `--config` knows by name.",
+    ),
     _group("tokenizer", "pipeline.commands.tokenizer", "Train tokenizers."),
 )
 """All commands, in the order of the help; their modules are imported when they are called."""
@@ -119,6 +124,8 @@ def _program() -> None:
     """Make a group of the program, whose commands are in the table."""
 
 
+# What pydantic, with which typer converts values, puts before a message.
+_PYDANTIC_PREFIX = "Value error, "
 # How Python represents the bytes of an argument that its encoding cannot decode.
 _UNDECODED = re.compile("[\ud800-\udfff]")
 
@@ -185,12 +192,41 @@ def _expanded(value: Any) -> Any:
 def _show_usage_error(error: typer.TyperException) -> None:
     """Show an error of the command line; typer's own way prints what was typed without escaping it."""
     context: typer.Context | None = getattr(error, "ctx", None)
-    message = error.format_message()
+    message = _with_hint(error.format_message().replace(_PYDANTIC_PREFIX, ""), error)
     # Without a message, the help has been shown.
     if context is not None and message:
         say(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n", err=True)
     if message:
         say(f"error: {message}", err=True)
+
+
+def _with_hint(message: str, error: typer.TyperException) -> str:
+    """Return the message of an error of the command line, with what was probably meant."""
+    typed = sys.argv[1:]
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    takes_settings = any(option.name == "overrides" for option in getattr(command, "params", ()))
+    option = getattr(error, "option_name", None)
+    if takes_settings and option is not None and option.startswith("--"):
+        from pipeline.config.aliases import setting_named
+
+        setting = setting_named(option.removeprefix("--"))
+        if setting is not None:
+            return f"No such option: {option}. Did you mean {setting}={_value_after(option, typed)}?"
+    if takes_settings and getattr(getattr(error, "param", None), "name", None) == "config":
+        from pipeline.config.recipes import find_recipe
+
+        files = [word for word in typed if word.endswith((".yaml", ".yml")) or find_recipe(word) is not None]
+        return f"{message} Did you mean --config {files[0]}?" if files else message
+    return message
+
+
+def _value_after(option: str, typed: list[str]) -> str:
+    """Return the value that was typed with an option, after a space or an equals sign."""
+    for word, following in zip(typed, [*typed[1:], "-"], strict=True):
+        name, separator, value = word.partition("=")
+        if name == option:
+            return value if separator else "true" if following.startswith("-") else following
+    return "VALUE"
 
 
 if __name__ == "__main__":

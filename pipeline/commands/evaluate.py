@@ -8,6 +8,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
 from pipeline.evaluation.tasks import TASK_GROUPS
@@ -139,6 +140,7 @@ def evaluate(
     is_first = speaks()
     set_up_logging(speaks=is_first)
     limits = LimitOptions.read(max_steps=max_steps, threshold=threshold, budget=budget)
+    check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=tasks is None)
     if tasks is not None:
         if iters is not None or jacobi_iterations is not None:
             raise typer.BadParameter(

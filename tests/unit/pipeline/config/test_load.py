@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.config_file import parse_yaml
 from pipeline.config.errors import ConfigError
 from pipeline.config.load import (
     build_config,
     dump_config,
     dump_private_config,
     load_config,
+    render_changes,
     render_config,
     setting_paths,
 )
@@ -177,3 +179,12 @@ def test_absurd_values_are_accepted_or_refused_at_once(name: str) -> None:
 def test_long_values_are_not_shown_in_full() -> None:
     (problem,) = problems_of(training__train_iters="x" * 100_000)
     assert len(problem.value) < 1000
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES).rglob("*.yaml")), ids=lambda path: path.stem)
+def test_the_settings_that_differ_from_the_defaults_build_an_equal_configuration(path: Path) -> None:
+    config = load_config(path, ["data.path=data"] if "base" in path.parts else [])
+    changes = render_changes(config)
+
+    assert build_config(parse_yaml(changes)) == config
+    assert len(changes) < len(render_config(config))
