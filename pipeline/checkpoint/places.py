@@ -23,7 +23,7 @@ def checkpoints_at(path: Path) -> Path:
     Returns:
         The folder; the path itself where no checkpoint is found.
     """
-    if iteration_of(path) is not None and path.is_dir():
+    if iteration_of(path) is not None and (path.is_dir() or _has_checkpoints(path.parent)):
         return path.parent
     if _has_checkpoints(path):
         return path

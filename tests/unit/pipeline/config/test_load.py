@@ -15,6 +15,7 @@ from pipeline.config.load import (
     render_config,
     setting_paths,
 )
+from pipeline.config.recipes import recipe_names
 from pipeline.config.schema import RunConfig
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
@@ -181,9 +182,9 @@ def test_long_values_are_not_shown_in_full() -> None:
     assert len(problem.value) < 1000
 
 
-@pytest.mark.parametrize("path", sorted((RECIPES).rglob("*.yaml")), ids=lambda path: path.stem)
-def test_the_settings_that_differ_from_the_defaults_build_an_equal_configuration(path: Path) -> None:
-    config = load_config(path, ["data.path=data"] if "base" in path.parts else [])
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_settings_that_differ_from_the_defaults_build_an_equal_configuration(name: str) -> None:
+    config = load_config(Path(name))
     changes = render_changes(config)
 
     assert build_config(parse_yaml(changes)) == config
