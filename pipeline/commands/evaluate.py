@@ -141,7 +141,6 @@ def evaluate(
     is_first = speaks()
     set_up_logging(speaks=is_first)
     limits = LimitOptions.read(max_steps=max_steps, threshold=threshold, budget=budget)
-    check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=tasks is None)
     if tasks is not None:
         if iters is not None or jacobi_iterations is not None:
             raise typer.BadParameter(
@@ -169,6 +168,7 @@ def evaluate(
         )
         return
 
+    check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=True)
     overrides = [] if jacobi_iterations is None else [f"ponder.num_jacobi_iterations={jacobi_iterations}"]
     result, default_output = _evaluate_heldout(
         checkpoint,
