@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.box import SIMPLE_HEAD
 
+from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
 from pipeline.evaluation.tasks import TASK_GROUPS
@@ -167,6 +168,7 @@ def evaluate(
         )
         return
 
+    check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=True)
     overrides = [] if jacobi_iterations is None else [f"ponder.num_jacobi_iterations={jacobi_iterations}"]
     result, default_output = _evaluate_heldout(
         checkpoint,

@@ -41,6 +41,7 @@ _SINGLE_PROCESS_COMMANDS = (
         "jobs",
         "parity",
         "plan",
+        "recipes",
         "rehearse",
         "report",
         "submit",
@@ -60,14 +61,17 @@ Overrides = Annotated[
 ConfigFile = Annotated[
     Path,
     typer.Option(
-        "--config", "-c", metavar="FILE", help="YAML file with the settings of a run; see pipeline/recipes."
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="YAML file with the settings of a run, or the name of a recipe (`megaponder recipes list`).",
     ),
 ]
 Checkpoint = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="Folder of a run's checkpoints (the newest is taken), or one of its iter_ folders.",
+        help="Folder of a run, or of its checkpoints (the newest is taken), or one of its iter_ folders.",
     ),
 ]
 Iteration = Annotated[
