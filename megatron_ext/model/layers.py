@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
@@ -103,14 +104,46 @@ def add_products(residual: Tensor, *products: tuple[RowParallelLinear, Tensor], 
     Returns:
         [R or R / tp, B, H].
     """
-    biases = [linear.bias for linear, _ in products if linear.bias is not None]
     if axis.size > 1:
+        biases = [linear.bias for linear, _ in products if linear.bias is not None]
         partial_sums = [linear(inputs)[0] for linear, inputs in products]
         return sum(biases, start=residual + axis.from_partial_sums(sum(partial_sums)))
-    total = (residual + sum(biases)).flatten(0, 1) if biases else residual.flatten(0, 1).clone()
-    for linear, inputs in products:
-        total.addmm_(inputs.flatten(0, 1), linear.weight.t())
-    return total.view(residual.shape)
+    operands = [x for linear, inputs in products for x in (inputs, linear.weight, linear.bias)]
+    total: Tensor = _AddProducts.apply(residual, *operands)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _AddProducts(torch.autograd.Function):
+    """residual + sum of ``x w^T + b``, for triples (x, w, b or None)."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, *operands: Tensor | None) -> Tensor:
+        inputs, weights, biases = operands[::3], operands[1::3], operands[2::3]
+        ctx.save_for_backward(*inputs, *weights)
+        given = [bias for bias in biases if bias is not None]
+        total = residual + sum(given) if given else residual.clone(memory_format=torch.contiguous_format)
+        rows = total.flatten(0, 1)
+        for x, weight in zip(inputs, weights, strict=True):
+            torch.addmm(rows, x.flatten(0, 1), weight.t(), out=rows)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        half = len(saved) // 2
+        rows = gradient.flatten(0, 1)
+        is_needed = ctx.needs_input_grad[1:]
+        # The same for every bias.
+        of_bias = rows.sum(dim=0) if any(is_needed[2::3]) else None
+        results: list[Tensor | None] = [gradient]
+        for number, (x, weight) in enumerate(zip(saved[:half], saved[half:], strict=True)):
+            needs_x, needs_weight, needs_bias = is_needed[3 * number : 3 * number + 3]
+            results += [
+                (rows @ weight).view(x.shape) if needs_x else None,
+                rows.t() @ x.flatten(0, 1) if needs_weight else None,
+                of_bias if needs_bias else None,
+            ]
+        return tuple(results)
 
 
 class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
