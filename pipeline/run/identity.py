@@ -20,7 +20,7 @@ from pipeline.checkpoint.identity import (
     settings_identity,
     tokenizer_identity,
 )
-from pipeline.config.load import load_config
+from pipeline.config.load import load_stored_config
 from pipeline.config.schema import RunConfig
 from pipeline.data.dataset import SampleSource
 from pipeline.data.fingerprint import stream_fingerprint
@@ -93,7 +93,7 @@ def identity_on_resuming(config: RunConfig, own: RunIdentity, folder: Path, *, i
             ``resume.accept_changes`` does not name.
     """
     stored = read_identity(folder)
-    before = stored or settings_identity(load_config(folder / CONFIG_NAME))
+    before = stored or settings_identity(load_stored_config(folder / CONFIG_NAME))
     if stored is None:
         logger.warning(
             "%s does not record its tokenizer, vocabulary and data, so that these could not be compared with "

@@ -13,7 +13,7 @@ from pipeline.checkpoint.save_times import SAVE_TIMES_NAME
 from pipeline.checkpoint.saver import CheckpointSaver
 from pipeline.checkpoint.state import TrainState, read_train_state
 from pipeline.checkpoint.writing import Destination
-from pipeline.config.load import load_config
+from pipeline.config.load import load_stored_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account
 from pipeline.metrics.collapse import CollapseAlarm
@@ -175,7 +175,7 @@ def check_parameter_groups(config: RunConfig, folder: Path) -> None:
         CheckpointError: only one of them has a group for the router or the gates.
     """
     here = config.optimizer.new_parameters_lr_mult
-    there = load_config(folder / CONFIG_NAME).optimizer.new_parameters_lr_mult
+    there = load_stored_config(folder / CONFIG_NAME).optimizer.new_parameters_lr_mult
     if (here is None) != (there is None):
         raise CheckpointError(
             "optimizer.new_parameters_lr_mult must stay set, or stay unset, when a run resumes, but is "
