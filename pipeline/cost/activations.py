@@ -236,6 +236,6 @@ def _attended(sizes: RankSizes, index: int) -> float:
 
 
 def _mlp(sizes: RankSizes) -> float:
-    """Per row: before and after the activation; of a gated MLP both halves, their parts and their product."""
-    num_kept = 5 if sizes.shape.is_gated else 2
+    """Per row: before and after the activation; of a gated MLP also the other half and the product."""
+    num_kept = 4 if sizes.shape.is_gated else 2
     return num_kept * sizes.value_bytes * sizes.shape.ffn_hidden_size / sizes.tensor
