@@ -12,7 +12,7 @@ from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.messages import problems_of
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.rules import broken_rules_of_part
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import WITHOUT_USE, RunConfig
 from pipeline.config.section import SHOW_SECRETS
 from pipeline.shared.files import write_private
 
@@ -30,8 +30,31 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: with all problems of the file and the overrides.
     """
-    source = str(path) if path else "overrides"
     settings, problems = read_settings(path) if path else ({}, [])
+    return _checked(settings, problems, overrides, source=str(path) if path else "overrides")
+
+
+def load_stored_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the configuration that a run or a checkpoint has stored, which may be of an earlier version.
+
+    A kind of recomputation that is refused today has had no influence on any result; it is read as none.
+
+    Args:
+        path, overrides: see :func:`load_config`.
+
+    Raises:
+        ConfigError: see :func:`load_config`.
+    """
+    settings, problems = read_settings(path)
+    parallel = settings.get("parallel")
+    if isinstance(parallel, dict) and parallel.get("recompute") == WITHOUT_USE:
+        parallel["recompute"] = "none"
+    return _checked(settings, problems, overrides, source=str(path))
+
+
+def _checked(
+    settings: dict[str, Any], problems: list[ConfigProblem], overrides: Sequence[str], *, source: str
+) -> RunConfig:
     problems += apply_overrides(settings, overrides, setting_paths(), text_paths=text_paths())
     try:
         config = build_config(settings)

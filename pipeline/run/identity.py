@@ -20,7 +20,7 @@ from pipeline.checkpoint.identity import (
     settings_identity,
     tokenizer_identity,
 )
-from pipeline.config.load import load_config
+from pipeline.config.load import load_stored_config
 from pipeline.config.schema import RunConfig
 from pipeline.data.dataset import SampleSource
 from pipeline.data.fingerprint import stream_fingerprint
@@ -94,7 +94,7 @@ def identity_on_resuming(config: RunConfig, own: RunIdentity, folder: Path, *, i
             ``resume.accept_changes`` does not name.
     """
     stored = read_identity(folder)
-    before = stored or settings_identity(load_config(folder / CONFIG_NAME))
+    before = stored or settings_identity(load_stored_config(folder / CONFIG_NAME))
     if stored is None:
         logger.warning(
             "%s does not record its tokenizer, vocabulary and data, so that these could not be compared with "
@@ -138,7 +138,7 @@ def check_parameter_groups(config: RunConfig, folder: Path) -> None:
         CheckpointError: only one of them has a group for the router or the gates.
     """
     here = config.optimizer.new_parameters_lr_mult
-    there = load_config(folder / CONFIG_NAME).optimizer.new_parameters_lr_mult
+    there = load_stored_config(folder / CONFIG_NAME).optimizer.new_parameters_lr_mult
     if (here is None) != (there is None):
         raise CheckpointError(
             "optimizer.new_parameters_lr_mult must stay set, or stay unset, when a run resumes, but is "
