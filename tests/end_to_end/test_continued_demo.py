@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROWS = ("vanilla", "ponderlm3")
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1800)]
 
 
 def _pages(folder: Path) -> Path:
@@ -30,7 +30,7 @@ def test_a_published_model_is_converted_continued_exported_and_used(tmp_path: Pa
         *("--documentation", str(_pages(tmp_path / "pages"))),
     ]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=850, cwd=ROOT, check=False
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1700, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
     if "skipped: " in done.stdout:

@@ -1,9 +1,13 @@
 """Running a ladder: which runs start, in which order, and what is left to a later call."""
 
 import json
+import os
+import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -88,3 +92,21 @@ def test_what_is_done_does_not_run_again_and_no_run_starts_after_the_deadline(tm
     with pytest.raises(OutOfTimeError):
         late.result_of(open_run)
     assert not (tmp_path / "open").exists()
+
+
+def test_after_an_interrupt_the_training_saves_and_no_other_one_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Stands for a training: it ends with the code of a saved run when it is told to stop.
+    program = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); print(1); time.sleep(60)"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    script = tmp_path / "python"
+    script.write_text(f"#!{os.path.realpath('/proc/self/exe')}\n{program}\n")
+    script.chmod(0o755)
+    pressed = Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    pressed.start()
+
+    with pytest.raises(KeyboardInterrupt):
+        runner(tmp_path).run_all(["continued"])
+
+    assert [path.name for path in tmp_path.glob("*/*/*/*/train.log")] == ["train.log"]
