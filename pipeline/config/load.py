@@ -71,6 +71,29 @@ def render_config(config: RunConfig) -> str:
     return render_yaml(config.model_dump(mode="json"))
 
 
+def render_changes(config: RunConfig) -> str:
+    """Return the settings that differ from their defaults as YAML, which builds an equal configuration."""
+    changed: dict[str, Any] = {}
+    dumped = config.model_dump(mode="json")
+    for name, field in RunConfig.model_fields.items():
+        section, value = section_type(field.annotation), getattr(config, name)
+        if section is None:
+            if not _is_default(config, name):
+                changed[name] = dumped[name]
+            continue
+        inner = {key: dumped[name][key] for key in section.model_fields if not _is_default(value, key)}
+        if inner:
+            changed[name] = inner
+    return render_yaml(changed)
+
+
+def _is_default(section: BaseModel, name: str) -> bool:
+    """Tell whether a setting has the value that it gets when only the others are given."""
+    given = {other: getattr(section, other) for other in type(section).model_fields}
+    default = type(section).model_fields[name].get_default(call_default_factory=True, validated_data=given)
+    return bool(default == given[name])
+
+
 def dump_config(config: RunConfig, path: Path) -> None:
     """Write a resolved configuration to a YAML file, with its secrets masked."""
     path.write_text(render_config(config), encoding="ascii")
@@ -97,7 +120,7 @@ def _valid_part(recorded: Recorded) -> SimpleNamespace:
     part = SimpleNamespace()
     for name, field in RunConfig.model_fields.items():
         complete = recorded.get(RunConfig, {}).get(name)
-        section = _section_type(field.annotation)
+        section = section_type(field.annotation)
         if complete is not None:
             setattr(part, name, complete)
         elif section is not None:
@@ -119,7 +142,7 @@ def _valid_section(section: type[BaseModel], values: dict[str, Any]) -> SimpleNa
 
 def _annotations() -> Iterator[tuple[str, Any]]:
     for name, field in RunConfig.model_fields.items():
-        section = _section_type(field.annotation)
+        section = section_type(field.annotation)
         if section is None:
             yield name, field.annotation
         else:
@@ -136,6 +159,7 @@ def _is_text(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, UnionType) and all(_is_text(part) for part in parts)
 
 
-def _section_type(annotation: Any) -> type[BaseModel] | None:
+def section_type(annotation: Any) -> type[BaseModel] | None:
+    """Return the class of a group of settings; None for a single setting."""
     is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
     return annotation if is_section else None
