@@ -9,7 +9,7 @@ column included.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -211,6 +211,37 @@ class StoredRows:
             return None
         order = torch.arange(part.num_visible, device=self.places.device)
         return order <= self.places[part.rows].unsqueeze(1)
+
+
+class JoinedCalls:
+    """Rows of several versions in one call, those of a version side by side. Implements :class:`StoredCall`.
+
+    Attributes:
+        sequences: of every row, [R].
+    """
+
+    def __init__(self, calls: Sequence[StoredCall]) -> None:
+        """Join the rows of some calls, in order; no two of them have rows of one sequence."""
+        self.sequences = torch.cat([call.sequences for call in calls])
+        self._calls = calls
+        self._sizes = [len(call.sequences) for call in calls]
+
+    def extend(
+        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
+    ) -> Sequence[StoredKeys]:
+        """See :class:`megatron_ext.model.attention.KeyValueStore`."""
+        assert log_weight is None, "versions have no weights"
+        parts, start = [], 0
+        for call, new in zip(
+            self._calls, zip(key.split(self._sizes), value.split(self._sizes), strict=True), strict=True
+        ):
+            parts += [_moved(part, start) for part in call.extend(layer_number, *new, None)]
+            start += len(new[0])
+        return parts
+
+
+def _moved(part: StoredKeys, start: int) -> StoredKeys:
+    return replace(part, rows=slice(part.rows.start + start, part.rows.stop + start))
 
 
 def parts_by_sequence(sequences: Sequence[int], places: Sequence[int]) -> Iterator[Part]:

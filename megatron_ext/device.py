@@ -3,6 +3,8 @@
 Here and in :mod:`megatron_ext.host`, which lets Megatron run without CUDA, is everything that asks for CUDA.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,11 @@ def synchronize() -> None:
     """Wait until this rank's device has finished what was queued; a CPU queues nothing."""
     if has_cuda():
         torch.cuda.synchronize()
+
+
+def as_integers(numbers: Sequence[int]) -> Tensor:
+    """Return numbers as int64 on this rank's device, in the same order."""
+    return torch.tensor(numbers, dtype=torch.int64, device=device())
 
 
 def generator_state() -> Tensor:
