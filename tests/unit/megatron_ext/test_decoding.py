@@ -145,6 +145,59 @@ def test_a_batch_runs_the_rows_that_its_tokens_need_and_no_others(
     assert num_mixed >= 6, "tokens of a call must differ in their steps"
 
 
+@each_model
+def test_every_call_takes_the_next_row_of_every_sequence(
+    groups: ParallelGroups, method: Method, architecture: Architecture
+) -> None:
+    model = tiny_model(groups, method, architecture, num_latent_thoughts=3)
+    texts = random_tokens(4, 7, seed=26).tolist()
+    expected = [oracle(model, text) for text in texts]
+    decoder = BatchDecoder(model, num_sequences=4, max_tokens=7)
+    calls: list[list[int]] = []
+
+    def note(name: str, value: Tensor) -> None:
+        if name == "rows/sequences":
+            calls.append(sorted(value.tolist()))
+
+    decoder.observe = note
+    decoder.begin(range(4), [text[0] for text in texts])
+    while decoder.busy:
+        decoded = decoder.advance()
+        if decoded is None:
+            continue
+        following: dict[int, int] = {}
+        for index, sequence in enumerate(decoded.sequences):
+            one = expected[sequence][decoder.num_tokens[sequence] - 1]
+            torch.testing.assert_close(decoded.logits[index], one.logits, rtol=0, atol=EXACT)
+            assert int(decoded.steps[index]) == one.steps
+            if decoder.num_tokens[sequence] < 7:
+                following[sequence] = texts[sequence][decoder.num_tokens[sequence]]
+        if following:
+            decoder.begin(list(following), list(following.values()))
+
+    rows = [sum(1 + one.steps for one in of_text) for of_text in expected]
+    assert calls == [[number for number in range(4) if rows[number] > call] for call in range(max(rows))]
+    if method.halts:
+        waiting = sum(1 + max(one.steps for one in column) for column in zip(*expected, strict=True))
+        assert len(calls) < waiting
+
+
+def test_a_busy_sequence_neither_begins_nor_starts_over(groups: ParallelGroups) -> None:
+    decoder = BatchDecoder(tiny_model(groups, Method.PONDERLM2), num_sequences=2, max_tokens=4)
+    decoder.begin([0], [5])
+
+    for misuse in (
+        lambda: decoder.begin([0], [6]),
+        lambda: decoder.consume([0], [6]),
+        lambda: decoder.read_prompts([0], [[6]], sweeps=None),
+    ):
+        with pytest.raises(AssertionError):
+            misuse()
+    # Others may.
+    assert decoder.consume([1], [6]).sequences == [1]
+    assert decoder.busy == {0}
+
+
 @pytest.mark.parametrize("method", [Method.VANILLA, Method.PONDERLM2])
 def test_sequences_of_one_length_are_attended_together(groups: ParallelGroups, method: Method) -> None:
     model = tiny_model(groups, method)
