@@ -194,6 +194,14 @@ class BatchDecoder:
             self.num_tokens[sequence] = 0
         if sweeps is None:
             return self._read_token_by_token(sequences, prompts)
+        # Prompts of one length run as one batch where they are neighbours.
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+        read = self._read_by_length([sequences[i] for i in order], [prompts[i] for i in order], sweeps)
+        return [read[order.index(number)] for number in range(len(prompts))]
+
+    def _read_by_length(
+        self, sequences: Sequence[int], prompts: Sequence[Sequence[int]], sweeps: Sweeps
+    ) -> list[ReadPrompt]:
         thought = self._read_together(sequences, prompts, sweeps)
         for sequence, prompt in zip(sequences, prompts, strict=True):
             self.num_tokens[sequence] = len(prompt)

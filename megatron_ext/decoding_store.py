@@ -10,6 +10,7 @@ column included.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -88,6 +89,9 @@ class RowStore:
             IndexError: the store is full.
         """
         self.take(sequences, places)
+        lengths = whole_lengths(sequences, places)
+        if lengths is not None:
+            return WholeRows(self, sequences, lengths, version)
         return StoredRows(self, sequences, places, version)
 
     def take(self, sequences: Sequence[int], places: Sequence[int]) -> None:
@@ -112,6 +116,15 @@ class RowStore:
             else:
                 # Indexed dims come first: [V, G, R, w] seen as [R, V, G, w]
                 of_layer[:, rows.sequences, :, rows.places] = new.unsqueeze(1)
+
+    def write_beginnings(
+        self, layer_number: int, version: int, sequences: Tensor, key: Tensor, value: Tensor
+    ) -> None:
+        """Store the first n rows of some sequences in one layer, [b, G, n, w], as :meth:`write` does."""
+        for stored, new in ((self._keys, key), (self._values, value)):
+            stored[version:, layer_number - 1, :, :, : new.shape[2]].index_copy_(
+                1, sequences, new.expand(stored.shape[0] - version, *new.shape)
+            )
 
     def read(self, layer_number: int, version: int, sequences: slice, num_rows: int) -> tuple[Tensor, Tensor]:
         """Return the keys and values of neighbouring sequences, [b, G, num_rows, w] each, without a copy."""
@@ -211,6 +224,55 @@ class StoredRows:
             return None
         order = torch.arange(part.num_visible, device=self.places.device)
         return order <= self.places[part.rows].unsqueeze(1)
+
+
+def whole_lengths(sequences: Sequence[int], places: Sequence[int]) -> list[int] | None:
+    """Return how many rows each sequence has in a call with all of its rows; None where one has others too.
+
+    A call of one row of each sequence is not meant.
+    """
+    parts = list(parts_by_sequence(sequences, places))
+    if len(parts) == len(sequences) or not all(part.is_whole for part in parts):
+        return None
+    return [part.num_visible for part in parts]
+
+
+class WholeRows:
+    """All rows of some sequences. Implements :class:`StoredCall`.
+
+    They attend to each other as they come out of the layer; sequences of one length attend together.
+
+    Attributes:
+        sequences: of every row, [R].
+    """
+
+    def __init__(
+        self, store: RowStore, sequences: Sequence[int], lengths: Sequence[int], version: int
+    ) -> None:
+        """See :meth:`RowStore.places`; `lengths` are the rows of each sequence, which are neighbours."""
+        self._store, self._version = store, version
+        self.sequences = torch.tensor(sequences, device=device())
+        # Neighbours of one length: rows of the call, and the sequences.
+        self._batches: list[tuple[slice, Tensor]] = []
+        start = 0
+        for length, same in groupby(lengths):
+            stop = start + length * len(list(same))
+            self._batches.append((slice(start, stop), self.sequences[start:stop:length]))
+            start = stop
+
+    def extend(
+        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
+    ) -> Sequence[StoredKeys]:
+        """See :class:`megatron_ext.model.attention.KeyValueStore`."""
+        key, value = self._store.extended(key, value, log_weight)
+        parts = []
+        for rows, sequences in self._batches:
+            # [b * n, G, w] -> [b, G, n, w]
+            keys, values = (x[rows].unflatten(0, (len(sequences), -1)).transpose(1, 2) for x in (key, value))
+            self._store.write_beginnings(layer_number, self._version, sequences, keys, values)
+            has_one_row_each = keys.shape[2] == 1
+            parts.append(StoredKeys(rows=rows, keys=keys, values=values, causal=not has_one_row_each))
+        return parts
 
 
 class JoinedCalls:

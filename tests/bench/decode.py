@@ -2,8 +2,8 @@
 
 The router of a PonderLM-3 with random weights is biased, so that every token takes exactly 0, 1, .. K steps,
 or as many as random router weights decide, or given shares of the tokens take 0, 1, .. K steps. Where steps
-differ, sequences are also decoded token by token: all wait for the one that takes most steps. Prompts are read
-before the clock starts. All ways take turns, so that a drift of the machine's speed affects them equally.
+differ, sequences are also decoded token by token: all wait for the one that takes most steps. Prompts are
+read before the clock starts. All ways take turns, so that a drift of the machine's speed affects them all.
 """
 
 import time
