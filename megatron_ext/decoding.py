@@ -9,7 +9,7 @@ does not run again.
 B = sequences, N = tokens of a call, H = hidden size, V = vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -160,6 +160,28 @@ class BatchDecoder:
             ended += rounds.advance()
         return self._decoded(ended, order=sequences)
 
+    @torch.inference_mode()
+    def follow(self, sequences: Sequence[int], texts: Sequence[Sequence[int]]) -> Iterator[DecodedTokens]:
+        """Consume texts that are known in advance, row by row; yield tokens as they end.
+
+        Args:
+            sequences: which; every one at most once, and none that is busy.
+            texts: the next tokens of each.
+        """
+        assert not self.busy.intersection(sequences), "the token before has to end first"
+        rounds, free = RowByRow(self), list(sequences)
+        rest = {sequence: iter(text) for sequence, text in zip(sequences, texts, strict=True)}
+        while True:
+            following = {one: token for one in free if (token := next(rest[one], None)) is not None}
+            if following:
+                rounds.begin(list(following), list(following.values()))
+            if not rounds.sequences:
+                return
+            ended = rounds.advance()
+            free = [sequence for one in ended for sequence in one.sequences]
+            if ended:
+                yield self._decoded(ended)
+
     def _decoded(self, ended: Sequence[EndedTokens], order: Sequence[int] | None = None) -> DecodedTokens:
         """Run the head once on all tokens that have ended, in the order of the sequences or as they came."""
         sequences = list(chain.from_iterable(one.sequences for one in ended))
@@ -215,19 +237,9 @@ class BatchDecoder:
         reading = {
             sequence: _PromptReading(prompt) for sequence, prompt in zip(sequences, prompts, strict=True)
         }
-        rounds = RowByRow(self)
-        rounds.begin(sequences, [prompt[0] for prompt in prompts])
-        while rounds.sequences:
-            ended = rounds.advance()
-            if not ended:
-                continue
-            decoded, following = self._decoded(ended), {}
-            for index, sequence in enumerate(decoded.sequences):
-                token = reading[sequence].take(decoded.logits[index], decoded.steps[index])
-                if token is not None:
-                    following[sequence] = token
-            if following:
-                rounds.begin(list(following), list(following.values()))
+        for decoded in self.follow(sequences, prompts):
+            for sequence, *of_token in zip(decoded.sequences, decoded.logits, decoded.steps, strict=True):
+                reading[sequence].take(*of_token)
         return [one.result() for one in reading.values()]
 
     def _read_together(
@@ -318,16 +330,15 @@ class _PromptReading:
         self._nll: list[Tensor] = []
         self._most_likely: list[Tensor] = []
 
-    def take(self, logits: Tensor, steps: Tensor) -> int | None:
-        """Take logits, [V], and steps of the next token; return the token after it, None after the last."""
+    def take(self, logits: Tensor, steps: Tensor) -> None:
+        """Take logits, [V], and steps of the next token."""
         self._logits = [logits]
         self._steps.append(steps)
         if len(self._steps) == len(self._prompt):
-            return None
+            return
         token = self._prompt[len(self._steps)]
         self._nll.append(token_nll(logits.unsqueeze(0), [token]))
         self._most_likely.append(logits.argmax().reshape(1))
-        return token
 
     def result(self) -> ReadPrompt:
         """Return what reading the whole prompt gave."""

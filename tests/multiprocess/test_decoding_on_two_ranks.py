@@ -53,21 +53,11 @@ def _error(
             logits[sequence] = decoded.logits[index]
         steps = decoded.steps.tolist()
     # Row by row: a sequence begins its next token while others finish theirs.
-    free = [0, 1, 2]
-    rest = {sequence: iter((3 + sequence, 5)) for sequence in free}
-    while True:
-        following = {one: token for one in free if (token := next(rest[one], None)) is not None}
-        for sequence, token in following.items():
-            texts[sequence].append(token)
-        if following:
-            decoder.begin(list(following), list(following.values()))
-        if not decoder.busy:
-            break
-        ended = decoder.advance()
-        free = [] if ended is None else ended.sequences
-        if ended is not None:
-            for index, sequence in enumerate(ended.sequences):
-                logits[sequence] = ended.logits[index]
+    following = [[3 + sequence, 5] for sequence in range(3)]
+    for ended in decoder.follow(range(3), following):
+        for index, sequence in enumerate(ended.sequences):
+            logits[sequence] = ended.logits[index]
+    texts = [text + more for text, more in zip(texts, following, strict=True)]
     with torch.no_grad():
         results = [oracle_results(model, text) for text in texts]
     expected = [of_text[-1] for of_text in results]

@@ -160,21 +160,13 @@ def test_every_call_takes_the_next_row_of_every_sequence(
             calls.append(sorted(value.tolist()))
 
     decoder.observe = note
-    decoder.begin(range(4), [text[0] for text in texts])
-    while decoder.busy:
-        decoded = decoder.advance()
-        if decoded is None:
-            continue
-        following: dict[int, int] = {}
+    for decoded in decoder.follow(range(4), texts):
         for index, sequence in enumerate(decoded.sequences):
             one = expected[sequence][decoder.num_tokens[sequence] - 1]
             torch.testing.assert_close(decoded.logits[index], one.logits, rtol=0, atol=EXACT)
             assert int(decoded.steps[index]) == one.steps
-            if decoder.num_tokens[sequence] < 7:
-                following[sequence] = texts[sequence][decoder.num_tokens[sequence]]
-        if following:
-            decoder.begin(list(following), list(following.values()))
 
+    assert decoder.num_tokens == [7] * 4
     rows = [sum(1 + one.steps for one in of_text) for of_text in expected]
     assert calls == [[number for number in range(4) if rows[number] > call] for call in range(max(rows))]
     if method.halts:
