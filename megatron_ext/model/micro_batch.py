@@ -55,6 +55,8 @@ class ForwardSettings:
         bottom_k_fraction: q of the bottom-k penalty; None takes the configured one.
         limits: on the steps that tokens take.
         pondering_share, holds_decisions, measures_steps: see :class:`PassContext`.
+        gradient_passes: so many last passes have gradients; None: all.
+        sweep_tolerance: see :class:`PassContext`.
     """
 
     num_jacobi_iterations: int
@@ -65,6 +67,8 @@ class ForwardSettings:
     pondering_share: float = 1.0
     holds_decisions: bool = False
     measures_steps: bool = False
+    gradient_passes: int | None = None
+    sweep_tolerance: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +101,7 @@ class ModelOutput:
         statistics: additive sums over the micro-batch, each [size], without gradient.
         step_losses: [S, B] weighted mean of the cross-entropies of reading each step alone, or None.
         regularizer: scalar, mean over real tokens, that is added to the mean loss, or None.
+        num_sweeps: refinement sweeps that were run.
     """
 
     token_losses: Tensor
@@ -106,3 +111,4 @@ class ModelOutput:
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     step_losses: Tensor | None = None
     regularizer: Tensor | None = None
+    num_sweeps: int = 0

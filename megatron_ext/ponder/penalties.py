@@ -17,15 +17,12 @@ def expected_steps(mass: Tensor, real: Tensor) -> Tensor:
     """Return the mean over real tokens of the expected number of steps, as a share of K.
 
     Args:
-        mass: w, [S, K + 1, B].
+        mass: w, [S, K + 1, B], K >= 1.
         real: [S, B] bool, False at padding.
     Returns:
         scalar in [0, 1].
     """
-    num_latent_thoughts = mass.shape[1] - 1
-    if num_latent_thoughts == 0:
-        return mass.new_zeros(())
-    per_token = mass[:, 1:].sum(dim=1) / num_latent_thoughts
+    per_token = mass[:, 1:].sum(dim=1) / (mass.shape[1] - 1)
     return (per_token * real).sum() / real.sum().clamp_min(1)
 
 
@@ -139,11 +136,13 @@ def halting_penalty(mass: Tensor, real: Tensor, kind: Penalty, bottom_k_fraction
     """Return the penalty of a micro-batch where it follows from the tail masses alone.
 
     Args:
-        mass: w of the final pass, [S, K + 1, B].
+        mass: w of the final pass, [S, K + 1, B]; without steps to halt (K = 0) every penalty is 0.
         real: [S, B] bool.
-        kind: which penalty, not an adaptive one.
+        kind: which penalty, not an adaptive one unless K = 0.
         bottom_k_fraction: q, for bottom_k.
     """
+    if mass.shape[1] == 1:
+        return mass.new_zeros(())
     assert not kind.is_adaptive, f"{kind} needs scores of labels"
     if kind is Penalty.EXPECTED_STEPS:
         return expected_steps(mass, real)

@@ -104,6 +104,8 @@ def _is_worth_it(suggestion: Suggestion, cheaper: Sequence[Suggestion]) -> bool:
 def _choices(config: RunConfig, vocab_size: int) -> Iterator[_Choice]:
     account = flops_account(config, vocab_size)
     num_passes = mean_step(config, account).num_passes
+    # Passes without gradients are a schedule of their own.
+    num_schedules = 1 if account.gradient_passes is None else 2
     ranks, batch = config.parallel.world_size, config.training.global_batch_size
     for tensor in SPLITS:
         for pipeline in SPLITS:
@@ -112,7 +114,7 @@ def _choices(config: RunConfig, vocab_size: int) -> Iterator[_Choice]:
                 continue
             for size in _micro_batches(batch, data):
                 count = batch // (size * data)
-                stages = _stage_cost(pipeline, count, num_passes)
+                stages = _stage_cost(pipeline, count, num_passes / num_schedules)
                 for recompute in get_args(Recompute):
                     again = _recompute_cost(config, account, recompute)
                     cost = again * stages * tensor**TENSOR_COST_EXPONENT

@@ -39,6 +39,7 @@ class StepResult:
         finding: why the weights were not updated; None where they were.
         has_finite_loss, has_finite_gradients: whether the losses of this rank's own micro-batches, and the
             gradients it has computed, are finite; determined only where there is a finding.
+        num_sweeps: Jacobi sweeps that were run, mean over the micro-batches of all ranks.
     """
 
     loss: float
@@ -46,6 +47,7 @@ class StepResult:
     finding: Finding | None = None
     has_finite_loss: bool = True
     has_finite_gradients: bool = True
+    num_sweeps: float = 0.0
 
     @property
     def was_updated(self) -> bool:
@@ -82,7 +84,7 @@ def train_step(
     parts.freeze.set(settings.freezes_backbone)
     before = statistics.copy()
     sums = run_schedule(parts.ddp, batches, settings, groups=groups, statistics=statistics)
-    loss = _global_loss(sums, groups)
+    loss, num_sweeps = _global_means(sums, groups)
     grad_norm = prepare_update(parts.optimizer)
     finding = judge(loss, grad_norm)
     if finding is None:
@@ -98,6 +100,7 @@ def train_step(
         # Only where something is wrong: reading a value waits for the device.
         has_finite_loss=finding is None or bool(torch.isfinite(sums).all()),
         has_finite_gradients=finding is None or has_finite_own_gradients(parts.ddp),
+        num_sweeps=num_sweeps,
     )
 
 
@@ -120,16 +123,18 @@ def run_schedule(
         observe: called on the last stage with every micro-batch and its output.
 
     Returns:
-        [2] float64: sum of the cross-entropies and labelled tokens of this rank's micro-batches; zero on all
-        stages but the last.
+        [4] float64: sum of the cross-entropies, labelled tokens, Jacobi sweeps, and number of this rank's
+        micro-batches; zero on all stages but the last.
     """
-    sums = torch.zeros(2, dtype=torch.float64, device=device())
+    sums = torch.zeros(4, dtype=torch.float64, device=device())
     totals = _token_totals(batches, groups)
     scale = len(batches) * groups.dp_size
 
     def record(batch: TokenBatch, output: ModelOutput) -> None:
         statistics.add(output.statistics, is_limited=settings.limits.num_steps is not None)
-        sums.add_(torch.cat([output.statistics["nll"], output.statistics["labelled_tokens"]]).detach())
+        sums[:2] += torch.cat([output.statistics["nll"], output.statistics["labelled_tokens"]]).detach()
+        sums[2] += output.num_sweeps
+        sums[3] += 1
         if observe is not None:
             observe(batch, output)
 
@@ -144,8 +149,8 @@ def run_schedule(
     return sums
 
 
-def _global_loss(sums: Tensor, groups: ParallelGroups) -> float:
-    """Return the mean over the global batch, from what :func:`run_schedule` returned on each rank.
+def _global_means(sums: Tensor, groups: ParallelGroups) -> tuple[float, float]:
+    """Return loss and sweeps, means over the global batch, from what :func:`run_schedule` gave each rank.
 
     One collective over all ranks gives all of them the same bits, which deciding alike needs. Tensor-parallel
     ranks hold the same sums, so numerator and denominator are too large by the same factor.
@@ -153,8 +158,8 @@ def _global_loss(sums: Tensor, groups: ParallelGroups) -> float:
     total = sums.clone()
     if groups.world_size > 1:
         torch.distributed.all_reduce(total)
-    nll, labelled = (float(value) for value in total.tolist())
-    return nll / max(labelled, 1.0)
+    nll, labelled, num_sweeps, num_micro_batches = (float(value) for value in total.tolist())
+    return nll / max(labelled, 1.0), num_sweeps / num_micro_batches
 
 
 def _token_totals(batches: Sequence[TokenBatch], groups: ParallelGroups) -> Tensor:
