@@ -256,7 +256,9 @@ class BatchDecoder:
             [position for prompt in prompts for position in range(len(prompt))],
         )
         of_prompts = PromptTokens(sequences=as_integers(numbers), sweeps=sweeps)
-        return self._method.read_prompts(rows, run, model.mix_embeddings, of_prompts, self.observe)
+        thought = self._method.read_prompts(rows, run, model.mix_embeddings, of_prompts, self.observe)
+        run.finish()
+        return thought
 
     def _halting(self, signal: HaltingSignal, threshold: float | None) -> SignalHalting:
         def of_prediction(hidden: Tensor) -> Tensor:

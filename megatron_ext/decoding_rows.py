@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from megatron_ext.decoding_store import JoinedCalls, StoredCall
+from megatron_ext.decoding_store import JoinedCalls, StoredCall, WholeRows
 from megatron_ext.device import as_integers
 from megatron_ext.ponder.decode.think import Ended, FedBack, Rows, Thinking
 
@@ -206,7 +206,8 @@ class PromptRunner:
     """Runs rows of whole prompts. Implements :class:`megatron_ext.ponder.decode.think.RowRunner`.
 
     A token of an iterating method keeps its place in the sequence. Rows of other methods are stored in the
-    order of tokens and slots, from the beginning of their sequence in every call.
+    order of tokens and slots, from the beginning of their sequence in every call; keys and values are stored
+    once no later call replaces them, at the latest by :meth:`finish`.
     """
 
     def __init__(
@@ -220,6 +221,7 @@ class PromptRunner:
         self._iterates = decoder.iterates
         self._sequences = sequences
         self._positions = positions
+        self._draft: WholeRows | None = None
 
     def __call__(
         self,
@@ -241,10 +243,27 @@ class PromptRunner:
         else:
             taken = positions if self._iterates else list(self._next_places(sequences))
         stored = store.places(sequences, taken, version=version)
+        self._replace_draft(stored)
         hidden = decoder.run_layers(rows, positions, log_weight, stored)
         hidden = decoder.final_norm(hidden) if normalize else hidden
         decoder.observe("rows/left", hidden)
         return hidden
+
+    def finish(self) -> None:
+        """Store what the last calls have left."""
+        if self._draft is not None:
+            self._draft.commit()
+            self._draft = None
+
+    def _replace_draft(self, stored: StoredCall) -> None:
+        """Store rows of the calls before unless this one replaces them: not those of settled sequences."""
+        if self._iterates or not isinstance(stored, WholeRows):
+            self.finish()
+            return
+        if self._draft is not None:
+            self._draft.commit(replaced={*stored.sequences.tolist()})
+        stored.is_draft = True
+        self._draft = stored
 
     def _next_places(self, sequences: Sequence[int]) -> Iterator[int]:
         self._decoder.store.forget(sequences)

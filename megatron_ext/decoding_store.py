@@ -8,7 +8,7 @@ R = rows of a call, B = sequences, G = key/value heads of this rank, w = channel
 column included.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Protocol
@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from megatron_ext.device import device
+from megatron_ext.device import as_integers, device
 from megatron_ext.model.attention import KeyValueStore, StoredKeys
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.attention import extended_keys, extended_size, extended_values
@@ -244,6 +244,7 @@ class WholeRows:
 
     Attributes:
         sequences: of every row, [R].
+        is_draft: store nothing before :meth:`commit`, because another call may replace the rows.
     """
 
     def __init__(
@@ -251,13 +252,16 @@ class WholeRows:
     ) -> None:
         """See :meth:`RowStore.places`; `lengths` are the rows of each sequence, which are neighbours."""
         self._store, self._version = store, version
-        self.sequences = torch.tensor(sequences, device=device())
+        self.sequences = as_integers(sequences)
+        self.is_draft = False
+        # Layer, sequences, keys and values that are not stored yet.
+        self._drafts: list[tuple[int, list[int], Tensor, Tensor]] = []
         # Neighbours of one length: rows of the call, and the sequences.
-        self._batches: list[tuple[slice, Tensor]] = []
+        self._batches: list[tuple[slice, list[int]]] = []
         start = 0
         for length, same in groupby(lengths):
             stop = start + length * len(list(same))
-            self._batches.append((slice(start, stop), self.sequences[start:stop:length]))
+            self._batches.append((slice(start, stop), list(sequences[start:stop:length])))
             start = stop
 
     def extend(
@@ -269,10 +273,27 @@ class WholeRows:
         for rows, sequences in self._batches:
             # [b * n, G, w] -> [b, G, n, w]
             keys, values = (x[rows].unflatten(0, (len(sequences), -1)).transpose(1, 2) for x in (key, value))
-            self._store.write_beginnings(layer_number, self._version, sequences, keys, values)
+            if self.is_draft:
+                self._drafts.append((layer_number, sequences, keys, values))
+            else:
+                self._write(layer_number, sequences, keys, values)
             has_one_row_each = keys.shape[2] == 1
             parts.append(StoredKeys(rows=rows, keys=keys, values=values, causal=not has_one_row_each))
         return parts
+
+    def commit(self, replaced: Collection[int] = ()) -> None:
+        """Store the rows of a draft, but for those of sequences whose rows another call replaces."""
+        for layer_number, sequences, keys, values in self._drafts:
+            kept = [index for index, sequence in enumerate(sequences) if sequence not in replaced]
+            if kept:
+                of_kept = as_integers(kept)
+                self._write(
+                    layer_number, [sequences[index] for index in kept], keys[of_kept], values[of_kept]
+                )
+        self._drafts.clear()
+
+    def _write(self, layer_number: int, sequences: Sequence[int], keys: Tensor, values: Tensor) -> None:
+        self._store.write_beginnings(layer_number, self._version, as_integers(sequences), keys, values)
 
 
 class JoinedCalls:

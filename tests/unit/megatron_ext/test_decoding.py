@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_ext import decoding_store
 from megatron_ext.decoding import BatchDecoder, DecodedTokens
+from megatron_ext.decoding_store import RowStore
+from megatron_ext.model.attention import StoredKeys
 from megatron_ext.model.config import Architecture
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
@@ -355,6 +358,41 @@ def test_sweeps_run_no_pruned_slot_and_no_settled_prompt(groups: ParallelGroups)
     assert passes[1] <= 5 < passes[2]
     for number in range(4):
         assert [one.count(number) for one in sequences if number in one][-1] == needed[number]
+
+
+@pytest.mark.parametrize("method", [Method.VANILLA, Method.PAUSE, Method.PONDERLM2, Method.PONDERLM3])
+def test_prompts_of_one_length_attend_together_and_are_stored_once(
+    groups: ParallelGroups, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"pruning_threshold": 0.0} if method.halts else {}
+    model = tiny_model(groups, method, num_latent_thoughts=2, ponder=settings)
+    prompts = random_tokens(4, 5, seed=3).tolist()
+    prompts[3].pop()
+    decoder = BatchDecoder(model, num_sequences=5, max_tokens=9)
+    batches: list[int] = []
+    written: list[int] = []
+    write, attend = RowStore.write_beginnings, decoding_store.WholeRows.extend
+
+    def note_write(store: RowStore, layer: int, version: int, sequences: Tensor, *new: Tensor) -> None:
+        written.extend(sequences.tolist() if layer == 1 else [])
+        write(store, layer, version, sequences, *new)
+
+    def note_parts(rows: decoding_store.WholeRows, *layer: Any) -> Sequence[StoredKeys]:
+        parts = attend(rows, *layer)
+        batches.extend(len(part.keys) for part in parts)
+        return parts
+
+    monkeypatch.setattr(RowStore, "write_beginnings", note_write)
+    monkeypatch.setattr(decoding_store.WholeRows, "extend", note_parts)
+    read = decoder.read_prompts([4, 0, 2, 1], prompts, sweeps=SETTLED)
+
+    assert sorted(written) == [0, 1, 2, 4]
+    assert batches[:2] == [1, 3]
+    for sequence, prompt, found in zip([4, 0, 2, 1], prompts, read, strict=True):
+        expected = oracle(model, [*prompt, 7])
+        torch.testing.assert_close(found.logits, expected[-2].logits, rtol=0, atol=EXACT)
+        following = decoder.consume([sequence], [7])
+        torch.testing.assert_close(following.logits[0], expected[-1].logits, rtol=0, atol=EXACT)
 
 
 @each_backbone
