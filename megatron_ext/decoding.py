@@ -9,6 +9,7 @@ does not run again.
 B = sequences, N = tokens of a call, H = hidden size, V = vocabulary.
 """
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -104,7 +105,8 @@ class BatchDecoder:
         self.num_tokens = [0] * num_sequences
         self.dtype = model.config.params_dtype
         self.observe: Observer = ignore
-        self._running = RowByRow(self)
+        # Weak: in a cycle of references the store would outlive the decoder.
+        self._running = RowByRow(weakref.proxy(self))
 
     def _reserve(self, num_sequences: int, max_tokens: int) -> RowStore:
         method, num_slots = self._method, self._method.config.num_slots

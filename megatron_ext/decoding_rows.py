@@ -73,8 +73,8 @@ class _Group:
 class RowByRow:
     """Runs one token of each of some sequences, all of which take their next row in every call of the layers.
 
-    Tokens that are begun at the same time are thought about together; as all that run take a row in every
-    call, there are at most K + 1 such groups, and none of two is at the same step.
+    Tokens that are begun together are thought about together. As all take a row in every call, groups that
+    were begun between different calls are at different steps, and there are at most K + 1 of them.
     """
 
     def __init__(self, decoder: BatchDecoder) -> None:
