@@ -177,6 +177,27 @@ def test_every_call_takes_the_next_row_of_every_sequence(
         assert len(calls) < waiting
 
 
+@pytest.mark.parametrize("method", [Method.ADAPONDERLM, Method.PONDERLM3])
+def test_mixtures_of_all_sequences_are_made_at_once(
+    groups: ParallelGroups, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(groups, method, num_latent_thoughts=3, ponder={"mixture": Mixture.SOFTMAX})
+    calls, mixed = [0], []
+    mix = model.mix_embeddings
+
+    def note(hidden: Tensor) -> Tensor:
+        mixed.append(hidden.shape[1])
+        return mix(hidden)
+
+    monkeypatch.setattr(model, "mix_embeddings", note)
+    model.decoder.register_forward_hook(lambda *_: calls.append(calls[-1] + 1))
+    decoder = BatchDecoder(model, num_sequences=4, max_tokens=7)
+    steps = [decoded.steps for decoded in decoder.follow(range(4), random_tokens(4, 7, seed=26).tolist())]
+
+    assert sum(mixed) == int(torch.cat(steps).sum())
+    assert 0 < len(mixed) < calls[-1]
+
+
 def test_a_busy_sequence_neither_begins_nor_starts_over(groups: ParallelGroups) -> None:
     decoder = BatchDecoder(tiny_model(groups, Method.PONDERLM2), num_sequences=2, max_tokens=4)
     decoder.begin([0], [5])
