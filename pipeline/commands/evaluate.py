@@ -11,7 +11,7 @@ from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
 from pipeline.evaluation.tasks import TASK_GROUPS
-from pipeline.metrics.records import WORTH_NAMES
+from pipeline.metrics.records import WORTH_NAMES, LossPoint
 from pipeline.shared.console import open_console, say
 from pipeline.shared.tables import Table
 
@@ -218,7 +218,7 @@ def _evaluate_heldout(
             opened, max_global_batches=batches, limits=applied, shows_progress=speaks()
         )
         speeds = decoding_speeds(opened, [applied])[0] if timing else ()
-        worth = ()
+        worth: tuple[LossPoint, ...] = ()
         if result.is_of_whole_model:
             worth = worth_of_steps(HeldoutText(opened, batches), timing=timing)
         budget = None if met is None else met.budget

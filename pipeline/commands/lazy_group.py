@@ -42,7 +42,7 @@ class LazyGroup(TyperGroup):
         for entry in self.entries:
             self.commands[entry.name] = TyperCommand(entry.name, help=entry.help)
 
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Return the name of the command that is called, the command, and the arguments left for it."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command if name is None else self.load(name), rest
