@@ -12,7 +12,7 @@ from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.peaks import DEVICES, Device
-from pipeline.shared.console import table_console
+from pipeline.shared.console import open_console
 from pipeline.shared.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def plan(
 def _show(planned: "RunPlan", suggestions: "Sequence[Suggestion]") -> None:
     from pipeline.cost.table import render_memory, render_plan, render_suggestions
 
-    console = table_console()
+    console = open_console()
     console.print(render_memory(planned))
     console.print(render_plan(planned))
     if suggestions:

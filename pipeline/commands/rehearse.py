@@ -84,14 +84,14 @@ def rehearse(
     from pipeline.cost.peaks import GIB
     from pipeline.rehearsal.rehearse import distinct_ranks, rehearse_rank
     from pipeline.rehearsal.table import rehearsal_values, render_rehearsal
-    from pipeline.shared.console import table_console
+    from pipeline.shared.console import open_console
 
     ranks = distinct_ranks(run) if all_distinct else (rank or 0,)
     available = device.memory_bytes - reserve * GIB
     results = []
     for each in ranks:
         results.append(rehearse_rank(run, size, each, documents_per_row=documents))
-        table_console().print(render_rehearsal(results[-1], run.name, device, available))
+        open_console().print(render_rehearsal(results[-1], run.name, device, available))
     if json_file is not None:
         values = [rehearsal_values(result, device, available) for result in results]
         json_file.write_text(json.dumps({"ranks": values}, indent=2) + "\n", encoding="ascii")
