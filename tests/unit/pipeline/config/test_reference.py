@@ -44,7 +44,7 @@ def _check(settings: Mapping[str, Any], part: Mapping[str, Any], definitions: Ma
     assert part["additionalProperties"] is False
     assert settings.keys() <= part["properties"].keys()
     for name, value in settings.items():
-        accepted = part["properties"][name]["anyOf"]
+        accepted = part["properties"][name].get("anyOf", ())
         references = [one["$ref"].rpartition("/")[2] for one in accepted if "$ref" in one]
         if isinstance(value, dict) and references:
             _check(value, definitions[references[0]], definitions)
