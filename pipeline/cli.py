@@ -22,6 +22,7 @@ from pipeline.commands import (
     generate,
     parity,
     plan,
+    rehearse,
     report,
     tokenizer,
     train,
@@ -53,6 +54,7 @@ app.command(epilog=generate.EPILOG)(generate.generate)
 app.command(epilog=compare.EPILOG)(compare.compare)
 app.command(epilog=convergence.EPILOG)(convergence.convergence)
 app.command(epilog=plan.EPILOG)(plan.plan)
+app.command(epilog=rehearse.EPILOG)(rehearse.rehearse)
 app.command(epilog=submit.EPILOG)(submit.submit)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=parity.EPILOG)(parity.parity)

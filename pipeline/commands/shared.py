@@ -33,7 +33,7 @@ NOTICES_LOGGER = "pipeline.config.aliases"
 # They are one process, also where a launcher has left its variables behind.
 _SINGLE_PROCESS_COMMANDS = (
     *("checkpoint", "config", "convert", "data", "demo", "jobs"),
-    *("parity", "plan", "report", "submit", "tokenizer"),
+    *("parity", "plan", "rehearse", "report", "submit", "tokenizer"),
 )
 
 Overrides = Annotated[

@@ -97,11 +97,16 @@ class ParallelConfig(Section):
     overlap_grad_reduce: Switch = Field(
         False, description="sum gradients over the copies of the model during backward"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="what ranks compute on; auto: what the environment variable MEGAPONDER_DEVICE names, "
+        "else CUDA where there is a device",
+    )
     timeout_seconds: Count = Field(600, description="limit of a collective operation")
     watchdog_seconds: CountOrZero = Field(
         default_factory=lambda given: given["timeout_seconds"] // 2,
-        description="time without a finished step after which all ranks dump their stacks and the run ends "
-        "with exit code 75; 0: no limit; default: half of timeout_seconds",
+        description="seconds without a started micro-batch or finished step after which all ranks dump "
+        "their stacks and the run ends with exit code 75; 0: no limit; default: half of timeout_seconds",
     )
 
     @property
@@ -294,6 +299,9 @@ class CheckpointConfig(Section):
     directory: FilePath | None = Field(None, description="default: output_dir/checkpoints")
     interval: Count | None = Field(
         None, description="iterations between checkpoints; default: only at the end"
+    )
+    minutes: Positive | None = Field(
+        None, description="minutes between checkpoints, beside the interval; default: no limit"
     )
     keep_last: Count | None = Field(None, description="number of newest checkpoints to keep; default: all")
     keep_every: Count | None = Field(

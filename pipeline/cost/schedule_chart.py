@@ -44,6 +44,7 @@ def show_schedule(config: RunConfig, console: Console | None = None) -> None:
     steps = settings.limits.num_steps
     num_thoughts = config.ponder.num_latent_thoughts if steps is None else steps
     plan = config.ponder.method.facts.plan(num_thoughts, settings.num_jacobi_iterations)
+    plan = plan.truncated(settings.gradient_passes)
     slots = plan.slots
     stages, micro_batches = config.parallel.pipeline, config.num_micro_batches
     console = console or open_console()
@@ -55,7 +56,11 @@ def show_schedule(config: RunConfig, console: Console | None = None) -> None:
     console.print(Text.assemble((config.name, "bold"), heading))
     timelines = {
         name: timeline(
-            stages, micro_batches, slots, backward_per_forward=backward_time(config.parallel.recompute)
+            stages,
+            micro_batches,
+            slots,
+            backward_per_forward=backward_time(config.parallel.recompute),
+            first_with_gradient=plan.first_with_gradient,
         )
         for name, timeline in (
             ("passes as virtual stages", looping_timeline),

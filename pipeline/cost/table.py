@@ -54,6 +54,10 @@ def render_plan(plan: RunPlan) -> Table:
         ),
         ("passes", f"{plan.num_passes:g} per training forward"),
         (
+            "rows per token",
+            f"{plan.rows_per_token:g} forward, {plan.gradient_rows_per_token:g} backward",
+        ),
+        (
             "FLOPs per token, training",
             f"{metric(plan.training_flops.model)} + {metric(plan.training_flops.recompute)} recomputed",
         ),

@@ -10,12 +10,12 @@ from pipeline.metrics import names
 from pipeline.metrics.jsonl import METRICS_FILE, TRAINING
 from pipeline.shared.json_lines import parse_json_lines
 
-__all__ = ["leaving_seconds", "stop_timeout_seconds"]
+__all__ = ["SAFETY", "leaving_seconds", "stop_timeout_seconds"]
 
 # For the signal to reach the ranks, for them to leave, and for a cluster to notice.
 _LEAVING_SECONDS = 30
 # On measured times: storage is shared, and its speed varies.
-_SAFETY = 2.0
+SAFETY = 2.0
 # Old steps may have had other settings; the tail of the file holds at least this many lines.
 _TAIL_BYTES = 256 * 1024
 _NUM_STEPS = 50
@@ -37,7 +37,7 @@ def leaving_seconds(run_folder: Path) -> float | None:
     step, save = _longest_step(run_folder / METRICS_FILE), _longest_save(run_folder / SAVE_TIMES_NAME)
     if step is None or save is None:
         return None
-    return _SAFETY * (step + 2 * save) + _LEAVING_SECONDS
+    return SAFETY * (step + 2 * save) + _LEAVING_SECONDS
 
 
 def stop_timeout_seconds(run_folder: Path) -> float:

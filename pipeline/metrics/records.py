@@ -81,6 +81,10 @@ class DecodingSpeed:
         )
 
 
+# The points of an evaluation's `worth`, in their order.
+WORTH_NAMES = ("all steps", "steps above tau", "no step")
+
+
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossPoint:
@@ -105,6 +109,13 @@ class LossPoint:
     mean_steps: float
     flops_per_token: float
     speeds: tuple[DecodingSpeed, ...] = ()
+
+    @property
+    def cost(self) -> str:
+        """Mean steps, operations and time of a token, for a table."""
+        alone = [speed for speed in self.speeds if speed.batch_size == 1]
+        time = f", {alone[0].milliseconds_per_token:.1f} ms" if alone else ""
+        return f"{self.mean_steps:.2f} steps, {self.flops_per_token / 1e6:,.3g} MFLOPs{time} per token"
 
     @property
     def kind(self) -> Literal["steps", "tau"]:

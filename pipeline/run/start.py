@@ -72,7 +72,9 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
     prepare_host()
     ranks = Ranks.from_environment()
     try:
-        start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)
+        start_process_group(
+            ranks, timeout_seconds=config.parallel.timeout_seconds, device=config.parallel.device
+        )
     except RendezvousError as error:
         logger.error("%s", error)
         return ExitCode.REQUEUE

@@ -107,8 +107,8 @@ def _export_and_generate(folder: Path, checkpoints: Path) -> None:
         megaponder("convert", "to-hf", str(checkpoints), *words)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(exported)
-    # The code of this folder is what the line above wrote.
+    # The code of this folder is what the conversion wrote.
+    tokenizer = AutoTokenizer.from_pretrained(exported, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True).eval()
     inputs = tokenizer([_PROMPT], return_tensors="pt", return_token_type_ids=False)
     text = tokenizer.decode(model.generate(**inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)[0])

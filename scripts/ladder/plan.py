@@ -121,20 +121,36 @@ class Run:
 
 
 def load_ladder(path: Path) -> Ladder:
-    """Read a ladder.
+    """Read a ladder. One that is ``like`` another file beside it has what it does not set from there.
 
     Raises:
         DataError: with every problem of the file.
     """
     try:
-        return Ladder.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        raise DataError(f"{path} must be a YAML file of a ladder: {error}") from error
+        settings = _read(path)
+        other = settings.pop("like", None) if isinstance(settings, dict) else None
+        if isinstance(other, str):
+            settings = _over(_read(path.parent / other), settings)
+        return Ladder.model_validate(settings)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()
         )
         raise DataError(f"{path} is not a ladder: {problems}") from error
+
+
+def _over(below: Any, above: Any) -> Any:
+    """Return a mapping with the entries of another over it, at every depth."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _over(below.get(key), value) for key, value in above.items()}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path} must be a YAML file of a ladder: {error}") from error
 
 
 def run_of(part_name: str, part: Part, row_name: str, *, learning_rate: float, seed: int) -> Run:
