@@ -71,6 +71,25 @@ def render_config(config: RunConfig) -> str:
     return render_yaml(config.model_dump(mode="json"))
 
 
+def changed_settings(section: BaseModel) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, nested, as they are written in files.
+
+    A default that depends on other settings is that of these others' values.
+    """
+    written, values = section.model_dump(mode="json"), dict(section)
+    changed = {}
+    for name, field in type(section).model_fields.items():
+        value = values[name]
+        if section_type(type(value)) is not None:
+            inner = changed_settings(value)
+            changed |= {name: inner} if inner else {}
+        elif field.is_required() or value != field.get_default(
+            call_default_factory=True, validated_data=values
+        ):
+            changed[name] = written[name]
+    return changed
+
+
 def dump_config(config: RunConfig, path: Path) -> None:
     """Write a resolved configuration to a YAML file, with its secrets masked."""
     path.write_text(render_config(config), encoding="ascii")

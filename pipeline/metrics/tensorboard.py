@@ -20,6 +20,14 @@ describe_settings: Callable[..., tuple[Any, Any, Any]] = hparams
 
 TENSORBOARD_FOLDER = "tensorboard"
 
+# Tags by whose newest values runs are ranked.
+RANKING_METRICS = (
+    names.LM_LOSS_VALIDATION,
+    names.on_validation(names.MEAN_STEPS),
+    names.on_validation(names.FLOPS_PER_TOKEN_INFER),
+    names.TOKENS_PER_SECOND,
+)
+
 # Megatron-LM also plots these over consumed samples.
 ALSO_VERSUS_SAMPLES = (
     names.LEARNING_RATE,
@@ -90,8 +98,12 @@ class TensorBoardSink:
         self._writer.flush()
 
     def write_configuration(self, settings: Mapping[str, Any], resolved_yaml: str) -> None:
-        """Write the settings, flattened to dotted names, and the file as text."""
-        experiment, start, end = describe_settings(flatten_settings(settings), {})
+        """Write settings by which runs are compared, flattened to dotted names, and the whole file as text.
+
+        The page "HParams" shows them beside the newest values of `RANKING_METRICS`.
+        """
+        metrics = dict.fromkeys(RANKING_METRICS, 0.0)
+        experiment, start, end = describe_settings(flatten_settings(settings), metrics)
         for summary in (experiment, start, end):
             self._writer.file_writer.add_summary(summary)
         # Markdown keeps the line breaks of an indented block.
@@ -114,8 +126,9 @@ def histogram_of_counts(counts: Sequence[float]) -> dict[str, Any]:
     """
     taken = [step for step, count in enumerate(counts) if count > 0]
     return {
-        "min": taken[0],
-        "max": taken[-1],
+        # The edges of the outer buckets, which TensorBoard cuts there: half of them would be missing.
+        "min": taken[0] - 0.5,
+        "max": taken[-1] + 0.5,
         "num": sum(counts),
         "sum": sum(step * count for step, count in enumerate(counts)),
         "sum_squares": sum(step * step * count for step, count in enumerate(counts)),
