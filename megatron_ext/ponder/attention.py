@@ -49,12 +49,35 @@ def key_weighted_attention(
     head_size = query.shape[-1]
     if log_weight is not None:
         query, key, value = _augment(query, key, value, log_weight, scale_extra)
-    scale = 1.0 / math.sqrt(head_size + scale_extra)
-    if segments is None:
-        output = _attend(query, key, value, causal=causal, scale=scale)
-    else:
-        output = _attend_by_segment(query, key, value, segments=segments, scale=scale)
+    output = extended_attention(
+        query, key, value, scaled_size=head_size + scale_extra, causal=causal, segments=segments
+    )
     return output[..., :head_size]
+
+
+def extended_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaled_size: int,
+    causal: bool = True,
+    segments: Segments | None = None,
+) -> Tensor:
+    """Attend with keys that already carry their weights.
+
+    Args:
+        query: [B, A, Q, w], see :func:`widened_query`.
+        key, value: [B, G, R, w], see :func:`extended_keys` and :func:`extended_values`.
+        scaled_size: d + e, see :func:`key_weighted_attention`.
+        causal, segments: see :func:`key_weighted_attention`.
+    Returns:
+        [B, A, Q, w], of which the first d channels are the result.
+    """
+    scale = 1.0 / math.sqrt(scaled_size)
+    if segments is None:
+        return _attend(query, key, value, causal=causal, scale=scale)
+    return _attend_by_segment(query, key, value, segments=segments, scale=scale)
 
 
 def stored_attention(
@@ -152,9 +175,26 @@ def extended_keys(key: Tensor, log_weight: Tensor, size: int, *, scale_extra: in
     Returns:
         [..., size].
     """
-    columns = _weight_columns(log_weight * math.sqrt(key.shape[-1] + scale_extra), key.dtype)
+    columns = weight_columns(log_weight * math.sqrt(key.shape[-1] + scale_extra), key.dtype)
     columns = columns.expand(*key.shape[:-1], -1)
     return functional.pad(torch.cat([key, columns], dim=-1), (0, size - key.shape[-1] - columns.shape[-1]))
+
+
+def weight_columns(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the channels of a weight: one, or the value and its remainder where `dtype` is narrower.
+
+    Args:
+        weight: [...], scaled.
+        dtype: of keys.
+    Returns:
+        [..., channels].
+    """
+    if dtype.itemsize >= weight.dtype.itemsize:
+        return weight.to(dtype).unsqueeze(-1)
+    # The gradients of the two columns are the same number; it reaches the weight through the first one only.
+    coarse = weight.to(dtype)
+    remainder = (weight.detach() - coarse.detach().to(weight.dtype)).to(dtype)
+    return torch.stack([coarse, remainder], dim=-1)
 
 
 def widened_query(query: Tensor, size: int) -> Tensor:
@@ -201,16 +241,6 @@ def _augment(
     # [B, R] -> [B, 1, R], for all groups
     key = extended_keys(key, log_weight.unsqueeze(1), size, scale_extra=scale_extra)
     return widened_query(query, size), key, extended_values(value, size)
-
-
-def _weight_columns(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[...] -> [..., C]: one column, or the value and its remainder where the dtype is narrower."""
-    if dtype.itemsize >= weight.dtype.itemsize:
-        return weight.to(dtype).unsqueeze(-1)
-    # The gradients of the two columns are the same number; it reaches the weight through the first one only.
-    coarse = weight.to(dtype)
-    remainder = (weight.detach() - coarse.detach().to(weight.dtype)).to(dtype)
-    return torch.stack([coarse, remainder], dim=-1)
 
 
 def _attend(

@@ -18,8 +18,6 @@ from pipeline.metrics.records import TrainingRecord, ValidationRecord
 # This function of torch has no types.
 describe_settings: Callable[..., tuple[Any, Any, Any]] = hparams
 
-TENSORBOARD_FOLDER = "tensorboard"
-
 # Tags by whose newest values runs are ranked.
 RANKING_METRICS = (
     names.LM_LOSS_VALIDATION,

@@ -13,9 +13,10 @@ from pipeline.cost.account import max_sweeps
 from pipeline.cost.peaks import dense_peak
 from pipeline.metrics.jsonl import METRICS_FILE, JsonlSink
 from pipeline.metrics.log_line import LogLineSink
+from pipeline.metrics.names import TENSORBOARD_FOLDER
 from pipeline.metrics.records import MetricsSink, SinkGroup, TrainingRecord
 from pipeline.metrics.short_line import ShortLineSink
-from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER, TensorBoardSink
+from pipeline.metrics.tensorboard import TensorBoardSink
 from pipeline.run.layout import render_layout, stages_of
 from pipeline.run.summary import render_summary, run_summary
 from pipeline.run.unwritable import naming_unwritable_outputs, on_rank_zero
