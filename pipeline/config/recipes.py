@@ -8,6 +8,8 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 _SUFFIX = ".yaml"
 # Settings that recipes build on; no runs themselves.
 _BASES = "base"
+# For editors: where the schema of the settings is.
+_SCHEMA_LINE = re.compile(r"\A# yaml-language-server: .*\n")
 _BASE_LINE = re.compile(r"^base: *(\S+) *$", re.MULTILINE)
 
 
@@ -39,7 +41,7 @@ def nearest_recipe(name: str) -> str | None:
 def description_of(file: Path) -> str:
     """Return the first sentence of the comment that a recipe begins with."""
     lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in _SCHEMA_LINE.sub("", file.read_text(encoding="utf-8")).splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# "))
@@ -47,9 +49,9 @@ def description_of(file: Path) -> str:
 
 
 def portable_text(file: Path) -> str:
-    """Return a recipe as text that means the same in any folder: its base is given by name."""
+    """Return a recipe as text that means the same in any folder: with its base by name, without a schema."""
 
     def named(match: re.Match[str]) -> str:
         return f"base: {name_of((file.parent / match[1]).resolve())}"
 
-    return _BASE_LINE.sub(named, file.read_text(encoding="utf-8"))
+    return _BASE_LINE.sub(named, _SCHEMA_LINE.sub("", file.read_text(encoding="utf-8")))
