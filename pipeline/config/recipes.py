@@ -8,6 +8,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 _SUFFIX = ".yaml"
 # Settings that recipes build on; no runs themselves.
 _BASES = "base"
+_EDITOR_LINE = "# yaml-language-server:"
 _BASE_LINE = re.compile(r"^base: *(\S+) *$", re.MULTILINE)
 
 
@@ -42,7 +43,9 @@ def description_of(file: Path) -> str:
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
-        lines.append(line.lstrip("# "))
+        # What an editor reads is no description.
+        if not line.startswith(_EDITOR_LINE):
+            lines.append(line.lstrip("# "))
     return re.split(r"(?<=[.:;]) ", " ".join(lines))[0].rstrip(".:;")
 
 
