@@ -8,8 +8,8 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 _SUFFIX = ".yaml"
 # Settings that recipes build on; no runs themselves.
 _BASES = "base"
-# For editors: where the schema of the settings is.
-_SCHEMA_LINE = re.compile(r"\A# yaml-language-server: .*\n")
+_EDITOR_LINE = "# yaml-language-server:"
+_SCHEMA = re.compile(rf"^({_EDITOR_LINE} \$schema=)(\S+)$", re.MULTILINE)
 _BASE_LINE = re.compile(r"^base: *(\S+) *$", re.MULTILINE)
 
 
@@ -41,17 +41,22 @@ def nearest_recipe(name: str) -> str | None:
 def description_of(file: Path) -> str:
     """Return the first sentence of the comment that a recipe begins with."""
     lines = []
-    for line in _SCHEMA_LINE.sub("", file.read_text(encoding="utf-8")).splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
-        lines.append(line.lstrip("# "))
+        # What an editor reads is no description.
+        if not line.startswith(_EDITOR_LINE):
+            lines.append(line.lstrip("# "))
     return re.split(r"(?<=[.:;]) ", " ".join(lines))[0].rstrip(".:;")
 
 
 def portable_text(file: Path) -> str:
-    """Return a recipe as text that means the same in any folder: with its base by name, without a schema."""
+    """Return a recipe as text that means the same in any folder: base by name, schema for editors in full."""
 
     def named(match: re.Match[str]) -> str:
         return f"base: {name_of((file.parent / match[1]).resolve())}"
 
-    return _BASE_LINE.sub(named, _SCHEMA_LINE.sub("", file.read_text(encoding="utf-8")))
+    def in_full(match: re.Match[str]) -> str:
+        return f"{match[1]}{(file.parent / match[2]).resolve()}"
+
+    return _SCHEMA.sub(in_full, _BASE_LINE.sub(named, file.read_text(encoding="utf-8")))
