@@ -6,6 +6,7 @@ from pathlib import Path
 from data_prep.manifest import load_manifest
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
+from pipeline.config.submit_section import wall_seconds
 from pipeline.config.workflow_section import PrepareStep, TokenizerStep
 from pipeline.cost.peaks import DEVICES, GIB
 from pipeline.cost.plan import Assumptions, plan_run
@@ -14,8 +15,10 @@ from pipeline.shared.secrets import is_masked
 
 # For the CUDA context, libraries and fragmentation, as `megaponder plan` assumes.
 _RESERVE_BYTES = 6 * GIB
-# Has no effect on memory, the only figure of the plan that is used here.
-_ANY_MFU = 0.4
+# As `megaponder plan` assumes.
+_MFU = 0.4
+# So much longer than planned a step may take: other kernels, other machines, a slow start.
+_SLOWER = 2.0
 
 
 def check_run(config: RunConfig, *, expects_data: bool = True) -> None:
@@ -32,6 +35,7 @@ def check_run(config: RunConfig, *, expects_data: bool = True) -> None:
         *(_missing_data(config) if expects_data else ()),
         *_missing_weights(config),
         *_too_little_memory(config),
+        *too_slow(config),
     ]
     if problems:
         raise ConfigError(problems)
@@ -117,15 +121,63 @@ def _too_little_memory(config: RunConfig) -> Iterator[ConfigProblem]:
     vocab_size = config.model.vocab_size or _vocab_size(config)
     if vocab_size is None:
         return
-    plan = plan_run(
-        config, vocab_size, Assumptions(device=device, mfu=_ANY_MFU, reserve_bytes=_RESERVE_BYTES)
-    )
+    plan = plan_run(config, vocab_size, Assumptions(device=device, mfu=_MFU, reserve_bytes=_RESERVE_BYTES))
     if not plan.fits:
         yield ConfigProblem(
             path="submit.gpu",
             rule=f"must have {plan.needed_bytes / GIB:.1f} GiB for the fullest rank",
             value=f"{submit.gpu} with {device.memory_bytes / GIB:.1f} GiB",
             cure="see `megaponder plan` for layouts that fit, or set submit.check_memory to false",
+        )
+
+
+def planned_step_seconds(config: RunConfig) -> float | None:
+    """Return how long a step takes according to the plan; None where the device or vocabulary is unknown."""
+    submit = config.submit
+    device = DEVICES.get(submit.gpu) if submit.gpus_per_node else None
+    vocab_size = config.model.vocab_size or _vocab_size(config)
+    if device is None or vocab_size is None:
+        return None
+    plan = plan_run(config, vocab_size, Assumptions(device=device, mfu=_MFU, reserve_bytes=_RESERVE_BYTES))
+    training = config.training
+    return training.global_batch_size * training.seq_length / plan.tokens_per_second
+
+
+def too_slow(config: RunConfig) -> Iterator[ConfigProblem]:
+    """Steps that the watchdog or the end of the wall time would cut off, again and again."""
+    step = planned_step_seconds(config)
+    if step is None:
+        return
+    submit, checkpoint = config.submit, config.checkpoint
+    micro_batch, watchdog = step / config.num_micro_batches, config.parallel.watchdog_seconds
+    if 0 < watchdog < _SLOWER * micro_batch:
+        yield ConfigProblem(
+            path="parallel.watchdog_seconds",
+            rule=f"must be at least twice the {micro_batch:.0f} s that a micro-batch takes on {submit.gpu}",
+            value=str(watchdog),
+            cure=f"set parallel.timeout_seconds above {round(2 * _SLOWER * micro_batch)}, or take more ranks",
+        )
+    if submit.signal_lead_seconds is not None and submit.signal_lead_seconds < step:
+        yield ConfigProblem(
+            path="submit.signal_lead_seconds",
+            rule=f"must be above the {step:.0f} s of a step on {submit.gpu}, which a stop signal waits for",
+            value=str(submit.signal_lead_seconds),
+            cure="leave it out: it is derived from the plan, and later from measured times",
+        )
+    if submit.wall_time is None:
+        return
+    wall = wall_seconds(submit.wall_time)
+    by_interval = (checkpoint.interval or config.training.train_iters) * step
+    reached = min(by_interval, config.training.train_iters * step)
+    if checkpoint.minutes is not None:
+        reached = min(reached, 60 * checkpoint.minutes + step)
+    if reached > wall:
+        yield ConfigProblem(
+            path="checkpoint.minutes",
+            rule=f"must be given: the first checkpoint would be written after {reached / 3600:.1f} h of a "
+            f"wall time of {wall / 3600:.1f} h, at {step:.0f} s a step on {submit.gpu}",
+            value="not given" if checkpoint.minutes is None else f"{checkpoint.minutes:g}",
+            cure="set checkpoint.minutes: 60, or a smaller checkpoint.interval",
         )
 
 

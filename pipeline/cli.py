@@ -14,6 +14,7 @@ from cluster.commands import demo, jobs, submit
 from pipeline.commands import (
     checkpoint,
     compare,
+    config,
     convergence,
     convert,
     data,
@@ -21,6 +22,7 @@ from pipeline.commands import (
     generate,
     parity,
     plan,
+    rehearse,
     report,
     tokenizer,
     train,
@@ -52,10 +54,12 @@ app.command(epilog=generate.EPILOG)(generate.generate)
 app.command(epilog=compare.EPILOG)(compare.compare)
 app.command(epilog=convergence.EPILOG)(convergence.convergence)
 app.command(epilog=plan.EPILOG)(plan.plan)
+app.command(epilog=rehearse.EPILOG)(rehearse.rehearse)
 app.command(epilog=submit.EPILOG)(submit.submit)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=parity.EPILOG)(parity.parity)
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(config.app, name="config")
 app.add_typer(convert.app, name="convert")
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")

@@ -61,7 +61,7 @@ class PassContext:
     """What the methods may use while they work on one micro-batch.
 
     Attributes:
-        plan: the passes of this forward.
+        plan: the passes of this forward; it becomes shorter where sweeps converge.
         real: [S_all, B] bool, False at padding; all tokens, also under sequence parallelism.
         axis: the tensor axis.
         mix_embeddings: rows [R, B, H] -> softmax mixture of unscaled embeddings [R, B, H].
@@ -76,6 +76,10 @@ class PassContext:
         pondering_share: a of a blended start (definitions 2.9); 1 is the method as it is.
         holds_decisions: router or gates learn nothing: their logits are used without gradient.
         measures_steps: also give what :attr:`Readout.one_step_more` needs.
+        real_rows: [N] int64, where the real tokens are among all S B, so that nothing needs to wait for their
+            number; None where it is not known.
+        sweep_tolerance: sweeps end where the residual of one, over the micro-batch, is at most this; None: J
+            sweeps run whatever it is.
         statistics: additive sums over the micro-batch, collected by the methods.
     """
 
@@ -93,6 +97,8 @@ class PassContext:
     pondering_share: float = 1.0
     holds_decisions: bool = False
     measures_steps: bool = False
+    real_rows: Tensor | None = None
+    sweep_tolerance: float | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 

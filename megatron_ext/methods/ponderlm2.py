@@ -23,7 +23,7 @@ from megatron_ext.ponder.decode.think import (
     ignore,
     think_in_slots,
 )
-from megatron_ext.ponder.residual import squared_change
+from megatron_ext.ponder.residual import residual, squared_change
 from megatron_ext.ponder.slots import merge_slots, rows_of_pass, split_slots
 
 
@@ -34,10 +34,13 @@ class PonderLM2(PonderMethod):
         self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext
     ) -> PassRows:
         """Enter the embedding in slot 0 and the thoughts handed on in the others."""
-        del index
         if handed is None:
             return PassRows(rows=context.memory.keep("embeddings", embed()))
-        embeddings = context.memory.recall("embeddings")
+        if index == context.plan.first_with_gradient:
+            # Those of the passes before have no graph.
+            embeddings = context.memory.keep("embeddings", embed())
+        else:
+            embeddings = context.memory.recall("embeddings")
         num_thoughts = handed.rows.shape[0] // embeddings.shape[0]
         thoughts = split_slots(handed.rows, num_thoughts)
         column = None
@@ -57,7 +60,13 @@ class PonderLM2(PonderMethod):
         context.memory.note(f"thoughts/{index}", thoughts)
         sweep = plan.sweep_of(index)
         if sweep is not None:
-            self._record_residual(sweep, thoughts, context.memory.recall(f"thoughts/{index - 1}"), context)
+            sums = self._record_residual(
+                sweep, thoughts, context.memory.recall(f"thoughts/{index - 1}"), context
+            )
+            _end_converged_sweeps(index, sums, context)
+        if not plan.has_gradient(index):
+            # No graph holds them, so that they need not wait for the end of the forward.
+            context.memory.forget(f"thoughts/{index - 1}")
         column = self._log_weight(index, slots, num_thoughts, context)
         return PassRows(rows=merge_slots(thoughts), column=column)
 
@@ -122,10 +131,27 @@ class PonderLM2(PonderMethod):
         del index, slots, num_thoughts, context
         return None
 
-    def _record_residual(self, sweep: int, new: Tensor, old: Tensor, context: PassContext) -> None:
+    def _record_residual(self, sweep: int, new: Tensor, old: Tensor, context: PassContext) -> Tensor:
+        """Add the residual's sums to the statistics, and return them: squared change and norm, [2]."""
         change, norm = squared_change(new, old, context.axis.own_tokens(context.real))
         totals = context.axis.total_of_own_tokens(torch.stack([change, norm]))
         size = max(self.config.max_jacobi_iterations, context.plan.num_sweeps)
         for name, value in zip(("residual_change", "residual_norm"), totals, strict=True):
             sums = context.statistics.setdefault(name, value.new_zeros(size))
             sums[sweep] += value
+        return totals
+
+
+def _end_converged_sweeps(index: int, sums: Tensor, context: PassContext) -> None:
+    """Leave the remaining sweeps out where this one has hardly moved the thoughts.
+
+    Reading the residual waits for the device, so it is read only where there is a sweep to leave out. All
+    ranks of the tensor axis take the branch of the largest of their values, which are equal but for rounding;
+    a data-parallel rank decides for its own micro-batches, as one process would for the same ones.
+    """
+    ended = context.plan.ended_after(index)
+    if context.sweep_tolerance is None or ended == context.plan:
+        return
+    change, norm = sums
+    if float(context.axis.max_over_ranks(residual(change, norm))) <= context.sweep_tolerance:
+        context.plan = ended

@@ -31,7 +31,8 @@ class PassMemory:
     def keep(self, name: str, value: Tensor) -> Tensor:
         """Keep a tensor of this pass for later ones.
 
-        A second call with the same name comes from recompute, and the first leaf stays.
+        A second call with the same name comes from recompute, or from the first pass that has gradients; the
+        first leaf stays.
 
         Args:
             name: to recall it by.
@@ -65,6 +66,10 @@ class PassMemory:
     def note(self, name: str, value: Tensor) -> None:
         """Keep the values of a tensor without gradient."""
         self._kept[name] = value.detach()
+
+    def forget(self, name: str) -> None:
+        """Let go of a tensor that no later pass recalls, if it was kept."""
+        self._kept.pop(name, None)
 
     def recall(self, name: str) -> Tensor:
         """Return the tensor that an earlier pass has kept.

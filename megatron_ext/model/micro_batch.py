@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from megatron_ext.device import pinned
 from megatron_ext.methods.base import PassContext, PonderMethod
 from megatron_ext.ponder.attention import Segments
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
@@ -37,6 +38,15 @@ class TokenBatch:
             document_ids=self.document_ids,
         )
 
+    def pinned(self) -> "TokenBatch":
+        """Return the batch in memory from which :meth:`to` copies while the host goes on."""
+        return TokenBatch(
+            tokens=pinned(self.tokens),
+            labels=pinned(self.labels),
+            position_ids=pinned(self.position_ids),
+            document_ids=self.document_ids,
+        )
+
     @property
     def is_real(self) -> Tensor:
         """[B, S] bool on the CPU, False at padding."""
@@ -55,6 +65,8 @@ class ForwardSettings:
         bottom_k_fraction: q of the bottom-k penalty; None takes the configured one.
         limits: on the steps that tokens take.
         pondering_share, holds_decisions, measures_steps: see :class:`PassContext`.
+        gradient_passes: so many last passes have gradients; None: all.
+        sweep_tolerance: see :class:`PassContext`.
     """
 
     num_jacobi_iterations: int
@@ -65,6 +77,8 @@ class ForwardSettings:
     pondering_share: float = 1.0
     holds_decisions: bool = False
     measures_steps: bool = False
+    gradient_passes: int | None = None
+    sweep_tolerance: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +111,7 @@ class ModelOutput:
         statistics: additive sums over the micro-batch, each [size], without gradient.
         step_losses: [S, B] weighted mean of the cross-entropies of reading each step alone, or None.
         regularizer: scalar, mean over real tokens, that is added to the mean loss, or None.
+        num_sweeps: refinement sweeps that were run.
     """
 
     token_losses: Tensor
@@ -106,3 +121,4 @@ class ModelOutput:
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     step_losses: Tensor | None = None
     regularizer: Tensor | None = None
+    num_sweeps: int = 0

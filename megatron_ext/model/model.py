@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from megatron_ext.device import to_device
 from megatron_ext.methods.base import Column, PassContext, PassRows, PonderMethod, Readout
 from megatron_ext.model.attention import IterationKeys, PassKeys, RowContext, StepKeys
 from megatron_ext.model.memory import PassMemory
@@ -43,6 +44,8 @@ class PonderModel(ModelStage):
         pondering_share: float = 1.0,
         holds_decisions: bool = False,
         measures_steps: bool = False,
+        gradient_passes: int | None = None,
+        sweep_tolerance: float | None = None,
         observe: Observer | None = None,
     ) -> ModelOutput:
         """Run all passes of a model that has a single pipeline stage.
@@ -50,7 +53,7 @@ class PonderModel(ModelStage):
         Args:
             batch: B rows of S tokens.
             num_jacobi_iterations, prune, damped, bottom_k_fraction, limits, pondering_share, holds_decisions,
-                measures_steps: see :class:`ForwardSettings`.
+                measures_steps, gradient_passes, sweep_tolerance: see :class:`ForwardSettings`.
             observe: called with the name and value of intermediate results.
         """
         assert self.pp_group.size() == 1, "several stages are run by Megatron's schedule"
@@ -63,13 +66,30 @@ class PonderModel(ModelStage):
             pondering_share=pondering_share,
             holds_decisions=holds_decisions,
             measures_steps=measures_steps,
+            gradient_passes=gradient_passes,
+            sweep_tolerance=sweep_tolerance,
         )
         micro_batch = self.begin(batch, settings, observe)
-        moving: PassRows | ModelOutput | None = None
-        for index in range(micro_batch.context.plan.num_passes):
-            assert not isinstance(moving, ModelOutput), "only the final pass returns an output"
+        output = self.run_remaining(micro_batch, 0, None)
+        assert isinstance(output, ModelOutput), "the final pass returns an output"
+        return output
+
+    def run_remaining(
+        self, micro_batch: MicroBatch, first: int, received: PassRows | None, *, last: int | None = None
+    ) -> PassRows | ModelOutput:
+        """Run pass after pass of a micro-batch, as many as its plan has by then.
+
+        Args:
+            micro_batch, received: see :meth:`run_pass`.
+            first: pass to begin with.
+            last: pass to end with, unless the final one comes before; None: the final one.
+        """
+        moving: PassRows | ModelOutput = self.run_pass(micro_batch, first, received)
+        index = first
+        while not micro_batch.context.plan.is_final(index) and index != last:
+            index += 1
+            assert isinstance(moving, PassRows), "only the final pass returns an output"
             moving = self.run_pass(micro_batch, index, moving)
-        assert isinstance(moving, ModelOutput), "the final pass returns an output"
         return moving
 
     def begin(
@@ -86,8 +106,8 @@ class PonderModel(ModelStage):
         method = self.ponder.under(settings.limits)
         fraction, labels = settings.bottom_k_fraction, batch.labels.transpose(0, 1)
         context = PassContext(
-            plan=method.plan(settings.num_jacobi_iterations),
-            real=batch.is_real.transpose(0, 1).to(batch.tokens.device),
+            plan=method.plan(settings.num_jacobi_iterations).truncated(settings.gradient_passes),
+            real=to_device(batch.is_real).transpose(0, 1),
             has_label=labels != IGNORED_LABEL,
             axis=self.axis,
             mix_embeddings=self.mix_embeddings,
@@ -99,6 +119,9 @@ class PonderModel(ModelStage):
             pondering_share=settings.pondering_share,
             holds_decisions=settings.holds_decisions,
             measures_steps=settings.measures_steps,
+            # [B, S] -> [S, B] -> [N], found on the host
+            real_rows=to_device(batch.is_real.transpose(0, 1).flatten().nonzero().squeeze(1)),
+            sweep_tolerance=settings.sweep_tolerance,
             observe=observe or (lambda name, value: None),
         )
         segments = document_segments(batch.document_ids)
@@ -118,6 +141,13 @@ class PonderModel(ModelStage):
             Rows for the next stage, or from the last stage for the next pass; the last stage returns the
             output of the final pass.
         """
+        has_gradient = torch.is_grad_enabled() and micro_batch.context.plan.has_gradient(index)
+        with torch.set_grad_enabled(has_gradient):
+            return self._run_pass(micro_batch, index, received)
+
+    def _run_pass(
+        self, micro_batch: MicroBatch, index: int, received: PassRows | None
+    ) -> PassRows | ModelOutput:
         context, method = micro_batch.context, micro_batch.method
         if self.pre_process:
             tokens = method.tokens_of_rows(micro_batch.batch.tokens)
@@ -229,6 +259,7 @@ class PonderModel(ModelStage):
             statistics=context.statistics,
             step_losses=None if of_steps is None or weight == 0 else weight * of_steps.mean(dim=0),
             regularizer=readout.regularizer,
+            num_sweeps=context.plan.num_sweeps,
         )
 
     def _losses_of_steps(self, readout: Readout, micro_batch: MicroBatch) -> Tensor | None:

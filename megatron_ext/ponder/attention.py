@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from megatron_ext.ponder.documents import attend_to_documents, has_kernel_for_documents
+
 # Fused kernels on GPUs need head sizes in multiples of eight.
 HEAD_SIZE_STEP = 8
 
@@ -258,11 +260,20 @@ def _attend(
 def _attend_by_segment(
     query: Tensor, key: Tensor, value: Tensor, *, segments: Segments, scale: float
 ) -> Tensor:
+    if has_kernel_for_documents(query):
+        return attend_to_documents(query, key, value, segments, scale=scale)
+    return attend_one_by_one(query, key, value, segments, scale=scale)
+
+
+def attend_one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, *, scale: float
+) -> Tensor:
+    """Do the same as :func:`attend_to_documents`, document by document."""
     sequences = []
-    for b, runs in enumerate(segments):
-        outputs = [
-            _attend(*(x[b : b + 1, :, start:stop] for x in (query, key, value)), causal=True, scale=scale)
-            for start, stop in runs
-        ]
+    for *sequence, runs in zip(query.split(1), key.split(1), value.split(1), segments, strict=True):
+        # Split at once: the backward of a slice would fill a whole tensor for each document.
+        lengths = [stop - start for start, stop in runs]
+        documents = zip(*(x.split(lengths, dim=2) for x in sequence), strict=True)
+        outputs = [_attend(*document, causal=True, scale=scale) for document in documents]
         sequences.append(torch.cat(outputs, dim=2))
     return torch.cat(sequences, dim=0)

@@ -420,7 +420,13 @@ _STEPS = (
     "scale_embeds",
     "blended_start_iterations",
 )
-_SWEEPS = ("num_jacobi_iterations", "random_jacobi_iterations", "jacobi_schedule")
+_SWEEPS = (
+    "num_jacobi_iterations",
+    "random_jacobi_iterations",
+    "jacobi_schedule",
+    "gradient_passes",
+    "sweep_tolerance",
+)
 _MIXTURES = ("mixture", "mixture_top_k")
 _ROUTER = (
     "form",

@@ -7,7 +7,7 @@ One training forward of a latent-thought method is ``P = K + J + 1`` passes over
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -19,11 +19,14 @@ class PassPlan:
         slots: slots per token, pass by pass; its length is P.
         first_sweep: index of the first refinement sweep.
         num_sweeps: J.
+        gradient_passes: so many last passes have gradients, and all earlier ones are constants to them; None:
+            all passes have.
     """
 
     slots: tuple[int, ...]
     first_sweep: int = 0
     num_sweeps: int = 0
+    gradient_passes: int | None = None
 
     @property
     def num_passes(self) -> int:
@@ -42,11 +45,6 @@ class PassPlan:
         """
         return 0 if self.is_final(index) else max(self.slots[index + 1] - 1, 1)
 
-    @property
-    def num_rows_handed(self) -> int:
-        """Rows per token that all passes of a forward hand on."""
-        return sum(map(self.rows_handed, range(self.num_passes)))
-
     def sweep_of(self, index: int) -> int | None:
         """Number of the refinement sweep that pass `index` is, or None for any other pass."""
         sweep = index - self.first_sweep
@@ -61,6 +59,43 @@ class PassPlan:
     def is_final(self, index: int) -> bool:
         """Whether pass `index` is the one whose output is read."""
         return index == self.num_passes - 1
+
+    @property
+    def first_with_gradient(self) -> int:
+        """Index of the first pass that has gradients."""
+        return 0 if self.gradient_passes is None else max(self.num_passes - self.gradient_passes, 0)
+
+    def has_gradient(self, index: int) -> bool:
+        """Whether backward goes through pass `index`."""
+        return index >= self.first_with_gradient
+
+    @property
+    def gradient_rows_per_token(self) -> int:
+        """Rows that one token costs over the passes that have gradients."""
+        return sum(self.slots[self.first_with_gradient :])
+
+    def truncated(self, gradient_passes: int | None) -> "PassPlan":
+        """Return the same passes, of which only so many last ones have gradients; None: all."""
+        return replace(self, gradient_passes=gradient_passes)
+
+    def ended_after(self, index: int) -> "PassPlan":
+        """Return the plan of a forward whose sweeps have converged after pass `index`.
+
+        The remaining sweeps are left out, but for those among the `gradient_passes` last passes, where that
+        is a number: through them the thoughts learn.
+
+        Args:
+            index: of a sweep.
+        """
+        sweep = self.sweep_of(index)
+        assert sweep is not None, "only sweeps converge"
+        remaining = 0 if self.gradient_passes is None else self.gradient_passes - 1
+        left_out = max(self.num_sweeps - (sweep + 1 + remaining), 0)
+        return replace(
+            self,
+            slots=self.slots[: self.num_passes - left_out],
+            num_sweeps=self.num_sweeps - left_out,
+        )
 
 
 # (K, J) -> the plan of one training forward.

@@ -17,15 +17,12 @@ def expected_steps(mass: Tensor, real: Tensor) -> Tensor:
     """Return the mean over real tokens of the expected number of steps, as a share of K.
 
     Args:
-        mass: w, [S, K + 1, B].
+        mass: w, [S, K + 1, B], K >= 1.
         real: [S, B] bool, False at padding.
     Returns:
         scalar in [0, 1].
     """
-    num_latent_thoughts = mass.shape[1] - 1
-    if num_latent_thoughts == 0:
-        return mass.new_zeros(())
-    per_token = mass[:, 1:].sum(dim=1) / num_latent_thoughts
+    per_token = mass[:, 1:].sum(dim=1) / (mass.shape[1] - 1)
     return (per_token * real).sum() / real.sum().clamp_min(1)
 
 
@@ -135,20 +132,44 @@ def _means(values: Tensor, has_label: Tensor) -> Tensor:
     return torch.where(has_label, values, 0.0).sum(dim=(1, 2)) / has_label.sum().clamp_min(1)
 
 
-def halting_penalty(mass: Tensor, real: Tensor, kind: Penalty, bottom_k_fraction: float) -> Tensor:
+def of_real_tokens(values: Tensor, real: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Return the values of the N real tokens: [S, B, ...] -> [N, ...].
+
+    Args:
+        values: of all tokens.
+        real: [S, B] bool.
+        rows: [N] int64, where the real tokens are among all S B; None finds them, for which the host waits.
+    """
+    if rows is None:
+        rows = real.flatten().nonzero().squeeze(1)
+    return values.flatten(0, 1).index_select(0, rows)
+
+
+def halting_penalty(
+    mass: Tensor,
+    real: Tensor,
+    kind: Penalty,
+    bottom_k_fraction: float,
+    *,
+    real_rows: Tensor | None = None,
+) -> Tensor:
     """Return the penalty of a micro-batch where it follows from the tail masses alone.
 
     Args:
-        mass: w of the final pass, [S, K + 1, B].
+        mass: w of the final pass, [S, K + 1, B]; without steps to halt (K = 0) every penalty is 0.
         real: [S, B] bool.
-        kind: which penalty, not an adaptive one.
+        kind: which penalty, not an adaptive one unless K = 0.
         bottom_k_fraction: q, for bottom_k.
+        real_rows: see :func:`of_real_tokens`.
     """
+    if mass.shape[1] == 1:
+        return mass.new_zeros(())
     assert not kind.is_adaptive, f"{kind} needs scores of labels"
     if kind is Penalty.EXPECTED_STEPS:
         return expected_steps(mass, real)
     # [S, K, B] -> [S, B, K] -> [real tokens, K]
-    return bottom_k(log_tail_mass(mass[:, 1:]).transpose(1, 2)[real], bottom_k_fraction)
+    log_mass = log_tail_mass(mass[:, 1:]).transpose(1, 2)
+    return bottom_k(of_real_tokens(log_mass, real, real_rows), bottom_k_fraction)
 
 
 def confident_continuation(

@@ -91,6 +91,20 @@ class OfflineReader:
         return sorted(name for name, entry in found.items() if isinstance(entry, BytesStorageMetadata))
 
     @property
+    def num_bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(num_bytes_of(entry) for entry in self.tensors.values())
+
+    @property
+    def num_weight_bytes(self) -> int:
+        """Size of the tensors that are no state of an optimizer."""
+        return sum(
+            num_bytes_of(entry)
+            for name, entry in self.tensors.items()
+            if not name.startswith(OPTIMIZER_PREFIXES)
+        )
+
+    @property
     def num_weights(self) -> int:
         """Number of values that are no state of an optimizer."""
         return sum(

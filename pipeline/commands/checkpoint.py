@@ -1,6 +1,8 @@
 """`megaponder checkpoint`."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +24,7 @@ from pipeline.commands.shared import Checkpoint, Iteration, examples
 from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.folder_lock import output_lock
+from pipeline.shared.progress import open_bar
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -163,10 +166,15 @@ def reshard(
     Not needed for training or evaluating on another layout: every checkpoint loads on any tensor, pipeline
     and data parallel sizes. It is for file systems that prefer few large files or many small ones.
     """
+    from pipeline.checkpoint.offline import OfflineReader
     from pipeline.checkpoint.rewriting import reshard as rewrite
 
-    with output_lock(output, "megaponder checkpoint reshard"):
-        folder = rewrite(resolve_checkpoint(checkpoint, iteration=iteration), output, num_files=files)
+    source = resolve_checkpoint(checkpoint, iteration=iteration)
+    with (
+        output_lock(output, "megaponder checkpoint reshard"),
+        _bytes_bar("rewriting", OfflineReader(source).num_bytes) as on_bytes,
+    ):
+        folder = rewrite(source, output, num_files=files, on_bytes=on_bytes)
     say(f"written to {folder}")
 
 
@@ -188,14 +196,32 @@ def average(
     Computed in float64. The result has no optimizer state, so that training cannot resume from it: give it to
     a new run as init_from.path.
     """
+    from pipeline.checkpoint.offline import OfflineReader
     from pipeline.checkpoint.rewriting import average as write_average
 
     if len(set(iterations)) < 2:
         raise typer.BadParameter("must be at least two different ones", param_hint="'N N...'")
     sources = [resolve_checkpoint(checkpoint, iteration=number) for number in sorted(set(iterations))]
-    with output_lock(output, "megaponder checkpoint average"):
-        folder = write_average(sources, output)
+    with (
+        output_lock(output, "megaponder checkpoint average"),
+        _bytes_bar("averaging", OfflineReader(sources[0]).num_weight_bytes) as on_bytes,
+    ):
+        folder = write_average(sources, output, on_bytes=on_bytes)
     say(f"written to {folder}")
+
+
+@contextmanager
+def _bytes_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many bytes are written; yield what counts further ones."""
+    done = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        bar.update(done, f"{done / 1e9:,.2f} of {total / 1e9:,.2f} GB")
+
+    with open_bar(description, total=total) as bar:
+        yield count
 
 
 def _report_tracker(checkpoint: Path) -> None:

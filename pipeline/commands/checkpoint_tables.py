@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from pipeline.checkpoint.inventory import Entry
 from pipeline.checkpoint.state import TrainState
+from pipeline.shared.tables import Table
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.comparison import TensorComparison
@@ -38,7 +38,7 @@ def inventory_rows(entries: Sequence[Entry]) -> list[Row]:
 
 def inventory_table(entries: Sequence[Entry], *, title: str) -> Table:
     """Return the table of the checkpoints in a folder."""
-    table = Table(title=title, box=SIMPLE_HEAD)
+    table = Table(title=title, box=SIMPLE_HEAD, optional=("tokens", "best held-out loss"))
     for name in ("iteration", "size", "tokens", "best held-out loss"):
         table.add_column(name, justify="right")
     table.add_column("files")

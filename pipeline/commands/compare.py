@@ -10,7 +10,7 @@ import typer
 
 from pipeline.commands.limit_options import parse_budget
 from pipeline.commands.shared import examples, set_up_logging, speaks
-from pipeline.shared.console import say, table_console
+from pipeline.shared.console import open_console, say
 from pipeline.shared.progress import open_bar
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def compare(
     if not is_first:
         return
     labels = labels_of(curves, runs)
-    table_console().print(render_comparison(curves, labels))
+    open_console().print(render_comparison(curves, labels))
     if not same_text(curves):
         say("warning: the held-out texts differ; their losses cannot be compared", err=True)
     write_atomically(output, render_comparison_png(curves, labels))

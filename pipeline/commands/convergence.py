@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
-from pipeline.shared.console import say, table_console
+from pipeline.shared.console import open_console, say
 from pipeline.shared.progress import open_bar
 
 EPILOG = examples(
@@ -101,7 +101,7 @@ def convergence(
             found = measure_convergence(opened, settings, advance=bar.advance)
     if not is_first:
         return
-    console = table_console()
+    console = open_console()
     for table in render_convergence(found):
         console.print(table)
     if output is not None:

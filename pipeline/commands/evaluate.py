@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
 from pipeline.evaluation.tasks import TASK_GROUPS
+from pipeline.metrics.records import WORTH_NAMES
 from pipeline.shared.console import open_console, say
+from pipeline.shared.tables import Table
 
 if TYPE_CHECKING:
     from pipeline.evaluation.results import EvaluationResult, SourceLoss
@@ -201,6 +202,8 @@ def _evaluate_heldout(
     from pipeline.evaluation.opened import opened_checkpoint
     from pipeline.evaluation.results import EVALUATION_FILE, LIMITED_EVALUATION_FILE
     from pipeline.evaluation.timing import decoding_speeds
+    from pipeline.evaluation.under_limits import HeldoutText
+    from pipeline.evaluation.worth import worth_of_steps
 
     with opened_checkpoint(
         checkpoint, iteration=iteration, overrides=overrides, tensor_parallel=tensor_parallel, data=data
@@ -209,9 +212,15 @@ def _evaluate_heldout(
         applied, met = limits.limits(opened, num_samples=batches * opened.config.training.global_batch_size)
         if met is not None and speaks():
             say(spent_line(met))
-        result = evaluate_checkpoint(opened, max_global_batches=batches, limits=applied)
+        result = evaluate_checkpoint(
+            opened, max_global_batches=batches, limits=applied, shows_progress=speaks()
+        )
         speeds = decoding_speeds(opened, [applied])[0] if timing else ()
-        result = replace(result, speeds=speeds, budget=None if met is None else met.budget)
+        worth = ()
+        if result.is_of_whole_model:
+            worth = worth_of_steps(HeldoutText(opened, batches), timing=timing)
+        budget = None if met is None else met.budget
+        result = replace(result, speeds=speeds, budget=budget, worth=worth)
         file = EVALUATION_FILE if result.is_of_whole_model else LIMITED_EVALUATION_FILE
         return result, opened.config.output_dir / file
 
@@ -229,6 +238,8 @@ def _table(result: "EvaluationResult") -> Table:
     for steps, (count, nll) in enumerate(zip(result.steps_count, result.nll_by_steps, strict=True)):
         loss = "" if nll is None else f", loss {nll:.4f}"
         table.add_row(f"{steps} steps", f"{count / tokens:.1%} of the tokens{loss}")
+    for name, point in zip(WORTH_NAMES, result.worth, strict=False):
+        table.add_row(f"loss with {name}", f"{point.loss:.4f}; {point.cost}")
     for sweep, residual in enumerate(result.residuals, start=1):
         table.add_row(f"residual of sweep {sweep}", f"{residual:.3e}")
     table.add_row("speed", f"{result.tokens_per_second:,.0f} tokens/s")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from pipeline.commands.limit_options import LimitOptions, spent_line
 from pipeline.evaluation.tasks import expand_task_names
 from pipeline.shared.console import open_console, say
+from pipeline.shared.tables import Table
 
 if TYPE_CHECKING:
     from pipeline.evaluation.tasks import TaskReport, TaskScore
@@ -96,7 +96,9 @@ def _check_is_installed() -> None:
 
 def _table(report: "TaskReport") -> Table:
     asked = "" if report.limit is None else f", at most {report.limit} questions of each"
-    table = Table(title=f"{report.checkpoint}{asked}", box=SIMPLE_HEAD)
+    table = Table(
+        title=f"{report.checkpoint}{asked}", box=SIMPLE_HEAD, optional=("shots", "FLOPs", "FLOPs/token", "+-")
+    )
     table.add_column("task", overflow="fold")
     table.add_column("shots", justify="right")
     table.add_column("metric", overflow="fold")

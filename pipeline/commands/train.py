@@ -8,6 +8,7 @@ from pipeline.commands.ranks import run_on_layout
 from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging, speaks
 from pipeline.config.load import load_config, render_config
 from pipeline.config.schema import RunConfig
+from pipeline.metrics.leaving_time import stop_timeout_seconds
 from pipeline.ranks.run_lock import run_lock
 from pipeline.run.unwritable import naming_unwritable_outputs
 from pipeline.shared.console import say
@@ -58,7 +59,7 @@ def train(
     One command trains into a folder at a time: another one is refused.
 
     On Ctrl-C, SIGTERM and SIGUSR1 the run finishes its current step, saves a checkpoint and ends with exit
-    code 75; the same command resumes from it.
+    code 75; the same command resumes from it. A second Ctrl-C ends it at once, without saving.
     """
     settings = overrides or []
     run = load_config(config, settings)
@@ -80,16 +81,21 @@ def train(
             ["train", "--config", str(config), *settings],
             run_here=lambda: _train(run),
             max_restarts=max_restarts,
+            stop_timeout_seconds=lambda: stop_timeout_seconds(run.output_dir),
         )
     raise typer.Exit(code)
 
 
 def _train(run: RunConfig) -> int:
+    from pipeline.ranks.acknowledgement import Acknowledgement
     from pipeline.ranks.signals import StopFlag
 
     minutes = run.training.exit_duration_in_mins
     # Before the imports, which take seconds: a signal during the start must not kill the rank.
-    with StopFlag(limit_seconds=None if minutes is None else 60 * minutes) as stop:
+    with (
+        StopFlag(limit_seconds=None if minutes is None else 60 * minutes) as stop,
+        Acknowledgement("stopping after this step, then saving", speaks=speaks()),
+    ):
         from pipeline.run.start import train as train_run
 
         return train_run(run, stop)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
-from pipeline.shared.console import say, table_console
+from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.progress import open_bar
 
@@ -129,7 +129,7 @@ def verify(
             )
         default_output = opened.config.output_dir / VERIFICATION_FILE
     if is_first:
-        console = table_console()
+        console = open_console()
         for table in render_verification(result):
             console.print(table)
         console.print(render_verdict(result), soft_wrap=True, highlight=False)

@@ -120,7 +120,7 @@ def _valid_part(recorded: Recorded) -> SimpleNamespace:
     part = SimpleNamespace()
     for name, field in RunConfig.model_fields.items():
         complete = recorded.get(RunConfig, {}).get(name)
-        section = _section_type(field.annotation)
+        section = section_type(field.annotation)
         if complete is not None:
             setattr(part, name, complete)
         elif section is not None:
@@ -142,7 +142,7 @@ def _valid_section(section: type[BaseModel], values: dict[str, Any]) -> SimpleNa
 
 def _annotations() -> Iterator[tuple[str, Any]]:
     for name, field in RunConfig.model_fields.items():
-        section = _section_type(field.annotation)
+        section = section_type(field.annotation)
         if section is None:
             yield name, field.annotation
         else:
@@ -159,6 +159,7 @@ def _is_text(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, UnionType) and all(_is_text(part) for part in parts)
 
 
-def _section_type(annotation: Any) -> type[BaseModel] | None:
+def section_type(annotation: Any) -> type[BaseModel] | None:
+    """Return the class of a group of settings; None for a single setting."""
     is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
     return annotation if is_section else None

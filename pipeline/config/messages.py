@@ -18,6 +18,7 @@ _RULES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "string_type": lambda _: "must be text",
     "path_type": lambda _: "must be a path",
     "path_syntax": lambda _: "must be a path",
+    "all_or_count": lambda _: "must be all or a whole number of at least 1",
     "path_name": lambda _: "must name variables and home folders that exist",
     "finite_number": lambda _: "must be a finite number",
     "tuple_type": lambda _: "must be a list",

@@ -23,6 +23,7 @@ from megatron_ext.ponder.config import (
     TrainingMask,
 )
 from pipeline.config.section import (
+    AllOrCount,
     BelowOne,
     Count,
     CountOrZero,
@@ -69,7 +70,7 @@ def _default_random_sweeps(given: dict[str, Any]) -> tuple[int, int] | None:
 class PonderSection(Section):
     """The pondering method and how it halts."""
 
-    method: Method
+    method: Method = Field(description="the pondering method (docs/methods.md)")
     form: Form = Field(
         Form.MEGAPONDER,
         description="defaults of the settings below: this project's, or those of the research code of "
@@ -99,6 +100,17 @@ class PonderSection(Section):
         default_factory=_default_random_sweeps,
         description="in training draw J uniformly from this inclusive range; default: no draw, in the "
         "authors' form [K + 1, K + 3] unless jacobi_schedule is given",
+    )
+    gradient_passes: AllOrCount = Field(
+        "all",
+        description="in training so many last passes have gradients, from 1, the final pass alone; all "
+        "earlier ones run forward only, and their thoughts are constants",
+    )
+    sweep_tolerance: Positive | None = Field(
+        None,
+        description="in training the sweeps of a micro-batch end where one moves its thoughts by at most "
+        "this, relative to their size; those that gradient_passes asks for run in any case; not with "
+        "pipeline stages",
     )
     scale_embeds: Switch = Field(
         default_factory=_by_method("scale_embeds", True),

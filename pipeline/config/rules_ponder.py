@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from megatron_ext.ponder.config import Method, Mixture, Reading, RouterKind
+from megatron_ext.ponder.config import Method, Mixture, Reading, ReadoutFrom, RouterKind
 from pipeline.config.errors import ConfigProblem, as_written
 from pipeline.config.ponder_section import PonderSection
 
@@ -144,6 +144,88 @@ def _sweeps_need_thoughts(config: RunConfig) -> Iterator[ConfigProblem]:
                 rule="needs latent thoughts to refine (ponder.num_latent_thoughts above 0)",
                 value=f"{as_written(value)} with 0 thoughts",
                 cure="leave it out",
+            )
+
+
+def _gradient_passes(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder, number = config.ponder, config.ponder.gradient_passes
+    if number == "all" or not _has(config, "gradient_passes"):
+        return
+    if ponder.num_latent_thoughts == 0:
+        yield ConfigProblem(
+            path="ponder.gradient_passes",
+            rule="needs latent thoughts, whose passes it counts (ponder.num_latent_thoughts above 0)",
+            value=f"{number} with 0 thoughts",
+            cure="leave it out",
+        )
+        return
+    # Were some forwards shorter, what a step costs would not be linear in J any more.
+    shortest = _fewest_thoughts(ponder) + min(_sweeps_in_training(ponder)) + 1
+    if number > shortest:
+        yield ConfigProblem(
+            path="ponder.gradient_passes",
+            rule=f"must be at most the passes of the shortest forward in training, K + J + 1 = {shortest}",
+            value=str(number),
+            cure=f"try {shortest}, or all",
+        )
+    if number == 1 and _has(config, "readout_from") and ponder.readout_from == ReadoutFrom.LAST_SWEEP:
+        yield ConfigProblem(
+            path="ponder.gradient_passes",
+            rule="must be at least 2 with ponder.readout_from last_sweep, or the router learns nothing",
+            value="1",
+            cure="try 2",
+        )
+
+
+def _fewest_thoughts(ponder: PonderSection) -> int:
+    """Return the smallest K in training above 0; forwards without thoughts have one pass anyway."""
+    drawn, schedule = ponder.random_latent_thoughts, ponder.thoughts_schedule
+    numbers: Sequence[int] = (ponder.num_latent_thoughts,)
+    if drawn is not None:
+        numbers = range(drawn[0], drawn[1] + 1)
+    elif schedule is not None:
+        numbers = [thoughts for _, thoughts in schedule]
+    return min((number for number in numbers if number > 0), default=ponder.num_latent_thoughts)
+
+
+def _sweeps_in_training(ponder: PonderSection) -> Sequence[int]:
+    """Return J in training: all numbers of a schedule, or the ends of the range it is drawn from."""
+    if ponder.random_jacobi_iterations is not None:
+        return ponder.random_jacobi_iterations
+    if ponder.jacobi_schedule is not None:
+        return [sweeps for _, sweeps in ponder.jacobi_schedule]
+    return (ponder.num_jacobi_iterations,)
+
+
+def _sweep_tolerance(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder = config.ponder
+    if ponder.sweep_tolerance is None or not _has(config, "sweep_tolerance"):
+        return
+    needed = 1 if ponder.gradient_passes == "all" else ponder.gradient_passes
+    most = max(_sweeps_in_training(ponder))
+    if ponder.num_latent_thoughts == 0 or most <= needed:
+        yield ConfigProblem(
+            path="ponder.sweep_tolerance",
+            rule=f"needs a sweep that can be left out: J above {needed} in training",
+            value=f"{ponder.sweep_tolerance:g} with J {most if ponder.num_latent_thoughts else 0}",
+            cure="leave it out, or allow more sweeps (ponder.num_jacobi_iterations)",
+        )
+    reasons = {
+        "parallel.pipeline": (config.parallel.pipeline > 1, "1, because pipeline stages fix the passes"),
+        "ponder.router_damping": (ponder.router_damping < 1, "1, because the last sweeps are not damped"),
+        "ponder.readout_from": (
+            ponder.readout_from == ReadoutFrom.LAST_SWEEP,
+            "final, because which sweep is the last is known only after it",
+        ),
+    }
+    for path, (is_in_the_way, rule) in reasons.items():
+        if is_in_the_way:
+            section, name = path.split(".")
+            yield ConfigProblem(
+                path=path,
+                rule=f"with ponder.sweep_tolerance must be {rule}",
+                value=str(getattr(getattr(config, section), name)),
+                cure="change it, or leave ponder.sweep_tolerance out",
             )
 
 
@@ -347,6 +429,8 @@ PONDER_RULES = (
     _schedules,
     _thoughts_in_training,
     _sweeps_need_thoughts,
+    _gradient_passes,
+    _sweep_tolerance,
     _mixture,
     _multiplied_embedding,
     _pause_token,

@@ -1,7 +1,7 @@
 """Building blocks of every group of settings: strict types, and the frozen base class."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -41,6 +41,17 @@ CountOrZero = Annotated[int, Field(strict=True, ge=0, le=LARGEST_COUNT)]
 Few = Annotated[int, Field(strict=True, ge=1, le=100_000)]
 # Of passes through all layers in one step.
 Passes = Annotated[int, Field(strict=True, ge=0, le=1000)]
+
+
+def _all_or_count(value: Any) -> Any:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value == "all" or is_count:
+        return value
+    raise PydanticCustomError("all_or_count", "must be all or a whole number of at least 1")
+
+
+# How many of something, or all there are.
+AllOrCount = Annotated[int | Literal["all"], BeforeValidator(_all_or_count)]
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]

@@ -42,6 +42,7 @@ def flops_account(config: RunConfig, vocab_size: int) -> FlopsAccount:
         recompute=config.parallel.recompute,
         precision=config.training.precision,
         supervises_steps=ponder.step_loss_weight > 0,
+        gradient_passes=None if ponder.gradient_passes == "all" else ponder.gradient_passes,
     )
 
 
@@ -84,16 +85,21 @@ class MeanStep:
     Attributes:
         num_passes: through the layers.
         rows_per_token: over all passes.
+        gradient_rows_per_token: over the passes that run backward too.
         flops: operations per token.
     """
 
     num_passes: float
     rows_per_token: float
+    gradient_rows_per_token: float
     flops: TrainingFlops
 
 
 def mean_step(config: RunConfig, account: FlopsAccount) -> MeanStep:
-    """Return the mean cost of a training step, over all K and J of the run."""
+    """Return the mean cost of a training step, over all K and J of the run.
+
+    Where sweeps may end early, it is what the step costs at most.
+    """
     kinds = [
         (kind.share, account.limited_to(kind.num_latent_thoughts), kind.num_jacobi_iterations)
         for kind in step_kinds(config)
@@ -101,6 +107,9 @@ def mean_step(config: RunConfig, account: FlopsAccount) -> MeanStep:
     return MeanStep(
         num_passes=sum(share * own.num_passes(sweeps) for share, own, sweeps in kinds),
         rows_per_token=sum(share * own.training_rows_per_token(sweeps) for share, own, sweeps in kinds),
+        gradient_rows_per_token=sum(
+            share * own.gradient_rows_per_token(sweeps) for share, own, sweeps in kinds
+        ),
         flops=weighted_mean([(share, own.training_flops(sweeps)) for share, own, sweeps in kinds]),
     )
 

@@ -48,6 +48,33 @@ def pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
         index: of the pass, from 0.
         stage: pipeline stage, from 0.
     """
+    whole = _whole_pass_bytes(sizes, index, stage)
+    return whole if sizes.plan.has_gradient(index) else _without_gradient(sizes, whole, index, stage)
+
+
+def _without_gradient(sizes: RankSizes, whole: PassBytes, index: int, stage: int) -> PassBytes:
+    """Account a pass of which nothing is kept for a backward, from what it would keep with one.
+
+    Only the last of these passes leaves something: the thoughts, for the next residual. While one runs it
+    holds one layer, for which what such a layer would keep is an upper bound, and its mixtures.
+    """
+    is_last = stage == sizes.num_stages - 1
+    is_next_to_gradients = index == sizes.plan.first_with_gradient - 1
+    mixed = mixture_rows(sizes, index) if is_last else 0
+    rows = sizes.tokens * sizes.plan.slots[index]
+    return PassBytes(
+        layers=0,
+        keys=0,
+        method=0,
+        noted=whole.noted if is_next_to_gradients else 0,
+        vocabulary=0,
+        again=0,
+        working=_layer_kept(sizes, rows, index) + whole.noted,
+        mixing=mixed * 3 * FLOAT32,
+    )
+
+
+def _whole_pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
     num_slots = sizes.plan.slots[index]
     rows = sizes.tokens * num_slots
     num_layers = sizes.stage_layers[stage]

@@ -134,6 +134,7 @@ class FlopsAccount:
         precision: of weights and keys; decides how many channels the weight of a key takes.
         signal: what a decoder halts by in place of the method's own router; None: by that.
         supervises_steps: every step is read alone too, in training.
+        gradient_passes: so many last passes have gradients; None: all.
         built_latent_thoughts: K that the weights are made for, where forwards are limited to fewer steps;
             None: the same.
     """
@@ -148,6 +149,7 @@ class FlopsAccount:
     precision: Precision = "fp32"
     signal: HaltingSignal | None = None
     supervises_steps: bool = False
+    gradient_passes: int | None = None
     built_latent_thoughts: int | None = None
 
     @property
@@ -178,7 +180,8 @@ class FlopsAccount:
 
     def plan(self, num_jacobi_iterations: int) -> PassPlan:
         """Return the passes of a training forward with J sweeps."""
-        return self.facts.plan(self.num_latent_thoughts, num_jacobi_iterations)
+        plan = self.facts.plan(self.num_latent_thoughts, num_jacobi_iterations)
+        return plan.truncated(self.gradient_passes)
 
     def decides_after(self, index: int, plan: PassPlan) -> bool:
         """Whether a training forward runs the router, or a gate, on every token after pass `index`."""
@@ -202,6 +205,12 @@ class FlopsAccount:
     def training_rows_per_token(self, num_jacobi_iterations: float) -> float:
         """Return the rows per token over all passes of a training forward (definitions 5)."""
         return mean_over_sweeps(lambda sweeps: self.plan(sweeps).rows_per_token, num_jacobi_iterations)
+
+    def gradient_rows_per_token(self, num_jacobi_iterations: float) -> float:
+        """Return the rows per token over the passes of a training step that run backward too."""
+        return mean_over_sweeps(
+            lambda sweeps: self.plan(sweeps).gradient_rows_per_token, num_jacobi_iterations
+        )
 
     def inference_rows_per_token(self, mean_steps: float) -> float:
         """Return the rows per token of cached decoding; only methods that halt follow the steps taken."""
@@ -281,24 +290,26 @@ class FlopsAccount:
 
     def _step_flops(self, plan: PassPlan) -> TrainingFlops:
         step = 1 + BACKWARD_PER_FORWARD
-        # Attention that is computed again in backward runs once more.
-        attention_step = step + (self.recompute != "none")
+        # Runs through each pass, in units of its forward; attention that is computed again runs once more.
+        steps = [step if plan.has_gradient(index) else 1 for index in range(plan.num_passes)]
+        attention_steps = [runs + (runs == step and self.recompute != "none") for runs in steps]
         passes = {"build_up": 0.0, "sweep": 0.0, "final": 0.0}
-        num_decisions = 0
-        for index, rows in enumerate(plan.slots):
-            passes[plan.phase(index)] += step * self._pass_flops(rows, self._key_sets(index))
-            num_decisions += self.decides_after(index, plan)
+        decisions = mixtures = 0
+        for index, (rows, runs) in enumerate(zip(plan.slots, steps, strict=True)):
+            passes[plan.phase(index)] += runs * self._pass_flops(rows, self._key_sets(index))
+            decisions += runs * self.decides_after(index, plan)
+            mixtures += runs * plan.rows_handed(index)
         return TrainingFlops(
             build_up=passes["build_up"],
             sweeps=passes["sweep"],
             final=passes["final"],
             head=step * (1 + self.supervises_steps * (self.num_latent_thoughts + 1)) * self._head_flops(),
             predictions=self._num_predictions(plan) * self._head_flops(),
-            decider=step * num_decisions * self._decider_flops(),
-            mixture=step * plan.num_rows_handed * self._mixture_flops(),
+            decider=decisions * self._decider_flops(),
+            mixture=mixtures * self._mixture_flops(),
             recompute=self._recompute_flops(plan),
-            weight_columns=attention_step * self._product_flops(self._weighted_channels(plan)),
-            masked=attention_step * self._product_flops(self._masked_channels(plan)),
+            weight_columns=self._product_flops(self._weighted_channels(plan, attention_steps)),
+            masked=self._product_flops(self._masked_channels(plan, attention_steps)),
         )
 
     def _pass_flops(self, rows_per_token: int, key_sets: int) -> float:
@@ -344,20 +355,30 @@ class FlopsAccount:
             return 0
         return self.shape.weighted_head_size(self.precision) - self.shape.kv_channels
 
-    def _weighted_channels(self, plan: PassPlan) -> float:
-        """Further channels of visible pairs per token, over all passes: only the first one has no weights."""
-        return self._weights_of_later_passes(plan, self._visible_pairs)
+    def _weighted_channels(self, plan: PassPlan, runs: Sequence[int]) -> float:
+        """Further channels of visible pairs per token, over all passes: only the first one has no weights.
 
-    def _masked_channels(self, plan: PassPlan) -> float:
+        Args:
+            plan: the passes.
+            runs: how often each is run, backward in units of forward.
+        """
+        return self._weights_of_later_passes(plan, runs, self._visible_pairs)
+
+    def _masked_channels(self, plan: PassPlan, runs: Sequence[int]) -> float:
         """Channels of masked pairs per token, over all passes."""
-        pairs = sum(self._key_sets(index) * self._masked_pairs(rows) for index, rows in enumerate(plan.slots))
-        return pairs * self.shape.query_size + self._weights_of_later_passes(plan, self._masked_pairs)
+        pairs = sum(
+            number * self._key_sets(index) * self._masked_pairs(rows)
+            for index, (rows, number) in enumerate(zip(plan.slots, runs, strict=True))
+        )
+        return pairs * self.shape.query_size + self._weights_of_later_passes(plan, runs, self._masked_pairs)
 
-    def _weights_of_later_passes(self, plan: PassPlan, pairs_of: Callable[[int], float]) -> float:
+    def _weights_of_later_passes(
+        self, plan: PassPlan, runs: Sequence[int], pairs_of: Callable[[int], float]
+    ) -> float:
         # All ran step 0, so that its keys need no weights.
         pairs = sum(
-            (index if self.facts.sees_earlier_steps else 1) * pairs_of(rows)
-            for index, rows in enumerate(plan.slots)
+            number * (index if self.facts.sees_earlier_steps else 1) * pairs_of(rows)
+            for index, (rows, number) in enumerate(zip(plan.slots, runs, strict=True))
             if index > 0
         )
         return pairs * self._weight_channels * self.shape.num_attention_heads
@@ -420,4 +441,8 @@ class FlopsAccount:
     def _recompute_flops(self, plan: PassPlan) -> float:
         if self.recompute == "none":
             return 0
-        return sum(self._pass_flops(rows, self._key_sets(index)) for index, rows in enumerate(plan.slots))
+        return sum(
+            self._pass_flops(rows, self._key_sets(index))
+            for index, rows in enumerate(plan.slots)
+            if plan.has_gradient(index)
+        )

@@ -88,9 +88,18 @@ def _moments_of_one_stage(
     kept = [each.kept for each in passes]
     communication = _gathered(sizes)
     noted = tuple(each.kept + each.noted for each in passes)
+    first = sizes.plan.first_with_gradient
+    for index, each in enumerate(passes[:first]):
+        yield Moment(
+            name=f"forward of pass {index}",
+            by_pass=(0.0,) * (index + 1),
+            vocabulary=each.mixing,
+            working=each.working,
+            communication=communication,
+        )
     yield Moment(name="loss", by_pass=noted, vocabulary=readout_bytes(sizes), communication=communication)
     sums = _gradient_sums(sizes, parameters)
-    for index, each in reversed(list(enumerate(passes))):
+    for index, each in reversed(list(enumerate(passes))[first:]):
         waiting = sums if index < len(passes) - 1 else 0.0
         yield Moment(
             name=f"mixing after pass {index}",
@@ -123,9 +132,15 @@ def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -
     from pipeline.cost.schedule import backward_time, looping_timeline
 
     rounds = min(sizes.num_micro_batches, ROUNDS_IN_FLIGHT * sizes.num_stages)
+    first = sizes.plan.first_with_gradient
     timeline = looping_timeline(
-        sizes.num_stages, rounds, sizes.plan.slots, backward_per_forward=backward_time(sizes.recompute)
+        sizes.num_stages,
+        rounds,
+        sizes.plan.slots,
+        backward_per_forward=backward_time(sizes.recompute),
+        first_with_gradient=first,
     )
+    waiting = _handed_round(sizes, stage)
     final = sizes.num_passes - 1
     readout = readout_bytes(sizes) if stage == sizes.num_stages - 1 else 0.0
     communication = _gathered(sizes)
@@ -139,13 +154,14 @@ def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -
             name=f"{'backward' if work.is_backward else 'forward'} of pass {index}",
             by_pass=tuple(held),
             vocabulary=readout if index == final else each.mixing,
+            working=waiting + (0 if index >= first else each.working),
             communication=communication,
         )
         if work.is_backward:
             yield Moment(
                 name=f"backward of pass {index}",
                 by_pass=tuple(held),
-                working=each.again + each.working,
+                working=waiting + each.again + each.working,
                 communication=communication,
             )
             held[index] -= each.kept
@@ -154,12 +170,24 @@ def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -
                 held[earlier] -= noted.noted
 
 
+def _handed_round(sizes: RankSizes, stage: int) -> float:
+    """What first and last stage hold of every micro-batch between passes without and with gradients.
+
+    The rows that are handed round, and on the first stage the embeddings.
+    """
+    first = sizes.plan.first_with_gradient
+    if first == 0 or stage not in (0, sizes.num_stages - 1):
+        return 0
+    num_rows = sizes.plan.rows_handed(first - 1) + (stage == 0)
+    return sizes.num_micro_batches * sizes.hidden_bytes * num_rows
+
+
 def _gradient_sums(sizes: RankSizes, parameters: RankParameters) -> float:
     """Gradients of weights that several passes of one graph use: autograd sums them before it returns any.
 
     Where layers are computed again, each of their uses is a backward of its own.
     """
-    if sizes.num_passes == 1:
+    if sizes.num_passes - sizes.plan.first_with_gradient == 1:
         return 0
     weights = parameters.method
     if not sizes.recomputes_layers:

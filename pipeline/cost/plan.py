@@ -44,6 +44,7 @@ class RunPlan:
         micro_batch_size, num_micro_batches: of a rank.
         recompute: what backward computes again.
         num_passes: mean passes of a training forward.
+        rows_per_token, gradient_rows_per_token: over all passes, and over those that run backward too.
         assumptions: see there.
         stages: a rank of each pipeline stage.
         training_flops: per token.
@@ -59,6 +60,8 @@ class RunPlan:
     num_micro_batches: int
     recompute: str
     num_passes: float
+    rows_per_token: float
+    gradient_rows_per_token: float
     assumptions: Assumptions
     stages: tuple[RankMemory, ...]
     training_flops: TrainingFlops
@@ -117,6 +120,8 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
         num_micro_batches=config.num_micro_batches,
         recompute=parallel.recompute,
         num_passes=step.num_passes,
+        rows_per_token=step.rows_per_token,
+        gradient_rows_per_token=step.gradient_rows_per_token,
         assumptions=assumptions,
         stages=rank_memories(rank_sizes(config, vocab_size)),
         training_flops=training,
@@ -140,6 +145,8 @@ def plan_values(plan: RunPlan) -> Mapping[str, Any]:
         "num_micro_batches": plan.num_micro_batches,
         "recompute": plan.recompute,
         "passes": plan.num_passes,
+        "rows_per_token": plan.rows_per_token,
+        "gradient_rows_per_token": plan.gradient_rows_per_token,
         "device": plan.assumptions.device.name,
         "device_bytes": plan.assumptions.device.memory_bytes,
         "reserve_bytes": round(plan.assumptions.reserve_bytes),

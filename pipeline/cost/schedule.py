@@ -11,7 +11,7 @@ With P equal passes, m micro-batches and p stages, idle time is (p - 1) / (P m +
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches, get_schedule_table
@@ -79,6 +79,7 @@ def looping_timeline(
     slots: Sequence[int],
     *,
     backward_per_forward: int = BACKWARD_PER_FORWARD,
+    first_with_gradient: int = 0,
 ) -> Timeline:
     """Time the passes as virtual stages of Megatron's interleaved schedule, which is how they are trained.
 
@@ -87,18 +88,28 @@ def looping_timeline(
         num_micro_batches: m, a multiple of p.
         slots: rows per token of each pass.
         backward_per_forward: see :func:`backward_time`.
+        first_with_gradient: pass with which gradients begin; those before have a schedule of their own.
     """
+    first = first_with_gradient
     queues = [
-        deque(_stage_order(stage, num_stages, num_micro_batches, len(slots))) for stage in range(num_stages)
+        deque(_order_of_passes(stage, num_stages, num_micro_batches, len(slots), first))
+        for stage in range(num_stages)
     ]
+
+    def needs(work: Work) -> Iterator[Work]:
+        if num_stages > 1 and 0 < work.pass_index == first and work.stage == 0 and not work.is_backward:
+            # All micro-batches are handed round before the next schedule begins.
+            return (Work(num_stages - 1, first - 1, other, False) for other in range(num_micro_batches))
+        return _needs(work, num_stages, len(slots))
+
     stages: list[list[Interval]] = [[] for _ in queues]
     ends: dict[Work, int] = {}
     while any(queues):
         for queue, done in zip(queues, stages, strict=True):
-            while queue and all(need in ends for need in _needs(queue[0], num_stages, len(slots))):
+            while queue and all(need in ends for need in needs(queue[0])):
                 work = queue.popleft()
                 free = done[-1].end if done else 0
-                start = max([free, *(ends[need] for need in _needs(work, num_stages, len(slots)))])
+                start = max([free, *(ends[need] for need in needs(work))])
                 ends[work] = start + _cost(work, slots, backward_per_forward)
                 done.append(Interval(work, start, ends[work]))
     return Timeline(stages=tuple(map(tuple, stages)))
@@ -110,16 +121,21 @@ def flushing_timeline(
     slots: Sequence[int],
     *,
     backward_per_forward: int = BACKWARD_PER_FORWARD,
+    first_with_gradient: int = 0,
 ) -> Timeline:
     """Time the passes one by one: each starts when the one before has left the last stage.
 
     Args:
-        num_stages, num_micro_batches, slots, backward_per_forward: see :func:`looping_timeline`.
+        num_stages, num_micro_batches, slots, backward_per_forward, first_with_gradient: see
+            :func:`looping_timeline`.
     """
     stages: list[list[Interval]] = [[] for _ in range(num_stages)]
     begin = 0
     passes = range(len(slots))
-    for index, is_backward in [*((p, False) for p in passes), *((p, True) for p in reversed(passes))]:
+    for index, is_backward in [
+        *((p, False) for p in passes),
+        *((p, True) for p in reversed(passes[first_with_gradient:])),
+    ]:
         for stage, done in enumerate(stages):
             position = num_stages - 1 - stage if is_backward else stage
             for micro_batch in range(num_micro_batches):
@@ -134,8 +150,11 @@ def flushing_timeline(
 def _peak_held(intervals: Sequence[Interval]) -> int:
     rows: dict[tuple[int, int], int] = {}
     peak = 0
+    with_backward = {interval.work.pass_index for interval in intervals if interval.work.is_backward}
     for interval in intervals:
         key = interval.work.pass_index, interval.work.micro_batch
+        if interval.work.pass_index not in with_backward:
+            continue
         if interval.work.is_backward:
             del rows[key]
         else:
@@ -149,10 +168,27 @@ def _cost(work: Work, slots: Sequence[int], backward_per_forward: int) -> int:
     return slots[work.pass_index] * (backward_per_forward if work.is_backward else 1)
 
 
+def _order_of_passes(
+    stage: int, num_stages: int, num_micro_batches: int, num_passes: int, first: int
+) -> list[Work]:
+    """The order of a stage's work, the passes before the `first` with gradients forward only.
+
+    With several stages those are a schedule of their own; with one they belong to their micro-batch.
+    """
+    if num_stages == 1:
+        order = _one_stage_order(num_micro_batches, num_passes)
+        return [work for work in order if work.pass_index >= first or not work.is_backward]
+    forwards = [Work(stage, 0, micro_batch, False) for micro_batch in range(num_micro_batches)]
+    if first > 1:
+        table = get_schedule_table(num_micro_batches, first, num_stages)
+        forwards = [Work(stage, index, micro_batch, False) for micro_batch, index in table]
+    later = _stage_order(stage, num_stages, num_micro_batches, num_passes - first)
+    shifted = [replace(work, pass_index=work.pass_index + first) for work in later]
+    return [*(forwards if first > 0 else ()), *shifted]
+
+
 def _stage_order(stage: int, num_stages: int, num_micro_batches: int, num_passes: int) -> list[Work]:
     """The order of a stage's work: warm-up forwards, forward and backward in turns, remaining backwards."""
-    if num_stages == 1:
-        return list(_one_stage_order(num_micro_batches, num_passes))
     table = get_schedule_table(num_micro_batches, num_passes, num_stages)
     forwards = [Work(stage, index, micro_batch, False) for micro_batch, index in table]
     backwards = [Work(stage, num_passes - 1 - index, micro_batch, True) for micro_batch, index in table]

@@ -5,7 +5,6 @@ from string import ascii_lowercase, digits
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.schema import RunConfig
@@ -16,7 +15,8 @@ from pipeline.cost.schedule import (
     flushing_timeline,
     looping_timeline,
 )
-from pipeline.shared.console import table_console
+from pipeline.shared.console import open_console
+from pipeline.shared.tables import Table
 from pipeline.step.settings import step_settings
 
 # A piece of work is at least this wide, for the letter of its micro-batch and the digit of its pass.
@@ -44,9 +44,10 @@ def show_schedule(config: RunConfig, console: Console | None = None) -> None:
     steps = settings.limits.num_steps
     num_thoughts = config.ponder.num_latent_thoughts if steps is None else steps
     plan = config.ponder.method.facts.plan(num_thoughts, settings.num_jacobi_iterations)
+    plan = plan.truncated(settings.gradient_passes)
     slots = plan.slots
     stages, micro_batches = config.parallel.pipeline, config.num_micro_batches
-    console = console or table_console()
+    console = console or open_console()
     heading = (
         f", first step: {config.ponder.method}, J = {settings.num_jacobi_iterations}; "
         f"rows per token by pass: {', '.join(map(str, slots))}; micro-batches: {micro_batches}; "
@@ -55,7 +56,11 @@ def show_schedule(config: RunConfig, console: Console | None = None) -> None:
     console.print(Text.assemble((config.name, "bold"), heading))
     timelines = {
         name: timeline(
-            stages, micro_batches, slots, backward_per_forward=backward_time(config.parallel.recompute)
+            stages,
+            micro_batches,
+            slots,
+            backward_per_forward=backward_time(config.parallel.recompute),
+            first_with_gradient=plan.first_with_gradient,
         )
         for name, timeline in (
             ("passes as virtual stages", looping_timeline),

@@ -75,8 +75,13 @@ def suggest(
     return [each for place, each in enumerate(found) if _is_worth_it(each, found[:place])]
 
 
-def on_devices(config: RunConfig, num_devices: int) -> RunConfig:
+def on_devices(config: RunConfig, num_devices: int, *, option: str = "--gpus") -> RunConfig:
     """Spread a run over a number of devices by its data axis.
+
+    Args:
+        config: the run.
+        num_devices: one for each rank.
+        option: what gave the number, for messages.
 
     Raises:
         ConfigError: the parallel layout does not divide them, or the global batch does not fit.
@@ -86,7 +91,7 @@ def on_devices(config: RunConfig, num_devices: int) -> RunConfig:
         raise ConfigError(
             [
                 ConfigProblem(
-                    path="--gpus",
+                    path=option,
                     rule=f"must be a multiple of parallel.tensor x parallel.pipeline ({model_ranks})",
                     value=str(num_devices),
                     cure=f"try {nearest_multiples(num_devices, model_ranks)}",
@@ -104,6 +109,8 @@ def _is_worth_it(suggestion: Suggestion, cheaper: Sequence[Suggestion]) -> bool:
 def _choices(config: RunConfig, vocab_size: int) -> Iterator[_Choice]:
     account = flops_account(config, vocab_size)
     num_passes = mean_step(config, account).num_passes
+    # Passes without gradients are a schedule of their own.
+    num_schedules = 1 if account.gradient_passes is None else 2
     ranks, batch = config.parallel.world_size, config.training.global_batch_size
     for tensor in SPLITS:
         for pipeline in SPLITS:
@@ -112,7 +119,7 @@ def _choices(config: RunConfig, vocab_size: int) -> Iterator[_Choice]:
                 continue
             for size in _micro_batches(batch, data):
                 count = batch // (size * data)
-                stages = _stage_cost(pipeline, count, num_passes)
+                stages = _stage_cost(pipeline, count, num_passes / num_schedules)
                 for recompute in get_args(Recompute):
                     again = _recompute_cost(config, account, recompute)
                     cost = again * stages * tensor**TENSOR_COST_EXPONENT

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from pipeline.cost.memory import RankMemory
 from pipeline.cost.peaks import GIB
 from pipeline.cost.plan import RunPlan
 from pipeline.cost.suggest import Suggestion
 from pipeline.run.summary import metric
+from pipeline.shared.tables import Table
 
 MOST_PASSES_SHOWN = 12
 
@@ -53,6 +53,10 @@ def render_plan(plan: RunPlan) -> Table:
             f"{plan.recompute}",
         ),
         ("passes", f"{plan.num_passes:g} per training forward"),
+        (
+            "rows per token",
+            f"{plan.rows_per_token:g} forward, {plan.gradient_rows_per_token:g} backward",
+        ),
         (
             "FLOPs per token, training",
             f"{metric(plan.training_flops.model)} + {metric(plan.training_flops.recompute)} recomputed",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from pipeline.metrics.records import DecodingSpeed
+from pipeline.metrics.records import DecodingSpeed, LossPoint
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 
@@ -89,6 +89,8 @@ class EvaluationResult:
         step_limit: tokens took at most so many steps; None: as many as the model was trained with.
         budget: that the threshold was found for, as it was written; None where it was not.
         speeds: of decoding some of the text, by batch size; empty where nothing was timed.
+        worth: loss and cost with all steps, with those above the run's threshold, and with none; empty for a
+            method that does not halt, and where not measured.
     """
 
     format: Literal["megaponder.evaluation/1"] = "megaponder.evaluation/1"
@@ -112,6 +114,7 @@ class EvaluationResult:
     step_limit: int | None = None
     budget: str | None = None
     speeds: tuple[DecodingSpeed, ...] = ()
+    worth: tuple[LossPoint, ...] = ()
 
     @property
     def is_of_whole_model(self) -> bool:

@@ -20,6 +20,8 @@ NUM_ZEROS: Final = "num-zeros"
 PARAMS_NORM: Final = "params-norm"
 ITERATION_TIME: Final = "iteration-time"
 THROUGHPUT: Final = "throughput"
+# The most memory allocated on a device, in bytes; absent on CPUs.
+MEMORY: Final = "mem-max-allocated-bytes"
 
 # Tags of Megatron Bridge, for metrics that Megatron-LM does not have.
 TOKENS_PER_SECOND: Final = "throughput/tokens_per_sec"

@@ -20,7 +20,8 @@ class TrainingRecord:
     the device's dense peak, for the operations of the method and for those computed. ``None`` means not
     measured, or an unknown peak.
     ``data_hash`` identifies the tokens of the last iteration's global batch. ``scalars`` are further curves
-    by tag, ``steps_count`` the number of tokens by the number of steps they took.
+    by tag, ``steps_count`` the number of tokens by the number of steps they took. ``memory_bytes`` is the
+    most that this rank has allocated on its device; a CPU does not measure it.
     """
 
     iteration: int
@@ -45,6 +46,7 @@ class TrainingRecord:
     data_hash: str | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
     steps_count: Sequence[float] | None = None
+    memory_bytes: int | None = None
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -79,6 +81,10 @@ class DecodingSpeed:
         )
 
 
+# The points of an evaluation's `worth`, in their order.
+WORTH_NAMES = ("all steps", "steps above tau", "no step")
+
+
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossPoint:
@@ -103,6 +109,13 @@ class LossPoint:
     mean_steps: float
     flops_per_token: float
     speeds: tuple[DecodingSpeed, ...] = ()
+
+    @property
+    def cost(self) -> str:
+        """Mean steps, operations and time of a token, for a table."""
+        alone = [speed for speed in self.speeds if speed.batch_size == 1]
+        time = f", {alone[0].milliseconds_per_token:.1f} ms" if alone else ""
+        return f"{self.mean_steps:.2f} steps, {self.flops_per_token / 1e6:,.3g} MFLOPs{time} per token"
 
     @property
     def kind(self) -> Literal["steps", "tau"]:

@@ -77,6 +77,7 @@ def collect_report(
         config_yaml=(run_folder / CONFIG_NAME).read_text(encoding="utf-8"),
         checkpoint=evaluation.checkpoint,
         speeds=evaluation.speeds,
+        worth=evaluation.worth,
     )
 
 

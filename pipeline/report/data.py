@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.evaluation.results import LossQuartile, TextSample
-from pipeline.metrics.records import DecodingSpeed
+from pipeline.metrics.records import DecodingSpeed, LossPoint
 
 Points = tuple[tuple[float, float], ...]
 
@@ -37,6 +37,8 @@ class ReportData:
         flops_saved: share of inference operations saved by halting; None for a method that does not halt.
         training_tokens_per_second: median over the logging intervals.
         speeds: of decoding held-out tokens, by batch size; empty where nothing was timed.
+        worth: loss and cost with all steps, with those above the threshold, and with none; empty where not
+            measured.
     """
 
     name: str
@@ -65,6 +67,7 @@ class ReportData:
     config_yaml: str
     checkpoint: str
     speeds: tuple[DecodingSpeed, ...] = ()
+    worth: tuple[LossPoint, ...] = ()
 
     @property
     def halts(self) -> bool:

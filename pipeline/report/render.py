@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.evaluation.results import SampleToken, TextSample
 from pipeline.metrics.ponder_scalars import mean_steps_of
+from pipeline.metrics.records import WORTH_NAMES
 from pipeline.report.colors import DARK, DARK_RAMP, LIGHT, LIGHT_RAMP, Rgb, step_colors
 from pipeline.report.data import ReportData
 from pipeline.report.figures import all_figures, loss_figure
@@ -82,6 +83,10 @@ def headline_tiles(data: ReportData) -> tuple[Tile, ...]:
     """Return the headline numbers, most important first."""
     compare = f"unigram entropy {data.unigram_entropy:.3f}; perplexity {math.exp(data.heldout_loss):,.1f}"
     tiles = [Tile(value=f"{data.heldout_loss:.3f}", name="held-out loss, nats per token", context=compare)]
+    tiles += [
+        Tile(value=f"{point.loss:.3f}", name=f"the same with {name}", context=point.cost)
+        for name, point in zip(WORTH_NAMES, data.worth, strict=False)
+    ]
     if data.halts:
         tiles.append(
             Tile(

@@ -3,12 +3,13 @@
 import math
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from pipeline.metrics.ponder_scalars import active_fractions, contraction, fractions, mean_steps_of
+from pipeline.metrics.records import WORTH_NAMES
 from pipeline.report.data import ReportData
 from pipeline.report.figures import QUARTILE_NAMES
 from pipeline.run.summary import metric
+from pipeline.shared.tables import Table
 
 
 def result_rows(data: ReportData) -> list[tuple[str, str]]:
@@ -23,6 +24,10 @@ def result_rows(data: ReportData) -> list[tuple[str, str]]:
     ]
     if data.training_curve:
         rows.insert(0, ("training loss, last interval", f"{data.training_curve[-1][1]:.4f} nats/token"))
+    rows += [
+        (f"loss with {name}", f"{point.loss:.4f}; {point.cost}")
+        for name, point in zip(WORTH_NAMES, data.worth, strict=False)
+    ]
     if data.halts:
         rows += _halting_rows(data)
     if data.residuals:

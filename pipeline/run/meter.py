@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from megatron_ext.device import device
+from megatron_ext.device import device, most_memory_bytes
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
@@ -55,7 +55,10 @@ class IntervalMeter:
         """Add one step; the step itself has added its statistics."""
         self.penalty_weight = settings.penalty_weight
         self._grad_norm = result.grad_norm
-        self._steps.append((self._thoughts_of(settings), settings.num_jacobi_iterations))
+        # Where sweeps end early, what was run counts.
+        is_fixed = settings.sweep_tolerance is None
+        num_sweeps = settings.num_jacobi_iterations if is_fixed else result.num_sweeps
+        self._steps.append((self._thoughts_of(settings), num_sweeps))
         self._seconds += seconds
 
     def read(
@@ -116,6 +119,7 @@ class IntervalMeter:
             | self._thoughts()
             | seen,
             steps_count=sums.get("steps_count"),
+            memory_bytes=most_memory_bytes(),
         )
         self.most_thoughts = max(num_thoughts for num_thoughts, _ in self._steps)
         self._clear()
@@ -127,7 +131,7 @@ class IntervalMeter:
 
     def _training_flops(self) -> TrainingFlops:
         """Return the operations per token, mean over the steps of the interval."""
-        sweeps: dict[int, list[int]] = {}
+        sweeps: dict[int, list[float]] = {}
         for num_thoughts, num_sweeps in self._steps:
             sweeps.setdefault(num_thoughts, []).append(num_sweeps)
         return weighted_mean(
@@ -152,5 +156,5 @@ class IntervalMeter:
 
     def _clear(self) -> None:
         # K and J of every step.
-        self._steps: list[tuple[int, int]] = []
+        self._steps: list[tuple[int, float]] = []
         self._seconds = 0.0

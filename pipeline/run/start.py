@@ -22,6 +22,7 @@ from pipeline.ranks.environment import Ranks
 from pipeline.ranks.lost_ranks import LostRanksError, naming_lost_ranks
 from pipeline.ranks.signals import StopFlag
 from pipeline.ranks.watchdog import Watchdog
+from pipeline.run.closing import closing_lines
 from pipeline.run.identity import identity_on_resuming, run_identity, tokenizer_content
 from pipeline.run.initial_weights import load_initial_weights
 from pipeline.run.loop import TrainingLoop
@@ -36,6 +37,7 @@ from pipeline.run.output import (
 )
 from pipeline.run.source_conversion import StoppedConvertingError, converted_source
 from pipeline.run.unwritable import naming_unwritable_outputs
+from pipeline.shared.console import say
 from pipeline.shared.errors import CheckpointError
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.step.build import (
@@ -70,7 +72,9 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
     prepare_host()
     ranks = Ranks.from_environment()
     try:
-        start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)
+        start_process_group(
+            ranks, timeout_seconds=config.parallel.timeout_seconds, device=config.parallel.device
+        )
     except RendezvousError as error:
         logger.error("%s", error)
         return ExitCode.REQUEUE
@@ -87,7 +91,11 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
             # There is no limit on how long reading a checkpoint may take.
             with watchdog.paused("the start"):
                 loop = _prepare(config, groups, stop, watchdog)
-            return loop.run()
+            start_iteration = loop.state.iteration
+            code = loop.run()
+        if code is ExitCode.DONE and groups.rank == 0:
+            _say_closing(loop, start_iteration=start_iteration)
+        return code
     except StoppedConvertingError as error:
         logger.info("%s; the same command starts the conversion again", error)
         return ExitCode.REQUEUE
@@ -98,6 +106,14 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
     finally:
         destroy_groups()
         stop_process_group()
+
+
+def _say_closing(loop: TrainingLoop, *, start_iteration: int) -> None:
+    lines = closing_lines(
+        loop.config, loop.state, start_iteration=start_iteration, saved_iteration=loop.saved_iteration
+    )
+    for line in lines:
+        say(line, err=True)
 
 
 def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog: Watchdog) -> TrainingLoop:

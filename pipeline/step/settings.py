@@ -24,6 +24,9 @@ class StepSettings:
         pondering_share: a of a blended start; 1 is the method as it is.
         holds_decisions: router or gates learn nothing.
         measures_steps: also measure the loss of every step alone, and of one step more.
+        gradient_passes: so many last passes have gradients; None: all.
+        sweep_tolerance: sweeps end where one moves the thoughts of a micro-batch by at most this, relative to
+            their size; None: J of them run.
     """
 
     num_jacobi_iterations: int
@@ -35,6 +38,8 @@ class StepSettings:
     pondering_share: float = 1.0
     holds_decisions: bool = False
     measures_steps: bool = False
+    gradient_passes: int | None = None
+    sweep_tolerance: float | None = None
 
     @property
     def forward(self) -> ForwardSettings:
@@ -47,6 +52,8 @@ class StepSettings:
             pondering_share=self.pondering_share,
             holds_decisions=self.holds_decisions,
             measures_steps=self.measures_steps,
+            gradient_passes=self.gradient_passes,
+            sweep_tolerance=self.sweep_tolerance,
         )
 
 
@@ -75,6 +82,8 @@ def step_settings(config: RunConfig, *, iteration: int, consumed_tokens: int) ->
         limits=_step_limits(config, iteration),
         pondering_share=share_of_thoughts(config, iteration),
         holds_decisions=is_held,
+        gradient_passes=None if ponder.gradient_passes == "all" else ponder.gradient_passes,
+        sweep_tolerance=ponder.sweep_tolerance,
     )
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from megatron_ext.device import device
+from megatron_ext.device import device, to_device
 from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
@@ -39,6 +39,7 @@ class StepResult:
         finding: why the weights were not updated; None where they were.
         has_finite_loss, has_finite_gradients: whether the losses of this rank's own micro-batches, and the
             gradients it has computed, are finite; determined only where there is a finding.
+        num_sweeps: Jacobi sweeps that were run, mean over the micro-batches of all ranks.
     """
 
     loss: float
@@ -46,6 +47,7 @@ class StepResult:
     finding: Finding | None = None
     has_finite_loss: bool = True
     has_finite_gradients: bool = True
+    num_sweeps: float = 0.0
 
     @property
     def was_updated(self) -> bool:
@@ -61,6 +63,7 @@ def train_step(
     groups: ParallelGroups,
     statistics: StatisticsAccumulator,
     judge: Judge = no_objection,
+    progress: Callable[[], None] | None = None,
 ) -> StepResult:
     """Accumulate the gradient of the global batch and, unless the judge objects, update the weights.
 
@@ -76,13 +79,14 @@ def train_step(
         groups: the layout.
         statistics: receives the sums of every micro-batch; unchanged where the step is not made.
         judge: decides on loss and gradient norm, equal on all ranks, before any weight changes.
+        progress: called when this rank starts a pass of a micro-batch.
     """
     parts.ddp.zero_grad_buffer()
     parts.optimizer.zero_grad()
     parts.freeze.set(settings.freezes_backbone)
     before = statistics.copy()
-    sums = run_schedule(parts.ddp, batches, settings, groups=groups, statistics=statistics)
-    loss = _global_loss(sums, groups)
+    sums = run_schedule(parts.ddp, batches, settings, groups=groups, statistics=statistics, progress=progress)
+    loss, num_sweeps = _global_means(sums, groups)
     grad_norm = prepare_update(parts.optimizer)
     finding = judge(loss, grad_norm)
     if finding is None:
@@ -98,6 +102,7 @@ def train_step(
         # Only where something is wrong: reading a value waits for the device.
         has_finite_loss=finding is None or bool(torch.isfinite(sums).all()),
         has_finite_gradients=finding is None or has_finite_own_gradients(parts.ddp),
+        num_sweeps=num_sweeps,
     )
 
 
@@ -110,6 +115,7 @@ def run_schedule(
     statistics: StatisticsAccumulator,
     forward_only: bool = False,
     observe: OutputObserver | None = None,
+    progress: Callable[[], None] | None = None,
 ) -> Tensor:
     """Run all passes of the micro-batches, forward and backward, on all pipeline stages.
 
@@ -118,18 +124,21 @@ def run_schedule(
         batches, settings, groups, statistics: see :func:`train_step`.
         forward_only: no gradients.
         observe: called on the last stage with every micro-batch and its output.
+        progress: see :func:`train_step`.
 
     Returns:
-        [2] float64: sum of the cross-entropies and labelled tokens of this rank's micro-batches; zero on all
-        stages but the last.
+        [4] float64: sum of the cross-entropies, labelled tokens, Jacobi sweeps, and number of this rank's
+        micro-batches; zero on all stages but the last.
     """
-    sums = torch.zeros(2, dtype=torch.float64, device=device())
+    sums = torch.zeros(4, dtype=torch.float64, device=device())
     totals = _token_totals(batches, groups)
     scale = len(batches) * groups.dp_size
 
     def record(batch: TokenBatch, output: ModelOutput) -> None:
         statistics.add(output.statistics, is_limited=settings.limits.num_steps is not None)
-        sums.add_(torch.cat([output.statistics["nll"], output.statistics["labelled_tokens"]]).detach())
+        sums[:2] += torch.cat([output.statistics["nll"], output.statistics["labelled_tokens"]]).detach()
+        sums[2] += output.num_sweeps
+        sums[3] += 1
         if observe is not None:
             observe(batch, output)
 
@@ -140,12 +149,13 @@ def run_schedule(
         loss=lambda output: _loss(output, totals, settings.penalty_weight, scale),
         forward_only=forward_only,
         observe_output=record,
+        progress=progress,
     )
     return sums
 
 
-def _global_loss(sums: Tensor, groups: ParallelGroups) -> float:
-    """Return the mean over the global batch, from what :func:`run_schedule` returned on each rank.
+def _global_means(sums: Tensor, groups: ParallelGroups) -> tuple[float, float]:
+    """Return loss and sweeps, means over the global batch, from what :func:`run_schedule` gave each rank.
 
     One collective over all ranks gives all of them the same bits, which deciding alike needs. Tensor-parallel
     ranks hold the same sums, so numerator and denominator are too large by the same factor.
@@ -153,15 +163,15 @@ def _global_loss(sums: Tensor, groups: ParallelGroups) -> float:
     total = sums.clone()
     if groups.world_size > 1:
         torch.distributed.all_reduce(total)
-    nll, labelled = (float(value) for value in total.tolist())
-    return nll / max(labelled, 1.0)
+    nll, labelled, num_sweeps, num_micro_batches = (float(value) for value in total.tolist())
+    return nll / max(labelled, 1.0), num_sweeps / num_micro_batches
 
 
 def _token_totals(batches: Sequence[TokenBatch], groups: ParallelGroups) -> Tensor:
     """Return [2]: labelled and real tokens of the global batch, on the device, without a synchronization."""
     labelled = sum(int((batch.labels != IGNORED_LABEL).sum()) for batch in batches)
     real = sum(int(batch.is_real.sum()) for batch in batches)
-    totals = torch.tensor([labelled, real], dtype=torch.float32, device=device())
+    totals = to_device(torch.tensor([labelled, real], dtype=torch.float32))
     if groups.dp_size > 1:
         torch.distributed.all_reduce(totals, group=groups.dp)
     return totals.clamp_min(1)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.shared import examples, exit_on_user_error, set_up_logging
-from pipeline.shared.console import say, table_console
+from pipeline.shared.console import open_console, say
 from scripts.commands import megaponder
 from scripts.continued_demo.model import NoPackageError, download, unpack
 from scripts.ladder.corpus import find_documentation, write_pages
@@ -81,7 +81,7 @@ def continued_demo(
         checkpoint=checkpoint.resolve(),
     )
     runner.run_all(["continued"])
-    table_console().print(render_table(collect(folder, ladder)))
+    open_console().print(render_table(collect(folder, ladder)))
     for checkpoints in sorted((folder / "continued").glob("*/*/*/checkpoints")):
         _export_and_generate(folder, checkpoints)
 
@@ -107,8 +107,8 @@ def _export_and_generate(folder: Path, checkpoints: Path) -> None:
         megaponder("convert", "to-hf", str(checkpoints), *words)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(exported)
-    # The code of this folder is what the line above wrote.
+    # The code of this folder is what the conversion wrote.
+    tokenizer = AutoTokenizer.from_pretrained(exported, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True).eval()
     inputs = tokenizer([_PROMPT], return_tensors="pt", return_token_type_ids=False)
     text = tokenizer.decode(model.generate(**inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)[0])

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.shared import examples, exit_on_user_error, set_up_logging
-from pipeline.shared.console import table_console
+from pipeline.shared.console import open_console
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 from scripts.commands import megaponder
 from scripts.ladder.corpus import find_documentation, write_pages
 from scripts.ladder.plan import load_ladder
-from scripts.ladder.results import collect, render_markdown, render_table
+from scripts.ladder.plots import flops_of, milliseconds_of, render_inference_png, render_training_png
+from scripts.ladder.results import RowResult, collect, compare_words, read_row, render_markdown, render_table
 from scripts.ladder.run import Runner
 
 HERE = Path(__file__).parent
@@ -107,8 +108,31 @@ def run(
     runner.run_all([name.value for name in part] if part else wanted.part_names())
 
 
+@app.command(epilog=examples("python -m scripts.ladder measure --part continued"))
+def measure(
+    folder: Folder = DEFAULT_FOLDER,
+    ladder: LadderFile = DEFAULT_LADDER,
+    part: Annotated[
+        list[PartName] | None, typer.Option(help="Which part; default: both.", show_default=False)
+    ] = None,
+) -> None:
+    """Evaluate every reported run under limits on its steps, with `megaponder compare`; time one of each row.
+
+    A run that has been evaluated is not evaluated again.
+    """
+    set_up_logging()
+    wanted = load_ladder(ladder)
+    for part_name in [name.value for name in part] if part else wanted.part_names():
+        for row in wanted.part(part_name).rows:
+            runs = read_row(folder / ladder.stem / part_name / row, exclude_seed=wanted.tuning_seed)
+            for number, run in enumerate(runs.values()):
+                megaponder(*compare_words(run.folder, timing=number == 0))
+
+
 @app.command(
-    epilog=examples("python -m scripts.ladder results", "python -m scripts.ladder results --output table.md")
+    epilog=examples(
+        "python -m scripts.ladder results", "python -m scripts.ladder results --output table.md --plots plots"
+    )
 )
 def results(
     folder: Folder = DEFAULT_FOLDER,
@@ -119,12 +143,29 @@ def results(
             "--output", "-o", metavar="FILE", help="Write the table as Markdown.", show_default=False
         ),
     ] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write plots of each part here; needs `measure`.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Show mean and standard deviation over seeds of every row that has run."""
     rows = collect(folder / ladder.stem, load_ladder(ladder))
-    table_console().print(render_table(rows))
+    open_console().print(render_table(rows))
     if output is not None:
         write_atomically(output, render_markdown(rows))
+    if plots is not None:
+        plots.mkdir(parents=True, exist_ok=True)
+        for part_name in dict.fromkeys(row.part for row in rows if row.part != "base"):
+            _write_plots(plots, part_name, [row for row in rows if row.part == part_name])
+
+
+def _write_plots(folder: Path, part: str, rows: list[RowResult]) -> None:
+    costs = {"flops": (flops_of, "inference FLOPs per token"), "time": (milliseconds_of, "ms per token")}
+    write_atomically(folder / f"{part}_training.png", render_training_png(rows))
+    for name, (cost_of, label) in costs.items():
+        write_atomically(folder / f"{part}_{name}.png", render_inference_png(rows, cost_of, label))
 
 
 if __name__ == "__main__":

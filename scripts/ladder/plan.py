@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.shared.errors import DataError
 
@@ -24,11 +24,14 @@ class Row(_Strict):
     Attributes:
         settings: by their dotted names, on top of those of the part.
         learning_rates: candidates instead of the part's.
+        learning_rate_of: an earlier row of the part, whose chosen rate this one takes; for variants of one
+            method.
         seeds: instead of the ladder's.
     """
 
     settings: dict[str, _Setting] = {}
     learning_rates: _LearningRates | None = None
+    learning_rate_of: str | None = None
     seeds: tuple[int, ...] | None = None
 
 
@@ -46,6 +49,20 @@ class Part(_Strict):
     learning_rates: _LearningRates
     settings: dict[str, _Setting] = {}
     rows: dict[str, Row]
+
+    @model_validator(mode="after")
+    def _check_rates(self) -> Self:
+        earlier: set[str] = set()
+        for name, row in self.rows.items():
+            other = row.learning_rate_of
+            if other is not None and other not in earlier:
+                raise ValueError(
+                    f"`{name}.learning_rate_of` must name an earlier row of the part, not `{other}`"
+                )
+            if other is not None and row.learning_rates is not None:
+                raise ValueError(f"`{name}` must have `learning_rates` or `learning_rate_of`, not both")
+            earlier.add(name)
+        return self
 
 
 class Ladder(_Strict):
@@ -104,20 +121,36 @@ class Run:
 
 
 def load_ladder(path: Path) -> Ladder:
-    """Read a ladder.
+    """Read a ladder. One that is ``like`` another file beside it has what it does not set from there.
 
     Raises:
         DataError: with every problem of the file.
     """
     try:
-        return Ladder.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        raise DataError(f"{path} must be a YAML file of a ladder: {error}") from error
+        settings = _read(path)
+        other = settings.pop("like", None) if isinstance(settings, dict) else None
+        if isinstance(other, str):
+            settings = _over(_read(path.parent / other), settings)
+        return Ladder.model_validate(settings)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()
         )
         raise DataError(f"{path} is not a ladder: {problems}") from error
+
+
+def _over(below: Any, above: Any) -> Any:
+    """Return a mapping with the entries of another over it, at every depth."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _over(below.get(key), value) for key, value in above.items()}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path} must be a YAML file of a ladder: {error}") from error
 
 
 def run_of(part_name: str, part: Part, row_name: str, *, learning_rate: float, seed: int) -> Run:

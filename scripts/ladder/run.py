@@ -5,11 +5,13 @@ import logging
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 from pipeline.metrics import names
@@ -25,6 +27,7 @@ RESULT_FILE = "ladder.json"
 LOG_FILE = "train.log"
 # A training that is stopped finishes its step and saves.
 _SAVE_SECONDS = 600
+_POLL_SECONDS = 0.5
 
 
 class LadderError(UserError):
@@ -56,6 +59,9 @@ class Runner:
     deadline: float
     num_processes: int = 1
     checkpoint: Path | None = None
+    # Rows that share a learning rate must not tune it at the same time.
+    _tuning: dict[str, Lock] = field(default_factory=lambda: defaultdict(Lock), init=False, repr=False)
+    _interrupted: Event = field(default_factory=Event, init=False, repr=False)
 
     def run_all(self, parts: Sequence[str]) -> None:
         """Run the bases, then the rows of the parts that were asked for.
@@ -92,9 +98,23 @@ class Runner:
 
     def _tuned(self, part_name: str, part: Part, row_name: str, starts: dict[int, Path]) -> float:
         """Return the candidate with the smallest held-out loss on the tuning seed."""
-        candidates = part.rows[row_name].learning_rates or part.learning_rates
+        row = part.rows[row_name]
+        if row.learning_rate_of is not None:
+            return self._tuned(part_name, part, row.learning_rate_of, starts)
+        candidates = row.learning_rates or part.learning_rates
         if len(candidates) == 1:
             return candidates[0]
+        with self._tuning[f"{part_name}/{row_name}"]:
+            return self._best_rate(part_name, part, row_name, candidates, starts)
+
+    def _best_rate(
+        self,
+        part_name: str,
+        part: Part,
+        row_name: str,
+        candidates: Sequence[float],
+        starts: dict[int, Path],
+    ) -> float:
         seed = self.ladder.tuning_seed
         losses = {}
         for rate in candidates:
@@ -140,19 +160,16 @@ class Runner:
     def _train(self, command: list[str], folder: Path) -> float:
         """Run one training to its end; return how long this start of it took, in seconds."""
         start = time.monotonic()
-        if start >= self.deadline:
+        if start >= self.deadline or self._interrupted.is_set():
             raise OutOfTimeError(f"no time left for {folder}")
         folder.mkdir(parents=True, exist_ok=True)
         logger.info("%s: training", folder)
         with (folder / LOG_FILE).open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-            try:
-                process.wait(timeout=self.deadline - start)
-            except subprocess.TimeoutExpired:
-                _stop(process)
-            except BaseException:
-                _stop(process)
-                raise
+            while process.poll() is None:
+                if time.monotonic() >= self.deadline or self._interrupted.is_set():
+                    _stop(process)
+                self._interrupted.wait(_POLL_SECONDS)
         if process.returncode == ExitCode.REQUEUE:
             raise OutOfTimeError(f"{folder} was stopped and will resume")
         if process.returncode:
@@ -163,11 +180,17 @@ class Runner:
         """Run tasks at once or in turn; one that fails does not keep the others from running."""
         problems: list[UserError] = []
         with ThreadPoolExecutor(self.num_processes) as pool:
-            for future in [pool.submit(task) for task in tasks]:
-                try:
-                    future.result()
-                except (LadderError, OutOfTimeError) as error:
-                    problems.append(error)
+            try:
+                for future in [pool.submit(task) for task in tasks]:
+                    try:
+                        future.result()
+                    except (LadderError, OutOfTimeError) as error:
+                        problems.append(error)
+            except BaseException:
+                # Ctrl-C: trainings save and end, and no other one starts.
+                self._interrupted.set()
+                pool.shutdown(cancel_futures=True)
+                raise
         failures = [str(error) for error in problems if isinstance(error, LadderError)]
         if failures:
             raise LadderError("; ".join(failures))

@@ -20,7 +20,7 @@ from pipeline.metrics.statistics import StatisticsAccumulator
 from pipeline.ranks.distributed import start_process_group, stop_process_group
 from pipeline.ranks.environment import Ranks
 from pipeline.step.build import build_training
-from pipeline.step.settings import StepSettings, share_of_thoughts
+from pipeline.step.settings import StepSettings, share_of_thoughts, step_settings
 from pipeline.step.train import train_step
 from tests.bench.live_memory import LiveMemory
 from tests.bench.random_batches import DEFAULT_VOCAB_SIZE, random_batches
@@ -143,6 +143,7 @@ def measure_steps(config: RunConfig, vocab_size: int) -> tuple[int, int]:
                 num_jacobi_iterations=max_sweeps(config.ponder),
                 penalty_weight=config.ponder.penalty_weight,
                 pondering_share=share_of_thoughts(config, 0),
+                gradient_passes=step_settings(config, iteration=0, consumed_tokens=0).gradient_passes,
             )
             for _ in range(NUM_STEPS):
                 gc.collect()

@@ -28,6 +28,10 @@ FILES = ("run_config.yaml", "metrics.jsonl", "evaluation.json", "sample.json")
 OVERRIDES = (
     "train-iters=6",
     "lr-warmup-iters=1",
+    "ponder.thoughts_schedule=[[0, 0], [1, 2]]",
+    "ponder.blended_start_iterations=1",
+    "ponder.held_decisions_iterations=1",
+    "ponder.penalty_ramp=[2, 4]",
     "lr=1e-2",
     "num-layers=1",
     "hidden-size=32",
@@ -67,7 +71,13 @@ def test_the_demo_runs_from_text_to_a_report_and_a_second_time_repeats_nothing(
     first = megaponder("demo", "--config", str(recipe), *OVERRIDES)
     assert first.exit_code == 0, first.stderr
     assert [json.loads(marker)["exit_code"] for marker in markers(output).values()] == [0] * len(STEPS)
-    for text in ("held-out loss", "unigram entropy", "mean steps per token", "tensorboard --logdir"):
+    for text in (
+        "held-out loss",
+        "unigram entropy",
+        "mean steps per token",
+        "loss with no step",
+        "tensorboard --logdir",
+    ):
         assert text in first.stdout
     assert str(output / "report.html") in first.stdout
     report = (output / "report.html").read_text(encoding="utf-8")
@@ -75,6 +85,8 @@ def test_the_demo_runs_from_text_to_a_report_and_a_second_time_repeats_nothing(
         assert part in report, part
     assert "<script" not in report
     assert "http" not in report.replace("http://www.w3.org/2000/svg", "")
+    worth = json.loads((output / "evaluation.json").read_text())["worth"]
+    assert [[speed["batch_size"] for speed in point["speeds"]] for point in worth] == [[1, 8]] * 3
     sample = json.loads((output / "sample.json").read_text())
     assert sum(not token["is_prompt"] for token in sample["tokens"]) > 0
 

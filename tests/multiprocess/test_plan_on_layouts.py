@@ -72,6 +72,11 @@ def test_the_weighted_keys_of_a_blended_start_are_planned(ranks: SharedRanks) ->
     assert_planned_peaks(ranks, run_of("ponderlm2", {"tensor": 2}, blended_start_iterations=2))
 
 
+@pytest.mark.parametrize("parallel", [{"data": 2}, {"pipeline": 2}], ids=str)
+def test_passes_without_gradients_are_planned(ranks: SharedRanks, parallel: dict[str, Any]) -> None:
+    assert_planned_peaks(ranks, run_of("ponderlm3", parallel, gradient_passes=2))
+
+
 def test_the_logits_of_every_step_are_planned(ranks: SharedRanks) -> None:
     # So large that the readings of three more steps are more than the tolerance.
     vocab_size = 8000

@@ -119,14 +119,16 @@ def wrapped(module: PonderModel) -> Any:
     return ddp
 
 
-def run_step(ddp: Any, num_jacobi_iterations: int, groups: ParallelGroups) -> StatisticsAccumulator:
+def run_step(
+    ddp: Any, num_jacobi_iterations: int, groups: ParallelGroups, **settings: Any
+) -> StatisticsAccumulator:
     """Run a step up to the reduction of gradients, without the update; return the sums of this rank."""
     statistics = StatisticsAccumulator(ddp.module.statistics_layout(), device=torch.device("cpu"))
     ddp.zero_grad_buffer()
     run_schedule(
         ddp,
         own_batches(groups),
-        StepSettings(num_jacobi_iterations=num_jacobi_iterations, penalty_weight=PENALTY_WEIGHT),
+        StepSettings(num_jacobi_iterations=num_jacobi_iterations, penalty_weight=PENALTY_WEIGHT, **settings),
         groups=groups,
         statistics=statistics,
     )

@@ -244,10 +244,15 @@ def results_by_token(
 
 
 def gradients_of(
-    model: PonderModel, batch: TokenBatch, *, num_jacobi_iterations: int = 2, penalty_weight: float = 0.3
+    model: PonderModel,
+    batch: TokenBatch,
+    *,
+    num_jacobi_iterations: int = 2,
+    penalty_weight: float = 0.3,
+    **settings: Any,
 ) -> dict[str, Tensor]:
     """Return the gradients of the loss by parameter, as in training, and remove them from the model."""
-    output = model(batch, num_jacobi_iterations=num_jacobi_iterations)
+    output = model(batch, num_jacobi_iterations=num_jacobi_iterations, **settings)
     mean_loss(output, batch, penalty_weight=penalty_weight).backward()
     gradients = {
         name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None

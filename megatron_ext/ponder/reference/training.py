@@ -48,16 +48,27 @@ class TrainingForward:
         self._rules = PonderLM3(backbone, ponder)
         self._backbone, self._ponder, self._form = self._rules.backbone, ponder, ponder.form
         self._num_passes = 0
+        self._num_constant = 0
 
-    def run(self, tokens: Sequence[int], labels: Sequence[int | None], *, num_sweeps: int) -> TrainingResult:
+    def run(
+        self,
+        tokens: Sequence[int],
+        labels: Sequence[int | None],
+        *,
+        num_sweeps: int,
+        gradient_passes: int | None = None,
+    ) -> TrainingResult:
         """Run all passes.
 
         Args:
             tokens: ids.
             labels: the next token of each; None where none is to be predicted.
             num_sweeps: J.
+            gradient_passes: what all passes but so many last ones hand on is constant; None: nothing is.
         """
         form, num_thoughts = self._form, self._ponder.num_latent_thoughts
+        if gradient_passes is not None:
+            self._num_constant = form.pre_pass + num_thoughts + num_sweeps + 1 - gradient_passes
         embeddings = [self._rules.embed(token) for token in tokens]
         slots = [[embedding] for embedding in embeddings]
         shares: list[Tensor] | None = None
@@ -90,13 +101,17 @@ class TrainingForward:
 
     def _refreshed(self, embeddings: list[Tensor], hidden: list[list[Tensor]]) -> list[list[Tensor]]:
         return [
-            [embedding, *(self._rules.feed_back(row) for row in of_token)]
+            [embedding, *(self._handed(self._rules.feed_back(row)) for row in of_token)]
             for embedding, of_token in zip(embeddings, hidden, strict=True)
         ]
 
     def _route(self, hidden: list[list[Tensor]]) -> list[Tensor]:
         logits = [self._rules.decide(of_token[0], "ponder.router") for of_token in hidden]
-        return [torch.softmax(of_token, dim=0) for of_token in logits]
+        return [self._handed(torch.softmax(of_token, dim=0)) for of_token in logits]
+
+    def _handed(self, value: Tensor) -> Tensor:
+        """Return a value as the last pass that ran hands it on."""
+        return value.detach() if self._num_passes <= self._num_constant else value
 
     def _pass(self, slots: list[list[Tensor]], shares: list[Tensor] | None) -> list[list[Tensor]]:
         """Run the rows of all tokens, in order, and return them after the final norm."""

@@ -9,16 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import dump_config, load_config
 from pipeline.config.schema import RunConfig
 from pipeline.ranks.launch import run_ranks
-from pipeline.shared.console import table_console
+from pipeline.shared.console import open_console
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.python_start import python_module
+from pipeline.shared.tables import Table
 from pipeline.verification.parity.compare import FIRST_STEP, GROWTH_PER_STEP, Measured, StepParity, compare
 from pipeline.verification.parity.layout import ONE_PROCESS, OPTION, parse_layout, render_layout
 
@@ -62,7 +62,7 @@ def run_parity(
                 return code
             trained.append(measured)
     steps = compare(*trained, precision=spread.training.precision)
-    return report(steps, spread, json_file=json_file, console=console or table_console())
+    return report(steps, spread, json_file=json_file, console=console or open_console())
 
 
 def report(
@@ -114,7 +114,7 @@ def _train(config: RunConfig, num_steps: int, scratch: Path) -> tuple[int, list[
 
 def _print(steps: Sequence[StepParity], config: RunConfig, console: Console) -> None:
     precision, layout = config.training.precision, render_layout(config.parallel)
-    table = Table(title=f"{config.name}: one process and {layout}, {precision}")
+    table = Table(title=f"{config.name}: one process and {layout}, {precision}", optional=("on layout",))
     table.add_column("step", justify="right")
     for quantity in ("loss", "grad norm"):
         for column in (quantity, "on layout", "difference"):

@@ -7,7 +7,7 @@ from torch import Tensor
 from megatron_ext.model.config import Architecture
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
-from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.config import Method, Penalty
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
 from tests.support.ponder_models import (
     METHODS,
@@ -91,6 +91,16 @@ def test_halting_at_once_is_the_model_without_steps(
     assert output.steps is not None
     assert output.steps.max() == 0
     torch.testing.assert_close(seen["logits"], logits_of(without), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("penalty", list(Penalty))
+def test_without_steps_nothing_is_penalised(groups: ParallelGroups, penalty: Penalty) -> None:
+    model = tiny_model(groups, Method.PONDERLM3, num_latent_thoughts=0, ponder={"penalty": penalty})
+
+    output, _ = observed(model, BATCH)
+
+    assert output.penalty is not None
+    assert output.penalty.item() == 0.0
 
 
 def test_loops_and_pauses_are_not_vanilla_with_steps(groups: ParallelGroups) -> None:

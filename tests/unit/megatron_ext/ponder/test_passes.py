@@ -1,6 +1,7 @@
 from collections import Counter
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,9 +67,9 @@ def test_a_pass_hands_on_the_thoughts_of_the_next_one(num_thoughts: int, num_swe
 
     handed = [plan.rows_handed(index) for index in range(plan.num_passes)]
     assert handed == [rows - 1 for rows in plan.slots[1:]] + [0]
-    assert plan.num_rows_handed == num_thoughts * (num_thoughts + 1) // 2 + num_sweeps * num_thoughts
-    assert iteration_plan(num_thoughts, num_sweeps).num_rows_handed == num_thoughts
-    assert pause_plan(num_thoughts, num_sweeps).num_rows_handed == 0
+    assert _num_rows_handed(plan) == num_thoughts * (num_thoughts + 1) // 2 + num_sweeps * num_thoughts
+    assert _num_rows_handed(iteration_plan(num_thoughts, num_sweeps)) == num_thoughts
+    assert _num_rows_handed(pause_plan(num_thoughts, num_sweeps)) == 0
 
 
 def test_every_pass_belongs_to_one_phase() -> None:
@@ -159,3 +160,35 @@ def test_consecutive_draws_are_independent() -> None:
     pairs = Counter(pairwise(draws))
 
     assert all(abs(pairs[first, second] - 1000) < 150 for first in (0, 1) for second in (0, 1))
+
+
+def _num_rows_handed(plan: PassPlan) -> int:
+    return sum(map(plan.rows_handed, range(plan.num_passes)))
+
+
+def test_the_last_passes_have_gradients() -> None:
+    # K3, J2: 1, 2, 3, 4, 4, 4 rows.
+    plan = jacobi_plan(3, 2).truncated(2)
+
+    assert [plan.has_gradient(index) for index in range(6)] == [False] * 4 + [True] * 2
+    assert (plan.rows_per_token, plan.gradient_rows_per_token) == (18, 8)
+    assert jacobi_plan(3, 2).gradient_rows_per_token == 18
+    assert jacobi_plan(3, 2).truncated(7).first_with_gradient == 0
+    assert jacobi_plan(0, 2).truncated(1).gradient_rows_per_token == 1
+
+
+@pytest.mark.parametrize(
+    ("gradient_passes", "index", "num_sweeps"),
+    [(None, 3, 1), (None, 5, 3), (None, 7, 5), (1, 3, 1), (3, 3, 3), (3, 4, 4), (3, 5, 5), (3, 6, 5)],
+)
+def test_converged_sweeps_are_left_out_up_to_those_with_gradients(
+    gradient_passes: int | None, index: int, num_sweeps: int
+) -> None:
+    plan = jacobi_plan(3, 5).truncated(gradient_passes)
+
+    ended = plan.ended_after(index)
+
+    assert ended == jacobi_plan(3, num_sweeps).truncated(gradient_passes)
+    # The pass that has run stays what it was, and those that a number asks for come after it.
+    assert ended.has_gradient(index) == plan.has_gradient(index)
+    assert gradient_passes is None or ended.first_with_gradient in (index + 1, plan.first_with_gradient)

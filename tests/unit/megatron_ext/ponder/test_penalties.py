@@ -48,10 +48,11 @@ def test_expected_steps_is_in_zero_to_one() -> None:
 
 
 def test_without_thoughts_or_tokens_there_is_nothing_to_penalise() -> None:
-    for kind in FROM_MASSES:
+    for kind in Penalty:
         assert (
             halting_penalty(torch.ones(3, 1, 2), torch.ones(3, 2, dtype=torch.bool), kind, 0.25).item() == 0.0
         )
+    for kind in FROM_MASSES:
         assert halting_penalty(MASS, torch.zeros_like(ALL_REAL), kind, 0.25).item() == 0.0
 
 

@@ -25,6 +25,10 @@ LIMITS = [
     ({"ponder__jacobi_schedule": []}, "ponder.jacobi_schedule", "[]", "1"),
     ({"ponder__jacobi_schedule": [[0, -1]]}, "ponder.jacobi_schedule.0.1", "-1", "0"),
     ({"ponder__mixture": "none"}, "ponder.mixture", "'none'", "hidden, softmax or top_k"),
+    ({"ponder__gradient_passes": "some"}, "ponder.gradient_passes", "'some'", "all"),
+    ({"ponder__gradient_passes": 0}, "ponder.gradient_passes", "0", "1"),
+    ({"ponder__gradient_passes": True}, "ponder.gradient_passes", "true", "1"),
+    ({"ponder__sweep_tolerance": 0.0}, "ponder.sweep_tolerance", "0.0", "0"),
 ]
 # Changes, the setting that is reported, and the name or value that the cure must contain.
 SUGGESTIONS = [

@@ -46,6 +46,36 @@ BROKEN = [
         "ponder.jacobi_schedule",
         "",
     ),
+    ({"ponder__gradient_passes": 6}, "ponder.gradient_passes", "try 5"),
+    ({"ponder__gradient_passes": 2, "ponder__num_latent_thoughts": 0}, "ponder.gradient_passes", ""),
+    (
+        {"ponder__gradient_passes": 5, "ponder__random_jacobi_iterations": [1, 4]},
+        "ponder.gradient_passes",
+        "try 4",
+    ),
+    (
+        {"ponder__gradient_passes": 4, "ponder__thoughts_schedule": [[0, 0], [5, 1], [9, 2]]},
+        "ponder.gradient_passes",
+        "",
+    ),
+    ({"ponder__gradient_passes": 1, "ponder__readout_from": "last_sweep"}, "ponder.gradient_passes", "2"),
+    ({"ponder__sweep_tolerance": 0.1, "ponder__gradient_passes": 2}, "ponder.sweep_tolerance", ""),
+    ({"ponder__sweep_tolerance": 0.1, "ponder__num_latent_thoughts": 0}, "ponder.sweep_tolerance", ""),
+    (
+        {"ponder__sweep_tolerance": 0.1, "parallel__pipeline": 2},
+        "parallel.pipeline",
+        "ponder.sweep_tolerance",
+    ),
+    (
+        {"ponder__sweep_tolerance": 0.1, "ponder__router_damping": 0.5},
+        "ponder.router_damping",
+        "ponder.sweep_tolerance",
+    ),
+    (
+        {"ponder__sweep_tolerance": 0.1, "ponder__readout_from": "last_sweep"},
+        "ponder.readout_from",
+        "ponder.sweep_tolerance",
+    ),
     ({"ponder__penalty_ramp": [9, 3]}, "ponder.penalty_ramp", "[3, 9]"),
     ({"ponder__mixture": "top_k", "model__vocab_size": 50}, "ponder.mixture_top_k", "try 50"),
     (
@@ -161,6 +191,8 @@ UNUSUAL = {
     "thoughts_schedule": [[0, 0], [10, 3]],
     "random_jacobi_iterations": [1, 2],
     "jacobi_schedule": [[0, 2], [10, 3]],
+    "gradient_passes": 2,
+    "sweep_tolerance": 0.1,
     "scale_embeds": {Method.VANILLA: True},
     "mixture": "top_k",
     "mixture_top_k": 7,
@@ -238,6 +270,11 @@ def test_a_setting_that_a_method_does_not_have_is_reported_beside_one_of_the_wro
 
 
 ALLOWED = [
+    {"ponder__gradient_passes": 5},
+    {"ponder__gradient_passes": "all", "ponder__sweep_tolerance": 0.1},
+    # Forwards without thoughts have one pass, whatever is asked for.
+    {"ponder__gradient_passes": 3, "ponder__thoughts_schedule": [[0, 0], [9, 1]]},
+    {"ponder__gradient_passes": 2, "parallel__pipeline": 2},
     {"ponder__random_jacobi_iterations": [2, 2]},
     {"ponder__jacobi_schedule": [[0, 0]]},
     with_method("ponderlm2", num_latent_thoughts=0),

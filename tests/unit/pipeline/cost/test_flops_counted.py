@@ -150,6 +150,25 @@ def test_a_step_with_fewer_thoughts_costs_what_torch_counts(
     assert account.training_flops(SWEEPS).dense == pytest.approx(counted, rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", [None, "per_pass", "full"])
+@pytest.mark.parametrize("gradient_passes", [1, 2, 4])
+@pytest.mark.parametrize("mixture", [Mixture.HIDDEN, Mixture.SOFTMAX])
+def test_passes_without_gradients_cost_what_torch_counts(
+    groups: ParallelGroups, mixture: Mixture, gradient_passes: int, kind: str | None
+) -> None:
+    settings = {} if kind is None else RECOMPUTE[kind]
+    model = tiny_model(
+        groups, Method.PONDERLM3, dtype=torch.float32, ponder={"mixture": mixture}, **settings
+    ).train()
+
+    account = replace(
+        account_of(model, seq_length=LENGTH, recompute=kind or "none"), gradient_passes=gradient_passes
+    )
+
+    counted = trained_flops(model, gradient_passes=gradient_passes)
+    assert account.training_flops(SWEEPS).dense == pytest.approx(counted, rel=1e-6)
+
+
 def test_reading_each_step_alone_costs_what_torch_counts(groups: ParallelGroups) -> None:
     ponder = {"step_loss_weight": 0.5}
     model = tiny_model(groups, Method.PONDERLM3, dtype=torch.float32, ponder=ponder)

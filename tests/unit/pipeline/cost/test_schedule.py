@@ -104,3 +104,31 @@ def test_flushing_holds_everything_for_backward_and_looping_what_is_under_way() 
     # One pass is plain 1F1B: the first stage holds as many micro-batches as there are stages.
     assert looping_timeline(4, 8, (3,)).peak_held == 4 * 3
     assert looping_timeline(2, 8, BUILD_UP).peak_held == looping_timeline(2, 80, BUILD_UP).peak_held
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+@pytest.mark.parametrize(("stages", "micro_batches"), [(1, 3), (2, 4), (3, 6)])
+def test_passes_without_gradients_run_forward_only_and_first(
+    stages: int, micro_batches: int, first: int
+) -> None:
+    timeline = looping_timeline(stages, micro_batches, BUILD_UP, first_with_gradient=first)
+    found = intervals_of(timeline)
+
+    assert {work.pass_index for work in found if work.is_backward} == set(range(first, len(BUILD_UP)))
+    assert len(found) == stages * micro_batches * (2 * len(BUILD_UP) - first)
+    full = looping_timeline(stages, micro_batches, BUILD_UP)
+    assert timeline.duration < full.duration
+    assert timeline.peak_held <= full.peak_held
+    if stages == 1:
+        assert timeline.duration == micro_batches * (sum(BUILD_UP) + 2 * sum(BUILD_UP[first:]))
+        return
+    # All are handed round from the last stage before the first one begins what follows.
+    last = max(i.end for work, i in found.items() if work.pass_index == first - 1)
+    assert min(i.start for work, i in found.items() if work.pass_index == first and work.stage == 0) >= last
+
+
+def test_an_even_pipeline_is_flushed_twice_where_passes_have_no_gradients() -> None:
+    timeline = looping_timeline(2, 4, (1, 1, 1, 1), first_with_gradient=2)
+
+    # Two passes forward, then two forward and backward, each with one stage idle at its ends.
+    assert timeline.duration == 2 * 4 + 1 + 2 * 4 * 3 + 3

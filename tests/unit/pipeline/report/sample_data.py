@@ -3,7 +3,7 @@
 import math
 
 from pipeline.evaluation.results import EvaluationResult, LossQuartile, SampleToken, TextSample
-from pipeline.metrics.records import DecodingSpeed
+from pipeline.metrics.records import DecodingSpeed, LossPoint
 from pipeline.report.data import Command, ReportData
 
 SOURCE = (
@@ -94,6 +94,20 @@ def made_up_evaluation() -> EvaluationResult:
         residuals=report.residuals,
         tokens_per_second=2_000.0,
         speeds=(_speed(1, 0.9), _speed(8, None)),
+        worth=tuple(
+            LossPoint(
+                pruning_threshold=tau,
+                loss=loss,
+                mean_steps=steps,
+                flops_per_token=flops,
+                speeds=(_speed(1, None),),
+            )
+            for tau, loss, steps, flops in (
+                (0.0, 3.25, 3.0, 9e6),
+                (1e-4, 3.26, 1.8, 6.9e6),
+                (None, 3.61, 0.0, 3e6),
+            )
+        ),
     )
 
 

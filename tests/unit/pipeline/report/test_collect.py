@@ -61,7 +61,11 @@ def test_a_run_folder_becomes_a_report(run_folder: Path) -> None:
     assert data.speeds == made_up_evaluation().speeds != ()
     times = [value for name, value in result_rows(data) if name.startswith("decoding")]
     assert times == [speed.summary for speed in data.speeds]
-    assert 'id="pondering"' in render_report(data)
+    assert data.worth == made_up_evaluation().worth != ()
+    rows, page = dict(result_rows(data)), render_report(data)
+    assert rows["loss with no step"] == "3.6100; 0.00 steps, 3 MFLOPs, 2.5 ms per token"
+    assert all(point.cost in page for point in data.worth)
+    assert 'id="pondering"' in page
 
 
 def test_a_run_without_a_sample_still_has_a_report(run_folder: Path) -> None:

@@ -178,3 +178,13 @@ def test_a_blended_start_begins_where_the_schedule_first_gives_extra_steps(repos
 
     assert [step.pondering_share for step in steps] == [0.0] * 6 + [0.25, 0.5, 0.75] + [1.0] * 3
     assert [step.holds_decisions for step in steps] == [True] * 7 + [False] * 5
+
+
+def test_training_takes_its_passes_with_gradients_and_its_tolerance_from_the_settings(
+    repository: Path,
+) -> None:
+    plain = settings_at(repository, "ponderlm2", 5)
+    given = settings_at(repository, "ponderlm2", 5, "ponder.gradient_passes=2", "ponder.sweep_tolerance=0.25")
+
+    assert (plain.forward.gradient_passes, plain.forward.sweep_tolerance) == (None, None)
+    assert (given.forward.gradient_passes, given.forward.sweep_tolerance) == (2, 0.25)

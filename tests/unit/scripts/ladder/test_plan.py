@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from pipeline.config.load import load_config
 from pipeline.shared.errors import DataError
-from scripts.ladder.plan import load_ladder, run_of
+from scripts.ladder.plan import Part, Row, load_ladder, run_of
 
 SCRIPTS = Path(__file__).parents[4] / "scripts"
 FILES = sorted(
     [
         *SCRIPTS.glob("ladder/?.yaml"),
+        SCRIPTS / "ladder/savings.yaml",
         SCRIPTS / "continued_demo/rows.yaml",
         SCRIPTS / "continued_demo/cut.yaml",
     ]
@@ -50,6 +52,25 @@ def test_settings_of_a_row_go_before_those_of_its_part(tmp_path: Path) -> None:
 
     assert run.folder == Path("continued/one/lr-0.5/seed-1")
     assert {"a=1", "b=[2, 3]"} <= set(run.overrides())
+
+
+def test_a_ladder_like_another_has_what_it_does_not_set_from_there() -> None:
+    small, large = (load_ladder(SCRIPTS / "ladder" / name) for name in ("s.yaml", "m.yaml"))
+
+    assert large.scratch is not None
+    assert small.scratch is not None
+    assert list(large.scratch.rows) == list(small.scratch.rows)
+    assert large.scratch.rows["loop"] == small.scratch.rows["loop"]
+    deeper = small.scratch.rows["vanilla-deeper"].settings | {"model.num_layers": 18}
+    assert large.scratch.rows["vanilla-deeper"].settings == deeper
+    assert large.seeds == small.seeds
+    assert (large.scratch.iterations, small.scratch.iterations) == (950, 600)
+
+
+@pytest.mark.parametrize("name", ["absent", "loop"])
+def test_a_rate_is_that_of_an_earlier_row(name: str) -> None:
+    with pytest.raises(ValidationError, match="earlier row"):
+        Part(iterations=1, learning_rates=(1.0,), rows={"vanilla": Row(learning_rate_of=name), "loop": Row()})
 
 
 @pytest.mark.parametrize(
