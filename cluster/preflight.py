@@ -1,21 +1,24 @@
 """Checks on the submitting machine before anything is queued."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from data_prep.manifest import load_manifest
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
+from pipeline.config.submit_section import wall_seconds
 from pipeline.config.workflow_section import PrepareStep, TokenizerStep
 from pipeline.cost.peaks import DEVICES, GIB
 from pipeline.cost.plan import Assumptions, plan_run
+from pipeline.run.inputs import input_problems
 from pipeline.shared.errors import DataError
 from pipeline.shared.secrets import is_masked
 
 # For the CUDA context, libraries and fragmentation, as `megaponder plan` assumes.
 _RESERVE_BYTES = 6 * GIB
-# Has no effect on memory, the only figure of the plan that is used here.
-_ANY_MFU = 0.4
+# As `megaponder plan` assumes.
+_MFU = 0.4
+# So much longer than planned a step may take: other kernels, other machines, a slow start.
+_SLOWER = 2.0
 
 
 def check_run(config: RunConfig, *, expects_data: bool = True) -> None:
@@ -29,9 +32,9 @@ def check_run(config: RunConfig, *, expects_data: bool = True) -> None:
         ConfigError: with all problems.
     """
     problems = [
-        *(_missing_data(config) if expects_data else ()),
-        *_missing_weights(config),
+        *input_problems(config, expects_data=expects_data),
         *_too_little_memory(config),
+        *too_slow(config),
     ]
     if problems:
         raise ConfigError(problems)
@@ -65,42 +68,6 @@ def refuse_masked(config: RunConfig) -> None:
         raise ConfigError(problems)
 
 
-def _missing_data(config: RunConfig) -> Iterator[ConfigProblem]:
-    for path in config.data.training_paths:
-        finding = _data_finding(config, path)
-        if finding is not None:
-            yield ConfigProblem(
-                path="data.path" if config.data.sources is None else "data.sources",
-                rule="must be complete before a job is queued that reads it",
-                value=finding,
-                cure="prepare it first (megaponder data prepare), on storage that all nodes share",
-            )
-
-
-def _data_finding(config: RunConfig, path: Path) -> str | None:
-    if config.data.format != "webdataset":
-        is_there = path.exists() or path.with_name(f"{path.name}.idx").exists()
-        return None if is_there else f"{path}, which does not exist"
-    try:
-        manifest = load_manifest(path)
-        shards = manifest.split_shards(config.data.train_split)
-    except DataError as error:
-        return f"not ({error})"
-    missing = [shard.name for shard in shards if not (path / shard.name).exists()]
-    return f"{path}, where {missing[0]} is missing" if missing else None
-
-
-def _missing_weights(config: RunConfig) -> Iterator[ConfigProblem]:
-    start = config.init_from.path
-    if start is not None and not start.exists():
-        yield ConfigProblem(
-            path="init_from.path",
-            rule="must exist before a job is queued that starts from it",
-            value=f"{start}, which does not exist",
-            cure="convert or copy it first, on storage that all nodes share",
-        )
-
-
 def _too_little_memory(config: RunConfig) -> Iterator[ConfigProblem]:
     submit = config.submit
     if submit.gpus_per_node == 0 or not submit.check_memory:
@@ -117,15 +84,63 @@ def _too_little_memory(config: RunConfig) -> Iterator[ConfigProblem]:
     vocab_size = config.model.vocab_size or _vocab_size(config)
     if vocab_size is None:
         return
-    plan = plan_run(
-        config, vocab_size, Assumptions(device=device, mfu=_ANY_MFU, reserve_bytes=_RESERVE_BYTES)
-    )
+    plan = plan_run(config, vocab_size, Assumptions(device=device, mfu=_MFU, reserve_bytes=_RESERVE_BYTES))
     if not plan.fits:
         yield ConfigProblem(
             path="submit.gpu",
             rule=f"must have {plan.needed_bytes / GIB:.1f} GiB for the fullest rank",
             value=f"{submit.gpu} with {device.memory_bytes / GIB:.1f} GiB",
             cure="see `megaponder plan` for layouts that fit, or set submit.check_memory to false",
+        )
+
+
+def planned_step_seconds(config: RunConfig) -> float | None:
+    """Return how long a step takes according to the plan; None where the device or vocabulary is unknown."""
+    submit = config.submit
+    device = DEVICES.get(submit.gpu) if submit.gpus_per_node else None
+    vocab_size = config.model.vocab_size or _vocab_size(config)
+    if device is None or vocab_size is None:
+        return None
+    plan = plan_run(config, vocab_size, Assumptions(device=device, mfu=_MFU, reserve_bytes=_RESERVE_BYTES))
+    training = config.training
+    return training.global_batch_size * training.seq_length / plan.tokens_per_second
+
+
+def too_slow(config: RunConfig) -> Iterator[ConfigProblem]:
+    """Steps that the watchdog or the end of the wall time would cut off, again and again."""
+    step = planned_step_seconds(config)
+    if step is None:
+        return
+    submit, checkpoint = config.submit, config.checkpoint
+    micro_batch, watchdog = step / config.num_micro_batches, config.parallel.watchdog_seconds
+    if 0 < watchdog < _SLOWER * micro_batch:
+        yield ConfigProblem(
+            path="parallel.watchdog_seconds",
+            rule=f"must be at least twice the {micro_batch:.0f} s that a micro-batch takes on {submit.gpu}",
+            value=str(watchdog),
+            cure=f"set parallel.timeout_seconds above {round(2 * _SLOWER * micro_batch)}, or take more ranks",
+        )
+    if submit.signal_lead_seconds is not None and submit.signal_lead_seconds < step:
+        yield ConfigProblem(
+            path="submit.signal_lead_seconds",
+            rule=f"must be above the {step:.0f} s of a step on {submit.gpu}, which a stop signal waits for",
+            value=str(submit.signal_lead_seconds),
+            cure="leave it out: it is derived from the plan, and later from measured times",
+        )
+    if submit.wall_time is None:
+        return
+    wall = wall_seconds(submit.wall_time)
+    by_interval = (checkpoint.interval or config.training.train_iters) * step
+    reached = min(by_interval, config.training.train_iters * step)
+    if checkpoint.minutes is not None:
+        reached = min(reached, 60 * checkpoint.minutes + step)
+    if reached > wall:
+        yield ConfigProblem(
+            path="checkpoint.minutes",
+            rule=f"must be given: the first checkpoint would be written after {reached / 3600:.1f} h of a "
+            f"wall time of {wall / 3600:.1f} h, at {step:.0f} s a step on {submit.gpu}",
+            value="not given" if checkpoint.minutes is None else f"{checkpoint.minutes:g}",
+            cure="set checkpoint.minutes: 60, or a smaller checkpoint.interval",
         )
 
 

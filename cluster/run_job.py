@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.job_record import new_job_folder
 from cluster.job_spec import Container, JobSpec, Queue, RequeuePolicy, Resources, SweepMember
 from cluster.lead_time import signal_lead_seconds
+from cluster.preflight import planned_step_seconds
 from pipeline.config.schema import RunConfig
 from pipeline.config.submit_section import SubmitSection
 from pipeline.shared.files import resolved_output
@@ -52,7 +53,11 @@ def training_job(
         requeue=RequeuePolicy(
             max_requeues=submit.max_requeues,
             signal_lead_seconds=submit.signal_lead_seconds
-            or signal_lead_seconds(run_folder, wall_time=submit.wall_time),
+            or signal_lead_seconds(
+                run_folder,
+                wall_time=submit.wall_time,
+                planned_step_seconds=planned_step_seconds(config),
+            ),
         ),
         chain=submit.chain,
         sweep=tuple(sweep),

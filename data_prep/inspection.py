@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from data_prep.manifest import ShardEntry, ShardManifest, StoredAs, load_manifest
@@ -17,6 +16,7 @@ from data_prep.storage.stored_tokens import StoredTokens, open_stored
 from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.shared.errors import DataError
+from pipeline.shared.tables import Table
 
 SAMPLE_TOKENS = 200
 BAR_CHARACTERS = 40

@@ -1,24 +1,77 @@
-"""The device this rank computes on: CUDA, or the CPU where there is none.
+"""The device this rank computes on: CUDA, or the CPU where there is none or where it is asked for.
 
 Here and in :mod:`megatron_ext.host`, which lets Megatron run without CUDA, is everything that asks for CUDA.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+DEVICE_VARIABLE = "MEGAPONDER_DEVICE"
+"""Environment variable that chooses the device where the configuration leaves it open: auto, cpu or cuda."""
+
+DEVICE_CHOICES = ("auto", "cpu", "cuda")
+
 HOST_BACKEND = "gloo"
 """Backend of process groups that only exchange tensors and objects in host memory."""
+
+# What takes the place of CUDA, innermost last; see `standing_in`.
+_stand_ins: list[torch.device] = []
+
+
+def choose_device(choice: str) -> None:
+    """Choose the kind of device for this process and those that it starts.
+
+    Args:
+        choice: cpu or cuda; auto leaves the choice to the environment, and without one takes CUDA where there
+            is some.
+    Raises:
+        ValueError: the environment names another kind, or CUDA is asked for and there is none.
+    """
+    if choice != "auto":
+        os.environ[DEVICE_VARIABLE] = choice
+    if _choice() == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "a CUDA device must be visible, as parallel.device or MEGAPONDER_DEVICE asks for one, but none "
+            "is; check the driver and CUDA_VISIBLE_DEVICES, or set it to cpu"
+        )
+
+
+def _choice() -> str:
+    choice = os.environ.get(DEVICE_VARIABLE) or "auto"
+    if choice not in DEVICE_CHOICES:
+        raise ValueError(
+            f"{DEVICE_VARIABLE} must be one of {', '.join(DEVICE_CHOICES)}, but is {choice!r}; "
+            "correct or unset it"
+        )
+    return choice
 
 
 def has_cuda() -> bool:
     """Return whether ranks compute on CUDA devices."""
-    return torch.cuda.is_available()
+    return not _stand_ins and torch.cuda.is_available() and _choice() != "cpu"
+
+
+@contextmanager
+def standing_in(stand_in: torch.device) -> Iterator[None]:
+    """Let :func:`device` return this device: how a step is rehearsed, or tested, without CUDA.
+
+    Megatron must not have been prepared for CUDA in this process before.
+    """
+    _stand_ins.append(stand_in)
+    try:
+        yield
+    finally:
+        _stand_ins.pop()
 
 
 def device() -> torch.device:
     """Return the device of this rank's parameters and batches."""
+    if _stand_ins:
+        return _stand_ins[-1]
     if has_cuda():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
@@ -31,10 +84,41 @@ def device_name() -> str:
     return f"CPU ({torch.get_num_threads()} threads per rank)"
 
 
-def select_device(local_rank: int) -> None:
-    """Make the CUDA device of this number the one that :func:`device` returns; nothing without CUDA."""
-    if has_cuda():
+def select_device(local_rank: int, num_local_ranks: int = 1) -> None:
+    """Make one CUDA device the one that :func:`device` returns; nothing without CUDA.
+
+    Args:
+        local_rank: of this process on its machine: the number of its device, unless a launcher shows each
+            process one device of its own.
+        num_local_ranks: processes on this machine, as far as known.
+    Raises:
+        ValueError: there are fewer devices than ranks.
+    """
+    if not has_cuda():
+        return
+    num_devices = torch.cuda.device_count()
+    if local_rank < num_devices:
         torch.cuda.set_device(local_rank)
+    elif num_devices == 1 and "SLURM_PROCID" in os.environ:
+        # srun --gpus-per-task=1: every task sees its own device as number 0.
+        torch.cuda.set_device(0)
+    else:
+        raise ValueError(
+            "each rank needs a device of its own, but this machine has "
+            f"{max(num_local_ranks, local_rank + 1)} ranks and shows {num_devices} CUDA device(s); start at "
+            f"most {num_devices} here, lower parallel.tensor, parallel.pipeline or parallel.data, or compute "
+            "on the CPU (parallel.device=cpu)"
+        )
+
+
+def pinned(tensor: Tensor) -> Tensor:
+    """Return a tensor of the host in memory that CUDA reads while the host goes on; itself without CUDA."""
+    return tensor.pin_memory() if has_cuda() else tensor
+
+
+def to_device(tensor: Tensor) -> Tensor:
+    """Copy a tensor of the host to :func:`device` without waiting for the copy."""
+    return pinned(tensor).to(device(), non_blocking=True)
 
 
 def process_group_backend() -> str:
@@ -46,6 +130,11 @@ def synchronize() -> None:
     """Wait until this rank's device has finished what was queued; a CPU queues nothing."""
     if has_cuda():
         torch.cuda.synchronize()
+
+
+def most_memory_bytes() -> int | None:
+    """Return the most memory that tensors of this process have taken on its device; None on a CPU."""
+    return torch.cuda.max_memory_allocated() if has_cuda() else None
 
 
 def as_integers(numbers: Sequence[int]) -> Tensor:

@@ -10,6 +10,8 @@ meaning:
 * inside ``megatron.core.optimizer``, which checks precisions by name, ``Tensor.type()`` returns the names of
   CUDA tensors.
 
+What stands in for CUDA (:func:`megatron_ext.device.standing_in`) takes the place of the CPU in all of this.
+
 On every device, where apex and Transformer Engine are missing, Megatron's optimizer is our AdamW, and its
 norm of all gradients is summed in float64.
 """
@@ -27,7 +29,7 @@ from typing import Any
 import torch
 
 from megatron_ext.adamw import AdamW, exact_norm
-from megatron_ext.device import has_cuda
+from megatron_ext.device import device, has_cuda
 
 __all__ = ["prepare_host"]
 
@@ -86,7 +88,7 @@ def _is_installed(name: str) -> bool:
 
 def _replace_cuda_calls() -> None:
     replacements: dict[str, Callable[..., Any]] = {
-        "current_device": lambda: torch.device("cpu"),
+        "current_device": device,
         "set_device": _do_nothing,
         "synchronize": _do_nothing,
         "manual_seed": torch.manual_seed,
@@ -113,7 +115,7 @@ def _set_rng_state(new_state: torch.Tensor, *_arguments: object, **_keywords: ob
 
 
 def _stay(tensor: torch.Tensor, *_arguments: object, **_keywords: object) -> torch.Tensor:
-    return tensor
+    return tensor.to(device())
 
 
 def _name_cpu_tensors_as_cuda_for_the_optimizer() -> None:
@@ -124,7 +126,7 @@ def _name_cpu_tensors_as_cuda_for_the_optimizer() -> None:
         result = plain_type(tensor, *arguments, **keywords)
         caller = sys._getframe(1).f_globals.get("__name__", "")
         if isinstance(result, str) and caller.startswith("megatron.core.optimizer"):
-            return result.replace("torch.", "torch.cuda.", 1)
+            return result.replace("torch.meta.", "torch.").replace("torch.", "torch.cuda.", 1)
         return result
 
     torch.Tensor.type = type_seen_by_megatron  # type: ignore[method-assign, assignment]  # same signature
@@ -143,7 +145,7 @@ def _with_cuda_read_as_cpu(factory: Callable[..., torch.Tensor]) -> Callable[...
     @functools.wraps(factory)
     def make(*arguments: Any, **keywords: Any) -> torch.Tensor:
         if keywords.get("device") == "cuda":
-            keywords["device"] = "cpu"
+            keywords["device"] = device()
         return factory(*arguments, **keywords)
 
     return make

@@ -1,19 +1,21 @@
 """`megaponder jobs`: one set of commands for local processes, SLURM and Ray."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from cluster.follow import follow, newest_lines
 from cluster.job_files import load_end
 from cluster.job_record import JobRecord, JobState, JobStatus, find_record, find_records, scan_records
 from cluster.targets import target_named
 from pipeline.commands.shared import examples
-from pipeline.shared.console import say, table_console
+from pipeline.shared.console import open_console, say
 from pipeline.shared.errors import ClusterError, UnreachableClusterError
+from pipeline.shared.tables import Table
 
 app = typer.Typer(
     help="Watch, stop and restart submitted jobs, wherever they run.",
@@ -29,29 +31,19 @@ Runs = Annotated[
     Path, typer.Option("--runs", metavar="DIR", help="Folder with runs at any depth, or one run.")
 ]
 RUNS = Path("runs")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+JobRow = tuple[JobRecord, JobStatus]
 
 
 @app.command("list", epilog=examples("megaponder jobs list", "megaponder jobs list --runs /shared/runs"))
-def list_jobs(runs: Runs = RUNS) -> None:
+def list_jobs(runs: Runs = RUNS, as_json: AsJson = False) -> None:
     """List the jobs of all runs in a folder and below it, oldest first."""
-    table = Table("JOB", "RUN", "STATE", "REQUEUES", "SUBMITTED (UTC)", "REASON", box=SIMPLE_HEAD)
     found = scan_records(runs)
-    # Clusters that do not respond: each job there would wait for them again.
-    away: set[tuple[str, str | None]] = set()
-    for record in found.records:
-        place = (record.target, record.address)
-        status = _status_or_unknown(record, is_away=place in away)
-        if status.is_unreachable:
-            away.add(place)
-        table.add_row(
-            record.job_id,
-            record.name,
-            status.state,
-            str(status.requeues),
-            record.submitted_at.strftime("%Y-%m-%d %H:%M:%S"),
-            status.reason,
-        )
-    table_console().print(table)
+    rows = _statuses(found.records)
+    if as_json:
+        say(json.dumps([_json_row(*row) for row in rows], indent=1))
+    else:
+        open_console().print(_job_table(rows))
     for line in found.unreadable:
         say(f"unreadable: {line}", err=True)
 
@@ -60,10 +52,21 @@ def list_jobs(runs: Runs = RUNS) -> None:
 def status(
     job: Job,
     runs: Runs = RUNS,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show the state of a job and the reason for it."""
-    record = find_record(runs, job)
+    """Show the state of a job and the reason for it; for a run, of all its jobs, oldest first.
+
+    With --json a run has the values of its newest job, and those of all its jobs as `jobs`.
+    """
+    records = find_records(runs, job)
+    if len(records) > 1:
+        rows = _statuses(records)
+        if as_json:
+            say(json.dumps(_json_row(*rows[-1]) | {"jobs": [_json_row(*row) for row in rows]}))
+        else:
+            open_console().print(_job_table(rows))
+        return
+    record = records[0]
     found = target_named(record.target, ray_address=record.address).status(record)
     if as_json:
         say(found.model_dump_json())
@@ -80,7 +83,7 @@ def status(
         ("folder", str(record.job_folder)),
     ):
         table.add_row(name, value)
-    table_console().print(table)
+    open_console().print(table)
 
 
 @app.command(epilog=examples("megaponder jobs logs my-run", "megaponder jobs logs -f slurm:1234 --rank 3"))
@@ -125,6 +128,42 @@ def requeue(job: Job, runs: Runs = RUNS) -> None:
     record = find_record(runs, job)
     again = target_named(record.target, ray_address=record.address).requeue(record)
     say(again.job_id)
+
+
+def _statuses(records: Sequence[JobRecord]) -> list[JobRow]:
+    """Ask for the status of each job; a cluster that does not respond is asked once."""
+    rows: list[JobRow] = []
+    away: set[tuple[str, str | None]] = set()
+    for record in records:
+        place = (record.target, record.address)
+        status = _status_or_unknown(record, is_away=place in away)
+        if status.is_unreachable:
+            away.add(place)
+        rows.append((record, status))
+    return rows
+
+
+def _job_table(rows: Sequence[JobRow]) -> Table:
+    table = Table(
+        *("JOB", "RUN", "STATE", "REQUEUES", "SUBMITTED (UTC)", "REASON"),
+        box=SIMPLE_HEAD,
+        optional=("REQUEUES", "SUBMITTED (UTC)"),
+    )
+    for record, status in rows:
+        table.add_row(
+            record.job_id,
+            record.name,
+            status.state,
+            str(status.requeues),
+            record.submitted_at.strftime("%Y-%m-%d %H:%M:%S"),
+            status.reason,
+        )
+    return table
+
+
+def _json_row(record: JobRecord, status: JobStatus) -> dict[str, Any]:
+    about = record.model_dump(mode="json", include={"job_id", "name", "target", "run_folder", "submitted_at"})
+    return about | {"job_folder": str(record.job_folder)} | status.model_dump(mode="json")
 
 
 def _status_or_unknown(record: JobRecord, *, is_away: bool) -> JobStatus:

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from cluster.job_record import JOBS_FOLDER, JobRecord
 from cluster.job_spec import JobSpec, SweepMember
@@ -20,6 +19,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.shared.console import open_console, say
 from pipeline.shared.files import resolved_output
 from pipeline.shared.folder_lock import folder_lock
+from pipeline.shared.tables import Table
 
 
 def submit_training(

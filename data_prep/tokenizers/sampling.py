@@ -6,7 +6,7 @@ numbers. None takes more than a share of the sample, unless there is not enough 
 
 import heapq
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -81,12 +81,15 @@ def choose_files(files: Sequence[InputFile], settings: SampleSettings) -> list[I
     return chosen
 
 
-def draw_sample(files: Sequence[InputFile], settings: SampleSettings) -> Sample:
+def draw_sample(
+    files: Sequence[InputFile], settings: SampleSettings, *, on_file: Callable[[], object] = lambda: None
+) -> Sample:
     """Read files and choose documents evenly from them.
 
     Args:
         files: of :func:`choose_files`.
         settings: what is sampled.
+        on_file: called when a file has been read.
     """
     pool = _Pool(settings)
     rejected: list[RejectedRecord] = []
@@ -101,6 +104,7 @@ def draw_sample(files: Sequence[InputFile], settings: SampleSettings) -> Sample:
                     logger.info("the tokenizer's sample skips %s: %s", rejected[-1].place, record.reason)
                 case Loss():
                     lost.append(LostFile(path=file.path, line=record.line, reason=record.reason))
+        on_file()
     texts = pool.texts()
     return Sample(
         texts=tuple(texts),

@@ -3,7 +3,7 @@
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from data_prep.tokenizers.sampling import Sample, SampleSettings, choose_files, 
 from data_prep.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
+from pipeline.shared.progress import Progress, SilentProgress
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +61,16 @@ class TrainedTokenizer:
     was_trained: bool
 
 
-def train_tokenizer(training: TokenizerTraining) -> TrainedTokenizer:
+def train_tokenizer(
+    training: TokenizerTraining, *, open_bar: Callable[[int], Progress] = lambda _total: SilentProgress()
+) -> TrainedTokenizer:
     """Train the tokenizer, unless the file at ``output`` was already trained on the same text and settings.
 
     The same text and settings produce the same bytes. Held-out documents are never used.
 
+    Args:
+        training: text and settings.
+        open_bar: opens a display of so many units: the files of the sample, and one for the training.
     Raises:
         DataError: the sample is too small for the vocabulary, holds no text, or misses files that are lost;
             or the output is an input, or cannot be written.
@@ -83,9 +89,11 @@ def train_tokenizer(training: TokenizerTraining) -> TrainedTokenizer:
         remove_abandoned(_record_path(training.output))
         if _is_up_to_date(training.output, record):
             return _trained(training, chosen, was_trained=False)
-        sample = draw_sample(chosen, settings)
-        _check_lost(training, sample)
-        model = _train(training, list(_lines(sample)))
+        with open_bar(len(chosen) + 1) as bar:
+            sample = draw_sample(chosen, settings, on_file=bar.advance)
+            _check_lost(training, sample)
+            bar.update(len(chosen), f"training on {sample.num_bytes / 1e6:,.1f} MB")
+            model = _train(training, list(_lines(sample)))
         training.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(training.output, model)
         sha256 = SentencePieceTokenizer(model).sha256

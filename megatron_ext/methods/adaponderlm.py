@@ -10,7 +10,7 @@ from megatron_ext.methods.ponderlm import PonderLM
 from megatron_ext.ponder.config import PonderConfig
 from megatron_ext.ponder.decode.think import ByMixture, Observer, Thinking, ignore, think_until_halted
 from megatron_ext.ponder.halting import active_iterations, in_float32, still_active
-from megatron_ext.ponder.penalties import bottom_k
+from megatron_ext.ponder.penalties import bottom_k, of_real_tokens
 
 # Gates start at 0.9 for every token: close to PonderLM, which adds its mixtures in full.
 OPEN_GATE_ODDS = 9.0
@@ -59,7 +59,7 @@ class AdaPonderLM(PonderLM):
         logits = torch.stack([context.memory.recall(f"gate/{i}") for i in range(num_iterations)], dim=-1)
         # From here on every rank works on all tokens.
         logits = context.axis.to_full_use(logits)
-        penalty = bottom_k(logits[context.real], context.bottom_k_fraction)
+        penalty = bottom_k(of_real_tokens(logits, context.real, context.real_rows), context.bottom_k_fraction)
         steps = active_iterations(logits, self.config.pruning_threshold)
         context.observe("gate_logits", logits)
         self._record(steps, logits, penalty, context)

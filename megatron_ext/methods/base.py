@@ -78,6 +78,8 @@ class PassContext:
         pondering_share: a of a blended start (definitions 2.9); 1 is the method as it is.
         holds_decisions: router or gates learn nothing: their logits are used without gradient.
         measures_steps: also give what :attr:`Readout.one_step_more` needs.
+        real_rows: [N] int64, where the real tokens are among all S B, so that nothing needs to wait for their
+            number; None where it is not known.
         sweep_tolerance: sweeps end where the residual of one, over the micro-batch, is at most this; None: J
             sweeps run whatever it is.
         statistics: additive sums over the micro-batch, collected by the methods.
@@ -97,6 +99,7 @@ class PassContext:
     pondering_share: float = 1.0
     holds_decisions: bool = False
     measures_steps: bool = False
+    real_rows: Tensor | None = None
     sweep_tolerance: float | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
 

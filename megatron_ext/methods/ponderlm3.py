@@ -130,7 +130,13 @@ class PonderLM3(PonderLM2):
         if self._has_adaptive_penalty:
             penalty_of = partial(self._adaptive_penalty, mass, scores, context)
         else:
-            penalty = halting_penalty(mass, context.real, self.config.penalty, context.bottom_k_fraction)
+            penalty = halting_penalty(
+                mass,
+                context.real,
+                self.config.penalty,
+                context.bottom_k_fraction,
+                real_rows=context.real_rows,
+            )
             self._record_penalty(penalty, context)
         return Readout(
             hidden=mixed,

@@ -6,7 +6,7 @@ needs, so that none of Megatron's layers has to be rewritten:
 * ``attention_mask`` carries ``log w`` of the key columns, [B, R], or None. It is the one through which
   gradients also flow under activation recompute;
 * ``packed_seq_params`` carries a :class:`RowContext`;
-* ``rotary_pos_emb`` carries the angles of the pass.
+* ``rotary_pos_emb`` carries cosines and sines of the pass, see :func:`rotary_turns`.
 """
 
 from abc import ABC, abstractmethod
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
@@ -23,9 +24,11 @@ from megatron_ext.model.memory import PassMemory
 from megatron_ext.ponder.attention import (
     Segments,
     attention_to_parts,
+    extended_attention,
     key_weighted_attention,
     stored_attention,
 )
+from megatron_ext.ponder.heads import merged_heads, rotated_heads
 from megatron_ext.ponder.step_attention import attention_to_steps
 
 
@@ -187,13 +190,50 @@ class RowContext:
         segments: runs of rows that see each other, or None where every sequence is one document.
         passes: where a token has versions of its keys and values, else None.
         store: the cache of decoding; the call is then one batch of rows of many sequences.
+        key_columns: of the weights of the pass's keys, from :func:`megatron_ext.ponder.heads.key_columns`.
         qkv_format: read by Megatron: the rows are laid out as [rows, B, ...].
     """
 
     segments: Segments | None = None
     passes: PassKeys | None = None
     store: KeyValueStore | None = None
+    key_columns: Tensor | None = None
     qkv_format: str = "sbhd"
+
+
+class RotatedAttention(SelfAttention):  # type: ignore[misc]  # Megatron is untyped
+    """Megatron's self-attention up to the output projection, which the layer adds to its residual."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        rotary_pos_emb: Tensor,
+        packed_seq_params: RowContext,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            hidden_states: [R or R / tp, B, H], normalized.
+            attention_mask, rotary_pos_emb, packed_seq_params: see the module.
+        Returns:
+            [R, B, A * d], of this rank's heads.
+        """
+        mixed, _ = self.get_query_key_value_tensors(hidden_states, split_qkv=False)
+        weighs_here = packed_seq_params.key_columns is not None
+        query, key, value = rotated_heads(
+            mixed,
+            rotary_pos_emb,
+            attention_mask if weighs_here else None,
+            packed_seq_params.key_columns,
+            head_size=self.hidden_size_per_attention_head,
+            scale_extra=self.config.ponder.form.attention_scale_extra,
+        )
+        attended: Tensor = self.core_attention(
+            query, key, value, attention_mask, packed_seq_params=packed_seq_params
+        )
+        return attended
 
 
 class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is untyped
@@ -203,6 +243,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         """Keep the layer number; Megatron's other arguments have no effect, and there are no weights."""
         super().__init__(config=config)
         self.layer_number = layer_number
+        self._head_size = config.kv_channels
         self._scale_extra = config.ponder.form.attention_scale_extra
 
     def forward(
@@ -213,36 +254,30 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         attention_mask: Tensor | None,
         *,
         packed_seq_params: RowContext,
-        attn_mask_type: object = None,
-        attention_bias: None = None,
     ) -> Tensor:
         """Attend.
 
         Args:
-            query: [R, B, A, d]; key, value: [R, B, G, d], after rotary; B is 1 with a store.
+            query: [R, B, A, w]; key, value: [R, B, G, w], from :func:`rotated_heads`; B is 1 with a store.
             attention_mask: log w of the key columns, [B, R], or None.
             packed_seq_params: the row context.
-            attn_mask_type, attention_bias: Megatron's, unused.
         Returns:
             [R, B, A * d].
         """
-        if packed_seq_params.store is not None:
-            return self._attend_to_store(packed_seq_params.store, query, key, value, attention_mask)
-        if packed_seq_params.passes is not None:
-            output = packed_seq_params.passes.attend(
-                self.layer_number, query, key, value, packed_seq_params.segments
-            )
+        context = packed_seq_params
+        if context.store is not None:
+            return self._attend_to_store(context.store, query, key, value, attention_mask)
+        if context.passes is not None:
+            output = context.passes.attend(self.layer_number, query, key, value, context.segments)
         else:
-            output = key_weighted_attention(
+            output = extended_attention(
                 _by_head(query),
                 _by_head(key),
                 _by_head(value),
-                attention_mask,
-                segments=packed_seq_params.segments,
-                scale_extra=self._scale_extra,
+                scaled_size=self._head_size + self._scale_extra,
+                segments=context.segments,
             )
-        # [B, A, R, d] -> [R, B, A * d]
-        return output.permute(2, 0, 1, 3).flatten(2).contiguous()
+        return merged_heads(output, self._head_size)
 
     def _attend_to_store(
         self, store: KeyValueStore, query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor | None

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -12,10 +13,11 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
+from torch.nn import functional
 
 from megatron_ext.device import device
 from megatron_ext.initialization import seeded_initialization
-from megatron_ext.model.attention import KeyWeightedAttention, RowContext
+from megatron_ext.model.attention import KeyWeightedAttention, RotatedAttention, RowContext
 from megatron_ext.model.config import Architecture, PonderTransformerConfig
 from megatron_ext.parallel.tensor import TensorAxis
 
@@ -61,6 +63,91 @@ class UnreducedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]  # Me
         self.explicit_expert_comm = True
 
 
+class FusedBiasLinear(ColumnParallelLinear):  # type: ignore[misc]
+    """A column-parallel linear layer that adds its bias inside the product where no rank waits for another.
+
+    Megatron's own function adds it in a pass of its own, because it overlaps communication with the products.
+    """
+
+    def _forward_impl(self, **settings: Any) -> Tensor:
+        if settings["allreduce_dgrad"] or settings["sequence_parallel"]:
+            output: Tensor = super()._forward_impl(**settings)
+            return output
+        return functional.linear(settings["input"], settings["weight"], settings["bias"])
+
+
+class InnerMLP(MLP):  # type: ignore[misc]
+    """Megatron's MLP up to its second product, which the layer adds to its residual."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Megatron leaves this bias to fused activations, which we do not use.
+        self.linear_fc1.skip_bias_add = False
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[R or R / tp, B, H], normalized -> [R, B, inner size / tp]."""
+        inner, _ = self.linear_fc1(hidden_states)
+        gate, linear = inner.chunk(2, dim=-1) if self.config.gated_linear_unit else (inner, None)
+        activated: Tensor = self.config.activation_func(gate)
+        return activated if linear is None else activated * linear
+
+
+def add_products(residual: Tensor, *products: tuple[RowParallelLinear, Tensor], axis: TensorAxis) -> Tensor:
+    """Add the outputs of row-parallel linear layers to the residual stream.
+
+    With one rank on the axis the products accumulate on a copy of the residual, without passes of their own.
+
+    Args:
+        residual: [R or R / tp, B, H].
+        products: layers of which each rank has a part, and their inputs, [R, B, inner size / tp].
+        axis: of these ranks; one reduction serves all products.
+    Returns:
+        [R or R / tp, B, H].
+    """
+    if axis.size > 1:
+        biases = [linear.bias for linear, _ in products if linear.bias is not None]
+        partial_sums = [linear(inputs)[0] for linear, inputs in products]
+        return sum(biases, start=residual + axis.from_partial_sums(sum(partial_sums)))
+    operands = [x for linear, inputs in products for x in (inputs, linear.weight, linear.bias)]
+    total: Tensor = _AddProducts.apply(residual, *operands)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _AddProducts(torch.autograd.Function):
+    """residual + sum of ``x w^T + b``, for triples (x, w, b or None)."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, *operands: Tensor | None) -> Tensor:
+        inputs, weights, biases = operands[::3], operands[1::3], operands[2::3]
+        ctx.save_for_backward(*inputs, *weights)
+        given = [bias for bias in biases if bias is not None]
+        total = residual + sum(given) if given else residual.clone(memory_format=torch.contiguous_format)
+        rows = total.flatten(0, 1)
+        for x, weight in zip(inputs, weights, strict=True):
+            assert x is not None, "only biases may be missing"
+            assert weight is not None, "only biases may be missing"
+            torch.addmm(rows, x.flatten(0, 1), weight.t(), out=rows)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        half = len(saved) // 2
+        rows = gradient.flatten(0, 1)
+        is_needed = ctx.needs_input_grad[1:]
+        # The same for every bias.
+        of_bias = rows.sum(dim=0) if any(is_needed[2::3]) else None
+        results: list[Tensor | None] = [gradient]
+        for number, (x, weight) in enumerate(zip(saved[:half], saved[half:], strict=True)):
+            needs_x, needs_weight, needs_bias = is_needed[3 * number : 3 * number + 3]
+            results += [
+                (rows @ weight).view(x.shape) if needs_x else None,
+                rows.t() @ x.flatten(0, 1) if needs_weight else None,
+                of_bias if needs_bias else None,
+            ]
+        return tuple(results)
+
+
 class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
     """Megatron's layer, whose initial weights depend only on the seed and its number in the whole model."""
 
@@ -69,6 +156,47 @@ class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
         number = layer_number + config.layer_offset
         with seeded_initialization(config.initialization_seed, f"layer {number}"):
             super().__init__(config, *args, layer_number=layer_number, **kwargs)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_pos_emb: Tensor | None = None,
+        packed_seq_params: RowContext | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """Run the layer: ``y = x + attention(norm_1 x)``, ``y + mlp(norm_2 y)``.
+
+        Args:
+            hidden_states: [R or R / tp, B, H].
+            attention_mask, rotary_pos_emb, packed_seq_params: see :mod:`megatron_ext.model.attention`.
+        Returns:
+            The new hidden states, and None for Megatron's cross-attention context.
+        """
+        attended = self._attend(hidden_states, attention_mask, rotary_pos_emb, packed_seq_params)
+        projection, axis = self.self_attention.linear_proj, self._axis
+        hidden_states = add_products(hidden_states, (projection, attended), axis=axis)
+        inner = self.mlp(self.pre_mlp_layernorm(hidden_states))
+        return add_products(hidden_states, (self.mlp.linear_fc2, inner), axis=axis), None
+
+    def _attend(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        rotary_pos_emb: Tensor | None,
+        packed_seq_params: RowContext | None,
+    ) -> Tensor:
+        attended: Tensor = self.self_attention(
+            self.input_layernorm(hidden_states),
+            attention_mask,
+            rotary_pos_emb=rotary_pos_emb,
+            packed_seq_params=packed_seq_params,
+        )
+        return attended
+
+    @property
+    def _axis(self) -> TensorAxis:
+        return TensorAxis(self.tp_group, self.config.sequence_parallel)
 
 
 class ParallelResidualLayer(SequentialResidualLayer):
@@ -85,46 +213,33 @@ class ParallelResidualLayer(SequentialResidualLayer):
         packed_seq_params: RowContext | None = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
-        """Run the layer.
-
-        Args:
-            hidden_states: [R or R / tp, B, H].
-            attention_mask, rotary_pos_emb, packed_seq_params: see :mod:`megatron_ext.model.attention`.
-        Returns:
-            The new hidden states, and None for Megatron's cross-attention context.
-        """
-        attended, attention_bias = self.self_attention(
-            self.input_layernorm(hidden_states),
-            attention_mask=attention_mask,
-            rotary_pos_emb=rotary_pos_emb,
-            packed_seq_params=packed_seq_params,
-        )
-        transformed, mlp_bias = self.mlp(self.pre_mlp_layernorm(hidden_states))
-        axis = TensorAxis(self.tp_group, self.config.sequence_parallel)
-        update = axis.from_partial_sums(attended + transformed)
-        return hidden_states + update + attention_bias + mlp_bias, None
+        """Run the layer; arguments and results are those of the base."""
+        attended = self._attend(hidden_states, attention_mask, rotary_pos_emb, packed_seq_params)
+        inner = self.mlp(self.pre_mlp_layernorm(hidden_states))
+        products = ((self.self_attention.linear_proj, attended), (self.mlp.linear_fc2, inner))
+        return add_products(hidden_states, *products, axis=self._axis), None
 
 
 def block_spec(config: PonderTransformerConfig) -> TransformerBlockSubmodules:
     """Return the spec of the layers on this pipeline stage."""
     is_neox = config.architecture is Architecture.GPT_NEOX
-    layer = _layer_spec(
-        layer=ParallelResidualLayer if is_neox else SequentialResidualLayer,
-        row_parallel=UnreducedRowParallelLinear if is_neox else RowParallelLinear,
-    )
+    layer = _layer_spec(ParallelResidualLayer if is_neox else SequentialResidualLayer)
     return TransformerBlockSubmodules(layer_specs=[layer] * config.num_stage_layers, layer_norm=TorchNorm)
 
 
-def _layer_spec(*, layer: type[SequentialResidualLayer], row_parallel: type[RowParallelLinear]) -> ModuleSpec:
+def _layer_spec(layer: type[SequentialResidualLayer]) -> ModuleSpec:
     attention = ModuleSpec(
-        module=SelfAttention,
+        module=RotatedAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear, core_attention=KeyWeightedAttention, linear_proj=row_parallel
+            linear_qkv=FusedBiasLinear,
+            core_attention=KeyWeightedAttention,
+            linear_proj=UnreducedRowParallelLinear,
         ),
     )
     mlp = ModuleSpec(
-        module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=row_parallel)
+        module=InnerMLP,
+        submodules=MLPSubmodules(linear_fc1=FusedBiasLinear, linear_fc2=UnreducedRowParallelLinear),
     )
     return ModuleSpec(
         module=layer,

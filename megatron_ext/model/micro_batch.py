@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from megatron_ext.device import pinned
 from megatron_ext.methods.base import PassContext, PonderMethod
 from megatron_ext.ponder.attention import Segments
 from megatron_ext.ponder.masks import PADDING_DOCUMENT
@@ -34,6 +35,15 @@ class TokenBatch:
             tokens=self.tokens.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
+            document_ids=self.document_ids,
+        )
+
+    def pinned(self) -> "TokenBatch":
+        """Return the batch in memory from which :meth:`to` copies while the host goes on."""
+        return TokenBatch(
+            tokens=pinned(self.tokens),
+            labels=pinned(self.labels),
+            position_ids=pinned(self.position_ids),
             document_ids=self.document_ids,
         )
 

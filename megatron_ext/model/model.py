@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from megatron_ext.device import to_device
 from megatron_ext.methods.base import Column, PassContext, PassRows, PonderMethod, Readout
 from megatron_ext.model.attention import IterationKeys, PassKeys, RowContext, StepKeys
 from megatron_ext.model.memory import PassMemory
@@ -106,7 +107,7 @@ class PonderModel(ModelStage):
         fraction, labels = settings.bottom_k_fraction, batch.labels.transpose(0, 1)
         context = PassContext(
             plan=method.plan(settings.num_jacobi_iterations).truncated(settings.gradient_passes),
-            real=batch.is_real.transpose(0, 1).to(batch.tokens.device),
+            real=to_device(batch.is_real).transpose(0, 1),
             has_label=labels != IGNORED_LABEL,
             axis=self.axis,
             mix_embeddings=self.mix_embeddings,
@@ -118,6 +119,8 @@ class PonderModel(ModelStage):
             pondering_share=settings.pondering_share,
             holds_decisions=settings.holds_decisions,
             measures_steps=settings.measures_steps,
+            # [B, S] -> [S, B] -> [N], found on the host
+            real_rows=to_device(batch.is_real.transpose(0, 1).flatten().nonzero().squeeze(1)),
             sweep_tolerance=settings.sweep_tolerance,
             observe=observe or (lambda name, value: None),
         )

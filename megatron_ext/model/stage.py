@@ -4,6 +4,7 @@ The first stage holds the embedding, the last one the final norm, the head and t
 stage holds some of the layers. H = hidden size, V = padded vocabulary, R = rows, B = micro-batch, S = tokens.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from megatron_ext.model.layers import TorchNorm, block_spec
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.parallel.vocabulary import mask_padding_rows, mix_embeddings
 from megatron_ext.ponder.config import Mixture
+from megatron_ext.ponder.heads import key_columns, rotary_turns
 from megatron_ext.ponder.rotary import rotary_angles
 
 
@@ -109,12 +111,12 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
             dtype=torch.promote_types(self.config.params_dtype, torch.float32),
         )
 
+        turns = rotary_turns(angles, self.config.params_dtype)
+        context = self._with_key_columns(context or RowContext(), log_weight)
+
         def run(rows: Tensor, log_weight: Tensor | None) -> Tensor:
             hidden: Tensor = self.decoder(
-                rows,
-                attention_mask=log_weight,
-                rotary_pos_emb=angles,
-                packed_seq_params=context or RowContext(),
+                rows, attention_mask=log_weight, rotary_pos_emb=turns, packed_seq_params=context
             )
             return hidden
 
@@ -122,6 +124,13 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
             recomputed: Tensor = tensor_parallel.checkpoint(run, False, rows, log_weight)
             return recomputed
         return run(rows, log_weight)
+
+    def _with_key_columns(self, context: RowContext, log_weight: Tensor | None) -> RowContext:
+        """Compute what all layers of a pass append to their keys; a cache of decoding does it on its own."""
+        if log_weight is None or context.store is not None or context.passes is not None:
+            return context
+        scaled_size = self.config.kv_channels + self.config.ponder.form.attention_scale_extra
+        return replace(context, key_columns=key_columns(log_weight, scaled_size, self.config.params_dtype))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits of this rank's vocabulary: [S or S / tp, B, H] -> [S, B, V / tp], -inf at padding."""

@@ -50,7 +50,9 @@ class ParallelGroups:
         return self.pp_rank == self.pp_size - 1
 
 
-def initialize_groups(*, tensor: int = 1, pipeline: int = 1, seed: int = 1234) -> ParallelGroups:
+def initialize_groups(
+    *, tensor: int = 1, pipeline: int = 1, seed: int = 1234, time_limit: timedelta | None = None
+) -> ParallelGroups:
     """Split the started process group into Megatron's axes and seed the model-parallel generators.
 
     The remaining factor of the world size is data parallel. The started group's timeout holds on all axes.
@@ -59,6 +61,7 @@ def initialize_groups(*, tensor: int = 1, pipeline: int = 1, seed: int = 1234) -
         tensor: size of the tensor axis.
         pipeline: size of the pipeline axis.
         seed: base seed; the tensor-parallel generators derive theirs from it.
+        time_limit: how long a collective waits; None takes the limit of the started group.
 
     Raises:
         ValueError: the world size is not a multiple of ``tensor * pipeline``.
@@ -74,7 +77,7 @@ def initialize_groups(*, tensor: int = 1, pipeline: int = 1, seed: int = 1234) -
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
         # Otherwise a collective within the layout waits for half an hour.
-        distributed_timeout_minutes=_time_limit() / timedelta(minutes=1),
+        distributed_timeout_minutes=(time_limit or _time_limit()) / timedelta(minutes=1),
         # The optimizer also gathers in host memory, which NCCL cannot.
         create_gloo_process_groups=True,
     )

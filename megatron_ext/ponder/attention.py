@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from megatron_ext.ponder.documents import attend_to_documents, has_kernel_for_documents
+
 # Fused kernels on GPUs need head sizes in multiples of eight.
 HEAD_SIZE_STEP = 8
 
@@ -47,12 +49,35 @@ def key_weighted_attention(
     head_size = query.shape[-1]
     if log_weight is not None:
         query, key, value = _augment(query, key, value, log_weight, scale_extra)
-    scale = 1.0 / math.sqrt(head_size + scale_extra)
-    if segments is None:
-        output = _attend(query, key, value, causal=causal, scale=scale)
-    else:
-        output = _attend_by_segment(query, key, value, segments=segments, scale=scale)
+    output = extended_attention(
+        query, key, value, scaled_size=head_size + scale_extra, causal=causal, segments=segments
+    )
     return output[..., :head_size]
+
+
+def extended_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaled_size: int,
+    causal: bool = True,
+    segments: Segments | None = None,
+) -> Tensor:
+    """Attend with keys that already carry their weights.
+
+    Args:
+        query: [B, A, Q, w], see :func:`widened_query`.
+        key, value: [B, G, R, w], see :func:`extended_keys` and :func:`extended_values`.
+        scaled_size: d + e, see :func:`key_weighted_attention`.
+        causal, segments: see :func:`key_weighted_attention`.
+    Returns:
+        [B, A, Q, w], of which the first d channels are the result.
+    """
+    scale = 1.0 / math.sqrt(scaled_size)
+    if segments is None:
+        return _attend(query, key, value, causal=causal, scale=scale)
+    return _attend_by_segment(query, key, value, segments=segments, scale=scale)
 
 
 def stored_attention(
@@ -150,9 +175,26 @@ def extended_keys(key: Tensor, log_weight: Tensor, size: int, *, scale_extra: in
     Returns:
         [..., size].
     """
-    columns = _weight_columns(log_weight * math.sqrt(key.shape[-1] + scale_extra), key.dtype)
+    columns = weight_columns(log_weight * math.sqrt(key.shape[-1] + scale_extra), key.dtype)
     columns = columns.expand(*key.shape[:-1], -1)
     return functional.pad(torch.cat([key, columns], dim=-1), (0, size - key.shape[-1] - columns.shape[-1]))
+
+
+def weight_columns(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the channels of a weight: one, or the value and its remainder where `dtype` is narrower.
+
+    Args:
+        weight: [...], scaled.
+        dtype: of keys.
+    Returns:
+        [..., channels].
+    """
+    if dtype.itemsize >= weight.dtype.itemsize:
+        return weight.to(dtype).unsqueeze(-1)
+    # The gradients of the two columns are the same number; it reaches the weight through the first one only.
+    coarse = weight.to(dtype)
+    remainder = (weight.detach() - coarse.detach().to(weight.dtype)).to(dtype)
+    return torch.stack([coarse, remainder], dim=-1)
 
 
 def widened_query(query: Tensor, size: int) -> Tensor:
@@ -201,16 +243,6 @@ def _augment(
     return widened_query(query, size), key, extended_values(value, size)
 
 
-def _weight_columns(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[...] -> [..., C]: one column, or the value and its remainder where the dtype is narrower."""
-    if dtype.itemsize >= weight.dtype.itemsize:
-        return weight.to(dtype).unsqueeze(-1)
-    # The gradients of the two columns are the same number; it reaches the weight through the first one only.
-    coarse = weight.to(dtype)
-    remainder = (weight.detach() - coarse.detach().to(weight.dtype)).to(dtype)
-    return torch.stack([coarse, remainder], dim=-1)
-
-
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float, visible: Tensor | None = None
 ) -> Tensor:
@@ -228,11 +260,20 @@ def _attend(
 def _attend_by_segment(
     query: Tensor, key: Tensor, value: Tensor, *, segments: Segments, scale: float
 ) -> Tensor:
+    if has_kernel_for_documents(query):
+        return attend_to_documents(query, key, value, segments, scale=scale)
+    return attend_one_by_one(query, key, value, segments, scale=scale)
+
+
+def attend_one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, *, scale: float
+) -> Tensor:
+    """Do the same as :func:`attend_to_documents`, document by document."""
     sequences = []
-    for b, runs in enumerate(segments):
-        outputs = [
-            _attend(*(x[b : b + 1, :, start:stop] for x in (query, key, value)), causal=True, scale=scale)
-            for start, stop in runs
-        ]
+    for *sequence, runs in zip(query.split(1), key.split(1), value.split(1), segments, strict=True):
+        # Split at once: the backward of a slice would fill a whole tensor for each document.
+        lengths = [stop - start for start, stop in runs]
+        documents = zip(*(x.split(lengths, dim=2) for x in sequence), strict=True)
+        outputs = [_attend(*document, causal=True, scale=scale) for document in documents]
         sequences.append(torch.cat(outputs, dim=2))
     return torch.cat(sequences, dim=0)

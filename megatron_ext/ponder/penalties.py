@@ -132,7 +132,27 @@ def _means(values: Tensor, has_label: Tensor) -> Tensor:
     return torch.where(has_label, values, 0.0).sum(dim=(1, 2)) / has_label.sum().clamp_min(1)
 
 
-def halting_penalty(mass: Tensor, real: Tensor, kind: Penalty, bottom_k_fraction: float) -> Tensor:
+def of_real_tokens(values: Tensor, real: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Return the values of the N real tokens: [S, B, ...] -> [N, ...].
+
+    Args:
+        values: of all tokens.
+        real: [S, B] bool.
+        rows: [N] int64, where the real tokens are among all S B; None finds them, for which the host waits.
+    """
+    if rows is None:
+        rows = real.flatten().nonzero().squeeze(1)
+    return values.flatten(0, 1).index_select(0, rows)
+
+
+def halting_penalty(
+    mass: Tensor,
+    real: Tensor,
+    kind: Penalty,
+    bottom_k_fraction: float,
+    *,
+    real_rows: Tensor | None = None,
+) -> Tensor:
     """Return the penalty of a micro-batch where it follows from the tail masses alone.
 
     Args:
@@ -140,6 +160,7 @@ def halting_penalty(mass: Tensor, real: Tensor, kind: Penalty, bottom_k_fraction
         real: [S, B] bool.
         kind: which penalty, not an adaptive one unless K = 0.
         bottom_k_fraction: q, for bottom_k.
+        real_rows: see :func:`of_real_tokens`.
     """
     if mass.shape[1] == 1:
         return mass.new_zeros(())
@@ -147,7 +168,8 @@ def halting_penalty(mass: Tensor, real: Tensor, kind: Penalty, bottom_k_fraction
     if kind is Penalty.EXPECTED_STEPS:
         return expected_steps(mass, real)
     # [S, K, B] -> [S, B, K] -> [real tokens, K]
-    return bottom_k(log_tail_mass(mass[:, 1:]).transpose(1, 2)[real], bottom_k_fraction)
+    log_mass = log_tail_mass(mass[:, 1:]).transpose(1, 2)
+    return bottom_k(of_real_tokens(log_mass, real, real_rows), bottom_k_fraction)
 
 
 def confident_continuation(

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from megatron_ext.ponder.attention import (
-    HEAD_SIZE_STEP,
     Segments,
     extended_keys,
     extended_size,
@@ -24,6 +23,7 @@ from megatron_ext.ponder.attention import (
     key_weighted_attention,
     widened_query,
 )
+from megatron_ext.ponder.documents import has_flash_attention
 from megatron_ext.ponder.halting import PRUNED_LOG_MASS
 
 # What torch calls plain products in its choice among kernels.
@@ -53,28 +53,32 @@ def attention_to_steps(
         return key_weighted_attention(query, keys[0], values[0], segments=segments)
     if segments is None:
         return _attend(query, keys, values, ran)
+    lengths = [[stop - start for start, stop in runs] for runs in segments]
+    # Tensors are split at once: the backward of a slice would fill a whole tensor for each document.
+    queries = _by_document(query, lengths, dim=2)
+    keys_of, values_of = ([_by_document(x, lengths, dim=2) for x in of_steps] for of_steps in (keys, values))
+    ran_of = [None if tokens is None else _by_document(tokens, lengths, dim=1) for tokens in ran]
     sequences = []
-    for b, runs in enumerate(segments):
-        documents = [_attend_in_run(slice(b, b + 1), slice(*run), query, keys, values, ran) for run in runs]
-        sequences.append(torch.cat(documents, dim=2))
+    for b, documents in enumerate(queries):
+        outputs = [
+            _attend(
+                document,
+                [key[b][d] for key in keys_of],
+                [value[b][d] for value in values_of],
+                [None if tokens is None else tokens[b][d] for tokens in ran_of],
+            )
+            for d, document in enumerate(documents)
+        ]
+        sequences.append(torch.cat(outputs, dim=2))
     return torch.cat(sequences, dim=0)
 
 
-def _attend_in_run(
-    sequence: slice,
-    run: slice,
-    query: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    ran: Sequence[Tensor | None],
-) -> Tensor:
-    """Attend within one document of one sequence."""
-    return _attend(
-        query[sequence, :, run],
-        [key[sequence, :, run] for key in keys],
-        [value[sequence, :, run] for value in values],
-        [None if tokens is None else tokens[sequence, run] for tokens in ran],
-    )
+def _by_document(values: Tensor, lengths: Sequence[list[int]], *, dim: int) -> list[Sequence[Tensor]]:
+    """Split [B, ...] into the documents of each sequence, whose rows are in `dim`."""
+    return [
+        sequence.split(of_sequence, dim=dim)
+        for sequence, of_sequence in zip(values.split(1), lengths, strict=True)
+    ]
 
 
 def _attend(
@@ -88,9 +92,9 @@ def _attend(
 
 
 def _joins(query: Tensor) -> bool:
-    """Whether torch would take a kernel that can be joined, for this device, dtype and the caller's wish."""
-    if query.is_cuda and query.shape[-1] % HEAD_SIZE_STEP:
-        return False
+    """Whether there is a kernel that can be joined, for this device, dtype and the caller's wish."""
+    if query.is_cuda:
+        return has_flash_attention(query)
     query = query.detach()
     return int(torch._fused_sdp_choice(query, query, query, None, 0.0, True)) == _FLASH
 

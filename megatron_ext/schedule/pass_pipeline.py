@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.pipeline_parallel.schedules import (
     forward_backward_no_pipelining,
     forward_backward_pipelining_with_interleaving,
@@ -30,7 +29,9 @@ from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.decode.think import Observer
+from megatron_ext.ponder.passes import PassPlan
 from megatron_ext.protocols import WrappedModel
+from megatron_ext.schedule.known_shapes import KnownShapes, sent_shapes
 from megatron_ext.schedule.transfer import decode, encode
 
 LossFunction = Callable[[ModelOutput], Tensor]
@@ -46,6 +47,7 @@ def run_passes(
     forward_only: bool = False,
     observe_output: OutputObserver | None = None,
     observe: Observer | None = None,
+    progress: Callable[[], None] | None = None,
 ) -> None:
     """Run forward and backward of all micro-batches of this rank; all ranks call it together.
 
@@ -59,6 +61,7 @@ def run_passes(
         forward_only: compute no gradients.
         observe_output: called on the last stage with every micro-batch and its output.
         observe: called with the name and value of intermediate results on the stage that computes them.
+        progress: called at the start of every pass of every micro-batch on this stage.
     """
     module = model if isinstance(model, PonderModel) else model.module
     assert isinstance(module, PonderModel), "the wrapper must be around a PonderModel"
@@ -70,6 +73,8 @@ def run_passes(
         # Called by the schedule once per micro-batch and view, on each stage in an order of its own, but
         # always with the passes of a micro-batch in their order.
         item = next(iterator)
+        if progress is not None:
+            progress()
         if view.passes[0] == 0:
             item.start(module, settings, observe)
         moving = view(item.micro_batch, item.take_handed())
@@ -83,15 +88,16 @@ def run_passes(
 
     first = 0 if forward_only or module.pp_group.size() == 1 else plan.first_with_gradient
     if first > 0:
-        _schedule_passes(model, module, range(first), in_flight, forward_step, forward_only=True)
-        _hand_round(module, in_flight)
+        _schedule_passes(model, module, plan, range(first), in_flight, forward_step, forward_only=True)
+        _hand_round(module, plan, first, in_flight)
     passes = range(first, plan.num_passes)
-    _schedule_passes(model, module, passes, in_flight, forward_step, forward_only=forward_only)
+    _schedule_passes(model, module, plan, passes, in_flight, forward_step, forward_only=forward_only)
 
 
 def _schedule_passes(
     model: PonderModel | WrappedModel,
     module: PonderModel,
+    plan: PassPlan,
     passes: range,
     in_flight: "Sequence[_InFlight]",
     forward_step: Callable[..., Any],
@@ -107,6 +113,12 @@ def _schedule_passes(
     schedule = _schedule(num_stages, len(views))
     batch_size, length = in_flight[0].batch.tokens.shape
     with _virtual_stages(module.config, num_stages, len(views)), _gradients_of(model, forward_only):
+        neighbours: dict[str, Any] = {}
+        if num_stages > 1:
+            neighbours = {
+                "p2p_communicator": _communicator(module, plan, passes, in_flight),
+                "pg_collection": module.pg_collection,
+            }
         schedule(
             forward_step_func=forward_step,
             data_iterator=[iter(in_flight) for _ in views],
@@ -115,18 +127,28 @@ def _schedule_passes(
             seq_length=length,
             micro_batch_size=batch_size,
             forward_only=forward_only,
+            **neighbours,
         )
 
 
-def _hand_round(module: PonderModel, in_flight: "Sequence[_InFlight]") -> None:
-    """Send what the last stage has kept of each micro-batch to the first stage."""
-    stages = P2PCommunicator(pp_group=module.pp_group, config=module.config)
-    shape = (0, 0, 0)  # Sent along, because passes differ in their rows.
+def _hand_round(module: PonderModel, plan: PassPlan, first: int, in_flight: "Sequence[_InFlight]") -> None:
+    """Send what the last stage has kept of each micro-batch to the first stage, for its pass `first`."""
+    # To the first stage they are what it receives between this pass and the one before.
+    stages = _communicator(module, plan, range(first - 1, first + 1), in_flight)
+    shape = (0, 0, 0)  # Asked for, but not used.
     for item in in_flight:
         if module.post_process:
             stages.send_forward(item.take_handed(), is_last_stage=False)
         if module.pre_process:
             item.hand_on(stages.recv_forward(shape, is_first_stage=False).detach())
+
+
+def _communicator(
+    module: PonderModel, plan: PassPlan, passes: range, in_flight: "Sequence[_InFlight]"
+) -> KnownShapes:
+    batch_size, length = in_flight[0].batch.tokens.shape
+    shapes = sent_shapes(module, plan, seq_length=length, batch_size=batch_size)
+    return KnownShapes(module, shapes, passes, num_micro_batches=len(in_flight))
 
 
 @dataclass(slots=True)

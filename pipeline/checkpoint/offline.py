@@ -26,13 +26,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from pipeline.checkpoint.content import OPTIMIZER_PREFIXES
-from pipeline.checkpoint.unpickling import (
-    METADATA_NAME,
-    check_files,
-    load_object,
-    load_tensor,
-    read_metadata,
-)
+from pipeline.checkpoint.description import METADATA_NAME
+from pipeline.checkpoint.unpickling import check_files, load_object, load_tensor, read_metadata
 from pipeline.shared.errors import CheckpointError
 
 Chunk = ChunkStorageMetadata
@@ -89,6 +84,20 @@ class OfflineReader:
         """Names of the objects other than tensors: the generators of each rank."""
         found = self.metadata.state_dict_metadata
         return sorted(name for name, entry in found.items() if isinstance(entry, BytesStorageMetadata))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(num_bytes_of(entry) for entry in self.tensors.values())
+
+    @property
+    def num_weight_bytes(self) -> int:
+        """Size of the tensors that are no state of an optimizer."""
+        return sum(
+            num_bytes_of(entry)
+            for name, entry in self.tensors.items()
+            if not name.startswith(OPTIMIZER_PREFIXES)
+        )
 
     @property
     def num_weights(self) -> int:

@@ -1,7 +1,7 @@
 """Write new checkpoints from existing ones, in one process: in other files, or the mean of several."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,21 +19,28 @@ from pipeline.checkpoint.folder import (
     start_partial_checkpoint,
 )
 from pipeline.checkpoint.identity import IDENTITY_NAME
-from pipeline.checkpoint.offline import Chunk, OfflineReader, OfflineWriter, num_bytes_of, pieces_of
+from pipeline.checkpoint.offline import Chunk, OfflineReader, OfflineWriter, pieces_of
 from pipeline.checkpoint.state import read_train_state, write_train_state
 from pipeline.checkpoint.unpickling import read_common
 from pipeline.shared.errors import CheckpointError
 
 _SMALL_FILES = ("metadata.json", COMMON_NAME, CONFIG_NAME)
 
+OnBytes = Callable[[int], object]
 
-def reshard(source: Path, directory: Path, *, num_files: int) -> Path:
+
+def _ignore(_num_bytes: int) -> None:
+    """Show no progress."""
+
+
+def reshard(source: Path, directory: Path, *, num_files: int, on_bytes: OnBytes = _ignore) -> Path:
     """Rewrite a checkpoint with its tensors in another number of files.
 
     Args:
         source: an ``iter_`` folder.
         directory: an empty or absent folder, for the checkpoint and a tracker.
         num_files: fewer are written if chunks are large.
+        on_bytes: called with each chunk's size when it is written.
     Returns:
         The new ``iter_`` folder.
     Raises:
@@ -41,13 +48,12 @@ def reshard(source: Path, directory: Path, *, num_files: int) -> Path:
     """
     reader, state = OfflineReader(source), read_train_state(source)
     read_common(source)
-    total = sum(num_bytes_of(entry) for entry in reader.tensors.values())
     with _new_checkpoint(directory, state.iteration) as partial:
-        with OfflineWriter(partial, num_files=num_files, total_bytes=total) as writer:
+        with OfflineWriter(partial, num_files=num_files, total_bytes=reader.num_bytes) as writer:
             for name, chunk in pieces_of(reader):
-                writer.write_chunk(
-                    name, reader.read_chunk(name, chunk), chunk=chunk, size=reader.tensors[name].size
-                )
+                values = reader.read_chunk(name, chunk)
+                writer.write_chunk(name, values, chunk=chunk, size=reader.tensors[name].size)
+                on_bytes(values.nbytes)
             for name in reader.objects:
                 writer.write_bytes(name, reader.read_bytes(name))
         _copy_small_files(source, partial)
@@ -55,7 +61,7 @@ def reshard(source: Path, directory: Path, *, num_files: int) -> Path:
         return publish(partial)
 
 
-def average(sources: Sequence[Path], directory: Path) -> Path:
+def average(sources: Sequence[Path], directory: Path, *, on_bytes: OnBytes = _ignore) -> Path:
     """Write the mean of the weights of several checkpoints, computed in float64, one chunk at a time.
 
     The result has no optimizer state. It serves evaluation, generation and as initial weights.
@@ -64,6 +70,7 @@ def average(sources: Sequence[Path], directory: Path) -> Path:
         sources: ``iter_`` folders of one run, or of runs of the same model; at least two.
         directory: an empty or absent folder, for the checkpoint, with the iteration of the last source, and
             a tracker.
+        on_bytes: called with each chunk's size when it is written.
     Returns:
         The new ``iter_`` folder.
     Raises:
@@ -88,6 +95,7 @@ def average(sources: Sequence[Path], directory: Path) -> Path:
                     entry = readers[0].tensors[name]
                     mean = _mean(readers, name, chunk).to(entry.properties.dtype)
                     writer.write_chunk(name, mean, chunk=chunk, size=entry.size)
+                    on_bytes(mean.nbytes)
             for name in readers[-1].objects:
                 if not name.startswith((GENERATORS_KEY, *OPTIMIZER_PREFIXES)):
                     writer.write_bytes(name, readers[-1].read_bytes(name))

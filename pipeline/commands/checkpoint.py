@@ -1,6 +1,8 @@
 """`megaponder checkpoint`."""
 
 import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pipeline.checkpoint.inventory import take_inventory, tracker_problem
+from pipeline.checkpoint.places import checkpoints_at
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.commands.checkpoint_tables import (
     comparison_table,
@@ -22,6 +25,7 @@ from pipeline.commands.shared import Checkpoint, Iteration, examples
 from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.folder_lock import output_lock
+from pipeline.shared.progress import open_bar
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -94,13 +98,14 @@ def show(
     checkpoint: Checkpoint, iteration: Iteration = None, tensors: Tensors = "*", as_json: AsJson = False
 ) -> None:
     """Show the content of a checkpoint: progress of the run, what it belongs to, tensors, settings."""
+    from pipeline.checkpoint.description import read_description
     from pipeline.checkpoint.folder import CONFIG_NAME
     from pipeline.checkpoint.identity import read_identity
-    from pipeline.checkpoint.offline import OfflineReader
     from pipeline.checkpoint.state import read_train_state
 
     folder = resolve_checkpoint(checkpoint, iteration=iteration)
-    state, rows = read_train_state(folder), tensor_rows(OfflineReader(folder), pattern=tensors)
+    state, rows = read_train_state(folder), tensor_rows(read_description(folder), pattern=tensors)
+    _check_matches(rows, tensors)
     config, identity = (folder / CONFIG_NAME).read_text(encoding="utf-8"), read_identity(folder)
     if as_json:
         content = {
@@ -132,10 +137,11 @@ def diff(first: Checkpoint, second: Checkpoint, tensors: Tensors = "*", as_json:
 
     They may have been saved on different parallel layouts. Exit code 1 if any value differs.
     """
+    folders = [resolve_checkpoint(path) for path in (first, second)]
     from pipeline.checkpoint.comparison import compare_checkpoints
 
-    folders = [resolve_checkpoint(path) for path in (first, second)]
     compared = list(compare_checkpoints(*folders, pattern=tensors))
+    _check_matches(compared, tensors)
     if as_json:
         say(json.dumps([asdict(item) for item in compared], indent=2))
     else:
@@ -163,10 +169,15 @@ def reshard(
     Not needed for training or evaluating on another layout: every checkpoint loads on any tensor, pipeline
     and data parallel sizes. It is for file systems that prefer few large files or many small ones.
     """
+    from pipeline.checkpoint.offline import OfflineReader
     from pipeline.checkpoint.rewriting import reshard as rewrite
 
-    with output_lock(output, "megaponder checkpoint reshard"):
-        folder = rewrite(resolve_checkpoint(checkpoint, iteration=iteration), output, num_files=files)
+    source = resolve_checkpoint(checkpoint, iteration=iteration)
+    with (
+        output_lock(output, "megaponder checkpoint reshard"),
+        _bytes_bar("rewriting", OfflineReader(source).num_bytes) as on_bytes,
+    ):
+        folder = rewrite(source, output, num_files=files, on_bytes=on_bytes)
     say(f"written to {folder}")
 
 
@@ -188,19 +199,46 @@ def average(
     Computed in float64. The result has no optimizer state, so that training cannot resume from it: give it to
     a new run as init_from.path.
     """
+    from pipeline.checkpoint.offline import OfflineReader
     from pipeline.checkpoint.rewriting import average as write_average
 
     if len(set(iterations)) < 2:
         raise typer.BadParameter("must be at least two different ones", param_hint="'N N...'")
     sources = [resolve_checkpoint(checkpoint, iteration=number) for number in sorted(set(iterations))]
-    with output_lock(output, "megaponder checkpoint average"):
-        folder = write_average(sources, output)
+    with (
+        output_lock(output, "megaponder checkpoint average"),
+        _bytes_bar("averaging", OfflineReader(sources[0]).num_weight_bytes) as on_bytes,
+    ):
+        folder = write_average(sources, output, on_bytes=on_bytes)
     say(f"written to {folder}")
+
+
+@contextmanager
+def _bytes_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many bytes are written; yield what counts further ones."""
+    done = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        bar.update(done, f"{done / 1e9:,.2f} of {total / 1e9:,.2f} GB")
+
+    with open_bar(description, total=total) as bar:
+        yield count
+
+
+def _check_matches(found: Sequence[object], pattern: str) -> None:
+    if not found:
+        raise typer.BadParameter(
+            f"must match the name of a tensor, but {pattern!r} matches none; leave it out to see all",
+            param_hint="--tensors",
+        )
 
 
 def _report_tracker(checkpoint: Path) -> None:
     from pipeline.checkpoint.folder import iteration_of
 
-    problem = None if iteration_of(checkpoint) is not None else tracker_problem(checkpoint)
+    directory = checkpoints_at(checkpoint)
+    problem = None if iteration_of(checkpoint) is not None else tracker_problem(directory)
     if problem is not None:
         say(f"tracker: {problem}", err=True)

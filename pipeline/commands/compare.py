@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import parse_budget
 from pipeline.commands.shared import examples, set_up_logging, speaks
-from pipeline.shared.console import say, table_console
+from pipeline.shared.console import open_console, say
 from pipeline.shared.progress import open_bar
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,8 @@ def compare(
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
+    for path in runs:
+        check_checkpoint(path, iteration=None, reads_data=False)
 
     from megatron_ext.ponder.step_limits import HaltingSignal
     from pipeline.evaluation.compare.measure import Wanted, curve_of, find_run, problem_of
@@ -140,7 +143,7 @@ def compare(
     if not is_first:
         return
     labels = labels_of(curves, runs)
-    table_console().print(render_comparison(curves, labels))
+    open_console().print(render_comparison(curves, labels))
     if not same_text(curves):
         say("warning: the held-out texts differ; their losses cannot be compared", err=True)
     write_atomically(output, render_comparison_png(curves, labels))

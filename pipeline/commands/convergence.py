@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
-from pipeline.shared.console import say, table_console
+from pipeline.shared.console import open_console, say
 from pipeline.shared.progress import open_bar
 
 EPILOG = examples(
@@ -68,6 +69,7 @@ def convergence(
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
+    check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=True)
 
     from pipeline.evaluation.convergence.measure import (
         ConvergenceSettings,
@@ -101,7 +103,7 @@ def convergence(
             found = measure_convergence(opened, settings, advance=bar.advance)
     if not is_first:
         return
-    console = table_console()
+    console = open_console()
     for table in render_convergence(found):
         console.print(table)
     if output is not None:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
+from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
 from pipeline.evaluation.tasks import TASK_GROUPS
-from pipeline.metrics.records import WORTH_NAMES
+from pipeline.metrics.records import WORTH_NAMES, LossPoint
 from pipeline.shared.console import open_console, say
+from pipeline.shared.tables import Table
 
 if TYPE_CHECKING:
     from pipeline.evaluation.results import EvaluationResult, SourceLoss
@@ -167,6 +168,7 @@ def evaluate(
         )
         return
 
+    check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=True)
     overrides = [] if jacobi_iterations is None else [f"ponder.num_jacobi_iterations={jacobi_iterations}"]
     result, default_output = _evaluate_heldout(
         checkpoint,
@@ -212,9 +214,11 @@ def _evaluate_heldout(
         applied, met = limits.limits(opened, num_samples=batches * opened.config.training.global_batch_size)
         if met is not None and speaks():
             say(spent_line(met))
-        result = evaluate_checkpoint(opened, max_global_batches=batches, limits=applied)
+        result = evaluate_checkpoint(
+            opened, max_global_batches=batches, limits=applied, shows_progress=speaks()
+        )
         speeds = decoding_speeds(opened, [applied])[0] if timing else ()
-        worth = ()
+        worth: tuple[LossPoint, ...] = ()
         if result.is_of_whole_model:
             worth = worth_of_steps(HeldoutText(opened, batches), timing=timing)
         budget = None if met is None else met.budget

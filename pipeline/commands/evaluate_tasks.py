@@ -3,17 +3,18 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
+from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import LimitOptions, spent_line
 from pipeline.evaluation.tasks import expand_task_names
 from pipeline.shared.console import open_console, say
+from pipeline.shared.tables import Table
 
 if TYPE_CHECKING:
     from pipeline.evaluation.tasks import TaskReport, TaskScore
@@ -48,8 +49,9 @@ def evaluate_tasks(
     names = expand_task_names([name.strip() for name in options.names.split(",") if name.strip()])
     if not names:
         raise typer.BadParameter("must name a task", param_hint="--tasks")
+    check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=False)
     from pipeline.checkpoint.folder import CONFIG_NAME
-    from pipeline.config.load import load_config
+    from pipeline.config.load import load_stored_config
     from pipeline.evaluation.harness.run import run_tasks
     from pipeline.evaluation.opened import opened_checkpoint
     from pipeline.evaluation.tasks import TASKS_FILE, TaskSettings, save_task_report
@@ -70,7 +72,7 @@ def evaluate_tasks(
     with opened_checkpoint(
         checkpoint, iteration=iteration, overrides=batch, tensor_parallel=tensor_parallel, data=data
     ) as opened:
-        own = load_config(opened.folder / CONFIG_NAME, ())
+        own = load_stored_config(opened.folder / CONFIG_NAME, ())
         num_samples = own.evaluation.iters * own.training.global_batch_size
         applied, met = options.limits.limits(opened, num_samples=num_samples)
         if met is not None and speaks:
@@ -85,18 +87,19 @@ def evaluate_tasks(
 
 
 def _check_is_installed() -> None:
-    try:
-        import_module("lm_eval")
-    except ModuleNotFoundError as error:
+    # Found, not imported, which takes seconds.
+    if find_spec("lm_eval") is None:
         raise typer.BadParameter(
             "needs lm-evaluation-harness, which is not installed; pip install 'megaponder[eval]'",
             param_hint="--tasks",
-        ) from error
+        )
 
 
 def _table(report: "TaskReport") -> Table:
     asked = "" if report.limit is None else f", at most {report.limit} questions of each"
-    table = Table(title=f"{report.checkpoint}{asked}", box=SIMPLE_HEAD)
+    table = Table(
+        title=f"{report.checkpoint}{asked}", box=SIMPLE_HEAD, optional=("shots", "FLOPs", "FLOPs/token", "+-")
+    )
     table.add_column("task", overflow="fold")
     table.add_column("shots", justify="right")
     table.add_column("metric", overflow="fold")

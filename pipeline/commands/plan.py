@@ -11,8 +11,8 @@ from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_log
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
-from pipeline.cost.peaks import DEVICES
-from pipeline.shared.console import table_console
+from pipeline.cost.peaks import DEVICES, Device
+from pipeline.shared.console import open_console
 from pipeline.shared.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -94,18 +94,17 @@ def plan(
     """
     set_up_logging()
 
-    from pipeline.cost.peaks import DEVICES, GIB
+    from pipeline.cost.peaks import GIB
     from pipeline.cost.plan import Assumptions, plan_run, plan_values
     from pipeline.cost.suggest import on_devices, suggest
 
-    if gpu not in DEVICES:
-        raise typer.BadParameter(f"must be one of {', '.join(DEVICES)}, but is {gpu}", param_hint="--gpu")
+    device = device_of(gpu)
     run = load_config(config, overrides or [])
     if num_gpus is not None:
         run = on_devices(run, num_gpus)
-    size = vocab_size or run.model.vocab_size or _vocab_size_of_data(run)
+    size = vocab_size or vocab_size_of_run(run)
     assumptions = Assumptions(
-        device=DEVICES[gpu], mfu=mfu, reserve_bytes=reserve * GIB, mean_steps=_steps(run, mean_steps)
+        device=device, mfu=mfu, reserve_bytes=reserve * GIB, mean_steps=_steps(run, mean_steps)
     )
     planned = plan_run(run, size, assumptions)
     suggestions = [] if planned.fits else suggest(run, size, assumptions)
@@ -120,7 +119,7 @@ def plan(
 def _show(planned: "RunPlan", suggestions: "Sequence[Suggestion]") -> None:
     from pipeline.cost.table import render_memory, render_plan, render_suggestions
 
-    console = table_console()
+    console = open_console()
     console.print(render_memory(planned))
     console.print(render_plan(planned))
     if suggestions:
@@ -137,6 +136,22 @@ def _steps(run: RunConfig, mean_steps: float | None) -> float | None:
             param_hint="--mean-steps",
         )
     return mean_steps
+
+
+def device_of(name: str) -> Device:
+    """Return the device that --gpu names."""
+    if name not in DEVICES:
+        raise typer.BadParameter(f"must be one of {', '.join(DEVICES)}, but is {name}", param_hint="--gpu")
+    return DEVICES[name]
+
+
+def vocab_size_of_run(run: RunConfig) -> int:
+    """Return the number of ids of the run's tokenizer.
+
+    Raises:
+        ConfigError: it is neither configured nor known from the data.
+    """
+    return run.model.vocab_size or _vocab_size_of_data(run)
 
 
 def _vocab_size_of_data(run: RunConfig) -> int:

@@ -9,7 +9,12 @@ from pipeline.shared.python_start import python_module
 
 
 def run_on_layout(
-    config: RunConfig, arguments: Sequence[str], *, run_here: Callable[[], int], max_restarts: int = 0
+    config: RunConfig,
+    arguments: Sequence[str],
+    *,
+    run_here: Callable[[], int],
+    max_restarts: int = 0,
+    stop_timeout_seconds: Callable[[], float] | None = None,
 ) -> int:
     """Run a command on `config.parallel.world_size` ranks.
 
@@ -21,6 +26,7 @@ def run_on_layout(
         arguments: the command line of `megaponder` that the ranks run, without its first word.
         run_here: does the work of this rank; returns the exit code.
         max_restarts: how often to restart the ranks, if this function starts them, after a failure.
+        stop_timeout_seconds: asked at a stop signal how long those ranks may take to save and leave.
     Returns:
         The exit code of the command.
     Raises:
@@ -34,7 +40,14 @@ def run_on_layout(
     needed = config.parallel.world_size
     if not ranks.is_launched and (needed > 1 or max_restarts > 0):
         command = [*python_module("pipeline.cli"), *arguments]
-        return run_ranks(command, num_ranks=needed, max_restarts=max_restarts)
+        if stop_timeout_seconds is None:
+            return run_ranks(command, num_ranks=needed, max_restarts=max_restarts)
+        return run_ranks(
+            command,
+            num_ranks=needed,
+            max_restarts=max_restarts,
+            stop_timeout_seconds=stop_timeout_seconds,
+        )
     if ranks.world_size != needed:
         raise ConfigError([_wrong_number_of_ranks(config, ranks.world_size)])
     return run_here()

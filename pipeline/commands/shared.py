@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -32,7 +32,21 @@ _CURES = {
 NOTICES_LOGGER = "pipeline.config.aliases"
 # They are one process, also where a launcher has left its variables behind.
 _SINGLE_PROCESS_COMMANDS = (
-    *("checkpoint", "convert", "data", "demo", "jobs", "parity", "plan", "report", "submit", "tokenizer"),
+    *(
+        "checkpoint",
+        "config",
+        "convert",
+        "data",
+        "demo",
+        "jobs",
+        "parity",
+        "plan",
+        "recipes",
+        "rehearse",
+        "report",
+        "submit",
+        "tokenizer",
+    ),
 )
 
 Overrides = Annotated[
@@ -47,14 +61,17 @@ Overrides = Annotated[
 ConfigFile = Annotated[
     Path,
     typer.Option(
-        "--config", "-c", metavar="FILE", help="YAML file with the settings of a run; see pipeline/recipes."
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="YAML file with the settings of a run, or the name of a recipe (`megaponder recipes list`).",
     ),
 ]
 Checkpoint = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="Folder of a run's checkpoints (the newest is taken), or one of its iter_ folders.",
+        help="Folder of a run, or of its checkpoints (the newest is taken), or one of its iter_ folders.",
     ),
 ]
 Iteration = Annotated[
@@ -131,7 +148,7 @@ def set_up_logging(*, speaks: bool = True) -> None:
     Args:
         speaks: False for ranks other than the first, which log warnings only.
     """
-    handler = logging.StreamHandler()
+    handler = _CurrentStderrHandler()
     handler.setFormatter(
         _PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     )
@@ -143,6 +160,14 @@ def set_up_logging(*, speaks: bool = True) -> None:
     # developers.
     for module in (r"megatron\.core", r"torch\.distributed\.checkpoint"):
         warnings.filterwarnings("ignore", module=module)
+
+
+class _CurrentStderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what is standard error at the time: a progress bar replaces it, to draw itself below."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _PrintableFormatter(logging.Formatter):

@@ -20,6 +20,7 @@ from pipeline.commands.text_source import (
 )
 from pipeline.shared.console import say
 from pipeline.shared.folder_lock import output_lock
+from pipeline.shared.progress import open_bar
 
 app = typer.Typer(no_args_is_help=True, help="Train tokenizers.")
 
@@ -90,7 +91,8 @@ def train(
                 sample_bytes=sample_bytes,
                 heldout_fraction=heldout_fraction,
                 max_bad_files=max_bad_files,
-            )
+            ),
+            open_bar=lambda total: open_bar("tokenizer", total=total),
         )
     state = "trained" if trained.was_trained else "up to date"
     say(f"{trained.path}: {state}, {trained.vocab_size} pieces from {trained.num_files} files")

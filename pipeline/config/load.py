@@ -12,7 +12,7 @@ from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.messages import problems_of
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.rules import broken_rules_of_part
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import WITHOUT_USE, RunConfig
 from pipeline.config.section import SHOW_SECRETS
 from pipeline.shared.files import write_private
 
@@ -30,8 +30,31 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: with all problems of the file and the overrides.
     """
-    source = str(path) if path else "overrides"
     settings, problems = read_settings(path) if path else ({}, [])
+    return _checked(settings, problems, overrides, source=str(path) if path else "overrides")
+
+
+def load_stored_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the configuration that a run or a checkpoint has stored, which may be of an earlier version.
+
+    A kind of recomputation that is refused today has had no influence on any result; it is read as none.
+
+    Args:
+        path, overrides: see :func:`load_config`.
+
+    Raises:
+        ConfigError: see :func:`load_config`.
+    """
+    settings, problems = read_settings(path)
+    parallel = settings.get("parallel")
+    if isinstance(parallel, dict) and parallel.get("recompute") == WITHOUT_USE:
+        parallel["recompute"] = "none"
+    return _checked(settings, problems, overrides, source=str(path))
+
+
+def _checked(
+    settings: dict[str, Any], problems: list[ConfigProblem], overrides: Sequence[str], *, source: str
+) -> RunConfig:
     problems += apply_overrides(settings, overrides, setting_paths(), text_paths=text_paths())
     try:
         config = build_config(settings)
@@ -71,6 +94,29 @@ def render_config(config: RunConfig) -> str:
     return render_yaml(config.model_dump(mode="json"))
 
 
+def render_changes(config: RunConfig) -> str:
+    """Return the settings that differ from their defaults as YAML, which builds an equal configuration."""
+    changed: dict[str, Any] = {}
+    dumped = config.model_dump(mode="json")
+    for name, field in RunConfig.model_fields.items():
+        section, value = section_type(field.annotation), getattr(config, name)
+        if section is None:
+            if not _is_default(config, name):
+                changed[name] = dumped[name]
+            continue
+        inner = {key: dumped[name][key] for key in section.model_fields if not _is_default(value, key)}
+        if inner:
+            changed[name] = inner
+    return render_yaml(changed)
+
+
+def _is_default(section: BaseModel, name: str) -> bool:
+    """Tell whether a setting has the value that it gets when only the others are given."""
+    given = {other: getattr(section, other) for other in type(section).model_fields}
+    default = type(section).model_fields[name].get_default(call_default_factory=True, validated_data=given)
+    return bool(default == given[name])
+
+
 def dump_config(config: RunConfig, path: Path) -> None:
     """Write a resolved configuration to a YAML file, with its secrets masked."""
     path.write_text(render_config(config), encoding="ascii")
@@ -97,7 +143,7 @@ def _valid_part(recorded: Recorded) -> SimpleNamespace:
     part = SimpleNamespace()
     for name, field in RunConfig.model_fields.items():
         complete = recorded.get(RunConfig, {}).get(name)
-        section = _section_type(field.annotation)
+        section = section_type(field.annotation)
         if complete is not None:
             setattr(part, name, complete)
         elif section is not None:
@@ -119,7 +165,7 @@ def _valid_section(section: type[BaseModel], values: dict[str, Any]) -> SimpleNa
 
 def _annotations() -> Iterator[tuple[str, Any]]:
     for name, field in RunConfig.model_fields.items():
-        section = _section_type(field.annotation)
+        section = section_type(field.annotation)
         if section is None:
             yield name, field.annotation
         else:
@@ -136,6 +182,7 @@ def _is_text(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, UnionType) and all(_is_text(part) for part in parts)
 
 
-def _section_type(annotation: Any) -> type[BaseModel] | None:
+def section_type(annotation: Any) -> type[BaseModel] | None:
+    """Return the class of a group of settings; None for a single setting."""
     is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
     return annotation if is_section else None

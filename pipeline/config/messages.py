@@ -67,7 +67,7 @@ def _problem_of(error: ErrorDetails, known_paths: Sequence[str]) -> ConfigProble
     if error["type"] == "extra_forbidden":
         return unknown_setting(path, known_paths)
     context = error.get("ctx", {})
-    describe = _RULES.get(error["type"])
+    describe = (lambda _: error["msg"]) if error["type"] == "no_use" else _RULES.get(error["type"])
     rule = describe(context) if describe else f"is not valid ({error['msg']})"
     if error["type"] == "missing":
         return ConfigProblem(path=path, rule=rule, value="missing", cure="add it")
@@ -108,6 +108,8 @@ def _meant(path: str, known_paths: Sequence[str]) -> str | None:
 
 def _cure(error: ErrorDetails, context: Mapping[str, Any]) -> str:
     found = error["input"]
+    if error["type"] == "no_use":
+        return str(context["cure"])
     if error["type"] == "path_name":
         return str(context["reason"])
     if error["type"] == "bool_type" and str(found).lower() in _OTHER_WORDS:

@@ -70,7 +70,7 @@ def _default_random_sweeps(given: dict[str, Any]) -> tuple[int, int] | None:
 class PonderSection(Section):
     """The pondering method and how it halts."""
 
-    method: Method
+    method: Method = Field(description="the pondering method (docs/methods.md)")
     form: Form = Field(
         Form.MEGAPONDER,
         description="defaults of the settings below: this project's, or those of the research code of "

@@ -5,9 +5,10 @@ section alone (tests, golden vectors) checks types and ranges only.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, ConfigProblem
@@ -32,11 +33,14 @@ from pipeline.config.workflow_section import WorkflowStep
 class ModelConfig(Section):
     """The backbone: sizes and layout of the transformer."""
 
-    architecture: Literal["gpt_neox", "llama"]
-    num_layers: Few
-    hidden_size: Count
-    ffn_hidden_size: Count
-    num_attention_heads: Few
+    architecture: Literal["gpt_neox", "llama"] = Field(
+        description="gpt_neox: parallel attention and MLP, LayerNorm and biases, as Pythia; llama: RMSNorm "
+        "and SwiGLU"
+    )
+    num_layers: Few = Field(description="layers that one pass goes through")
+    hidden_size: Count = Field(description="features of a hidden state, H")
+    ffn_hidden_size: Count = Field(description="features inside an MLP")
+    num_attention_heads: Few = Field(description="query heads")
     num_query_groups: Few = Field(
         default_factory=lambda given: given["num_attention_heads"],
         description="key/value heads; default: one per attention head",
@@ -49,43 +53,77 @@ class ModelConfig(Section):
     make_vocab_size_divisible_by: Count = Field(
         128, description="the vocabulary is padded to a multiple of this times parallel.tensor"
     )
-    max_position_embeddings: Count = 2048
+    max_position_embeddings: Count = Field(2048, description="longest sequence, in tokens")
     rotary_percent: Annotated[float, Field(strict=True, gt=0, le=1)] = Field(
         default_factory=lambda given: 0.25 if given["architecture"] == "gpt_neox" else 1.0,
         description="rotated share of a head; default: 0.25 for gpt_neox, 1.0 for llama",
     )
-    rotary_base: Count = 10000
-    norm_epsilon: Positive = 1e-5
-    untie_embeddings_and_output_weights: Switch = True
+    rotary_base: Count = Field(10000, description="base of the wavelengths of rotary positions")
+    norm_epsilon: Positive = Field(1e-5, description="added to the variance in normalizations")
+    untie_embeddings_and_output_weights: Switch = Field(
+        True, description="the output layer has weights of its own"
+    )
     padding_token_id: CountOrZero | None = Field(
         None, description="a token whose embedding row receives no gradient from lookups"
     )
-    init: Literal["megatron", "ponderlm2"] = "megatron"
+    init: Literal["megatron", "ponderlm2"] = Field(
+        "megatron",
+        description="initial weights: normal with init_std and smaller residual outputs (megatron), or those "
+        "of the research code of PonderLM-2",
+    )
     init_std: Positive = Field(0.02, description="standard deviation of init: megatron")
+
+
+# Megatron's third kind of recomputation: it would cost time and save nothing.
+WITHOUT_USE = "selective"
+
+
+def _of_use(value: Any) -> Any:
+    """Refuse a kind of recomputation without use, with the reason."""
+    if value == WITHOUT_USE:
+        raise PydanticCustomError(
+            "no_use",
+            "must be none, full or per_pass: fused attention keeps no scores, so that computing it again "
+            "would save no memory",
+            {"cure": "set it to none, or to per_pass or full to save memory"},
+        )
+    return value
 
 
 class ParallelConfig(Section):
     """How the model and its batches are distributed over ranks."""
 
-    tensor: Few = 1
-    pipeline: Few = 1
+    tensor: Few = Field(1, description="ranks that share each layer's weights")
+    pipeline: Few = Field(1, description="pipeline stages, which share the layers")
     layers_per_stage: tuple[Count, ...] | None = Field(
         None, description="layers of each pipeline stage; default: even, the first stages hold the remainder"
     )
-    data: Few = 1
-    sequence_parallel: Switch = False
-    recompute: Literal["none", "selective", "full", "per_pass"] = Field(
-        "none",
-        description="activations that backward recomputes instead of storing: those of the core attention "
-        "(selective), of every layer (full), or of a whole pass through the layers (per_pass)",
+    data: Few = Field(1, description="copies of the model, which share each global batch")
+    sequence_parallel: Switch = Field(
+        False,
+        description="tensor-parallel ranks also share the activations between layers, along the sequence",
     )
-    use_distributed_optimizer: Switch = True
-    overlap_grad_reduce: Switch = False
+    recompute: Annotated[Literal["none", "full", "per_pass"], BeforeValidator(_of_use)] = Field(
+        "none",
+        description="activations that backward recomputes instead of storing: those of every layer (full), "
+        "or of a whole pass through the layers (per_pass)",
+    )
+    use_distributed_optimizer: Switch = Field(
+        True, description="the copies of the model share the optimizer's state (ZeRO-1)"
+    )
+    overlap_grad_reduce: Switch = Field(
+        False, description="sum gradients over the copies of the model during backward"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="what ranks compute on; auto: what the environment variable MEGAPONDER_DEVICE names, "
+        "else CUDA where there is a device",
+    )
     timeout_seconds: Count = Field(600, description="limit of a collective operation")
     watchdog_seconds: CountOrZero = Field(
         default_factory=lambda given: given["timeout_seconds"] // 2,
-        description="time without a finished step after which all ranks dump their stacks and the run ends "
-        "with exit code 75; 0: no limit; default: half of timeout_seconds",
+        description="seconds without a started micro-batch or finished step after which all ranks dump "
+        "their stacks and the run ends with exit code 75; 0: no limit; default: half of timeout_seconds",
     )
 
     @property
@@ -100,8 +138,12 @@ class TrainingConfig(Section):
     seq_length: Count = Field(description="tokens per sequence")
     micro_batch_size: Count = Field(description="sequences per forward pass of a rank")
     global_batch_size: Count = Field(description="sequences per iteration over all ranks")
-    train_iters: Count
-    precision: Literal["fp32", "bf16"] = "fp32"
+    train_iters: Count = Field(
+        description="iterations of the run; an iteration is one global batch and one update"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of weights and computation; the optimizer keeps its weights and moments in fp32"
+    )
     exit_interval: Count | None = Field(
         None, description="save and exit with code 0 at every multiple of this iteration"
     )
@@ -113,10 +155,16 @@ class TrainingConfig(Section):
 class OptimizerConfig(Section):
     """AdamW and its learning-rate schedule."""
 
-    lr: Positive
-    min_lr: NonNegative = 0.0
-    lr_decay_style: Literal["cosine", "wsd", "constant", "linear"] = "cosine"
-    lr_warmup_iters: CountOrZero = 0
+    lr: Positive = Field(description="largest learning rate")
+    min_lr: NonNegative = Field(0.0, description="learning rate at the end of the decay")
+    lr_decay_style: Literal["cosine", "wsd", "constant", "linear"] = Field(
+        "cosine",
+        description="course of the learning rate after the warm-up; wsd: constant, then a decay over "
+        "wsd_decay_iters",
+    )
+    lr_warmup_iters: CountOrZero = Field(
+        0, description="iterations over which the learning rate rises linearly to lr"
+    )
     lr_warmup_init: NonNegative = Field(
         0.0,
         description="learning rate at which the warm-up starts, such as the final one of the initial model",
@@ -131,10 +179,12 @@ class OptimizerConfig(Section):
         description="learning rate of the router or gates as a multiple of lr; default: lr, in one parameter "
         "group with the backbone",
     )
-    weight_decay: NonNegative = 0.1
-    adam_beta1: BelowOne = 0.9
-    adam_beta2: BelowOne = 0.95
-    adam_eps: Positive = 1e-8
+    weight_decay: NonNegative = Field(
+        0.1, description="decoupled from the gradient; not of biases and normalizations"
+    )
+    adam_beta1: BelowOne = Field(0.9, description="decay of the first moment per update")
+    adam_beta2: BelowOne = Field(0.95, description="decay of the second moment per update")
+    adam_eps: Positive = Field(1e-8, description="added to the root of the second moment")
     clip_grad: NonNegative = Field(1.0, description="largest gradient norm; 0 turns clipping off")
 
 
@@ -182,8 +232,12 @@ class DataConfig(Section):
     heldout_format: Literal["webdataset", "megatron", "rows"] = Field(
         default_factory=lambda given: given["format"], description="default: format"
     )
-    train_split: Annotated[str, Field(min_length=1)] = "train"
-    heldout_split: Annotated[str, Field(min_length=1)] = "heldout"
+    train_split: Annotated[str, Field(min_length=1)] = Field(
+        "train", description="name of the split to train on"
+    )
+    heldout_split: Annotated[str, Field(min_length=1)] = Field(
+        "heldout", description="name of the split to evaluate on"
+    )
     order: Literal["shuffled", "sequential"] = Field(
         default_factory=lambda given: "sequential" if given["format"] == "rows" else "shuffled",
         description="default: shuffled again in every epoch; format rows: sequential",
@@ -263,6 +317,9 @@ class CheckpointConfig(Section):
     interval: Count | None = Field(
         None, description="iterations between checkpoints; default: only at the end"
     )
+    minutes: Positive | None = Field(
+        None, description="minutes between checkpoints, beside the interval; default: no limit"
+    )
     keep_last: Count | None = Field(None, description="number of newest checkpoints to keep; default: all")
     keep_every: Count | None = Field(
         None, description="in addition to keep_last, keep checkpoints at multiples of this iteration"
@@ -326,7 +383,9 @@ class DivergenceConfig(Section):
     spike_window: Count = Field(
         64, description="number of losses of the median; spikes are detected only after as many"
     )
-    on_spike: Literal["skip", "stop"] = "skip"
+    on_spike: Literal["skip", "stop"] = Field(
+        "skip", description="skip the update of the step and count it, or stop with exit code 93"
+    )
     max_in_a_row: Count = Field(5, description="consecutive skipped steps after which the run stops")
 
 
@@ -334,7 +393,7 @@ class MetricsConfig(Section):
     """What is logged and how often."""
 
     interval: Count = Field(10, description="iterations between log lines")
-    tensorboard: Switch = True
+    tensorboard: Switch = Field(True, description="write TensorBoard files to output_dir/tensorboard")
     collapse_patience: Count = Field(
         20, description="log lines without adaptive halting after which a warning is logged"
     )
@@ -343,8 +402,12 @@ class MetricsConfig(Section):
 class RunConfig(Section):
     """All settings of a run, complete and consistent."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    seed: CountOrZero = 1234
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        "run", description="of the run, in its folder, its jobs and its reports"
+    )
+    seed: CountOrZero = Field(
+        1234, description="of the initial weights, the order of the data and every random number"
+    )
     output_dir: FilePath = Field(
         default_factory=lambda given: Path("runs") / given["name"], description="default: runs/<name>"
     )

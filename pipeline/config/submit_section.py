@@ -52,24 +52,26 @@ class ContainerSection(Section):
 class SubmitSection(Section):
     """What `megaponder submit` requests of a cluster; without effect on `megaponder train`."""
 
-    target: Target = "local"
-    nodes: Count = 1
+    target: Target = Field("local", description="where jobs run: processes of this machine, SLURM, or Ray")
+    nodes: Count = Field(1, description="machines of the job")
     gpus_per_node: CountOrZero = Field(
         0, description="one for each rank of a node; 0: ranks compute on the CPU"
     )
-    cpus_per_rank: Count = 1
+    cpus_per_rank: Count = Field(1, description="processor cores for each rank")
     memory_per_node: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMGT]$")] | None = Field(
         None, description="such as 64G; default: the cluster's"
     )
     wall_time: Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]{1,2}:[0-9]{2}:[0-9]{2}$")] | None = Field(
         None, description="[DAYS-]HH:MM:SS after which the cluster ends the job; default: the cluster's"
     )
-    partition: QueueName | None = None
-    account: QueueName | None = None
-    qos: QueueName | None = None
-    constraint: _Word | None = None
+    partition: QueueName | None = Field(None, description="SLURM partition")
+    account: QueueName | None = Field(None, description="account that is charged")
+    qos: QueueName | None = Field(None, description="SLURM quality of service")
+    constraint: _Word | None = Field(
+        None, description="features that nodes must have, as sbatch --constraint"
+    )
     options: tuple[_Line, ...] = Field((), description="further #SBATCH options, such as --exclude=node7")
-    container: ContainerSection | None = None
+    container: ContainerSection | None = Field(None, description="image that the ranks run in; default: none")
     python: _PathWord | None = Field(
         None, description="the interpreter on the nodes; default: this one, or `python` in a container"
     )

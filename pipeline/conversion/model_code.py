@@ -15,7 +15,14 @@ _MODULES = (
     *(_MODEL / name for name in ("configuration_megaponder.py", "modeling_megaponder.py")),
     *(
         _PONDER / name
-        for name in ("attention.py", "halting.py", "renewal.py", "decode/sweeps.py", "decode/think.py")
+        for name in (
+            "attention.py",
+            "documents.py",
+            "halting.py",
+            "renewal.py",
+            "decode/sweeps.py",
+            "decode/think.py",
+        )
     ),
 )
 CODE_FILES = tuple(module.name for module in _MODULES)

@@ -82,20 +82,20 @@ def _whole_pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
     layers, again = num_layers * whole, 0.0
     entered = sizes.hidden_bytes * num_slots
     if sizes.recompute == "full":
-        layers, again = num_layers * entered + _angles(sizes, rows), whole - entered
+        layers, again = num_layers * entered, whole - entered
     if sizes.recompute == "per_pass":
-        layers, again = entered + _angles(sizes, rows), num_layers * whole - entered
+        layers, again = entered, num_layers * whole - entered
     is_last = stage == sizes.num_stages - 1
     mixed = mixture_rows(sizes, index) if is_last else 0
     mixture = _mixture_kept(sizes)
     return PassBytes(
-        layers=layers,
+        layers=layers + _turns(sizes, rows),
         keys=_kept_keys(sizes, rows, index, num_layers),
         method=_sent(sizes, entered, stage) + (_method(sizes, index, entered) if is_last else 0),
         noted=_noted(sizes, index) if is_last else 0,
         vocabulary=mixed * mixture,
         again=again,
-        working=_layer_working(sizes, rows, index) + _later_gradients(sizes, rows, index, num_layers),
+        working=_layer_working(sizes, rows) + _later_gradients(sizes, rows, index, num_layers),
         # Logits, their distance to the largest and its exponential, all in float32.
         mixing=mixed * max(3 * FLOAT32 - mixture, 0) + (_predictions(sizes, index) if is_last else 0),
     )
@@ -130,9 +130,9 @@ def _mixture_kept(sizes: RankSizes) -> float:
     return FLOAT32 + narrow + (BOOL if sizes.mixture is Mixture.TOP_K else 0)
 
 
-def _angles(sizes: RankSizes, rows: float) -> float:
-    """Rotary angles, which are kept where layers are computed again; their cos and sin are not."""
-    return rows * sizes.rotary_size * FLOAT32
+def _turns(sizes: RankSizes, rows: float) -> float:
+    """Cosines and sines of a pass, which all layers share."""
+    return rows * sizes.rotary_size * sizes.value_bytes
 
 
 def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
@@ -140,14 +140,7 @@ def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> fl
     is_kept = sizes.facts.halts_in_training and not sizes.plan.is_final(index)
     if not is_kept or sizes.recompute == "none":
         return 0
-    shape = sizes.shape
-    extra: float = 0
-    if index == 0 or sizes.facts.sees_earlier_steps:
-        if sizes.recompute == "selective":
-            return 0
-        # As computed, values are a view of the fused product; later ones of halted tokens are a copy.
-        extra = shape.query_size + shape.key_value_size / 2
-    return num_layers * rows * (shape.key_value_size + extra) / sizes.tensor * sizes.value_bytes
+    return num_layers * rows * sizes.shape.key_value_size / sizes.tensor * sizes.value_bytes
 
 
 def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
@@ -218,7 +211,7 @@ def _layer_kept(sizes: RankSizes, rows: float, index: int) -> float:
     return rows * (_norms(sizes) + _attention(sizes, index) + _mlp(sizes))
 
 
-def _layer_working(sizes: RankSizes, rows: float, index: int) -> float:
+def _layer_working(sizes: RankSizes, rows: float) -> float:
     """Return the bytes that backward through a layer needs in addition to what the layers have kept.
 
     The gradients of the hidden state, those inside the MLP, whose backward comes first, and of one weight.
@@ -227,11 +220,7 @@ def _layer_working(sizes: RankSizes, rows: float, index: int) -> float:
     inner = shape.ffn_hidden_size / sizes.tensor
     hidden = shape.hidden_size / _token_split(sizes)
     weight = shape.hidden_size * inner * value
-    working = rows * value * (2 * hidden + (2 if shape.is_gated else 1) * inner) + weight
-    if sizes.recompute == "selective":
-        attention = rows * value * (hidden + _attended(sizes, index) * 7)
-        working = max(working, attention - rows * value * (2 if not shape.is_gated else 5) * inner)
-    return working
+    return rows * value * (2 * hidden + (2 if shape.is_gated else 1) * inner) + weight
 
 
 def _token_split(sizes: RankSizes) -> int:
@@ -252,25 +241,18 @@ def _norms(sizes: RankSizes) -> float:
 
 
 def _attention(sizes: RankSizes, index: int) -> float:
-    """Per row: what the product of queries and keys takes, the attended values, and the rotary factors."""
+    """Per row: what the product of queries and keys takes, and the attended values."""
     shape, value = sizes.shape, sizes.value_bytes
     query, key = shape.query_size / sizes.tensor, shape.key_value_size / 2 / sizes.tensor
     heads = shape.num_attention_heads / sizes.tensor
-    # cos and sin, once for queries and once for keys.
-    rotary = 4 * sizes.rotary_size * value
-    # The values are a view of the fused product, and keep all of it.
-    taken = query + key + (query + 2 * key)
-    if sizes.has_kept_keys(index):
-        taken = query + 2 * key
+    taken = query + 2 * key
     is_weighted = sizes.has_weighted_keys(index)
-    if sizes.recompute == "selective":
-        return rotary + value * (taken + query)
     if is_weighted:
-        taken = (query + 2 * key) * sizes.weighted_head_size / shape.kv_channels
+        taken *= sizes.weighted_head_size / shape.kv_channels
     # Removing the columns of log w, or joining documents, makes a copy.
     is_copied = is_weighted or sizes.separates_documents
     attended = _attended(sizes, index) + (query if is_copied else 0)
-    return rotary + value * (taken + attended) + FLOAT32 * heads
+    return value * (taken + attended) + FLOAT32 * heads
 
 
 def _attended(sizes: RankSizes, index: int) -> float:
@@ -281,6 +263,6 @@ def _attended(sizes: RankSizes, index: int) -> float:
 
 
 def _mlp(sizes: RankSizes) -> float:
-    """Per row: before and after the activation; of a gated MLP both halves, their parts and their product."""
-    num_kept = 5 if sizes.shape.is_gated else 2
+    """Per row: before and after the activation; of a gated MLP also the other half and the product."""
+    num_kept = 4 if sizes.shape.is_gated else 2
     return num_kept * sizes.value_bytes * sizes.shape.ffn_hidden_size / sizes.tensor

@@ -19,7 +19,7 @@ from megatron_ext.ponder.passes import PassPlan, mean_over_sweeps
 from megatron_ext.ponder.step_limits import HaltingSignal
 from pipeline.cost.shape import ModelShape, ParameterCount, Precision
 
-Recompute = Literal["none", "selective", "full", "per_pass"]
+Recompute = Literal["none", "full", "per_pass"]
 
 # A backward pass does two products of the same size for each product of the forward pass.
 BACKWARD_PER_FORWARD = 2
@@ -129,7 +129,7 @@ class FlopsAccount:
         mixture: what a step feeds back; mixtures cost a head and a product with embeddings.
         form: of the router; decides how large it is and how often training asks it.
         penalty: what is penalised; some kinds cost further heads.
-        recompute: what backward computes again: nothing, the core attention, or all layers, one by one
+        recompute: what backward computes again: nothing, or all layers, one by one
             (``full``) or a pass at a time (``per_pass``), which is the same work.
         precision: of weights and keys; decides how many channels the weight of a key takes.
         signal: what a decoder halts by in place of the method's own router; None: by that.
@@ -441,9 +441,8 @@ class FlopsAccount:
     def _recompute_flops(self, plan: PassPlan) -> float:
         if self.recompute == "none":
             return 0
-        again = self._attention_flops if self.recompute == "selective" else self._pass_flops
         return sum(
-            again(rows, self._key_sets(index))
+            self._pass_flops(rows, self._key_sets(index))
             for index, rows in enumerate(plan.slots)
             if plan.has_gradient(index)
         )

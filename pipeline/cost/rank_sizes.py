@@ -122,13 +122,6 @@ class RankSizes:
         is_blended = self.blends_start and self.plan.slots[index] > 1
         return is_blended or (self.facts.weighs_slots and index > 0)
 
-    def has_kept_keys(self, index: int) -> bool:
-        """Whether pass `index` replaces the computed keys and values of halted tokens by kept ones.
-
-        Where the core attention is computed again, that happens inside of it.
-        """
-        return self.facts.freezes_halted and index > 0 and self.recompute != "selective"
-
     @property
     def weighted_head_size(self) -> int:
         """Channels of a head with the columns of log w, padded."""

@@ -5,7 +5,6 @@ from string import ascii_lowercase, digits
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.schema import RunConfig
@@ -16,7 +15,8 @@ from pipeline.cost.schedule import (
     flushing_timeline,
     looping_timeline,
 )
-from pipeline.shared.console import table_console
+from pipeline.shared.console import open_console
+from pipeline.shared.tables import Table
 from pipeline.step.settings import step_settings
 
 # A piece of work is at least this wide, for the letter of its micro-batch and the digit of its pass.
@@ -47,7 +47,7 @@ def show_schedule(config: RunConfig, console: Console | None = None) -> None:
     plan = plan.truncated(settings.gradient_passes)
     slots = plan.slots
     stages, micro_batches = config.parallel.pipeline, config.num_micro_batches
-    console = console or table_console()
+    console = console or open_console()
     heading = (
         f", first step: {config.ponder.method}, J = {settings.num_jacobi_iterations}; "
         f"rows per token by pass: {', '.join(map(str, slots))}; micro-batches: {micro_batches}; "

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from pipeline.cost.memory import RankMemory
 from pipeline.cost.peaks import GIB
 from pipeline.cost.plan import RunPlan
 from pipeline.cost.suggest import Suggestion
 from pipeline.run.summary import metric
+from pipeline.shared.tables import Table
 
 MOST_PASSES_SHOWN = 12
 

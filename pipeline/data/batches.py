@@ -5,7 +5,7 @@ B = rows of a micro-batch, S = tokens per row.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -174,6 +174,10 @@ class BatchShare:
 
     micro_batches: list[TokenBatch]
     rows: list[TokenRows]
+
+    def pinned(self) -> "BatchShare":
+        """Return the share with micro-batches that are copied to a device while the host goes on."""
+        return replace(self, micro_batches=[batch.pinned() for batch in self.micro_batches])
 
 
 class TrainingBatches:

@@ -198,7 +198,7 @@ class PrefetchedBatches:
         self._next = consumed_samples
         step = self._batches.layout.global_batch_size
         self._ahead = Ahead(
-            self._batches.read,
+            lambda position: self._batches.read(position).pinned(),
             range(consumed_samples, self._stop, step),
             budget=self._num_batches,
             timeout_seconds=self._timeout_seconds,

@@ -18,6 +18,7 @@ from pipeline.evaluation.points import evaluate_under
 from pipeline.evaluation.results import EvaluationResult, loss_quartiles
 from pipeline.evaluation.sources import SourceRecorder
 from pipeline.metrics.ponder_scalars import jacobi_residuals
+from pipeline.shared.progress import open_bar, tracked
 from pipeline.step.build import heldout_batches
 from pipeline.step.evaluate import Evaluation
 
@@ -48,7 +49,11 @@ class TokenRecorder:
 
 
 def evaluate_checkpoint(
-    checkpoint: OpenedCheckpoint, *, max_global_batches: int, limits: StepLimits = UNLIMITED
+    checkpoint: OpenedCheckpoint,
+    *,
+    max_global_batches: int,
+    limits: StepLimits = UNLIMITED,
+    shows_progress: bool = False,
 ) -> EvaluationResult:
     """Evaluate on the held-out split of the run's own data.
 
@@ -56,6 +61,7 @@ def evaluate_checkpoint(
         checkpoint: the model, on one pipeline stage.
         max_global_batches: global batches of the split, at most all.
         limits: on the steps, without a signal; with a threshold slots are pruned for good.
+        shows_progress: on the terminal of this rank, if it has one.
     """
     config, ponder = checkpoint.config, checkpoint.config.ponder
     sweeps = ponder.num_jacobi_iterations
@@ -68,14 +74,15 @@ def evaluate_checkpoint(
         tokens(batch, output)
         sources(batch, output)
 
-    evaluation = evaluate_under(
-        limits,
-        checkpoint.module,
-        batches,
-        num_jacobi_iterations=sweeps,
-        groups=checkpoint.groups,
-        observe=observe,
-    )
+    with open_bar("evaluating", total=len(batches), speaks=shows_progress) as bar:
+        evaluation = evaluate_under(
+            limits,
+            checkpoint.module,
+            tracked(batches, bar),
+            num_jacobi_iterations=sweeps,
+            groups=checkpoint.groups,
+            observe=observe,
+        )
     assert evaluation is not None, "nothing cuts this evaluation short"
     sums = evaluation.sums
     limited = checkpoint.module.ponder.under(limits).config

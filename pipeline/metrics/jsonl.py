@@ -71,6 +71,7 @@ def training_scalars(record: TrainingRecord) -> dict[str, float]:
         names.TOKENS_PER_SECOND: record.tokens_per_second,
         names.MFU: record.mfu,
         names.HFU: record.hfu,
+        names.MEMORY: record.memory_bytes,
     }
     measured = {tag: float(value) for tag, value in scalars.items() if value is not None}
     return measured | dict(record.scalars)

@@ -5,6 +5,9 @@ Metrics that Megatron-LM has use its tags exactly; those about pondering are und
 
 from typing import Final
 
+# In the folder of a run.
+TENSORBOARD_FOLDER: Final = "tensorboard"
+
 # Megatron-LM's TensorBoard tags.
 LM_LOSS: Final = "lm loss"
 LM_LOSS_VALIDATION: Final = "lm loss validation"
@@ -20,6 +23,8 @@ NUM_ZEROS: Final = "num-zeros"
 PARAMS_NORM: Final = "params-norm"
 ITERATION_TIME: Final = "iteration-time"
 THROUGHPUT: Final = "throughput"
+# The most memory allocated on a device, in bytes; absent on CPUs.
+MEMORY: Final = "mem-max-allocated-bytes"
 
 # Tags of Megatron Bridge, for metrics that Megatron-LM does not have.
 TOKENS_PER_SECOND: Final = "throughput/tokens_per_sec"

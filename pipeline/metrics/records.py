@@ -20,7 +20,8 @@ class TrainingRecord:
     the device's dense peak, for the operations of the method and for those computed. ``None`` means not
     measured, or an unknown peak.
     ``data_hash`` identifies the tokens of the last iteration's global batch. ``scalars`` are further curves
-    by tag, ``steps_count`` the number of tokens by the number of steps they took.
+    by tag, ``steps_count`` the number of tokens by the number of steps they took. ``memory_bytes`` is the
+    most that this rank has allocated on its device; a CPU does not measure it.
     """
 
     iteration: int
@@ -45,6 +46,7 @@ class TrainingRecord:
     data_hash: str | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
     steps_count: Sequence[float] | None = None
+    memory_bytes: int | None = None
 
 
 @with_config(ConfigDict(extra="forbid"))

@@ -17,8 +17,6 @@ from pipeline.metrics.records import TrainingRecord, ValidationRecord
 # This function of torch has no types.
 describe_settings: Callable[..., tuple[Any, Any, Any]] = hparams
 
-TENSORBOARD_FOLDER = "tensorboard"
-
 # Megatron-LM also plots these over consumed samples.
 ALSO_VERSUS_SAMPLES = (
     names.LEARNING_RATE,

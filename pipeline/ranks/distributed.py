@@ -9,10 +9,11 @@ import torch.distributed
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # both are public
 from torch.distributed.distributed_c10d import Store
 
-from megatron_ext.device import process_group_backend, select_device
+from megatron_ext.device import choose_device, process_group_backend, select_device
 from pipeline.ranks.environment import Ranks
+from pipeline.shared.errors import UserError
 
-__all__ = ["RendezvousError", "start_process_group", "stop_process_group"]
+__all__ = ["DeviceError", "RendezvousError", "start_process_group", "stop_process_group"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,16 +24,26 @@ class RendezvousError(RuntimeError):
     """Not all ranks of the job have connected."""
 
 
-def start_process_group(ranks: Ranks, *, timeout_seconds: int) -> None:
+class DeviceError(UserError):
+    """The ranks cannot have the devices that they ask for."""
+
+
+def start_process_group(ranks: Ranks, *, timeout_seconds: int, device: str = "auto") -> None:
     """Choose this rank's device and join the job.
 
     Args:
         ranks: this process among the ranks; a limit for the rendezvous that the launcher set wins.
         timeout_seconds: limit of every collective, and of the rendezvous if the launcher set none.
+        device: parallel.device: auto, cpu or cuda.
     Raises:
+        DeviceError: there is no such device, or there are fewer than ranks.
         RendezvousError: some ranks did not connect in time, or rank 0 cannot be reached.
     """
-    select_device(ranks.local_rank)
+    try:
+        choose_device(device)
+        select_device(ranks.local_rank, ranks.world_size if ranks.is_on_one_machine else 1)
+    except ValueError as error:
+        raise DeviceError(str(error)) from error
     if ranks.is_on_one_machine:
         _use_loopback()
     store = _meet(ranks, ranks.start_timeout_seconds or timeout_seconds)

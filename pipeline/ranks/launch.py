@@ -1,7 +1,7 @@
 """Start the ranks of a run on this machine, restart them if they fail, and leave none behind.
 
 Ctrl-C reaches the launcher alone, because ranks lead process groups of their own: it passes the signal on
-once and waits a bounded time before it kills.
+once and waits a bounded time before it kills. A second one kills at once.
 """
 
 import logging
@@ -33,7 +33,7 @@ def run_ranks(
     arguments: Sequence[str],
     *,
     num_ranks: int,
-    stop_timeout_seconds: float = 120.0,
+    stop_timeout_seconds: float | Callable[[], float] = 120.0,
     failure_timeout_seconds: float = 10.0,
     environment: Mapping[str, str] | None = None,
     max_restarts: int = 0,
@@ -46,7 +46,8 @@ def run_ranks(
     Args:
         arguments: what follows the interpreter, e.g. ``["-P", "-m", "pipeline.cli", "train", ...]``.
         num_ranks: how many ranks to start.
-        stop_timeout_seconds: how long ranks may take to save and leave after SIGINT, SIGTERM or SIGUSR1.
+        stop_timeout_seconds: how long ranks may take to save and leave after SIGINT, SIGTERM or SIGUSR1; a
+            function is asked when the signal arrives.
         failure_timeout_seconds: how long the others may take to leave after a rank has failed.
         environment: variables added to this process's own.
         max_restarts: how often all ranks are started again after a failure that a restart may cure. The wait
@@ -57,6 +58,7 @@ def run_ranks(
     Returns:
         0 if all ranks left with 0, else the code of the first rank that did not; 128 + N where signal N ended
         it. REQUEUE if a stop signal arrived before the ranks handled signals, because nothing was lost.
+        INTERRUPTED after a second SIGINT, which kills the ranks at once.
     """
     launcher = _Launcher(stop_timeout_seconds, failure_timeout_seconds)
     previous = {number: signal.signal(number, launcher.forward) for number in STOP_SIGNALS}
@@ -74,11 +76,14 @@ def run_ranks(
 
 
 class _Launcher:
-    def __init__(self, stop_timeout_seconds: float, failure_timeout_seconds: float) -> None:
+    def __init__(
+        self, stop_timeout_seconds: float | Callable[[], float], failure_timeout_seconds: float
+    ) -> None:
         self._stop_timeout_seconds = stop_timeout_seconds
         self._failure_timeout_seconds = failure_timeout_seconds
         self._ranks = RankProcesses()
         self._received: signal.Signals | None = None
+        self._num_interrupts = 0
 
     @property
     def is_stopping(self) -> bool:
@@ -127,7 +132,8 @@ class _Launcher:
         return not self.is_stopping
 
     def forward(self, number: int, _frame: FrameType | None) -> None:
-        """Pass the first stop signal on to every rank; later ones have no effect."""
+        """Pass the first stop signal on to every rank; of later ones only a second SIGINT has an effect."""
+        self._num_interrupts += number == signal.SIGINT
         if self._received is None:
             self._received = signal.Signals(number)
             self._ranks.stop(self._received)
@@ -136,6 +142,8 @@ class _Launcher:
         """Wait until all ranks have left, killed if they must be; return the run's exit code."""
         failed: int | None = None
         while True:
+            if self._num_interrupts >= 2:
+                return ExitCode.INTERRUPTED
             codes = self._ranks.codes
             if failed is None:
                 failed = first_failed(codes)

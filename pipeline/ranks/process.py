@@ -30,11 +30,17 @@ class RankProcesses:
     time.
 
     Args:
-        stop_timeout_seconds: how long ranks may take to save and leave after a stop signal.
+        stop_timeout_seconds: how long ranks may take to save and leave after a stop signal; a function is
+            asked when it arrives.
         failure_timeout_seconds: how long the others may take to leave after a rank has failed.
     """
 
-    def __init__(self, *, stop_timeout_seconds: float = 0.0, failure_timeout_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        stop_timeout_seconds: float | Callable[[], float] = 0.0,
+        failure_timeout_seconds: float = 0.0,
+    ) -> None:
         self._stop_timeout_seconds = stop_timeout_seconds
         self._failure_timeout_seconds = failure_timeout_seconds
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -91,9 +97,10 @@ class RankProcesses:
         if self._is_stopping:
             return
         self._is_stopping = True
-        self._deadline = min(self._deadline, time.monotonic() + self._stop_timeout_seconds)
         for process in self._processes:
             os.kill(process.pid, number)
+        limit = self._stop_timeout_seconds
+        self._deadline = min(self._deadline, time.monotonic() + (limit() if callable(limit) else limit))
 
     def note_failure(self, code: int) -> None:
         """Bound the time that the ranks may still take, because one has failed, here or on another machine.

@@ -56,6 +56,8 @@ class StopFlag:
         self._previous: dict[signal.Signals, Any] = {}
         self.received: signal.Signals | None = None
         """The first signal this rank received."""
+        self.noticed = False
+        """Whether any rank gave notice when they last agreed."""
 
     def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._receive) for number in self._signals}
@@ -79,7 +81,11 @@ class StopFlag:
         return StopRequest.PLANNED if has_passed else StopRequest.NONE
 
     def agreed(
-        self, group: "ProcessGroup | None" = None, *, until: Callable[[float], bool] | None = None
+        self,
+        group: "ProcessGroup | None" = None,
+        *,
+        until: Callable[[float], bool] | None = None,
+        notice: bool = False,
     ) -> StopRequest:
         """Return the request that any rank received; every rank of the group calls it at the same place.
 
@@ -88,6 +94,7 @@ class StopFlag:
             until: waits for what this rank needs to continue, at most the given number of seconds, and
                 returns whether it is ready. Ranks poll until all are ready, or one received a request: a rank
                 whose data never arrives must not keep the others from stopping.
+            notice: what this rank wants all to know; :attr:`noticed` says whether any did.
         """
         import torch
         import torch.distributed
@@ -95,9 +102,10 @@ class StopFlag:
         while True:
             is_waiting = until is not None and not until(_POLL_SECONDS)
             # On the host, so that it does not synchronize with the GPU.
-            state = torch.tensor([int(self.requested), int(is_waiting)], dtype=torch.int32)
+            state = torch.tensor([int(self.requested), int(is_waiting), int(notice)], dtype=torch.int32)
             torch.distributed.all_reduce(state, op=torch.distributed.ReduceOp.MAX, group=group)
-            request, any_is_waiting = state.tolist()
+            request, any_is_waiting, any_notice = state.tolist()
+            self.noticed = bool(any_notice)
             if request or not any_is_waiting:
                 return StopRequest(request)
 

@@ -3,13 +3,13 @@
 import math
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from pipeline.metrics.ponder_scalars import active_fractions, contraction, fractions, mean_steps_of
 from pipeline.metrics.records import WORTH_NAMES
 from pipeline.report.data import ReportData
 from pipeline.report.figures import QUARTILE_NAMES
 from pipeline.run.summary import metric
+from pipeline.shared.tables import Table
 
 
 def result_rows(data: ReportData) -> list[tuple[str, str]]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch.distributed
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.config.schema import ParallelConfig, RunConfig
+from pipeline.shared.tables import Table
 
 # The ranks of a larger stage are shown as a range.
 MOST_RANKS_WRITTEN = 16

@@ -57,6 +57,7 @@ class TrainingLoop:
         state: progress of the run, as it is saved.
         saved_iteration: of the newest checkpoint, or where this process started.
         is_save_due: whether a checkpoint must be written as soon as possible.
+        saved_at: when the newest checkpoint was written, or this loop was made, by the monotonic clock.
         rows: this rank's rows of the newest global batch, for its hash.
     """
 
@@ -75,6 +76,7 @@ class TrainingLoop:
     state: TrainState
     saved_iteration: int
     is_save_due: bool = False
+    saved_at: float = field(default_factory=time.monotonic)
     rows: list[TokenRows] = field(default_factory=list)
 
     def run(self) -> ExitCode:
@@ -100,7 +102,12 @@ class TrainingLoop:
         while self.state.iteration < last or self.state.is_evaluation_due:
             started = time.monotonic()
             self.watchdog.beat(f"reading the data of iteration {self.state.iteration + 1}")
-            request = self.stop.agreed(until=partial(self.batches.is_ready, self.state.consumed_samples))
+            request = self.stop.agreed(
+                until=partial(self.batches.is_ready, self.state.consumed_samples),
+                notice=self._is_save_overdue(),
+            )
+            # Clocks differ: all ranks save after this step if it is time for one of them.
+            self.is_save_due |= self.stop.noticed
             if request is not StopRequest.NONE:
                 return self._leave(request)
             result = self._step(started)
@@ -157,6 +164,7 @@ class TrainingLoop:
             groups=self.groups,
             statistics=self.meter.statistics,
             judge=lambda loss, norm: judge(loss, norm, self.state.recent_losses, self.config.divergence),
+            progress=partial(self.watchdog.beat, f"a micro-batch of iteration {self.state.iteration + 1}"),
         )
         self.watchdog.beat(f"between iterations {self.state.iteration + 1} and {self.state.iteration + 2}")
         seconds = time.monotonic() - started
@@ -308,6 +316,11 @@ class TrainingLoop:
         with self.watchdog.paused(f"saving iteration {self.state.iteration}"):
             self.saver.save(replace(self.state, samples_by_source=dict(seen)))
         self.saved_iteration = self.state.iteration
+        self.saved_at = time.monotonic()
+
+    def _is_save_overdue(self) -> bool:
+        minutes = self.config.checkpoint.minutes
+        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
 
 def _is_due(iteration: int, interval: int | None, last: int) -> bool:

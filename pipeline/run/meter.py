@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from megatron_ext.device import device
+from megatron_ext.device import device, most_memory_bytes
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
@@ -119,6 +119,7 @@ class IntervalMeter:
             | self._thoughts()
             | seen,
             steps_count=sums.get("steps_count"),
+            memory_bytes=most_memory_bytes(),
         )
         self.most_thoughts = max(num_thoughts for num_thoughts, _ in self._steps)
         self._clear()

@@ -13,14 +13,16 @@ from pipeline.cost.account import max_sweeps
 from pipeline.cost.peaks import dense_peak
 from pipeline.metrics.jsonl import METRICS_FILE, JsonlSink
 from pipeline.metrics.log_line import LogLineSink
+from pipeline.metrics.names import TENSORBOARD_FOLDER
 from pipeline.metrics.records import MetricsSink, SinkGroup, TrainingRecord
-from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER, TensorBoardSink
+from pipeline.metrics.short_line import ShortLineSink
+from pipeline.metrics.tensorboard import TensorBoardSink
 from pipeline.run.layout import render_layout, stages_of
 from pipeline.run.summary import render_summary, run_summary
 from pipeline.run.unwritable import naming_unwritable_outputs, on_rank_zero
 from pipeline.shared.console import open_console
 from pipeline.shared.files import remove_temporaries
-from pipeline.shared.progress import Progress, SilentProgress, open_progress
+from pipeline.shared.progress import BarProgress, LinesProgress, Progress, SilentProgress
 
 
 def config_file(config: RunConfig) -> Path:
@@ -62,7 +64,9 @@ def open_sinks(
 
 
 def _sinks(config: RunConfig, progress: Progress, *, start_iteration: int) -> list[MetricsSink]:
-    sinks: list[MetricsSink] = [LogLineSink(progress.say), JsonlSink(config.output_dir / METRICS_FILE)]
+    # Scripts read Megatron's line from files and pipes; on a terminal people read.
+    line = ShortLineSink(progress.say) if isinstance(progress, BarProgress) else LogLineSink(progress.say)
+    sinks: list[MetricsSink] = [line, JsonlSink(config.output_dir / METRICS_FILE)]
     if config.metrics.tensorboard:
         board = TensorBoardSink(
             config.output_dir / TENSORBOARD_FOLDER,
@@ -79,22 +83,20 @@ def _sinks(config: RunConfig, progress: Progress, *, start_iteration: int) -> li
 
 
 def open_run_progress(config: RunConfig, groups: ParallelGroups, *, start_iteration: int) -> Progress:
-    """Show the iterations that are done, on rank 0."""
+    """Show a bar of the iterations that are done on a terminal of rank 0; elsewhere lines alone say it."""
     if groups.rank != 0:
         return SilentProgress()
-    return open_progress(
-        open_console(stderr=True),
-        "training",
-        total=config.training.train_iters,
-        completed=start_iteration,
-        is_kept=True,
+    console = open_console(stderr=True)
+    if not console.is_terminal:
+        return LinesProgress(console)
+    return BarProgress(
+        console, "training", total=config.training.train_iters, completed=start_iteration, is_kept=True
     )
 
 
 def render_state(record: TrainingRecord) -> str:
-    """Render the state that the progress display shows: iteration, newest loss and speed."""
-    iterations = f"iteration {record.iteration}/{record.total_iterations}"
-    return f"{iterations} | loss {record.loss:.4f} | {record.tokens_per_second:,.0f} tokens/s"
+    """Render what the bar shows beside the share that is done and the time left."""
+    return f"{record.iteration:,} of {record.total_iterations:,}"
 
 
 def show_summary(config: RunConfig, vocab_size: int, module: PonderModel, groups: ParallelGroups) -> None:

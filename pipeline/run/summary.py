@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from pipeline.config.ponder_section import PonderSection
 from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.cost.account import flops_account, mean_step
+from pipeline.shared.tables import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ cursor, rename the window or hide what stands before them, and brackets that ric
 are shown as they are written. `tests/test_console_rules.py` checks that nothing prints without this module.
 """
 
+import os
 import re
 import sys
 import threading
@@ -15,9 +16,10 @@ from types import TracebackType
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-__all__ = ["TABLE_WIDTH", "open_console", "printable", "report_crashes", "say", "table_console"]
+__all__ = ["FILE_WIDTH", "open_console", "printable", "report_crashes", "say"]
 
-TABLE_WIDTH = 110
+# Columns of a file or a pipe, which have no width of their own: tables take what they need.
+FILE_WIDTH = 1000
 
 # C0 and C1 control characters except for tabs and line feeds, marks that reorder or break lines of text, and
 # halves of surrogate pairs, which stand for bytes of file names that are not UTF-8.
@@ -50,15 +52,12 @@ def open_console(*, stderr: bool = False, quiet: bool = False, width: int | None
     Args:
         stderr: print on standard error.
         quiet: print nothing, for ranks that are silent.
-        width: columns; default: the terminal's.
+        width: columns; default: the terminal's, or as many as are needed in a file.
     """
-    return _SafeConsole(stderr=stderr, quiet=quiet, width=width, markup=False, emoji=False)
-
-
-def table_console() -> Console:
-    """Return standard output, wide enough for our tables where a file or a pipe has no width of its own."""
-    console = open_console()
-    return console if console.is_terminal else open_console(width=TABLE_WIDTH)
+    console = _SafeConsole(stderr=stderr, quiet=quiet, width=width, markup=False, emoji=False)
+    if width is None and not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = FILE_WIDTH
+    return console
 
 
 def report_crashes() -> None:

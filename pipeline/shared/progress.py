@@ -4,10 +4,11 @@ All displays show the share that is done, a state such as rates or a loss, and t
 """
 
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
@@ -17,6 +18,7 @@ from pipeline.shared.console import open_console
 
 __all__ = [
     "BarProgress",
+    "LinesProgress",
     "PlainProgress",
     "Progress",
     "SilentProgress",
@@ -24,12 +26,14 @@ __all__ = [
     "open_bar",
     "open_progress",
     "render_duration",
+    "tracked",
 ]
 
 # Plain lines appear each time this share of the work is done.
 PLAIN_LINE_PERCENT = 10
 
 Clock = Callable[[], float]
+T = TypeVar("T")
 
 
 class Progress(Protocol):
@@ -84,20 +88,31 @@ class SilentProgress:
         self.close()
 
 
-class _CountingProgress(SilentProgress):
+class LinesProgress(SilentProgress):
+    """A display of nothing but the lines that are said, for work that reports its progress in them.
+
+    Args:
+        console: where lines go.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def say(self, line: str) -> None:
+        # Text of others, such as Megatron's log line: brackets are not markup, long lines are not cut.
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class _CountingProgress(LinesProgress):
     """Counts what is done and estimates the time left, for the displays that show something."""
 
     def __init__(self, console: Console, *, total: float, completed: float, clock: Clock) -> None:
-        self._console = console
+        super().__init__(console)
         self._completed = completed
         self._time = TimeLeft(completed, total, clock)
 
     def advance(self) -> None:
         self.update(self._completed + 1)
-
-    def say(self, line: str) -> None:
-        # Text of others, such as Megatron's log line: brackets are not markup, long lines are not cut.
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _describe(self, completed: float, state: str | None) -> str:
         self._completed = completed
@@ -136,7 +151,13 @@ class BarProgress(_CountingProgress):
             TextColumn("{task.fields[state]}", markup=False),
         )
         self._bar = RichProgress(
-            *columns, console=console, expand=True, refresh_per_second=4, transient=not is_kept
+            *columns,
+            console=console,
+            expand=True,
+            refresh_per_second=4,
+            transient=not is_kept,
+            # Results in a file or a pipe are no business of a terminal's bar.
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
         )
         self._task = self._bar.add_task(description, total=total, state="starting")
         self._bar.update(self._task, completed=completed)
@@ -254,6 +275,13 @@ def open_bar(description: str, *, total: float, speaks: bool = True) -> Progress
     if not (speaks and console.is_terminal):
         return SilentProgress()
     return BarProgress(console, description, total=total)
+
+
+def tracked(items: Iterable[T], progress: Progress) -> Iterator[T]:
+    """Yield items, and count each as done when the next one is asked for."""
+    for item in items:
+        yield item
+        progress.advance()
 
 
 def render_duration(seconds: float) -> str:

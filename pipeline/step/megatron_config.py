@@ -171,6 +171,4 @@ def _recompute_settings(kind: str) -> dict[str, Any]:
         return {}
     if kind == "per_pass":
         return {"recompute_passes": True}
-    if kind == "selective":
-        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}

@@ -7,7 +7,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from megatron_ext.device import device
+from megatron_ext.device import device, to_device
 from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
@@ -63,6 +63,7 @@ def train_step(
     groups: ParallelGroups,
     statistics: StatisticsAccumulator,
     judge: Judge = no_objection,
+    progress: Callable[[], None] | None = None,
 ) -> StepResult:
     """Accumulate the gradient of the global batch and, unless the judge objects, update the weights.
 
@@ -78,12 +79,13 @@ def train_step(
         groups: the layout.
         statistics: receives the sums of every micro-batch; unchanged where the step is not made.
         judge: decides on loss and gradient norm, equal on all ranks, before any weight changes.
+        progress: called when this rank starts a pass of a micro-batch.
     """
     parts.ddp.zero_grad_buffer()
     parts.optimizer.zero_grad()
     parts.freeze.set(settings.freezes_backbone)
     before = statistics.copy()
-    sums = run_schedule(parts.ddp, batches, settings, groups=groups, statistics=statistics)
+    sums = run_schedule(parts.ddp, batches, settings, groups=groups, statistics=statistics, progress=progress)
     loss, num_sweeps = _global_means(sums, groups)
     grad_norm = prepare_update(parts.optimizer)
     finding = judge(loss, grad_norm)
@@ -113,6 +115,7 @@ def run_schedule(
     statistics: StatisticsAccumulator,
     forward_only: bool = False,
     observe: OutputObserver | None = None,
+    progress: Callable[[], None] | None = None,
 ) -> Tensor:
     """Run all passes of the micro-batches, forward and backward, on all pipeline stages.
 
@@ -121,6 +124,7 @@ def run_schedule(
         batches, settings, groups, statistics: see :func:`train_step`.
         forward_only: no gradients.
         observe: called on the last stage with every micro-batch and its output.
+        progress: see :func:`train_step`.
 
     Returns:
         [4] float64: sum of the cross-entropies, labelled tokens, Jacobi sweeps, and number of this rank's
@@ -145,6 +149,7 @@ def run_schedule(
         loss=lambda output: _loss(output, totals, settings.penalty_weight, scale),
         forward_only=forward_only,
         observe_output=record,
+        progress=progress,
     )
     return sums
 
@@ -166,7 +171,7 @@ def _token_totals(batches: Sequence[TokenBatch], groups: ParallelGroups) -> Tens
     """Return [2]: labelled and real tokens of the global batch, on the device, without a synchronization."""
     labelled = sum(int((batch.labels != IGNORED_LABEL).sum()) for batch in batches)
     real = sum(int(batch.is_real.sum()) for batch in batches)
-    totals = torch.tensor([labelled, real], dtype=torch.float32, device=device())
+    totals = to_device(torch.tensor([labelled, real], dtype=torch.float32))
     if groups.dp_size > 1:
         torch.distributed.all_reduce(totals, group=groups.dp)
     return totals.clamp_min(1)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
+from pipeline.shared.tables import Table
 from pipeline.verification.result import JUDGED_THRESHOLD, Comparison, Decoding, VerifiedCheckpoint
 
 # Above this, further sweeps still change the logits of the forward.
@@ -65,7 +65,7 @@ def render_verdict(result: VerifiedCheckpoint) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD)
+    table = Table(title=title, box=SIMPLE_HEAD, optional=("mean error", "same top token"))
     for column in (*columns, "max error", "mean error", "same top token"):
         table.add_column(column, justify="right")
     return table

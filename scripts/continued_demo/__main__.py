@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.shared import examples, exit_on_user_error, set_up_logging
-from pipeline.shared.console import say, table_console
+from pipeline.shared.console import open_console, say
 from scripts.commands import megaponder
 from scripts.continued_demo.model import NoPackageError, download, unpack
 from scripts.ladder.corpus import find_documentation, write_pages
@@ -81,7 +81,7 @@ def continued_demo(
         checkpoint=checkpoint.resolve(),
     )
     runner.run_all(["continued"])
-    table_console().print(render_table(collect(folder, ladder)))
+    open_console().print(render_table(collect(folder, ladder)))
     for checkpoints in sorted((folder / "continued").glob("*/*/*/checkpoints")):
         _export_and_generate(folder, checkpoints)
 

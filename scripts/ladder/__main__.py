@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.shared import examples, exit_on_user_error, set_up_logging
-from pipeline.shared.console import table_console
+from pipeline.shared.console import open_console
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 from scripts.commands import megaponder
@@ -152,7 +152,7 @@ def results(
 ) -> None:
     """Show mean and standard deviation over seeds of every row that has run."""
     rows = collect(folder / ladder.stem, load_ladder(ladder))
-    table_console().print(render_table(rows))
+    open_console().print(render_table(rows))
     if output is not None:
         write_atomically(output, render_markdown(rows))
     if plots is not None:

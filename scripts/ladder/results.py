@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from pipeline.evaluation.compare.curve import CURVE_FILE, PruningCurve, load_curve
 from pipeline.metrics import names
 from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, read_events
+from pipeline.shared.tables import Table
 from scripts.ladder.plan import Ladder
 from scripts.ladder.run import RESULT_FILE
 

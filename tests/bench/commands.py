@@ -15,7 +15,7 @@ from cluster.targets import target_named
 from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
 from pipeline.config.load import load_config
 from pipeline.config.submit_section import Target
-from pipeline.shared.console import table_console
+from pipeline.shared.console import open_console
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.progress import open_bar
 from tests.bench.submission import Measured, measure_local, measure_submitted
@@ -228,7 +228,7 @@ def data(
             repeats=repeats,
         )
     )
-    table_console().print(render_measurements(measured))
+    open_console().print(render_measurements(measured))
     if json_file is not None:
         json_file.write_text(json.dumps(measured.facts(), indent=1) + "\n", encoding="utf-8")
     falls_short = measured.falls_short(
@@ -318,7 +318,7 @@ def decode(
     figures = decode_figures(times)
     what = f"{batch_size} sequences, {prompt_tokens} + {new_tokens} tokens, {run.training.precision}"
     machine = f"{machine_name()}, {threads} thread(s)"
-    console = table_console()
+    console = open_console()
     for table in render_figures(figures, title=f"{run.name}: {what}; {machine}"):
         console.print(table)
     if json_file is not None:
@@ -380,7 +380,7 @@ def memory(
             f"{found.error:+.1%}",
             f"{found.activation_error:+.1%}",
         )
-    console = table_console()
+    console = open_console()
     console.print(table)
     console.print(f"largest error {max(errors):.1%}")
     is_too_much = maximum_error is not None and max(errors) > maximum_error
@@ -435,7 +435,7 @@ def savings(
             f"{one.activation_bytes / 1e6:.0f} ({one.activation_bytes / full.activation_bytes:.2f})",
             f"{one.flops / 1e9:.3f} ({one.flops / full.flops:.2f})",
         )
-    table_console().print(table)
+    open_console().print(table)
 
 
 @app.command(
@@ -544,7 +544,7 @@ def pipeline(
     # Check all settings before timing anything.
     runs = [load_bench_config(config, overrides or [], num_stages=number) for number in stages]
     times = [row for run in runs for row in time_passes(run, micro_batches, repeats=repeats)]
-    table_console().print(render_pass_times(runs[0], times))
+    open_console().print(render_pass_times(runs[0], times))
     largest = max(row.largest_difference for row in times)
     raise typer.Exit(ExitCode.DONE if largest <= ROUNDING[runs[0].training.precision] else ExitCode.CRASH)
 
@@ -606,7 +606,7 @@ def _print_submissions(target: Target, here: list[Measured], there: list[Measure
     table.add_row("started here", "-", f"{1e3 * own:.1f} ms", "1.000")
     step = _median_step(there)
     table.add_row(target, f"{_median_start(there):.2f} s", f"{1e3 * step:.1f} ms", f"{step / own:.3f}")
-    table_console().print(table)
+    open_console().print(table)
 
 
 def _median_step(runs: list[Measured]) -> float:

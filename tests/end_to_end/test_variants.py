@@ -52,7 +52,7 @@ VARIANTS = {
         "training.precision=bf16",
         "optimizer.lr_decay_style=wsd",
         "optimizer.wsd_decay_iters=4",
-        "parallel.recompute=selective",
+        "parallel.recompute=full",
         "evaluation.sweep_steps=true",
         "evaluation.sweep_tau=[0.0001, 0.5]",
     ),

@@ -30,7 +30,7 @@ TRAININGS = [
     Training(model="adaponderlm, neox", layout="DP2xPP2", recompute="full"),
     Training(model="ponderlm3, llama", layout="DP2xPP2", freeze_backbone_tokens=150),
     Training(model="adaponderlm, llama", layout="PP4"),
-    Training(model="ponderlm, llama", layout="TP2+SPxPP2", recompute="selective"),
+    Training(model="ponderlm, llama", layout="TP2+SPxPP2", recompute="full"),
     Training(model="pause, neox tied", layout="TP2+SP"),
     Training(model="loop, neox", layout="DP2"),
     Training(model="vanilla, neox tied", layout="TP2xPP2xDP2"),

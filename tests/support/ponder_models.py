@@ -47,7 +47,6 @@ BACKBONES = tuple(Architecture)
 RECOMPUTE: dict[str, dict[str, Any]] = {
     "per_pass": {"recompute_passes": True},
     "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
 }
 
 # PonderLM-3 as its authors' research code computes it, as settings of the method.

@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from pipeline.evaluation.compare.curve import PruningCurve, front
 from pipeline.metrics.records import LossPoint
 from pipeline.run.summary import metric
+from pipeline.shared.tables import Table
 
 
 def labels_of(curves: Sequence[PruningCurve], folders: Sequence[Path]) -> list[str]:
@@ -29,8 +29,8 @@ def render_comparison(curves: Sequence[PruningCurve], labels: Sequence[str]) -> 
     title = "held-out loss by inference cost"
     if sizes:
         title += "; ms: per token, so many texts together; gain: time saved over FLOPs saved"
-    table = Table(title=title, box=SIMPLE_HEAD)
     times = [f"ms x{size}" for size in sizes] + (["gain"] if sizes else [])
+    table = Table(title=title, box=SIMPLE_HEAD, optional=("method", *reversed(times)))
     for column in ("run", "method", "limit", "steps", "loss", "FLOPs/token", *times, "front"):
         is_text = column in ("run", "method", "limit")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=column == "limit")

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from pipeline.evaluation.convergence.result import Convergence, Reading
+from pipeline.shared.tables import Table
 
 MOST_ROWS = 16
 
@@ -26,8 +26,10 @@ def position_bins(num_positions: int) -> list[range]:
 
 def _residuals(found: Convergence) -> Table:
     title = f"{found.checkpoint}: residual by sweep and position, {found.num_tokens:,} tokens"
-    table = Table(title=title, box=SIMPLE_HEAD)
     bins = position_bins(len(found.tokens_by_position))
+    # Every other one first: the rest still shows the course over the text.
+    optional = [_name(one) for one in (*bins[1:-1:2], *bins[2:-1:2])]
+    table = Table(title=title, box=SIMPLE_HEAD, optional=optional)
     for heading in ("sweep", "all", *map(_name, bins)):
         table.add_column(heading, justify="right")
     for sweep, residual in list(enumerate(found.residuals, start=1))[:MOST_ROWS]:

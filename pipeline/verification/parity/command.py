@@ -9,16 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import dump_config, load_config
 from pipeline.config.schema import RunConfig
 from pipeline.ranks.launch import run_ranks
-from pipeline.shared.console import table_console
+from pipeline.run.inputs import check_inputs
+from pipeline.shared.console import open_console
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.python_start import python_module
+from pipeline.shared.tables import Table
 from pipeline.verification.parity.compare import FIRST_STEP, GROWTH_PER_STEP, Measured, StepParity, compare
 from pipeline.verification.parity.layout import ONE_PROCESS, OPTION, parse_layout, render_layout
 
@@ -53,6 +54,7 @@ def run_parity(
     # First, because it reports all mistakes together.
     spread = _load_on_layout(config_file, layout, overrides)
     one = load_config(config_file, [*overrides, *ONE_PROCESS])
+    check_inputs(one)
     with tempfile.TemporaryDirectory() as scratch:
         trained = []
         for config in (one, spread):
@@ -62,7 +64,7 @@ def run_parity(
                 return code
             trained.append(measured)
     steps = compare(*trained, precision=spread.training.precision)
-    return report(steps, spread, json_file=json_file, console=console or table_console())
+    return report(steps, spread, json_file=json_file, console=console or open_console())
 
 
 def report(
@@ -114,7 +116,7 @@ def _train(config: RunConfig, num_steps: int, scratch: Path) -> tuple[int, list[
 
 def _print(steps: Sequence[StepParity], config: RunConfig, console: Console) -> None:
     precision, layout = config.training.precision, render_layout(config.parallel)
-    table = Table(title=f"{config.name}: one process and {layout}, {precision}")
+    table = Table(title=f"{config.name}: one process and {layout}, {precision}", optional=("on layout",))
     table.add_column("step", justify="right")
     for quantity in ("loss", "grad norm"):
         for column in (quantity, "on layout", "difference"):

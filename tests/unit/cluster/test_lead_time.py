@@ -6,6 +6,7 @@ import pytest
 from cluster.lead_time import signal_lead_seconds
 from pipeline.checkpoint.save_times import SAVE_TIMES_NAME, read_save_seconds, record_save_seconds
 from pipeline.config.submit_section import wall_seconds
+from pipeline.metrics.leaving_time import stop_timeout_seconds
 
 
 def write_steps(folder: Path, *seconds: float) -> None:
@@ -26,6 +27,15 @@ def test_the_lead_is_twice_a_step_and_two_saves_and_half_a_minute(tmp_path: Path
     record_save_seconds(tmp_path / SAVE_TIMES_NAME, iteration=2, seconds=30.0)
     # The step of 900 s is older than the 50 that count.
     assert signal_lead_seconds(tmp_path, wall_time=None) == 2 * 5.5 + 4 * 40 + 30
+
+
+def test_the_limit_of_a_stop_follows_measured_saves_and_is_never_short(tmp_path: Path) -> None:
+    assert stop_timeout_seconds(tmp_path) == 3600
+    write_steps(tmp_path, 2.0)
+    record_save_seconds(tmp_path / SAVE_TIMES_NAME, iteration=1, seconds=1.0)
+    assert stop_timeout_seconds(tmp_path) == 600
+    record_save_seconds(tmp_path / SAVE_TIMES_NAME, iteration=2, seconds=1000.0)
+    assert stop_timeout_seconds(tmp_path) == 2 * 2 + 4 * 1000 + 30
 
 
 def test_half_of_a_short_wall_time_is_left_for_training(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.preflight import check_run, refuse_masked
+from cluster.lead_time import signal_lead_seconds
+from cluster.preflight import check_run, planned_step_seconds, refuse_masked, too_slow
 from pipeline.config.errors import ConfigError
-from pipeline.config.load import build_config
+from pipeline.config.load import build_config, load_config
 from pipeline.config.schema import RunConfig
 from tests.support.corpus import prepare_here, train_small_tokenizer, write_corpus
 from tests.unit.pipeline.config.settings import changed_settings
@@ -93,3 +95,68 @@ def test_a_secret_that_was_masked_is_not_submitted() -> None:
         "submit.setup.0",
         "workflow (prepare).inputs",
     ]
+
+
+def slow(data: Path, **changes: Any) -> RunConfig:
+    """Return a run with steps of minutes on one GPU, in micro-batches of seconds."""
+    sizes = {"model__hidden_size": 2048, "model__ffn_hidden_size": 8192, "model__num_layers": 24}
+    lengths = {
+        "training__seq_length": 1024,
+        "training__global_batch_size": 1024,
+        "training__train_iters": 1000,
+    }
+    submit = {"target": "slurm", "gpus_per_node": 1, "check_memory": False} | changes.pop("submit", {})
+    return config(data, **sizes, **lengths, submit=submit, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"parallel__timeout_seconds": 2}, ["parallel.watchdog_seconds"]),
+        ({"submit": {"signal_lead_seconds": 5}}, ["submit.signal_lead_seconds"]),
+        ({"submit": {"wall_time": "1:00:00"}, "checkpoint__interval": 900}, ["checkpoint.minutes"]),
+        ({"submit": {"wall_time": "1:00:00"}, "checkpoint__minutes": 30.0}, []),
+        ({"submit": {"wall_time": "1:00:00"}, "checkpoint__interval": 1}, []),
+        ({}, []),
+    ],
+)
+def test_a_run_that_would_never_get_on_is_refused(
+    data: Path, changes: dict[str, Any], found: list[str]
+) -> None:
+    run = slow(data, training__micro_batch_size=512, **changes)
+    if not found:
+        check_run(run)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_run(run)
+    assert paths(caught) == found
+    step = planned_step_seconds(run)
+    assert step is not None
+    assert step > 60
+
+
+def test_the_lead_of_a_run_that_has_not_started_follows_the_plan(data: Path, tmp_path: Path) -> None:
+    step = planned_step_seconds(slow(data))
+    assert step is not None
+    lead = signal_lead_seconds(tmp_path, wall_time=None, planned_step_seconds=step)
+
+    assert lead == max(300, math.ceil(2 * step) + 150)
+
+
+def test_a_run_on_the_cpu_has_no_planned_step(data: Path) -> None:
+    assert planned_step_seconds(config(data)) is None
+
+
+RECIPES = sorted((Path(__file__).parents[3] / "pipeline" / "recipes").glob("**/*.yaml"))
+
+
+@pytest.mark.parametrize("gpu", ["h100-80g", "a100-80g"])
+@pytest.mark.parametrize("path", [path for path in RECIPES if "base" not in path.parts], ids=lambda p: p.stem)
+def test_every_recipe_gets_on_within_its_wall_time(path: Path, gpu: str) -> None:
+    run = load_config(path)
+    gpus = run.parallel.world_size // run.submit.nodes
+    settings = [f"submit.gpu={gpu}", f"submit.gpus_per_node={gpus}"]
+    if run.model.vocab_size is None:
+        settings.append("model.vocab_size=50277")
+
+    assert list(too_slow(load_config(path, settings))) == []

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from megatron_ext.device import (
+    DEVICE_VARIABLE,
+    choose_device,
     device,
     device_name,
     generator_state,
@@ -9,7 +11,9 @@ from megatron_ext.device import (
     process_group_backend,
     select_device,
     set_generator_state,
+    standing_in,
     synchronize,
+    to_device,
 )
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
@@ -56,6 +60,7 @@ def test_with_cuda_every_question_goes_to_the_selected_device(monkeypatch: pytes
     states = [torch.arange(3, dtype=torch.uint8)]
     fakes = {
         "is_available": lambda: True,
+        "device_count": lambda: 4,
         "set_device": selected.append,
         "current_device": lambda: selected[-1],
         "get_device_name": lambda: "an accelerator",
@@ -73,3 +78,67 @@ def test_with_cuda_every_question_goes_to_the_selected_device(monkeypatch: pytes
     assert torch.equal(generator_state(), torch.tensor([1, 2, 3], dtype=torch.uint8))
     synchronize()
     assert selected == [2, -1]
+
+
+def pretend_devices(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    selected: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+    monkeypatch.setattr(torch.cuda, "set_device", selected.append)
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    return selected
+
+
+@pytest.mark.parametrize(("variable", "choice"), [("cpu", "auto"), ("auto", "cpu"), ("cuda", "cpu")])
+def test_the_cpu_can_be_chosen_where_there_is_cuda(
+    monkeypatch: pytest.MonkeyPatch, variable: str, choice: str
+) -> None:
+    selected = pretend_devices(monkeypatch, 1)
+    monkeypatch.setenv(DEVICE_VARIABLE, variable)
+    choose_device(choice)
+    select_device(3)
+
+    assert device() == torch.device("cpu")
+    assert process_group_backend() == "gloo"
+    assert selected == []
+
+
+@pytest.mark.parametrize(("variable", "choice"), [("cuda", "auto"), ("auto", "cuda"), ("tpu", "auto")])
+def test_a_device_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, choice: str
+) -> None:
+    pretend_devices(monkeypatch, 0)
+    monkeypatch.setenv(DEVICE_VARIABLE, variable)
+
+    with pytest.raises(ValueError, match=r"cuda|tpu"):
+        choose_device(choice)
+
+
+def test_more_ranks_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_devices(monkeypatch, 2)
+    select_device(1, 4)
+
+    with pytest.raises(ValueError, match=r"4 ranks and shows 2.*parallel\.device=cpu"):
+        select_device(2, 4)
+
+
+def test_a_task_that_is_shown_one_device_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    selected = pretend_devices(monkeypatch, 1)
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    select_device(3)
+
+    assert selected == [0]
+
+
+def test_another_device_can_stand_in() -> None:
+    with standing_in(torch.device("meta")):
+        assert not has_cuda()
+        assert device() == torch.device("meta")
+        assert to_device(torch.zeros(2)).is_meta
+
+
+@without_cuda
+def test_a_tensor_of_the_host_stays_where_the_device_is_the_cpu() -> None:
+    tensor = torch.zeros(2)
+
+    assert to_device(tensor) is tensor

@@ -79,12 +79,8 @@ def test_recompute_is_right_with_tied_embeddings(groups: ParallelGroups) -> None
 
 
 @each_method
-@pytest.mark.parametrize(
-    ("kind", "layers", "attention"), [("per_pass", 2, 2), ("full", 2, 2), ("selective", 1, 2)]
-)
-def test_what_is_recomputed_runs_twice(
-    groups: ParallelGroups, method: Method, kind: str, layers: int, attention: int
-) -> None:
+@pytest.mark.parametrize("kind", RECOMPUTE)
+def test_what_is_recomputed_runs_twice(groups: ParallelGroups, method: Method, kind: str) -> None:
     model = tiny_model(groups, method, **RECOMPUTE[kind])
     calls = {"layers": 0, "attention": 0}
     for layer in model.decoder.layers:
@@ -94,4 +90,4 @@ def test_what_is_recomputed_runs_twice(
     gradients_of(model, BATCH)
 
     forward = 2 * model.ponder.plan(2).num_passes
-    assert calls == {"layers": layers * forward, "attention": attention * forward}
+    assert calls == {"layers": 2 * forward, "attention": 2 * forward}

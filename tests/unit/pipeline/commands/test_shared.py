@@ -1,12 +1,21 @@
+import io
 import logging
 from collections.abc import Iterator
 
 import pytest
+from rich.console import Console
 
-from pipeline.commands.shared import NOTICES_LOGGER, examples, exit_on_user_error, report_notices_once
+from pipeline.commands.shared import (
+    NOTICES_LOGGER,
+    examples,
+    exit_on_user_error,
+    report_notices_once,
+    set_up_logging,
+)
 from pipeline.config import aliases
 from pipeline.shared.errors import CheckpointError
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.progress import BarProgress
 
 
 @pytest.fixture
@@ -69,3 +78,17 @@ def test_inconsistent_variables_of_a_launcher_are_left_to_the_command(
 
 def test_every_example_is_a_paragraph_of_its_own() -> None:
     assert examples("megaponder a", "megaponder b").split("\n\n")[1:] == ["megaponder a", "megaponder b"]
+
+
+def test_the_log_appears_above_a_bar_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.root, "level", logging.WARNING)
+    before, terminal = io.StringIO(), io.StringIO()
+    monkeypatch.setattr("sys.stderr", before)
+    set_up_logging()
+    with BarProgress(Console(file=terminal, force_terminal=True, width=120), "work", total=10) as bar:
+        bar.update(5)
+        logging.getLogger("any").warning("the message")
+    assert before.getvalue() == ""
+    line = next(line for line in terminal.getvalue().splitlines() if "the message" in line)
+    assert "work" not in line.rsplit("\x1b[2K", 1)[-1]

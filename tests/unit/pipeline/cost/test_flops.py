@@ -138,12 +138,6 @@ def test_recomputation_by_passes_is_as_much_as_by_layers(method: str) -> None:
     assert costs[1].recompute == pytest.approx(again)
 
 
-def test_selective_recompute_repeats_the_attention_only() -> None:
-    account = FlopsAccount(shape=SHAPE, method=Method.PONDERLM2, num_latent_thoughts=1, recompute="selective")
-    pairs = sum(range(1, 25)) + 2 * sum(range(1, 49))
-    assert account.training_flops(1).recompute == SHAPE.num_layers * 4 * pairs / 24 * SHAPE.query_size
-
-
 @pytest.mark.parametrize(
     ("method", "thoughts", "sweeps", "passes", "rows"),
     [

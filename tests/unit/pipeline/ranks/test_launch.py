@@ -142,6 +142,16 @@ def test_ranks_that_ignore_the_signal_are_killed_after_the_limit(
     assert not any(_is_alive(int(pid)) for pid in _said(tmp_path, "ready").values())
 
 
+def test_a_second_interrupt_kills_the_ranks_at_once(tmp_path: Path) -> None:
+    body = "signal.signal(signal.SIGINT, lambda *_: say('heard'))\nsay('ready', os.getpid())\n"
+    body += "end = time.monotonic() + 60\nwhile time.monotonic() < end: time.sleep(1)"
+    for name in ("ready", "heard"):
+        _signal_self_when_said(tmp_path, name, signal.SIGINT)
+    code = run_ranks(["-c", PRELUDE + body, str(tmp_path)], num_ranks=2, stop_timeout_seconds=60.0)
+    assert code == ExitCode.INTERRUPTED
+    assert not any(_is_alive(int(pid)) for pid in _said(tmp_path, "ready").values())
+
+
 def test_no_helper_of_a_rank_is_left_behind(tmp_path: Path) -> None:
     body = "say('helper', subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).pid)"
     assert run_ranks(["-c", PRELUDE + body, str(tmp_path)], num_ranks=2) == 0

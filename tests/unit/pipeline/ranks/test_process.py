@@ -79,6 +79,20 @@ def test_a_rank_that_ignores_the_signal_is_killed_at_the_deadline(tmp_path: Path
     assert ranks.codes == ()
 
 
+def test_the_limit_of_a_stop_is_asked_when_it_arrives() -> None:
+    limits: list[float] = []
+
+    def limit() -> float:
+        limits.append(0.0)
+        return 0.0
+
+    processes = RankProcesses(stop_timeout_seconds=limit)
+    assert limits == []
+    processes.stop(signal.SIGTERM)
+    processes.stop(signal.SIGTERM)
+    assert limits == [0.0]
+
+
 def test_a_rank_killed_for_waiting_is_not_the_cause(ranks: RankProcesses, tmp_path: Path) -> None:
     start(ranks, tmp_path, "stay")
     ranks.note_failure(9)

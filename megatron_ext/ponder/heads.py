@@ -1,0 +1,165 @@
+"""From the product of a layer's query, key and value weights to what attention kernels read, in one function.
+
+Rotating, appending the weight of each key and splitting into heads are passes over memory; done one by one,
+each has a copy in forward and one in backward.
+
+R = rows, B = batch, A = query heads, G = key/value heads, d = head size, w = d and the channels of weights.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_ext.ponder.attention import extended_size, weight_columns
+
+
+def rotary_turns(angles: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return cosines and sines of :func:`megatron_ext.ponder.rotary.rotary_angles`, once for all layers.
+
+    Args:
+        angles: [R, B, 1, rotary_size], the same in both halves.
+        dtype: of queries and keys.
+    Returns:
+        [2, R, B, 1, rotary_size / 2].
+    """
+    half = angles[..., : angles.shape[-1] // 2]
+    return torch.stack([half.cos(), half.sin()]).to(dtype)
+
+
+def key_columns(log_weight: Tensor, scaled_size: int, dtype: torch.dtype) -> Tensor:
+    """Return the channels by which kernels take the weights of keys, once for all layers, without gradient.
+
+    Args:
+        log_weight: [B, R].
+        scaled_size: d + e, see :func:`megatron_ext.ponder.attention.key_weighted_attention`.
+        dtype: of queries and keys.
+    Returns:
+        [R, B, 1, channels].
+    """
+    columns = weight_columns(log_weight.detach() * math.sqrt(scaled_size), dtype)
+    # [B, R, C] -> [R, B, 1, C]
+    return columns.transpose(0, 1).unsqueeze(2)
+
+
+def rotated_heads(
+    mixed: Tensor,
+    turns: Tensor,
+    log_weight: Tensor | None = None,
+    columns: Tensor | None = None,
+    *,
+    head_size: int,
+    scale_extra: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Split into heads, rotate queries and keys, and append the weights of keys.
+
+    Args:
+        mixed: [R, B, G, (A / G + 2) * d], the queries of a group, its key and its value.
+        turns: from :func:`rotary_turns`.
+        log_weight: [B, R], for its gradient; None appends nothing.
+        columns: of `log_weight`, from :func:`key_columns`.
+        head_size: d.
+        scale_extra: e.
+    Returns:
+        [R, B, A, w], [R, B, G, w] and [R, B, G, w].
+    """
+    weight_scale = math.sqrt(head_size + scale_extra)
+    results: tuple[Tensor, Tensor, Tensor] = _RotatedHeads.apply(  # type: ignore[no-untyped-call]
+        mixed, turns, log_weight, columns, head_size, weight_scale
+    )
+    return results
+
+
+def merged_heads(output: Tensor, head_size: int) -> Tensor:
+    """Bring the output of attention back into the layout of rows, without the channels of weights.
+
+    Args:
+        output: [B, A, R, w], of values whose channels from d on are zeros.
+        head_size: d.
+    Returns:
+        [R, B, A * d].
+    """
+    if output.shape[-1] > head_size:
+        merged: Tensor = _MergedHeads.apply(output, head_size)  # type: ignore[no-untyped-call]
+        return merged
+    # [B, A, R, d] -> [R, B, A * d]
+    return output.permute(2, 0, 1, 3).flatten(2).contiguous()
+
+
+class _RotatedHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mixed: Tensor,
+        turns: Tensor,
+        log_weight: Tensor | None,
+        columns: Tensor | None,
+        head_size: int,
+        weight_scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(turns)
+        ctx.head_size, ctx.weight_scale = head_size, weight_scale
+        ctx.weight_dtype = None if log_weight is None else log_weight.dtype
+        # [R, B, G, (A / G + 2) * d] -> [R, B, G, A / G + 2, d]
+        heads = mixed.unflatten(-1, (-1, head_size))
+        rows, group_size = heads.shape[:3], heads.shape[3] - 2
+        size = extended_size(head_size, ctx.weight_dtype, mixed.dtype)
+        query = mixed.new_empty(*rows, group_size, size)
+        key, value = mixed.new_empty(*rows, size), mixed.new_empty(*rows, size)
+        _rotate(heads[..., :group_size, :], turns.unsqueeze(4), query[..., :head_size])
+        _rotate(heads[..., group_size, :], turns, key[..., :head_size])
+        value[..., :head_size] = heads[..., group_size + 1, :]
+        if columns is not None:
+            end = head_size + columns.shape[-1]
+            query[..., head_size:] = 1
+            key[..., head_size:end] = columns
+            key[..., end:] = 0
+            value[..., head_size:] = 0
+        return query.flatten(2, 3), key, value
+
+    @staticmethod
+    def backward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor | None, ...]:
+        (turns,) = ctx.saved_tensors
+        d = ctx.head_size
+        query = query.unflatten(2, (key.shape[2], -1))
+        rows, group_size = query.shape[:3], query.shape[3]
+        heads = query.new_empty(*rows, group_size + 2, d)
+        _rotate(query[..., :d], turns.unsqueeze(4), heads[..., :group_size, :], inverse=True)
+        _rotate(key[..., :d], turns, heads[..., group_size, :], inverse=True)
+        heads[..., group_size + 1, :] = value[..., :d]
+        weight = None
+        if ctx.weight_dtype is not None:
+            # The columns of a weight have one gradient; [R, B, G] -> [B, R]
+            weight = key[..., d].sum(dim=2, dtype=ctx.weight_dtype).transpose(0, 1) * ctx.weight_scale
+        return heads.flatten(3), None, weight, None, None, None
+
+
+class _MergedHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, head_size: int) -> Tensor:
+        ctx.size = output.shape[-1]
+        ctx.head_size = head_size
+        # [B, A, R, w] -> [R, B, A * d]
+        return output[..., :head_size].permute(2, 0, 1, 3).flatten(2).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # [R, B, A * d] -> [R, B, A, d]
+        heads = gradient.unflatten(2, (-1, ctx.head_size))
+        wide = heads.new_empty(*heads.shape[:3], ctx.size)
+        wide[..., : ctx.head_size] = heads
+        # Of no effect, because values are zero there, but not if it were infinite.
+        wide[..., ctx.head_size :] = 0
+        return wide.permute(1, 2, 0, 3), None
+
+
+def _rotate(source: Tensor, turns: Tensor, target: Tensor, *, inverse: bool = False) -> None:
+    """Write the rotated channels of `source` to `target`; those beyond the turns are copied."""
+    cos, sin = turns
+    half, sign = cos.shape[-1], -1 if inverse else 1
+    first, second = source[..., :half], source[..., half : 2 * half]
+    torch.mul(first, cos, out=target[..., :half]).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=target[..., half : 2 * half]).addcmul_(first, sin, value=sign)
+    if 2 * half < source.shape[-1]:
+        target[..., 2 * half :] = source[..., 2 * half :]

@@ -1,0 +1,180 @@
+"""Steps on the meta device, beside the plan and beside what a step on the CPU really holds and does."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_ext.ponder.config import Method
+from pipeline.config.load import build_config
+from pipeline.config.schema import RunConfig
+from pipeline.rehearsal.ledger import Ledger
+from pipeline.rehearsal.rehearse import Rehearsal, distinct_ranks, rehearse_rank
+
+# All that a training step may wait for, and why.
+NEEDED_WAITS = {
+    "pipeline/step/train.py": "the loss of the step, by which all ranks decide alike whether to make it",
+    "megatron/core/optimizer/clip_grads.py": "the norm of the gradients, to clip them and to judge the step",
+}
+VOCAB_SIZE = 256
+
+
+def run_of(
+    method: Method,
+    parallel: dict[str, Any] | None = None,
+    penalty: dict[str, Any] | None = None,
+    **training: Any,
+) -> RunConfig:
+    ponder: dict[str, Any] = {"method": method.value}
+    if method is not Method.VANILLA:
+        ponder |= {"num_latent_thoughts": 2}
+    ponder |= penalty or {}
+    return build_config(
+        {
+            "name": "rehearsed",
+            "model": {
+                "architecture": "llama",
+                "num_layers": 2,
+                "hidden_size": 128,
+                "ffn_hidden_size": 256,
+                "num_attention_heads": 4,
+                "num_query_groups": 2,
+                "vocab_size": VOCAB_SIZE,
+                "max_position_embeddings": 64,
+            },
+            "ponder": ponder,
+            "parallel": parallel or {},
+            "training": {
+                "seq_length": 64,
+                "micro_batch_size": 2,
+                "global_batch_size": 8,
+                "train_iters": 2,
+                "precision": "bf16",
+            }
+            | training,
+            "optimizer": {"lr": 1e-3},
+            "data": {"path": "not-read"},
+        }
+    )
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_a_step_of_every_method_stays_on_its_device_and_waits_for_it_twice(method: Method) -> None:
+    found = rehearse_rank(run_of(method), VOCAB_SIZE, 0, documents_per_row=2)
+
+    assert found.mixed == ()
+    assert {wait.where.rsplit(":", 1)[0] for wait in found.waits} <= set(NEEDED_WAITS)
+    assert sum(wait.calls for wait in found.waits) <= 2
+
+
+def test_a_bottom_penalty_waits_for_nothing_more() -> None:
+    penalty = {"penalty": "bottom_k", "penalty_weight": 0.1}
+    found = rehearse_rank(run_of(Method.PONDERLM3, penalty=penalty), VOCAB_SIZE, 0)
+
+    assert sum(wait.calls for wait in found.waits) <= 2
+
+
+@pytest.mark.parametrize("rank", [0, 9, 15])
+def test_any_rank_of_any_layout_can_be_rehearsed(rank: int) -> None:
+    layout = {"tensor": 2, "pipeline": 2, "data": 4, "sequence_parallel": True}
+    run = run_of(Method.PONDERLM3, layout, global_batch_size=32)
+    found = rehearse_rank(run, VOCAB_SIZE, rank)
+
+    assert (found.rank, found.stage) == (rank, rank // 8)
+    assert found.mixed == ()
+    assert sum(wait.calls for wait in found.waits) <= 2
+    groups = {entry.group for entry in found.collectives}
+    assert "tp[2]" in groups
+    assert any(group.endswith("[4]") for group in groups)
+    # Rows of two passes in each direction for each of four micro-batches, at least.
+    assert found.messages >= 16
+    assert found.sent_bytes > 0 < found.received_bytes
+
+
+def test_stages_send_as_much_as_their_neighbours_receive() -> None:
+    run = run_of(Method.PONDERLM3, {"pipeline": 2})
+    first, last = (rehearse_rank(run, VOCAB_SIZE, rank) for rank in (0, 1))
+
+    assert first.sent_bytes == last.received_bytes
+    assert first.received_bytes == last.sent_bytes
+
+
+def test_counts_of_micro_batches_grow_with_their_number() -> None:
+    short, long = (
+        rehearse_rank(run_of(Method.PONDERLM3, global_batch_size=size), VOCAB_SIZE, 0) for size in (4, 16)
+    )
+
+    assert (short.num_micro_batches, long.num_micro_batches) == (2, 8)
+    assert long.peak_bytes == short.peak_bytes
+    assert long.flops == 4 * short.flops
+    assert 3.0 < long.kernels / short.kernels < 4.0
+
+
+def test_products_are_counted() -> None:
+    # Forward 2 m k n, backward twice that, of the layers and the head; attention comes on top.
+    found = rehearse_rank(run_of(Method.VANILLA, global_batch_size=2), VOCAB_SIZE, 0)
+    layer = 128 * (128 + 2 * 64) + 128 * 128 + 3 * 128 * 256
+    products = 3 * 2 * (2 * 64) * (2 * layer + 128 * VOCAB_SIZE)
+
+    assert products < found.flops < 1.3 * products
+
+
+@pytest.mark.parametrize(("parallel", "ranks"), [({}, {0}), ({"pipeline": 2, "data": 3}, {0, 2, 3, 5})])
+def test_the_distinct_ranks_are_the_ends_of_each_stage(parallel: dict[str, int], ranks: set[int]) -> None:
+    run = run_of(Method.VANILLA, parallel, global_batch_size=12)
+
+    assert set(distinct_ranks(run)) == ranks
+
+
+def ledger() -> Ledger:
+    return Ledger(("/tests/",), {})
+
+
+def test_a_tensor_of_the_host_beside_one_of_the_device_is_found() -> None:
+    with ledger() as found:
+        on_device = torch.zeros(3, device="meta")
+        torch.where(on_device > 0, on_device, torch.zeros(()))
+
+        assert not found.mixed
+        on_device.index_select(0, torch.zeros(2, dtype=torch.int64))
+
+    (((operation, place), calls),) = found.mixed.items()
+    assert (operation, calls) == ("aten::index_select", 1)
+    assert "test_rehearse.py" in place
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda values: values.sum().item(),
+        lambda values: values.tolist(),
+        lambda values: values.cpu(),
+        lambda values: values[values > 0],
+        lambda values: values.nonzero(),
+        lambda values: bool((values > 0).all()),
+    ],
+)
+def test_what_a_host_waits_for_is_found(read: Any) -> None:
+    with ledger() as found:
+        read(torch.zeros(3, device="meta"))
+
+    assert sum(found.waits.values()) == 1
+
+
+def test_the_peak_is_that_of_live_tensors() -> None:
+    with ledger() as found:
+        for _ in range(3):
+            torch.zeros(1000, device="meta")
+        kept = torch.zeros(500, device="meta")
+
+    assert (found.live_bytes, found.peak_bytes) == (2000, 4000)
+    del kept
+    assert found.live_bytes == 0
+
+
+def test_an_error_of_the_plan_is_relative_to_the_rehearsal() -> None:
+    found = rehearse_rank(run_of(Method.VANILLA), VOCAB_SIZE, 0)
+    doubled: Rehearsal = replace(found, peak_bytes=2 * round(found.planned.peak))
+
+    assert doubled.plan_error == pytest.approx(-0.5)
