@@ -128,7 +128,8 @@ def test_the_caller_may_end_a_text(model: PonderModel) -> None:
 
 
 def test_what_had_ended_before_a_stop_is_yielded_and_nothing_else(model: PonderModel) -> None:
-    settings, ended = GenerationSettings(num_tokens=3, batch_size=2), []
+    settings = GenerationSettings(num_tokens=3, batch_size=2)
+    ended: list[GrowingText] = []
 
     for text in generate_batch(model, PROMPTS, settings, should_stop=lambda: len(ended) >= 2):
         ended.append(text)
