@@ -1,7 +1,6 @@
 """Checks on the submitting machine before anything is queued."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from data_prep.manifest import load_manifest
 from pipeline.config.errors import ConfigError, ConfigProblem
@@ -10,6 +9,7 @@ from pipeline.config.submit_section import wall_seconds
 from pipeline.config.workflow_section import PrepareStep, TokenizerStep
 from pipeline.cost.peaks import DEVICES, GIB
 from pipeline.cost.plan import Assumptions, plan_run
+from pipeline.run.inputs import input_problems
 from pipeline.shared.errors import DataError
 from pipeline.shared.secrets import is_masked
 
@@ -32,8 +32,7 @@ def check_run(config: RunConfig, *, expects_data: bool = True) -> None:
         ConfigError: with all problems.
     """
     problems = [
-        *(_missing_data(config) if expects_data else ()),
-        *_missing_weights(config),
+        *input_problems(config, expects_data=expects_data),
         *_too_little_memory(config),
         *too_slow(config),
     ]
@@ -67,42 +66,6 @@ def refuse_masked(config: RunConfig) -> None:
     ]
     if problems:
         raise ConfigError(problems)
-
-
-def _missing_data(config: RunConfig) -> Iterator[ConfigProblem]:
-    for path in config.data.training_paths:
-        finding = _data_finding(config, path)
-        if finding is not None:
-            yield ConfigProblem(
-                path="data.path" if config.data.sources is None else "data.sources",
-                rule="must be complete before a job is queued that reads it",
-                value=finding,
-                cure="prepare it first (megaponder data prepare), on storage that all nodes share",
-            )
-
-
-def _data_finding(config: RunConfig, path: Path) -> str | None:
-    if config.data.format != "webdataset":
-        is_there = path.exists() or path.with_name(f"{path.name}.idx").exists()
-        return None if is_there else f"{path}, which does not exist"
-    try:
-        manifest = load_manifest(path)
-        shards = manifest.split_shards(config.data.train_split)
-    except DataError as error:
-        return f"not ({error})"
-    missing = [shard.name for shard in shards if not (path / shard.name).exists()]
-    return f"{path}, where {missing[0]} is missing" if missing else None
-
-
-def _missing_weights(config: RunConfig) -> Iterator[ConfigProblem]:
-    start = config.init_from.path
-    if start is not None and not start.exists():
-        yield ConfigProblem(
-            path="init_from.path",
-            rule="must exist before a job is queued that starts from it",
-            value=f"{start}, which does not exist",
-            cure="convert or copy it first, on storage that all nodes share",
-        )
 
 
 def _too_little_memory(config: RunConfig) -> Iterator[ConfigProblem]:

@@ -1,29 +1,32 @@
 """Decoding of many sequences: a token runs only the steps it needs (definitions 2.5, 3.2).
 
-The method decides which rows of a token run; each runs against the stored rows of earlier tokens. At each
-step the rows of all sequences that need it go through the layers together, and no others: the work is the sum
-of the steps. A pruned slot is never computed and leaves no key and no value; a halted token does not run
-again.
+The method decides which rows of a token run; each runs against the stored rows of earlier tokens. A call of
+the layers takes the next row of every sequence, whatever its slot or iteration, and no others: a sequence
+whose token has halted continues with its next token while others finish theirs, so that calls per token
+follow the mean of the steps. A pruned slot is never computed and leaves no key and no value; a halted token
+does not run again.
 
 B = sequences, N = tokens of a call, H = hidden size, V = vocabulary.
 """
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain
 
 import torch
 from torch import Tensor
 
+from megatron_ext.decoding_rows import EndedTokens, PromptRunner, RowByRow
 from megatron_ext.decoding_steps import StepStore
-from megatron_ext.decoding_store import RowStore
-from megatron_ext.device import device
+from megatron_ext.decoding_store import RowStore, StoredCall
+from megatron_ext.device import as_integers
 from megatron_ext.methods.base import Column
 from megatron_ext.model.attention import RowContext
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.decode.signals import SignalHalting, prediction_signal
 from megatron_ext.ponder.decode.sweeps import PromptTokens, Sweeps
-from megatron_ext.ponder.decode.think import Observer, Thought, ignore
+from megatron_ext.ponder.decode.think import Observer, Thinking, Thought, ignore
 from megatron_ext.ponder.step_limits import UNLIMITED, HaltingSignal, StepLimits
 
 # The head runs on this many tokens of a prompt at once: the logits of all of them may not fit in memory.
@@ -35,10 +38,12 @@ class DecodedTokens:
     """The result of consuming one token of each of some sequences.
 
     Attributes:
+        sequences: which, N.
         logits: [N, V], predicting the next token of each, on every rank; without padding rows.
         steps: extra steps that ran, [N].
     """
 
+    sequences: list[int]
     logits: Tensor
     steps: Tensor
 
@@ -100,6 +105,8 @@ class BatchDecoder:
         self.num_tokens = [0] * num_sequences
         self.dtype = model.config.params_dtype
         self.observe: Observer = ignore
+        # Weak: in a cycle of references the store would outlive the decoder.
+        self._running = RowByRow(weakref.proxy(self))
 
     def _reserve(self, num_sequences: int, max_tokens: int) -> RowStore:
         method, num_slots = self._method, self._method.config.num_slots
@@ -115,23 +122,79 @@ class BatchDecoder:
             has_weights=method.column is Column.LOG_WEIGHT,
         )
 
+    @property
+    def busy(self) -> frozenset[int]:
+        """The sequences with a token that was begun and has not ended."""
+        return self._running.sequences
+
     @torch.inference_mode()
-    def consume(self, sequences: Sequence[int], tokens: Sequence[int]) -> DecodedTokens:
-        """Run the next token of some sequences through as many steps as each needs.
+    def begin(self, sequences: Sequence[int], tokens: Sequence[int]) -> None:
+        """Begin the next token of some sequences; :meth:`advance` runs its rows.
 
         Args:
-            sequences: which; every one at most once.
+            sequences: which; every one at most once, and none that is busy.
             tokens: the next token of each.
         """
-        model = self._model
-        # [N] -> [N, n] -> [n, N, H]
-        rows = model.embed(self._method.tokens_of_rows(_on_device(tokens).unsqueeze(1)))
-        run = _Runner(self, sequences, [self.num_tokens[sequence] for sequence in sequences])
-        thought = self._method.think(rows, run, model.mix_embeddings, self.observe)
-        for sequence in sequences:
-            self.num_tokens[sequence] += 1
-        self.observe("hidden", thought.hidden)
-        return DecodedTokens(logits=self._logits(thought.hidden), steps=thought.steps)
+        self._running.begin(sequences, tokens)
+
+    @torch.inference_mode()
+    def advance(self) -> DecodedTokens | None:
+        """Run the next row of every busy sequence, in one call of the layers.
+
+        Returns:
+            The tokens that ended with it; None where there are none.
+        """
+        ended = self._running.advance()
+        return self._decoded(ended) if ended else None
+
+    @torch.inference_mode()
+    def consume(self, sequences: Sequence[int], tokens: Sequence[int]) -> DecodedTokens:
+        """Run the next token of some sequences through as many steps as each needs, and wait for all of them.
+
+        Args:
+            sequences: which; every one at most once, and none that is busy.
+            tokens: the next token of each.
+        """
+        assert not self.busy.intersection(sequences), "the token before has to end first"
+        rounds, ended = RowByRow(self), []
+        rounds.begin(sequences, tokens)
+        while rounds.sequences:
+            ended += rounds.advance()
+        return self._decoded(ended, order=sequences)
+
+    @torch.inference_mode()
+    def follow(self, sequences: Sequence[int], texts: Sequence[Sequence[int]]) -> Iterator[DecodedTokens]:
+        """Consume texts that are known in advance, row by row; yield tokens as they end.
+
+        Args:
+            sequences: which; every one at most once, and none that is busy.
+            texts: the next tokens of each.
+        """
+        assert not self.busy.intersection(sequences), "the token before has to end first"
+        rounds, free = RowByRow(self), list(sequences)
+        rest = {sequence: iter(text) for sequence, text in zip(sequences, texts, strict=True)}
+        while True:
+            following = {one: token for one in free if (token := next(rest[one], None)) is not None}
+            if following:
+                rounds.begin(list(following), list(following.values()))
+            if not rounds.sequences:
+                return
+            ended = rounds.advance()
+            free = [sequence for one in ended for sequence in one.sequences]
+            if ended:
+                yield self._decoded(ended)
+
+    def _decoded(self, ended: Sequence[EndedTokens], order: Sequence[int] | None = None) -> DecodedTokens:
+        """Run the head once on all tokens that have ended, in the order of the sequences or as they came."""
+        sequences = list(chain.from_iterable(one.sequences for one in ended))
+        hidden = torch.cat([one.hidden for one in ended], dim=1)
+        steps = list(chain.from_iterable([one.steps] * len(one.sequences) for one in ended))
+        if order is not None and sequences != list(order):
+            index = [sequences.index(sequence) for sequence in order]
+            hidden, steps = hidden[:, as_integers(index)], [steps[place] for place in index]
+            sequences = list(order)
+        self.observe("hidden", hidden)
+        return DecodedTokens(sequences=sequences, logits=self._logits(hidden), steps=as_integers(steps))
 
     @torch.inference_mode()
     def read_prompts(
@@ -147,6 +210,7 @@ class BatchDecoder:
         Raises:
             ValueError: a prompt is empty.
         """
+        assert not self.busy.intersection(sequences), "a token of a sequence has to end before it starts over"
         if not all(prompts):
             raise ValueError("a prompt must have at least one token, but one is empty; write some text")
         self.store.forget(sequences)
@@ -154,6 +218,14 @@ class BatchDecoder:
             self.num_tokens[sequence] = 0
         if sweeps is None:
             return self._read_token_by_token(sequences, prompts)
+        # Prompts of one length run as one batch where they are neighbours.
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+        read = self._read_by_length([sequences[i] for i in order], [prompts[i] for i in order], sweeps)
+        return [read[order.index(number)] for number in range(len(prompts))]
+
+    def _read_by_length(
+        self, sequences: Sequence[int], prompts: Sequence[Sequence[int]], sweeps: Sweeps
+    ) -> list[ReadPrompt]:
         thought = self._read_together(sequences, prompts, sweeps)
         for sequence, prompt in zip(sequences, prompts, strict=True):
             self.num_tokens[sequence] = len(prompt)
@@ -164,49 +236,31 @@ class BatchDecoder:
     def _read_token_by_token(
         self, sequences: Sequence[int], prompts: Sequence[Sequence[int]]
     ) -> list[ReadPrompt]:
-        logits: dict[int, Tensor] = {}
-        steps: dict[int, list[Tensor]] = {sequence: [] for sequence in sequences}
-        nll: dict[int, list[Tensor]] = {sequence: [] for sequence in sequences}
-        most_likely: dict[int, list[Tensor]] = {sequence: [] for sequence in sequences}
-        for column in zip_longest(*prompts):
-            tokens = {
-                sequence: token
-                for sequence, token in zip(sequences, column, strict=True)
-                if token is not None
-            }
-            for sequence in tokens.keys() & logits.keys():
-                nll[sequence].append(token_nll(logits[sequence].unsqueeze(0), [tokens[sequence]]))
-                most_likely[sequence].append(logits[sequence].argmax().reshape(1))
-            decoded = self.consume(list(tokens), list(tokens.values()))
-            for index, sequence in enumerate(tokens):
-                logits[sequence] = decoded.logits[index]
-                steps[sequence].append(decoded.steps[index : index + 1])
-        return [
-            ReadPrompt(
-                logits=logits[sequence],
-                steps=torch.cat(steps[sequence]),
-                nll=torch.cat([logits[sequence].new_zeros(0), *nll[sequence]]),
-                most_likely=torch.cat([_on_device([]), *most_likely[sequence]]),
-            )
-            for sequence in sequences
-        ]
+        reading = {
+            sequence: _PromptReading(prompt) for sequence, prompt in zip(sequences, prompts, strict=True)
+        }
+        for decoded in self.follow(sequences, prompts):
+            for sequence, *of_token in zip(decoded.sequences, decoded.logits, decoded.steps, strict=True):
+                reading[sequence].take(*of_token)
+        return [one.result() for one in reading.values()]
 
     def _read_together(
         self, sequences: Sequence[int], prompts: Sequence[Sequence[int]], sweeps: Sweeps
     ) -> Thought:
         model = self._model
-        tokens = _on_device([token for prompt in prompts for token in prompt])
+        tokens = as_integers([token for prompt in prompts for token in prompt])
         # [1, N] -> [1, N * n] -> [N * n, 1, H] -> [1, N * n, H]
-        rows = model.embed(self._method.tokens_of_rows(tokens.unsqueeze(0))).transpose(0, 1)
+        rows = self.embedded(tokens.unsqueeze(0)).transpose(0, 1)
         numbers = [number for number, prompt in enumerate(prompts) for _ in prompt]
-        run = _Runner(
+        run = PromptRunner(
             self,
             [sequences[number] for number in numbers],
             [position for prompt in prompts for position in range(len(prompt))],
-            starts_over=True,
         )
-        of_prompts = PromptTokens(sequences=_on_device(numbers), sweeps=sweeps)
-        return self._method.read_prompts(rows, run, model.mix_embeddings, of_prompts, self.observe)
+        of_prompts = PromptTokens(sequences=as_integers(numbers), sweeps=sweeps)
+        thought = self._method.read_prompts(rows, run, model.mix_embeddings, of_prompts, self.observe)
+        run.finish()
+        return thought
 
     def _halting(self, signal: HaltingSignal, threshold: float | None) -> SignalHalting:
         def of_prediction(hidden: Tensor) -> Tensor:
@@ -222,7 +276,7 @@ class BatchDecoder:
     def _read_prompt(self, prompt: Sequence[int], hidden: Tensor, steps: Tensor) -> ReadPrompt:
         """Run the head on the hidden states of one prompt, [1, S, H]."""
         logits = self._logits(hidden[:, -1:])[0]
-        nll, most_likely = [logits.new_zeros(0)], [_on_device([])]
+        nll, most_likely = [logits.new_zeros(0)], [as_integers([])]
         for start in range(0, len(prompt) - 1, TOKENS_PER_HEAD_CALL):
             stop = min(start + TOKENS_PER_HEAD_CALL, len(prompt) - 1)
             here = self._logits(hidden[:, start:stop])
@@ -235,11 +289,21 @@ class BatchDecoder:
         logits = self._model.axis.gather_last_dim(self._model.logits(hidden))
         return logits[0, :, : self._model.config.vocab_size]
 
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """Return the rows that tokens, [B, S], start with, [S * n, B, H]."""
+        return self._model.embed(self._method.tokens_of_rows(tokens))
+
+    def think(self, rows: Tensor) -> Thinking:
+        """Think about one token of each of N sequences, whose rows are [n, N, H]."""
+        return self._method.think(rows, self._model.mix_embeddings, self.observe)
+
     def run_layers(
-        self, rows: Tensor, positions: Sequence[int], log_weight: Tensor | None, context: RowContext
+        self, rows: Tensor, positions: Sequence[int], log_weight: Tensor | None, stored: StoredCall
     ) -> Tensor:
         """Run rows, [1, R, H], at rotary positions; without the final norm."""
-        model, position_ids = self._model, _on_device(positions)
+        self.observe("rows/sequences", stored.sequences)
+        self.observe("rows/entered", rows)
+        model, position_ids = self._model, as_integers(positions)
         if self._method.column is Column.LOG_WEIGHT:
             log_weight = rows.new_zeros(rows.shape[1]) if log_weight is None else log_weight
             self.observe("rows/log_weight", log_weight)
@@ -247,7 +311,10 @@ class BatchDecoder:
         self.observe("rows/positions", position_ids)
         # [1, R, H] -> [R, 1, H] and back
         hidden = model.run_layers(
-            rows.transpose(0, 1), position_ids.unsqueeze(0), log_weight=log_weight, context=context
+            rows.transpose(0, 1),
+            position_ids.unsqueeze(0),
+            log_weight=log_weight,
+            context=RowContext(store=stored),
         )
         return hidden.transpose(0, 1)
 
@@ -257,69 +324,38 @@ class BatchDecoder:
         return normed
 
 
-class _Runner:
-    """Runs rows of N tokens and stores them. Implements :class:`megatron_ext.ponder.decode.think.RowRunner`.
+class _PromptReading:
+    """What is known of a prompt that is being read token by token."""
 
-    A token of an iterating method keeps its place in the sequence. Rows of other methods are stored in the
-    order of tokens and slots: after the stored rows, or, where a sequence starts over, from its beginning in
-    every call.
-    """
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self._prompt = prompt
+        self._logits: list[Tensor] = []
+        self._steps: list[Tensor] = []
+        self._nll: list[Tensor] = []
+        self._most_likely: list[Tensor] = []
 
-    def __init__(
-        self,
-        decoder: BatchDecoder,
-        sequences: Sequence[int],
-        positions: Sequence[int],
-        *,
-        starts_over: bool = False,
-    ) -> None:
-        self._decoder = decoder
-        self._iterates = decoder.iterates
-        self._sequences = sequences
-        self._positions = positions
-        self._starts_over = starts_over
+    def take(self, logits: Tensor, steps: Tensor) -> None:
+        """Take logits, [V], and steps of the next token."""
+        self._logits = [logits]
+        self._steps.append(steps)
+        if len(self._steps) == len(self._prompt):
+            return
+        token = self._prompt[len(self._steps)]
+        self._nll.append(token_nll(logits.unsqueeze(0), [token]))
+        self._most_likely.append(logits.argmax().reshape(1))
 
-    def __call__(
-        self,
-        rows: Tensor,
-        *,
-        tokens: Tensor | None = None,
-        log_weight: Tensor | None = None,
-        version: int = 0,
-        normalize: bool = True,
-        places: Tensor | None = None,
-    ) -> Tensor:
-        decoder, store = self._decoder, self._decoder.store
-        chosen = range(len(self._sequences)) if tokens is None else tokens.tolist()
-        sequences = [self._sequences[token] for token in chosen]
-        positions = [self._positions[token] for token in chosen]
-        if places is not None:
-            taken = places.tolist()
-        else:
-            taken = positions if self._iterates else list(self._next_places(sequences))
-        stored = store.places(sequences, taken, version=version)
-        decoder.observe("rows/sequences", stored.sequences)
-        decoder.observe("rows/entered", rows)
-        hidden = decoder.run_layers(rows, positions, log_weight, RowContext(store=stored))
-        hidden = decoder.final_norm(hidden) if normalize else hidden
-        decoder.observe("rows/left", hidden)
-        return hidden
-
-    def _next_places(self, sequences: Sequence[int]) -> Iterator[int]:
-        if self._starts_over:
-            self._decoder.store.forget(sequences)
-        taken: dict[int, int] = {}
-        for sequence in sequences:
-            place = taken.get(sequence, self._decoder.store.num_rows[sequence])
-            taken[sequence] = place + 1
-            yield place
+    def result(self) -> ReadPrompt:
+        """Return what reading the whole prompt gave."""
+        (logits,) = self._logits
+        return ReadPrompt(
+            logits=logits,
+            steps=torch.stack(self._steps),
+            nll=torch.cat([logits.new_zeros(0), *self._nll]),
+            most_likely=torch.cat([as_integers([]), *self._most_likely]),
+        )
 
 
 def token_nll(logits: Tensor, targets: Sequence[int]) -> Tensor:
     """Return the loss in nats of the tokens that followed, in at least float32: [N, V] -> [N]."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return torch.nn.functional.cross_entropy(wide, _on_device(targets), reduction="none")
-
-
-def _on_device(numbers: Sequence[int]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.int64, device=device())
+    return torch.nn.functional.cross_entropy(wide, as_integers(targets), reduction="none")

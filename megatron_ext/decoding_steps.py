@@ -13,7 +13,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from megatron_ext.decoding_store import Part, RowStore, merged_parts, parts_by_sequence
+from megatron_ext.decoding_store import (
+    Part,
+    RowStore,
+    StoredCall,
+    WholeRows,
+    merged_parts,
+    parts_by_sequence,
+    whole_lengths,
+)
 from megatron_ext.device import device
 from megatron_ext.model.attention import StoredKeys
 from megatron_ext.model.model import PonderModel
@@ -35,7 +43,7 @@ class StepStore(RowStore):
             for sequence in sequences:
                 of_step[sequence].clear()
 
-    def places(self, sequences: Sequence[int], places: Sequence[int], *, version: int = 0) -> "StoredSteps":
+    def places(self, sequences: Sequence[int], places: Sequence[int], *, version: int = 0) -> StoredCall:
         """Assign the rows of a call to places.
 
         Args:
@@ -51,7 +59,17 @@ class StepStore(RowStore):
             tokens = self.tokens[version][sequence]
             own_places.append(len(tokens))
             tokens.append(token)
+        lengths = whole_lengths(sequences, places)
+        if version == 0 and lengths is not None:
+            return WholeRows(self, sequences, lengths, version)
         return StoredSteps(self, sequences, places, own_places, version)
+
+    def write_beginnings(
+        self, layer_number: int, version: int, sequences: Tensor, key: Tensor, value: Tensor
+    ) -> None:
+        """Store the first n rows of some sequences in one layer and step, [b, G, n, w]."""
+        for stored, new in ((self._keys, key), (self._values, value)):
+            stored[version, layer_number - 1, :, :, : new.shape[2]].index_copy_(0, sequences, new)
 
     def write_rows(
         self, layer_number: int, step: int, sequences: Tensor, places: Tensor, key: Tensor, value: Tensor
@@ -97,9 +115,6 @@ class StoredSteps:
     def _stored_keys(
         self, layer_number: int, part: Part, seen: Sequence[tuple[int, Tensor | None]]
     ) -> StoredKeys:
-        if self._step == 0 and part.is_whole and not part.has_one_row_each:
-            keys, values = self._store.read(layer_number, 0, part.sequences, part.num_visible)
-            return StoredKeys(rows=part.rows, keys=keys, values=values, causal=True)
         first: StoredKeys | None = None
         for of_step, (num_rows, visible) in reversed(list(enumerate(seen))):
             keys, values = self._store.read(layer_number, of_step, part.sequences, num_rows)

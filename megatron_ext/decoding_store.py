@@ -8,14 +8,15 @@ R = rows of a call, B = sequences, G = key/value heads of this rank, w = channel
 column included.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from megatron_ext.device import device
+from megatron_ext.device import as_integers, device
 from megatron_ext.model.attention import KeyValueStore, StoredKeys
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.attention import extended_keys, extended_size, extended_values
@@ -88,6 +89,9 @@ class RowStore:
             IndexError: the store is full.
         """
         self.take(sequences, places)
+        lengths = whole_lengths(sequences, places)
+        if lengths is not None:
+            return WholeRows(self, sequences, lengths, version)
         return StoredRows(self, sequences, places, version)
 
     def take(self, sequences: Sequence[int], places: Sequence[int]) -> None:
@@ -112,6 +116,15 @@ class RowStore:
             else:
                 # Indexed dims come first: [V, G, R, w] seen as [R, V, G, w]
                 of_layer[:, rows.sequences, :, rows.places] = new.unsqueeze(1)
+
+    def write_beginnings(
+        self, layer_number: int, version: int, sequences: Tensor, key: Tensor, value: Tensor
+    ) -> None:
+        """Store the first n rows of some sequences in one layer, [b, G, n, w], as :meth:`write` does."""
+        for stored, new in ((self._keys, key), (self._values, value)):
+            stored[version:, layer_number - 1, :, :, : new.shape[2]].index_copy_(
+                1, sequences, new.expand(stored.shape[0] - version, *new.shape)
+            )
 
     def read(self, layer_number: int, version: int, sequences: slice, num_rows: int) -> tuple[Tensor, Tensor]:
         """Return the keys and values of neighbouring sequences, [b, G, num_rows, w] each, without a copy."""
@@ -211,6 +224,107 @@ class StoredRows:
             return None
         order = torch.arange(part.num_visible, device=self.places.device)
         return order <= self.places[part.rows].unsqueeze(1)
+
+
+def whole_lengths(sequences: Sequence[int], places: Sequence[int]) -> list[int] | None:
+    """Return how many rows each sequence has in a call with all of its rows; None where one has others too.
+
+    A call of one row of each sequence is not meant.
+    """
+    parts = list(parts_by_sequence(sequences, places))
+    if len(parts) == len(sequences) or not all(part.is_whole for part in parts):
+        return None
+    return [part.num_visible for part in parts]
+
+
+class WholeRows:
+    """All rows of some sequences. Implements :class:`StoredCall`.
+
+    They attend to each other as they come out of the layer; sequences of one length attend together.
+
+    Attributes:
+        sequences: of every row, [R].
+        is_draft: store nothing before :meth:`commit`, because another call may replace the rows.
+    """
+
+    def __init__(
+        self, store: RowStore, sequences: Sequence[int], lengths: Sequence[int], version: int
+    ) -> None:
+        """See :meth:`RowStore.places`; `lengths` are the rows of each sequence, which are neighbours."""
+        self._store, self._version = store, version
+        self.sequences = as_integers(sequences)
+        self.is_draft = False
+        # Layer, sequences, keys and values that are not stored yet.
+        self._drafts: list[tuple[int, list[int], Tensor, Tensor]] = []
+        # Neighbours of one length: rows of the call, and the sequences.
+        self._batches: list[tuple[slice, list[int]]] = []
+        start = 0
+        for length, same in groupby(lengths):
+            stop = start + length * len(list(same))
+            self._batches.append((slice(start, stop), list(sequences[start:stop:length])))
+            start = stop
+
+    def extend(
+        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
+    ) -> Sequence[StoredKeys]:
+        """See :class:`megatron_ext.model.attention.KeyValueStore`."""
+        key, value = self._store.extended(key, value, log_weight)
+        parts = []
+        for rows, sequences in self._batches:
+            # [b * n, G, w] -> [b, G, n, w]
+            keys, values = (x[rows].unflatten(0, (len(sequences), -1)).transpose(1, 2) for x in (key, value))
+            if self.is_draft:
+                self._drafts.append((layer_number, sequences, keys, values))
+            else:
+                self._write(layer_number, sequences, keys, values)
+            has_one_row_each = keys.shape[2] == 1
+            parts.append(StoredKeys(rows=rows, keys=keys, values=values, causal=not has_one_row_each))
+        return parts
+
+    def commit(self, replaced: Collection[int] = ()) -> None:
+        """Store the rows of a draft, but for those of sequences whose rows another call replaces."""
+        for layer_number, sequences, keys, values in self._drafts:
+            kept = [index for index, sequence in enumerate(sequences) if sequence not in replaced]
+            if kept:
+                of_kept = as_integers(kept)
+                self._write(
+                    layer_number, [sequences[index] for index in kept], keys[of_kept], values[of_kept]
+                )
+        self._drafts.clear()
+
+    def _write(self, layer_number: int, sequences: Sequence[int], keys: Tensor, values: Tensor) -> None:
+        self._store.write_beginnings(layer_number, self._version, as_integers(sequences), keys, values)
+
+
+class JoinedCalls:
+    """Rows of several versions in one call, those of a version side by side. Implements :class:`StoredCall`.
+
+    Attributes:
+        sequences: of every row, [R].
+    """
+
+    def __init__(self, calls: Sequence[StoredCall]) -> None:
+        """Join the rows of some calls, in order; no two of them have rows of one sequence."""
+        self.sequences = torch.cat([call.sequences for call in calls])
+        self._calls = calls
+        self._sizes = [len(call.sequences) for call in calls]
+
+    def extend(
+        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
+    ) -> Sequence[StoredKeys]:
+        """See :class:`megatron_ext.model.attention.KeyValueStore`."""
+        assert log_weight is None, "versions have no weights"
+        parts, start = [], 0
+        for call, new in zip(
+            self._calls, zip(key.split(self._sizes), value.split(self._sizes), strict=True), strict=True
+        ):
+            parts += [_moved(part, start) for part in call.extend(layer_number, *new, None)]
+            start += len(new[0])
+        return parts
+
+
+def _moved(part: StoredKeys, start: int) -> StoredKeys:
+    return replace(part, rows=slice(part.rows.start + start, part.rows.stop + start))
 
 
 def parts_by_sequence(sequences: Sequence[int], places: Sequence[int]) -> Iterator[Part]:

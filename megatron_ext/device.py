@@ -4,7 +4,7 @@ Here and in :mod:`megatron_ext.host`, which lets Megatron run without CUDA, is e
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -135,6 +135,11 @@ def synchronize() -> None:
 def most_memory_bytes() -> int | None:
     """Return the most memory that tensors of this process have taken on its device; None on a CPU."""
     return torch.cuda.max_memory_allocated() if has_cuda() else None
+
+
+def as_integers(numbers: Sequence[int]) -> Tensor:
+    """Return numbers as int64 on this rank's device, in the same order."""
+    return torch.tensor(numbers, dtype=torch.int64, device=device())
 
 
 def generator_state() -> Tensor:

@@ -10,24 +10,7 @@ from typing import Any
 import typer
 from typer.main import get_command
 
-from cluster.commands import demo, jobs, submit
-from pipeline.commands import (
-    checkpoint,
-    compare,
-    config,
-    convergence,
-    convert,
-    data,
-    evaluate,
-    generate,
-    parity,
-    plan,
-    rehearse,
-    report,
-    tokenizer,
-    train,
-    verify,
-)
+from pipeline.commands.lazy_group import CommandEntry, LazyGroup
 from pipeline.commands.shared import exit_on_user_error, ignore_leftover_variables, report_notices_once
 from pipeline.shared.console import report_crashes, say
 from pipeline.shared.errors import UserError
@@ -36,8 +19,106 @@ from pipeline.shared.paths import UnknownNameError, expand_path
 from pipeline.shared.python_start import forget_working_directory
 from pipeline.shared.streams import protect_standard_streams
 
+
+def _command(name: str, module: str, help_line: str, *, attribute: str | None = None) -> CommandEntry:
+    return CommandEntry(name=name, module=module, attribute=attribute or name, help=help_line)
+
+
+def _group(name: str, module: str, help_line: str) -> CommandEntry:
+    return CommandEntry(name=name, module=module, attribute="app", help=help_line)
+
+
+COMMANDS = (
+    _command(
+        "demo",
+        "cluster.commands.demo",
+        "Run everything once, small: raw text, tokens, training, evaluation, generation, report.",
+    ),
+    _command("train", "pipeline.commands.train", "Train a model, or resume from its newest checkpoint."),
+    _command(
+        "eval",
+        "pipeline.commands.evaluate",
+        "Measure loss and steps on the held-out text of the run's data, or the scores on public tasks.",
+        attribute="evaluate",
+    ),
+    _command(
+        "verify",
+        "pipeline.commands.verify",
+        "Check that training and inference are the same model: soft-masked forward against hard-pruned "
+        "decoding.",
+    ),
+    _command(
+        "generate", "pipeline.commands.generate", "Continue texts; every token takes only the steps it needs."
+    ),
+    _command(
+        "compare",
+        "pipeline.commands.compare",
+        "Compare runs by held-out loss against inference FLOPs and time per token.",
+    ),
+    _command(
+        "convergence",
+        "pipeline.commands.convergence",
+        "Show how fast the Jacobi sweeps of a model converge, on held-out text.",
+    ),
+    _command(
+        "plan",
+        "pipeline.commands.plan",
+        "Estimate whether a run fits its devices, what it costs and how long it takes.",
+    ),
+    _command(
+        "rehearse",
+        "pipeline.commands.rehearse",
+        "Execute the real training step of one rank in this process, without a GPU and without the other "
+        "ranks.",
+    ),
+    _command(
+        "submit",
+        "cluster.commands.submit",
+        "Submit a run to local processes, SLURM or Ray, with the file that trains on a laptop.",
+    ),
+    _command(
+        "report",
+        "pipeline.commands.report",
+        "Write the report of a run: a self-contained HTML file with curves, results and a sample.",
+    ),
+    _command(
+        "parity",
+        "pipeline.commands.parity",
+        "Check that a parallel layout trains as one process does: is this difference normal?",
+    ),
+    _group("checkpoint", "pipeline.commands.checkpoint", "List, verify, compare and rewrite checkpoints."),
+    _group(
+        "config", "pipeline.commands.config", "Explain settings; write the schema of configuration files."
+    ),
+    _group("convert", "pipeline.commands.convert", "Convert models from and to Hugging Face folders."),
+    _group(
+        "data", "pipeline.commands.data", "Turn raw text into token shards; inspect, convert and index them."
+    ),
+    _group("jobs", "cluster.commands.jobs", "Watch, stop and restart submitted jobs, wherever they run."),
+    _group(
+        "recipes",
+        "pipeline.commands.recipes",
+        "List, show and copy the recipes that `--config` knows by name.",
+    ),
+    _group("tokenizer", "pipeline.commands.tokenizer", "Train tokenizers."),
+)
+"""All commands, in the order of the help; their modules are imported when they are called."""
+
+
+class _Commands(LazyGroup):
+    """The commands of `megaponder`; paths among their arguments are expanded."""
+
+    entries = COMMANDS
+
+    def load(self, name: str) -> Any:
+        command = super().load(name)
+        _expand_paths_of(command)
+        return command
+
+
 app = typer.Typer(
     name="megaponder",
+    cls=_Commands,
     help="Pretrain language models that decide per token how long to think, on Megatron-Core.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -46,25 +127,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.command(epilog=demo.EPILOG)(demo.demo)
-app.command(epilog=train.EPILOG)(train.train)
-app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
-app.command(epilog=verify.EPILOG)(verify.verify)
-app.command(epilog=generate.EPILOG)(generate.generate)
-app.command(epilog=compare.EPILOG)(compare.compare)
-app.command(epilog=convergence.EPILOG)(convergence.convergence)
-app.command(epilog=plan.EPILOG)(plan.plan)
-app.command(epilog=rehearse.EPILOG)(rehearse.rehearse)
-app.command(epilog=submit.EPILOG)(submit.submit)
-app.command(epilog=report.EPILOG)(report.report)
-app.command(epilog=parity.EPILOG)(parity.parity)
-app.add_typer(checkpoint.app, name="checkpoint")
-app.add_typer(config.app, name="config")
-app.add_typer(convert.app, name="convert")
-app.add_typer(data.app, name="data")
-app.add_typer(jobs.app, name="jobs")
-app.add_typer(tokenizer.app, name="tokenizer")
 
+@app.callback()
+def _program() -> None:
+    """Make a group of the program, whose commands are in the table."""
+
+
+# What pydantic, with which typer converts values, puts before a message.
+_PYDANTIC_PREFIX = "Value error, "
 # How Python represents the bytes of an argument that its encoding cannot decode.
 _UNDECODED = re.compile("[\ud800-\udfff]")
 
@@ -93,11 +163,9 @@ def _check_working_directory() -> None:
 
 def _run() -> int:
     """Run the command; return its exit code."""
-    # Not `app()`, which replaces the hook for crashes.
-    commands = get_command(app)
-    _expand_paths_of(commands)
     try:
-        code: int | None = commands(standalone_mode=False)
+        # Not `app()`, which replaces the hook for crashes.
+        code: int | None = get_command(app)(standalone_mode=False)
     except typer.Abort:
         return ExitCode.INTERRUPTED
     except typer.TyperException as error:
@@ -133,12 +201,41 @@ def _expanded(value: Any) -> Any:
 def _show_usage_error(error: typer.TyperException) -> None:
     """Show an error of the command line; typer's own way prints what was typed without escaping it."""
     context: typer.Context | None = getattr(error, "ctx", None)
-    message = error.format_message()
+    message = _with_hint(error.format_message().replace(_PYDANTIC_PREFIX, ""), error)
     # Without a message, the help has been shown.
     if context is not None and message:
         say(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n", err=True)
     if message:
         say(f"error: {message}", err=True)
+
+
+def _with_hint(message: str, error: typer.TyperException) -> str:
+    """Return the message of an error of the command line, with what was probably meant."""
+    typed = sys.argv[1:]
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    takes_settings = any(option.name == "overrides" for option in getattr(command, "params", ()))
+    option = getattr(error, "option_name", None)
+    if takes_settings and option is not None and option.startswith("--"):
+        from pipeline.config.aliases import setting_named
+
+        setting = setting_named(option.removeprefix("--"))
+        if setting is not None:
+            return f"No such option: {option}. Did you mean {setting}={_value_after(option, typed)}?"
+    if takes_settings and getattr(getattr(error, "param", None), "name", None) == "config":
+        from pipeline.config.recipes import find_recipe
+
+        files = [word for word in typed if word.endswith((".yaml", ".yml")) or find_recipe(word) is not None]
+        return f"{message} Did you mean --config {files[0]}?" if files else message
+    return message
+
+
+def _value_after(option: str, typed: list[str]) -> str:
+    """Return the value that was typed with an option, after a space or an equals sign."""
+    for word, following in zip(typed, [*typed[1:], "-"], strict=True):
+        name, separator, value = word.partition("=")
+        if name == option:
+            return value if separator else "true" if following.startswith("-") else following
+    return "VALUE"
 
 
 if __name__ == "__main__":

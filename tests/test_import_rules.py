@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import COMMANDS
+
 REPOSITORY = Path(__file__).parent.parent
 OUR_PACKAGES = ("pipeline", "megatron_ext", "cluster", "data_prep")
 SECTION = "## Who may import whom"
@@ -179,7 +181,8 @@ def loaded_after(statement: str, *candidates: str) -> set[str]:
     finished = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True
     )
-    return set(finished.stdout.split())
+    # The statement may print as well.
+    return set(finished.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize(
@@ -196,6 +199,28 @@ def loaded_after(statement: str, *candidates: str) -> set[str]:
 )
 def test_light_parts_load_nothing_heavy(statement: str) -> None:
     assert loaded_after(statement, "torch", "megatron", "ray", "numpy", "tensorboard") == set()
+
+
+def test_the_help_of_the_program_loads_no_command_and_no_schema() -> None:
+    loaded = loaded_after(
+        "import pipeline.cli\ntry: pipeline.cli.app(['--help'])\nexcept SystemExit: pass",
+        *(entry.module for entry in COMMANDS),
+        *("pydantic", "yaml", "numpy", "torch", "pipeline.config.schema", "typer.rich_utils"),
+    )
+    assert loaded == {"typer.rich_utils"}
+
+
+def test_no_module_of_a_command_loads_anything_heavy() -> None:
+    statement = f"import {', '.join(entry.module for entry in COMMANDS)}"
+    assert loaded_after(statement, "torch", "megatron", "ray", "numpy", "tensorboard") == set()
+
+
+def test_a_report_and_the_content_of_a_checkpoint_need_no_torch() -> None:
+    statement = (
+        "import pipeline.checkpoint.stored_config, pipeline.report.collect, pipeline.report.facts, "
+        "pipeline.report.render, pipeline.report.table, pipeline.checkpoint.description"
+    )
+    assert loaded_after(statement, "torch", "megatron", "matplotlib.figure") == {"matplotlib.figure"}
 
 
 @pytest.mark.parametrize("package", OUR_PACKAGES)

@@ -1,7 +1,6 @@
 """AdaPonderLM: a gate after every iteration of PonderLM lets a token halt for good (definitions 3.2)."""
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from megatron_ext.methods.base import Mixer, PassContext, PassRows, Readout, build_decider
 from megatron_ext.methods.ponderlm import PonderLM
 from megatron_ext.ponder.config import PonderConfig
-from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_until_halted
+from megatron_ext.ponder.decode.think import ByMixture, Observer, Thinking, ignore, think_until_halted
 from megatron_ext.ponder.halting import active_iterations, in_float32, still_active
 from megatron_ext.ponder.penalties import bottom_k, of_real_tokens
 
@@ -67,15 +66,12 @@ class AdaPonderLM(PonderLM):
         scores = torch.sigmoid(logits).cummin(dim=-1).values
         return Readout(hidden=hidden, penalty=penalty, steps=steps, step_scores=scores)
 
-    def think(
-        self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
-    ) -> Thought:
+    def think(self, rows: Tensor, mix_embeddings: Mixer, observe: Observer = ignore) -> Thinking:
         """Iterate until a gate closes."""
         return think_until_halted(
             self._first_input(rows),
-            run,
             num_iterations=self.config.num_latent_thoughts,
-            feed_back=partial(self._feed_back, mix_embeddings=mix_embeddings),
+            feed_back=ByMixture(self._feed_back, mix_embeddings),
             gate=self._gate,
             threshold=self.config.pruning_threshold,
             observe=observe,

@@ -15,7 +15,7 @@ from megatron_ext.methods.base import (
     build_decider,
 )
 from megatron_ext.ponder.config import PonderConfig
-from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_until_stopped
+from megatron_ext.ponder.decode.think import Observer, Thinking, ignore, think_until_stopped
 from megatron_ext.ponder.halting import exit_masses, in_float32, mix_exits, reaches
 from megatron_ext.ponder.penalties import confident_continuation
 
@@ -101,14 +101,11 @@ class AdaptiveLatentCoT(PonderMethod):
             hidden=mixed, penalty=penalty, steps=steps, step_scores=context.axis.to_full_use(scores)
         )
 
-    def think(
-        self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
-    ) -> Thought:
+    def think(self, rows: Tensor, mix_embeddings: Mixer, observe: Observer = ignore) -> Thinking:
         """Run step after step until the router stops the token."""
         del mix_embeddings
         return think_until_stopped(
             rows,
-            run,
             num_steps=self.config.num_latent_thoughts,
             next_input=self._next_input,
             router=self._router_logits,

@@ -24,8 +24,10 @@ from megatron_ext.ponder.decode.think import (
     Observer,
     RowRunner,
     StepHalting,
+    Thinking,
     Thought,
     ignore,
+    think,
     think_in_rows,
 )
 from megatron_ext.ponder.passes import PassPlan
@@ -247,19 +249,16 @@ class PonderMethod(nn.Module):
         del context
         return Readout(hidden=ended.rows)
 
-    def think(
-        self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
-    ) -> Thought:
+    def think(self, rows: Tensor, mix_embeddings: Mixer, observe: Observer = ignore) -> Thinking:
         """Consume one token of each of N sequences in decoding.
 
         Args:
             rows: scaled embeddings of :meth:`tokens_of_rows` of the tokens, [n, N, H].
-            run: see :class:`RowRunner`.
             mix_embeddings: see :class:`PassContext`.
             observe: called with the name and value of intermediate results.
         """
         del mix_embeddings, observe
-        return think_in_rows(rows, run)
+        return think_in_rows(rows)
 
     def read_prompts(
         self,
@@ -281,7 +280,7 @@ class PonderMethod(nn.Module):
             observe: called with the name and value of intermediate results.
         """
         del prompts
-        return self.think(rows, run, mix_embeddings, observe)
+        return think(self.think(rows, mix_embeddings, observe), run)
 
     def statistics_layout(self) -> dict[str, int]:
         """Return names and sizes of the sums that a forward adds to :attr:`PassContext.statistics`."""

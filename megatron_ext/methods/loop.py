@@ -10,7 +10,7 @@ from megatron_ext.methods.base import (
     PassRows,
     PonderMethod,
 )
-from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_in_loops
+from megatron_ext.ponder.decode.think import Observer, Thinking, ignore, think_in_loops
 
 
 class Loop(PonderMethod):
@@ -28,8 +28,6 @@ class Loop(PonderMethod):
         del index, context
         return ended
 
-    def think(
-        self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
-    ) -> Thought:
+    def think(self, rows: Tensor, mix_embeddings: Mixer, observe: Observer = ignore) -> Thinking:
         del mix_embeddings, observe
-        return think_in_loops(rows, run, num_iterations=self.config.num_latent_thoughts)
+        return think_in_loops(rows, num_iterations=self.config.num_latent_thoughts)

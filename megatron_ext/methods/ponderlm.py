@@ -1,7 +1,6 @@
 """PonderLM: a token's input is enriched, pass by pass, by the embeddings it predicts (definitions 3.1)."""
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from megatron_ext.methods.base import (
     PonderMethod,
 )
 from megatron_ext.ponder.config import Mixture, Residual
-from megatron_ext.ponder.decode.think import Observer, RowRunner, Thought, ignore, think_by_feedback
+from megatron_ext.ponder.decode.think import ByMixture, Observer, Thinking, ignore, think_by_feedback
 
 
 class PonderLM(PonderMethod):
@@ -35,16 +34,13 @@ class PonderLM(PonderMethod):
         del index
         return PassRows(rows=self._feed_back(ended.rows, context.mix_embeddings))
 
-    def think(
-        self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
-    ) -> Thought:
+    def think(self, rows: Tensor, mix_embeddings: Mixer, observe: Observer = ignore) -> Thinking:
         """Run all iterations."""
         del observe
         return think_by_feedback(
             self._first_input(rows),
-            run,
             num_iterations=self.config.num_latent_thoughts,
-            feed_back=partial(self._feed_back, mix_embeddings=mix_embeddings),
+            feed_back=ByMixture(self._feed_back, mix_embeddings),
             from_first=self.config.residual is Residual.FROM_EMBEDDING,
         )
 

@@ -15,9 +15,11 @@ from megatron_ext.methods.base import (
 )
 from megatron_ext.ponder.decode.sweeps import PromptTokens, read_by_sweeps
 from megatron_ext.ponder.decode.think import (
+    ByMixture,
     Observer,
     RowRunner,
     SlotDecision,
+    Thinking,
     Thought,
     all_slots,
     ignore,
@@ -75,16 +77,13 @@ class PonderLM2(PonderMethod):
         del context
         return Readout(hidden=split_slots(ended.rows, self.config.num_slots)[:, -1])
 
-    def think(
-        self, rows: Tensor, run: RowRunner, mix_embeddings: Mixer, observe: Observer = ignore
-    ) -> Thought:
+    def think(self, rows: Tensor, mix_embeddings: Mixer, observe: Observer = ignore) -> Thinking:
         """Run the slots that the tokens take, one after another."""
         return think_in_slots(
             rows,
-            run,
             num_thoughts=self.config.num_latent_thoughts,
             decide=partial(self._decide, observe=observe),
-            next_thought=partial(self._next_thought, mix_embeddings=mix_embeddings),
+            next_thought=ByMixture(self._next_thought, mix_embeddings),
             halting=self.halting,
         )
 
@@ -103,7 +102,7 @@ class PonderLM2(PonderMethod):
             num_thoughts=self.config.num_latent_thoughts,
             run=run,
             decide=partial(self._decide, observe=observe),
-            next_thought=partial(self._next_thought, mix_embeddings=mix_embeddings),
+            next_thought=ByMixture(self._next_thought, mix_embeddings),
             halting=self.halting,
         )
         observe("prompt_slots/inputs", slots.inputs)

@@ -124,6 +124,8 @@ class _AddProducts(torch.autograd.Function):
         total = residual + sum(given) if given else residual.clone(memory_format=torch.contiguous_format)
         rows = total.flatten(0, 1)
         for x, weight in zip(inputs, weights, strict=True):
+            assert x is not None, "only biases may be missing"
+            assert weight is not None, "only biases may be missing"
             torch.addmm(rows, x.flatten(0, 1), weight.t(), out=rows)
         return total
 

@@ -57,9 +57,11 @@ def attend_to_documents(
 
     starts, longest = _starts(tuple(map(tuple, segments)), query.shape[2], query.device)
     # [B, A, R, w] -> [B, R, A, w] -> [B * R, A, w]
-    rows = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    queries, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     output = varlen_attn(
-        *rows,
+        queries,
+        keys,
+        values,
         starts,
         starts,
         longest,
@@ -70,7 +72,8 @@ def attend_to_documents(
     )
     assert isinstance(output, Tensor), "only a request for more returns more"
     # [B * R, A, w] -> [B, R, A, w] -> [B, A, R, w]
-    return output.unflatten(0, (query.shape[0], -1)).transpose(1, 2)
+    by_text: Tensor = output.unflatten(0, (query.shape[0], -1)).transpose(1, 2)
+    return by_text
 
 
 @lru_cache(maxsize=_NUM_REMEMBERED)

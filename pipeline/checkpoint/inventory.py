@@ -5,9 +5,10 @@ from pathlib import Path
 
 from pipeline.checkpoint.checksums import Damage, find_damage
 from pipeline.checkpoint.folder import checkpoint_folder, iteration_of, iterations_in
+from pipeline.checkpoint.places import checkpoints_at, what_is_at
 from pipeline.checkpoint.state import TrainState, read_train_state
 from pipeline.checkpoint.tracker import tracked_iteration
-from pipeline.shared.errors import CheckpointError
+from pipeline.shared.errors import CheckpointError, NoCheckpointError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +41,26 @@ def folders_at(path: Path, *, iteration: int | None = None) -> list[Path]:
     """Return the checkpoints at a path, even damaged ones.
 
     Args:
-        path: an ``iter_`` folder, or a folder of them.
+        path: an ``iter_`` folder, a folder of them, or a run.
         iteration: only the checkpoint of this iteration.
     Raises:
-        CheckpointError: there is none.
+        NoCheckpointError: there is none.
     """
     if iteration_of(path) is not None and path.is_dir():
         return [path]
+    directory = checkpoints_at(path)
     found = [
-        checkpoint_folder(path, number)
-        for number in iterations_in(path)
+        checkpoint_folder(directory, number)
+        for number in iterations_in(directory)
         if iteration is None or number == iteration
     ]
     if not found:
-        what = "a checkpoint" if iteration is None else f"the checkpoint of iteration {iteration}"
-        raise CheckpointError(f"{path} must hold {what}, but does not; give the checkpoint folder of a run")
+        if iteration is not None and iterations_in(directory):
+            iterations = ", ".join(map(str, iterations_in(directory)))
+            raise NoCheckpointError(
+                f"{directory} must hold the checkpoint of iteration {iteration}, but holds only {iterations}"
+            )
+        raise NoCheckpointError(f"{path} must hold a checkpoint, but {what_is_at(path)}")
     return found
 
 

@@ -26,13 +26,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from pipeline.checkpoint.content import OPTIMIZER_PREFIXES
-from pipeline.checkpoint.unpickling import (
-    METADATA_NAME,
-    check_files,
-    load_object,
-    load_tensor,
-    read_metadata,
-)
+from pipeline.checkpoint.description import METADATA_NAME
+from pipeline.checkpoint.unpickling import check_files, load_object, load_tensor, read_metadata
 from pipeline.shared.errors import CheckpointError
 
 Chunk = ChunkStorageMetadata

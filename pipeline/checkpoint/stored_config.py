@@ -10,11 +10,10 @@ from pathlib import Path
 
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.identity import RunIdentity, read_identity
+from pipeline.checkpoint.places import CHECKPOINTS
 from pipeline.config.load import load_stored_config
 from pipeline.config.schema import DataConfig, RunConfig
 from pipeline.shared.errors import DataError
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

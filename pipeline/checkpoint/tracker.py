@@ -3,8 +3,15 @@
 import os
 from pathlib import Path
 
-from pipeline.checkpoint.folder import TRACKER_NAME, checkpoint_folder, finished_iterations, is_finished
-from pipeline.shared.errors import CheckpointError
+from pipeline.checkpoint.folder import (
+    TRACKER_NAME,
+    checkpoint_folder,
+    finished_iterations,
+    is_finished,
+    iteration_of,
+)
+from pipeline.checkpoint.places import checkpoints_at, what_is_at
+from pipeline.shared.errors import CheckpointError, NoCheckpointError
 from pipeline.shared.foreign_files import read_limited
 
 # A file of more bytes is something else.
@@ -66,27 +73,33 @@ def resolve_checkpoint(path: Path, *, iteration: int | None = None) -> Path:
     """Return the folder of one finished checkpoint.
 
     Args:
-        path: a checkpoint's own folder (``iter_...``), or the folder with all of them and the tracker.
-        iteration: which one; None means the tracker's.
+        path: a run, its checkpoints, or one of them (``iter_...``).
+        iteration: which one; None means the tracker's, or the one that the path names.
 
     Raises:
-        CheckpointError: there is no such checkpoint.
+        NoCheckpointError: there is no such checkpoint.
+        CheckpointError: the tracker names none, see :func:`latest_iteration`.
     """
-    if iteration is None and is_finished(path):
+    named = iteration_of(path)
+    if is_finished(path) and iteration in (None, named):
         return path
-    wanted = latest_iteration(path) if iteration is None else iteration
-    if wanted is None:
-        raise CheckpointError(
-            f"{path} must hold a checkpoint, but has neither {TRACKER_NAME} nor an iter_ folder; "
-            "give the checkpoint folder of a run that has saved"
-        )
-    folder = checkpoint_folder(path, wanted)
+    directory = checkpoints_at(path)
+    if named is not None and directory != path and iteration is None:
+        raise NoCheckpointError(_unfinished(path, directory))
+    wanted = latest_iteration(directory) if iteration is None else iteration
+    if wanted is None or not finished_iterations(directory):
+        raise NoCheckpointError(f"{path} must hold a checkpoint, but {what_is_at(path)}")
+    folder = checkpoint_folder(directory, wanted)
     if not is_finished(folder):
-        raise CheckpointError(
-            f"{folder} must be a finished checkpoint, but is not; "
-            f"finished iterations: {listed(finished_iterations(path))}"
-        )
+        raise NoCheckpointError(_unfinished(folder, directory))
     return folder
+
+
+def _unfinished(folder: Path, directory: Path) -> str:
+    return (
+        f"{folder} must be a finished checkpoint, but is not; "
+        f"finished iterations: {listed(finished_iterations(directory))}"
+    )
 
 
 def listed(iterations: list[int]) -> str:

@@ -1,17 +1,15 @@
 """Read the pickled parts of a checkpoint without running anything that they name.
 
-A pickle names callables with their arguments, and an ordinary reader calls them. Here ``.metadata`` becomes
-inert records, which are checked and turned into torch's types; tensors and objects are read by torch's
-``weights_only`` reader, after a check that they name nothing but the few types below. Every size is compared
-with what is stored before memory is taken for it.
+A pickle names callables with their arguments, and an ordinary reader calls them. Here ``.metadata`` is read
+by :mod:`pipeline.checkpoint.description` and turned into torch's types; tensors and objects are read by
+torch's ``weights_only`` reader, after a check that they name nothing but the few types below. Every size is
+compared with what is stored before memory is taken for it.
 """
 
 import io
-import pickle
 import pickletools
 import zipfile
 from collections.abc import Iterator
-from math import prod
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,46 +27,14 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from pipeline.checkpoint.description import ITEM_BYTES, METADATA_NAME, Place, read_description, reason_of
 from pipeline.checkpoint.folder import COMMON_NAME
 from pipeline.shared.errors import CheckpointError
 from pipeline.shared.foreign_files import read_limited, regular_size
 
-METADATA_NAME = ".metadata"
-
-_MOST_METADATA_BYTES = 2**30
 _MOST_COMMON_BYTES = 2**28
-_MOST_AXES = 16
-_LONGEST_AXIS = 2**48
 
-_DCP = "torch.distributed.checkpoint"
-_METADATA_TYPES = (
-    *(
-        (f"{_DCP}.metadata", kind)
-        for kind in (
-            "Metadata",
-            "TensorStorageMetadata",
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "TensorProperties",
-            "MetadataIndex",
-            "StorageMeta",
-            "_MEM_FORMAT_ENCODING",
-        )
-    ),
-    (f"{_DCP}.filesystem", "_StorageInfo"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    # The folder that was written, which nothing uses.
-    ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),
-)
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-    )
-}
+_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ITEM_BYTES}
 _TENSOR_TYPES = {
     "collections OrderedDict",
     "torch._utils _rebuild_tensor_v2",
@@ -98,7 +64,6 @@ _MODEL_TYPES = _TENSOR_TYPES | {
 _PICKLES_OF_OLD_FILE = 5
 # Instructions of a pickle that name a type in another way than GLOBAL; torch.save writes none of them.
 _OTHER_NAMING = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
-_NUMBERED_MEMO = {"PUT", "BINPUT", "LONG_BINPUT"}
 _ZIP_START = b"PK\x03\x04"
 
 
@@ -111,16 +76,28 @@ def read_metadata(folder: Path) -> Metadata:
     Raises:
         CheckpointError: it cannot be read, names other types, or contradicts itself.
     """
-    path = folder / METADATA_NAME
-    try:
-        content = read_limited(path, _MOST_METADATA_BYTES)
-        _refuse_large_memo(content)
-        return _as_metadata(_RecordUnpickler(io.BytesIO(content)).load())
-    # Damaged pickles raise errors of any type.
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} must describe the tensors, but cannot be read ({_reason(error)}); use another checkpoint"
-        ) from error
+    entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+    storage: dict[MetadataIndex, _StorageInfo] = {}
+    for name, entry in read_description(folder).entries.items():
+        if isinstance(entry, Place):
+            entries[name] = BytesStorageMetadata()
+            storage[MetadataIndex(name)] = _storage_info(entry)
+            continue
+        chunks = []
+        for part in entry.parts:
+            chunk = ChunkStorageMetadata(offsets=torch.Size(part.offsets), sizes=torch.Size(part.sizes))
+            chunks.append(chunk)
+            storage[MetadataIndex(name, chunk.offsets)] = _storage_info(part.place)
+        entries[name] = TensorStorageMetadata(
+            properties=TensorProperties(dtype=_DTYPES[entry.dtype]),
+            size=torch.Size(entry.shape),
+            chunks=chunks,
+        )
+    return Metadata(entries, storage_data=storage, storage_meta=StorageMeta())
+
+
+def _storage_info(place: Place) -> _StorageInfo:
+    return _StorageInfo(place.file, place.offset, place.length)
 
 
 def check_files(folder: Path, metadata: Metadata) -> None:
@@ -157,7 +134,9 @@ def read_common(folder: Path) -> dict[str, Any]:
     try:
         content = read_limited(path, _MOST_COMMON_BYTES)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({_reason(error)}); use another checkpoint") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({reason_of(error)}); use another checkpoint"
+        ) from error
     common = load_object(content, place=str(path))
     if not isinstance(common, dict):
         raise CheckpointError(f"{path} must hold values by name, but does not; use another checkpoint")
@@ -216,7 +195,7 @@ def load_model_file(path: Path) -> dict[str, Tensor]:
         raise
     # torch raises errors of many types for damaged content.
     except Exception as error:
-        raise ValueError(_reason(error)) from error
+        raise ValueError(reason_of(error)) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError("it holds something else than tensors by name")
     for name, tensor in content.items():
@@ -229,135 +208,9 @@ def _size_of(path: Path) -> int:
     try:
         return regular_size(path)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({_reason(error)}); use another checkpoint") from error
-
-
-class _Record:
-    """Stands for an object in a pickle: what it would be constructed from, and its state."""
-
-    arguments: tuple[Any, ...]
-    state: Any
-
-    def __new__(cls, *arguments: Any) -> "_Record":
-        self = super().__new__(cls)
-        self.arguments, self.state = arguments, None
-        return self
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-_RECORDS = {name: type(name[1], (_Record,), {}) for name in _METADATA_TYPES}
-
-
-class _RecordUnpickler(pickle.Unpickler):
-    """Builds records in place of all objects."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
-        if (module, name) in _RECORDS:
-            return _RECORDS[module, name]
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not needed")
-
-
-def _refuse_large_memo(content: bytes) -> None:
-    """Refuse an index for which the reader would take gigabytes: it numbers objects in order."""
-    for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
-        if operation.name in _NUMBERED_MEMO and int(argument or 0) > number:
-            raise ValueError("it numbers objects that it does not have")
-
-
-def _as_metadata(read: Any) -> Metadata:
-    state = _fields(read, "Metadata")
-    places = {
-        (_text(_fields(index, "MetadataIndex")["fqn"]), _offset(index)): _as_place(place)
-        for index, place in dict(state["storage_data"]).items()
-    }
-    entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-    storage: dict[MetadataIndex, _StorageInfo] = {}
-    for name, entry in dict(state["state_dict_metadata"]).items():
-        if _kind(entry) == "BytesStorageMetadata":
-            entries[_text(name)] = BytesStorageMetadata()
-            storage[MetadataIndex(name)] = places[name, None]
-            continue
-        tensor = _as_tensor_entry(entry, _text(name))
-        entries[name] = tensor
-        for chunk in tensor.chunks:
-            place = places[name, tuple(chunk.offsets)]
-            if chunk.sizes.numel() * tensor.properties.dtype.itemsize > place.length:
-                raise ValueError(f"a part of {name} is larger than its place in {place.relative_path}")
-            storage[MetadataIndex(name, chunk.offsets)] = place
-    return Metadata(entries, storage_data=storage, storage_meta=StorageMeta())
-
-
-def _as_tensor_entry(entry: Any, name: str) -> TensorStorageMetadata:
-    state = _fields(entry, "TensorStorageMetadata")
-    properties = _fields_of_properties(state["properties"])
-    size = _as_size(state["size"])
-    chunks = []
-    for chunk in list(state["chunks"]):
-        found = _fields(chunk, "ChunkStorageMetadata")
-        offsets, sizes = _as_size(found["offsets"]), _as_size(found["sizes"])
-        ends = [start + length for start, length in zip(offsets, sizes, strict=True)]
-        if len(ends) != len(size) or any(end > axis for end, axis in zip(ends, size, strict=True)):
-            raise ValueError(f"a part of {name} lies outside of it")
-        chunks.append(ChunkStorageMetadata(offsets=offsets, sizes=sizes))
-    if sum(prod(chunk.sizes) for chunk in chunks) < prod(size):
-        raise ValueError(f"parts of {name} are missing")
-    return TensorStorageMetadata(properties=TensorProperties(dtype=properties), size=size, chunks=chunks)
-
-
-def _fields_of_properties(properties: Any) -> torch.dtype:
-    """Return the type of the values; torch ignores the other properties."""
-    if _kind(properties) != "TensorProperties" or not isinstance(properties.state, tuple):
-        raise ValueError("a tensor has no properties")
-    dtype = properties.state[0]
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"a tensor has the type {dtype!r}")
-    return dtype
-
-
-def _as_place(place: Any) -> _StorageInfo:
-    state = _fields(place, "_StorageInfo")
-    name, offset, length = _text(state["relative_path"]), state["offset"], state["length"]
-    if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
-        raise ValueError(f"{name[:80]!r} is not the name of a file in the folder")
-    if not all(type(number) is int and 0 <= number <= _LONGEST_AXIS for number in (offset, length)):
-        raise ValueError(f"{name} has no place for its content")
-    if state.get("transform_descriptors"):
-        raise ValueError(f"{name} is compressed, which is not supported")
-    return _StorageInfo(name, offset, length)
-
-
-def _offset(index: Any) -> tuple[int, ...] | None:
-    offset = _fields(index, "MetadataIndex").get("offset")
-    return None if offset is None else tuple(_as_size(offset))
-
-
-def _as_size(value: Any) -> torch.Size:
-    if _kind(value) == "Size":
-        (value,) = value.arguments
-    axes = tuple(value)
-    if len(axes) > _MOST_AXES or not all(type(axis) is int and 0 <= axis <= _LONGEST_AXIS for axis in axes):
-        raise ValueError(f"a shape is {str(axes)[:80]}")
-    return torch.Size(axes)
-
-
-def _fields(record: Any, kind: str) -> dict[str, Any]:
-    if _kind(record) != kind or not isinstance(record.state, dict):
-        raise ValueError(f"it holds no {kind} where one must be")
-    return record.state
-
-
-def _kind(record: Any) -> str:
-    return type(record).__name__ if isinstance(record, _Record) else ""
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a name is no text")
-    return value
+        raise CheckpointError(
+            f"{path} cannot be read ({reason_of(error)}); use another checkpoint"
+        ) from error
 
 
 def _load(content: bytes, *, place: str, names: set[str]) -> Any:
@@ -369,7 +222,7 @@ def _load(content: bytes, *, place: str, names: set[str]) -> Any:
     except Exception as error:
         raise CheckpointError(
             f"{place} must hold nothing but values, but would construct or run other things when read, or is "
-            f"damaged ({_reason(error)}); use another checkpoint"
+            f"damaged ({reason_of(error)}); use another checkpoint"
         ) from error
 
 
@@ -439,7 +292,3 @@ def _is_as_large_as_stored(tensor: Tensor, num_bytes: int) -> bool:
     if tensor.device.type != "cpu" or tensor.is_quantized:
         return False
     return tensor.nbytes <= num_bytes and tensor.untyped_storage().nbytes() <= num_bytes
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,7 +1,7 @@
 """`megaponder checkpoint`."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pipeline.checkpoint.inventory import take_inventory, tracker_problem
+from pipeline.checkpoint.places import checkpoints_at
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.commands.checkpoint_tables import (
     comparison_table,
@@ -97,13 +98,14 @@ def show(
     checkpoint: Checkpoint, iteration: Iteration = None, tensors: Tensors = "*", as_json: AsJson = False
 ) -> None:
     """Show the content of a checkpoint: progress of the run, what it belongs to, tensors, settings."""
+    from pipeline.checkpoint.description import read_description
     from pipeline.checkpoint.folder import CONFIG_NAME
     from pipeline.checkpoint.identity import read_identity
-    from pipeline.checkpoint.offline import OfflineReader
     from pipeline.checkpoint.state import read_train_state
 
     folder = resolve_checkpoint(checkpoint, iteration=iteration)
-    state, rows = read_train_state(folder), tensor_rows(OfflineReader(folder), pattern=tensors)
+    state, rows = read_train_state(folder), tensor_rows(read_description(folder), pattern=tensors)
+    _check_matches(rows, tensors)
     config, identity = (folder / CONFIG_NAME).read_text(encoding="utf-8"), read_identity(folder)
     if as_json:
         content = {
@@ -135,10 +137,11 @@ def diff(first: Checkpoint, second: Checkpoint, tensors: Tensors = "*", as_json:
 
     They may have been saved on different parallel layouts. Exit code 1 if any value differs.
     """
+    folders = [resolve_checkpoint(path) for path in (first, second)]
     from pipeline.checkpoint.comparison import compare_checkpoints
 
-    folders = [resolve_checkpoint(path) for path in (first, second)]
     compared = list(compare_checkpoints(*folders, pattern=tensors))
+    _check_matches(compared, tensors)
     if as_json:
         say(json.dumps([asdict(item) for item in compared], indent=2))
     else:
@@ -224,9 +227,18 @@ def _bytes_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
         yield count
 
 
+def _check_matches(found: Sequence[object], pattern: str) -> None:
+    if not found:
+        raise typer.BadParameter(
+            f"must match the name of a tensor, but {pattern!r} matches none; leave it out to see all",
+            param_hint="--tensors",
+        )
+
+
 def _report_tracker(checkpoint: Path) -> None:
     from pipeline.checkpoint.folder import iteration_of
 
-    problem = None if iteration_of(checkpoint) is not None else tracker_problem(checkpoint)
+    directory = checkpoints_at(checkpoint)
+    problem = None if iteration_of(checkpoint) is not None else tracker_problem(directory)
     if problem is not None:
         say(f"tracker: {problem}", err=True)

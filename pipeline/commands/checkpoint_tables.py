@@ -14,8 +14,8 @@ from pipeline.shared.tables import Table
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.comparison import TensorComparison
+    from pipeline.checkpoint.description import Description
     from pipeline.checkpoint.identity import RunIdentity
-    from pipeline.checkpoint.offline import OfflineReader
 
 Row = dict[str, Any]
 
@@ -83,19 +83,17 @@ def identity_table(identity: "RunIdentity") -> Table:
     return table
 
 
-def tensor_rows(reader: "OfflineReader", *, pattern: str) -> list[Row]:
+def tensor_rows(description: "Description", *, pattern: str) -> list[Row]:
     """Return one row per tensor whose name matches."""
-    from pipeline.checkpoint.offline import num_bytes_of
-
     return [
         {
             "name": name,
-            "shape": list(entry.size),
-            "dtype": str(entry.properties.dtype).removeprefix("torch."),
-            "bytes": num_bytes_of(entry),
-            "chunks": len(entry.chunks),
+            "shape": list(entry.shape),
+            "dtype": entry.dtype,
+            "bytes": entry.num_bytes,
+            "chunks": len(entry.parts),
         }
-        for name, entry in reader.tensors.items()
+        for name, entry in description.tensors.items()
         if fnmatchcase(name, pattern)
     ]
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import parse_budget
 from pipeline.commands.shared import examples, set_up_logging, speaks
 from pipeline.shared.console import open_console, say
@@ -111,6 +112,8 @@ def compare(
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
+    for path in runs:
+        check_checkpoint(path, iteration=None, reads_data=False)
 
     from megatron_ext.ponder.step_limits import HaltingSignal
     from pipeline.evaluation.compare.measure import Wanted, curve_of, find_run, problem_of

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
 from pipeline.shared.console import open_console, say
 from pipeline.shared.progress import open_bar
@@ -68,6 +69,7 @@ def convergence(
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
+    check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=True)
 
     from pipeline.evaluation.convergence.measure import (
         ConvergenceSettings,

@@ -162,6 +162,7 @@ def to_hf(
     Compares the logits and writes conversion.json as `from-hf` does. If any check fails, nothing is written.
     """
     set_up_logging()
+    folder = resolve_checkpoint(checkpoint, iteration=iteration)
 
     import torch
 
@@ -179,7 +180,7 @@ def to_hf(
         evaluation=evaluation,
     )
     with output_lock(output, "megaponder convert to-hf"):
-        certificate = convert(resolve_checkpoint(checkpoint, iteration=iteration), output, options)
+        certificate = convert(folder, output, options)
     _show(certificate)
     say(f"written to {output}")
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.box import SIMPLE_HEAD
 
+from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
 from pipeline.evaluation.tasks import TASK_GROUPS
-from pipeline.metrics.records import WORTH_NAMES
+from pipeline.metrics.records import WORTH_NAMES, LossPoint
 from pipeline.shared.console import open_console, say
 from pipeline.shared.tables import Table
 
@@ -167,6 +168,7 @@ def evaluate(
         )
         return
 
+    check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=True)
     overrides = [] if jacobi_iterations is None else [f"ponder.num_jacobi_iterations={jacobi_iterations}"]
     result, default_output = _evaluate_heldout(
         checkpoint,
@@ -216,7 +218,7 @@ def _evaluate_heldout(
             opened, max_global_batches=batches, limits=applied, shows_progress=speaks()
         )
         speeds = decoding_speeds(opened, [applied])[0] if timing else ()
-        worth = ()
+        worth: tuple[LossPoint, ...] = ()
         if result.is_of_whole_model:
             worth = worth_of_steps(HeldoutText(opened, batches), timing=timing)
         budget = None if met is None else met.budget

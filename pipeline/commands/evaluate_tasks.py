@@ -3,13 +3,14 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 from rich.box import SIMPLE_HEAD
 
+from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import LimitOptions, spent_line
 from pipeline.evaluation.tasks import expand_task_names
 from pipeline.shared.console import open_console, say
@@ -48,6 +49,7 @@ def evaluate_tasks(
     names = expand_task_names([name.strip() for name in options.names.split(",") if name.strip()])
     if not names:
         raise typer.BadParameter("must name a task", param_hint="--tasks")
+    check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=False)
     from pipeline.checkpoint.folder import CONFIG_NAME
     from pipeline.config.load import load_stored_config
     from pipeline.evaluation.harness.run import run_tasks
@@ -85,13 +87,12 @@ def evaluate_tasks(
 
 
 def _check_is_installed() -> None:
-    try:
-        import_module("lm_eval")
-    except ModuleNotFoundError as error:
+    # Found, not imported, which takes seconds.
+    if find_spec("lm_eval") is None:
         raise typer.BadParameter(
             "needs lm-evaluation-harness, which is not installed; pip install 'megaponder[eval]'",
             param_hint="--tasks",
-        ) from error
+        )
 
 
 def _table(report: "TaskReport") -> Table:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
 from pipeline.shared.console import say
@@ -160,6 +161,7 @@ def generate(
     if sweep_option is not None and prefill == "exact":
         raise typer.BadParameter("is for --prefill jacobi; remove it", param_hint=sweep_option)
     limits = LimitOptions.read(max_steps=max_steps, threshold=threshold, budget=budget)
+    check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=not texts)
 
     from pipeline.commands.generate_output import generate_to
     from pipeline.evaluation.opened import opened_checkpoint

@@ -14,7 +14,10 @@ EPILOG = examples("megaponder report runs/demo", "megaponder report runs/demo --
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of a trained and evaluated run.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Folder of a trained and evaluated run, or of its checkpoints."),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -33,6 +36,7 @@ def report(
     """
     from data_prep.manifest import load_manifest
     from pipeline.checkpoint.folder import CONFIG_NAME
+    from pipeline.checkpoint.places import run_at
     from pipeline.checkpoint.stored_config import stored_run
     from pipeline.cost.account import flops_account, mean_step
     from pipeline.report.collect import collect_report
@@ -40,9 +44,8 @@ def report(
     from pipeline.report.render import write_report
     from pipeline.report.table import render_results
 
+    run = run_at(run)
     config_file = run / CONFIG_NAME
-    if not config_file.is_file():
-        raise ConfigError([_missing(run, CONFIG_NAME, "train a run with this output_dir first")])
     stored = stored_run(run)
     stored.check_data_exists()
     config = stored.config

@@ -32,20 +32,8 @@ _CURES = {
 NOTICES_LOGGER = "pipeline.config.aliases"
 # They are one process, also where a launcher has left its variables behind.
 _SINGLE_PROCESS_COMMANDS = (
-    *(
-        "checkpoint",
-        "config",
-        "convert",
-        "data",
-        "demo",
-        "jobs",
-        "parity",
-        "plan",
-        "rehearse",
-        "report",
-        "submit",
-        "tokenizer",
-    ),
+    *("checkpoint", "config", "convert", "data", "demo", "jobs", "parity"),
+    *("plan", "recipes", "rehearse", "report", "submit", "tokenizer"),
 )
 
 Overrides = Annotated[
@@ -60,14 +48,17 @@ Overrides = Annotated[
 ConfigFile = Annotated[
     Path,
     typer.Option(
-        "--config", "-c", metavar="FILE", help="YAML file with the settings of a run; see pipeline/recipes."
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="YAML file with the settings of a run, or the name of a recipe (`megaponder recipes list`).",
     ),
 ]
 Checkpoint = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="Folder of a run's checkpoints (the newest is taken), or one of its iter_ folders.",
+        help="Folder of a run, or of its checkpoints (the newest is taken), or one of its iter_ folders.",
     ),
 ]
 Iteration = Annotated[

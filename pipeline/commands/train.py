@@ -6,12 +6,12 @@ import typer
 
 from pipeline.commands.ranks import run_on_layout
 from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging, speaks
-from pipeline.config.load import load_config, render_config
+from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.metrics.leaving_time import stop_timeout_seconds
+from pipeline.ranks.environment import Ranks
 from pipeline.ranks.run_lock import run_lock
 from pipeline.run.unwritable import naming_unwritable_outputs
-from pipeline.shared.console import say
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.streams import keep_log_in
 
@@ -31,8 +31,14 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Validate and print the settings; start nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check settings, data, tokenizer, vocabulary and the checkpoint to resume from; print the "
+            "settings that differ from the defaults, and the planned memory; start nothing.",
+        ),
     ] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="With --dry-run, print every setting.")] = False,
     show_schedule: Annotated[
         bool,
         typer.Option(
@@ -64,12 +70,15 @@ def train(
     settings = overrides or []
     run = load_config(config, settings)
     if dry_run:
-        say(render_config(run), nl=False)
-        say(f"# valid; needs {run.parallel.world_size} rank(s)", err=True)
+        from pipeline.commands.dry_run import dry_run as check_all
+
+        set_up_logging()
+        check_all(run, shows_all=show_all)
         raise typer.Exit(ExitCode.DONE)
     if show_schedule:
         _show_schedule(run)
         raise typer.Exit(ExitCode.DONE)
+    _check_inputs(run)
     keep_log_in(run.output_dir / LOG_NAME)
     set_up_logging(speaks=speaks())
     with (
@@ -84,6 +93,14 @@ def train(
             stop_timeout_seconds=lambda: stop_timeout_seconds(run.output_dir),
         )
     raise typer.Exit(code)
+
+
+def _check_inputs(run: RunConfig) -> None:
+    """Check what the run reads before torch is imported; ranks that were launched check it together."""
+    if not Ranks.from_environment().is_launched:
+        from pipeline.run.inputs import check_inputs
+
+        check_inputs(run)
 
 
 def _train(run: RunConfig) -> int:

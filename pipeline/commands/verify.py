@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
 from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
@@ -102,6 +103,7 @@ def verify(
     """
     is_first = speaks()
     set_up_logging(speaks=is_first)
+    check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=True)
 
     from pipeline.evaluation.opened import opened_checkpoint
     from pipeline.verification.checkpoint import num_parts, verify_checkpoint

@@ -204,6 +204,7 @@ ALIASES: dict[str, Alias] = {
 
 # Their values mean something else here, or nothing: these names are only suggested, never applied.
 _SUCCESSORS = {
+    "fp16": "training.precision",
     "decoder_first_pipeline_num_layers": "parallel.layers_per_stage",
     "decoder_last_pipeline_num_layers": "parallel.layers_per_stage",
     "interpolation": "ponder.mixture",
@@ -225,6 +226,14 @@ def find_alias(name: str) -> Alias | None:
 def find_successor(name: str) -> str | None:
     """Return the path of the setting that replaces one of another program."""
     return SUCCESSORS.get(_normal(name))
+
+
+def setting_named(name: str) -> str | None:
+    """Return the path of the setting that a name of another program, or of this one, stands for."""
+    alias = find_alias(name)
+    if alias is not None:
+        return alias.path
+    return name if "." in name else find_successor(name)
 
 
 def _normal(name: str) -> str:

@@ -1,8 +1,8 @@
 """YAML in and out: the settings in a file, which may build on those of another.
 
-A file may begin with `base: other.yaml`, a path relative to its own folder. It then has the settings of that
-file, except for those that it sets itself; `null` resets a setting to its default. A base has no base: the
-settings of a run are in two files at most.
+A file may begin with `base: other.yaml`, a path relative to its own folder, or the name of a recipe. It then
+has the settings of that file, except for those that it sets itself; `null` resets a setting to its default. A
+base may have a base, but not one that builds on it.
 
 Scalars follow YAML 1.2. PyYAML implements YAML 1.1, where `3e-4` is text, `no` is false and `010` is eight;
 here `3e-4`, `.5e-3` and `0x10` are numbers, and only `true` and `false` are booleans. Keys are words, and a
@@ -21,6 +21,7 @@ import yaml
 
 from pipeline.config.aliases import rename_settings
 from pipeline.config.errors import ConfigError, ConfigProblem, as_written
+from pipeline.config.recipes import find_recipe, nearest_recipe
 from pipeline.shared.paths import UnknownNameError, expand_path
 
 BASE = "base"
@@ -41,33 +42,59 @@ def read_settings(path: Path) -> tuple[dict[str, Any], list[ConfigProblem]]:
         the settings, and the problems that do not prevent the settings from being checked further.
 
     Raises:
-        ConfigError: a file is missing, unreadable or not YAML of groups, or a base has a base.
+        ConfigError: a file is missing, unreadable or not YAML of groups, or builds on itself.
+    """
+    return _read_with_bases(settings_file(path), above=())
+
+
+def settings_file(path: Path) -> Path:
+    """Return the file of settings at a path, or that of the recipe which a path without a file names."""
+    return path if path.exists() else find_recipe(str(path)) or path
+
+
+def _read_with_bases(path: Path, *, above: tuple[Path, ...]) -> tuple[dict[str, Any], list[ConfigProblem]]:
+    """Read a file over its bases.
+
+    Args:
+        path: the file.
+        above: the files that build on it, in full.
     """
     settings, problems = _read(path)
     if BASE not in settings:
         return settings, problems
-    base = settings.pop(BASE)
+    base, chain = settings.pop(BASE), (*above, path.resolve())
+    base_path = _base_file(path, base)
+    if base_path.resolve() in chain:
+        raise _file_error(
+            path,
+            "must not build on itself",
+            f"based on {as_written(base)}, which builds on it",
+            "leave out one of the bases",
+        )
+    base_settings, base_problems = _read_with_bases(base_path, above=chain)
+    return _merge(base_settings, settings), base_problems + problems
+
+
+def _base_file(path: Path, base: Any) -> Path:
+    """Return the file of a base: a path relative to the file that names it, or the name of a recipe."""
     if not isinstance(base, str):
         raise _file_error(
             path, "must give one other file as its base", as_written(base), "for example base.yaml"
         )
     try:
-        base_path = path.parent / expand_path(base)
+        found = path.parent / expand_path(base)
     except UnknownNameError as error:
         raise _file_error(path, "must have a base that exists", as_written(base), str(error)) from None
-    if not base_path.is_file():
+    if not found.is_file():
+        found = find_recipe(base) or found
+    if not found.is_file():
         raise _file_error(
-            path, "must have a base that exists", as_written(base), f"it is looked up in {path.parent}"
+            path,
+            "must have a base that exists",
+            as_written(base),
+            f"it is looked up in {path.parent}, and among the recipes ({_recipe_hint(base)})",
         )
-    base_settings, base_problems = _read(base_path)
-    if BASE in base_settings:
-        raise _file_error(
-            base_path,
-            f"must not have a base itself, as it is the base of {path}",
-            f"based on {as_written(base_settings[BASE])}",
-            "put the settings of both into one file",
-        )
-    return _merge(base_settings, settings), base_problems + problems
+    return found
 
 
 def parse_yaml(text: str) -> Any:
@@ -109,7 +136,8 @@ def _read(path: Path) -> tuple[dict[str, Any], list[ConfigProblem]]:
     try:
         settings = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise _file_error(path, "must be YAML", " ".join(str(error).split()), "") from error
+        cure = "indent with spaces, not with tabs" if r"'\t'" in str(error) else ""
+        raise _file_error(path, "must be YAML", " ".join(str(error).split()), cure) from error
     if settings is None:
         return {}, []
     if not isinstance(settings, dict):
@@ -126,7 +154,7 @@ def _read_text(path: Path) -> str:
         # Not to wait for a writer if it is a pipe.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise _file_error(path, "must be a file", "a folder, a device or a pipe", _recipe_hint())
+                raise _file_error(path, "must be a file", "a folder, a device or a pipe", _file_in(path))
             content = file.read(LARGEST_FILE_BYTES + 1)
         if len(content) > LARGEST_FILE_BYTES:
             size = f"at least {len(content):,} bytes long"
@@ -135,7 +163,11 @@ def _read_text(path: Path) -> str:
             )
         return content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise _file_error(path, "must be an existing file", "missing", _recipe_hint()) from None
+        raise _file_error(
+            path, "must be an existing file or the name of a recipe", "missing", _recipe_hint(str(path))
+        ) from None
+    except IsADirectoryError:
+        raise _file_error(path, "must be a file", "a folder", _file_in(path)) from None
     except UnicodeDecodeError as error:
         raise _file_error(path, "must be text in UTF-8", str(error), "save it as UTF-8") from error
     except (OSError, ValueError) as error:
@@ -148,9 +180,18 @@ def _file_error(path: Path, rule: str, value: str, cure: str) -> ConfigError:
     return ConfigError([ConfigProblem(path=str(path), rule=rule, value=value, cure=cure)])
 
 
-def _recipe_hint() -> str:
-    recipes = Path(__file__).parent.parent / "recipes"
-    return f"examples are in {recipes}"
+def _recipe_hint(name: str = "") -> str:
+    nearest = nearest_recipe(name)
+    return "see `megaponder recipes list`" if nearest is None else f"did you mean {nearest}?"
+
+
+def _file_in(folder: Path) -> str:
+    """Return which file was probably meant by a folder."""
+    stored = folder / "run_config.yaml"
+    if stored.is_file():
+        return f"did you mean {stored}?"
+    files = sorted(folder.glob("*.yaml"))[:3] if folder.is_dir() else []
+    return f"did you mean {' or '.join(map(str, files))}?" if files else _recipe_hint()
 
 
 class _Loader(yaml.SafeLoader):

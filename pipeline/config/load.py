@@ -94,6 +94,34 @@ def render_config(config: RunConfig) -> str:
     return render_yaml(config.model_dump(mode="json"))
 
 
+def changed_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, nested, as they are written in files."""
+    changed: dict[str, Any] = {}
+    dumped = config.model_dump(mode="json")
+    for name, field in RunConfig.model_fields.items():
+        section, value = section_type(field.annotation), getattr(config, name)
+        if section is None:
+            if not _is_default(config, name):
+                changed[name] = dumped[name]
+            continue
+        inner = {key: dumped[name][key] for key in section.model_fields if not _is_default(value, key)}
+        if inner:
+            changed[name] = inner
+    return changed
+
+
+def render_changes(config: RunConfig) -> str:
+    """Return the settings that differ from their defaults as YAML, which builds an equal configuration."""
+    return render_yaml(changed_settings(config))
+
+
+def _is_default(section: BaseModel, name: str) -> bool:
+    """Tell whether a setting has the value that it gets when only the others are given."""
+    given = {other: getattr(section, other) for other in type(section).model_fields}
+    default = type(section).model_fields[name].get_default(call_default_factory=True, validated_data=given)
+    return bool(default == given[name])
+
+
 def dump_config(config: RunConfig, path: Path) -> None:
     """Write a resolved configuration to a YAML file, with its secrets masked."""
     path.write_text(render_config(config), encoding="ascii")

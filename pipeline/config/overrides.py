@@ -13,6 +13,7 @@ from pipeline.config.aliases import find_alias, given_under_both_names, notify_r
 from pipeline.config.config_file import parse_value
 from pipeline.config.errors import ConfigProblem, as_written
 from pipeline.config.messages import unknown_setting
+from pipeline.config.recipes import find_recipe
 
 
 def apply_overrides(
@@ -72,7 +73,7 @@ def _apply(
             path=name or "override",
             rule="must have the form group.key=value",
             value=as_written(override),
-            cure="for example training.train_iters=100",
+            cure=_meant_without_value(override),
         )
     path, convert = _resolve(name, known_paths)
     if path in text_paths and convert is None:
@@ -96,6 +97,13 @@ def _apply(
     if path not in known_paths:
         return unknown_setting(path, known_paths)
     return _write(settings, path.split("."), value)
+
+
+def _meant_without_value(word: str) -> str:
+    """Return what was probably meant by a word that sets nothing."""
+    if word.endswith((".yaml", ".yml")) or find_recipe(word) is not None:
+        return f"did you mean --config {word}?"
+    return "for example training.train_iters=100"
 
 
 def _reason(error: yaml.YAMLError) -> str:

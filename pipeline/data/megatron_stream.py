@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from megatron.core.datasets.indexed_dataset import _IndexReader
 
 from pipeline.data.file_stream import FileStream
 from pipeline.shared.errors import DataError
@@ -49,6 +48,9 @@ def open_pair(prefix: Path, *, eod_id: int) -> FileStream:
     """
     try:
         # The reader inside Megatron's IndexedDataset, because its errors are clearer.
+        # Megatron-Core imports torch, which checks of other data have no need of.
+        from megatron.core.datasets.indexed_dataset import _IndexReader
+
         index: Any = _IndexReader(f"{prefix}.idx", multimodal=False)
     except Exception as error:  # of any kind: a damaged index may have any values
         raise _no_pair(prefix, error) from error

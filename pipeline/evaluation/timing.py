@@ -5,7 +5,7 @@ to decode take turns, so that a drift of the machine's speed affects them alike.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
@@ -110,23 +110,17 @@ def _decode(
     )
     texts = range(len(tokens))
     decoder.read_prompts(texts, [text[:num_prompt] for text in tokens], sweeps=Sweeps(number=1))
-    taken = []
+    rest = [text[num_prompt:] for text in tokens]
     synchronize()
     started = time.perf_counter()
-    for column in _columns(tokens, num_prompt):
-        taken.append(decoder.consume(texts, column).steps)
+    taken = [decoded.steps for decoded in decoder.follow(texts, rest)]
     synchronize()
     if is_timed:
-        way.seconds.append((time.perf_counter() - started) / len(taken))
-    steps = torch.stack(taken)
+        way.seconds.append((time.perf_counter() - started) / len(rest[0]))
+    steps = torch.cat(taken)
     way.mean_steps = float(steps.double().mean())
     num_steps = way.account.num_latent_thoughts if way.limits.num_steps is None else way.limits.num_steps
     way.shares = tuple((steps.flatten().bincount(minlength=num_steps + 1) / steps.numel()).tolist())
-
-
-def _columns(tokens: Sequence[Sequence[int]], start: int) -> Iterator[list[int]]:
-    for position in range(start, len(tokens[0])):
-        yield [text[position] for text in tokens]
 
 
 def _speed(way: _Way, whole: _Way, tokens: Sequence[Sequence[int]]) -> DecodingSpeed:

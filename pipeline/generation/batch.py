@@ -184,7 +184,10 @@ class _Batch:
         self._has_stopped = has_stopped
         self._watch = watch
         self._texts: dict[int, GrowingText] = {}
+        # Of the sequences whose next token is to be chosen.
         self._logits: dict[int, Tensor] = {}
+        # The chosen tokens that run, each with the loss the model had on it.
+        self._running: dict[int, tuple[int, float]] = {}
 
     @property
     def is_busy(self) -> bool:
@@ -206,30 +209,41 @@ class _Batch:
             self._watch(text)
 
     def step(self) -> None:
-        """Choose and consume a token of every sequence."""
+        """Choose a token for every sequence that has none running, and run the next row of all."""
+        self._choose()
+        decoded = self._decoder.advance() if self._running else None
+        if decoded is None:
+            return
+        steps = decoded.steps.tolist()
+        for index, place in enumerate(decoded.sequences):
+            self._logits[place] = decoded.logits[index]
+            token, loss = self._running.pop(place)
+            self._append(
+                self._texts[place],
+                ConsumedToken(token=token, steps=steps[index], nll=loss, is_prompt=False),
+            )
+
+    def _choose(self) -> None:
         chosen: dict[int, int] = {}
-        for place, text in self._texts.items():
+        for place in sorted(self._logits):
+            text = self._texts[place]
             token = text.chooser.choose(self._logits[place], text.ids)
             if token == self._eod_id:
                 text.ending = Ending.EOD
             else:
                 chosen[place] = token
-        if not chosen:
-            return
-        logits = torch.stack([self._logits[place] for place in chosen])
-        losses = token_nll(logits, list(chosen.values())).tolist()
-        decoded = self._decoder.consume(list(chosen), list(chosen.values()))
-        steps = decoded.steps.tolist()
-        for index, (place, token) in enumerate(chosen.items()):
-            self._logits[place] = decoded.logits[index]
-            self._append(
-                self._texts[place],
-                ConsumedToken(token=token, steps=steps[index], nll=losses[index], is_prompt=False),
-            )
+        if chosen:
+            logits = torch.stack([self._logits[place] for place in chosen])
+            tokens = list(chosen.values())
+            losses = token_nll(logits, tokens).tolist()
+            self._running |= dict(zip(chosen, zip(tokens, losses, strict=True), strict=True))
+            self._decoder.begin(list(chosen), tokens)
+        self._logits.clear()
 
     def take_ended(self) -> Iterator[GrowingText]:
         """Yield the sequences that have ended; their places are free again."""
         for place in [place for place, text in self._texts.items() if text.ending is not None]:
+            self._logits.pop(place, None)
             yield self._texts.pop(place)
 
     def _append(self, text: GrowingText, token: ConsumedToken) -> None:

@@ -5,6 +5,9 @@ Metrics that Megatron-LM has use its tags exactly; those about pondering are und
 
 from typing import Final
 
+# In the folder of a run.
+TENSORBOARD_FOLDER: Final = "tensorboard"
+
 # Megatron-LM's TensorBoard tags.
 LM_LOSS: Final = "lm loss"
 LM_LOSS_VALIDATION: Final = "lm loss validation"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -251,13 +252,13 @@ class Ledger(TorchDispatchMode):
 
     def _place(self) -> str:
         """Return file:line of the innermost code of the roots that is running."""
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             path = frame.f_code.co_filename
             root = next((root for root in self._roots if root in path), None)
             if root is not None and not path.startswith(_OWN_FOLDER):
                 return f"{root.strip('/')}/{path.split(root, 1)[1]}:{frame.f_lineno}"
-            frame = frame.f_back  # type: ignore[assignment]  # ends with None, which is checked
+            frame = frame.f_back
         return "?"
 
 

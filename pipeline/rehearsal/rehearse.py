@@ -22,6 +22,7 @@ import pipeline.step.megatron_config
 import pipeline.step.train
 from megatron_ext.device import device, standing_in
 from megatron_ext.host import prepare_host
+from megatron_ext.model.config import host_settings
 from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
@@ -267,7 +268,7 @@ def _labelled(ledger: Ledger) -> Iterator[None]:
 def _without_drawing(stack: ExitStack) -> None:
     """Build weights on the device and leave them as they are: drawing takes the time, not the building."""
     owner = pipeline.step.megatron_config
-    original = owner.host_settings
+    original = host_settings
     stack.callback(setattr, owner, "host_settings", original)
     owner.host_settings = lambda: {  # type: ignore[attr-defined]  # a name that it imports
         **original(),

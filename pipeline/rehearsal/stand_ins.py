@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import megatron_ext.adamw
-from megatron_ext.ponder import attention, step_attention
+from megatron_ext.ponder import attention, documents, step_attention
 from pipeline.rehearsal.ledger import Ledger
 
 aten = torch.ops.aten
@@ -36,7 +36,7 @@ def device_kernels(ledger: Ledger) -> Iterator[None]:
         norm = _rms_norm(ledger)
         replace(functional, "rms_norm", norm)
         replace(torch, "rms_norm", norm)
-        replace(attention, "has_kernel_for_documents", _takes_flash(attention.has_kernel_for_documents))
+        replace(attention, "has_kernel_for_documents", _takes_flash(documents.has_kernel_for_documents))
         replace(step_attention, "_joins", _takes_flash(step_attention._joins))
         replace(step_attention, "_kernel", _kernel(step_attention._kernel))
         replace(megatron_ext.adamw, "adamw", _adamw(ledger))

@@ -11,7 +11,7 @@ from data_prep.manifest import ShardManifest
 from pipeline.config.schema import RunConfig
 from pipeline.config.workflow_section import MARKER_FOLDER
 from pipeline.cost.account import flops_account
-from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER
+from pipeline.metrics.names import TENSORBOARD_FOLDER
 from pipeline.report.data import Command
 from pipeline.shared.progress import render_duration
 

@@ -6,7 +6,7 @@ from pipeline.checkpoint.folder import checkpoint_folder
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
 from pipeline.metrics.jsonl import METRICS_FILE
-from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER
+from pipeline.metrics.names import TENSORBOARD_FOLDER
 from pipeline.shared.progress import render_duration
 
 __all__ = ["closing_lines"]

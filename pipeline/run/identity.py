@@ -43,7 +43,7 @@ def run_identity(config: RunConfig, data: SampleSource, *, vocab_size: int) -> R
         settings_identity(config),
         vocab_size=vocab_size,
         data=_data_parts(config, data),
-        tokenizer=_tokenizer(config),
+        tokenizer=tokenizer_of(config),
         working_directory=str(Path.cwd()),
         output_dir=str(config.output_dir.absolute()),
     )
@@ -61,7 +61,8 @@ def tokenizer_content(config: RunConfig, identity: RunIdentity) -> bytes | None:
     return content if sha256(content).hexdigest() == identity.tokenizer.sha256 else None
 
 
-def _tokenizer(config: RunConfig) -> StoredTokenizer | None:
+def tokenizer_of(config: RunConfig) -> StoredTokenizer | None:
+    """Return the facts about the tokenizer of a run; None if its data name none."""
     folder = tokenizer_folder(config)
     if folder is None:
         return None
@@ -125,6 +126,25 @@ def identity_on_resuming(config: RunConfig, own: RunIdentity, folder: Path, *, i
         for one in found
     ]
     return replace(own, changes=(*before.changes, *changes))
+
+
+def check_parameter_groups(config: RunConfig, folder: Path) -> None:
+    """Check that a run resumes with the optimizer's parameter groups, by which its state is stored.
+
+    Args:
+        config: the run.
+        folder: the checkpoint.
+    Raises:
+        CheckpointError: only one of them has a group for the router or the gates.
+    """
+    here = config.optimizer.new_parameters_lr_mult
+    there = load_stored_config(folder / CONFIG_NAME).optimizer.new_parameters_lr_mult
+    if (here is None) != (there is None):
+        raise CheckpointError(
+            "optimizer.new_parameters_lr_mult must stay set, or stay unset, when a run resumes, but is "
+            f"{here} here and {there} in {folder / CONFIG_NAME}; its value may change: 1.0 is the learning "
+            "rate of the backbone"
+        )
 
 
 def _refusal(folder: Path, refused: list[Difference], *, accepted: tuple[str, ...]) -> str:

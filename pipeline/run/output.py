@@ -7,15 +7,16 @@ from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.identity import RunIdentity, write_identity
-from pipeline.config.load import dump_config, render_config
+from pipeline.config.load import changed_settings, dump_config, render_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import max_sweeps
 from pipeline.cost.peaks import dense_peak
 from pipeline.metrics.jsonl import METRICS_FILE, JsonlSink
 from pipeline.metrics.log_line import LogLineSink
+from pipeline.metrics.names import TENSORBOARD_FOLDER
 from pipeline.metrics.records import MetricsSink, SinkGroup, TrainingRecord
 from pipeline.metrics.short_line import ShortLineSink
-from pipeline.metrics.tensorboard import TENSORBOARD_FOLDER, TensorBoardSink
+from pipeline.metrics.tensorboard import TensorBoardSink
 from pipeline.run.layout import render_layout, stages_of
 from pipeline.run.summary import render_summary, run_summary
 from pipeline.run.unwritable import naming_unwritable_outputs, on_rank_zero
@@ -76,7 +77,7 @@ def _sinks(config: RunConfig, progress: Progress, *, start_iteration: int) -> li
             penalty=config.ponder.penalty,
             purge_step=start_iteration + 1 if start_iteration else None,
         )
-        board.write_configuration(config.model_dump(mode="json"), render_config(config))
+        board.write_configuration(changed_settings(config), render_config(config))
         sinks.append(board)
     return sinks
 

@@ -1,11 +1,9 @@
 """Start a run on the ranks of this job: process group, data, model, newest checkpoint, outputs."""
 
 import logging
-from pathlib import Path
 
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.identity import RunIdentity
 from pipeline.checkpoint.loading import load_checkpoint
 from pipeline.checkpoint.resuming import find_intact_checkpoint
@@ -13,7 +11,6 @@ from pipeline.checkpoint.save_times import SAVE_TIMES_NAME
 from pipeline.checkpoint.saver import CheckpointSaver
 from pipeline.checkpoint.state import TrainState, read_train_state
 from pipeline.checkpoint.writing import Destination
-from pipeline.config.load import load_stored_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account
 from pipeline.metrics.collapse import CollapseAlarm
@@ -23,7 +20,12 @@ from pipeline.ranks.lost_ranks import LostRanksError, naming_lost_ranks
 from pipeline.ranks.signals import StopFlag
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.run.closing import closing_lines
-from pipeline.run.identity import identity_on_resuming, run_identity, tokenizer_content
+from pipeline.run.identity import (
+    check_parameter_groups,
+    identity_on_resuming,
+    run_identity,
+    tokenizer_content,
+)
 from pipeline.run.initial_weights import load_initial_weights
 from pipeline.run.loop import TrainingLoop
 from pipeline.run.meter import IntervalMeter
@@ -38,7 +40,6 @@ from pipeline.run.output import (
 from pipeline.run.source_conversion import StoppedConvertingError, converted_source
 from pipeline.run.unwritable import naming_unwritable_outputs
 from pipeline.shared.console import say
-from pipeline.shared.errors import CheckpointError
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.step.build import (
     TrainingParts,
@@ -179,25 +180,6 @@ def _initial_state(
         )
     state = TrainState(iteration=0, consumed_samples=0, is_evaluation_due=config.evaluates_at_start)
     return state, own
-
-
-def check_parameter_groups(config: RunConfig, folder: Path) -> None:
-    """Check that a run resumes with the optimizer's parameter groups, by which its state is stored.
-
-    Args:
-        config: the run.
-        folder: the checkpoint.
-    Raises:
-        CheckpointError: only one of them has a group for the router or the gates.
-    """
-    here = config.optimizer.new_parameters_lr_mult
-    there = load_stored_config(folder / CONFIG_NAME).optimizer.new_parameters_lr_mult
-    if (here is None) != (there is None):
-        raise CheckpointError(
-            "optimizer.new_parameters_lr_mult must stay set, or stay unset, when a run resumes, but is "
-            f"{here} here and {there} in {folder / CONFIG_NAME}; its value may change: 1.0 is the learning "
-            "rate of the backbone"
-        )
 
 
 def _saver(

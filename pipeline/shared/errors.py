@@ -37,6 +37,12 @@ class CheckpointError(UserError, RuntimeError):
     exit_code: ClassVar[ExitCode] = ExitCode.DO_NOT_REQUEUE
 
 
+class NoCheckpointError(CheckpointError):
+    """There is no run or checkpoint at the path that was given."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.USAGE
+
+
 class UnwritableOutputError(UserError):
     """The folder of a run cannot be written."""
 

@@ -1,8 +1,9 @@
 """Time of a decoded token by the steps it takes, relative to vanilla decoding, with the FLOPs of each.
 
 The router of a PonderLM-3 with random weights is biased, so that every token takes exactly 0, 1, .. K steps,
-or as many as random router weights decide. Prompts are read before the clock starts. All ways take turns, so
-that a drift of the machine's speed affects them equally.
+or as many as random router weights decide, or given shares of the tokens take 0, 1, .. K steps. Where steps
+differ, sequences are also decoded token by token: all wait for the one that takes most steps. Prompts are
+read before the clock starts. All ways take turns, so that a drift of the machine's speed affects them all.
 """
 
 import time
@@ -35,6 +36,9 @@ CERTAIN = 50.0
 DIVERSE = 6.0
 VANILLA, UNPRUNED, MIXED = "vanilla", "without pruning", "steps differ by token"
 ONE_STEP = "1 steps"
+TOKEN_BY_TOKEN = ", token by token"
+# Shares of the tokens that take 0, 1, .. steps: what the router of the demo decides, and easier text.
+ROUTERS = {"as the demo's router": (0.16, 0.37, 0.47), "mean of one step": (0.4, 0.3, 0.2, 0.1)}
 TIMEOUT_SECONDS = 600
 
 
@@ -54,6 +58,7 @@ class DecodeTime:
     Attributes:
         name: of the way.
         mean_steps: extra steps of the timed tokens.
+        calls_per_token: calls of the layers for one token of each sequence; None where they were not counted.
         seconds_per_token: for one token of each sequence, median over the rounds.
         seconds_of_rounds: the same of every round.
         flops_per_token: for one token of one sequence in the middle of the timed ones, computed from the
@@ -62,6 +67,7 @@ class DecodeTime:
 
     name: str
     mean_steps: float
+    calls_per_token: float | None
     seconds_per_token: float
     seconds_of_rounds: tuple[float, ...]
     flops_per_token: float
@@ -95,7 +101,8 @@ def time_decoding(
         further: builds other ways to decode without thoughts, which take their turns too.
         advance: called after every round.
     Returns:
-        Times without pruning, with 0..K steps, with steps that differ by token, of vanilla, of ``further``.
+        Times without pruning, with 0..K steps, with steps that differ by token in several ways, each also
+        token by token, of vanilla, of ``further``.
     """
     assert config.ponder.method is Method.PONDERLM3, "steps are controlled by the router of PonderLM-3"
     prepare_host()
@@ -116,12 +123,18 @@ def time_decoding(
 
 @dataclass(slots=True)
 class _Way:
-    """A native model, and the times and steps of its rounds."""
+    """A native model, and the times and steps of its rounds.
+
+    Attributes:
+        token_by_token: all sequences wait for the one that takes most steps, instead of row by row.
+    """
 
     name: str
     model: PonderModel
     sizes: DecodeSizes
     vocab_size: int
+    token_by_token: bool = False
+    num_calls: int = 0
     seconds: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
 
@@ -132,25 +145,56 @@ class _Way:
         decoder = BatchDecoder(
             self.model,
             num_sequences=sizes.batch_size,
-            max_tokens=sizes.prompt_tokens + sizes.new_tokens,
+            max_tokens=sizes.prompt_tokens + 2 * sizes.new_tokens,
         )
         tokens = random_tokens(sizes, self.vocab_size)
         prompts, news = tokens[:, : sizes.prompt_tokens], tokens[:, sizes.prompt_tokens :]
         decoder.read_prompts(sequences, prompts.tolist(), sweeps=Sweeps(number=0))
-        columns = news.T.tolist()
+        decoder.observe = self._count_calls
+        self.num_calls = 0
+        decode = _token_by_token if self.token_by_token else _row_by_row
         wait_for_device()
         started = time.perf_counter()
-        taken = [decoder.consume(sequences, column).steps for column in columns]
+        taken = decode(decoder, news.tolist(), sizes.new_tokens)
         wait_for_device()
         if is_timed:
             self.seconds.append((time.perf_counter() - started) / sizes.new_tokens)
-            self.steps.append(float(torch.stack(taken).double().mean()))
+            self.steps.append(float(taken.double().mean()))
+        else:
+            _settle_router(self.model)
+
+    def _count_calls(self, name: str, value: torch.Tensor) -> None:
+        del value
+        self.num_calls += name == "rows/sequences"
+
+
+def _token_by_token(decoder: BatchDecoder, texts: Sequence[Sequence[int]], num_tokens: int) -> torch.Tensor:
+    """Decode some tokens of each of B texts; return their steps."""
+    columns = list(zip(*texts, strict=True))[:num_tokens]
+    return torch.cat([decoder.consume(range(len(texts)), column).steps for column in columns])
+
+
+def _row_by_row(decoder: BatchDecoder, texts: Sequence[Sequence[int]], num_tokens: int) -> torch.Tensor:
+    """Decode B times as many tokens of B texts, of each as many as it comes to; return their steps."""
+    rest = [iter(text) for text in texts]
+    free = list(range(len(texts)))
+    num_begun, total = 0, num_tokens * len(texts)
+    taken = []
+    while num_begun < total or decoder.busy:
+        following = {text: next(rest[text]) for text in free[: total - num_begun]}
+        if following:
+            decoder.begin(list(following), list(following.values()))
+            num_begun += len(following)
+        decoded = decoder.advance()
+        free = [] if decoded is None else decoded.sequences
+        taken += [] if decoded is None else [decoded.steps]
+    return torch.cat(taken)
 
 
 def random_tokens(sizes: DecodeSizes, vocab_size: int) -> torch.Tensor:
-    """Draw prompts and the tokens after them, [B, prompt + new]."""
+    """Draw prompts and the tokens after them, [B, prompt + 2 new]: fast texts get more than others."""
     generator = torch.Generator().manual_seed(1)
-    shape = (sizes.batch_size, sizes.prompt_tokens + sizes.new_tokens)
+    shape = (sizes.batch_size, sizes.prompt_tokens + 2 * sizes.new_tokens)
     return torch.randint(vocab_size, shape, generator=generator)
 
 
@@ -175,8 +219,60 @@ def _ways(config: RunConfig, sizes: DecodeSizes, groups: ParallelGroups) -> list
     models = {UNPRUNED: build(replace(ponder, pruning_threshold=0.0), certain[0])}
     models |= {f"{step} steps": build(ponder, certain[step]) for step in slots}
     models[MIXED] = build(ponder, [0.0 for _ in slots], DIVERSE)
-    models[VANILLA] = build(PonderConfig(method=Method.VANILLA, num_latent_thoughts=0), [])
-    return [_Way(name, model, sizes, vocab_size) for name, model in models.items()]
+    for name, shares in ROUTERS.items():
+        if len(shares) <= len(slots):
+            models[name] = build(ponder, certain[0])
+            models[name].ponder.router = nn.Sequential(
+                RouterOfShares(shares, len(slots), settings.hidden_size)
+            )
+    vanilla = build(PonderConfig(method=Method.VANILLA, num_latent_thoughts=0), [])
+    return [
+        *(_Way(name, model, sizes, vocab_size) for name, model in models.items()),
+        *(
+            _Way(name + TOKEN_BY_TOKEN, models[name], sizes, vocab_size, token_by_token=True)
+            for name in (UNPRUNED, MIXED, *ROUTERS)
+            if name in models
+        ),
+        _Way(VANILLA, vanilla, sizes, vocab_size),
+    ]
+
+
+class RouterOfShares(nn.Module):
+    """A layer after which given shares of the tokens take 0, 1, .. steps, decided by their hidden states.
+
+    It measures the tokens of its first round, all of which take K steps.
+    """
+
+    def __init__(self, shares: Sequence[float], num_slots: int, hidden_size: int) -> None:
+        """Draw a direction: the further a token lies along it, the more steps it takes."""
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self._direction = torch.randn(hidden_size, generator=generator).to(device())
+        self._bounds = torch.tensor(shares[:-1], dtype=torch.float64).cumsum(0)
+        self._num_slots = num_slots
+        self._measured: list[torch.Tensor] = []
+        self._quantiles: torch.Tensor | None = None
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return router logits, [1, N, K + 1]."""
+        scores = hidden @ self._direction.to(hidden.dtype)
+        if self._quantiles is None:
+            self._measured.append(scores.flatten())
+            steps = torch.full_like(scores, self._num_slots - 1, dtype=torch.int64)
+        else:
+            steps = torch.bucketize(scores, self._quantiles)
+        return CERTAIN * nn.functional.one_hot(steps, self._num_slots).to(scores.dtype)
+
+    def settle(self) -> None:
+        """Take the tokens that were measured as typical."""
+        scores = torch.cat(self._measured)
+        self._quantiles = torch.quantile(scores, self._bounds.to(scores))
+
+
+def _settle_router(model: PonderModel) -> None:
+    router = getattr(model.ponder, "router", None)
+    if isinstance(router, nn.Sequential) and isinstance(router[0], RouterOfShares):
+        router[0].settle()
 
 
 @torch.no_grad()
@@ -203,6 +299,7 @@ def _time_of(way: Way, config: RunConfig, sizes: DecodeSizes) -> DecodeTime:
     return DecodeTime(
         name=way.name,
         mean_steps=mean_steps,
+        calls_per_token=way.num_calls / sizes.new_tokens if isinstance(way, _Way) else None,
         seconds_per_token=median(way.seconds),
         seconds_of_rounds=tuple(way.seconds),
         flops_per_token=account.inference_flops(mean_steps, tokens_before=middle).model,

@@ -9,8 +9,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pipeline.run.summary import metric
-from tests.bench.decode import ONE_STEP, UNPRUNED, VANILLA, DecodeTime
+from tests.bench.decode import ONE_STEP, TOKEN_BY_TOKEN, UNPRUNED, VANILLA, DecodeTime
 from tests.bench.decode_transformers import THEIRS
+
+# FLOPs that differ by less are not worth a ratio.
+SMALLEST_SAVING = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,18 @@ class DecodeFigures:
     def time_saved(self, row: DecodeTime) -> float:
         """Return the share of time that a way saves relative to no pruning."""
         return 1 - row.seconds_per_token / self.times[0].seconds_per_token
+
+    def gain_reached(self, row: DecodeTime) -> float | None:
+        """Return the share of time that a way saves over the share of FLOPs; None where it saves none."""
+        saved = self.flops_saved(row)
+        return self.time_saved(row) / saved if saved > SMALLEST_SAVING else None
+
+    def speedup(self, row: DecodeTime) -> float | None:
+        """Return the speed relative to token by token; None where that was not measured."""
+        for other in self.times:
+            if other.name == row.name + TOKEN_BY_TOKEN:
+                return other.seconds_per_token / row.seconds_per_token
+        return None
 
     def flops_saved(self, row: DecodeTime) -> float:
         """Return the share of FLOPs that a way saves relative to no pruning."""
@@ -56,12 +71,15 @@ def render_figures(figures: DecodeFigures, *, title: str) -> Iterator[Table]:
     for column in (
         "decoding",
         "steps",
+        "calls/token",
         "ms/token",
         "fastest",
         "ms saved",
         "time saved",
         "FLOPs/token",
         "FLOPs saved",
+        "gain reached",
+        "speedup",
     ):
         table.add_column(column, justify="left" if column == "decoding" else "right")
     base = figures.times[0]
@@ -69,12 +87,15 @@ def render_figures(figures: DecodeFigures, *, title: str) -> Iterator[Table]:
         table.add_row(
             row.name,
             f"{row.mean_steps:.2f}",
+            "" if row.calls_per_token is None else f"{row.calls_per_token:.2f}",
             f"{1e3 * row.seconds_per_token:.2f}",
             f"{1e3 * min(row.seconds_of_rounds):.2f}",
             f"{1e3 * (base.seconds_per_token - row.seconds_per_token):.2f}",
             f"{figures.time_saved(row):.1%}",
             metric(row.flops_per_token),
             f"{figures.flops_saved(row):.1%}",
+            "" if (gain := figures.gain_reached(row)) is None else f"{gain:.0%}",
+            "" if (speedup := figures.speedup(row)) is None else f"{speedup:.2f}",
         )
     yield table
     ratios = Table(box=None, show_header=False)
@@ -90,7 +111,13 @@ def render_figures(figures: DecodeFigures, *, title: str) -> Iterator[Table]:
 def figures_json(figures: DecodeFigures, settings: Mapping[str, Any]) -> bytes:
     """Return the figures and their settings as JSON."""
     rows = [
-        asdict(row) | {"time_saved": figures.time_saved(row), "flops_saved": figures.flops_saved(row)}
+        asdict(row)
+        | {
+            "time_saved": figures.time_saved(row),
+            "flops_saved": figures.flops_saved(row),
+            "gain_reached": figures.gain_reached(row),
+            "speedup_over_token_by_token": figures.speedup(row),
+        }
         for row in figures.times
     ]
     content = {

@@ -89,7 +89,8 @@ def _peak_of(step: partial[None]) -> int:
     gc.collect()
     with LiveMemory() as memory:
         step()
-    return memory.peak_bytes
+    peak: int = memory.peak_bytes
+    return peak
 
 
 def small_run(method: str) -> RunConfig:

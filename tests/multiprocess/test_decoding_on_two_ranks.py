@@ -42,7 +42,7 @@ def _error(
 ) -> tuple[float, bool, list[int]]:
     model = tiny_model(groups, method, architecture, num_latent_thoughts=3, tensor_model_parallel_size=2)  # type: ignore[arg-type]
     texts = [random_tokens(1, length, seed=26 + length)[0].tolist() for length in PROMPT_LENGTHS]
-    decoder = BatchDecoder(model, num_sequences=3, max_tokens=9)
+    decoder = BatchDecoder(model, num_sequences=3, max_tokens=11)
     logits = [read.logits for read in decoder.read_prompts(range(3), texts, sweeps=sweeps)]
     steps = []
     for turn in ((0, 1, 2), (0, 2)):
@@ -52,10 +52,17 @@ def _error(
         for index, sequence in enumerate(turn):
             logits[sequence] = decoded.logits[index]
         steps = decoded.steps.tolist()
+    # Row by row: a sequence begins its next token while others finish theirs.
+    following = [[3 + sequence, 5] for sequence in range(3)]
+    for ended in decoder.follow(range(3), following):
+        for index, sequence in enumerate(ended.sequences):
+            logits[sequence] = ended.logits[index]
+    texts = [text + more for text, more in zip(texts, following, strict=True)]
     with torch.no_grad():
-        expected = [oracle_results(model, text)[-1] for text in texts]
+        results = [oracle_results(model, text) for text in texts]
+    expected = [of_text[-1] for of_text in results]
     error = max(float((found - one.logits).abs().max()) for found, one in zip(logits, expected, strict=True))
-    return error, steps == [expected[0].steps, expected[2].steps], decoder.store.num_rows
+    return error, steps == [results[0][-3].steps, results[2][-3].steps], decoder.store.num_rows
 
 
 def test_two_ranks_decode_what_the_oracle_does(ranks: SharedRanks) -> None:

@@ -1,13 +1,15 @@
 """How each method thinks about a token in decoding: which rows run, and when it halts (definitions 2 to 4).
 
 Native models and exported ones share this module, so it imports nothing but torch and its own neighbours.
-Each function thinks about N tokens at once and leaves running and storing their rows to a :class:`RowRunner`.
+Each function thinks about N tokens at once, as a generator: it yields the rows that it needs next, is sent
+what came out of the layers, and yields tokens as soon as they have ended. Whoever drives it decides what else
+runs in the same call of the layers: :func:`think` runs the rows of one generator alone, a decoder those of
+all texts.
 
 N = tokens of a call, n = rows a token starts with, K = extra steps, H = hidden size.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -81,6 +83,63 @@ class StepHalting(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Rows that a thought needs next; see :class:`RowRunner` for the fields. The answer is [1, R, H]."""
+
+    rows: Tensor
+    tokens: Tensor | None = None
+    log_weight: Tensor | None = None
+    version: int = 0
+    normalize: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FedBack:
+    """Hidden states of which the next rows are made. The answer is `make(hidden)`.
+
+    Attributes:
+        hidden: [1, R, H].
+        make: works on each row alone, so that thoughts with equal functions may be answered together.
+    """
+
+    hidden: Tensor
+    make: FeedBack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """Tokens that need no further row. The answer has no meaning.
+
+    Attributes:
+        hidden: [1, R, H], goes to the head.
+        steps: extra steps that each of them took.
+        tokens: which of the N tokens they are, [R] int64, rising; None for all.
+    """
+
+    hidden: Tensor
+    steps: int
+    tokens: Tensor | None = None
+
+
+Thinking = Generator[Rows | FedBack | Ended, Tensor, None]
+
+
+@dataclass(frozen=True, slots=True)
+class ByMixture:
+    """A function that feeds hidden states back by a mixture of embeddings.
+
+    Equal where function and mixture are, which a `partial` is not.
+    """
+
+    function: Callable[[Tensor, FeedBack], Tensor]
+    mix_embeddings: FeedBack
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """See :data:`FeedBack`."""
+        return self.function(hidden, self.mix_embeddings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Thought:
     """The result of thinking about N tokens.
 
@@ -106,6 +165,14 @@ class SlotDecision:
     steps: Tensor
     log_weight: Tensor | None = None
     shares: Tensor | None = None
+
+    def of_tokens(self, tokens: Tensor) -> "SlotDecision":
+        """Return the decision on some of the tokens, [R]."""
+        return SlotDecision(
+            steps=self.steps[tokens],
+            log_weight=None if self.log_weight is None else self.log_weight[tokens],
+            shares=None if self.shares is None else self.shares[tokens],
+        )
 
     def read(self, hidden: Tensor) -> Thought:
         """Read the slots of tokens, [N, K + 1, H]; shares of pruned slots are dropped, not redistributed."""
@@ -243,169 +310,228 @@ def every_step(of_tokens: Tensor, num_steps: int) -> Tensor:
     return torch.full((of_tokens.shape[1],), num_steps, dtype=torch.int64, device=of_tokens.device)
 
 
-def think_in_rows(rows: Tensor, run: RowRunner) -> Thought:
+def think(thinking: Thinking, run: RowRunner) -> Thought:
+    """Think about the tokens of one generator to the end, without other tokens in the calls of the layers.
+
+    Args:
+        thinking: about N tokens.
+        run: runs and stores rows.
+    """
+    ended: list[Ended] = []
+    try:
+        request = next(thinking)
+        while True:
+            request = thinking.send(_answer(request, run, ended))
+    except StopIteration:
+        return _in_order(ended)
+
+
+def _answer(request: Rows | FedBack | Ended, run: RowRunner, ended: list[Ended]) -> Tensor:
+    match request:
+        case Ended():
+            ended.append(request)
+            return request.hidden
+        case FedBack():
+            return request.make(request.hidden)
+        case Rows():
+            return run(
+                request.rows,
+                tokens=request.tokens,
+                log_weight=request.log_weight,
+                version=request.version,
+                normalize=request.normalize,
+            )
+
+
+def _in_order(ended: Sequence[Ended]) -> Thought:
+    """Return the thought of all tokens, which ended at different times."""
+    steps = torch.cat([every_step(one.hidden, one.steps) for one in ended])
+    if len(ended) == 1:
+        return Thought(hidden=ended[0].hidden, steps=steps)
+    order = torch.cat([one.tokens for one in ended if one.tokens is not None]).argsort()
+    return Thought(hidden=torch.cat([one.hidden for one in ended], dim=1)[:, order], steps=steps[order])
+
+
+def think_in_rows(rows: Tensor) -> Thinking:
     """Run the rows a token starts with, one after another, and read the last one (vanilla, pause).
 
     Args:
         rows: [n, N, H].
-        run: runs and stores rows.
     """
     for row in rows.split(1):
-        hidden = run(row)
-    return Thought(hidden=hidden, steps=every_step(hidden, len(rows) - 1))
+        hidden = yield Rows(rows=row)
+    yield Ended(hidden=hidden, steps=len(rows) - 1)
 
 
 def think_in_slots(
     rows: Tensor,
-    run: RowRunner,
     *,
     num_thoughts: int,
     decide: Callable[[Tensor], SlotDecision],
     next_thought: FeedBack,
     halting: StepHalting | None = None,
-) -> Thought:
+) -> Thinking:
     """Run slot after slot, each for the tokens that take it (ponderlm2, ponderlm3).
 
     Args:
         rows: slot 0 of each token, [1, N, H].
-        run: runs and stores rows.
         num_thoughts: K.
         decide: slot 0 after the final norm, [1, N, H], to the slots that the tokens take.
         next_thought: makes a slot from the slot before it.
         halting: ends the slots of a token earlier.
     """
-    first = run(rows)
+    first = yield Rows(rows=rows)
     decision = decide(first)
     # [1, N, H] -> [N, K + 1, H]
     hidden = first.new_zeros(first.shape[1], num_thoughts + 1, first.shape[2])
     hidden[:, 0] = first[0]
     steps = decision.steps
-    for step in range(1, num_thoughts + 1):
-        if halting is not None:
+    for step in range(1, num_thoughts + 2):
+        if halting is not None and step <= num_thoughts:
             steps = torch.where(halting.ends_before(step, hidden), steps.clamp_max(step - 1), steps)
+        ended = (steps == step - 1).nonzero().flatten()
+        if len(ended) > 0:
+            last = decision if halting is None else decision.ended_at(steps)
+            thought = last.of_tokens(ended).read(hidden[ended])
+            yield Ended(tokens=ended, hidden=thought.hidden, steps=step - 1)
         active = (steps >= step).nonzero().flatten()
         if len(active) == 0:
-            break
+            return
         weight = None if decision.log_weight is None else decision.log_weight[active, step]
-        thoughts = next_thought(hidden[active, step - 1].unsqueeze(0))
-        hidden[active, step] = run(thoughts, tokens=active, log_weight=weight)[0]
-    return (decision if halting is None else decision.ended_at(steps)).read(hidden)
+        thoughts = yield FedBack(hidden=hidden[active, step - 1].unsqueeze(0), make=next_thought)
+        of_slot = yield Rows(rows=thoughts, tokens=active, log_weight=weight)
+        hidden[active, step] = of_slot[0]
 
 
-def think_in_loops(rows: Tensor, run: RowRunner, *, num_iterations: int) -> Thought:
+def think_in_loops(rows: Tensor, *, num_iterations: int) -> Thinking:
     """Run a row again and again on its own output, with one final norm at the end (loop).
+
+    Loop i reads the keys and values of loop i of earlier tokens.
 
     Args:
         rows: [1, N, H].
-        run: runs and stores rows; loop i reads the keys and values of loop i of earlier tokens.
         num_iterations: K, loops after the first.
     """
     hidden = rows
     for iteration in range(num_iterations + 1):
-        hidden = run(hidden, version=iteration, normalize=iteration == num_iterations)
-    return Thought(hidden=hidden, steps=every_step(rows, num_iterations))
+        hidden = yield Rows(rows=hidden, version=iteration, normalize=iteration == num_iterations)
+    yield Ended(hidden=hidden, steps=num_iterations)
 
 
 def think_by_feedback(
-    first: Tensor, run: RowRunner, *, num_iterations: int, feed_back: FeedBack, from_first: bool
-) -> Thought:
+    first: Tensor, *, num_iterations: int, feed_back: FeedBack, from_first: bool
+) -> Thinking:
     """Add what an iteration predicts to the input of the next one (ponderlm).
+
+    Iteration i reads the keys and values of iteration i of earlier tokens.
 
     Args:
         first: input of the first iteration, [1, N, H].
-        run: runs and stores rows; iteration i reads the keys and values of iteration i of earlier tokens.
         num_iterations: K, iterations after the first.
         feed_back: hidden states to what is added.
         from_first: add to the first input instead of the last one.
     """
     running = first
-    hidden = run(running)
+    hidden = yield Rows(rows=running)
     for iteration in range(1, num_iterations + 1):
-        running = (first if from_first else running) + feed_back(hidden)
-        hidden = run(running, version=iteration)
-    return Thought(hidden=hidden, steps=every_step(first, num_iterations))
+        update = yield FedBack(hidden=hidden, make=feed_back)
+        running = (first if from_first else running) + update
+        hidden = yield Rows(rows=running, version=iteration)
+    yield Ended(hidden=hidden, steps=num_iterations)
 
 
 def think_until_halted(
     first: Tensor,
-    run: RowRunner,
     *,
     num_iterations: int,
     feed_back: FeedBack,
     gate: Callable[[int, Tensor], Tensor],
     threshold: float,
     observe: Observer = ignore,
-) -> Thought:
+) -> Thinking:
     """Iterate as :func:`think_by_feedback`, each token until its gate closes (adaponderlm).
 
     A halted token keeps its hidden state, and its keys and values, from the last iteration that it ran.
 
     Args:
-        first, run, num_iterations, feed_back: see there.
+        first, num_iterations, feed_back: see there.
         gate: iteration and its hidden states, [1, R, H], to gate logits, [1, R].
         threshold: tau, the smallest gate value that lets a token continue.
         observe: called with the names and values of intermediate results.
     """
-    hidden = last = run(first)
+    hidden = yield Rows(rows=first)
     running = first
     active = torch.arange(first.shape[1], device=first.device)
-    steps = torch.zeros_like(active)
     for iteration in range(num_iterations):
         logits = gate(iteration, hidden)
         observe(f"gate_logits/{iteration}", torch.stack([active.to(logits.dtype), logits[0]]))
         share = torch.sigmoid(logits)
         continues = share[0] >= threshold
+        halted = active[~continues]
+        if len(halted) > 0:
+            yield Ended(tokens=halted, hidden=hidden[:, ~continues], steps=iteration)
         active = active[continues]
         if len(active) == 0:
-            break
-        update = feed_back(hidden[:, continues])
+            return
+        update = yield FedBack(hidden=hidden[:, continues], make=feed_back)
         running = running[:, continues] + update * share[:, continues].unsqueeze(-1).to(update.dtype)
-        hidden = run(running, tokens=active, version=iteration + 1)
-        # Not in place: a training-type forward needs the old values in backward.
-        last = last.index_copy(1, active, hidden)
-        steps[active] += 1
-    return Thought(hidden=last, steps=steps)
+        hidden = yield Rows(rows=running, tokens=active, version=iteration + 1)
+    yield Ended(tokens=active, hidden=hidden, steps=num_iterations)
 
 
 def think_until_stopped(
     first: Tensor,
-    run: RowRunner,
     *,
     num_steps: int,
     next_input: FeedBack,
     router: Callable[[Tensor], Tensor],
     threshold: float,
     observe: Observer = ignore,
-) -> Thought:
+) -> Thinking:
     """Run step after step, each for the tokens that reach it, and read their mean (adaptive_latent_cot).
+
+    Step k reads the keys and values of steps 0..k of tokens up to its own.
 
     Args:
         first: input of step 0, [1, N, H].
-        run: runs and stores rows; step k reads the keys and values of steps 0..k of tokens up to its own.
         num_steps: K, steps after the first.
         next_input: makes the input of a step from the step before it.
         router: hidden states, [1, R, H], to the logits of continuing, [1, R].
         threshold: tau, the smallest reach that lets a token continue.
         observe: called with the names and values of intermediate results.
     """
-    hidden = run(first)
+    hidden = yield Rows(rows=first)
+    # Of the tokens that still run: hidden states and router logits of all their steps.
     of_steps, of_routers = [hidden], []
     active = torch.arange(first.shape[1], device=first.device)
     reach: Tensor | None = None
     for step in range(1, num_steps + 1):
         logits = router(hidden)
         observe(f"continue_logits/{step - 1}", torch.stack([active.to(logits.dtype), logits[0]]))
-        of_routers.append(logits.new_full((1, first.shape[1]), -math.inf).index_copy(1, active, logits))
+        of_routers.append(logits)
         reach = reaches(torch.ones_like(logits) if reach is None else reach, logits)
         continues = reach[0] >= threshold
+        if not bool(continues.all()):
+            stops = ~continues
+            left, asked = ([one[:, stops] for one in values] for values in (of_steps, of_routers))
+            yield Ended(tokens=active[stops], hidden=_mean_of_exits(left, asked, threshold), steps=step - 1)
         active, reach = active[continues], reach[:, continues]
         if len(active) == 0:
-            break
-        hidden = run(next_input(hidden[:, continues]), tokens=active, version=step)
-        of_steps.append(torch.zeros_like(of_steps[0]).index_copy(1, active, hidden))
+            return
+        of_steps, of_routers = ([one[:, continues] for one in values] for values in (of_steps, of_routers))
+        hidden = yield Rows(
+            rows=next_input(of_steps[-1]),
+            tokens=active,
+            version=step,
+        )
+        of_steps.append(hidden)
+    yield Ended(tokens=active, hidden=_mean_of_exits(of_steps, of_routers, threshold), steps=num_steps)
+
+
+def _mean_of_exits(of_steps: Sequence[Tensor], of_routers: Sequence[Tensor], threshold: float) -> Tensor:
+    """Read tokens that have run the same steps, [1, R, H] each, by the logits after them, [1, R] each."""
     if not of_routers:
-        return Thought(hidden=hidden, steps=every_step(first, 0))
-    # Whoever has not been asked again has stopped before.
-    masses, steps = exit_masses(torch.stack(of_routers, dim=-1), threshold)
-    # Steps that no token has reached have no mass.
-    return Thought(hidden=mix_exits(of_steps, masses[:, : len(of_steps)]), steps=steps[0])
+        return of_steps[0]
+    masses, _ = exit_masses(torch.stack(list(of_routers), dim=-1), threshold)
+    # A step that was refused has no mass.
+    return mix_exits(of_steps, masses[:, : len(of_steps)])

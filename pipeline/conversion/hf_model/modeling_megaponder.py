@@ -49,11 +49,13 @@ from megatron_ext.ponder.attention import (
 from megatron_ext.ponder.decode.sweeps import PromptTokens, Sweeps, read_all_rows, read_by_sweeps
 from megatron_ext.ponder.decode.think import (
     SlotDecision,
+    Thinking,
     Thought,
     TrainingDecisions,
     TrainingRules,
     all_slots,
     slots_above,
+    think,
     think_by_feedback,
     think_in_loops,
     think_in_slots,
@@ -617,13 +619,14 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             return read_all_rows(rows, run, num_slots=num_steps + 1)
         rows = self._embed(tokens).unsqueeze(0)
         if config.method == "loop":
-            return think_in_loops(rows, run, num_iterations=num_steps)
+            return think(think_in_loops(rows, num_iterations=num_steps), run)
         if config.method in ITERATING:
-            return self._iterate(rows * num_steps if config.multiply_embedding else rows, run)
+            return think(self._iterate(rows * num_steps if config.multiply_embedding else rows), run)
         if prompts is None:
-            return think_in_slots(
-                rows, run, num_thoughts=num_steps, decide=self._decide, next_thought=self._feed_back
+            thinking = think_in_slots(
+                rows, num_thoughts=num_steps, decide=self._decide, next_thought=self._feed_back
             )
+            return think(thinking, run)
         training = None
         if config.method == "ponderlm3" and not prunes:
             assert prompts.sweeps.number is not None, "a forward of training has a number of sweeps"
@@ -659,12 +662,11 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             reads_last=config.reading == "last_step",
         )
 
-    def _iterate(self, first: Tensor, run: RowRunner) -> Thought:
+    def _iterate(self, first: Tensor) -> Thinking:
         config, num_iterations = self.config, self.config.num_latent_thoughts
         if config.method == "ponderlm":
             return think_by_feedback(
                 first,
-                run,
                 num_iterations=num_iterations,
                 feed_back=self._feed_back,
                 from_first=config.residual == "from_embedding",
@@ -672,7 +674,6 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
         if config.method == "adaptive_latent_cot":
             return think_until_stopped(
                 first,
-                run,
                 num_steps=num_iterations,
                 next_input=lambda hidden: hidden * config.step_input_scale,
                 router=lambda hidden: self.ponder["router"](hidden).squeeze(-1),
@@ -680,7 +681,6 @@ class MegaPonderForCausalLM(PreTrainedModel, GenerationMixin):
             )
         return think_until_halted(
             first,
-            run,
             num_iterations=num_iterations,
             feed_back=self._feed_back,
             gate=lambda index, hidden: self.ponder.get_submodule(f"gates.{index}")(hidden).squeeze(-1),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_ext.ponder.step_limits import UNLIMITED, HaltingSignal, StepLimits
 from pipeline.checkpoint.state import read_train_state
-from pipeline.checkpoint.stored_config import CHECKPOINTS, stored_checkpoint
+from pipeline.checkpoint.stored_config import stored_checkpoint
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account
@@ -112,8 +112,7 @@ def find_run(path: Path) -> FoundRun:
     Raises:
         CheckpointError: there is none.
     """
-    checkpoints = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
-    checkpoint = resolve_checkpoint(checkpoints)
+    checkpoint = resolve_checkpoint(path)
     config = stored_checkpoint(checkpoint).config
     return FoundRun(
         folder=config.output_dir,

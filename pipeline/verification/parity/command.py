@@ -15,6 +15,7 @@ from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import dump_config, load_config
 from pipeline.config.schema import RunConfig
 from pipeline.ranks.launch import run_ranks
+from pipeline.run.inputs import check_inputs
 from pipeline.shared.console import open_console
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.python_start import python_module
@@ -53,6 +54,7 @@ def run_parity(
     # First, because it reports all mistakes together.
     spread = _load_on_layout(config_file, layout, overrides)
     one = load_config(config_file, [*overrides, *ONE_PROCESS])
+    check_inputs(one)
     with tempfile.TemporaryDirectory() as scratch:
         trained = []
         for config in (one, spread):

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_ext import decoding_store
 from megatron_ext.decoding import BatchDecoder, DecodedTokens
+from megatron_ext.decoding_store import RowStore
+from megatron_ext.model.attention import StoredKeys
 from megatron_ext.model.config import Architecture
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
@@ -143,6 +146,72 @@ def test_a_batch_runs_the_rows_that_its_tokens_need_and_no_others(
         num_mixed += len(set(steps)) > 1
         rows.clear()
     assert num_mixed >= 6, "tokens of a call must differ in their steps"
+
+
+@each_model
+def test_every_call_takes_the_next_row_of_every_sequence(
+    groups: ParallelGroups, method: Method, architecture: Architecture
+) -> None:
+    model = tiny_model(groups, method, architecture, num_latent_thoughts=3)
+    texts = random_tokens(4, 7, seed=26).tolist()
+    expected = [oracle(model, text) for text in texts]
+    decoder = BatchDecoder(model, num_sequences=4, max_tokens=7)
+    calls: list[list[int]] = []
+
+    def note(name: str, value: Tensor) -> None:
+        if name == "rows/sequences":
+            calls.append(sorted(value.tolist()))
+
+    decoder.observe = note
+    for decoded in decoder.follow(range(4), texts):
+        for index, sequence in enumerate(decoded.sequences):
+            one = expected[sequence][decoder.num_tokens[sequence] - 1]
+            torch.testing.assert_close(decoded.logits[index], one.logits, rtol=0, atol=EXACT)
+            assert int(decoded.steps[index]) == one.steps
+
+    assert decoder.num_tokens == [7] * 4
+    rows = [sum(1 + one.steps for one in of_text) for of_text in expected]
+    assert calls == [[number for number in range(4) if rows[number] > call] for call in range(max(rows))]
+    if method.halts:
+        waiting = sum(1 + max(one.steps for one in column) for column in zip(*expected, strict=True))
+        assert len(calls) < waiting
+
+
+@pytest.mark.parametrize("method", [Method.ADAPONDERLM, Method.PONDERLM3])
+def test_mixtures_of_all_sequences_are_made_at_once(
+    groups: ParallelGroups, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(groups, method, num_latent_thoughts=3, ponder={"mixture": Mixture.SOFTMAX})
+    calls, mixed = [0], []
+    mix = model.mix_embeddings
+
+    def note(hidden: Tensor) -> Tensor:
+        mixed.append(hidden.shape[1])
+        return mix(hidden)
+
+    monkeypatch.setattr(model, "mix_embeddings", note)
+    model.decoder.register_forward_hook(lambda *_: calls.append(calls[-1] + 1))
+    decoder = BatchDecoder(model, num_sequences=4, max_tokens=7)
+    steps = [decoded.steps for decoded in decoder.follow(range(4), random_tokens(4, 7, seed=26).tolist())]
+
+    assert sum(mixed) == int(torch.cat(steps).sum())
+    assert 0 < len(mixed) < calls[-1]
+
+
+def test_a_busy_sequence_neither_begins_nor_starts_over(groups: ParallelGroups) -> None:
+    decoder = BatchDecoder(tiny_model(groups, Method.PONDERLM2), num_sequences=2, max_tokens=4)
+    decoder.begin([0], [5])
+
+    for misuse in (
+        lambda: decoder.begin([0], [6]),
+        lambda: decoder.consume([0], [6]),
+        lambda: decoder.read_prompts([0], [[6]], sweeps=None),
+    ):
+        with pytest.raises(AssertionError):
+            misuse()
+    # Others may.
+    assert decoder.consume([1], [6]).sequences == [1]
+    assert decoder.busy == {0}
 
 
 @pytest.mark.parametrize("method", [Method.VANILLA, Method.PONDERLM2])
@@ -310,6 +379,41 @@ def test_sweeps_run_no_pruned_slot_and_no_settled_prompt(groups: ParallelGroups)
     assert passes[1] <= 5 < passes[2]
     for number in range(4):
         assert [one.count(number) for one in sequences if number in one][-1] == needed[number]
+
+
+@pytest.mark.parametrize("method", [Method.VANILLA, Method.PAUSE, Method.PONDERLM2, Method.PONDERLM3])
+def test_prompts_of_one_length_attend_together_and_are_stored_once(
+    groups: ParallelGroups, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"pruning_threshold": 0.0} if method.halts else {}
+    model = tiny_model(groups, method, num_latent_thoughts=2, ponder=settings)
+    prompts = random_tokens(4, 5, seed=3).tolist()
+    prompts[3].pop()
+    decoder = BatchDecoder(model, num_sequences=5, max_tokens=9)
+    batches: list[int] = []
+    written: list[int] = []
+    write, attend = RowStore.write_beginnings, decoding_store.WholeRows.extend
+
+    def note_write(store: RowStore, layer: int, version: int, sequences: Tensor, *new: Tensor) -> None:
+        written.extend(sequences.tolist() if layer == 1 else [])
+        write(store, layer, version, sequences, *new)
+
+    def note_parts(rows: decoding_store.WholeRows, *layer: Any) -> Sequence[StoredKeys]:
+        parts = attend(rows, *layer)
+        batches.extend(len(part.keys) for part in parts)
+        return parts
+
+    monkeypatch.setattr(RowStore, "write_beginnings", note_write)
+    monkeypatch.setattr(decoding_store.WholeRows, "extend", note_parts)
+    read = decoder.read_prompts([4, 0, 2, 1], prompts, sweeps=SETTLED)
+
+    assert sorted(written) == [0, 1, 2, 4]
+    assert batches[:2] == [1, 3]
+    for sequence, prompt, found in zip([4, 0, 2, 1], prompts, read, strict=True):
+        expected = oracle(model, [*prompt, 7])
+        torch.testing.assert_close(found.logits, expected[-2].logits, rtol=0, atol=EXACT)
+        following = decoder.consume([sequence], [7])
+        torch.testing.assert_close(following.logits[0], expected[-1].logits, rtol=0, atol=EXACT)
 
 
 @each_backbone

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,15 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from pipeline import cli
+from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.state import STATE_NAME
+from pipeline.commands.lazy_group import CommandEntry, load_command
 from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.config.load import dump_config, load_config
 from pipeline.shared.errors import CheckpointError, DataError
 from pipeline.shared.exit_codes import ExitCode
+from tests.unit.pipeline.checkpoint.saved import save
+from tests.unit.pipeline.run.test_inputs import write_data
 
 RECIPE = Path(__file__).parents[4] / "pipeline" / "recipes" / "tiny_vanilla.yaml"
 
@@ -22,15 +29,29 @@ def megaponder(*arguments: str) -> Result:
 
 def command_lines() -> list[list[str]]:
     """Return the words of every command, groups included."""
-    found = [[]]
-    for command in cli.app.registered_commands:
-        found.append([command.name or getattr(command.callback, "__name__", "")])
-    for group in cli.app.registered_groups:
-        name = str(group.name)
-        found.append([name])
-        for command in group.typer_instance.registered_commands if group.typer_instance else []:
-            found.append([name, command.name or getattr(command.callback, "__name__", "")])
+    found: list[list[str]] = [[]]
+    for entry in cli.COMMANDS:
+        found.append([entry.name])
+        found += [[entry.name, name] for name in getattr(load_command(entry), "commands", {})]
     return found
+
+
+@pytest.mark.parametrize("entry", cli.COMMANDS, ids=lambda entry: entry.name)
+def test_the_line_of_a_command_in_the_help_of_the_program_is_the_first_of_its_own(
+    entry: CommandEntry,
+) -> None:
+    command = load_command(entry)
+
+    assert command.name == entry.name
+    assert entry.help == command.help.partition("\n")[0]
+
+
+def test_the_help_of_the_program_lists_every_command_once() -> None:
+    listed = [
+        line.split()[1] for line in megaponder("--help").output.splitlines() if re.match("│ [a-z]", line)
+    ]
+
+    assert listed == [entry.name for entry in cli.COMMANDS]
 
 
 @pytest.mark.parametrize("words", command_lines(), ids=lambda words: " ".join(words) or "megaponder")
@@ -48,13 +69,45 @@ def test_every_command_shows_an_example(words: list[str]) -> None:
     assert f"megaponder {' '.join(words)}" in megaponder(*words, "--help").output
 
 
-def test_a_dry_run_prints_the_resolved_settings() -> None:
-    result = megaponder("train", "--config", str(RECIPE), "--dry-run", "train-iters=77")
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("text") / "data")
 
+
+def test_a_dry_run_prints_the_settings_that_differ_from_the_defaults_or_all(
+    data: Path, tmp_path: Path
+) -> None:
+    words = (
+        "train",
+        "-c",
+        str(RECIPE),
+        "--dry-run",
+        "train-iters=77",
+        f"data.path={data}",
+        f"output_dir={tmp_path}",
+    )
+
+    result = megaponder(*words)
     assert result.exit_code == ExitCode.DONE
     settings = yaml.safe_load(result.stdout)
     assert settings["training"]["train_iters"] == 77
-    assert settings["model"]["kv_channels"] == 16
+    assert "kv_channels" not in settings["model"]
+    assert yaml.safe_load(megaponder(*words, "--all").stdout)["model"]["kv_channels"] == 16
+
+
+def test_a_dry_run_checks_the_data_and_the_checkpoint_to_resume_from(data: Path, tmp_path: Path) -> None:
+    words = ("train", "-c", str(RECIPE), "--dry-run", f"output_dir={tmp_path}")
+
+    missing = megaponder(*words, f"data.path={tmp_path / 'absent'}").exception
+    assert isinstance(missing, ConfigError)
+    assert [problem.path for problem in missing.problems] == ["data.path"]
+    folder = save(tmp_path / "checkpoints", 5)
+    dump_config(load_config(RECIPE, ["seed=7"]), folder / CONFIG_NAME)
+    other_seed = megaponder(*words, f"data.path={data}").exception
+    assert isinstance(other_seed, CheckpointError)
+    (folder / STATE_NAME).write_text("")
+    damaged = megaponder(*words, f"data.path={data}").exception
+    assert isinstance(damaged, CheckpointError)
 
 
 def test_bad_settings_are_reported_together() -> None:
@@ -124,7 +177,7 @@ def test_options_that_are_paths_are_expanded(
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     monkeypatch.delenv("UNSET", raising=False)
     for typed in ("~/run.yaml", "$SCRATCH/run.yaml"):
-        assert exit_code_of_main(monkeypatch, "train", "--config", typed, "--dry-run") == ExitCode.DONE
+        assert exit_code_of_main(monkeypatch, "train", "--config", typed, "--show-schedule") == ExitCode.DONE
     assert exit_code_of_main(monkeypatch, "train", "--config", "$UNSET/x", "--dry-run") == ExitCode.USAGE
     assert "UNSET" in capsys.readouterr().err
 
@@ -140,3 +193,28 @@ def test_a_wrong_command_line_ends_with_the_code_for_usage(
 
 def test_help_ends_with_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     assert exit_code_of_main(monkeypatch, "train", "--help") == ExitCode.DONE
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("train -c tiny_vanilla --train-iters 10", "training.train_iters=10"),
+        ("plan -c tiny_vanilla --lr=3", "optimizer.lr=3"),
+        ("train tiny_vanilla", "--config tiny_vanilla"),
+        ("train my.yaml", "--config my.yaml"),
+        ("train -c tiny_vanilla my.yaml", "--config my.yaml"),
+        ("train -c tiny_vanilla fp16=true", "training.precision"),
+        ("train -c tiny_vanila", "tiny_vanilla"),
+        ("submit -c tiny_vanilla --target k8s", "slurm"),
+        ("checkpoint show nowhere", "nowhere"),
+        ("eval nowhere", "nowhere"),
+        ("generate nowhere", "nowhere"),
+        ("report nowhere", "nowhere"),
+        ("compare nowhere", "nowhere"),
+    ],
+)
+def test_a_natural_mistake_is_wrong_usage_and_gets_what_was_meant(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, meant: str
+) -> None:
+    assert exit_code_of_main(monkeypatch, *words.split()) == ExitCode.USAGE
+    assert meant in capsys.readouterr().err

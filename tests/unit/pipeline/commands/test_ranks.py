@@ -54,9 +54,9 @@ def test_another_number_of_ranks_than_the_layout_needs_is_refused(
 def test_more_ranks_are_started_with_the_same_command_line() -> None:
     config = build_config(changed_settings(parallel__data=2))
 
-    # The ranks know their number from the launcher: a dry run needs none of it and ends each with 0.
+    # The ranks know their number from the launcher: a schedule needs none of it and ends each with 0.
     recipe = str(Path(__file__).parents[4] / "pipeline" / "recipes" / "tiny_vanilla.yaml")
-    arguments = ["train", "--config", recipe, "parallel.data=2", "--dry-run"]
+    arguments = ["train", "--config", recipe, "parallel.data=2", "--show-schedule"]
 
     assert run_on_layout(config, arguments, run_here=lambda: 7) == 0
 

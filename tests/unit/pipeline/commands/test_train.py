@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from pipeline import cli
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.folder_lock import FolderInUseError, folder_lock
+from tests.unit.pipeline.run.test_inputs import write_data
 
 RECIPE = Path(__file__).parents[4] / "pipeline" / "recipes" / "tiny_ponderlm.yaml"
 
@@ -25,7 +26,15 @@ def test_a_second_training_is_refused_before_it_starts_or_writes_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    arguments = ["train", "--config", str(RECIPE), f"output_dir={run}", "data.path=/data", "parallel.data=2"]
+    data = write_data(tmp_path / "data")
+    arguments = [
+        "train",
+        "--config",
+        str(RECIPE),
+        f"output_dir={run}",
+        f"data.path={data}",
+        "parallel.data=2",
+    ]
     with folder_lock(run, "megaponder train"):
         monkeypatch.delenv("MEGAPONDER_LOCK_TOKENS")
         result = CliRunner().invoke(cli.app, arguments)

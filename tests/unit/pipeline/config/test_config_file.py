@@ -67,14 +67,15 @@ def problem_in(path: Path) -> ConfigProblem:
         ("base: nowhere.yaml", "run.yaml", "'nowhere.yaml'"),
         ("base: [small.yaml]", "run.yaml", "['small.yaml']"),
         ("base:", "run.yaml", "null"),
-        ("base: second.yaml", "second.yaml", "small.yaml"),
+        ("base: run.yaml", "run.yaml", "run.yaml"),
+        ("base: loop.yaml", "loop.yaml", "run.yaml"),
         ("base: text.yaml", "text.yaml", "str"),
     ],
 )
 def test_a_base_that_cannot_be_used_is_reported_at_its_file(
     tmp_path: Path, base: str, file: str, value: str
 ) -> None:
-    run = written(tmp_path, small=BASE, second="base: small.yaml\n", text="some text\n", run=f"{base}\n")
+    run = written(tmp_path, small=BASE, loop="base: run.yaml\n", text="some text\n", run=f"{base}\n")
 
     problem = problem_in(run)
 
@@ -104,7 +105,7 @@ def test_a_missing_file_points_to_the_recipes(tmp_path: Path) -> None:
     problem = problem_in(tmp_path / "nowhere.yaml")
 
     assert problem.path == str(tmp_path / "nowhere.yaml")
-    assert "pipeline/recipes" in problem.cure
+    assert "megaponder recipes list" in problem.cure
 
 
 @pytest.mark.parametrize(
@@ -275,3 +276,37 @@ def test_rendered_yaml_reads_back_equal(values: dict[str, object]) -> None:
     assert read == values
     assert all(type(read[key]) is type(value) for key, value in values.items())
     assert all(not isinstance(value, float) or not math.isnan(value) for value in read.values())
+
+
+def test_a_base_may_have_a_base_and_may_be_a_recipe(tmp_path: Path) -> None:
+    run = written(tmp_path, middle="base: tiny_vanilla\nseed: 3\n", run="base: middle.yaml\nname: mine\n")
+    settings, _ = read_settings(run)
+    of_recipe, _ = read_settings(Path("tiny_vanilla"))
+    assert settings == of_recipe | {"seed": 3, "name": "mine"}
+
+
+def test_a_file_is_preferred_to_a_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, demo="seed: 77\n")
+    monkeypatch.chdir(tmp_path)
+    assert read_settings(Path("demo.yaml"))[0] == {"seed": 77}
+    assert read_settings(Path("demo"))[0] != {"seed": 77}
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("tiny_vanila", "tiny_vanilla"),
+        ("runs/demo", "run_config.yaml"),
+        ("runs", "other.yaml"),
+        ("tab.yaml", "tabs"),
+    ],
+)
+def test_a_mistaken_file_gets_the_one_that_was_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, meant: str
+) -> None:
+    written(tmp_path / "runs" / "demo", run_config="seed: 1\n")
+    written(tmp_path, **{"runs/other": "seed: 1\n", "tab": "model:\n\tnum_layers: 2\n"})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        read_settings(Path(typed))
+    assert meant in caught.value.problems[0].cure

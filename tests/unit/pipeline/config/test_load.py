@@ -4,15 +4,18 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.config_file import parse_yaml
 from pipeline.config.errors import ConfigError
 from pipeline.config.load import (
     build_config,
     dump_config,
     dump_private_config,
     load_config,
+    render_changes,
     render_config,
     setting_paths,
 )
+from pipeline.config.recipes import recipe_names
 from pipeline.config.schema import RunConfig
 from tests.unit.pipeline.config.settings import changed_settings, problems_of
 
@@ -177,3 +180,12 @@ def test_absurd_values_are_accepted_or_refused_at_once(name: str) -> None:
 def test_long_values_are_not_shown_in_full() -> None:
     (problem,) = problems_of(training__train_iters="x" * 100_000)
     assert len(problem.value) < 1000
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_settings_that_differ_from_the_defaults_build_an_equal_configuration(name: str) -> None:
+    config = load_config(Path(name))
+    changes = render_changes(config)
+
+    assert build_config(parse_yaml(changes)) == config
+    assert len(changes) < len(render_config(config))

@@ -54,9 +54,9 @@ BROKEN = [
         "try 4",
     ),
     (
-        {"ponder__gradient_passes": 4, "ponder__thoughts_schedule": [[0, 0], [5, 1], [9, 2]]},
+        {"ponder__gradient_passes": 5, "ponder__thoughts_schedule": [[0, 0], [5, 1], [9, 2]]},
         "ponder.gradient_passes",
-        "",
+        "try 4",
     ),
     ({"ponder__gradient_passes": 1, "ponder__readout_from": "last_sweep"}, "ponder.gradient_passes", "2"),
     ({"ponder__sweep_tolerance": 0.1, "ponder__gradient_passes": 2}, "ponder.sweep_tolerance", ""),

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.config.load import dump_config, load_config
-from pipeline.run.start import check_parameter_groups
+from pipeline.run.identity import check_parameter_groups
 from pipeline.shared.errors import CheckpointError
 
 RECIPE = Path(__file__).parents[4] / "pipeline" / "recipes" / "tiny_ponderlm3.yaml"

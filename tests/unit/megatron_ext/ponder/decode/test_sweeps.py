@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.ponder.decode.sweeps import PromptTokens, Slots, Sweeps, read_all_rows, read_by_sweeps
-from megatron_ext.ponder.decode.think import SlotDecision, slots_above, think_in_slots
+from megatron_ext.ponder.decode.think import SlotDecision, slots_above, think, think_in_slots
 from tests.support.toy_rows import HIDDEN_SIZE, ToyRunner, toy_tokens
 
 NUM_THOUGHTS = 2
@@ -57,13 +57,13 @@ def test_sweeps_until_nothing_moves_give_what_reading_token_by_token_gives(sweep
     # A runner for each sequence keeps its rows from token to token.
     runners = {sequence: ToyRunner([sequence]) for sequence in set(SEQUENCES)}
     for sequence, embedding in zip(SEQUENCES, toy_tokens(len(SEQUENCES)), strict=True):
-        thought = think_in_slots(
+        thinking = think_in_slots(
             embedding.reshape(1, 1, -1),
-            runners[sequence],
             num_thoughts=NUM_THOUGHTS,
             decide=decide,
             next_thought=next_thought,
         )
+        thought = think(thinking, runners[sequence])
         hidden.append(thought.hidden[0, 0])
         steps.append(int(thought.steps))
     assert found.steps.tolist() == steps

@@ -8,6 +8,7 @@ from megatron_ext.ponder.decode.think import (
     SlotDecision,
     all_slots,
     slots_above,
+    think,
     think_by_feedback,
     think_in_loops,
     think_in_rows,
@@ -24,7 +25,7 @@ def same(hidden: Tensor) -> Tensor:
 def test_rows_run_one_after_another_and_the_last_one_is_read() -> None:
     rows, run = toy_tokens(6).unflatten(0, (3, 2)), ToyRunner([0, 1])
 
-    thought = think_in_rows(rows, run)
+    thought = think(think_in_rows(rows), run)
 
     again = ToyRunner([0, 1])
     expected = [again(row.unsqueeze(0)) for row in rows][-1]
@@ -35,7 +36,7 @@ def test_rows_run_one_after_another_and_the_last_one_is_read() -> None:
 def test_loops_run_on_their_own_output_and_only_the_last_one_is_normalized() -> None:
     first, run = toy_tokens(2).unsqueeze(0), ToyRunner([0, 1], iterates=True)
 
-    thought = think_in_loops(first, run, num_iterations=2)
+    thought = think(think_in_loops(first, num_iterations=2), run)
 
     hidden, again = first, ToyRunner([0, 1], iterates=True)
     for iteration in range(3):
@@ -48,9 +49,10 @@ def test_loops_run_on_their_own_output_and_only_the_last_one_is_normalized() -> 
 def test_feedback_is_added_to_the_last_or_to_the_first_input(from_first: bool) -> None:
     first, run = toy_tokens(2).unsqueeze(0), ToyRunner([0, 1], iterates=True)
 
-    thought = think_by_feedback(
-        first, run, num_iterations=2, feed_back=lambda hidden: 3 * hidden, from_first=from_first
+    thinking = think_by_feedback(
+        first, num_iterations=2, feed_back=lambda hidden: 3 * hidden, from_first=from_first
     )
+    thought = think(thinking, run)
 
     again = ToyRunner([0, 1], iterates=True)
     second = first + 3 * again(first)
@@ -65,15 +67,15 @@ def test_a_token_iterates_until_its_gate_closes_and_keeps_its_last_output() -> N
     gates = [torch.tensor([[-9.0, 9.0, 9.0]]), torch.tensor([[-9.0, 9.0]]), torch.tensor([[9.0]])]
     seen: list[str] = []
 
-    thought = think_until_halted(
+    thinking = think_until_halted(
         first,
-        run,
         num_iterations=3,
         feed_back=same,
         gate=lambda index, hidden: gates[index],
         threshold=0.5,
         observe=lambda name, value: seen.append(name),
     )
+    thought = think(thinking, run)
 
     assert thought.steps.tolist() == [0, 1, 3]
     assert run.calls == [[0, 1, 2], [1, 2], [2], [2]]
@@ -86,13 +88,13 @@ def test_a_slot_runs_for_the_tokens_that_take_it() -> None:
     steps = torch.tensor([2, 0, 1])
     shares = torch.tensor([[0.2, 0.3, 0.5]] * 3, dtype=torch.float64)
 
-    thought = think_in_slots(
+    thinking = think_in_slots(
         rows,
-        run,
         num_thoughts=2,
         decide=lambda hidden: SlotDecision(steps=steps, shares=shares),
         next_thought=same,
     )
+    thought = think(thinking, run)
 
     assert run.calls == [[0, 1, 2], [0, 2], [0]]
     assert torch.equal(thought.steps, steps)

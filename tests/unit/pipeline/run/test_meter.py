@@ -1,0 +1,78 @@
+"""The record of an interval tells the sweeps that ran, and their cost."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from megatron_ext.host import prepare_host
+from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from megatron_ext.schedule.optimizer import learning_rates
+from pipeline.checkpoint.state import TrainState
+from pipeline.config.load import build_config
+from pipeline.cost.account import flops_account
+from pipeline.metrics import names
+from pipeline.ranks.distributed import start_process_group, stop_process_group
+from pipeline.ranks.environment import Ranks
+from pipeline.run.meter import IntervalMeter
+from pipeline.step.build import build_training
+from pipeline.step.settings import step_settings
+from pipeline.step.train import train_step
+from tests.bench.random_batches import random_batches
+from tests.unit.pipeline.config.settings import changed_settings
+
+VOCAB_SIZE = 40
+# Above every residual, and below.
+ALWAYS, NEVER = 1e6, 1e-30
+
+
+@pytest.fixture(scope="module")
+def groups() -> Iterator[ParallelGroups]:
+    """A layout of one rank."""
+    start_process_group(Ranks.from_environment({}), timeout_seconds=60)
+    prepare_host()
+    try:
+        yield initialize_groups()
+    finally:
+        destroy_groups()
+        stop_process_group()
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "gradient_passes", "num_sweeps"),
+    [(None, "all", 4), (NEVER, "all", 4), (ALWAYS, "all", 1), (ALWAYS, 3, 3)],
+)
+def test_sweeps_that_were_left_out_are_not_counted(
+    groups: ParallelGroups, tolerance: float | None, gradient_passes: int | str, num_sweeps: int
+) -> None:
+    config = build_config(
+        changed_settings(
+            model={"architecture": "llama", "num_layers": 1, "hidden_size": 16, "ffn_hidden_size": 16}
+            | {"num_attention_heads": 2, "vocab_size": VOCAB_SIZE},
+            ponder={
+                "method": "ponderlm2",
+                "num_latent_thoughts": 1,
+                "num_jacobi_iterations": 4,
+                "gradient_passes": gradient_passes,
+                "sweep_tolerance": tolerance,
+            },
+            training__seq_length=8,
+        )
+    )
+    parts = build_training(config, VOCAB_SIZE, groups)
+    account = flops_account(config, VOCAB_SIZE)
+    meter = IntervalMeter(config, account, parts.module.statistics_layout())
+    settings = step_settings(config, iteration=0, consumed_tokens=0)
+    batches = random_batches(config, VOCAB_SIZE, config.num_micro_batches)
+
+    result = train_step(parts, batches, settings, groups=groups, statistics=meter.statistics)
+    meter.add_step(settings, result, seconds=1.0)
+    record = meter.read(
+        TrainState(iteration=1, consumed_samples=8),
+        learning_rates=learning_rates(parts.optimizer),
+        groups=groups,
+    )
+
+    assert result.num_sweeps == num_sweeps
+    assert record.scalars[names.JACOBI_ITERATIONS] == num_sweeps
+    cost = account.training_flops(num_sweeps).model
+    assert record.scalars[names.FLOPS_PER_TOKEN_TRAIN] == pytest.approx(cost)
