@@ -156,7 +156,8 @@ class BatchDecoder:
             tokens: the next token of each.
         """
         assert not self.busy.intersection(sequences), "the token before has to end first"
-        rounds, ended = RowByRow(self), []
+        rounds = RowByRow(self)
+        ended: list[EndedTokens] = []
         rounds.begin(sequences, tokens)
         while rounds.sequences:
             ended += rounds.advance()

@@ -159,7 +159,7 @@ class _Call:
         for group, need in zip(groups, needs, strict=True):
             for token in chosen_tokens(need.tokens, len(group.sequences)):
                 rows.append((need.version, group.sequences[token], group.positions[token]))
-        order = sorted(range(len(rows)), key=rows.__getitem__)
+        order = sorted(range(len(rows)), key=lambda index: rows[index])
         self._rows = [rows[index] for index in order]
         self._order = None if order == list(range(len(rows))) else as_integers(order)
 
@@ -276,7 +276,8 @@ class PromptRunner:
 
 def chosen_tokens(tokens: Tensor | None, num_tokens: int) -> list[int]:
     """Return the numbers of some of N tokens; None is all."""
-    return list(range(num_tokens)) if tokens is None else tokens.tolist()
+    chosen: list[int] = list(range(num_tokens)) if tokens is None else tokens.tolist()
+    return chosen
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

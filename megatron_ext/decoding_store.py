@@ -314,7 +314,8 @@ class JoinedCalls:
     ) -> Sequence[StoredKeys]:
         """See :class:`megatron_ext.model.attention.KeyValueStore`."""
         assert log_weight is None, "versions have no weights"
-        parts, start = [], 0
+        parts: list[StoredKeys] = []
+        start = 0
         for call, new in zip(
             self._calls, zip(key.split(self._sizes), value.split(self._sizes), strict=True), strict=True
         ):

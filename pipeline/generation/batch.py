@@ -148,8 +148,8 @@ def generate_batch(
         eod_id: a chosen token that ends the text and is not consumed.
         has_stopped: called with a sequence after each of its tokens; returns whether it has ended.
         watch: called with a sequence after its prompt and after each of its tokens.
-        should_stop: called before every step, equal on all ranks; ends everything, and sequences that have
-            not ended are not yielded.
+        should_stop: called before every call of the layers, equal on all ranks; ends everything, and
+            sequences that have not ended are not yielded.
     """
     waiting = deque(enumerate(prompts))
     decoder = BatchDecoder(

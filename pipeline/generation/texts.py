@@ -83,7 +83,8 @@ def generate(
             least one token each.
         settings: what to generate.
         watch: called with each text after its prompt and after each of its tokens.
-        should_stop: called before every step, equal on all ranks; texts that have not ended are not yielded.
+        should_stop: called before every call of the layers, equal on all ranks; texts that have not ended are
+            not yielded.
     Raises:
         DataError: a prompt is empty, or does not fit into the context of the model.
     """

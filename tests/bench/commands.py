@@ -283,10 +283,12 @@ def decode(
 ) -> None:
     """Time cached decoding of a PonderLM-3 by the steps its tokens take, on one rank and random tokens.
 
-    The router is biased so that every token takes 0, 1, .. K steps. Baselines are the same model without
+    The router is biased so that every token takes 0, 1, .. K steps, or that given shares of the tokens take
+    each; these also token by token, all texts waiting for the slowest. Baselines are the same model without
     pruning, the same sizes without thoughts, and for GPT-NeoX, if transformers is installed, its decoding.
-    All take turns, after one untimed round; the table shows medians over the rounds, and the shares of FLOPs
-    and of time saved. Prompts are read before the clock starts. Reads no data.
+    All take turns, after one untimed round; the table shows medians over the rounds, calls of the layers per
+    token, the shares of FLOPs and of time saved, and what share of the FLOPs' gain the time reaches. Prompts
+    are read before the clock starts. Reads no data.
     """
     set_up_logging()
 

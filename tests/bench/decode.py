@@ -179,7 +179,7 @@ def _row_by_row(decoder: BatchDecoder, texts: Sequence[Sequence[int]], num_token
     rest = [iter(text) for text in texts]
     free = list(range(len(texts)))
     num_begun, total = 0, num_tokens * len(texts)
-    taken = []
+    taken: list[torch.Tensor] = []
     while num_begun < total or decoder.busy:
         following = {text: next(rest[text]) for text in free[: total - num_begun]}
         if following:

@@ -182,7 +182,8 @@ def test_mixtures_of_all_sequences_are_made_at_once(
     groups: ParallelGroups, method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(groups, method, num_latent_thoughts=3, ponder={"mixture": Mixture.SOFTMAX})
-    calls, mixed = [0], []
+    calls: list[int] = [0]
+    mixed: list[int] = []
     mix = model.mix_embeddings
 
     def note(hidden: Tensor) -> Tensor:
