@@ -626,7 +626,7 @@ def step(
                 f"{times.peak_bytes / 2**30:.2f} GiB",
                 f"{found.load[0]:.0f}..{found.load[1]:.0f}",
             )
-    Console().print(table)
+    open_console().print(table)
 
 
 @app.command(
