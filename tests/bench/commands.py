@@ -287,7 +287,8 @@ def decode(
     each; these also token by token, all texts waiting for the slowest. Baselines are the same model without
     pruning, the same sizes without thoughts, and for GPT-NeoX, if transformers is installed, its decoding.
     All take turns, after one untimed round; the table shows medians over the rounds, calls of the layers per
-    token, the shares of FLOPs and of time saved, and what share of the FLOPs' gain the time reaches. Prompts are read before the clock starts. Reads no data.
+    token, the shares of FLOPs and of time saved, and how much of the FLOPs' gain the time reaches. Prompts
+    are read before the clock starts. Reads no data.
     """
     set_up_logging()
 
