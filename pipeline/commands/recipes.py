@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from pipeline.commands.shared import examples
 from pipeline.config.load import load_config
 from pipeline.config.recipes import description_of, find_recipe, nearest_recipe, portable_text, recipe_names
 from pipeline.shared.console import open_console, say
 from pipeline.shared.files import write_atomically
+from pipeline.shared.tables import Table
 
 app = typer.Typer(
     no_args_is_help=True,

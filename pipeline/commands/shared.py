@@ -32,21 +32,8 @@ _CURES = {
 NOTICES_LOGGER = "pipeline.config.aliases"
 # They are one process, also where a launcher has left its variables behind.
 _SINGLE_PROCESS_COMMANDS = (
-    *(
-        "checkpoint",
-        "config",
-        "convert",
-        "data",
-        "demo",
-        "jobs",
-        "parity",
-        "plan",
-        "recipes",
-        "rehearse",
-        "report",
-        "submit",
-        "tokenizer",
-    ),
+    *("checkpoint", "config", "convert", "data", "demo", "jobs", "parity"),
+    *("plan", "recipes", "rehearse", "report", "submit", "tokenizer"),
 )
 
 Overrides = Annotated[

@@ -94,8 +94,8 @@ def render_config(config: RunConfig) -> str:
     return render_yaml(config.model_dump(mode="json"))
 
 
-def render_changes(config: RunConfig) -> str:
-    """Return the settings that differ from their defaults as YAML, which builds an equal configuration."""
+def changed_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, nested, as they are written in files."""
     changed: dict[str, Any] = {}
     dumped = config.model_dump(mode="json")
     for name, field in RunConfig.model_fields.items():
@@ -107,7 +107,12 @@ def render_changes(config: RunConfig) -> str:
         inner = {key: dumped[name][key] for key in section.model_fields if not _is_default(value, key)}
         if inner:
             changed[name] = inner
-    return render_yaml(changed)
+    return changed
+
+
+def render_changes(config: RunConfig) -> str:
+    """Return the settings that differ from their defaults as YAML, which builds an equal configuration."""
+    return render_yaml(changed_settings(config))
 
 
 def _is_default(section: BaseModel, name: str) -> bool:

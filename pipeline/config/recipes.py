@@ -8,6 +8,8 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 _SUFFIX = ".yaml"
 # Settings that recipes build on; no runs themselves.
 _BASES = "base"
+_EDITOR_LINE = "# yaml-language-server:"
+_SCHEMA = re.compile(rf"^({_EDITOR_LINE} \$schema=)(\S+)$", re.MULTILINE)
 _BASE_LINE = re.compile(r"^base: *(\S+) *$", re.MULTILINE)
 
 
@@ -42,14 +44,19 @@ def description_of(file: Path) -> str:
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
-        lines.append(line.lstrip("# "))
+        # What an editor reads is no description.
+        if not line.startswith(_EDITOR_LINE):
+            lines.append(line.lstrip("# "))
     return re.split(r"(?<=[.:;]) ", " ".join(lines))[0].rstrip(".:;")
 
 
 def portable_text(file: Path) -> str:
-    """Return a recipe as text that means the same in any folder: its base is given by name."""
+    """Return a recipe as text that means the same in any folder: base by name, schema for editors in full."""
 
     def named(match: re.Match[str]) -> str:
         return f"base: {name_of((file.parent / match[1]).resolve())}"
 
-    return _BASE_LINE.sub(named, file.read_text(encoding="utf-8"))
+    def in_full(match: re.Match[str]) -> str:
+        return f"{match[1]}{(file.parent / match[2]).resolve()}"
+
+    return _SCHEMA.sub(in_full, _BASE_LINE.sub(named, file.read_text(encoding="utf-8")))

@@ -22,6 +22,7 @@ from pipeline.config.section import LARGEST_COUNT
 
 __all__ = ["Explained", "config_schema", "explain_settings", "find_settings", "render_reference"]
 
+_NULL = {"type": "null"}
 _ENDS = (
     ("minimum", "at least"),
     ("exclusiveMinimum", "above"),
@@ -106,7 +107,8 @@ def config_schema() -> dict[str, Any]:
         part.pop("required", None)
         for field in part["properties"].values():
             # `null` means "not given" everywhere.
-            field["anyOf"] = [*field.pop("anyOf", [_taken(field)]), {"type": "null"}]
+            accepted = field.pop("anyOf", None) or [_taken(field)]
+            field["anyOf"] = [*(one for one in accepted if one != _NULL), _NULL]
     return schema
 
 
@@ -198,11 +200,8 @@ def _accepts(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         case "array":
             return _accepts_list(schema, definitions)
         case "object":
-            return (
-                f"a group of {', '.join(schema['properties'])}"
-                if "properties" in schema
-                else "names and values"
-            )
+            names = ", ".join(schema.get("properties", ()))
+            return f"a group of {names}" if names else "names and values"
         case "boolean":
             return "true or false"
         case "string":

@@ -1,5 +1,6 @@
 """TensorBoard files, with the tags of Megatron-LM where it has one."""
 
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -16,6 +17,14 @@ from pipeline.metrics.records import TrainingRecord, ValidationRecord
 
 # This function of torch has no types.
 describe_settings: Callable[..., tuple[Any, Any, Any]] = hparams
+
+# Tags by whose newest values runs are ranked.
+RANKING_METRICS = (
+    names.LM_LOSS_VALIDATION,
+    names.on_validation(names.MEAN_STEPS),
+    names.on_validation(names.FLOPS_PER_TOKEN_INFER),
+    names.TOKENS_PER_SECOND,
+)
 
 # Megatron-LM also plots these over consumed samples.
 ALSO_VERSUS_SAMPLES = (
@@ -87,8 +96,12 @@ class TensorBoardSink:
         self._writer.flush()
 
     def write_configuration(self, settings: Mapping[str, Any], resolved_yaml: str) -> None:
-        """Write the settings, flattened to dotted names, and the file as text."""
-        experiment, start, end = describe_settings(flatten_settings(settings), {})
+        """Write settings by which runs are compared, flattened to dotted names, and the whole file as text.
+
+        The page "HParams" shows them beside the newest values of `RANKING_METRICS`.
+        """
+        metrics = dict.fromkeys(RANKING_METRICS, 0.0)
+        experiment, start, end = describe_settings(flatten_settings(settings), metrics)
         for summary in (experiment, start, end):
             self._writer.file_writer.add_summary(summary)
         # Markdown keeps the line breaks of an indented block.
@@ -111,8 +124,9 @@ def histogram_of_counts(counts: Sequence[float]) -> dict[str, Any]:
     """
     taken = [step for step, count in enumerate(counts) if count > 0]
     return {
-        "min": taken[0],
-        "max": taken[-1],
+        # The edges of the outer buckets, which TensorBoard cuts there: half of them would be missing.
+        "min": taken[0] - 0.5,
+        "max": taken[-1] + 0.5,
         "num": sum(counts),
         "sum": sum(step * count for step, count in enumerate(counts)),
         "sum_squares": sum(step * step * count for step, count in enumerate(counts)),
@@ -146,7 +160,9 @@ def custom_scalars_layout(
     penalty: Penalty = Penalty.EXPECTED_STEPS,
     sweeps_steps: bool = False,
 ) -> dict[str, Any]:
-    """Return the charts of related curves for the page "Custom Scalars".
+    """Return the charts of related curves for the page "Custom Scalars", those of pondering first.
+
+    Charts of the same title are equal in all runs, whatever their K and J.
 
     Args:
         method: determines the groups of charts.
@@ -155,22 +171,25 @@ def custom_scalars_layout(
         penalty: of the run; some have charts of their own.
         sweeps_steps: whether evaluations are repeated with fewer steps.
     """
-    groups: dict[str, dict[str, list[str]]] = {
-        "loss": {"training and validation": [names.LM_LOSS, names.LM_LOSS_VALIDATION]}
-    }
+    groups: dict[str, dict[str, list[str]]] = {}
     has_steps = num_latent_thoughts > 0
     if has_steps and method.halts:
-        groups["halting"] = _halting_charts(method, num_latent_thoughts, penalty)
+        groups["halting"] = _halting_charts(method, penalty)
     if has_steps and max_jacobi_iterations > 0:
-        groups["Jacobi iteration"] = _jacobi_charts(max_jacobi_iterations)
+        groups["Jacobi iteration"] = {
+            "residual by sweep": [_numbered(names.JACOBI_RESIDUAL, "sweep")],
+            "contraction": [_exactly(names.CONTRACTION)],
+        }
+    groups["loss"] = {
+        "training and validation": [_exactly(names.LM_LOSS), _exactly(names.LM_LOSS_VALIDATION)]
+    }
     if sweeps_steps:
-        steps = range(num_latent_thoughts + 1)
-        tags = [names.per_step(names.EVAL_PPL_VS_STEPS, step) for step in steps]
+        tags = [_numbered(names.EVAL_PPL_VS_STEPS, "step")]
         groups["loss"]["held-out perplexity by steps allowed"] = tags
     groups["cost"] = {
-        "tokens per second": [names.TOKENS_PER_SECOND],
-        "seconds per iteration": [names.ITERATION_TIME],
-        "FLOPs per token": [names.FLOPS_PER_TOKEN_TRAIN, names.FLOPS_PER_TOKEN_INFER],
+        "tokens per second": [_exactly(names.TOKENS_PER_SECOND)],
+        "seconds per iteration": [_exactly(names.ITERATION_TIME)],
+        "FLOPs per token": [_exactly(names.FLOPS_PER_TOKEN_TRAIN), _exactly(names.FLOPS_PER_TOKEN_INFER)],
     }
     return {
         group: {title: ["Multiline", tags] for title, tags in charts.items()}
@@ -178,48 +197,55 @@ def custom_scalars_layout(
     }
 
 
-def _halting_charts(method: Method, num_latent_thoughts: int, penalty: Penalty) -> dict[str, list[str]]:
-    steps = range(num_latent_thoughts + 1)
+def _halting_charts(method: Method, penalty: Penalty) -> dict[str, list[str]]:
     charts = {
-        "mean steps": [names.MEAN_STEPS, names.on_validation(names.MEAN_STEPS)],
-        "active tokens by step": [names.per_step(names.ACTIVE_FRACTION, step) for step in steps],
-        "halting tokens by step": [names.per_step(names.HALT_FRACTION, step) for step in steps],
-        "loss by steps taken": [names.per_step(names.NLL_BY_STEPS, step) for step in steps],
-        "penalty": [names.PENALTY, names.PENALTY_WEIGHT],
+        "mean steps": [_exactly(names.MEAN_STEPS), _exactly(names.on_validation(names.MEAN_STEPS))],
+        "active tokens by step": [_numbered(names.ACTIVE_FRACTION, "step")],
+        "halting tokens by step": [_numbered(names.HALT_FRACTION, "step")],
+        "loss by steps taken": [_numbered(names.NLL_BY_STEPS, "step")],
+        "penalty": [_exactly(names.PENALTY), _exactly(names.PENALTY_WEIGHT)],
     }
     decider = method.facts.decider
     if decider is not None and decider.asks_again and not decider.per_iteration:
-        asked = [names.per_step(names.CONTINUE_PROBABILITY, step) for step in steps[:-1]]
-        return charts | {"probability of continuing by step": asked}
+        return charts | {"probability of continuing by step": [_numbered(names.CONTINUE_PROBABILITY, "step")]}
     if decider is not None and decider.per_iteration:
-        gates = [names.per_iteration(names.GATE, iteration) for iteration in range(num_latent_thoughts)]
-        return charts | {"gate by iteration": gates}
+        return charts | {"gate by iteration": [_numbered(names.GATE, "iteration")]}
     charts |= {
-        "tail mass by step": [names.per_step(names.TAIL_MASS, step) for step in steps],
-        "pruned tokens by step": [names.per_step(names.PRUNED_FRACTION, step) for step in steps[1:]],
-        "router entropy": [names.ROUTER_ENTROPY],
+        "tail mass by step": [_numbered(names.TAIL_MASS, "step")],
+        "pruned tokens by step": [_numbered(names.PRUNED_FRACTION, "step")],
+        "router entropy": [_exactly(names.ROUTER_ENTROPY)],
         "held-out loss of reading one step alone": [
-            names.on_validation(names.per_step(names.STEP_NLL, step)) for step in steps
+            _numbered(names.STEP_NLL, "step", suffix=names.on_validation(""))
         ],
         "held-out loss with one step more": [
-            names.LM_LOSS_VALIDATION,
-            names.on_validation(names.ONE_MORE_NLL),
+            _exactly(names.LM_LOSS_VALIDATION),
+            _exactly(names.on_validation(names.ONE_MORE_NLL)),
         ],
     }
     if not penalty.is_adaptive:
         return charts
     return charts | {
-        "accuracy by steps allowed": [names.per_step(names.ACCURACY, step) for step in steps],
-        "penalised tokens by step": [names.per_step(names.PENALISED_SHARE, step) for step in steps[1:]],
+        "accuracy by steps allowed": [_numbered(names.ACCURACY, "step")],
+        "penalised tokens by step": [_numbered(names.PENALISED_SHARE, "step")],
     }
 
 
-def _jacobi_charts(max_jacobi_iterations: int) -> dict[str, list[str]]:
-    sweeps = range(1, max_jacobi_iterations + 1)
-    return {
-        "residual by sweep": [names.per_sweep(names.JACOBI_RESIDUAL, sweep) for sweep in sweeps],
-        "contraction": [names.CONTRACTION],
-    }
+def _exactly(tag: str) -> str:
+    """Return the expression of one curve: TensorBoard would also show all tags that begin like it."""
+    return f"^{re.escape(tag)}$"
+
+
+def _numbered(family: str, kind: str, *, suffix: str = "") -> str:
+    """Return the expression of all curves of a family.
+
+    It is equal in all runs: TensorBoard shows a chart twice if two runs describe it differently.
+
+    Args:
+        family: such as ``ponder/gate``.
+        kind: what is numbered: step, iteration, sweep.
+        suffix: of the tags, behind the number.
+    """
+    return f"^{re.escape(f'{family}/{kind}_')}[0-9]+{re.escape(suffix)}$"
 
 
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

@@ -6,13 +6,13 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
 
 from pipeline.cost.peaks import GIB, MIB, Device
 from pipeline.cost.plan import stage_values
 from pipeline.rehearsal.rehearse import Rehearsal
 from pipeline.rehearsal.stand_ins import FLASH_TEMPLATES
 from pipeline.run.summary import metric
+from pipeline.shared.tables import Table
 
 
 def rehearsal_values(result: Rehearsal, device: Device, available_bytes: float) -> Mapping[str, Any]:

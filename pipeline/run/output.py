@@ -7,7 +7,7 @@ from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.identity import RunIdentity, write_identity
-from pipeline.config.load import dump_config, render_config
+from pipeline.config.load import changed_settings, dump_config, render_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import max_sweeps
 from pipeline.cost.peaks import dense_peak
@@ -77,7 +77,7 @@ def _sinks(config: RunConfig, progress: Progress, *, start_iteration: int) -> li
             penalty=config.ponder.penalty,
             purge_step=start_iteration + 1 if start_iteration else None,
         )
-        board.write_configuration(config.model_dump(mode="json"), render_config(config))
+        board.write_configuration(changed_settings(config), render_config(config))
         sinks.append(board)
     return sinks
 

@@ -95,7 +95,7 @@ def _transformers_step(config: RunConfig) -> Step:
             logits = output.logits.flatten(0, 1).float()
             loss = torch.nn.functional.cross_entropy(logits, batch.labels.flatten()) / len(batches)
             loss.backward()
-            total += float(loss)
+            total += loss.item()
         torch.nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.clip_grad)
         optimizer.step()
         optimizer.zero_grad()

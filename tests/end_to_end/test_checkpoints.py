@@ -100,3 +100,12 @@ def test_a_run_starts_from_the_weights_of_another(trained: TrainedRun, recipe: P
     trained_losses = losses(trained.folder)
     assert list(first) == [1, 2, 3]
     assert first[1] < trained_losses[1] - 0.3
+
+
+def test_checkpoints_are_also_due_by_the_clock(recipe: Path, tmp_path: Path) -> None:
+    settings = (f"output_dir={tmp_path}", "training.exit_interval=3", "checkpoint.minutes=1.0e-6")
+    settings += ("checkpoint.keep_last=null", "checkpoint.keep_every=null")
+    command = megaponder("train", "--config", str(recipe), *settings)
+
+    assert command.exit_code == 0, command.stderr
+    assert len(list((tmp_path / "checkpoints").glob("iter_*"))) == 3

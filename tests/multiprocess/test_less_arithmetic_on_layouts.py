@@ -16,7 +16,7 @@ pytestmark = pytest.mark.multiprocess
 LARGEST_ERROR = 2e-5
 SWEEPS = 4
 FULL: dict[str, Any] = {}
-# The tolerance lies between residuals of these models, so that micro-batches end after different sweeps.
+# The tolerance is within reach of these models, so that sweeps are left out.
 SETTINGS: dict[str, dict[str, Any]] = {
     "one": {"gradient_passes": 1},
     "two": {"gradient_passes": 2},

@@ -28,6 +28,7 @@ def test_there_are_examples_for_1_8_and_32_nodes() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_an_example_passes_the_checks_before_it_is_queued(path: Path, tmp_path: Path) -> None:
     # Whose weights and rows lie on the cluster alone; what it asks of the GPUs is checked here.
+    (tmp_path / "config.json").touch()
     config = load_config(path, [f"init_from.path={tmp_path}"])
     check_run(config, expects_data=False)
     assert config.name == path.stem

@@ -32,6 +32,7 @@ def test_a_copy_means_the_same_in_another_folder_and_overwrites_nothing(name: st
     words = ["recipes", "copy", name, str(file)]
     assert CliRunner().invoke(cli.app, words).exit_code == ExitCode.DONE
     assert load_config(file) == load_config(Path(name))
+    assert Path(file.read_text().partition("$schema=")[2].split()[0]).is_file()
     assert CliRunner().invoke(cli.app, words).exit_code == ExitCode.USAGE
     assert CliRunner().invoke(cli.app, ["recipes", "show", name]).stdout == file.read_text()
 

@@ -105,7 +105,7 @@ def test_a_missing_file_points_to_the_recipes(tmp_path: Path) -> None:
     problem = problem_in(tmp_path / "nowhere.yaml")
 
     assert problem.path == str(tmp_path / "nowhere.yaml")
-    assert "pipeline/recipes" in problem.cure
+    assert "megaponder recipes list" in problem.cure
 
 
 @pytest.mark.parametrize(

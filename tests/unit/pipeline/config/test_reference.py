@@ -8,7 +8,7 @@ import yaml
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError
-from pipeline.config.load import setting_paths
+from pipeline.config.load import changed_settings, load_config, setting_paths
 from pipeline.config.reference import config_schema, explain_settings, find_settings, render_reference
 
 REPOSITORY = Path(__file__).parents[4]
@@ -44,7 +44,7 @@ def _check(settings: Mapping[str, Any], part: Mapping[str, Any], definitions: Ma
     assert part["additionalProperties"] is False
     assert settings.keys() <= part["properties"].keys()
     for name, value in settings.items():
-        accepted = part["properties"][name]["anyOf"]
+        accepted = part["properties"][name].get("anyOf", ())
         references = [one["$ref"].rpartition("/")[2] for one in accepted if "$ref" in one]
         if isinstance(value, dict) and references:
             _check(value, definitions[references[0]], definitions)
@@ -90,3 +90,13 @@ def test_types_ranges_defaults_and_methods_are_those_of_the_schema() -> None:
     assert Method.LOOP not in fraction.methods
     (seconds,) = find_settings("timeout_seconds")
     assert "distributed_timeout_minutes" in seconds.other_names
+
+
+def test_changed_settings_are_those_that_differ_from_their_defaults() -> None:
+    overrides = ["lr=0.5", "optimizer.adam_beta1=0.9", "ponder.penalty_weight=0.3", "metrics.interval=7"]
+    changed = changed_settings(load_config(RECIPES / "tiny_ponderlm3.yaml", overrides))
+    assert changed["optimizer"]["lr"] == 0.5
+    assert "adam_beta1" not in changed["optimizer"]
+    assert changed["metrics"] == {"interval": 7}
+    assert changed["ponder"] == {"method": "ponderlm3", "penalty_ramp": [0, 20]}
+    assert "submit" not in changed

@@ -150,7 +150,7 @@ def test_a_step_with_fewer_thoughts_costs_what_torch_counts(
     assert account.training_flops(SWEEPS).dense == pytest.approx(counted, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", [None, "per_pass", "selective"])
+@pytest.mark.parametrize("kind", [None, "per_pass", "full"])
 @pytest.mark.parametrize("gradient_passes", [1, 2, 4])
 @pytest.mark.parametrize("mixture", [Mixture.HIDDEN, Mixture.SOFTMAX])
 def test_passes_without_gradients_cost_what_torch_counts(

@@ -27,6 +27,15 @@ def test_a_signal_sets_the_flag_and_nothing_else(number: signal.Signals) -> None
 
 
 @pytest.mark.usefixtures("process_group")
+def test_what_a_rank_gives_notice_of_is_known_until_they_agree_again() -> None:
+    with StopFlag() as stop:
+        assert stop.agreed(notice=True) is StopRequest.NONE
+        assert stop.noticed
+        assert stop.agreed() is StopRequest.NONE
+        assert not stop.noticed
+
+
+@pytest.mark.usefixtures("process_group")
 def test_ranks_agree_to_stop_while_they_wait_for_data() -> None:
     rounds: list[float] = []
 
