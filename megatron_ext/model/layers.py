@@ -117,7 +117,7 @@ class _AddProducts(torch.autograd.Function):
     """residual + sum of ``x w^T + b``, for triples (x, w, b or None)."""
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, *operands: Tensor | None) -> Tensor:
+    def forward(ctx: Any, residual: Tensor, *operands: Any) -> Tensor:
         inputs, weights, biases = operands[::3], operands[1::3], operands[2::3]
         ctx.save_for_backward(*inputs, *weights)
         given = [bias for bias in biases if bias is not None]

@@ -287,7 +287,7 @@ def decode(
     each; these also token by token, all texts waiting for the slowest. Baselines are the same model without
     pruning, the same sizes without thoughts, and for GPT-NeoX, if transformers is installed, its decoding.
     All take turns, after one untimed round; the table shows medians over the rounds, calls of the layers per
-    token, the shares of FLOPs and of time saved, and how much of the FLOPs' gain the time reaches. Prompts
+    token, the shares of FLOPs and of time saved, and what share of the FLOPs' gain the time reaches. Prompts
     are read before the clock starts. Reads no data.
     """
     set_up_logging()
@@ -626,7 +626,7 @@ def step(
                 f"{times.peak_bytes / 2**30:.2f} GiB",
                 f"{found.load[0]:.0f}..{found.load[1]:.0f}",
             )
-    Console().print(table)
+    open_console().print(table)
 
 
 @app.command(

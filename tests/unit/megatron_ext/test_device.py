@@ -110,7 +110,7 @@ def test_a_device_that_is_not_there_is_refused(
     pretend_devices(monkeypatch, 0)
     monkeypatch.setenv(DEVICE_VARIABLE, variable)
 
-    with pytest.raises(ValueError, match=r"cuda|tpu"):
+    with pytest.raises(ValueError, match=r"CUDA|tpu"):
         choose_device(choice)
 
 
