@@ -19,7 +19,7 @@ from tests.bench.decode import (
 from tests.bench.decode_figures import decode_figures, figures_json
 from tests.bench.decode_transformers import THEIRS
 
-SIZES = DecodeSizes(batch_size=3, prompt_tokens=4, new_tokens=5)
+SIZES = DecodeSizes(batch_size=3, prompt_tokens=4, new_tokens=12)
 
 
 @pytest.fixture(scope="module")
