@@ -28,6 +28,8 @@ from pipeline.shared.files import remove_temporaries, sync_folder, write_atomica
 logger = logging.getLogger(__name__)
 
 TRACKER_NAME = "latest_checkpointed_iteration.txt"
+# In the folder of a run.
+CHECKPOINTS = "checkpoints"
 CONFIG_NAME = "run_config.yaml"
 COMMON_NAME = "common.pt"
 _PARTIAL_SUFFIX = ".partial"

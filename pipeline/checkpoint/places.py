@@ -6,10 +6,9 @@ A path that holds none of them gets the one that was probably meant. Nothing her
 from difflib import get_close_matches
 from pathlib import Path
 
-from pipeline.checkpoint.folder import CONFIG_NAME, TRACKER_NAME, iteration_of, iterations_in
+from pipeline.checkpoint.folder import CHECKPOINTS, CONFIG_NAME, TRACKER_NAME, iteration_of, iterations_in
 from pipeline.shared.errors import NoCheckpointError
 
-CHECKPOINTS = "checkpoints"
 _MANIFEST = "manifest.json"
 # Runs that an error lists.
 _MOST_RUNS = 3

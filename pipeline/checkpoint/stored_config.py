@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checkpoint.folder import CONFIG_NAME
+from pipeline.checkpoint.folder import CHECKPOINTS, CONFIG_NAME
 from pipeline.checkpoint.identity import RunIdentity, read_identity
-from pipeline.checkpoint.places import CHECKPOINTS
 from pipeline.config.load import load_stored_config
 from pipeline.config.schema import DataConfig, RunConfig
 from pipeline.shared.errors import DataError

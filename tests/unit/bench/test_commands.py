@@ -13,6 +13,8 @@ COMMANDS = {
     "memory": {"--config", "--maximum-error"},
     "metrics": {"--config", "--intervals", "--maximum-share"},
     "pipeline": {"--config", "--stages", "--micro-batches", "--repeats"},
+    "savings": {"--config", "--gradient-passes", "--repeats"},
+    "step": {"--other", "--case", "--precision", "--rounds", "--transformers"},
     "submit": {"--config", "--target", "--rounds", "--maximum-overhead", "--maximum-seconds"},
 }
 

@@ -102,7 +102,7 @@ def slow(data: Path, **changes: Any) -> RunConfig:
     sizes = {"model__hidden_size": 2048, "model__ffn_hidden_size": 8192, "model__num_layers": 24}
     lengths = {
         "training__seq_length": 1024,
-        "training__global_batch_size": 1024,
+        "training__global_batch_size": 128,
         "training__train_iters": 1000,
     }
     submit = {"target": "slurm", "gpus_per_node": 1, "check_memory": False} | changes.pop("submit", {})
@@ -123,7 +123,7 @@ def slow(data: Path, **changes: Any) -> RunConfig:
 def test_a_run_that_would_never_get_on_is_refused(
     data: Path, changes: dict[str, Any], found: list[str]
 ) -> None:
-    run = slow(data, training__micro_batch_size=512, **changes)
+    run = slow(data, training__micro_batch_size=4, **changes)
     if not found:
         check_run(run)
         return
