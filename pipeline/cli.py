@@ -4,8 +4,9 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
@@ -123,13 +124,26 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=False,
+    # Commands inherit it.
+    context_settings={"help_option_names": ["--help", "-h"]},
     # Keep Python's own traceback for crashes: plain text in the logs of jobs.
     pretty_exceptions_enable=False,
 )
 
 
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        say(f"megaponder {version('megaponder')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _program() -> None:
+def _program(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
     """Make a group of the program, whose commands are in the table."""
 
 

@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,18 @@ def test_a_natural_mistake_is_wrong_usage_and_gets_what_was_meant(
 ) -> None:
     assert exit_code_of_main(monkeypatch, *words.split()) == ExitCode.USAGE
     assert meant in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["checkpoint"], ["checkpoint", "show"]])
+def test_help_has_a_short_name(command: list[str]) -> None:
+    short, long = (megaponder(*command, option) for option in ("-h", "--help"))
+
+    assert short.exit_code == 0
+    assert short.output == long.output
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = megaponder("--version")
+
+    assert result.exit_code == 0
+    assert result.output.split() == ["megaponder", version("megaponder")]
