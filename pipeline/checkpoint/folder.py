@@ -28,8 +28,9 @@ from pipeline.shared.files import remove_temporaries, sync_folder, write_atomica
 logger = logging.getLogger(__name__)
 
 TRACKER_NAME = "latest_checkpointed_iteration.txt"
-# In the folder of a run.
+# In the folder of a run: its checkpoints, and the weights that were converted for its start.
 CHECKPOINTS = "checkpoints"
+CONVERTED_SOURCE = "init_from"
 CONFIG_NAME = "run_config.yaml"
 COMMON_NAME = "common.pt"
 _PARTIAL_SUFFIX = ".partial"

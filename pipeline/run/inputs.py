@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.manifest import ShardManifest, load_manifest
-from pipeline.checkpoint.folder import iterations_in
+from pipeline.checkpoint.folder import CONVERTED_SOURCE, iterations_in
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
@@ -120,6 +120,9 @@ def _weights_problems(config: RunConfig) -> Iterator[ConfigProblem]:
         return
     finding = None
     if start.format == "hf":
+        if (config.output_dir / CONVERTED_SOURCE).exists():
+            # An earlier start has converted it, and the source may be gone.
+            return
         finding = (
             None if (start.path / "config.json").is_file() else f"{start.path}, which has no config.json"
         )

@@ -21,6 +21,7 @@ from typing import IO, Any
 import torch.distributed
 
 from megatron_ext.device import HOST_BACKEND
+from pipeline.checkpoint.folder import CONVERTED_SOURCE
 from pipeline.config.errors import ConfigError
 from pipeline.config.schema import RunConfig
 from pipeline.conversion.certificate import read_certificate
@@ -37,7 +38,6 @@ from pipeline.shared.python_start import python_module, python_variables
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "init_from"
 _ITERATION_FOLDER = "iter_0000000"
 _POLL_SECONDS = 0.2
 # How much longer the other ranks wait, for rank 0 to end the conversion and report to them.
@@ -76,7 +76,7 @@ def converted_source(config: RunConfig, *, vocab_size: int, stop: StopFlag) -> P
     torch.distributed.destroy_process_group(group)
     if outcome[0] is not None:
         raise outcome[0]
-    return config.output_dir / FOLDER
+    return config.output_dir / CONVERTED_SOURCE
 
 
 def _failure(config: RunConfig, vocab_size: int, stop: StopFlag) -> Exception | None:
@@ -90,25 +90,26 @@ def _failure(config: RunConfig, vocab_size: int, stop: StopFlag) -> Exception | 
         return ConversionError(f"{_source_path(config) / CONFIG_JSON} must describe a model, but: {error}")
     except OSError as error:
         return ConversionError(
-            f"{config.output_dir / FOLDER} must be writable for the converted weights, but is not ({error})"
+            f"{config.output_dir / CONVERTED_SOURCE} must be writable for the converted weights, but is not "
+            f"({error})"
         )
     return None
 
 
 def _ensure_converted(config: RunConfig, vocab_size: int, stop: StopFlag) -> None:
-    source, folder = _source_path(config), config.output_dir / FOLDER
+    source, folder = _source_path(config), config.output_dir / CONVERTED_SOURCE
     if folder.exists():
         _refuse_other_source(source, folder)
         logger.info("%s was converted by an earlier start; using the weights in %s", source, folder)
         return
     model = read_source(source, ignored=config.init_from.ignore)
     refuse_other_model(config, model, vocab_size=vocab_size)
-    partial = folder.with_name(f"{FOLDER}.partial")
+    partial = folder.with_name(f"{CONVERTED_SOURCE}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     logger.info("converting %s; progress is in %s.log", source, folder)
     started = time.monotonic()
-    _convert(config, partial, folder.with_name(f"{FOLDER}.log"), stop)
+    _convert(config, partial, folder.with_name(f"{CONVERTED_SOURCE}.log"), stop)
     publish(partial, folder)
     _report_conversion(source, folder, seconds=time.monotonic() - started)
 

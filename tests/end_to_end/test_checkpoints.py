@@ -103,7 +103,7 @@ def test_a_run_starts_from_the_weights_of_another(trained: TrainedRun, recipe: P
 
 
 def test_checkpoints_are_also_due_by_the_clock(recipe: Path, tmp_path: Path) -> None:
-    settings = (f"output_dir={tmp_path}", "training.exit_interval=3", "checkpoint.minutes=1.0e-6")
+    settings = (f"output_dir={tmp_path}", "training.exit_interval=3", "checkpoint.minutes=1.0e-9")
     settings += ("checkpoint.keep_last=null", "checkpoint.keep_every=null")
     command = megaponder("train", "--config", str(recipe), *settings)
 

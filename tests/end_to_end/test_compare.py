@@ -58,5 +58,5 @@ def test_runs_are_compared_by_loss_and_cost(trained: TrainedRun, tmp_path: Path)
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     command = megaponder("compare", str(tmp_path))
 
-    assert command.exit_code == 93
+    assert command.exit_code == 2
     assert str(tmp_path) in command.stderr

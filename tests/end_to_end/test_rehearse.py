@@ -15,6 +15,7 @@ RECIPE = ("--config", "pipeline/recipes/tiny_ponderlm3.yaml", "--vocab-size", "5
 def test_the_distinct_ranks_of_a_layout_are_rehearsed(tmp_path: Path) -> None:
     file = tmp_path / "rehearsal.json"
     layout = ("parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence_parallel=true")
+    layout += ("training.global_batch_size=16",)
     command = megaponder(
         "rehearse", *RECIPE, "--world-size", "8", "--all-distinct", "--json", str(file), *layout
     )
@@ -33,6 +34,7 @@ def test_the_distinct_ranks_of_a_layout_are_rehearsed(tmp_path: Path) -> None:
 
 def test_a_peak_above_the_device_is_exit_code_1() -> None:
     sizes = ("training.seq_length=2048", "training.micro_batch_size=16", "training.global_batch_size=16")
+    sizes += ("model.max_position_embeddings=2048",)
     command = megaponder("rehearse", *RECIPE, "--gpu", "rtx4090-24g", "--reserve", "23.9", *sizes)
 
     assert command.exit_code == 1, command.stderr

@@ -147,13 +147,19 @@ def values_of_step(ddp: Any, statistics: StatisticsAccumulator, groups: Parallel
 
 
 def compare(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Compared:
-    """Compare values with the reference."""
+    """Compare values with the reference.
+
+    Errors are relative to the largest value of a tensor; those of a bias to the largest of its layer, because
+    a bias has the sum of what the weights have products of, in which terms of both signs nearly cancel.
+    """
     assert found.keys() == reference.keys(), f"not in both: {found.keys() ^ reference.keys()}"
     errors, zero = {}, []
     for name, expected in reference.items():
         largest = expected.abs().max().item()
+        weight = reference.get(f"{name.removesuffix('bias')}weight") if name.endswith(".bias") else None
+        scale = largest if weight is None else max(largest, weight.abs().max().item())
         difference = (found[name].double() - expected.double()).abs().max().item()
-        errors[name] = difference / largest if largest else difference
+        errors[name] = difference / scale if scale else difference
         if largest == 0 and "gradient of" in name:
             zero.append(name)
     return Compared(errors=errors, zero=zero)

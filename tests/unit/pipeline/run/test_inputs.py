@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from data_prep.manifest import load_manifest, save_manifest
+from pipeline.checkpoint.folder import CONVERTED_SOURCE
 from pipeline.config.errors import ConfigError
 from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
@@ -66,6 +67,15 @@ def test_a_folder_that_is_no_hugging_face_model_is_found(tmp_path: Path) -> None
     assert paths(config(data, init_from=start)) == ["init_from.path"]
     (tmp_path / "config.json").write_text("{}")
     assert paths(config(data, init_from=start)) == []
+
+
+def test_a_source_that_was_converted_may_be_gone(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    start = {"path": str(tmp_path / "gone"), "format": "hf", "method": "vanilla"}
+    run = config(data, init_from=start)
+    assert paths(run) == ["init_from.path"]
+    (run.output_dir / CONVERTED_SOURCE).mkdir(parents=True)
+    assert paths(run) == []
 
 
 def test_initial_weights_are_not_needed_where_the_run_resumes(tmp_path: Path) -> None:

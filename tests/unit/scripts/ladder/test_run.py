@@ -103,10 +103,15 @@ def test_after_an_interrupt_the_training_saves_and_no_other_one_starts(
     script = tmp_path / "python"
     script.write_text(f"#!{os.path.realpath('/proc/self/exe')}\n{program}\n")
     script.chmod(0o755)
+    # Where tests run in the background, a shell has told them to ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     pressed = Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     pressed.start()
 
-    with pytest.raises(KeyboardInterrupt):
-        runner(tmp_path).run_all(["continued"])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runner(tmp_path).run_all(["continued"])
+    finally:
+        signal.signal(signal.SIGINT, before)
 
     assert [path.name for path in tmp_path.glob("*/*/*/*/train.log")] == ["train.log"]
