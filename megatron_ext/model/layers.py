@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.parallel_state import get_tensor_model_parallel_group
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -77,10 +78,19 @@ class FusedBiasLinear(ColumnParallelLinear):  # type: ignore[misc]
 
 
 class InnerMLP(MLP):  # type: ignore[misc]
-    """Megatron's MLP up to its second product, which the layer adds to its residual."""
+    """Megatron's MLP up to its second product, which the layer adds to its residual.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    Megatron's layer gives the group of ranks only to classes that it knows, and warns of specs of others: so
+    this one stands in the spec of a layer as a class, and takes the group itself.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(
+            config,
+            MLPSubmodules(linear_fc1=FusedBiasLinear, linear_fc2=UnreducedRowParallelLinear),
+            ffn_hidden_size=config.ffn_hidden_size,
+            tp_group=get_tensor_model_parallel_group(),
+        )
         # Megatron leaves this bias to fused activations, which we do not use.
         self.linear_fc1.skip_bias_add = False
 
@@ -237,10 +247,6 @@ def _layer_spec(layer: type[SequentialResidualLayer]) -> ModuleSpec:
             linear_proj=UnreducedRowParallelLinear,
         ),
     )
-    mlp = ModuleSpec(
-        module=InnerMLP,
-        submodules=MLPSubmodules(linear_fc1=FusedBiasLinear, linear_fc2=UnreducedRowParallelLinear),
-    )
     return ModuleSpec(
         module=layer,
         submodules=TransformerLayerSubmodules(
@@ -248,7 +254,7 @@ def _layer_spec(layer: type[SequentialResidualLayer]) -> ModuleSpec:
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=TorchNorm,
-            mlp=mlp,
+            mlp=InnerMLP,
             mlp_bda=get_bias_dropout_add,
         ),
     )
