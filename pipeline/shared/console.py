@@ -12,14 +12,18 @@ import threading
 import traceback
 from collections.abc import Iterable
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.rule import Rule
 from rich.segment import Segment
 
 __all__ = ["FILE_WIDTH", "open_console", "printable", "report_crashes", "say"]
 
 # Columns of a file or a pipe, which have no width of their own: tables take what they need.
 FILE_WIDTH = 1000
+# Of a rule in a file.
+RULE_WIDTH = 80
 
 # C0 and C1 control characters except for tabs and line feeds, marks that reorder or break lines of text, and
 # halves of surrogate pairs, which stand for bytes of file names that are not UTF-8.
@@ -68,6 +72,11 @@ def report_crashes() -> None:
 
 class _SafeConsole(Console):
     """A console whose text is printable, wherever a renderable got it from."""
+
+    def rule(self, *args: Any, **settings: Any) -> None:
+        """Print a rule as wide as the terminal, and a short one in a file, whose columns have no limit."""
+        width = self.width if self.is_terminal else min(self.width, RULE_WIDTH)
+        self.print(Rule(*args, **settings), width=width)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

@@ -110,3 +110,14 @@ def test_errors_crashes_and_logs_print_escapes(
     err = capsys.readouterr().err
     assert err.count("\\x") >= 3
     assert not raw_characters(err)
+
+
+def test_a_rule_in_a_file_is_no_wider_than_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    open_console().rule(Text("train"), align="left")
+
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("train ")
+    assert len(line) == 80
