@@ -53,7 +53,7 @@ class _Group:
     need: Rows | FedBack | None = None
     ended: list[EndedTokens] = field(default_factory=list)
 
-    def go_on(self, answer: Tensor | None) -> None:
+    def resume(self, answer: Tensor | None) -> None:
         """Think until rows or feedback are needed, or all tokens have ended."""
         try:
             request = next(self.thinking) if answer is None else self.thinking.send(answer)
@@ -96,7 +96,7 @@ class RowByRow:
         rows = decoder.embedded(as_integers(tokens).unsqueeze(1))
         positions = [decoder.num_tokens[sequence] for sequence in sequences]
         group = _Group(list(sequences), positions, decoder.think(rows))
-        group.go_on(None)
+        group.resume(None)
         self._groups.append(group)
         self._busy.update(sequences)
         self._feed_back()
@@ -105,7 +105,7 @@ class RowByRow:
         """Run the next row of every token that has not ended; return the tokens that end with it."""
         groups = self._groups
         for group, hidden in zip(groups, self._run(groups), strict=True):
-            group.go_on(hidden)
+            group.resume(hidden)
         self._feed_back()
         ended = [one for group in groups for one in group.ended]
         for group in groups:
@@ -125,7 +125,7 @@ class RowByRow:
             sizes = [hidden.shape[1] for _, hidden in alike]
             answers = make(_joined([hidden for _, hidden in alike])).split(sizes, dim=1)
             for (group, _), answer in zip(alike, answers, strict=True):
-                group.go_on(answer)
+                group.resume(answer)
 
     def _run(self, groups: Sequence[_Group]) -> Iterator[Tensor]:
         """Run the rows that all groups need in one call; yield the hidden states of each, [1, R, H]."""

@@ -112,7 +112,7 @@ def select_device(local_rank: int, num_local_ranks: int = 1) -> None:
 
 
 def pinned(tensor: Tensor) -> Tensor:
-    """Return a tensor of the host in memory that CUDA reads while the host goes on; itself without CUDA."""
+    """Return a tensor in host memory that CUDA copies without making the host wait; itself without CUDA."""
     return tensor.pin_memory() if has_cuda() else tensor
 
 

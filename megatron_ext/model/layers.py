@@ -115,12 +115,17 @@ def add_products(residual: Tensor, *products: tuple[RowParallelLinear, Tensor], 
         [R or R / tp, B, H].
     """
     if axis.size > 1:
-        biases = [linear.bias for linear, _ in products if linear.bias is not None]
-        partial_sums = [linear(inputs)[0] for linear, inputs in products]
-        return sum(biases, start=residual + axis.from_partial_sums(sum(partial_sums)))
+        return add_one_by_one(residual, *products, axis=axis)
     operands = [x for linear, inputs in products for x in (inputs, linear.weight, linear.bias)]
     total: Tensor = _AddProducts.apply(residual, *operands)  # type: ignore[no-untyped-call]
     return total
+
+
+def add_one_by_one(residual: Tensor, *products: tuple[RowParallelLinear, Tensor], axis: TensorAxis) -> Tensor:
+    """See :func:`add_products`; biases are added after the reduction, so that each is added once."""
+    biases = [linear.bias for linear, _ in products if linear.bias is not None]
+    partial_sums = [linear(inputs)[0] for linear, inputs in products]
+    return sum(biases, start=residual + axis.from_partial_sums(sum(partial_sums)))
 
 
 class _AddProducts(torch.autograd.Function):
@@ -134,8 +139,6 @@ class _AddProducts(torch.autograd.Function):
         total = residual + sum(given) if given else residual.clone(memory_format=torch.contiguous_format)
         rows = total.flatten(0, 1)
         for x, weight in zip(inputs, weights, strict=True):
-            assert x is not None, "only biases may be missing"
-            assert weight is not None, "only biases may be missing"
             torch.addmm(rows, x.flatten(0, 1), weight.t(), out=rows)
         return total
 

@@ -39,7 +39,7 @@ class TokenBatch:
         )
 
     def pinned(self) -> "TokenBatch":
-        """Return the batch in memory from which :meth:`to` copies while the host goes on."""
+        """Return the batch in memory from which :meth:`to` copies without making the host wait."""
         return TokenBatch(
             tokens=pinned(self.tokens),
             labels=pinned(self.labels),

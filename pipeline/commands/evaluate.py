@@ -217,10 +217,15 @@ def _evaluate_heldout(
         result = evaluate_checkpoint(
             opened, max_global_batches=batches, limits=applied, shows_progress=speaks()
         )
-        speeds = decoding_speeds(opened, [applied])[0] if timing else ()
         worth: tuple[LossPoint, ...] = ()
         if result.is_of_whole_model:
             worth = worth_of_steps(HeldoutText(opened, batches), timing=timing)
+        if worth:
+            # Decoding without limits leaves out the steps below the run's threshold.
+            _, above_threshold, _ = worth
+            speeds = above_threshold.speeds
+        else:
+            speeds = decoding_speeds(opened, [applied])[0] if timing else ()
         budget = None if met is None else met.budget
         result = replace(result, speeds=speeds, budget=budget, worth=worth)
         file = EVALUATION_FILE if result.is_of_whole_model else LIMITED_EVALUATION_FILE

@@ -176,7 +176,7 @@ class BatchShare:
     rows: list[TokenRows]
 
     def pinned(self) -> "BatchShare":
-        """Return the share with micro-batches that are copied to a device while the host goes on."""
+        """Return the share with micro-batches whose copies to a device do not make the host wait."""
         return replace(self, micro_batches=[batch.pinned() for batch in self.micro_batches])
 
 

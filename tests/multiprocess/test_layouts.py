@@ -17,7 +17,7 @@ from tests.support.side_by_side import SideBySide
 
 pytestmark = pytest.mark.multiprocess
 
-# Of a tensor: largest absolute difference over largest absolute value, in float32; see `compare`.
+# Of a tensor: largest absolute difference over largest absolute value, in float32.
 LARGEST_ERROR = 2e-5
 MATRIX = matrix()
 SUBSET = covering_subset({case: case.shows for case in MATRIX})

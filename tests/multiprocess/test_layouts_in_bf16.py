@@ -1,7 +1,7 @@
 """In bf16 a layout differs from one process only by rounding.
 
-The bands are of a tensor: largest absolute difference over largest absolute value (see `compare`). Between
-bf16 and float32 in one process these models differ by up to 0.1 in gradients.
+The bands are of a tensor: largest absolute difference over largest absolute value. Between bf16 and float32
+in one process these models differ by up to 0.1 in gradients.
 """
 
 import pytest

@@ -144,7 +144,9 @@ MODELS = {
         TIED,
         num_latent_thoughts=3,
         pruning_threshold=0.35,
-        penalty_exponent=2.0,
+        # With 2 the terms of the gradient of the router's bias, one number, cancel to a sixtieth of that of
+        # its weights, and its rounding is compared instead of it.
+        penalty_exponent=0.5,
         step_input_scale=0.5,
     ),
     "ponderlm3, llama": _model(Method.PONDERLM3, LLAMA, **_HALTS),
