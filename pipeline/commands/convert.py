@@ -27,6 +27,14 @@ Output = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write; must be empty or not exist."),
 ]
+NewSettings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE...",
+        help="Settings of the new checkpoint's run: group.key=value, or Megatron's name.",
+        show_default=False,
+    ),
+]
 NoTokenizer = Annotated[bool, typer.Option("--no-tokenizer", help="Convert without a tokenizer.")]
 Tolerance = Annotated[
     float,
@@ -49,7 +57,7 @@ AllowMismatch = Annotated[
     epilog=examples(
         "megaponder convert from-hf pythia-2.8b --output runs/pythia",
         "megaponder convert from-hf pythia-2.8b --output runs/pythia_p3 --method ponderlm3 "
-        "--set ponder.num_latent_thoughts=3 --set data.path=runs/pile",
+        "ponder.num_latent_thoughts=3 data.path=runs/pile",
     ),
 )
 def from_hf(
@@ -61,15 +69,7 @@ def from_hf(
         Method | None,
         typer.Option(help="Method of the new checkpoint; default: that of the source.", show_default=False),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A setting of the new checkpoint's configuration; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    settings: NewSettings = None,
     ignored: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,7 +99,7 @@ def from_hf(
 
     options = ImportOptions(
         method=method,
-        overrides=overrides or (),
+        overrides=settings or (),
         ignored=ignored or (),
         needs_tokenizer=not no_tokenizer,
         tolerance=tolerance,

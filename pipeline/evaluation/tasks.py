@@ -121,7 +121,12 @@ class TaskReport:
 def save_task_report(report: TaskReport, path: Path) -> None:
     """Write the file, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, TypeAdapter(TaskReport).dump_json(report, indent=1) + b"\n")
+    write_atomically(path, f"{task_report_text(report)}\n")
+
+
+def task_report_text(report: TaskReport) -> str:
+    """Return the content of the file."""
+    return TypeAdapter(TaskReport).dump_json(report, indent=1).decode()
 
 
 def load_task_report(path: Path) -> TaskReport:
