@@ -148,7 +148,25 @@ def to_hf(
         typer.Option(
             metavar="FILE",
             help="Results of `megaponder eval` for the model card; default: the run's evaluation.json, if it "
-            "belongs to this iteration.",
+            "belongs to this iteration. Scores on tasks are taken from its tasks.json.",
+            show_default=False,
+        ),
+    ] = None,
+    license_id: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            metavar="ID",
+            help="License of the weights for the model card, as the hub names it: apache-2.0.",
+            show_default=False,
+        ),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name on the hub of the model that the training started from, for the model card: "
+            "EleutherAI/pythia-410m.",
             show_default=False,
         ),
     ] = None,
@@ -156,8 +174,9 @@ def to_hf(
     """Convert a checkpoint to a folder that transformers loads.
 
     A vanilla model becomes a GPT-NeoX or Llama model of transformers. A pondering model is written with its
-    code and a model card: load it with trust_remote_code=True, and its generate() decodes as
-    `megaponder generate` does. Rows that only pad the vocabulary are dropped.
+    code: load it with trust_remote_code=True, and its generate() decodes as `megaponder generate` does. A
+    sentencepiece model gets a tokenizer.json beside it that encodes the same. Rows that only pad the
+    vocabulary are dropped.
 
     Compares the logits and writes conversion.json as `from-hf` does. If any check fails, nothing is written.
     """
@@ -178,6 +197,8 @@ def to_hf(
         tolerance=tolerance,
         allow_mismatch=allow_mismatch,
         evaluation=evaluation,
+        license=license_id,
+        base_model=base_model,
     )
     with output_lock(output, "megaponder convert to-hf"):
         certificate = convert(folder, output, options)
