@@ -7,6 +7,7 @@ character.
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,8 +18,6 @@ from data_prep.tokenizers.sentencepiece_tokenizer import SPACE_MARK, SentencePie
 
 __all__ = ["tokenizer_json_of"]
 
-# Below that of every piece of a text: the names of control and byte pieces are text like any other.
-_UNREACHABLE = -1e6
 _NUM_PROBES = 4
 _PROBE = (
     "The lamp, 12345 times:\n\n\tdef f(x):\r\n        return x  # na\u00efve \u6f22\u5b57 \U0001f600 e\u0301 "
@@ -86,7 +85,7 @@ def _content(proto: Any) -> dict[str, Any]:
             if piece.type == control
         ],
         "normalizer": None,
-        "pre_tokenizer": None,
+        "pre_tokenizer": None if is_bpe else _cut_names(proto),
         "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
         "model": _bpe(proto) if is_bpe else _unigram(proto),
@@ -126,8 +125,23 @@ def _unigram(proto: Any) -> dict[str, Any]:
     return {
         "type": "Unigram",
         "unk_id": next(number for number, piece in enumerate(proto.pieces) if piece.type == kinds.UNKNOWN),
-        "vocab": [[_text(piece), piece.score if _is_text(piece) else _UNREACHABLE] for piece in proto.pieces],
+        "vocab": [[_text(piece), piece.score] for piece in proto.pieces],
         "byte_fallback": True,
+    }
+
+
+def _cut_names(proto: Any) -> dict[str, Any]:
+    """Cut names of control and byte pieces behind their first letter: in a text they are not those pieces."""
+    names = [piece.piece for piece in proto.pieces if not _is_text(piece)]
+    rests: dict[str, list[str]] = {}
+    for name in names:
+        rests.setdefault(name[0], []).append(re.escape(name[1:]))
+    pattern = "|".join(f"{re.escape(first)}(?=(?:{'|'.join(found)}))" for first, found in rests.items())
+    return {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
     }
 
 

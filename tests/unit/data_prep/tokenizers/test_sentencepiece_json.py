@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import random
 
 import pytest
 from hypothesis import example, given, settings
@@ -27,18 +28,26 @@ PLAIN = {
     "unk_id": 1,
     "bos_id": -1,
     "pad_id": -1,
+    "vocab_size": 340,
 }
 KINDS = ("bpe", "unigram")
+
+
+def varied(num_words: int, seed: int = 4) -> str:
+    """Return a text of made-up words, with all that a unigram model needs to find pieces."""
+    generator = random.Random(seed)
+    syllables = [first + second for first in "bdfgklmnprst" for second in ("a", "e", "in", "or", "u\u00ef")]
+    words = ("".join(generator.choices(syllables, k=generator.randint(1, 4))) for _ in range(num_words))
+    return "".join(word + generator.choice((" ", " ", "  ", "\n", ", ", " 12 ")) for word in words)
 
 
 @functools.cache
 def model(kind: str = "bpe", **changes: object) -> bytes:
     written = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(sample(3000).splitlines()),
+        sentence_iterator=iter(varied(4000).splitlines()),
         model_writer=written,
         model_type=kind,
-        vocab_size=340,
         minloglevel=2,
         num_threads=1,
         **(PLAIN | changes),
@@ -79,7 +88,7 @@ def test_names_and_sizes_are_those_of_the_model(kind: str) -> None:
         {"add_dummy_prefix": True},
         {"remove_extra_whitespaces": True},
         {"normalization_rule_name": "nfkc"},
-        {"byte_fallback": False},
+        {"byte_fallback": False, "vocab_size": 100},
         {"user_defined_symbols": ["<user>"]},
     ],
     ids=lambda change: next(iter(change)),

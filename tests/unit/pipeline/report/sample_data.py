@@ -1,6 +1,7 @@
 """A made-up run for the tests of the report."""
 
 import math
+from dataclasses import replace
 
 from pipeline.evaluation.results import EvaluationResult, LossQuartile, SampleToken, TextSample
 from pipeline.evaluation.tasks import TaskReport, TaskScore
@@ -80,6 +81,22 @@ def made_up_report() -> ReportData:
         learning_rate_curve=tuple((at, 1e-3 * min(at / 100, 1)) for at in iterations),
         grad_norm_curve=tuple((at, 4 * math.exp(-at / 100)) for at in iterations),
         tasks=made_up_tasks(),
+    )
+
+
+def few_figures() -> ReportData:
+    """Return the same with only those figures that every run has: drawing takes time."""
+    return replace(
+        made_up_report(),
+        mean_steps_curve=(),
+        pruned_curves=(),
+        nll_by_steps=(),
+        loss_quartiles=(),
+        residuals=(),
+        steps_allowed=(),
+        steps_count=(),
+        learning_rate_curve=(),
+        grad_norm_curve=(),
     )
 
 

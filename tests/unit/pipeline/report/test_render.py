@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.evaluation.results import SampleToken, TextSample
 from pipeline.report.render import headline_tiles, render_report, write_report
-from pipeline.report.runs import labels_of
-from tests.unit.pipeline.report.sample_data import made_up_report
+from pipeline.report.runs import have_same_text, labels_of
+from tests.unit.pipeline.report.sample_data import few_figures, made_up_report
 
 VOID = {"meta"}
 
@@ -103,7 +103,7 @@ def test_pieces_are_escaped() -> None:
         tokens_per_second=None,
         tokens=(SampleToken(piece="<script>&\"'", steps=2, nll=0.0, is_prompt=False),),
     )
-    page = render_report([dataclasses.replace(made_up_report(), samples=(sample,), name="a<b>&c")])
+    page = render_report([dataclasses.replace(few_figures(), samples=(sample,), name="a<b>&c")])
     found = outline(page)
     # The page's own.
     assert found.tags.count("script") == 1
@@ -220,9 +220,9 @@ def test_charts_take_the_focus_and_have_their_values(page: str) -> None:
 
 
 def test_several_runs_are_compared_in_one_page() -> None:
-    report = made_up_report()
+    report = few_figures()
     other = dataclasses.replace(
-        report, name="other", num_latent_thoughts=0, worth=(), samples=(), heldout_loss=3.5, steps_count=()
+        report, name="other", num_latent_thoughts=0, worth=(), samples=(), heldout_loss=3.5
     )
     page = render_report([report, other, report], ["a", "b", "c"], written_by="somebody")
     found = outline(page)
@@ -240,8 +240,10 @@ def test_several_runs_are_compared_in_one_page() -> None:
 
 
 def test_runs_on_different_texts_come_with_a_warning() -> None:
-    report = made_up_report()
+    report = few_figures()
     other = dataclasses.replace(report, unigram_entropy=5.0)
+    assert have_same_text([report, report])
+    assert not have_same_text([report, other])
     assert 'class="warning"' in render_report([report, other], ["a", "b"])
 
 
