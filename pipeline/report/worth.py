@@ -55,6 +55,8 @@ def ways_of(data: ReportData) -> tuple[Way, ...]:
 
 def worth_names(points: Sequence[LossPoint]) -> tuple[str, ...]:
     """Name the points of ``worth``: a method that does not halt has none at a threshold."""
+    if not points:
+        return ()
     return WORTH_NAMES if len(points) == len(WORTH_NAMES) else (WORTH_NAMES[0], WORTH_NAMES[-1])
 
 
