@@ -29,8 +29,8 @@ _MARKS = ("", "underline ", "bold ", "bold underline ")
 def generate_to(
     opened: OpenedCheckpoint,
     prompts: Sequence[str | Sequence[int]],
-    settings: GenerationSettings,
     *,
+    settings: GenerationSettings,
     stop: StopFlag,
     json_lines: Path | None,
     sample_file: Path | None,
