@@ -1,5 +1,6 @@
 """`megaponder convert`: models from and to Hugging Face folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -93,6 +94,7 @@ def from_hf(
     reports what was read, written and compared. If any check fails, nothing is written.
     """
     set_up_logging()
+    _check_import(source, output, ignored=ignored or (), needs_tokenizer=not no_tokenizer)
 
     from pipeline.conversion.from_hf import ImportOptions
     from pipeline.conversion.from_hf import from_hf as convert
@@ -182,6 +184,7 @@ def to_hf(
     """
     set_up_logging()
     folder = resolve_checkpoint(checkpoint, iteration=iteration)
+    _check_export(output, tokenizer)
 
     import torch
 
@@ -204,6 +207,29 @@ def to_hf(
         certificate = convert(folder, output, options)
     _show(certificate)
     say(f"written to {output}")
+
+
+def _check_import(source: Path, output: Path, *, ignored: Sequence[str], needs_tokenizer: bool) -> None:
+    """Check what can be checked before torch is imported."""
+    from pipeline.conversion.hf_config import read_source
+    from pipeline.conversion.target_folder import check_is_free, is_left_by_import
+    from pipeline.conversion.tokenizer_files import find_tokenizer
+
+    read_source(source, ignored=ignored)
+    if needs_tokenizer:
+        find_tokenizer(source)
+    if not is_left_by_import(output):
+        check_is_free(output)
+
+
+def _check_export(output: Path, tokenizer: Path | None) -> None:
+    """Check what can be checked before torch is imported."""
+    from pipeline.conversion.target_folder import check_is_free
+    from pipeline.conversion.tokenizer_files import find_tokenizer
+
+    check_is_free(output)
+    if tokenizer is not None:
+        find_tokenizer(tokenizer)
 
 
 def _show(certificate: "Certificate") -> None:

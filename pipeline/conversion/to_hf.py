@@ -37,6 +37,7 @@ from pipeline.conversion.model_card import (
 from pipeline.conversion.model_code import write_code
 from pipeline.conversion.native import NativeReader, place_of
 from pipeline.conversion.run_settings import converted_model, one_process
+from pipeline.conversion.target_folder import check_is_free
 from pipeline.conversion.tokenizer_files import (
     GENERATION_NAME,
     TOKENIZER_FOLDER,
@@ -265,10 +266,7 @@ def _stored_dtype(reader: NativeReader) -> torch.dtype:
 @contextmanager
 def _all_or_nothing(folder: Path) -> Iterator[Path]:
     """Provide a temporary folder next to the requested one; it is renamed on success and removed on error."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConversionError(
-            f"{folder} must be an empty or absent folder, but has content; give another one with --output"
-        )
+    check_is_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Of a conversion that was killed. Whoever converts to this folder holds its lock.
     for leftover in folder.parent.glob(f"{glob.escape(folder.name)}.*{_PARTIAL}"):
