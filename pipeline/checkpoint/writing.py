@@ -43,6 +43,7 @@ from pipeline.checkpoint.identity import RunIdentity, write_identity
 from pipeline.checkpoint.state import TrainState, write_train_state
 from pipeline.shared.errors import CheckpointError
 from pipeline.shared.files import sync_folder
+from pipeline.shared.units import render_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +101,8 @@ class Saved:
     def __str__(self) -> str:
         speed = self.num_bytes / max(self.seconds, 1e-9)
         return (
-            f"saved {self.folder}: {self.num_bytes / 1e9:.3f} GB written in {self.seconds:.2f} s, "
-            f"{speed / 1e9:.3f} GB/s"
+            f"saved {self.folder}: {render_bytes(self.num_bytes)} written in {self.seconds:.2f} s, "
+            f"{render_bytes(speed)}/s"
         )
 
 
@@ -287,4 +288,4 @@ def _publish(partial: Path, digests: dict[str, FileDigest], state: TrainState, t
 def _free_space(directory: Path) -> str:
     existing = next((path for path in (directory, *directory.parents) if path.is_dir()), Path("/"))
     usage = shutil.disk_usage(existing)
-    return f"{usage.free / 1e9:.3f} GB are free in {existing}"
+    return f"{render_bytes(usage.free)} are free in {existing}"

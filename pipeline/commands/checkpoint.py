@@ -25,6 +25,7 @@ from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.folder_lock import output_lock
 from pipeline.shared.progress import open_bar
+from pipeline.shared.units import render_bytes
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -223,7 +224,7 @@ def _bytes_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     def count(num_bytes: int) -> None:
         nonlocal done
         done += num_bytes
-        bar.update(done, f"{done / 1e9:,.2f} of {total / 1e9:,.2f} GB")
+        bar.update(done, f"{render_bytes(done)} of {render_bytes(total)}")
 
     with open_bar(description, total=total) as bar:
         yield count

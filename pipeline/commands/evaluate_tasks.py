@@ -17,6 +17,7 @@ from pipeline.commands.spellings import STANDARD_OUTPUT
 from pipeline.evaluation.tasks import expand_task_names
 from pipeline.shared.console import open_console, say
 from pipeline.shared.tables import Table
+from pipeline.shared.units import metric
 
 if TYPE_CHECKING:
     from pipeline.evaluation.tasks import TaskReport, TaskScore
@@ -121,7 +122,7 @@ def _table(report: "TaskReport") -> Table:
 def _rows(score: "TaskScore") -> Iterator[tuple[str, ...]]:
     """Yield one row for each metric, the first with the cost of the task."""
     about = (score.task, str(score.num_fewshot))
-    cost = (f"{score.mean_steps:.3f}", f"{score.flops_per_token:.3g}", f"{score.flops:.3g}")
+    cost = (f"{score.mean_steps:.3f}", metric(score.flops_per_token), metric(score.flops))
     for name, value in score.metrics.items():
         error = score.standard_errors.get(name)
         shown = "" if error is None else _number(error)
