@@ -211,6 +211,14 @@ class PonderMethod(nn.Module):
         """Return the tokens whose embeddings form the first pass: [B, S] -> [B, S * n]."""
         return tokens
 
+    def slots_read(self, index: int, context: PassContext) -> range:
+        """Return the slots of each token that :meth:`leave` or :meth:`read` gets after pass `index`."""
+        plan = context.plan
+        if plan.is_final(index) and context.pondering_share < 1:
+            # The readout is blended with what slot 0 predicts.
+            return range(plan.slots[index])
+        return self.facts.slots_read(index, plan)
+
     def enter(
         self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext
     ) -> PassRows:
@@ -234,7 +242,8 @@ class PonderMethod(nn.Module):
 
         Args:
             index: 0-based.
-            ended: hidden states, [S * n, B, H], and the column that the pass was entered with.
+            ended: hidden states of :meth:`slots_read`, [S * n, B, H], and the column that the pass was
+                entered with.
             context: the micro-batch.
         """
         raise AssertionError("a method of one pass hands nothing to a next one")
@@ -243,7 +252,8 @@ class PonderMethod(nn.Module):
         """Read the final pass.
 
         Args:
-            ended: hidden states after the final norm, [S * n, B, H], and the pass's column.
+            ended: hidden states of :meth:`slots_read` after the final norm, [S * n, B, H], and the pass's
+                column.
             context: the micro-batch.
         """
         del context

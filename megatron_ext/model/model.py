@@ -16,6 +16,7 @@ from megatron_ext.methods.base import Column, PassContext, PassRows, PonderMetho
 from megatron_ext.model.attention import IterationKeys, PassKeys, RowContext, StepKeys
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput, TokenBatch
+from megatron_ext.model.needed_rows import ReadSlots, RepeatedSlot
 from megatron_ext.model.stage import ModelStage
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL, label_is_first, token_losses
 from megatron_ext.ponder.decode.think import Observer
@@ -188,7 +189,28 @@ class PonderModel(ModelStage):
             context=RowContext(
                 segments=scale_segments(micro_batch.segments, num_slots),
                 passes=self._pass_keys(entered, index, context),
+                num_slots=num_slots,
+                read=self._read_slots(index, micro_batch),
+                repeated=self._repeated_slot(index, micro_batch),
             ),
+        )
+
+    def _read_slots(self, index: int, micro_batch: MicroBatch) -> ReadSlots | None:
+        if not self.post_process:
+            return None
+        context = micro_batch.context
+        return ReadSlots(
+            layer_number=self.config.num_layers,
+            num_slots=context.plan.slots[index],
+            slots=micro_batch.method.slots_read(index, context),
+        )
+
+    def _repeated_slot(self, index: int, micro_batch: MicroBatch) -> RepeatedSlot | None:
+        context = micro_batch.context
+        if not self.pre_process or not micro_batch.method.facts.repeats_embeddings:
+            return None
+        return RepeatedSlot(
+            is_computed=index in (0, context.plan.first_with_gradient), memory=context.memory
         )
 
     def _key_weight(self, entered: PassRows, index: int, micro_batch: MicroBatch) -> Tensor | None:
