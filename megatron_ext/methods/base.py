@@ -82,6 +82,9 @@ class PassContext:
             number; None where it is not known.
         sweep_tolerance: sweeps end where the residual of one, over the micro-batch, is at most this; None: J
             sweeps run whatever it is.
+        skips_pruned_rows: rows of slots that a token does not take are not computed.
+        last_slot: with `skips_pruned_rows`, the last slot of each token that runs in the next pass, [S, B]
+            int64; None before a pass has decided.
         statistics: additive sums over the micro-batch, collected by the methods.
     """
 
@@ -101,6 +104,8 @@ class PassContext:
     measures_steps: bool = False
     real_rows: Tensor | None = None
     sweep_tolerance: float | None = None
+    skips_pruned_rows: bool = False
+    last_slot: Tensor | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from megatron_ext.model.memory import PassMemory
-from megatron_ext.ponder.slots import merge_slots, rows_of_pass, split_slots, take_slots
+from megatron_ext.ponder.slots import rows_of_pass, split_slots, take_slots
 
 FIRST_LAYER = 1
 
@@ -74,8 +74,8 @@ class RepeatedSlot:
         kept = self.memory.recall(name)
         if num_slots == 1:
             return kept
-        thoughts = split_slots(rows, num_slots)[:, 1:]
-        return rows_of_pass(kept, split_slots(function(merge_slots(thoughts)), num_slots - 1))
+        thoughts = take_slots(rows, num_slots, range(1, num_slots))
+        return rows_of_pass(kept, split_slots(function(thoughts), num_slots - 1))
 
     def _keep(self, name: str, results: Tensor, num_slots: int) -> Tensor:
         if num_slots == 1:

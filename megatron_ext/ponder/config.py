@@ -458,7 +458,7 @@ _ROUTER = (
     "readout_from",
     "penalty_start_weight",
 )
-_READING = ("reading", "step_loss_weight", "entropy_floor", "entropy_floor_weight")
+_READING = ("skip_pruned_rows", "reading", "step_loss_weight", "entropy_floor", "entropy_floor_weight")
 _HALTING = (
     "pruning_threshold",
     "penalty_weight",

@@ -61,6 +61,12 @@ def take_slots(rows: Tensor, num_slots: int, slots: range) -> Tensor:
     return merge_slots(chosen.contiguous())
 
 
+def slots_up_to(last_slot: Tensor, num_slots: int) -> Tensor:
+    """Return which slots are at most the last one of their token: [S, B] int64 -> [S, n, B] bool."""
+    slots = torch.arange(num_slots, device=last_slot.device)
+    return slots[None, :, None] <= last_slot.unsqueeze(1)
+
+
 def repeat_per_slot(per_token: Tensor, num_slots: int) -> Tensor:
     """Repeat the value of each token for its slots: [B, S] -> [B, S * n]."""
     return per_token.repeat_interleave(num_slots, dim=1)

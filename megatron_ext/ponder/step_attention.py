@@ -82,7 +82,7 @@ def can_join(query: Tensor) -> bool:
 def attention_of_last_slot(
     query: Tensor, key: Tensor, value: Tensor, *, num_slots: int, segments: Segments | None = None
 ) -> Tensor:
-    """Let the last slot of each token attend to the rows of a pass: it sees all slots of tokens up to its own.
+    """Let the last slot of each token attend to a pass: it sees all slots of tokens up to its own.
 
     The keys of each slot are then a causal square, so that 1/n of the pairs of rows of the pass are computed.
 

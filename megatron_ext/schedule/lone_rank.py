@@ -1,7 +1,7 @@
 """Data parallelism over a single rank: Megatron's collectives over the gradients and weights left out.
 
-The optimizer that shares its state over data-parallel ranks reduces and scatters all gradients in every step, and
-gathers all weights. On a group of one rank both are copies of a buffer onto itself, through memory of the
+The optimizer that shares its state over data-parallel ranks reduces and scatters all gradients in every step,
+and gathers all weights. On a group of one rank both are copies of a buffer onto itself, through memory of the
 communication library: two passes over the whole model, and the page faults of its size.
 """
 

@@ -167,7 +167,7 @@ def _is_cut(sizes: RankSizes) -> bool:
 
 
 def _repeated_slot(sizes: RankSizes, index: int, stage: int) -> float:
-    """What later passes take of slot 0 of the first layer; between graphs a gradient of that size waits too."""
+    """What later passes take of slot 0 of the first layer; between graphs its gradient waits too."""
     if not sizes.facts.repeats_embeddings or stage > 0 or index != sizes.plan.first_with_gradient:
         return 0
     shape = sizes.shape

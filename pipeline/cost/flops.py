@@ -135,6 +135,8 @@ class FlopsAccount:
         signal: what a decoder halts by in place of the method's own router; None: by that.
         supervises_steps: every step is read alone too, in training.
         gradient_passes: so many last passes have gradients; None: all.
+        share_of_thoughts: where rows of pruned slots are left out in training, the share of rows of thoughts
+            that run; None: all run, and other rows that need not be computed are left out.
         built_latent_thoughts: K that the weights are made for, where forwards are limited to fewer steps;
             None: the same.
     """
@@ -150,6 +152,7 @@ class FlopsAccount:
     signal: HaltingSignal | None = None
     supervises_steps: bool = False
     gradient_passes: int | None = None
+    share_of_thoughts: float | None = None
     built_latent_thoughts: int | None = None
 
     @property
@@ -314,7 +317,7 @@ class FlopsAccount:
 
     def _pass_flops(self, index: int, plan: PassPlan) -> float:
         """Operations per token of one trip through all layers."""
-        weights = plan.slots[index] * self.shape.num_layers * self.shape.layer_weights
+        weights = self._rows(index, plan) * self.shape.num_layers * self.shape.layer_weights
         pairs = self._key_sets(index) * self._visible_pairs(index, plan)
         linear = 2 * (weights - self._spared_weights(index, plan))
         return linear + self._product_flops(pairs * self.shape.query_size)
@@ -325,6 +328,8 @@ class FlopsAccount:
         Of slots that nobody reads the last layer computes keys and values only; slot 0 of the first layer,
         which has the same embedding in all passes, is computed once but for attention.
         """
+        if self.share_of_thoughts is not None:
+            return 0
         shape, read = self.shape, self.facts.slots_read(index, plan)
         spared = (plan.slots[index] - len(read)) * (shape.layer_weights - shape.heads_weights)
         if self.facts.repeats_embeddings and index not in (0, plan.first_with_gradient):
@@ -348,16 +353,21 @@ class FlopsAccount:
         """Scores and weighted values of all layers, for so many channels of pairs of rows per token."""
         return 2 * 2 * self.shape.num_layers * pair_channels
 
+    def _rows(self, index: int, plan: PassPlan) -> float:
+        """Rows per token that a pass runs."""
+        share = 1.0 if self.share_of_thoughts is None else self.share_of_thoughts
+        return 1 + (plan.slots[index] - 1) * share
+
     def _visible_pairs(self, index: int, plan: PassPlan) -> float:
         """Pairs of rows per token of a causal pass, mean over the layers: row i sees rows 0..i."""
-        slots, length = plan.slots[index], self.shape.seq_length
+        slots, length = self._rows(index, plan), self.shape.seq_length
         return self._mean_over_layers(
             slots * (slots * length + 1) / 2, slots * (length + 1) / 2, index=index, plan=plan
         )
 
     def _masked_pairs(self, index: int, plan: PassPlan) -> float:
         """Pairs of rows per token of a pass that the causal mask removes, mean over the layers."""
-        slots, length = plan.slots[index], self.shape.seq_length
+        slots, length = self._rows(index, plan), self.shape.seq_length
         pairs = self._mean_over_layers(slots * slots * length, slots * length, index=index, plan=plan)
         return pairs - self._visible_pairs(index, plan)
 
@@ -465,7 +475,5 @@ class FlopsAccount:
         if self.recompute == "none":
             return 0
         return sum(
-            self._pass_flops(index, plan)
-            for index in range(plan.num_passes)
-            if plan.has_gradient(index)
+            self._pass_flops(index, plan) for index in range(plan.num_passes) if plan.has_gradient(index)
         )

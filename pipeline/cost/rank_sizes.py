@@ -123,7 +123,7 @@ class RankSizes:
         return is_blended or (self.facts.weighs_slots and index > 0)
 
     def num_slots_read(self, index: int) -> int:
-        """Slots of each token that are read after pass `index`; a blended start reads all of the final pass."""
+        """Slots of each token that are read after pass `index`; a blended start reads all of the last."""
         if self.blends_start and self.plan.is_final(index):
             return self.plan.slots[index]
         return len(self.facts.slots_read(index, self.plan))

@@ -1,4 +1,4 @@
-"""Rows that nobody reads and rows that an earlier pass has, against the same passes with all rows computed."""
+"""Rows that nobody reads or that an earlier pass has, against the same passes with all rows computed."""
 
 from typing import Any
 

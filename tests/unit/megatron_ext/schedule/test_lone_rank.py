@@ -60,7 +60,9 @@ def test_a_step_without_them_is_the_step_with_them(
     assert all(torch.equal(found[name], weight) for name, weight in wanted.items())
 
 
-@pytest.mark.parametrize(("num_ranks", "is_same", "is_called"), [(1, True, False), (1, False, True), (2, True, True)])
+@pytest.mark.parametrize(
+    ("num_ranks", "is_same", "is_called"), [(1, True, False), (1, False, True), (2, True, True)]
+)
 def test_only_the_identity_is_left_out(num_ranks: int, is_same: bool, is_called: bool) -> None:
     calls: list[tuple[Tensor, Tensor]] = []
     buffer = torch.zeros(4)
