@@ -75,7 +75,7 @@ def test_enough_sweeps_train_what_decoding_computes(
     assert output.steps is not None
     assert output.steps[:, 0].tolist() == [result.steps for result in results]
     assert len({result.steps for result in results}) > 1, "tokens must differ in their steps"
-    assert float(loss - wanted) == pytest.approx(0, abs=EXACT)
+    assert loss.item() == pytest.approx(wanted.item(), abs=EXACT)
     found = whole_tensors(model, lambda weight: weight.grad)
     for name, weight in weights.items():
         gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
