@@ -34,6 +34,19 @@ class Assumptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """A better setting for a device, although the run would work.
+
+    Attributes:
+        reason: for people.
+        override: for the command line.
+    """
+
+    reason: str
+    override: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
     """What a run needs and how long it takes.
 
@@ -50,7 +63,7 @@ class RunPlan:
         training_flops: per token.
         inference_flops: per token at the fewest and the most steps, and at the assumed mean.
         tokens: of the whole run.
-        tokens_per_second: over all ranks, at the assumed utilisation.
+        tokens_per_second: over all ranks, at the assumed utilisation; None where no peak is known.
     """
 
     name: str
@@ -68,7 +81,7 @@ class RunPlan:
     inference_flops: tuple[float, float]
     expected_inference_flops: float | None
     tokens: int
-    tokens_per_second: float
+    tokens_per_second: float | None
 
     @property
     def fullest(self) -> RankMemory:
@@ -91,9 +104,10 @@ class RunPlan:
         return self.assumptions.mfu * self.training_flops.hardware / self.training_flops.model
 
     @property
-    def days(self) -> float:
-        """Duration of the run."""
-        return self.tokens / self.tokens_per_second / SECONDS_PER_DAY
+    def days(self) -> float | None:
+        """Duration of the run, where its speed is known."""
+        speed = self.tokens_per_second
+        return None if speed is None else self.tokens / speed / SECONDS_PER_DAY
 
 
 def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> RunPlan:
@@ -108,7 +122,7 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
     step = mean_step(config, account)
     training = step.flops
     device = assumptions.device
-    peak = device.peak.at(config.training.precision)
+    sizes = rank_sizes(config, vocab_size, has_fused_norms=not device.is_cpu)
     least = 0 if account.halts else account.num_latent_thoughts
     mean_steps = assumptions.mean_steps
     return RunPlan(
@@ -123,7 +137,7 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
         rows_per_token=step.rows_per_token,
         gradient_rows_per_token=step.gradient_rows_per_token,
         assumptions=assumptions,
-        stages=rank_memories(rank_sizes(config, vocab_size)),
+        stages=rank_memories(sizes),
         training_flops=training,
         inference_flops=(
             account.inference_per_token(least),
@@ -131,8 +145,30 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
         ),
         expected_inference_flops=None if mean_steps is None else account.inference_per_token(mean_steps),
         tokens=config.training.train_iters * config.training.global_batch_size * config.training.seq_length,
-        tokens_per_second=assumptions.mfu * peak * parallel.world_size / training.model,
+        tokens_per_second=None
+        if device.peak is None
+        else assumptions.mfu
+        * device.peak.at(config.training.precision)
+        * parallel.world_size
+        / training.model,
     )
+
+
+def layout_advice(config: RunConfig, device: Device) -> list[Advice]:
+    """Return what a parallel layout had better be on a device.
+
+    Sequence parallelism on CPUs: with two gloo ranks a step took 1.48 times that of tensor parallelism alone
+    (docs/plan.md), because every layer gathers and scatters rows instead of adding up partial sums.
+    """
+    if not device.is_cpu or not config.parallel.sequence_parallel:
+        return []
+    return [
+        Advice(
+            reason="on CPUs sequence parallelism takes more time than tensor parallelism alone, and spares "
+            "memory for activations only",
+            override="parallel.sequence_parallel=false",
+        )
+    ]
 
 
 def plan_values(plan: RunPlan) -> Mapping[str, Any]:

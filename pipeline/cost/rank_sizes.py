@@ -122,6 +122,12 @@ class RankSizes:
         is_blended = self.blends_start and self.plan.slots[index] > 1
         return is_blended or (self.facts.weighs_slots and index > 0)
 
+    def num_slots_read(self, index: int) -> int:
+        """Slots of each token that are read after pass `index`; a blended start reads all of the last."""
+        if self.blends_start and self.plan.is_final(index):
+            return self.plan.slots[index]
+        return len(self.facts.slots_read(index, self.plan))
+
     @property
     def weighted_head_size(self) -> int:
         """Channels of a head with the columns of log w, padded."""

@@ -43,6 +43,8 @@ JACOBI_ITERATIONS: Final = "ponder/jacobi-iterations"
 # Mean K of the training steps, where it is drawn or scheduled.
 LATENT_THOUGHTS: Final = "ponder/latent-thoughts"
 CONTRACTION: Final = "ponder/contraction"
+# Share of the rows of thoughts that ran in training, where those of pruned slots are left out.
+THOUGHT_ROWS: Final = "ponder/thought-rows"
 FLOPS_PER_TOKEN_TRAIN: Final = "ponder/flops-per-token-train"
 FLOPS_PER_TOKEN_INFER: Final = "ponder/flops-per-token-infer"
 FLOPS_SAVED: Final = "ponder/flops-saved"

@@ -11,6 +11,7 @@ from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.protocols import MegatronOptimizer, ParameterScheduler, WrappedModel
 from megatron_ext.schedule.freezing import BackboneFreeze
+from megatron_ext.schedule.lone_rank import skip_collectives_of_one_rank
 from megatron_ext.schedule.optimizer import build_optimizer, connect_schedule
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import ParallelConfig, RunConfig
@@ -102,6 +103,7 @@ def build_module(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> 
 
 def wrap_model(module: MegatronModule, parallel: ParallelConfig) -> WrappedModel:
     """Wrap a model, on its device and in its precision, into Megatron's data parallelism."""
+    skip_collectives_of_one_rank()
     wrapped: WrappedModel = DistributedDataParallel(
         config=module.config, ddp_config=ddp_config(parallel), module=module
     )
