@@ -61,6 +61,7 @@ def render_plan(plan: RunPlan) -> Table:
             "FLOPs per token, training",
             f"{metric(plan.training_flops.model)} + {metric(plan.training_flops.recompute)} recomputed",
         ),
+        *_update(plan),
         ("FLOPs per token, inference", _inference(plan)),
         (
             "speed",
@@ -110,6 +111,12 @@ def _parts(plan: RunPlan, memory: RankMemory) -> list[tuple[str, float]]:
         ("reserve", plan.assumptions.reserve_bytes),
         ("total", memory.peak + plan.assumptions.reserve_bytes),
     ]
+
+
+def _update(plan: RunPlan) -> list[tuple[str, str]]:
+    if not plan.update_flops:
+        return []
+    return [("FLOPs per update, Muon", f"{metric(plan.update_flops)} on the device with most")]
 
 
 def _inference(plan: RunPlan) -> str:
