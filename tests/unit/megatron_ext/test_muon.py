@@ -74,7 +74,7 @@ def test_the_first_step_of_a_square_matrix_moves_it_along_an_orthogonal_one() ->
     # Five iterations bring singular values between 0.7 and 1.2; the rate is scaled by 0.2 sqrt(8).
     moved = torch.linalg.svdvals(weight.detach()) / (0.5 * 0.2 * 8**0.5)
     assert 0.6 < float(moved.min()) <= float(moved.max()) < 1.3
-    assert float((weight.detach() * gradient).sum()) < 0
+    assert float((weight * gradient).detach().sum()) < 0
 
 
 def test_a_weight_without_gradient_and_one_of_zeros_do_not_change_without_decay() -> None:

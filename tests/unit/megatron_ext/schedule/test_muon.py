@@ -81,7 +81,7 @@ def test_training_equals_torchs_muon_and_adamw_on_separate_matrices_bit_for_bit(
 ) -> None:
     parts = build(groups, architecture, training={"precision": precision})
     start = separated(whole_tensors(parts.module, lambda weight: weight))
-    twin = {name: nn.Parameter(weight.float()) for name, weight in start.items()}
+    twin = {name: nn.Parameter(weight.float().clone()) for name, weight in start.items()}
     optimizers = torchs_optimizers(twin)
     for _ in range(3):
         step(parts, groups)
