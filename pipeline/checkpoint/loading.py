@@ -31,7 +31,7 @@ FORMAT = {
     "common_backend_version": 1,
 }
 # Taken from the configuration, not from the checkpoint: a resumed run may change them.
-_GROUP_SETTINGS = ("max_lr", "min_lr", "betas", "eps")
+_GROUP_SETTINGS = ("max_lr", "min_lr", "betas", "eps", "momentum", "num_ns_steps")
 
 
 def load_checkpoint(
@@ -66,7 +66,9 @@ def load_checkpoint(
     content = sharded_state(
         module, optimizer, groups if has_same_layout else None, metadata=metadata, is_loading=True
     )
-    settings = [{name: group[name] for name in _GROUP_SETTINGS} for group in optimizer.param_groups]
+    settings = [
+        {name: group[name] for name in _GROUP_SETTINGS if name in group} for group in optimizer.param_groups
+    ]
     loaded, missing, unexpected = read_sharded(content, folder)
     _check_names(folder, missing=missing, unexpected=without_prefixes(unexpected, GENERATORS_KEY))
     module.load_state_dict(loaded["model"])

@@ -15,6 +15,8 @@ LM_LOSS_VALIDATION_PPL: Final = "lm loss validation ppl"
 LEARNING_RATE: Final = "learning-rate"
 # Of the router or the gates, if they have a learning rate of their own.
 DECOUPLED_LEARNING_RATE: Final = "decoupled-learning-rate"
+# Of the matrices of the layers, if Muon updates them; no tag of Megatron-LM.
+MUON_LEARNING_RATE: Final = "muon-learning-rate"
 BATCH_SIZE: Final = "batch-size"
 LOSS_SCALE: Final = "loss-scale"
 WORLD_SIZE: Final = "world-size"
