@@ -8,8 +8,8 @@ from pipeline.cost.memory import RankMemory
 from pipeline.cost.peaks import GIB
 from pipeline.cost.plan import RunPlan
 from pipeline.cost.suggest import Suggestion
-from pipeline.run.summary import metric
 from pipeline.shared.tables import Table
+from pipeline.shared.units import metric
 
 MOST_PASSES_SHOWN = 12
 
