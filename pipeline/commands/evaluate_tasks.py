@@ -14,6 +14,7 @@ from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import LimitOptions, spent_line
 from pipeline.evaluation.tasks import expand_task_names
 from pipeline.shared.console import open_console, say
+from pipeline.shared.extras import how_to_install
 from pipeline.shared.tables import Table
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _check_is_installed() -> None:
     # Found, not imported, which takes seconds.
     if find_spec("lm_eval") is None:
         raise typer.BadParameter(
-            "needs lm-evaluation-harness, which is not installed; pip install 'megaponder[eval]'",
+            f"needs lm-evaluation-harness, which is not installed; {how_to_install('eval')}",
             param_hint="--tasks",
         )
 
