@@ -1,8 +1,9 @@
-"""Every command line in README and docs is one that the program takes: commands, options, settings, recipes."""
+"""Every command line in README and docs is one that the program takes."""
 
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,14 @@ def test_a_command_line_is_one_that_the_program_takes(page: str, line: str) -> N
     if is_complete and not any(PLACEHOLDER.search(word) for word in rest):
         # Unknown options, missing arguments and values of other types raise an error.
         command.make_context(command.name, list(rest))
-    for option, value in zip(rest, rest[1:], strict=False):
+    for option, value in pairwise(rest):
         if option == "--config" and (value.startswith("pipeline/") or ("." not in value and value.islower())):
             assert find_recipe(value) is not None or (REPOSITORY / value).is_file(), f"{value} is missing"
 
 
 def test_the_command_lines_are_found() -> None:
-    text = "`megaponder eval`\n```\n$ megaponder train \\\n   -c x  # why\ntorchrun -m pipeline.cli eval y\n```\n"
+    block = "```\n$ megaponder train \\\n   -c x  # why\ntorchrun -m pipeline.cli eval y\n```\n"
+    text = f"`megaponder eval`\n{block}"
     assert [line.split() for line in written_lines(text)] == [
         ["train", "-c", "x", "#", "why"],
         ["eval", "y"],
