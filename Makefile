@@ -1,6 +1,6 @@
 # Everything a developer needs; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo continued-demo ladder test test-clusters test-matrix soak check fmt
+.PHONY: help setup demo continued-demo ladder docs test test-clusters test-matrix soak check fmt
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -44,6 +44,10 @@ test-matrix: $(INSTALLED) ## compare every method on every layout, with every re
 
 soak: $(INSTALLED) ## kill, fill and rename under commands for hours, and try other machines (SOAK_KILLS=200 SOAK_SEED=20)
 	$(BIN)/pytest tests/end_to_end -m soak -s
+
+docs: $(INSTALLED) ## build the site of the documentation in build/site, and check its links
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 check: $(INSTALLED) ## check style, formatting and types
 	$(BIN)/ruff check .

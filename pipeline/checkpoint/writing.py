@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from pipeline.checkpoint.folder import (
     start_partial_checkpoint,
 )
 from pipeline.checkpoint.identity import RunIdentity, write_identity
+from pipeline.checkpoint.origin import now
 from pipeline.checkpoint.state import TrainState, write_train_state
 from pipeline.shared.errors import CheckpointError
 from pipeline.shared.files import sync_folder
@@ -271,7 +272,7 @@ def _write_small_files(partial: Path, prepared: PreparedSave, to: Destination) -
     shutil.copyfile(to.config_file, partial / CONFIG_NAME)
     write_train_state(partial, prepared.state)
     if to.identity is not None:
-        write_identity(partial, to.identity, to.tokenizer)
+        write_identity(partial, replace(to.identity, saved_at=now()), to.tokenizer)
     sync_folder(partial)
 
 

@@ -359,8 +359,29 @@ class MetricsConfig(Section):
 
     interval: Count = Field(10, description="iterations between log lines")
     tensorboard: Switch = Field(True, description="write TensorBoard files to output_dir/tensorboard")
+    sinks: tuple[Literal["wandb", "mlflow"], ...] = Field(
+        (),
+        description="where else metrics go: wandb (Weights & Biases), mlflow; each needs its extra "
+        "and takes address and key from its own environment variables",
+    )
+    project: Annotated[str, Field(min_length=1, pattern=r"^[^\p{Cc}/\\#?%:]+$")] = Field(
+        "megaponder", description="project (wandb) or experiment (mlflow) of the run, for metrics.sinks"
+    )
     collapse_patience: Count = Field(
         20, description="log lines without adaptive halting after which a warning is logged"
+    )
+
+
+class ProfileSection(Section):
+    """Which iterations are recorded by torch's profiler."""
+
+    steps: tuple[Count, Count] | None = Field(
+        None,
+        description="first and last iteration whose operations are recorded, such as [5, 7]; each makes the "
+        "file larger and its own iteration slower; default: none",
+    )
+    ranks: Annotated[tuple[CountOrZero, ...], Field(min_length=1)] = Field(
+        (0,), description="ranks that record, each into files of its own in output_dir/profile"
     )
 
 
@@ -388,6 +409,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     divergence: DivergenceConfig = DivergenceConfig()
     metrics: MetricsConfig = MetricsConfig()
+    profile: ProfileSection = ProfileSection()
     submit: SubmitSection = SubmitSection()
     workflow: tuple[WorkflowStep, ...] = Field(
         (), description="what `megaponder submit` runs; default: train alone"
