@@ -11,6 +11,7 @@ from torch.distributed.distributed_c10d import Store
 
 from megatron_ext.device import choose_device, process_group_backend, select_device
 from pipeline.ranks.environment import Ranks
+from pipeline.ranks.releases import check_megatron_release
 from pipeline.shared.errors import UserError
 
 __all__ = ["DeviceError", "RendezvousError", "start_process_group", "stop_process_group"]
@@ -36,9 +37,11 @@ def start_process_group(ranks: Ranks, *, timeout_seconds: int, device: str = "au
         timeout_seconds: limit of every collective, and of the rendezvous if the launcher set none.
         device: parallel.device: auto, cpu or cuda.
     Raises:
+        ReleaseError: Megatron-Core is of a release that cannot be used.
         DeviceError: there is no such device, or there are fewer than ranks.
         RendezvousError: some ranks did not connect in time, or rank 0 cannot be reached.
     """
+    check_megatron_release()
     try:
         choose_device(device)
         select_device(ranks.local_rank, ranks.world_size if ranks.is_on_one_machine else 1)

@@ -189,7 +189,12 @@ def _initial_state(
         is_converted = start.format == "hf"
         converted = converted_source(config, vocab_size=vocab_size, stop=stop) if is_converted else None
         load_initial_weights(
-            config, parts, vocab_size=vocab_size, converted=converted, tokenizer=own.tokenizer
+            config,
+            parts,
+            groups,
+            vocab_size=vocab_size,
+            converted=converted,
+            tokenizer=own.tokenizer,
         )
     state = TrainState(iteration=0, consumed_samples=0, is_evaluation_due=config.evaluates_at_start)
     return state, own
