@@ -1,6 +1,6 @@
 # Everything a developer needs; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo continued-demo ladder test test-clusters test-matrix soak check fmt
+.PHONY: help setup demo continued-demo ladder test test-clusters test-matrix test-gpu gpu-check soak check fmt
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -41,6 +41,12 @@ test-clusters: $(INSTALLED) ## run the tests against a real SLURM and a real Ray
 
 test-matrix: $(INSTALLED) ## compare every method on every layout, with every recompute and J, with one process
 	$(BIN)/pytest tests/multiprocess -m matrix
+
+test-gpu: $(INSTALLED) ## run the tests that need a GPU
+	$(BIN)/pytest -m gpu
+
+gpu-check: $(INSTALLED) ## check numbers, speed, memory and faults on a GPU, in eight minutes
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m scripts.gpu_check
 
 soak: $(INSTALLED) ## kill, fill and rename under commands for hours, and try other machines (SOAK_KILLS=200 SOAK_SEED=20)
 	$(BIN)/pytest tests/end_to_end -m soak -s

@@ -137,6 +137,16 @@ def most_memory_bytes() -> int | None:
     return torch.cuda.max_memory_allocated() if has_cuda() else None
 
 
+def device_memory_bytes() -> tuple[int, int] | None:
+    """Return the free and the total memory of this rank's device; None on a CPU."""
+    return torch.cuda.mem_get_info() if has_cuda() else None
+
+
+def memory_report() -> str:
+    """Return what torch's allocator holds on this rank's device; empty on a CPU."""
+    return torch.cuda.memory_summary() if has_cuda() else ""
+
+
 def as_integers(numbers: Sequence[int]) -> Tensor:
     """Return numbers as int64 on this rank's device, in the same order."""
     return torch.tensor(numbers, dtype=torch.int64, device=device())

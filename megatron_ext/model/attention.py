@@ -20,6 +20,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megatron_ext.model.config import PonderTransformerConfig
+from megatron_ext.model.kernels import preferring_cudnn
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.ponder.attention import (
     Segments,
@@ -245,6 +246,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         self.layer_number = layer_number
         self._head_size = config.kv_channels
         self._scale_extra = config.ponder.form.attention_scale_extra
+        self._prefers_cudnn = config.prefers_cudnn
 
     def forward(
         self,
@@ -267,17 +269,22 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         context = packed_seq_params
         if context.store is not None:
             return self._attend_to_store(context.store, query, key, value, attention_mask)
-        if context.passes is not None:
-            output = context.passes.attend(self.layer_number, query, key, value, context.segments)
-        else:
-            output = extended_attention(
-                _by_head(query),
-                _by_head(key),
-                _by_head(value),
-                scaled_size=self._head_size + self._scale_extra,
-                segments=context.segments,
-            )
+        # The rows of documents have other lengths in every step.
+        with preferring_cudnn(self._prefers_cudnn and context.segments is None):
+            output = self._attend_within_pass(context, query, key, value)
         return merged_heads(output, self._head_size)
+
+    def _attend_within_pass(self, context: RowContext, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[R, B, A, w] -> [B, A, R, w]."""
+        if context.passes is not None:
+            return context.passes.attend(self.layer_number, query, key, value, context.segments)
+        return extended_attention(
+            _by_head(query),
+            _by_head(key),
+            _by_head(value),
+            scaled_size=self._head_size + self._scale_extra,
+            segments=context.segments,
+        )
 
     def _attend_to_store(
         self, store: KeyValueStore, query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor | None

@@ -31,6 +31,18 @@ BROKEN = [
         "optimizer.new_parameters_lr_mult",
         "ponder.method: adaponderlm",
     ),
+    *(
+        (
+            {"training__attention": "cudnn", "training__precision": "bf16"} | changes,
+            "training.attention",
+            "remove",
+        )
+        for changes in (
+            {"parallel__device": "cpu"},
+            {"training__precision": "fp32"},
+            {"training__deterministic": True},
+        )
+    ),
 ]
 
 
@@ -49,6 +61,8 @@ ALLOWED = [
     {"optimizer__lr_decay_style": "wsd", "optimizer__wsd_decay_iters": 20},
     {"optimizer__lr_decay_style": "constant", "optimizer__clip_grad": 0},
     {"training__precision": "bf16"},
+    {"training__precision": "bf16", "training__attention": "cudnn"},
+    {"training__attention": "flash", "training__deterministic": True},
     {
         "optimizer__lr_warmup_init": 1e-4,
         "optimizer__lr_warmup_iters": 5,
