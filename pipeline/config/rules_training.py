@@ -133,6 +133,25 @@ def _steps_may_change(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
+def _attention_kernel(config: RunConfig) -> Iterator[ConfigProblem]:
+    training = config.training
+    if training.attention != "cudnn":
+        return
+    reasons = {
+        "parallel.device cpu, where there is no cuDNN": config.parallel.device == "cpu",
+        "training.precision fp32, which cuDNN's attention cannot compute": training.precision == "fp32",
+        "training.deterministic, for which FlashAttention is the one that is known": training.deterministic,
+    }
+    found = [reason for reason, applies in reasons.items() if applies]
+    if found:
+        yield ConfigProblem(
+            path="training.attention",
+            rule=f"must be auto or flash with {', and with '.join(found)}",
+            value="cudnn",
+            cure="remove it",
+        )
+
+
 TRAINING_RULES = (
     _learning_rate,
     _muon,
@@ -143,4 +162,5 @@ TRAINING_RULES = (
     _warmup_stable_decay,
     _thresholds_need_halting,
     _steps_may_change,
+    _attention_kernel,
 )

@@ -145,6 +145,17 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of weights and computation; the optimizer keeps its weights and moments in fp32"
     )
+    attention: Literal["auto", "flash", "cudnn"] = Field(
+        "auto",
+        description="kernel of attention on CUDA; auto: FlashAttention, or what torch has for the precision; "
+        "flash: FlashAttention alone; cudnn: cuDNN's for rows of one document, which is faster on recent "
+        "devices; never for documents or decoding; checked against float64 at the start",
+    )
+    deterministic: Switch = Field(
+        False,
+        description="on GPUs, the same bits in every run of the same layout on the same machines; slower (on "
+        "CPUs runs always repeat)",
+    )
     exit_interval: Count | None = Field(
         None, description="save and exit with code 0 at every multiple of this iteration"
     )

@@ -95,10 +95,19 @@ def vocab_size_of(config: RunConfig, source: SampleSource) -> int:
     return config.model.vocab_size or source.vocabulary.size
 
 
-def build_module(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> PonderModel:
-    """Build the model from the run's seed; every layout starts from the same weights."""
+def build_module(
+    config: RunConfig, vocab_size: int, groups: ParallelGroups, *, is_trained: bool = False
+) -> PonderModel:
+    """Build the model from the run's seed; every layout starts from the same weights.
+
+    Args:
+        config, vocab_size, groups: the run.
+        is_trained: whether its rows have one length in all steps, so that training.attention counts.
+    """
+    prefers_cudnn = is_trained and config.training.attention == "cudnn"
+    settings = transformer_config(config, vocab_size, prefers_cudnn=prefers_cudnn)
     # Initialized on the host, so that the weights do not depend on the device.
-    module = PonderModel(transformer_config(config, vocab_size), groups.pg_collection)
+    module = PonderModel(settings, groups.pg_collection)
     module.to(device())
     return module
 
@@ -116,7 +125,7 @@ def wrap_model(
 
 def build_training(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> TrainingParts:
     """Build the model and what trains it."""
-    module = build_module(config, vocab_size, groups)
+    module = build_module(config, vocab_size, groups, is_trained=True)
     ddp = wrap_model(module, config.parallel, optimizer=config.optimizer.name)
     optimizer = build_optimizer(
         [ddp],

@@ -59,12 +59,15 @@ def ponder_config(ponder: PonderSection, vocab_size: int) -> PonderConfig:
     )
 
 
-def transformer_config(config: RunConfig, vocab_size: int) -> PonderTransformerConfig:
+def transformer_config(
+    config: RunConfig, vocab_size: int, *, prefers_cudnn: bool = False
+) -> PonderTransformerConfig:
     """Return the configuration of the model on the run's parallel layout.
 
     Args:
         config: the run.
         vocab_size: ids of the tokenizer that made the data.
+        prefers_cudnn: see :class:`PonderTransformerConfig`.
     """
     model, parallel = config.model, config.parallel
     architecture = Architecture(model.architecture)
@@ -92,6 +95,8 @@ def transformer_config(config: RunConfig, vocab_size: int) -> PonderTransformerC
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=PRECISIONS[config.training.precision],
         bf16=config.training.precision == "bf16",
+        deterministic_mode=config.training.deterministic,
+        prefers_cudnn=prefers_cudnn,
         **_recompute_settings(parallel.recompute),
         **pipeline_settings(PRECISIONS[config.training.precision]),
         **architecture_settings(architecture),

@@ -49,6 +49,18 @@ BROKEN = [
         "optimizer.lr_warmup_init",
         "try 1e-05",
     ),
+    *(
+        (
+            {"training__attention": "cudnn", "training__precision": "bf16"} | changes,
+            "training.attention",
+            "remove",
+        )
+        for changes in (
+            {"parallel__device": "cpu"},
+            {"training__precision": "fp32"},
+            {"training__deterministic": True},
+        )
+    ),
 ]
 
 
@@ -69,6 +81,8 @@ ALLOWED = [
     {"training__precision": "bf16"},
     {"optimizer__name": "muon", "optimizer__muon_lr": 2e-2, "optimizer__muon_num_ns_steps": 3},
     {"optimizer__name": "muon", "parallel": {"use_distributed_optimizer": False}},
+    {"training__precision": "bf16", "training__attention": "cudnn"},
+    {"training__attention": "flash", "training__deterministic": True},
     {
         "optimizer__lr_warmup_init": 1e-4,
         "optimizer__lr_warmup_iters": 5,

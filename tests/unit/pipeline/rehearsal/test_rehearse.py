@@ -114,6 +114,12 @@ def test_counts_of_micro_batches_grow_with_their_number() -> None:
     assert 3.0 < long.kernels / short.kernels < 4.0
 
 
+def test_the_kernel_of_attention_is_the_one_asked_for() -> None:
+    found = rehearse_rank(run_of(Method.VANILLA, attention="cudnn", global_batch_size=2), VOCAB_SIZE, 0)
+
+    assert {call.kernel for call in found.attention} == {"cudnn"}
+
+
 def test_products_are_counted() -> None:
     # Forward 2 m k n, backward twice that, of the layers and the head; attention comes on top.
     found = rehearse_rank(run_of(Method.VANILLA, global_batch_size=2), VOCAB_SIZE, 0)
