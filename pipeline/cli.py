@@ -85,6 +85,11 @@ COMMANDS = (
         "Write the report of a run: a self-contained HTML file with curves, results and a sample.",
     ),
     _command(
+        "doctor",
+        "pipeline.commands.doctor",
+        "Check whether this machine has what the program needs, and say how to cure what is missing.",
+    ),
+    _command(
         "parity",
         "pipeline.commands.parity",
         "Check that a parallel layout trains as one process does: is this difference normal?",

@@ -16,6 +16,7 @@ from pipeline.commands.shared import show_or_write_text
 from pipeline.commands.spellings import STANDARD_OUTPUT
 from pipeline.evaluation.tasks import expand_task_names
 from pipeline.shared.console import open_console, say
+from pipeline.shared.extras import how_to_install
 from pipeline.shared.tables import Table
 from pipeline.shared.units import metric
 
@@ -93,7 +94,7 @@ def _check_is_installed() -> None:
     # Found, not imported, which takes seconds.
     if find_spec("lm_eval") is None:
         raise typer.BadParameter(
-            "needs lm-evaluation-harness, which is not installed; pip install 'megaponder[eval]'",
+            f"needs lm-evaluation-harness, which is not installed; {how_to_install('eval')}",
             param_hint="--tasks",
         )
 

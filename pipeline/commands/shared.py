@@ -31,10 +31,10 @@ _CURES = {
     errno.ELOOP: "its links lead back to themselves",
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many files are open; raise `ulimit -n`"),
 }
-NOTICES_LOGGER = "pipeline.config.aliases"
+NOTICES_LOGGER = "pipeline.config"
 # They are one process, also where a launcher has left its variables behind.
 _SINGLE_PROCESS_COMMANDS = (
-    *("checkpoint", "config", "convert", "data", "demo", "jobs", "parity"),
+    *("checkpoint", "config", "convert", "data", "demo", "doctor", "jobs", "parity"),
     *("plan", "recipes", "rehearse", "report", "submit", "tokenizer"),
 )
 

@@ -228,6 +228,7 @@ def _training_rows(config: RunConfig, state: TrainState) -> list[Row]:
         ("iterations", f"{state.iteration:,}, of {training.global_batch_size:,} sequences each"),
         ("sequence length", f"{training.seq_length:,}"),
         ("precision", training.precision),
+        *([("optimizer", "Muon on the matrices of the layers, AdamW")] if optimizer.name == "muon" else []),
         ("learning rate", f"{optimizer.lr:g} to {optimizer.min_lr:g}, {optimizer.lr_decay_style}"),
         ("weight decay", f"{optimizer.weight_decay:g}"),
         ("seed", f"{config.seed}"),

@@ -61,7 +61,8 @@ def suggest(
     found: list[Suggestion] = []
     taken: set[Recompute] = set()
     for choice in sorted(_choices(config, vocab_size), key=lambda each: (each.cost, -each.micro_batch_size)):
-        changed = None if choice.recompute in taken else _with(config, choice)
+        shards = choice.tensor > 1 and not assumptions.device.is_cpu
+        changed = None if choice.recompute in taken else _with(config, choice, shards_tokens=shards)
         if changed is None:
             continue
         plan = plan_run(changed, vocab_size, assumptions)
@@ -150,7 +151,7 @@ def _recompute_cost(config: RunConfig, account: FlopsAccount, recompute: Recompu
     return training.hardware / training.model
 
 
-def _with(config: RunConfig, choice: _Choice) -> RunConfig | None:
+def _with(config: RunConfig, choice: _Choice, *, shards_tokens: bool) -> RunConfig | None:
     """Return the run with a choice applied; None where the configuration rules forbid it."""
     data = config.parallel.world_size // (choice.tensor * choice.pipeline)
     parallel = {
@@ -158,7 +159,7 @@ def _with(config: RunConfig, choice: _Choice) -> RunConfig | None:
         "pipeline": choice.pipeline,
         "data": data,
         "recompute": choice.recompute,
-        "sequence_parallel": choice.tensor > 1,
+        "sequence_parallel": shards_tokens,
         "layers_per_stage": None if choice.pipeline != config.parallel.pipeline else _given_layers(config),
         "overlap_grad_reduce": False,
     }

@@ -36,6 +36,7 @@ class TrainingRecord:
     world_size: int
     loss: float
     decoupled_learning_rate: float | None = None
+    muon_learning_rate: float | None = None
     tflops_per_device: float | None = None
     mfu: float | None = None
     hfu: float | None = None
