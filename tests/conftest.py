@@ -43,7 +43,7 @@ def golden_folder(repository: Path) -> Path:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what takes long or needs a cluster unless `-m` names its marker, and skip what needs a GPU."""
-    for marker in ("matrix", "soak", "cluster"):
+    for marker in ("matrix", "soak", "cluster", "browser"):
         if marker not in config.option.markexpr:
             _deselect(config, items, marker)
     _skip_without_gpu([item for item in items if item.get_closest_marker("gpu")])
