@@ -1,6 +1,5 @@
 """TensorBoard in a real Chromium: charts have the curves of their titles, and curves their descriptions."""
 
-
 import pytest
 
 from scripts.screenshots.browser import find_chromium
