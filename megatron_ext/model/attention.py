@@ -20,6 +20,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megatron_ext.model.config import PonderTransformerConfig
+from megatron_ext.model.kernels import preferring_cudnn
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.model.needed_rows import FIRST_LAYER, ReadSlots, RepeatedSlot
 from megatron_ext.ponder.attention import (
@@ -272,6 +273,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         self.layer_number = layer_number
         self._head_size = config.kv_channels
         self._scale_extra = config.ponder.form.attention_scale_extra
+        self._prefers_cudnn = config.prefers_cudnn
 
     def forward(
         self,
@@ -294,11 +296,19 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         context = packed_seq_params
         if context.store is not None:
             return self._attend_to_store(context.store, query, key, value, attention_mask)
+        # The rows of documents have other lengths in every step.
+        with preferring_cudnn(self._prefers_cudnn and context.segments is None):
+            return self._attend_within_pass(context, query, key, value, attention_mask)
+
+    def _attend_within_pass(
+        self, context: RowContext, query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor | None
+    ) -> Tensor:
+        """[R, B, A, w] -> [R, B, A * d], for the rows that are read."""
         if context.passes is not None:
             output = context.passes.attend(self.layer_number, query, key, value, context.segments)
             return merged_heads(output, self._head_size)
         read = context.read_after(self.layer_number)
-        if read is not None and read.is_last_alone and attention_mask is None and can_join(query):
+        if read is not None and read.is_last_alone and log_weight is None and can_join(query):
             output = attention_of_last_slot(
                 query, key, value, num_slots=read.num_slots, segments=context.segments
             )

@@ -81,10 +81,11 @@ class InnerMLP(MLP):  # type: ignore[misc]
     """Megatron's MLP up to its second product, which the layer adds to its residual.
 
     Megatron's layer gives the group of ranks only to classes that it knows, and warns of specs of others: so
-    this one stands in the spec of a layer as a class, and takes the group itself.
+    this one is a class in the spec of a layer, and takes the group itself. What newer releases give to every
+    class has no effect here.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, **_: Any) -> None:
         super().__init__(
             config,
             MLPSubmodules(linear_fc1=FusedBiasLinear, linear_fc2=UnreducedRowParallelLinear),

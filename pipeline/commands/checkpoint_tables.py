@@ -68,12 +68,16 @@ def state_table(folder: Path, state: TrainState) -> Table:
 def identity_table(identity: "RunIdentity") -> Table:
     """Return the table of what a checkpoint belongs to."""
     table = Table(title="belongs to", box=SIMPLE_HEAD, show_header=False)
+    origin = identity.origin
     for name, value in (
         ("tokenizer", identity.tokenizer),
         ("vocabulary", identity.vocab_size),
         *(("data", part) for part in identity.data or ()),
         ("order", f"{identity.order}, seed {identity.seed}"),
         ("iteration", f"{identity.batch_size:,} rows of {identity.row_length:,} tokens"),
+        ("saved", identity.saved_at),
+        ("program", None if origin is None else origin.program),
+        ("machine", None if origin is None else origin.machine),
         *(
             (f"changed at {change.iteration}", f"{change.name}: from {change.before} to {change.after}")
             for change in identity.changes

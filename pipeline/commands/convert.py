@@ -27,6 +27,14 @@ Output = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write; must be empty or not exist."),
 ]
+NewSettings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE...",
+        help="Settings of the new checkpoint's run: group.key=value, or Megatron's name.",
+        show_default=False,
+    ),
+]
 NoTokenizer = Annotated[bool, typer.Option("--no-tokenizer", help="Convert without a tokenizer.")]
 Tolerance = Annotated[
     float,
@@ -49,7 +57,7 @@ AllowMismatch = Annotated[
     epilog=examples(
         "megaponder convert from-hf pythia-2.8b --output runs/pythia",
         "megaponder convert from-hf pythia-2.8b --output runs/pythia_p3 --method ponderlm3 "
-        "--set ponder.num_latent_thoughts=3 --set data.path=runs/pile",
+        "ponder.num_latent_thoughts=3 data.path=runs/pile",
     ),
 )
 def from_hf(
@@ -61,15 +69,7 @@ def from_hf(
         Method | None,
         typer.Option(help="Method of the new checkpoint; default: that of the source.", show_default=False),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A setting of the new checkpoint's configuration; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    settings: NewSettings = None,
     ignored: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,7 +99,7 @@ def from_hf(
 
     options = ImportOptions(
         method=method,
-        overrides=overrides or (),
+        overrides=settings or (),
         ignored=ignored or (),
         needs_tokenizer=not no_tokenizer,
         tolerance=tolerance,
@@ -148,7 +148,25 @@ def to_hf(
         typer.Option(
             metavar="FILE",
             help="Results of `megaponder eval` for the model card; default: the run's evaluation.json, if it "
-            "belongs to this iteration.",
+            "belongs to this iteration. Scores on tasks are taken from its tasks.json.",
+            show_default=False,
+        ),
+    ] = None,
+    license_id: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            metavar="ID",
+            help="License of the weights for the model card, as the hub names it: apache-2.0.",
+            show_default=False,
+        ),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name on the hub of the model that the training started from, for the model card: "
+            "EleutherAI/pythia-410m.",
             show_default=False,
         ),
     ] = None,
@@ -156,8 +174,9 @@ def to_hf(
     """Convert a checkpoint to a folder that transformers loads.
 
     A vanilla model becomes a GPT-NeoX or Llama model of transformers. A pondering model is written with its
-    code and a model card: load it with trust_remote_code=True, and its generate() decodes as
-    `megaponder generate` does. Rows that only pad the vocabulary are dropped.
+    code: load it with trust_remote_code=True, and its generate() decodes as `megaponder generate` does. A
+    sentencepiece model gets a tokenizer.json beside it that encodes the same. Rows that only pad the
+    vocabulary are dropped.
 
     Compares the logits and writes conversion.json as `from-hf` does. If any check fails, nothing is written.
     """
@@ -178,6 +197,8 @@ def to_hf(
         tolerance=tolerance,
         allow_mismatch=allow_mismatch,
         evaluation=evaluation,
+        license=license_id,
+        base_model=base_model,
     )
     with output_lock(output, "megaponder convert to-hf"):
         certificate = convert(folder, output, options)

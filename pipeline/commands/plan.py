@@ -1,13 +1,11 @@
 """`megaponder plan`: memory, cost and time of a run, before it starts."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
+from pipeline.commands.shared import ConfigFile, JsonFile, Overrides, examples, set_up_logging, show_or_write
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
@@ -76,10 +74,6 @@ VocabSize = Annotated[
         help="Tokens of the tokenizer; default: model.vocab_size, else the tokenizer of the data.",
     ),
 ]
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", show_default=False, help="Also write the plan to a JSON file."),
-]
 
 
 def plan(
@@ -116,12 +110,10 @@ def plan(
     planned = plan_run(run, size, assumptions)
     suggestions = [] if planned.fits else suggest(run, size, assumptions)
     advice = layout_advice(run, device)
-    _show(planned, suggestions, advice)
-    if json_file is not None:
-        values = dict(plan_values(planned))
-        values["suggestions"] = [list(suggestion.overrides) for suggestion in suggestions]
-        values["advice"] = [each.override for each in advice]
-        json_file.write_text(json.dumps(values, indent=2) + "\n", encoding="ascii")
+    values = dict(plan_values(planned))
+    values["suggestions"] = [list(suggestion.overrides) for suggestion in suggestions]
+    values["advice"] = [each.override for each in advice]
+    show_or_write(lambda: _show(planned, suggestions, advice), values, json_file)
     raise typer.Exit(ExitCode.DONE if planned.fits else ExitCode.CRASH)
 
 

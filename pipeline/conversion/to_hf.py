@@ -20,14 +20,20 @@ from pipeline.checkpoint.identity import StoredTokenizer
 from pipeline.checkpoint.state import TrainState, read_train_state
 from pipeline.checkpoint.stored_config import StoredRun, stored_checkpoint
 from pipeline.config.schema import RunConfig
-from pipeline.conversion.certificate import Certificate, TensorAccount, write_certificate
+from pipeline.conversion.certificate import Certificate, write_certificate
 from pipeline.conversion.comparison import TOLERANCE, compare_logits
 from pipeline.conversion.hf_config import CONFIG_JSON, render_hf_config
 from pipeline.conversion.hf_ponder_config import render_ponder_config
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.hf_weights_writing import write_tensors
 from pipeline.conversion.inspection import entries_up_to
-from pipeline.conversion.model_card import CARD_NAME, CardFacts, find_evaluation, render_model_card
+from pipeline.conversion.model_card import (
+    CARD_NAME,
+    CardFacts,
+    find_evaluation,
+    find_tasks,
+    render_model_card,
+)
 from pipeline.conversion.model_code import write_code
 from pipeline.conversion.native import NativeReader, place_of
 from pipeline.conversion.run_settings import converted_model, one_process
@@ -42,7 +48,6 @@ from pipeline.conversion.tokenizer_files import (
     read_token_ids,
     refuse_other_tokens,
 )
-from pipeline.evaluation.results import EvaluationResult
 from pipeline.shared.errors import ConversionError
 from pipeline.step.build import open_heldout_split, vocab_size_of
 
@@ -62,7 +67,9 @@ class ExportOptions:
         shard_bytes: maximum size of a file, unless one tensor is larger.
         tolerance: see :class:`pipeline.conversion.comparison.LogitComparison`.
         allow_mismatch: whether a difference above the tolerance is accepted.
-        evaluation: file of an evaluation for the card of a pondering model; None is the run's, if any.
+        evaluation: file of an evaluation for the card; None is the run's, if any.
+        license: of the weights, for the card, as the Hugging Face hub names it.
+        base_model: name on the hub of what the training started from, for the card.
     """
 
     dtype: torch.dtype | None = None
@@ -72,6 +79,8 @@ class ExportOptions:
     tolerance: float = TOLERANCE
     allow_mismatch: bool = False
     evaluation: Path | None = None
+    license: str | None = None
+    base_model: str | None = None
 
 
 def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate:
@@ -106,7 +115,20 @@ def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate
                 partial, source.tokenizer, max_tokens=source.config.model.max_position_embeddings
             )
         if source.config.ponder.method.facts.ponders:
-            _write_code_and_card(partial, source, account, evaluation, dtype=dtype, token_ids=token_ids)
+            write_code(partial)
+            note_token_ids(partial, token_ids)
+        facts = CardFacts(
+            config=source.config,
+            state=source.state,
+            evaluation=evaluation,
+            num_parameters=account.num_values,
+            dtype=str(dtype).removeprefix("torch."),
+            tokenizer_file=main_file(partial),
+            tasks=find_tasks(source.config.output_dir, source.state.iteration),
+            license=options.license,
+            base_model=options.base_model,
+        )
+        (partial / CARD_NAME).write_text(render_model_card(facts), encoding="utf-8")
         logits = compare_logits(
             HuggingFaceWeights(partial),
             checkpoint,
@@ -195,28 +217,6 @@ def _write_settings(
             source.config.model, vocab_size=vocab_size, dtype=name, token_ids=token_ids
         )
     (partial / CONFIG_JSON).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_code_and_card(
-    partial: Path,
-    source: _Source,
-    account: TensorAccount,
-    evaluation: EvaluationResult | None,
-    *,
-    dtype: torch.dtype,
-    token_ids: Mapping[str, Any],
-) -> None:
-    write_code(partial)
-    note_token_ids(partial, token_ids)
-    facts = CardFacts(
-        config=source.config,
-        state=source.state,
-        evaluation=evaluation,
-        num_parameters=account.num_values,
-        dtype=str(dtype).removeprefix("torch."),
-        tokenizer_file=main_file(partial),
-    )
-    (partial / CARD_NAME).write_text(render_model_card(facts), encoding="utf-8")
 
 
 def _with_vocabulary(stored: StoredRun) -> RunConfig:

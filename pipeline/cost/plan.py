@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.schema import RunConfig
+from pipeline.cost import muon
 from pipeline.cost.account import flops_account, mean_step
 from pipeline.cost.flops import TrainingFlops
 from pipeline.cost.memory import RankMemory, rank_memories
@@ -61,6 +62,7 @@ class RunPlan:
         assumptions: see there.
         stages: a rank of each pipeline stage.
         training_flops: per token.
+        update_flops: of Muon's Newton-Schulz iterations in a step, on the device with most; 0 with AdamW.
         inference_flops: per token at the fewest and the most steps, and at the assumed mean.
         tokens: of the whole run.
         tokens_per_second: over all ranks, at the assumed utilisation; None where no peak is known.
@@ -78,6 +80,7 @@ class RunPlan:
     assumptions: Assumptions
     stages: tuple[RankMemory, ...]
     training_flops: TrainingFlops
+    update_flops: float
     inference_flops: tuple[float, float]
     expected_inference_flops: float | None
     tokens: int
@@ -121,8 +124,8 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
     account, parallel = flops_account(config, vocab_size), config.parallel
     step = mean_step(config, account)
     training = step.flops
-    device = assumptions.device
-    sizes = rank_sizes(config, vocab_size, has_fused_norms=not device.is_cpu)
+    sizes = rank_sizes(config, vocab_size, has_fused_norms=not assumptions.device.is_cpu)
+    update_flops = muon.update_flops(sizes) if sizes.num_ns_steps else 0.0
     least = 0 if account.halts else account.num_latent_thoughts
     mean_steps = assumptions.mean_steps
     return RunPlan(
@@ -139,19 +142,29 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
         assumptions=assumptions,
         stages=rank_memories(sizes),
         training_flops=training,
+        update_flops=update_flops,
         inference_flops=(
             account.inference_per_token(least),
             account.inference_per_token(account.num_latent_thoughts),
         ),
         expected_inference_flops=None if mean_steps is None else account.inference_per_token(mean_steps),
         tokens=config.training.train_iters * config.training.global_batch_size * config.training.seq_length,
-        tokens_per_second=None
-        if device.peak is None
-        else assumptions.mfu
-        * device.peak.at(config.training.precision)
-        * parallel.world_size
-        / training.model,
+        tokens_per_second=_tokens_per_second(config, assumptions, training.model, update_flops),
     )
+
+
+def _tokens_per_second(
+    config: RunConfig, assumptions: Assumptions, model_flops: float, update_flops: float
+) -> float | None:
+    """Return the speed at the assumed utilisation, of the update as of the model; Muon computes in bf16."""
+    peak = assumptions.device.peak
+    if peak is None:
+        return None
+    speed = assumptions.mfu * peak.at(config.training.precision) * config.parallel.world_size / model_flops
+    if not update_flops:
+        return speed
+    tokens = config.training.global_batch_size * config.training.seq_length
+    return tokens / (tokens / speed + update_flops / (assumptions.mfu * peak.bfloat16_flops))
 
 
 def layout_advice(config: RunConfig, device: Device) -> list[Advice]:
@@ -191,6 +204,7 @@ def plan_values(plan: RunPlan) -> Mapping[str, Any]:
         "stages": [stage_values(stage) for stage in plan.stages],
         "training_flops_per_token": plan.training_flops.model,
         "recomputed_flops_per_token": plan.training_flops.recompute,
+        "update_flops": plan.update_flops,
         "inference_flops_per_token": list(plan.inference_flops),
         "expected_inference_flops_per_token": plan.expected_inference_flops,
         "mfu": plan.assumptions.mfu,

@@ -37,6 +37,7 @@ class RankSizes:
         separates_documents: whether the documents of a row are attended to one by one.
         blends_start: whether the keys of extra slots have weights at first, whatever the method.
         supervises_steps: every step of the final pass is read alone too.
+        num_ns_steps: Newton-Schulz iterations of Muon; 0: AdamW updates all weights.
         has_fused_norms: whether RMSNorm is one kernel, as on GPUs, and not several operations, as on CPUs.
     """
 
@@ -55,6 +56,7 @@ class RankSizes:
     separates_documents: bool
     blends_start: bool = False
     supervises_steps: bool = False
+    num_ns_steps: int = 0
     has_fused_norms: bool = True
 
     @property
@@ -159,5 +161,6 @@ def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = Tr
         separates_documents=config.data.reset_attention,
         blends_start=config.ponder.blended_start_iterations > 0,
         supervises_steps=account.supervises_steps,
+        num_ns_steps=config.optimizer.muon_num_ns_steps if config.optimizer.name == "muon" else 0,
         has_fused_norms=has_fused_norms,
     )

@@ -76,13 +76,12 @@ def suggest(
     return [each for place, each in enumerate(found) if _is_worth_it(each, found[:place])]
 
 
-def on_devices(config: RunConfig, num_devices: int, *, option: str = "--gpus") -> RunConfig:
+def on_devices(config: RunConfig, num_devices: int) -> RunConfig:
     """Spread a run over a number of devices by its data axis.
 
     Args:
         config: the run.
         num_devices: one for each rank.
-        option: what gave the number, for messages.
 
     Raises:
         ConfigError: the parallel layout does not divide them, or the global batch does not fit.
@@ -92,7 +91,7 @@ def on_devices(config: RunConfig, num_devices: int, *, option: str = "--gpus") -
         raise ConfigError(
             [
                 ConfigProblem(
-                    path=option,
+                    path="--gpus",
                     rule=f"must be a multiple of parallel.tensor x parallel.pipeline ({model_ranks})",
                     value=str(num_devices),
                     cure=f"try {nearest_multiples(num_devices, model_ranks)}",

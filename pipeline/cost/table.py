@@ -8,8 +8,8 @@ from pipeline.cost.memory import RankMemory
 from pipeline.cost.peaks import GIB
 from pipeline.cost.plan import RunPlan
 from pipeline.cost.suggest import Suggestion
-from pipeline.run.summary import metric
 from pipeline.shared.tables import Table
+from pipeline.shared.units import metric
 
 MOST_PASSES_SHOWN = 12
 
@@ -61,6 +61,7 @@ def render_plan(plan: RunPlan) -> Table:
             "FLOPs per token, training",
             f"{metric(plan.training_flops.model)} + {metric(plan.training_flops.recompute)} recomputed",
         ),
+        *_update(plan),
         ("FLOPs per token, inference", _inference(plan)),
         ("speed", _speed(plan)),
         ("duration", _duration(plan)),
@@ -121,6 +122,12 @@ def _speed(plan: RunPlan) -> str:
 def _duration(plan: RunPlan) -> str:
     tokens = f"{metric(plan.tokens)} tokens"
     return tokens if plan.days is None else f"{plan.days:,.1f} days for {tokens}"
+
+
+def _update(plan: RunPlan) -> list[tuple[str, str]]:
+    if not plan.update_flops:
+        return []
+    return [("FLOPs per update, Muon", f"{metric(plan.update_flops)} on the device with most")]
 
 
 def _inference(plan: RunPlan) -> str:

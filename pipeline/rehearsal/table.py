@@ -11,8 +11,8 @@ from pipeline.cost.peaks import GIB, MIB, Device
 from pipeline.cost.plan import stage_values
 from pipeline.rehearsal.rehearse import Rehearsal
 from pipeline.rehearsal.stand_ins import FLASH_TEMPLATES
-from pipeline.run.summary import metric
 from pipeline.shared.tables import Table
+from pipeline.shared.units import metric
 
 
 def rehearsal_values(result: Rehearsal, device: Device, available_bytes: float) -> Mapping[str, Any]:

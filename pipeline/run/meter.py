@@ -68,6 +68,7 @@ class IntervalMeter:
         *,
         learning_rates: tuple[float, float | None],
         groups: ParallelGroups,
+        muon_learning_rate: float | None = None,
         rows: Sequence[TokenRows] | None = None,
         samples_by_source: Mapping[str, int] | None = None,
     ) -> TrainingRecord:
@@ -78,6 +79,7 @@ class IntervalMeter:
             learning_rates: of the next step: that of the backbone, and that of the method's own weights if
                 they have one.
             groups: the parallel layout.
+            muon_learning_rate: of the matrices of the layers, where Muon updates them.
             rows: this rank's rows of the last global batch; None if nothing was read.
             samples_by_source: of a blend, how many samples of each source the run has seen.
         """
@@ -103,6 +105,7 @@ class IntervalMeter:
             hfu=self._utilisation(tokens_per_device * flops.hardware),
             learning_rate=learning_rates[0],
             decoupled_learning_rate=learning_rates[1],
+            muon_learning_rate=muon_learning_rate,
             global_batch_size=training.global_batch_size,
             world_size=groups.world_size,
             loss=mean_loss(sums),
