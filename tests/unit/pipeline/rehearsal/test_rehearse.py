@@ -13,12 +13,8 @@ from pipeline.cost.muon import update_flops
 from pipeline.cost.rank_sizes import rank_sizes
 from pipeline.rehearsal.ledger import Ledger
 from pipeline.rehearsal.rehearse import Rehearsal, distinct_ranks, rehearse_rank
+from tests.support.away import NEEDED_WAITS
 
-# All that a training step may wait for, and why.
-NEEDED_WAITS = {
-    "pipeline/step/train.py": "the loss of the step, by which all ranks decide alike whether to make it",
-    "megatron/core/optimizer/clip_grads.py": "the norm of the gradients, to clip them and to judge the step",
-}
 VOCAB_SIZE = 256
 
 
