@@ -172,6 +172,16 @@ def write_memory_history(path: Path) -> bool:
     return True
 
 
+def device_memory_bytes() -> tuple[int, int] | None:
+    """Return the free and the total memory of this rank's device; None on a CPU."""
+    return torch.cuda.mem_get_info() if has_cuda() else None
+
+
+def memory_report() -> str:
+    """Return what torch's allocator holds on this rank's device; empty on a CPU."""
+    return torch.cuda.memory_summary() if has_cuda() else ""
+
+
 def as_integers(numbers: Sequence[int]) -> Tensor:
     """Return numbers as int64 on this rank's device, in the same order."""
     return torch.tensor(numbers, dtype=torch.int64, device=device())

@@ -1,18 +1,15 @@
 """`megaponder doctor`."""
 
-import json
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.text import Text
 
-from pipeline.commands.shared import examples
+from pipeline.commands.shared import JsonFile, examples, show_or_write
 from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
-from pipeline.shared.files import write_atomically
 from pipeline.shared.tables import Table
 
 if TYPE_CHECKING:
@@ -21,11 +18,6 @@ if TYPE_CHECKING:
 EPILOG = examples("megaponder doctor", "megaponder doctor --json doctor.json")
 
 _STYLES = {"ok": "green", "note": "dim", "warning": "yellow", "broken": "bold red"}
-
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", help="Also write the findings to this file.", show_default=False),
-]
 
 
 def doctor(json_file: JsonFile = None) -> None:
@@ -40,9 +32,9 @@ def doctor(json_file: JsonFile = None) -> None:
     from pipeline.doctor.finding import State
 
     findings = list(examine())
-    if json_file is not None:
-        write_atomically(json_file, json.dumps([asdict(one) for one in findings], indent=2) + "\n")
-    open_console().print(_table(findings))
+    show_or_write(
+        lambda: open_console().print(_table(findings)), [asdict(one) for one in findings], json_file
+    )
     broken = [one.name for one in findings if one.state is State.BROKEN]
     if broken:
         say(f"broken: {', '.join(broken)}", err=True)

@@ -13,6 +13,7 @@ DESCRIPTIONS: Final = {
     names.LM_LOSS_VALIDATION_PPL: "Perplexity on held-out text: the exponential of the loss, capped at e^20.",
     names.LEARNING_RATE: "Learning rate of the next step.",
     names.DECOUPLED_LEARNING_RATE: "Learning rate of the router or the gates, if they have one of their own.",
+    names.MUON_LEARNING_RATE: "Learning rate of the matrices that Muon updates.",
     names.BATCH_SIZE: "Sequences per iteration, over all ranks.",
     names.LOSS_SCALE: "Factor of the loss in backward; 1 in fp32 and bf16.",
     names.WORLD_SIZE: "Number of ranks.",

@@ -16,6 +16,8 @@ LM_LOSS_VALIDATION_PPL: Final = "lm loss validation ppl"
 LEARNING_RATE: Final = "learning-rate"
 # Of the router or the gates, if they have a learning rate of their own.
 DECOUPLED_LEARNING_RATE: Final = "decoupled-learning-rate"
+# Of the matrices of the layers, if Muon updates them; no tag of Megatron-LM.
+MUON_LEARNING_RATE: Final = "muon-learning-rate"
 BATCH_SIZE: Final = "batch-size"
 LOSS_SCALE: Final = "loss-scale"
 WORLD_SIZE: Final = "world-size"
@@ -47,6 +49,8 @@ JACOBI_ITERATIONS: Final = "ponder/jacobi-iterations"
 # Mean K of the training steps, where it is drawn or scheduled.
 LATENT_THOUGHTS: Final = "ponder/latent-thoughts"
 CONTRACTION: Final = "ponder/contraction"
+# Share of the rows of thoughts that ran in training, where those of pruned slots are left out.
+THOUGHT_ROWS: Final = "ponder/thought-rows"
 FLOPS_PER_TOKEN_TRAIN: Final = "ponder/flops-per-token-train"
 FLOPS_PER_TOKEN_INFER: Final = "ponder/flops-per-token-infer"
 FLOPS_SAVED: Final = "ponder/flops-saved"

@@ -14,6 +14,7 @@ def training_scalars(record: TrainingRecord) -> dict[str, float]:
         names.LM_LOSS: record.loss,
         names.LEARNING_RATE: record.learning_rate,
         names.DECOUPLED_LEARNING_RATE: record.decoupled_learning_rate,
+        names.MUON_LEARNING_RATE: record.muon_learning_rate,
         names.BATCH_SIZE: record.global_batch_size,
         names.LOSS_SCALE: record.loss_scale,
         names.WORLD_SIZE: record.world_size,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from megatron_ext.parallel.groups import ParallelGroups
-from megatron_ext.schedule.optimizer import learning_rates
+from megatron_ext.schedule.optimizer import learning_rates, muon_learning_rate
 from pipeline.checkpoint.saver import CheckpointSaver
 from pipeline.checkpoint.state import TrainState, with_best_loss
 from pipeline.config.schema import RunConfig
@@ -231,6 +231,7 @@ class TrainingLoop:
         record = self.meter.read(
             self.state,
             learning_rates=learning_rates(self.parts.optimizer),
+            muon_learning_rate=muon_learning_rate(self.parts.optimizer),
             groups=self.groups,
             rows=self.rows,
             samples_by_source=self.batches.order.samples_by_source(self.state.consumed_samples),
