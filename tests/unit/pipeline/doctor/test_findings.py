@@ -22,6 +22,8 @@ PINS = parse_pins(
     [
         "numpy==2.4.6",
         "torch==2.13.0",
+        "torch==1.0; python_version < '3'",
+        'mypy==2.4.1; extra == "dev"',
         'transformers==5.23.0; extra == "hf"',
         'ray[default]==2.60.0; extra == "ray"',
     ]
