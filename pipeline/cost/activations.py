@@ -168,7 +168,8 @@ def _is_cut(sizes: RankSizes) -> bool:
 
 def _repeated_slot(sizes: RankSizes, index: int, stage: int) -> float:
     """What later passes take of slot 0 of the first layer; between graphs its gradient waits too."""
-    if not sizes.facts.repeats_embeddings or stage > 0 or index != sizes.plan.first_with_gradient:
+    is_repeated = sizes.facts.repeats_embeddings and sizes.num_passes > 1
+    if not is_repeated or stage > 0 or index != sizes.plan.first_with_gradient:
         return 0
     shape = sizes.shape
     channels = (shape.query_size + shape.key_value_size) / sizes.tensor
