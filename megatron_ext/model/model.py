@@ -262,7 +262,8 @@ class PonderModel(ModelStage):
 
     def _repeated_slot(self, index: int, micro_batch: MicroBatch) -> RepeatedSlot | None:
         context = micro_batch.context
-        if not self.pre_process or not micro_batch.method.facts.repeats_embeddings:
+        repeats = context.plan.num_passes > 1 and micro_batch.method.facts.repeats_embeddings
+        if not self.pre_process or not repeats:
             return None
         return RepeatedSlot(is_computed=index in (0, context.plan.first_with_gradient), memory=context.memory)
 
