@@ -50,11 +50,22 @@ def golden_folder(repository: Path) -> Path:
     return folder
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for the tests marked `away`."""
+    parser.addoption(
+        "--away",
+        action="store_true",
+        help="compute all that can be on a device that is not the CPU, not only a selection",
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what takes long or needs a cluster unless `-m` names its marker, and skip what needs a GPU."""
     for marker in ("matrix", "soak", "cluster"):
         if not _wants(marker, config):
             _deselect(config, items, marker)
+    if not config.getoption("--away") and "away" not in config.option.markexpr:
+        _deselect(config, items, "away")
     _skip_without_gpu([item for item in items if item.get_closest_marker("gpu")])
 
 

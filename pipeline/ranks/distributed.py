@@ -1,5 +1,6 @@
 """The process group of a job."""
 
+import errno
 import faulthandler
 import logging
 import os
@@ -12,11 +13,13 @@ from torch.distributed.distributed_c10d import Store
 
 from megatron_ext.device import choose_device, process_group_backend, select_device
 from pipeline.ranks.environment import Ranks
+from pipeline.ranks.releases import check_megatron_release
 from pipeline.shared.bounded import within
 from pipeline.shared.errors import UserError
 
 __all__ = [
     "DeviceError",
+    "PortInUseError",
     "RendezvousError",
     "abandon_process_group",
     "start_process_group",
@@ -35,6 +38,10 @@ class RendezvousError(RuntimeError):
     """Not all ranks of the job have connected."""
 
 
+class PortInUseError(UserError):
+    """The port at which the ranks are to meet belongs to another program; waiting does not help."""
+
+
 class DeviceError(UserError):
     """The ranks cannot have the devices that they ask for."""
 
@@ -47,9 +54,12 @@ def start_process_group(ranks: Ranks, *, timeout_seconds: int, device: str = "au
         timeout_seconds: limit of every collective, and of the rendezvous if the launcher set none.
         device: parallel.device: auto, cpu or cuda.
     Raises:
+        ReleaseError: Megatron-Core is of a release that cannot be used.
         DeviceError: there is no such device, or there are fewer than ranks.
         RendezvousError: some ranks did not connect in time, or rank 0 cannot be reached.
+        PortInUseError: on rank 0, if the port that somebody chose is not free.
     """
+    check_megatron_release()
     try:
         choose_device(device)
         select_device(ranks.local_rank, ranks.world_size if ranks.is_on_one_machine else 1)
@@ -73,11 +83,26 @@ def _meet(ranks: Ranks, limit_seconds: int) -> Store:
     try:
         return _store(ranks, timedelta(seconds=limit_seconds))
     except (DistError, OSError) as error:
+        # A port that we chose was free a moment ago, and the next start chooses another one.
+        is_given = ranks.is_launched and ranks.start_timeout_seconds is None
+        if is_given and ranks.rank == 0 and ranks.hosts_store and _is_in_use(error):
+            raise PortInUseError(
+                f"port {ranks.master_port} of this machine must be free for the ranks to meet at, but is in "
+                "use by another program; choose another one (MASTER_PORT, or --master-port of torchrun), or "
+                f"end that program (see `ss -ltnp 'sport = :{ranks.master_port}'`)"
+            ) from error
         raise RendezvousError(
             f"all {ranks.world_size} ranks must meet at {ranks.master_address}:{ranks.master_port} within "
             f"{limit_seconds} s, but for rank {ranks.rank} they did not ({str(error).splitlines()[0]}); look "
             "into the logs of the other ranks: one did not start, has ended, or cannot reach that address"
         ) from error
+
+
+def _is_in_use(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.EADDRINUSE
+    # torch has no number for it.
+    return "EADDRINUSE" in str(error) or "address already in use" in str(error).lower()
 
 
 def _store(ranks: Ranks, limit: timedelta) -> Store:

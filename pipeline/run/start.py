@@ -1,12 +1,14 @@
 """Start a run on the ranks of this job: process group, data, model, newest checkpoint, outputs."""
 
 import logging
+from dataclasses import replace
 
-from megatron_ext.device import has_cuda
+from megatron_ext.device import device_name, has_cuda
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from pipeline.checkpoint.identity import RunIdentity
 from pipeline.checkpoint.loading import load_checkpoint
+from pipeline.checkpoint.origin import origin_of_this_process
 from pipeline.checkpoint.resuming import find_intact_checkpoint
 from pipeline.checkpoint.save_times import SAVE_TIMES_NAME
 from pipeline.checkpoint.saver import CheckpointSaver
@@ -15,6 +17,8 @@ from pipeline.checkpoint.writing import Destination
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account
 from pipeline.metrics.collapse import CollapseAlarm
+from pipeline.metrics.history import record_end
+from pipeline.metrics.names import PROFILE_FOLDER
 from pipeline.ranks.distributed import (
     RendezvousError,
     abandon_process_group,
@@ -47,9 +51,10 @@ from pipeline.run.output import (
     show_summary,
     start_output,
 )
+from pipeline.run.profiling import StepProfiler, render_operations
 from pipeline.run.source_conversion import StoppedConvertingError, converted_source
 from pipeline.run.unwritable import naming_unwritable_outputs
-from pipeline.shared.console import say
+from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.step.build import (
     TrainingParts,
@@ -110,6 +115,8 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
                 loop = _prepare(config, groups, stop, watchdog)
             start_iteration = loop.state.iteration
             code = loop.run()
+        if groups.rank == 0:
+            record_end(config.output_dir, iteration=loop.state.iteration, exit_code=code)
         if code is ExitCode.DONE and groups.rank == 0:
             _say_closing(loop, start_iteration=start_iteration)
         is_orderly = True
@@ -130,6 +137,8 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
 
 
 def _say_closing(loop: TrainingLoop, *, start_iteration: int) -> None:
+    if loop.profiler.operations:
+        open_console(stderr=True).print(render_operations(loop.profiler.operations))
     lines = closing_lines(
         loop.config, loop.state, start_iteration=start_iteration, saved_iteration=loop.saved_iteration
     )
@@ -145,8 +154,10 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
     parts = build_training(config, vocab_size, groups)
     show_summary(config, vocab_size, parts.module, groups)
     own = run_identity(config, data, vocab_size=vocab_size)
+    if groups.rank == 0:
+        own = replace(own, origin=origin_of_this_process(device=device_name(), num_ranks=groups.world_size))
     state, identity = _initial_state(config, parts, groups, stop, own=own)
-    start_output(config, groups, identity)
+    start_output(config, groups, identity, start_iteration=state.iteration)
     progress = open_run_progress(config, groups, start_iteration=state.iteration)
     meter = IntervalMeter(
         config,
@@ -167,6 +178,7 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
         stop=stop,
         watchdog=watchdog,
         saver=_saver(config, parts, groups, identity),
+        profiler=StepProfiler(config.profile, config.output_dir / PROFILE_FOLDER, rank=groups.rank),
         state=state,
         saved_iteration=state.iteration,
     )
@@ -197,7 +209,12 @@ def _initial_state(
         is_converted = start.format == "hf"
         converted = converted_source(config, vocab_size=vocab_size, stop=stop) if is_converted else None
         load_initial_weights(
-            config, parts, vocab_size=vocab_size, converted=converted, tokenizer=own.tokenizer
+            config,
+            parts,
+            groups,
+            vocab_size=vocab_size,
+            converted=converted,
+            tokenizer=own.tokenizer,
         )
     state = TrainState(iteration=0, consumed_samples=0, is_evaluation_due=config.evaluates_at_start)
     return state, own

@@ -9,6 +9,8 @@ import torch
 from megatron_ext.ponder.config import Method
 from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
+from pipeline.cost.muon import update_flops
+from pipeline.cost.rank_sizes import rank_sizes
 from pipeline.rehearsal.ledger import Ledger
 from pipeline.rehearsal.rehearse import Rehearsal, distinct_ranks, rehearse_rank
 
@@ -24,6 +26,7 @@ def run_of(
     method: Method,
     parallel: dict[str, Any] | None = None,
     penalty: dict[str, Any] | None = None,
+    optimizer: str = "adamw",
     **training: Any,
 ) -> RunConfig:
     ponder: dict[str, Any] = {"method": method.value}
@@ -53,7 +56,7 @@ def run_of(
                 "precision": "bf16",
             }
             | training,
-            "optimizer": {"lr": 1e-3},
+            "optimizer": {"name": optimizer, "lr": 1e-3},
             "data": {"path": "not-read"},
         }
     )
@@ -124,6 +127,29 @@ def test_products_are_counted() -> None:
     products = 3 * 2 * (2 * 64) * (2 * layer + 128 * VOCAB_SIZE)
 
     assert products < found.flops < 1.3 * products
+
+
+@pytest.mark.parametrize("parallel", [{}, {"tensor": 2}, {"data": 2}, {"pipeline": 2, "data": 2}], ids=str)
+def test_the_update_of_muon_is_planned_and_stays_on_its_device(parallel: dict[str, int]) -> None:
+    plain = run_of(Method.VANILLA, parallel)
+    run = run_of(Method.VANILLA, parallel, optimizer="muon")
+    num_ranks = run.parallel.world_size
+    found = [rehearse_rank(run, VOCAB_SIZE, rank) for rank in range(num_ranks)]
+    updates = [each.flops - rehearse_rank(plain, VOCAB_SIZE, rank).flops for rank, each in enumerate(found)]
+
+    assert max(updates) == pytest.approx(update_flops(rank_sizes(run, VOCAB_SIZE)))
+    assert all(each.mixed == () and sum(wait.calls for wait in each.waits) <= 2 for each in found)
+    assert min(updates) > 0.5 * max(updates), "ranks share the work about equally"
+    for each in found:
+        assert each.planned.state.total == pytest.approx(each.state_bytes, rel=0.1)
+
+
+def test_the_update_of_muon_is_the_fullest_moment_of_a_step_on_few_tokens() -> None:
+    run = run_of(Method.VANILLA, optimizer="muon", seq_length=4, micro_batch_size=1)
+    found = rehearse_rank(run, VOCAB_SIZE, 0)
+
+    assert found.planned.fullest.name == "update"
+    assert found.plan_error == pytest.approx(0, abs=0.02)
 
 
 @pytest.mark.parametrize(("parallel", "ranks"), [({}, {0}), ({"pipeline": 2, "data": 3}, {0, 2, 3, 5})])
