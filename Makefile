@@ -69,7 +69,7 @@ soak: $(INSTALLED) ## kill, fill and rename under commands for hours, and try ot
 
 docs: $(INSTALLED) ## build the site of the documentation in build/site, and check its links
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
-	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: $(INSTALLED) ## check style, formatting and types
 	$(BIN)/ruff check .

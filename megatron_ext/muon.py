@@ -15,6 +15,8 @@ __all__ = ["MatrixParts", "Muon"]
 
 # Makes updates as large as those of AdamW at the same learning rate (Liu et al., 2025, arXiv 2502.16982).
 _SCALE = "match_rms_adamw"
+# That of Newton-Schulz iterations.
+_PRECISION = torch.bfloat16
 _COEFFICIENTS = (DEFAULT_A, DEFAULT_B, DEFAULT_C)
 
 
@@ -89,7 +91,7 @@ class Muon(torch.optim.Optimizer):
         for start, end in zip([0, *ends], ends, strict=False):
             # [rows, columns] -> [blocks, rows of a block, columns] -> [blocks, rows of the part, columns]
             target, part = (x.unflatten(0, (-1, ends[-1]))[:, start:end] for x in (weight, direction))
-            whole = self._gathered(part.flatten(0, 1).bfloat16(), layout.split_dim)
+            whole = self._gathered(part.flatten(0, 1).to(_PRECISION), layout.split_dim)
             orthogonal = _zeropower_via_newtonschulz(whole, _COEFFICIENTS, group["num_ns_steps"], EPS)
             own = self._own_share(orthogonal, layout.split_dim)
             rate = _adjust_lr(group["lr"], _SCALE, whole.shape)

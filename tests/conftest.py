@@ -61,7 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what takes long or needs a cluster unless `-m` names its marker, and skip what needs a GPU."""
-    for marker in ("matrix", "soak", "cluster"):
+    for marker in ("matrix", "soak", "cluster", "browser"):
         if not _wants(marker, config):
             _deselect(config, items, marker)
     if not config.getoption("--away") and "away" not in config.option.markexpr:

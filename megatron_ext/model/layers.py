@@ -276,15 +276,14 @@ class ParallelResidualLayer(SequentialResidualLayer):
         assert repeated is not None, "there is no repeated slot"
         slots = range(context.num_slots) if read is None else read.slots
         projection, output, axis = self.self_attention.linear_proj, self.mlp.linear_fc2, self._axis
-        # A bias is added once, not by every rank.
-        is_alone = axis.size == 1
 
         def branch(rows: Tensor) -> Tensor:
             inner = self.mlp(self.pre_mlp_layernorm(rows))
-            return functional.linear(inner, output.weight, output.bias if is_alone else None)
+            return functional.linear(inner, output.weight)
 
         partial = repeated.run("mlp", branch, hidden_states, num_slots=len(slots), first=slots.start)
-        if output.bias is not None and not is_alone:
+        if output.bias is not None:
+            # Once, not by every rank.
             hidden_states = hidden_states + output.bias
         return add_products(hidden_states, (projection, attended), axis=axis, partial=partial)
 

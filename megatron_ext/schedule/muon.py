@@ -19,13 +19,14 @@ from torch.optim import Optimizer
 from megatron_ext.adamw import AdamW
 from megatron_ext.muon import MatrixParts, Muon
 from megatron_ext.protocols import MegatronOptimizer, WrappedModel
+from megatron_ext.sharing import balanced_shares
 
 __all__ = ["MuonSettings", "build_muon_and_adamw"]
 
 # The mark of Muon's parameter groups.
 MATRICES = "is_matrix"
-# Matrices are weights of these modules of a layer.
-_MODULES = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+# The modules of a layer that have matrices, and the dimension in which tensor-parallel ranks share these.
+_SPLIT_DIMS = {"linear_qkv": 0, "linear_proj": 1, "linear_fc1": 0, "linear_fc2": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +51,23 @@ class MatrixSharingOptimizer(LayerWiseDistributedOptimizer):  # type: ignore[mis
     A matrix must be orthogonalized as a whole, so that Megatron's distributed optimizer, whose shares of the
     gradient buffer end inside of weights, cannot hold it. Here every weight belongs to one of the ranks,
     which sends the updated weight to the others. Unlike Megatron's class, this one sends by broadcasts,
-    because gloo gathers only shares of equal size, takes a step in two halves, and saves in fp32 too.
+    because gloo gathers only shares of equal size, takes a step in two halves, and saves in fp32 too. It
+    balances the state that ranks hold.
     """
+
+    def shard_params(self, optimizers: Sequence[Any]) -> None:
+        """Leave each optimizer the weights of this data-parallel rank."""
+        self.dp_cp_params_list = self.expt_dp_params_list = None
+        group = self.pg_collection.dp_cp
+        if group.size() == 1:
+            return
+        param_groups = [param_group for optimizer in optimizers for param_group in optimizer.param_groups]
+        weights = [weight for param_group in param_groups for weight in param_group["params"]]
+        shares = balanced_shares([_state_size(weight) for weight in weights], group.size())
+        self.dp_cp_params_list = [[weights[number] for number in share] for share in shares]
+        own = {id(weight) for weight in self.dp_cp_params_list[group.rank()]}
+        for param_group in param_groups:
+            param_group["params"] = [weight for weight in param_group["params"] if id(weight) in own]
 
     @torch.no_grad()
     def step_with_ready_grads(self) -> bool:
@@ -140,6 +156,12 @@ def build_muon_and_adamw(
     return _chained([muon, adamw], config, groups, matrices)
 
 
+def _state_size(weight: Tensor) -> int:
+    """Return the values of a weight's state: one moment or two, and main weights in bf16."""
+    num_moments = 1 if hasattr(weight, "matrix_parts") else 2
+    return weight.numel() * (num_moments + (weight.dtype == torch.bfloat16))
+
+
 def _chained(
     optimizers: list[Muon | AdamW],
     config: OptimizerConfig,
@@ -165,11 +187,9 @@ def _mark_matrices(model_chunks: Sequence[Any]) -> Iterator[Any]:
     for chunk in model_chunks:
         for name, weight in chunk.named_parameters():
             *path, module, kind = name.split(".")
-            if "layers" in path and module in _MODULES and kind == "weight":
-                is_split = getattr(weight, "tensor_model_parallel", False)
-                split_dim = weight.partition_dim if is_split else None
+            if "layers" in path and module in _SPLIT_DIMS and kind == "weight":
                 rows = _rows(module, weight, chunk.config)
-                weight.matrix_parts = MatrixParts(rows=rows, split_dim=split_dim)
+                weight.matrix_parts = MatrixParts(rows=rows, split_dim=_SPLIT_DIMS[module])
                 yield weight
 
 

@@ -1,9 +1,10 @@
 """Memory and operations of Muon, whose state and work data-parallel ranks share by whole weights."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 
+from megatron_ext.sharing import balanced_shares
 from pipeline.cost.parameters import StateBytes, rank_parameters
 from pipeline.cost.rank_sizes import BFLOAT16, FLOAT32, RankSizes
 
@@ -22,32 +23,26 @@ class Weight:
 
 
 def rank_weights(sizes: RankSizes, stage: int) -> list[Weight]:
-    """Return the weights of a rank of a pipeline stage, those of router or gates as one."""
-    shape, method = sizes.shape, rank_parameters(sizes, stage)
-    num_copies = round(method.vocabulary * sizes.tensor / shape.vocabulary_weights)
+    """Return the weights of a rank of a pipeline stage."""
+    shape, parameters = sizes.shape, rank_parameters(sizes, stage)
+    num_copies = round(parameters.vocabulary * sizes.tensor / shape.vocabulary_weights)
     weights = [weight for _ in range(sizes.stage_layers[stage]) for weight in _layer(sizes)]
     weights += [Weight(elements=shape.vocabulary_weights / sizes.tensor)] * num_copies
-    if method.method:
-        weights += _norm(sizes)
-        decider = method.method - shape.norm_parameters
-        weights += [Weight(elements=decider)] if decider else []
+    if parameters.method:
+        weights += [*_norm(sizes), *_decider(sizes)]
     return weights
 
 
 def state_bytes(sizes: RankSizes, stage: int) -> StateBytes:
     """Return what a rank holds during the whole step; of the data-parallel ranks, the one that holds most."""
     parameters = rank_parameters(sizes, stage)
-    main_bytes = FLOAT32 if sizes.value_bytes == BFLOAT16 else 0
-
-    def moments(weight: Weight) -> float:
-        return weight.elements * FLOAT32 * (1 if weight.matrices else 2)
-
-    owned = _fullest_share(sizes, stage, lambda weight: moments(weight) + main_bytes * weight.elements)
+    owned = _fullest_share(sizes, stage, lambda weight: _state_size(sizes, weight))
+    has_main_weights = sizes.value_bytes == BFLOAT16
     return StateBytes(
         weights=sizes.value_bytes * parameters.total,
         gradients=FLOAT32 * parameters.total,
-        main_weights=sum(main_bytes * weight.elements for weight in owned),
-        moments=sum(moments(weight) for weight in owned),
+        main_weights=FLOAT32 * has_main_weights * sum(weight.elements for weight in owned),
+        moments=FLOAT32 * sum(map(_moments, owned)),
     )
 
 
@@ -88,18 +83,19 @@ def _iteration_flops(rows: int, columns: int) -> float:
 
 def _fullest_share(sizes: RankSizes, stage: int, amount: Callable[[Weight], float]) -> Sequence[Weight]:
     """Return the weights of the data-parallel rank with most of something."""
-    return max(_shares(sizes, stage), key=lambda share: sum(map(amount, share)))
+    weights = rank_weights(sizes, stage)
+    shares = balanced_shares([_state_size(sizes, weight) for weight in weights], sizes.data)
+    held = ([weights[number] for number in share] for share in shares)
+    return max(held, key=lambda share: sum(map(amount, share)))
 
 
-def _shares(sizes: RankSizes, stage: int) -> list[list[Weight]]:
-    """Distribute weights over data-parallel ranks as Megatron's layer-wise optimizer: by size, to and fro."""
-    shares: list[list[Weight]] = [[] for _ in range(sizes.data)]
-    ranks = cycle([*range(sizes.data), *reversed(range(sizes.data))])
-    # Matrices come first among equally large weights.
-    ordered = sorted(rank_weights(sizes, stage), key=lambda weight: (weight.elements, not weight.matrices))
-    for weight, rank in zip(ordered, ranks, strict=False):
-        shares[rank].append(weight)
-    return shares
+def _moments(weight: Weight) -> float:
+    return weight.elements * (1 if weight.matrices else 2)
+
+
+def _state_size(sizes: RankSizes, weight: Weight) -> float:
+    """Return the values of a weight's state: moments, and main weights in bf16."""
+    return _moments(weight) + weight.elements * (sizes.value_bytes == BFLOAT16)
 
 
 def _layer(sizes: RankSizes) -> Iterator[Weight]:
@@ -124,3 +120,11 @@ def _layer(sizes: RankSizes) -> Iterator[Weight]:
 def _norm(sizes: RankSizes) -> list[Weight]:
     hidden = sizes.shape.hidden_size
     return [Weight(elements=hidden)] * (sizes.shape.norm_parameters // hidden)
+
+
+def _decider(sizes: RankSizes) -> Iterator[Weight]:
+    decider = sizes.account.decider
+    if decider is not None:
+        shapes = decider.shapes(sizes.shape.hidden_size, sizes.num_latent_thoughts)
+        for _ in decider.prefixes(sizes.num_latent_thoughts):
+            yield from (Weight(elements=math.prod(shape)) for shape in shapes.values())

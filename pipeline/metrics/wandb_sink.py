@@ -1,5 +1,6 @@
 """Weights & Biases, of the extra ``wandb``; its environment variables say where and with which key."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from pipeline.metrics.tracking import store_run_id, stored_run_id
 
 __all__ = ["WandbSink"]
 
+logger = logging.getLogger(__name__)
+
+# Of what waits at the end of a run: the rest stays in its folder, for `wandb sync`.
+_FINISH_SECONDS = 100.0
 # The horizontal axis of all curves.
 _ITERATION = "iteration"
 
@@ -33,6 +38,8 @@ class WandbSink:
             resumes: the run has been trained before, and its curves continue.
         """
         known = stored_run_id(folder, "wandb") if resumes else None
+        # Silent from its set-up on, it does not ask for a key on the terminal, where a training runs.
+        wandb.setup(wandb.Settings(silent=True))
         self._run = wandb.init(
             project=project,
             name=name,
@@ -40,9 +47,10 @@ class WandbSink:
             resume="allow",
             dir=str(folder),
             config=dict(settings),
-            settings=wandb.Settings(console="off"),
+            settings=wandb.Settings(console="off", finish_timeout=_FINISH_SECONDS),
         )
         store_run_id(folder, "wandb", self._run.id)
+        logger.info("metrics also go to wandb: %s", self._run.url or self._run.dir)
         # Not wandb's own count of calls, which refuses the iterations that a resumed run repeats.
         self._run.define_metric(_ITERATION)
         self._run.define_metric("*", step_metric=_ITERATION)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from torch.profiler import profile
+from torch.profiler import profile, record_function
 
 from megatron_ext.device import profiled_activities, record_memory_history, write_memory_history
 from pipeline.config.schema import ProfileSection
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 # TensorBoard's plugin finds files that end so, and Perfetto opens them.
 _TRACE_SUFFIX = ".pt.trace.json.gz"
+_STEP = "ProfilerStep#"
 _ROWS_ON_A_TERMINAL = 12
 _ROWS_IN_A_FILE = 100
 
@@ -58,6 +59,7 @@ class StepProfiler:
         self._folder = folder
         self._rank = rank
         self._profile: profile | None = None
+        self._step: record_function | None = None
         self._first = self._last = 0
         self.operations: tuple[Operation, ...] = ()
 
@@ -72,22 +74,20 @@ class StepProfiler:
             return
         if self._profile is None:
             self._first = iteration
-            self._profile = profile(
-                activities=profiled_activities(), record_shapes=True, profile_memory=True, acc_events=True
-            )
-            # Iterations are called in the trace as they are in the log.
-            self._profile.step_num = iteration
+            self._profile = profile(activities=profiled_activities(), record_shapes=True, profile_memory=True)
             record_memory_history()
             self._profile.start()
+        # TensorBoard's plugin knows iterations by this name.
+        self._step = record_function(f"{_STEP}{iteration}")
+        self._step.__enter__()
 
     def end_step(self, iteration: int) -> None:
         """End the record of an iteration, and write all of them after the last one; called after each."""
         if self._profile is None or self._steps is None:
             return
         self._last = iteration
-        if iteration < self._steps[1]:
-            self._profile.step()
-        else:
+        self._end_range()
+        if iteration == self._steps[1]:
             self.close()
 
     def close(self) -> None:
@@ -97,11 +97,17 @@ class StepProfiler:
             return
         # It is done once in a process.
         self._steps = None
+        self._end_range()
         try:
             recorded.stop()
             self._write(recorded)
         except (OSError, RuntimeError) as error:
             logger.warning("the profile could not be written: %s", error)
+
+    def _end_range(self) -> None:
+        step, self._step = self._step, None
+        if step is not None:
+            step.__exit__(None, None, None)
 
     def _write(self, recorded: profile) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +141,7 @@ def operations_of(averages: Sequence[Any]) -> tuple[Operation, ...]:
             device_seconds=entry.self_device_time_total / 1e6,
         )
         for entry in averages
-        if not entry.key.startswith("ProfilerStep")
+        if not entry.key.startswith(_STEP)
     ]
     on_device = any(one.device_seconds for one in found)
     return tuple(sorted(found, key=lambda one: one.device_seconds if on_device else one.host_seconds)[::-1])

@@ -12,8 +12,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,11 @@ _SIZED_BY_VALUES = frozenset(
         aten.bincount.default,
     }
 )
+# All that a training step may wait for, and why.
+NEEDED_WAITS = {
+    "pipeline/step/train.py": "the loss of the step, by which all ranks decide alike whether to make it",
+    "megatron/core/optimizer/clip_grads.py": "the norm of the gradients, to clip them and to judge the step",
+}
 _ROOTS = ("/megatron_ext/", "/pipeline/", "/megatron/core/", "/tests/")
 
 
@@ -143,8 +149,7 @@ def away_device() -> Iterator[AwayDevice]:
         for owner in (torch, host._torch_with_cuda_read_as_cpu()):
             replace(owner, "tensor", _tensor(owner.tensor, away))
         replace(nn.Module, "to", _module_to(nn.Module.to))
-        # A wrapper around a tensor cannot be an inference tensor.
-        replace(torch, "inference_mode", lambda *_args, **_kwargs: torch.no_grad())
+        replace(torch.inference_mode, "__enter__", _enter_no_grad)
         stack.enter_context(standing_in(AWAY))
         stack.enter_context(away)
         yield away
@@ -194,14 +199,14 @@ def _check(
     generator = kwargs.get("generator")
     if generator is not None and goes_away:
         raise DevicesError(f"{func}: a generator of the {generator.device} for a tensor of the device")
-    for tensor in seen:
-        assert isinstance(tensor, AwayTensor) or not tensor.is_meta, f"{func}: a tensor without values"
-    if func in _COPIES:
+    here = [tensor for tensor in seen if not isinstance(tensor, AwayTensor)]
+    assert not any(tensor.is_meta for tensor in here), f"{func}: a tensor without values"
+    if not here or func in _COPIES:
         return
     if func in _INDEXING:
         on_host = [tensor for tensor in _of_indexing(func, args) if not _is_fitting(tensor, args[0])]
     elif func.namespace == "c10d":
-        on_host = [tensor for tensor in seen if not isinstance(tensor, AwayTensor)]
+        on_host = here
     else:
         on_host = list(_of_the_wrong_side(func, args, kwargs))
     if on_host:
@@ -211,13 +216,12 @@ def _check(
 
 def _of_the_wrong_side(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """Yield tensors of the host; single numbers may be, unless they are written or are in a list."""
-    for number, argument in enumerate(func._schema.arguments):
-        value = args[number] if number < len(args) else kwargs.get(argument.name)
-        is_written = argument.alias_info is not None and argument.alias_info.is_write
+    for number, (name, written) in enumerate(_signature(func).arguments):
+        value = args[number] if number < len(args) else kwargs.get(name)
         is_list = isinstance(value, list | tuple)
         for tensor in value if is_list else (value,):
             is_on_host = isinstance(tensor, Tensor) and not isinstance(tensor, AwayTensor)
-            if is_on_host and (tensor.dim() > 0 or is_written or is_list):
+            if is_on_host and (tensor.dim() > 0 or written or is_list):
                 yield tensor
 
 
@@ -257,28 +261,48 @@ def _count_waits(func: Any, args: tuple[Any, ...], away: AwayDevice) -> None:
 
 def _on_device(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
     """Give results their place; what was written in place is the argument itself."""
-    given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)}
-    returns = func._schema.returns
-    if len(returns) == 1:
-        return _returned(func, given | kwargs, returns[0], result)
+    results = _signature(func).results
+    if len(results) == 1:
+        return _placed(results[0], func, args, kwargs, result)
     if not isinstance(result, tuple):
         return result
     return tuple(
-        _returned(func, given | kwargs, declared, value)
-        for declared, value in zip(returns, result, strict=True)
+        _placed(written, func, args, kwargs, value) for written, value in zip(results, result, strict=True)
     )
 
 
-def _returned(func: Any, given: dict[str, Any], declared: Any, value: Any) -> Any:
-    alias = declared.alias_info
-    if alias is not None and alias.is_write:
-        for argument in func._schema.arguments:
-            written = argument.alias_info
-            if written is not None and written.is_write and written.before_set & alias.before_set:
-                tensor = given[argument.name]
-                assert not isinstance(tensor, AwayTensor) or tensor.shape == tensor.held.shape, func
-                return tensor
-    return _map(value, lambda tensor: tensor if isinstance(tensor, AwayTensor) else AwayTensor(tensor))
+def _placed(written: frozenset[str], func: Any, args: Any, kwargs: dict[str, Any], value: Any) -> Any:
+    for number, (name, also_written) in enumerate(_signature(func).arguments if written else ()):
+        if written & also_written:
+            tensor = args[number] if number < len(args) else kwargs[name]
+            assert not isinstance(tensor, AwayTensor) or tensor.shape == tensor.held.shape, func
+            return tensor
+    return _map(value, AwayTensor)
+
+
+class _Signature(NamedTuple):
+    """What an operation writes.
+
+    Attributes:
+        arguments: names, and the memory that is written there.
+        results: the memory that is written, of which each result is; empty for other results.
+    """
+
+    arguments: tuple[tuple[str, frozenset[str]], ...]
+    results: tuple[frozenset[str], ...]
+
+
+@cache
+def _signature(func: Any) -> _Signature:
+    def written(declared: Any) -> frozenset[str]:
+        alias = declared.alias_info
+        return frozenset(alias.before_set) if alias is not None and alias.is_write else frozenset()
+
+    schema = func._schema
+    return _Signature(
+        arguments=tuple((argument.name, written(argument)) for argument in schema.arguments),
+        results=tuple(map(written, schema.returns)),
+    )
 
 
 def _held(tensor: Tensor) -> Tensor:
@@ -293,6 +317,12 @@ def _map(value: Any, function: Callable[[Tensor], Any]) -> Any:
     if type(value) is dict:
         return {name: _map(one, function) for name, one in value.items()}
     return value
+
+
+def _enter_no_grad(mode: Any) -> None:
+    """A wrapper around a tensor cannot be an inference tensor."""
+    mode._inference_mode_context = torch.no_grad()
+    mode._inference_mode_context.__enter__()
 
 
 def _tensor(original: Callable[..., Tensor], away: AwayDevice) -> Callable[..., Tensor]:
