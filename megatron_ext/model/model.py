@@ -223,7 +223,7 @@ class PonderModel(ModelStage):
             packed.take(rows),
             packed.positions(micro_batch.batch.position_ids),
             log_weight=log_weight,
-            context=RowContext(segments=packed.segments),
+            context=RowContext(segments=packed.segments, has_fixed_rows=False),
         )
         self._count_thoughts(num_slots, packed, context)
         return take_slots(packed.put(hidden), num_slots, micro_batch.method.slots_read(index, context))
