@@ -67,6 +67,7 @@ def render_plan(plan: RunPlan) -> Table:
             f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / plan.num_ranks:,.0f} per "
             f"device, at {plan.assumptions.mfu:.0%} MFU ({plan.hfu:.0%} HFU)",
         ),
+        ("received by a rank", _traffic(plan)),
         ("duration", f"{plan.days:,.1f} days for {metric(plan.tokens)} tokens"),
     ]
     for name, value in rows:
@@ -110,6 +111,13 @@ def _parts(plan: RunPlan, memory: RankMemory) -> list[tuple[str, float]]:
         ("reserve", plan.assumptions.reserve_bytes),
         ("total", memory.peak + plan.assumptions.reserve_bytes),
     ]
+
+
+def _traffic(plan: RunPlan) -> str:
+    """Format the bytes of an iteration by axis, without axes that a run does not have."""
+    axes = {axis: getattr(plan.traffic, axis) for axis in ("tensor", "context", "pipeline", "data")}
+    shown = [f"{axis} {value / GIB:,.2f}" for axis, value in axes.items() if value]
+    return f"{', '.join(shown)} GiB per iteration" if shown else "nothing"
 
 
 def _inference(plan: RunPlan) -> str:

@@ -81,7 +81,10 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
         return ExitCode.REQUEUE
     try:
         groups = initialize_groups(
-            tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, seed=config.seed
+            tensor=config.parallel.tensor,
+            context=config.parallel.context,
+            pipeline=config.parallel.pipeline,
+            seed=config.seed,
         )
         watchdog = Watchdog(
             ranks,

@@ -36,6 +36,7 @@ def _is_switch(text: str) -> bool:
 
 AXES = {
     "tp": Axis("parallel.tensor", "1", "must be an integer of at least 1", _is_count),
+    "cp": Axis("parallel.context", "1", "must be an integer of at least 1", _is_count),
     "pp": Axis("parallel.pipeline", "1", "must be an integer of at least 1", _is_count),
     "dp": Axis("parallel.data", "1", "must be an integer of at least 1", _is_count),
     "sp": Axis("parallel.sequence_parallel", "false", "must be true or false", _is_switch),
@@ -71,6 +72,7 @@ def parse_layout(text: str) -> tuple[list[str], list[ConfigProblem]]:
 def render_layout(parallel: ParallelConfig) -> str:
     """Return a layout in the syntax of the option."""
     sizes = f"tp={parallel.tensor},pp={parallel.pipeline},dp={parallel.data}"
+    sizes += f",cp={parallel.context}" if parallel.context > 1 else ""
     return f"{sizes},sp=true" if parallel.sequence_parallel else sizes
 
 
