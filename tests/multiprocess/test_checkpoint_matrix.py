@@ -171,7 +171,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def differing(ranks: SharedRanks, folder: Path) -> list[list[str]]:
-    """Return what differs when gathered, by rank; the checkpoints of all 30 pairs are in the folder then."""
+    """Return what differs when gathered, by rank; the checkpoints of all pairs are in the folder then."""
     _in_pools(ranks, _train_and_save, folder, False)
     return _in_pools(ranks, _load_and_save, folder, tuple(LAYOUTS), False)
 
