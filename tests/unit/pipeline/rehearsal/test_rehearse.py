@@ -107,7 +107,7 @@ def test_any_rank_of_any_layout_can_be_rehearsed(rank: int) -> None:
 def test_keys_values_and_their_gradients_are_what_context_parallel_ranks_exchange(
     method: Method, parallel: dict[str, Any]
 ) -> None:
-    run = run_of(method, parallel, seq_length=256)
+    run = run_of(method, parallel)
     found = rehearse_rank(run, VOCAB_SIZE, 0, documents_per_row=2)
     size = parallel["context"]
     planned = rank_traffic(rank_sizes(run, VOCAB_SIZE)).context
