@@ -1,14 +1,16 @@
 # syntax=docker/dockerfile:1
-# MegaPonder on CUDA GPUs, with apex and Transformer Engine built from pinned releases.
+# MegaPonder on CUDA GPUs.
 #
 #   docker build --tag megaponder .
 #   docker run --gpus all --shm-size 16g --volume "$PWD/runs:/home/megaponder/runs" megaponder \
 #       megaponder train --config recipe.yaml
 #
-# The same image serves SLURM (enroot, apptainer) and Ray (KubeRay): see docs/cluster.md.
+# Everything comes as wheels; those of torch bring CUDA, cuDNN and NCCL along, so that a machine needs only a driver.
+# `--target with-extensions` adds apex and Transformer Engine, which takes an hour; Megatron then takes its optimizer
+# and norms of gradients from them. The same image serves SLURM (enroot, apptainer) and Ray (KubeRay): see
+# docs/cluster.md.
 
-# torch 2.13.0 from the package index is built for CUDA 13.0; extensions must be compiled with the same toolkit.
-FROM nvidia/cuda:13.0.3-cudnn-devel-ubuntu24.04 AS base
+FROM python:3.12-slim AS installed
 
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ENV DEBIAN_FRONTEND=noninteractive \
@@ -16,21 +18,17 @@ ENV DEBIAN_FRONTEND=noninteractive \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     RAY_USAGE_STATS_ENABLED=0 \
-    UV_PYTHON_INSTALL_DIR=/opt/python \
-    VIRTUAL_ENV=/opt/venv \
-    PATH=/opt/venv/bin:$PATH
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# ibverbs and rdmacm: NCCL over InfiniBand. wget: KubeRay asks with it whether a node lives.
+# gcc: Triton compiles its launchers. ibverbs and rdmacm: NCCL over InfiniBand. wget: KubeRay asks with it whether a
+# node lives.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends \
-       ca-certificates cmake git ibverbs-providers libibverbs1 librdmacm1 wget \
+       ca-certificates gcc ibverbs-providers libc6-dev libibverbs1 librdmacm1 wget \
     && rm -rf /var/lib/apt/lists/*
 
-# Python 3.11, as in the measured runs. Ubuntu 24.04 has 3.12 only; the package supports both.
-COPY --from=ghcr.io/astral-sh/uv:0.8.22 /uv /usr/local/bin/uv
-RUN uv venv --seed --python 3.11.13 "$VIRTUAL_ENV"
-
-# The dependencies alone, so that a change of the sources does not build the extensions again.
+# The dependencies alone, so that a change of the sources does not install them again.
 WORKDIR /opt/megaponder
 COPY pyproject.toml LICENSE README.md ./
 RUN python - <<'REQUIREMENTS' > /tmp/requirements.txt && pip install --requirement /tmp/requirements.txt
@@ -40,13 +38,33 @@ with open("pyproject.toml", "rb") as file:
 for requirement in (
     *project["build-system"]["requires"],
     *project["project"]["dependencies"],
-    *(extra for name in ("gpu", "hf", "ray") for extra in project["project"]["optional-dependencies"][name]),
+    *(extra for name in ("hf", "ray") for extra in project["project"]["optional-dependencies"][name]),
 ):
     print(requirement)
 REQUIREMENTS
 
+COPY . .
+RUN pip install --no-deps . && pip check && megaponder --help && ray --version
+RUN useradd --create-home --shell /bin/bash megaponder
 
-FROM base AS extensions
+
+# Only for the target with-extensions. torch of the package index is built for CUDA 13.0; extensions must be compiled
+# with the same toolkit. Ubuntu 24.04 has Python 3.12.
+FROM nvidia/cuda:13.0.3-cudnn-devel-ubuntu24.04 AS extensions
+
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PATH=/opt/venv/bin:$PATH
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends cmake git python3.12-dev python3.12-venv \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3.12 -m venv /opt/venv
+COPY --from=installed /tmp/requirements.txt /tmp/requirements.txt
+COPY --from=installed /opt/megaponder/pyproject.toml /tmp/pyproject.toml
+RUN python - <<'TOOLS' > /tmp/tools.txt && pip install --requirement /tmp/requirements.txt --requirement /tmp/tools.txt
+import tomllib
+with open("/tmp/pyproject.toml", "rb") as file:
+    print("\n".join(tomllib.load(file)["project"]["optional-dependencies"]["gpu"]))
+TOOLS
 
 # Compute capabilities to build for: A100, H100, B200.
 ARG TORCH_CUDA_ARCH_LIST="8.0;9.0;10.0"
@@ -54,7 +72,6 @@ ARG NVTE_CUDA_ARCHS="80;90;100"
 # Compilers at once; each may take 4 GiB of memory.
 ARG MAX_JOBS=8
 ARG APEX_RELEASE=26.09
-# The newest release that Megatron-Core 0.16.1 names.
 ARG TRANSFORMER_ENGINE_RELEASE=v2.11
 
 RUN git clone --quiet --depth 1 --branch "$APEX_RELEASE" https://github.com/NVIDIA/apex.git /tmp/apex \
@@ -67,16 +84,17 @@ RUN git clone --quiet --depth 1 --branch "$TRANSFORMER_ENGINE_RELEASE" --recurse
        pip wheel --no-deps --no-build-isolation --wheel-dir /wheels /tmp/transformer_engine
 
 
-FROM base AS megaponder
+FROM installed AS with-extensions
 
 RUN --mount=type=bind,from=extensions,source=/wheels,target=/wheels pip install /wheels/*.whl
-
-COPY . .
-RUN pip install --no-deps . && pip check
-
-RUN useradd --create-home --shell /bin/bash megaponder
 USER megaponder
 WORKDIR /home/megaponder
+CMD ["megaponder", "--help"]
 
-RUN megaponder --help && ray --version
+
+# What is built unless a target is named.
+FROM installed AS megaponder
+
+USER megaponder
+WORKDIR /home/megaponder
 CMD ["megaponder", "--help"]

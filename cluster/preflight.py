@@ -1,6 +1,7 @@
 """Checks on the submitting machine before anything is queued."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from data_prep.manifest import load_manifest
 from pipeline.config.errors import ConfigError, ConfigProblem
@@ -15,6 +16,12 @@ from pipeline.shared.secrets import is_masked
 
 # For the CUDA context, libraries and fragmentation, as `megaponder plan` assumes.
 _RESERVE_BYTES = 6 * GIB
+# Of the driver; the last one is that of Windows Subsystem for Linux.
+_DEVICE_FILES = (
+    (Path("/proc/driver/nvidia/gpus"), "*"),
+    (Path("/dev"), "nvidia[0-9]*"),
+    (Path("/dev"), "dxg"),
+)
 # As `megaponder plan` assumes.
 _MFU = 0.4
 # So much longer than planned a step may take: other kernels, other machines, a slow start.
@@ -33,6 +40,7 @@ def check_run(config: RunConfig, *, expects_data: bool = True) -> None:
     """
     problems = [
         *input_problems(config, expects_data=expects_data),
+        *_no_gpus_here(config),
         *_too_little_memory(config),
         *too_slow(config),
     ]
@@ -66,6 +74,30 @@ def refuse_masked(config: RunConfig) -> None:
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def has_gpus() -> bool:
+    """Whether this machine has NVIDIA devices, as far as its files tell."""
+    return any(next(folder.glob(pattern), None) for folder, pattern in _DEVICE_FILES)
+
+
+def _no_gpus_here(config: RunConfig) -> Iterator[ConfigProblem]:
+    """Devices that the ranks would not use, or that a local job would never get."""
+    submit = config.submit
+    if submit.gpus_per_node > 0 and config.parallel.device == "cpu":
+        yield ConfigProblem(
+            path="submit.gpus_per_node",
+            rule="must be 0 where parallel.device is cpu",
+            value=str(submit.gpus_per_node),
+            cure="set it to 0, or parallel.device to cuda",
+        )
+    elif submit.target == "local" and submit.gpus_per_node > 0 and not has_gpus():
+        yield ConfigProblem(
+            path="submit.gpus_per_node",
+            rule="must be 0 on a machine without NVIDIA devices, which runs the job itself",
+            value=str(submit.gpus_per_node),
+            cure="set it to 0 to train on the CPU, or submit to slurm or ray",
+        )
 
 
 def _too_little_memory(config: RunConfig) -> Iterator[ConfigProblem]:

@@ -17,6 +17,7 @@ from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.shared.errors import DataError
 from pipeline.shared.tables import Table
+from pipeline.shared.units import render_bytes
 
 SAMPLE_TOKENS = 200
 BAR_CHARACTERS = 40
@@ -121,7 +122,7 @@ def render_inspection(inspection: Inspection) -> RenderableType:
     tokenizer = manifest.header.tokenizer
     facts = Text(
         f"{inspection.folder}: {manifest.header.inputs.source}, {manifest.header.inputs.num_files:,} files, "
-        f"{manifest.header.inputs.num_bytes / 1e6:,.1f} MB of text, "
+        f"{render_bytes(manifest.header.inputs.num_bytes)} of text, "
         f"{len(manifest.rejected)} records rejected, {len(manifest.lost)} files lost\n"
         f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, end of document {tokenizer.eod_id}, "
         f"sha256 {tokenizer.sha256[:12]}; tokens stored as {manifest.header.token_type}, "

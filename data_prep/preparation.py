@@ -90,6 +90,9 @@ class PrepareRequest(BaseModel):
     stored_as: StoredAs = Field(default="webdataset", description="shards, or a Megatron pair of each split")
     workers: NonNegativeInt = Field(default=2, description="Ray workers; 0 runs in this process, without Ray")
     ray_address: str | None = Field(default=None, description="HOST:PORT of a running Ray; None starts one")
+    small_bytes: NonNegativeInt = Field(
+        default=8_000_000, description="no Ray is started for so few bytes of files, which take seconds here"
+    )
     overwrite: bool = Field(default=False, description="replace shards made from other text or settings")
     max_bad_records: NonNegativeInt = Field(
         default=DEFAULT_MAX_BAD_RECORDS, description="records without text that may be skipped"

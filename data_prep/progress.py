@@ -13,6 +13,7 @@ from data_prep.inputs.finding import FoundFiles
 from data_prep.inputs.rejections import LOST_NAME, REJECTED_NAME, SKIPPED_NAME
 from data_prep.manifest import ShardEntry, ShardManifest
 from pipeline.shared.progress import Progress, SilentProgress, open_progress
+from pipeline.shared.units import render_bytes
 
 MEGA = 1_000_000
 # How often a log file gets a line.
@@ -53,12 +54,12 @@ class Throughput:
         )
 
     def describe(self) -> str:
-        """Render one line: shards, documents/s, MB/s, tokens/s."""
+        """Render one line: shards, documents, bytes and tokens per second."""
         seconds = max(self.elapsed_seconds, 1e-9)
         return (
             f"{self.num_shards}/{self.totals.num_shards} shards | "
             f"{self.num_documents / seconds:,.0f} documents/s | "
-            f"{self.text_bytes / seconds / MEGA:.2f} MB/s | "
+            f"{render_bytes(self.text_bytes / seconds)}/s | "
             f"{self.num_tokens / seconds / MEGA:.2f} M tokens/s"
         )
 

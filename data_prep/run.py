@@ -1,7 +1,9 @@
 """The entry to tokenization: chooses the executor of the tasks and the format of the result."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 from data_prep.manifest import ShardManifest
 from data_prep.on_ray.cluster import cluster_ray
@@ -11,8 +13,11 @@ from data_prep.output import output_errors
 from data_prep.pair_preparation import prepare_pairs
 from data_prep.preparation import Executor, PrepareRequest, execute_here, prepare_shards
 from data_prep.progress import PrepareProgress
-from data_prep.tasks import ShardTask
+from data_prep.tasks import ShardTask, StoppedTask, TaskReport
 from pipeline.shared.errors import DataError
+from pipeline.shared.units import render_bytes
+
+logger = logging.getLogger(__name__)
 
 # On a Ray started here, the next task waits at the worker while one runs.
 TASKS_IN_FLIGHT_PER_WORKER = 2
@@ -44,8 +49,20 @@ def _executor(request: PrepareRequest) -> Executor:
 
     # A cluster may have more CPUs than workers were requested: all tasks in flight run.
     per_worker = TASKS_IN_FLIGHT_PER_WORKER if address is None else 1
-    return RayExecutor(
+    on_ray = RayExecutor(
         connect=connect,
         num_in_flight=per_worker * request.workers,
         timeout_seconds=request.task_timeout_seconds,
     )
+    return on_ray if address is not None else partial(_execute_small_here, on_ray, request.small_bytes)
+
+
+def _execute_small_here(
+    on_ray: Executor, small_bytes: int, tasks: Sequence[ShardTask]
+) -> Generator[TaskReport | StoppedTask, None, None]:
+    """Execute tasks in this process where that takes less time than to start Ray."""
+    num_bytes = sum(task.shard.inputs.num_bytes for task in tasks)
+    if num_bytes > small_bytes:
+        return on_ray(tasks)
+    logger.info("%s are tokenized in this process; Ray is for more", render_bytes(num_bytes))
+    return execute_here(tasks)

@@ -58,7 +58,7 @@ class AdamW(torch.optim.Optimizer):
         params = [param for param in group["params"] if param.grad is not None]
         if not params:
             return
-        states = [self._state_of(param) for param in params]
+        states = [self.state_of(param) for param in params]
         # The kernel increments each parameter's own count, so they start one below.
         steps = torch.full((len(params),), float(group["step"] - 1), device=params[0].device)
         beta1, beta2 = group["betas"]
@@ -79,7 +79,8 @@ class AdamW(torch.optim.Optimizer):
             maximize=False,
         )
 
-    def _state_of(self, param: Tensor) -> dict[str, Tensor]:
+    def state_of(self, param: Tensor) -> dict[str, Tensor]:
+        """Return the state of a parameter; that of one without updates is created."""
         state: dict[str, Tensor] = self.state[param]
         if not state:
             state["exp_avg"] = torch.zeros_like(param)

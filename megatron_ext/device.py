@@ -6,9 +6,11 @@ Here and in :mod:`megatron_ext.host`, which lets Megatron run without CUDA, is e
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity
 
 DEVICE_VARIABLE = "MEGAPONDER_DEVICE"
 """Environment variable that chooses the device where the configuration leaves it open: auto, cpu or cuda."""
@@ -84,6 +86,15 @@ def device_name() -> str:
     return f"CPU ({torch.get_num_threads()} threads per rank)"
 
 
+def visible_devices() -> list[str]:
+    """Return name and memory of each CUDA device that this process can use."""
+    found = [
+        torch.cuda.get_device_properties(index)
+        for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    ]
+    return [f"{one.name}, {one.total_memory / 2**30:.0f} GiB" for one in found]
+
+
 def select_device(local_rank: int, num_local_ranks: int = 1) -> None:
     """Make one CUDA device the one that :func:`device` returns; nothing without CUDA.
 
@@ -132,9 +143,43 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def profiled_activities() -> list[ProfilerActivity]:
+    """Return what torch's profiler records: the host, and this rank's device."""
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if has_cuda() else [])]
+
+
 def most_memory_bytes() -> int | None:
     """Return the most memory that tensors of this process have taken on its device; None on a CPU."""
     return torch.cuda.max_memory_allocated() if has_cuda() else None
+
+
+def record_memory_history() -> None:
+    """Record from now on what takes and frees memory on this rank's device; nothing without CUDA."""
+    if has_cuda():
+        torch.cuda.memory._record_memory_history(max_entries=1_000_000)
+
+
+def write_memory_history(path: Path) -> bool:
+    """Write what was recorded as a snapshot for https://pytorch.org/memory_viz, and end the recording.
+
+    Returns:
+        whether there was anything to write, which is so with CUDA.
+    """
+    if not has_cuda():
+        return False
+    torch.cuda.memory._dump_snapshot(str(path))
+    torch.cuda.memory._record_memory_history(enabled=None)
+    return True
+
+
+def device_memory_bytes() -> tuple[int, int] | None:
+    """Return the free and the total memory of this rank's device; None on a CPU."""
+    return torch.cuda.mem_get_info() if has_cuda() else None
+
+
+def memory_report() -> str:
+    """Return what torch's allocator holds on this rank's device; empty on a CPU."""
+    return torch.cuda.memory_summary() if has_cuda() else ""
 
 
 def as_integers(numbers: Sequence[int]) -> Tensor:

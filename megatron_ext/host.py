@@ -13,7 +13,7 @@ meaning:
 What stands in for CUDA (:func:`megatron_ext.device.standing_in`) takes the place of the CPU in all of this.
 
 On every device, where apex and Transformer Engine are missing, Megatron's optimizer is our AdamW, and its
-norm of all gradients is summed in float64.
+norm of all gradients is summed in float64. On CUDA, cuDNN's attention runs only where it is asked for.
 """
 
 import functools
@@ -30,6 +30,7 @@ import torch
 
 from megatron_ext.adamw import AdamW, exact_norm
 from megatron_ext.device import device, has_cuda
+from megatron_ext.model.kernels import leave_out_cudnn
 
 __all__ = ["prepare_host"]
 
@@ -77,6 +78,8 @@ def prepare_host() -> None:
         for name in _MODULES_NAMING_CUDA:
             vars(importlib.import_module(name))["torch"] = _torch_with_cuda_read_as_cpu()
         _use_the_cpu_generator()
+    else:
+        leave_out_cudnn()
     if not _is_installed("apex") and not _is_installed("transformer_engine"):
         logger.info("neither apex nor Transformer Engine is installed: AdamW runs on torch's fused kernel")
         _fill_optimizer_slot()

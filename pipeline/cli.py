@@ -11,8 +11,10 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
+from pipeline.commands.help_types import hide_obvious_types, without_obvious_types
 from pipeline.commands.lazy_group import CommandEntry, LazyGroup
 from pipeline.commands.shared import exit_on_user_error, ignore_leftover_variables, report_notices_once
+from pipeline.commands.spellings import current_spelling
 from pipeline.shared.console import report_crashes, say
 from pipeline.shared.errors import UserError
 from pipeline.shared.exit_codes import ExitCode
@@ -83,6 +85,11 @@ COMMANDS = (
         "Write the report of a run: a self-contained HTML file with curves, results and a sample.",
     ),
     _command(
+        "doctor",
+        "pipeline.commands.doctor",
+        "Check whether this machine has what the program needs, and say how to cure what is missing.",
+    ),
+    _command(
         "parity",
         "pipeline.commands.parity",
         "Check that a parallel layout trains as one process does: is this difference normal?",
@@ -111,9 +118,16 @@ class _Commands(LazyGroup):
 
     entries = COMMANDS
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, current_spelling(args))
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return without_obvious_types(super().get_params(ctx))
+
     def load(self, name: str) -> Any:
         command = super().load(name)
         _expand_paths_of(command)
+        hide_obvious_types(command)
         return command
 
 
@@ -123,7 +137,6 @@ app = typer.Typer(
     help="Pretrain language models that decide per token how long to think, on Megatron-Core.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    add_completion=False,
     # Commands inherit it.
     context_settings={"help_option_names": ["--help", "-h"]},
     # Keep Python's own traceback for crashes: plain text in the logs of jobs.

@@ -18,6 +18,15 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs of this machine from all tests and what they start, unless `-m` asks for tests of GPUs.
+
+    Those of several ranks need the CPU: a machine has fewer GPUs than they have ranks.
+    """
+    if not _wants("gpu", config):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
     """Start every test from the same random state, that of torch only if something has imported it."""
@@ -41,12 +50,28 @@ def golden_folder(repository: Path) -> Path:
     return folder
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for the tests marked `away`."""
+    parser.addoption(
+        "--away",
+        action="store_true",
+        help="compute all that can be on a device that is not the CPU, not only a selection",
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what takes long or needs a cluster unless `-m` names its marker, and skip what needs a GPU."""
-    for marker in ("matrix", "soak", "cluster"):
-        if marker not in config.option.markexpr:
+    for marker in ("matrix", "soak", "cluster", "browser"):
+        if not _wants(marker, config):
             _deselect(config, items, marker)
+    if not config.getoption("--away") and "away" not in config.option.markexpr:
+        _deselect(config, items, "away")
     _skip_without_gpu([item for item in items if item.get_closest_marker("gpu")])
+
+
+def _wants(marker: str, config: pytest.Config) -> bool:
+    expression = config.option.markexpr
+    return marker in expression and f"not {marker}" not in expression
 
 
 def _deselect(config: pytest.Config, items: list[pytest.Item], marker: str) -> None:

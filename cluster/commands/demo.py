@@ -1,5 +1,7 @@
 """`megaponder demo`."""
 
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +13,8 @@ from pipeline.shared.console import open_console
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
+
+logger = logging.getLogger(__name__)
 
 RECIPE = Path(__file__).parents[2] / "pipeline" / "recipes" / "demo.yaml"
 EPILOG = examples(
@@ -38,7 +42,8 @@ def demo(
 ) -> None:
     """Run everything once, small: raw text, tokens, training, evaluation, generation, report.
 
-    The text is the source of this Python's standard library; nothing is downloaded. Prints a table and writes
+    The text is the source of this Python's standard library; nothing is downloaded. Each of the two ranks
+    computes on a GPU of its own; with fewer GPUs all compute on the CPU. Prints a table and writes
     report.html into the folder of the run. Steps whose settings and inputs have not changed are skipped, and
     a training that was stopped resumes.
     """
@@ -46,6 +51,7 @@ def demo(
 
     set_up_logging()
     run = load_demo(config, overrides or [], num_workers=workers)
+    choose_device(run)
     make_room(run, config)
     workflow = LocalWorkflow(
         config=run,
@@ -75,6 +81,29 @@ def load_demo(config: Path, overrides: Sequence[str], *, num_workers: int) -> "R
             )
         }
     )
+
+
+def choose_device(run: "RunConfig") -> None:
+    """Let this process and those that it starts compute on the CPU where ranks would outnumber GPUs.
+
+    What the settings or the environment say about the device wins.
+    """
+    from pipeline.ranks.gpu_variables import DEVICE_VARIABLE, num_gpus
+
+    ranks = run.parallel.world_size
+    if run.parallel.device != "auto" or os.environ.get(DEVICE_VARIABLE, "auto") != "auto":
+        return
+    found = num_gpus()
+    if found >= ranks:
+        return
+    os.environ[DEVICE_VARIABLE] = "cpu"
+    if found:
+        logger.info(
+            "the %d ranks of the demo compute on the CPU, because this machine shows %d GPU(s); for one rank "
+            "on a GPU, add parallel.tensor=1",
+            ranks,
+            found,
+        )
 
 
 def is_run_again(command: str, *, fresh: bool) -> bool:

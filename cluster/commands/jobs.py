@@ -1,6 +1,5 @@
 """`megaponder jobs`: one set of commands for local processes, SLURM and Ray."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from cluster.follow import follow, newest_lines
 from cluster.job_files import load_end
 from cluster.job_record import JobRecord, JobState, JobStatus, find_record, find_records, scan_records
 from cluster.targets import target_named
-from pipeline.commands.shared import examples
+from pipeline.commands.shared import JsonFile, examples, show_or_write
 from pipeline.shared.console import open_console, say
 from pipeline.shared.errors import ClusterError, UnreachableClusterError
 from pipeline.shared.tables import Table
@@ -31,28 +30,26 @@ Runs = Annotated[
     Path, typer.Option("--runs", metavar="DIR", help="Folder with runs at any depth, or one run.")
 ]
 RUNS = Path("runs")
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 JobRow = tuple[JobRecord, JobStatus]
 
 
 @app.command("list", epilog=examples("megaponder jobs list", "megaponder jobs list --runs /shared/runs"))
-def list_jobs(runs: Runs = RUNS, as_json: AsJson = False) -> None:
+def list_jobs(runs: Runs = RUNS, json_file: JsonFile = None) -> None:
     """List the jobs of all runs in a folder and below it, oldest first."""
     found = scan_records(runs)
     rows = _statuses(found.records)
-    if as_json:
-        say(json.dumps([_json_row(*row) for row in rows], indent=1))
-    else:
-        open_console().print(_job_table(rows))
+    show_or_write(
+        lambda: open_console().print(_job_table(rows)), [_json_row(*row) for row in rows], json_file
+    )
     for line in found.unreadable:
         say(f"unreadable: {line}", err=True)
 
 
-@app.command(epilog=examples("megaponder jobs status slurm:1234", "megaponder jobs status my-run --json"))
+@app.command(epilog=examples("megaponder jobs status slurm:1234", "megaponder jobs status my-run --json -"))
 def status(
     job: Job,
     runs: Runs = RUNS,
-    as_json: AsJson = False,
+    json_file: JsonFile = None,
 ) -> None:
     """Show the state of a job and the reason for it; for a run, of all its jobs, oldest first.
 
@@ -61,16 +58,19 @@ def status(
     records = find_records(runs, job)
     if len(records) > 1:
         rows = _statuses(records)
-        if as_json:
-            say(json.dumps(_json_row(*rows[-1]) | {"jobs": [_json_row(*row) for row in rows]}))
-        else:
-            open_console().print(_job_table(rows))
+        content = _json_row(*rows[-1]) | {"jobs": [_json_row(*row) for row in rows]}
+        show_or_write(lambda: open_console().print(_job_table(rows)), content, json_file)
         return
     record = records[0]
     found = target_named(record.target, ray_address=record.address).status(record)
-    if as_json:
-        say(found.model_dump_json())
-        return
+    show_or_write(
+        lambda: open_console().print(_status_table(record, found)),
+        found.model_dump(mode="json"),
+        json_file,
+    )
+
+
+def _status_table(record: JobRecord, found: JobStatus) -> Table:
     table = Table(box=SIMPLE_HEAD, show_header=False)
     for name, value in (
         ("job", record.job_id),
@@ -83,7 +83,7 @@ def status(
         ("folder", str(record.job_folder)),
     ):
         table.add_row(name, value)
-    open_console().print(table)
+    return table
 
 
 @app.command(epilog=examples("megaponder jobs logs my-run", "megaponder jobs logs -f slurm:1234 --rank 3"))

@@ -9,6 +9,7 @@ from cluster.workflow.marker import Marker
 from cluster.workflow.todo import StepState, differing
 from pipeline.config.schema import RunConfig
 from pipeline.config.workflow_section import ExportStep, TrainStep, WorkflowStep
+from pipeline.metrics.history import HISTORY_FILE
 from pipeline.metrics.jsonl import METRICS_FILE
 
 logger = logging.getLogger(__name__)
@@ -54,10 +55,11 @@ def set_aside(config: RunConfig, step: WorkflowStep, marker: Marker, output: str
 
 
 def set_training_aside(config: RunConfig) -> None:
-    """Move the checkpoints and curves of an earlier training."""
+    """Move the checkpoints, curves and history of an earlier training."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = config.output_dir
-    for path in (config.checkpoint_directory, folder / METRICS_FILE, folder / _CURVES):
+    files = (METRICS_FILE, HISTORY_FILE, _CURVES)
+    for path in (config.checkpoint_directory, *(folder / name for name in files)):
         if path.exists():
             kept = path.with_name(f"{path.name}.until-{stamp}")
             path.rename(kept)

@@ -23,6 +23,7 @@ from data_prep.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 from pipeline.shared.progress import Progress, SilentProgress
+from pipeline.shared.units import render_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def train_tokenizer(
         with open_bar(len(chosen) + 1) as bar:
             sample = draw_sample(chosen, settings, on_file=bar.advance)
             _check_lost(training, sample)
-            bar.update(len(chosen), f"training on {sample.num_bytes / 1e6:,.1f} MB")
+            bar.update(len(chosen), f"training on {render_bytes(sample.num_bytes)}")
             model = _train(training, list(_lines(sample)))
         training.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(training.output, model)

@@ -82,6 +82,9 @@ class PassContext:
             number; None where it is not known.
         sweep_tolerance: sweeps end where the residual of one, over the micro-batch, is at most this; None: J
             sweeps run whatever it is.
+        skips_pruned_rows: rows of slots that a token does not take are not computed.
+        last_slot: with `skips_pruned_rows`, the last slot of each token that runs in the next pass, [S, B]
+            int64; None before a pass has decided.
         statistics: additive sums over the micro-batch, collected by the methods.
     """
 
@@ -101,6 +104,8 @@ class PassContext:
     measures_steps: bool = False
     real_rows: Tensor | None = None
     sweep_tolerance: float | None = None
+    skips_pruned_rows: bool = False
+    last_slot: Tensor | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -211,6 +216,14 @@ class PonderMethod(nn.Module):
         """Return the tokens whose embeddings form the first pass: [B, S] -> [B, S * n]."""
         return tokens
 
+    def slots_read(self, index: int, context: PassContext) -> range:
+        """Return the slots of each token that :meth:`leave` or :meth:`read` gets after pass `index`."""
+        plan = context.plan
+        if plan.is_final(index) and context.pondering_share < 1:
+            # The readout is blended with what slot 0 predicts.
+            return range(plan.slots[index])
+        return self.facts.slots_read(index, plan)
+
     def enter(
         self, index: int, embed: Callable[[], Tensor], handed: PassRows | None, context: PassContext
     ) -> PassRows:
@@ -234,7 +247,8 @@ class PonderMethod(nn.Module):
 
         Args:
             index: 0-based.
-            ended: hidden states, [S * n, B, H], and the column that the pass was entered with.
+            ended: hidden states of :meth:`slots_read`, [S * n, B, H], and the column that the pass was
+                entered with.
             context: the micro-batch.
         """
         raise AssertionError("a method of one pass hands nothing to a next one")
@@ -243,7 +257,8 @@ class PonderMethod(nn.Module):
         """Read the final pass.
 
         Args:
-            ended: hidden states after the final norm, [S * n, B, H], and the pass's column.
+            ended: hidden states of :meth:`slots_read` after the final norm, [S * n, B, H], and the pass's
+                column.
             context: the micro-batch.
         """
         del context

@@ -26,8 +26,8 @@ class Pause(PonderMethod):
 
     def read(self, ended: PassRows, context: PassContext) -> Readout:
         """Read the last pause slot of each token."""
-        del context
-        return Readout(hidden=split_slots(ended.rows, self.config.num_slots)[:, -1])
+        num_slots = len(self.slots_read(context.plan.num_passes - 1, context))
+        return Readout(hidden=split_slots(ended.rows, num_slots)[:, -1])
 
     def read_prompts(
         self,

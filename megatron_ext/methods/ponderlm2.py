@@ -54,7 +54,7 @@ class PonderLM2(PonderMethod):
     def leave(self, index: int, ended: PassRows, context: PassContext) -> PassRows:
         """Refresh all thoughts at once from this pass, and append one while building up."""
         plan = context.plan
-        slots = split_slots(ended.rows, plan.slots[index])
+        slots = split_slots(ended.rows, len(self.slots_read(index, context)))
         num_thoughts = plan.slots[index + 1] - 1
         rows = self._next_thought(merge_slots(slots[:, :num_thoughts]), context.mix_embeddings)
         thoughts = split_slots(rows, num_thoughts)
@@ -74,8 +74,8 @@ class PonderLM2(PonderMethod):
 
     def read(self, ended: PassRows, context: PassContext) -> Readout:
         """Read the last slot of each token."""
-        del context
-        return Readout(hidden=split_slots(ended.rows, self.config.num_slots)[:, -1])
+        num_slots = len(self.slots_read(context.plan.num_passes - 1, context))
+        return Readout(hidden=split_slots(ended.rows, num_slots)[:, -1])
 
     def think(self, rows: Tensor, mix_embeddings: Mixer, observe: Observer = ignore) -> Thinking:
         """Run the slots that the tokens take, one after another."""

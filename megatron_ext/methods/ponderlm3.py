@@ -27,7 +27,7 @@ from megatron_ext.ponder.penalties import (
     penalty_levels,
     smallest_masses,
 )
-from megatron_ext.ponder.slots import merge_slots, split_slots
+from megatron_ext.ponder.slots import merge_slots, slots_up_to, split_slots
 
 # The router starts with 0.9 of the probability on the last step: close to PonderLM-2 (definitions 2.7).
 LAST_STEP_ODDS = 9.0
@@ -73,12 +73,36 @@ class PonderLM3(PonderLM2):
 
     def _log_weight(self, index: int, slots: Tensor, num_thoughts: int, context: PassContext) -> Tensor:
         """Return the mask of the next pass, from slot 0 of this one and of those before."""
-        mass = halting.tail_mass(self._distribution(index, slots[:, 0], context))
-        mass = merge_slots(mass[:, 1 : num_thoughts + 1])
+        whole_mass = halting.tail_mass(self._distribution(index, slots[:, 0], context))
+        mass = merge_slots(whole_mass[:, 1 : num_thoughts + 1])
         threshold, hides_keys = self.config.pruning_threshold, self.config.form.hides_keys
+        if context.skips_pruned_rows:
+            context.last_slot = self._last_slots(whole_mass, num_thoughts, context)
+            runs = merge_slots(slots_up_to(context.last_slot, num_thoughts + 1)[:, 1:])
+            return torch.where(runs, halting.log_tail_mass(mass), halting.PRUNED_LOG_MASS)
         if context.prune and not hides_keys:
             return halting.hard_log_tail_mass(mass, threshold)
         return halting.log_key_mass(mass, threshold, hides_keys=hides_keys)
+
+    @torch.no_grad()
+    def _last_slots(self, mass: Tensor, num_thoughts: int, context: PassContext) -> Tensor:
+        """Return the last slot of each token that runs in the next pass, [S, B], as prompts are read.
+
+        A slot that comes back grows from the slot before it, one slot a pass, as in the build-up. All ranks
+        of the tensor axis run the same rows: those of the largest of their decisions, which are equal but
+        for rounding.
+
+        Args:
+            mass: w, [S, K + 1, B].
+            num_thoughts: that the next pass can have.
+            context: the micro-batch.
+        """
+        steps = halting.steps_taken(
+            mass, self.config.pruning_threshold, hides_keys=self.config.form.hides_keys
+        )
+        before = torch.zeros_like(steps) if context.last_slot is None else context.last_slot
+        last = torch.minimum(steps, before + 1).clamp_max(num_thoughts)
+        return context.axis.max_over_ranks(torch.where(context.real, last, 0))
 
     def _distribution(self, index: int, token_hidden: Tensor, context: PassContext) -> Tensor:
         """Return s after a pass, by its slot 0 and the s before: [S, B, H] -> [S, K + 1, B]."""
@@ -119,9 +143,7 @@ class PonderLM3(PonderLM2):
 
         # From here on every rank works on all tokens.
         mass, distribution = context.axis.to_full_use(mass), context.axis.to_full_use(distribution)
-        steps = halting.steps_taken(
-            mass, self.config.pruning_threshold, hides_keys=self.config.form.hides_keys
-        )
+        steps = self._steps_read(mass, context)
         self._record(steps, mass, distribution, context)
         context.observe("s", distribution)
         context.observe("tail_mass", mass)
@@ -150,6 +172,15 @@ class PonderLM3(PonderLM2):
             regularizer=self._regularizer(distribution, context),
         )
 
+    def _steps_read(self, mass: Tensor, context: PassContext) -> Tensor:
+        """Return the steps that tokens take, [S, B]; at most those that ran, where pruned rows do not."""
+        steps = halting.steps_taken(
+            mass, self.config.pruning_threshold, hides_keys=self.config.form.hides_keys
+        )
+        if not context.skips_pruned_rows:
+            return steps
+        return torch.zeros_like(steps) if context.last_slot is None else steps.minimum(context.last_slot)
+
     def _weights(self, distribution: Tensor, mass: Tensor, context: PassContext) -> Tensor:
         """Return the weights of the steps in what is read, [S, K + 1, B]."""
         threshold, hides_keys = self.config.pruning_threshold, self.config.form.hides_keys
@@ -159,6 +190,9 @@ class PonderLM3(PonderLM2):
             return halting.last_step_weights(mass, threshold, hides_keys=hides_keys)
         if self.config.reading is Reading.DETACHED_MIXTURE:
             distribution = distribution.detach()
+        if context.skips_pruned_rows:
+            ran = slots_up_to(self._steps_read(mass, context), mass.shape[1])
+            return torch.where(ran, distribution, 0.0)
         if not context.prune:
             return distribution
         return torch.where(halting.is_kept(mass, threshold, hides_keys=hides_keys), distribution, 0.0)

@@ -20,7 +20,9 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megatron_ext.model.config import PonderTransformerConfig
+from megatron_ext.model.kernels import preferring_cudnn
 from megatron_ext.model.memory import PassMemory
+from megatron_ext.model.needed_rows import FIRST_LAYER, ReadSlots, RepeatedSlot
 from megatron_ext.parallel.context_attention import SharedRows, attention_over_ranks
 from megatron_ext.ponder.attention import (
     Segments,
@@ -30,7 +32,7 @@ from megatron_ext.ponder.attention import (
     stored_attention,
 )
 from megatron_ext.ponder.heads import merged_heads, rotated_heads
-from megatron_ext.ponder.step_attention import attention_to_steps
+from megatron_ext.ponder.step_attention import attention_of_last_slot, attention_to_steps, can_join
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +206,9 @@ class RowContext:
         passes: where a token has versions of its keys and values, else None.
         store: the cache of decoding; the call is then one batch of rows of many sequences.
         key_columns: of the weights of the pass's keys, from :func:`megatron_ext.ponder.heads.key_columns`.
+        num_slots: n of the pass.
+        read: what is read after the last layer, or None where it is all.
+        repeated: how slot 0 goes through the first layer, or None where it is like every other row.
         qkv_format: read by Megatron: the rows are laid out as [rows, B, ...].
     """
 
@@ -212,15 +217,39 @@ class RowContext:
     passes: PassKeys | None = None
     store: KeyValueStore | None = None
     key_columns: Tensor | None = None
+    num_slots: int = 1
+    read: ReadSlots | None = None
+    repeated: RepeatedSlot | None = None
     qkv_format: str = "sbhd"
+
+    def read_after(self, layer_number: int) -> ReadSlots | None:
+        """Return `read` for the layer that it is about, else None."""
+        read = self.read
+        return read if read is not None and read.layer_number == layer_number else None
+
+    def repeated_in(self, layer_number: int) -> RepeatedSlot | None:
+        """Return `repeated` for the layer that it is about, else None."""
+        return self.repeated if layer_number == FIRST_LAYER else None
 
 
 class RotatedAttention(SelfAttention):  # type: ignore[misc]  # Megatron is untyped
     """Megatron's self-attention up to the output projection, which the layer adds to its residual."""
 
+    def project(self, hidden_states: Tensor) -> Tensor:
+        """Return queries, keys and values of rows, before rotation.
+
+        Args:
+            hidden_states: [R or R / tp, B, H], normalized.
+        Returns:
+            [R, B, G, (A / G + 2) * d], of this rank's heads.
+        """
+        mixed: Tensor
+        mixed, _ = self.get_query_key_value_tensors(hidden_states, split_qkv=False)
+        return mixed
+
     def forward(
         self,
-        hidden_states: Tensor,
+        mixed: Tensor,
         attention_mask: Tensor | None,
         *,
         rotary_pos_emb: Tensor,
@@ -229,12 +258,11 @@ class RotatedAttention(SelfAttention):  # type: ignore[misc]  # Megatron is unty
         """Attend.
 
         Args:
-            hidden_states: [R or R / tp, B, H], normalized.
+            mixed: from :meth:`project`.
             attention_mask, rotary_pos_emb, packed_seq_params: see the module.
         Returns:
-            [R, B, A * d], of this rank's heads.
+            [R, B, A * d], of this rank's heads, for the rows that are read.
         """
-        mixed, _ = self.get_query_key_value_tensors(hidden_states, split_qkv=False)
         weighs_here = packed_seq_params.key_columns is not None
         query, key, value = rotated_heads(
             mixed,
@@ -259,6 +287,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         self.layer_number = layer_number
         self._head_size = config.kv_channels
         self._scale_extra = config.ponder.form.attention_scale_extra
+        self._prefers_cudnn = config.prefers_cudnn
 
     def forward(
         self,
@@ -276,25 +305,42 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
             attention_mask: log w of the key columns, [B, R], or None.
             packed_seq_params: the row context.
         Returns:
-            [R, B, A * d].
+            [R, B, A * d], for the rows that are read.
         """
         context = packed_seq_params
         if context.store is not None:
             return self._attend_to_store(context.store, query, key, value, attention_mask)
+        # The rows of documents have other lengths in every step.
+        with preferring_cudnn(self._prefers_cudnn and context.segments is None):
+            return self._attend_within_pass(context, query, key, value, attention_mask)
+
+    def _attend_within_pass(
+        self, context: RowContext, query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor | None
+    ) -> Tensor:
+        """[R, B, A, w] -> [R, B, A * d], for the rows that are read."""
         if context.passes is not None:
             output = context.passes.attend(self.layer_number, query, key, value, context.segments)
-        elif context.shared is not None:
-            scaled_size = self._head_size + self._scale_extra
+            return merged_heads(output, self._head_size)
+        read = context.read_after(self.layer_number)
+        scaled_size = self._head_size + self._scale_extra
+        if context.shared is not None:
             output = attention_over_ranks(query, [key], [value], rows=context.shared, scaled_size=scaled_size)
-        else:
-            output = extended_attention(
-                _by_head(query),
-                _by_head(key),
-                _by_head(value),
-                scaled_size=self._head_size + self._scale_extra,
-                segments=context.segments,
+            merged = merged_heads(output, self._head_size)
+            return merged if read is None else read.take(merged)
+        if read is not None and read.is_last_alone and log_weight is None and can_join(query):
+            output = attention_of_last_slot(
+                query, key, value, num_slots=read.num_slots, segments=context.segments
             )
-        return merged_heads(output, self._head_size)
+            return merged_heads(output, self._head_size)
+        output = extended_attention(
+            _by_head(query),
+            _by_head(key),
+            _by_head(value),
+            scaled_size=scaled_size,
+            segments=context.segments,
+        )
+        merged = merged_heads(output, self._head_size)
+        return merged if read is None else read.take(merged)
 
     def _attend_to_store(
         self, store: KeyValueStore, query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor | None

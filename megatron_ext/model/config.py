@@ -46,6 +46,7 @@ class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megat
         initialization_seed: decides the initial weights, together with each weight's name.
         stage_layers: layers of each pipeline stage.
         recompute_passes: keep only the input of every pass, and run its layers again in backward.
+        prefers_cudnn: on CUDA, cuDNN's kernel computes the attention of rows that are one document each.
     """
 
     architecture: Architecture = Architecture.LLAMA
@@ -59,6 +60,7 @@ class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megat
     initialization_seed: int = 1234
     stage_layers: tuple[int, ...] = ()
     recompute_passes: bool = False
+    prefers_cudnn: bool = False
 
     def __post_init__(self) -> None:
         """Tell Megatron which stage holds which layers.

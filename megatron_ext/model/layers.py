@@ -81,10 +81,11 @@ class InnerMLP(MLP):  # type: ignore[misc]
     """Megatron's MLP up to its second product, which the layer adds to its residual.
 
     Megatron's layer gives the group of ranks only to classes that it knows, and warns of specs of others: so
-    this one stands in the spec of a layer as a class, and takes the group itself.
+    this one is a class in the spec of a layer, and takes the group itself. What newer releases give to every
+    class has no effect here.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, **_: Any) -> None:
         super().__init__(
             config,
             MLPSubmodules(linear_fc1=FusedBiasLinear, linear_fc2=UnreducedRowParallelLinear),
@@ -102,7 +103,12 @@ class InnerMLP(MLP):  # type: ignore[misc]
         return activated if linear is None else activated * linear
 
 
-def add_products(residual: Tensor, *products: tuple[RowParallelLinear, Tensor], axis: TensorAxis) -> Tensor:
+def add_products(
+    residual: Tensor,
+    *products: tuple[RowParallelLinear, Tensor],
+    axis: TensorAxis,
+    partial: Tensor | None = None,
+) -> Tensor:
     """Add the outputs of row-parallel linear layers to the residual stream.
 
     With one rank on the axis the products accumulate on a copy of the residual, without passes of their own.
@@ -111,20 +117,30 @@ def add_products(residual: Tensor, *products: tuple[RowParallelLinear, Tensor], 
         residual: [R or R / tp, B, H].
         products: layers of which each rank has a part, and their inputs, [R, B, inner size / tp].
         axis: of these ranks; one reduction serves all products.
+        partial: what this rank has already computed of another sum over ranks, [R, B, H].
     Returns:
         [R or R / tp, B, H].
     """
     if axis.size > 1:
-        return add_one_by_one(residual, *products, axis=axis)
+        return add_one_by_one(residual, *products, axis=axis, partial=partial)
+    if partial is not None:
+        residual = residual + partial
     operands = [x for linear, inputs in products for x in (inputs, linear.weight, linear.bias)]
     total: Tensor = _AddProducts.apply(residual, *operands)  # type: ignore[no-untyped-call]
     return total
 
 
-def add_one_by_one(residual: Tensor, *products: tuple[RowParallelLinear, Tensor], axis: TensorAxis) -> Tensor:
+def add_one_by_one(
+    residual: Tensor,
+    *products: tuple[RowParallelLinear, Tensor],
+    axis: TensorAxis,
+    partial: Tensor | None = None,
+) -> Tensor:
     """See :func:`add_products`; biases are added after the reduction, so that each is added once."""
     biases = [linear.bias for linear, _ in products if linear.bias is not None]
     partial_sums = [linear(inputs)[0] for linear, inputs in products]
+    if partial is not None:
+        partial_sums.append(partial)
     return sum(biases, start=residual + axis.from_partial_sums(sum(partial_sums)))
 
 
@@ -184,10 +200,11 @@ class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
             hidden_states: [R or R / tp, B, H].
             attention_mask, rotary_pos_emb, packed_seq_params: see :mod:`megatron_ext.model.attention`.
         Returns:
-            The new hidden states, and None for Megatron's cross-attention context.
+            The new hidden states of the rows that are read, and None for Megatron's cross-attention context.
         """
         attended = self._attend(hidden_states, attention_mask, rotary_pos_emb, packed_seq_params)
         projection, axis = self.self_attention.linear_proj, self._axis
+        hidden_states = self._rows_read(hidden_states, packed_seq_params)
         hidden_states = add_products(hidden_states, (projection, attended), axis=axis)
         inner = self.mlp(self.pre_mlp_layernorm(hidden_states))
         return add_products(hidden_states, (self.mlp.linear_fc2, inner), axis=axis), None
@@ -199,13 +216,25 @@ class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
         rotary_pos_emb: Tensor | None,
         packed_seq_params: RowContext | None,
     ) -> Tensor:
+        assert packed_seq_params is not None, "the model gives every pass a context"
+        repeated = packed_seq_params.repeated_in(self.layer_number)
+        if repeated is None:
+            mixed = self._project(hidden_states)
+        else:
+            num_slots = packed_seq_params.num_slots
+            mixed = repeated.run("heads", self._project, hidden_states, num_slots=num_slots)
         attended: Tensor = self.self_attention(
-            self.input_layernorm(hidden_states),
-            attention_mask,
-            rotary_pos_emb=rotary_pos_emb,
-            packed_seq_params=packed_seq_params,
+            mixed, attention_mask, rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params
         )
         return attended
+
+    def _project(self, hidden_states: Tensor) -> Tensor:
+        heads: Tensor = self.self_attention.project(self.input_layernorm(hidden_states))
+        return heads
+
+    def _rows_read(self, hidden_states: Tensor, context: RowContext | None) -> Tensor:
+        read = None if context is None else context.read_after(self.layer_number)
+        return hidden_states if read is None else read.take(hidden_states)
 
     @property
     def _axis(self) -> TensorAxis:
@@ -228,9 +257,35 @@ class ParallelResidualLayer(SequentialResidualLayer):
     ) -> tuple[Tensor, None]:
         """Run the layer; arguments and results are those of the base."""
         attended = self._attend(hidden_states, attention_mask, rotary_pos_emb, packed_seq_params)
+        hidden_states = self._rows_read(hidden_states, packed_seq_params)
+        assert packed_seq_params is not None, "the model gives every pass a context"
+        if packed_seq_params.repeated_in(self.layer_number) is not None:
+            return self._add_with_repeated_slot(hidden_states, attended, packed_seq_params), None
         inner = self.mlp(self.pre_mlp_layernorm(hidden_states))
         products = ((self.self_attention.linear_proj, attended), (self.mlp.linear_fc2, inner))
         return add_products(hidden_states, *products, axis=self._axis), None
+
+    def _add_with_repeated_slot(self, hidden_states: Tensor, attended: Tensor, context: RowContext) -> Tensor:
+        """Add both branches, where the MLP of slot 0 is the same in every pass.
+
+        Args:
+            hidden_states, attended: of the rows that are read.
+            context: of the pass.
+        """
+        repeated, read = context.repeated_in(self.layer_number), context.read_after(self.layer_number)
+        assert repeated is not None, "there is no repeated slot"
+        slots = range(context.num_slots) if read is None else read.slots
+        projection, output, axis = self.self_attention.linear_proj, self.mlp.linear_fc2, self._axis
+
+        def branch(rows: Tensor) -> Tensor:
+            inner = self.mlp(self.pre_mlp_layernorm(rows))
+            return functional.linear(inner, output.weight)
+
+        partial = repeated.run("mlp", branch, hidden_states, num_slots=len(slots), first=slots.start)
+        if output.bias is not None:
+            # Once, not by every rank.
+            hidden_states = hidden_states + output.bias
+        return add_products(hidden_states, (projection, attended), axis=axis, partial=partial)
 
 
 def block_spec(config: PonderTransformerConfig) -> TransformerBlockSubmodules:

@@ -75,7 +75,7 @@ class ForwardSettings:
         limits: on the steps that tokens take.
         pondering_share, holds_decisions, measures_steps: see :class:`PassContext`.
         gradient_passes: so many last passes have gradients; None: all.
-        sweep_tolerance: see :class:`PassContext`.
+        sweep_tolerance, skips_pruned_rows: see :class:`PassContext`.
     """
 
     num_jacobi_iterations: int
@@ -88,6 +88,7 @@ class ForwardSettings:
     measures_steps: bool = False
     gradient_passes: int | None = None
     sweep_tolerance: float | None = None
+    skips_pruned_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

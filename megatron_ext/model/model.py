@@ -17,6 +17,8 @@ from megatron_ext.methods.base import Column, PassContext, PassRows, PonderMetho
 from megatron_ext.model.attention import IterationKeys, PassKeys, RowContext, StepKeys
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput, TokenBatch
+from megatron_ext.model.needed_rows import ReadSlots, RepeatedSlot
+from megatron_ext.model.packed_rows import PackedRows, pack_rows
 from megatron_ext.model.stage import ModelStage
 from megatron_ext.parallel.context_attention import SharedRows
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL, label_is_first, token_losses
@@ -25,7 +27,7 @@ from megatron_ext.ponder.chunks import pieces_of_rank
 from megatron_ext.ponder.decode.think import Observer
 from megatron_ext.ponder.masks import document_segments, scale_segments
 from megatron_ext.ponder.penalties import LabelScores
-from megatron_ext.ponder.slots import keys_of_slots, merge_slots, split_slots
+from megatron_ext.ponder.slots import keys_of_slots, merge_slots, slots_up_to, split_slots, take_slots
 from megatron_ext.ponder.start import added_log_weight, blend
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 
@@ -50,6 +52,7 @@ class PonderModel(ModelStage):
         measures_steps: bool = False,
         gradient_passes: int | None = None,
         sweep_tolerance: float | None = None,
+        skips_pruned_rows: bool = False,
         observe: Observer | None = None,
     ) -> ModelOutput:
         """Run all passes of a model that has a single pipeline stage.
@@ -57,7 +60,8 @@ class PonderModel(ModelStage):
         Args:
             batch: B rows of S tokens.
             num_jacobi_iterations, prune, damped, bottom_k_fraction, limits, pondering_share, holds_decisions,
-                measures_steps, gradient_passes, sweep_tolerance: see :class:`ForwardSettings`.
+                measures_steps, gradient_passes, sweep_tolerance, skips_pruned_rows: see
+                :class:`ForwardSettings`.
             observe: called with the name and value of intermediate results.
         """
         assert self.pp_group.size() == 1, "several stages are run by Megatron's schedule"
@@ -72,6 +76,7 @@ class PonderModel(ModelStage):
             measures_steps=measures_steps,
             gradient_passes=gradient_passes,
             sweep_tolerance=sweep_tolerance,
+            skips_pruned_rows=skips_pruned_rows,
         )
         micro_batch = self.begin(batch, settings, observe)
         output = self.run_remaining(micro_batch, 0, None)
@@ -127,6 +132,7 @@ class PonderModel(ModelStage):
             # [B, S] -> [S, B] -> [N], found on the host
             real_rows=to_device(batch.is_real.transpose(0, 1).flatten().nonzero().squeeze(1)),
             sweep_tolerance=settings.sweep_tolerance,
+            skips_pruned_rows=settings.skips_pruned_rows,
             observe=observe or (lambda name, value: None),
         )
         segments = document_segments(batch.document_ids)
@@ -166,6 +172,8 @@ class PonderModel(ModelStage):
         context.observe(f"stack_outputs/repeat_{index:02d}", hidden)
         if method.normalizes(index, context.plan):
             hidden = self.final_norm(hidden)
+        if context.skips_pruned_rows:
+            hidden = self._only_run(index, hidden, micro_batch)
         ended = PassRows(rows=hidden, column=entered.column)
         if not context.plan.is_final(index):
             return method.leave(index, self._keep_first(index, ended, micro_batch), context)
@@ -185,17 +193,23 @@ class PonderModel(ModelStage):
     def _run_layers_of_pass(self, micro_batch: MicroBatch, index: int, entered: PassRows) -> Tensor:
         context = micro_batch.context
         num_slots = context.plan.slots[index]
+        log_weight = self._key_weight(entered, index, micro_batch)
+        if context.skips_pruned_rows:
+            return self._run_without_pruned_rows(index, entered.rows, log_weight, micro_batch)
         segments = scale_segments(micro_batch.segments, num_slots)
         shared = self._shared_rows(micro_batch, num_slots, segments)
         return self.run_layers(
             entered.rows,
             micro_batch.batch.position_ids,
             num_slots=num_slots,
-            log_weight=self._key_weight(entered, index, micro_batch),
+            log_weight=log_weight,
             context=RowContext(
                 segments=segments,
                 passes=self._pass_keys(entered, index, context, shared),
                 shared=shared,
+                num_slots=num_slots,
+                read=self._read_slots(index, micro_batch),
+                repeated=self._repeated_slot(index, micro_batch),
             ),
         )
 
@@ -215,6 +229,67 @@ class PonderModel(ModelStage):
             segments=segments,
         )
         return SharedRows(exchange=axis, pieces=pieces)
+
+    def _run_without_pruned_rows(
+        self, index: int, rows: Tensor, log_weight: Tensor | None, micro_batch: MicroBatch
+    ) -> Tensor:
+        """Run the rows of a pass that are not pruned: [S * n, B, H] -> those that are read of the same."""
+        context, num_slots = micro_batch.context, micro_batch.context.plan.slots[index]
+        last_slot = context.last_slot
+        if last_slot is None:
+            last_slot = torch.zeros_like(context.real, dtype=torch.int64)
+        packed = pack_rows(last_slot, num_slots, micro_batch.segments)
+        if log_weight is not None:
+            # [B, S * n] -> [S * n, B] -> [R, B] -> [B, R]
+            weight = packed.take(log_weight.transpose(0, 1))
+            # What fills up a sequence is hidden from all others, and sees keys that are not.
+            log_weight = torch.where(packed.runs, weight, 0.0).transpose(0, 1)
+        hidden = self.run_layers(
+            packed.take(rows),
+            packed.positions(micro_batch.batch.position_ids),
+            log_weight=log_weight,
+            context=RowContext(segments=packed.segments),
+        )
+        self._count_thoughts(num_slots, packed, context)
+        return take_slots(packed.put(hidden), num_slots, micro_batch.method.slots_read(index, context))
+
+    def _count_thoughts(self, num_slots: int, packed: PackedRows, context: PassContext) -> None:
+        """Count the rows of thoughts of a pass, and those of them that ran."""
+        num_tokens = context.real.numel()
+        counts = {
+            "thought_rows": num_tokens * (num_slots - 1),
+            "thought_rows_run": packed.order.numel() - num_tokens,
+        }
+        for name, number in counts.items():
+            total = context.statistics.setdefault(
+                name, torch.zeros(1, dtype=torch.float32, device=context.real.device)
+            )
+            total += number
+
+    def _only_run(self, index: int, hidden: Tensor, micro_batch: MicroBatch) -> Tensor:
+        """Set the states of slots that do not run to 0: the norm adds its bias to them."""
+        context, num_slots = micro_batch.context, micro_batch.context.plan.slots[index]
+        if context.last_slot is None:
+            return hidden
+        runs = slots_up_to(context.last_slot, num_slots)
+        read = micro_batch.method.slots_read(index, context)
+        return torch.where(merge_slots(runs[:, read.start : read.stop]).unsqueeze(-1), hidden, 0.0)
+
+    def _read_slots(self, index: int, micro_batch: MicroBatch) -> ReadSlots | None:
+        if not self.post_process:
+            return None
+        context = micro_batch.context
+        return ReadSlots(
+            layer_number=self.config.num_layers,
+            num_slots=context.plan.slots[index],
+            slots=micro_batch.method.slots_read(index, context),
+        )
+
+    def _repeated_slot(self, index: int, micro_batch: MicroBatch) -> RepeatedSlot | None:
+        context = micro_batch.context
+        if not self.pre_process or not micro_batch.method.facts.repeats_embeddings:
+            return None
+        return RepeatedSlot(is_computed=index in (0, context.plan.first_with_gradient), memory=context.memory)
 
     def _key_weight(self, entered: PassRows, index: int, micro_batch: MicroBatch) -> Tensor | None:
         """[R or R / tp, B] -> [B, R], ready for this rank's heads."""
@@ -356,4 +431,5 @@ def _statistics_layout(method: PonderMethod) -> dict[str, int]:
         layout |= dict.fromkeys(("nll_by_steps", "labelled_by_steps"), method.config.num_slots)
     if method.facts.weighs_slots:
         layout |= {"measured_tokens": 1, "step_nll": method.config.num_slots, "one_more_nll": 1}
+        layout |= {"thought_rows": 1, "thought_rows_run": 1}
     return layout

@@ -398,6 +398,24 @@ class MethodFacts:
         of_one, of_two = ((self.decider.prefixes(k), self.decider.shapes(8, k)) for k in (1, 2))
         return of_one == of_two
 
+    @property
+    def repeats_embeddings(self) -> bool:
+        """Whether slot 0 of every pass enters the layers with the token's embedding."""
+        return self.has_sweeps
+
+    def slots_read(self, index: int, plan: PassPlan) -> range:
+        """Return the slots of each token whose hidden states are read after pass `index`, consecutive ones.
+
+        A pass before the final one is read for the thoughts that it hands on, and for slot 0, by which the
+        router decides; the final one for its last slot, or where slots have weights for all.
+        """
+        num_slots = plan.slots[index]
+        if not self.has_slots:
+            return range(num_slots)
+        if plan.is_final(index):
+            return range(num_slots) if self.weighs_slots else range(num_slots - 1, num_slots)
+        return range(plan.rows_handed(index))
+
     def mixes(self, mixture: Mixture) -> bool:
         """Whether a pass ends with a mixture of embeddings for the next one."""
         return "mixture" in self.settings and mixture is not Mixture.HIDDEN
@@ -440,7 +458,7 @@ _ROUTER = (
     "readout_from",
     "penalty_start_weight",
 )
-_READING = ("reading", "step_loss_weight", "entropy_floor", "entropy_floor_weight")
+_READING = ("skip_pruned_rows", "reading", "step_loss_weight", "entropy_floor", "entropy_floor_weight")
 _HALTING = (
     "pruning_threshold",
     "penalty_weight",

@@ -9,6 +9,7 @@ S = tokens, B = micro-batch, K = extra steps, H = hidden size. Step quantities o
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +65,21 @@ def tail_mass(steps: Tensor) -> Tensor:
     Returns:
         [S, K + 1, B], non-increasing along dim 1.
     """
-    tail = steps[:, 1:].flip(1).cumsum(1).flip(1)
-    return torch.cat([torch.ones_like(steps[:, :1]), tail], dim=1)
+    return torch.cat([torch.ones_like(steps[:, :1]), _sums_from_the_end(steps[:, 1:])], dim=1)
+
+
+def _sums_from_the_end(steps: Tensor) -> Tensor:
+    """[S, K, B] -> sums over k..K, the same shape."""
+    if torch.are_deterministic_algorithms_enabled() and steps.device.type != "cpu":
+        return sums_one_by_one(steps)
+    return steps.flip(1).cumsum(1).flip(1)
+
+
+def sums_one_by_one(steps: Tensor) -> Tensor:
+    """Return sums over k..K of [S, K, B], for devices whose cumsum torch does not promise to repeat."""
+    if steps.shape[1] == 0:
+        return steps
+    return torch.stack([*accumulate(reversed(steps.unbind(1)))][::-1], dim=1)
 
 
 def log_tail_mass(mass: Tensor) -> Tensor:

@@ -44,6 +44,29 @@ def rows_of_pass(embeddings: Tensor, thoughts: Tensor | None) -> Tensor:
     return merge_slots(torch.cat([embeddings.unsqueeze(1), thoughts], dim=1))
 
 
+def take_slots(rows: Tensor, num_slots: int, slots: range) -> Tensor:
+    """Return the rows of some slots of each token.
+
+    Args:
+        rows: [S * n, B, ...].
+        num_slots: n, at least 1.
+        slots: consecutive ones of 0..n - 1.
+    Returns:
+        [S * len(slots), B, ...], contiguous unless it is the argument itself.
+    """
+    if len(slots) == num_slots:
+        return rows
+    # [S * n, B, ...] -> [S, len(slots), B, ...]
+    chosen = split_slots(rows, num_slots)[:, slots.start : slots.stop]
+    return merge_slots(chosen.contiguous())
+
+
+def slots_up_to(last_slot: Tensor, num_slots: int) -> Tensor:
+    """Return which slots are at most the last one of their token: [S, B] int64 -> [S, n, B] bool."""
+    slots = torch.arange(num_slots, device=last_slot.device)
+    return slots[None, :, None] <= last_slot.unsqueeze(1)
+
+
 def repeat_per_slot(per_token: Tensor, num_slots: int) -> Tensor:
     """Repeat the value of each token for its slots: [B, S] -> [B, S * n]."""
     return per_token.repeat_interleave(num_slots, dim=1)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megatron_ext.ponder import joined_attention
 from megatron_ext.ponder.attention import Segments, key_weighted_attention
+from megatron_ext.ponder.documents import has_flash_attention
 from megatron_ext.ponder.joined_attention import (
     AttendedSet,
     attend_to_sets,
@@ -22,6 +23,7 @@ from megatron_ext.ponder.joined_attention import (
     gradients_of_set,
     sum_over_groups,
 )
+from megatron_ext.ponder.slots import split_slots
 
 
 def attention_to_steps(
@@ -65,6 +67,38 @@ def attention_to_steps(
         ]
         sequences.append(torch.cat(outputs, dim=2))
     return torch.cat(sequences, dim=0)
+
+
+def can_join(query: Tensor) -> bool:
+    """Whether squares are joined without a matrix of rows times rows, unless the caller asks for one."""
+    return not query.is_cuda or has_flash_attention(query)
+
+
+def attention_of_last_slot(
+    query: Tensor, key: Tensor, value: Tensor, *, num_slots: int, segments: Segments | None = None
+) -> Tensor:
+    """Let the last slot of each token attend to a pass: it sees all slots of tokens up to its own.
+
+    The keys of each slot are then a causal square, so that 1/n of the pairs of rows of the pass are computed.
+
+    Args:
+        query: [S * n, B, A, d], of which the last slots are used.
+        key, value: [S * n, B, G, d].
+        num_slots: n.
+        segments: runs of rows that see each other, or None.
+    Returns:
+        [B, A, S, d].
+    """
+    # [S * n, B, A, d] -> n times [B, A, S, d]
+    queries, keys, values = (
+        split_slots(rows, num_slots).permute(1, 2, 3, 0, 4).unbind() for rows in (query, key, value)
+    )
+    tokens = None
+    if segments is not None:
+        tokens = tuple(
+            tuple((start // num_slots, stop // num_slots) for start, stop in runs) for runs in segments
+        )
+    return attention_to_steps(queries[-1], keys, values, [None] * num_slots, segments=tokens)
 
 
 def _by_document(values: Tensor, lengths: Sequence[list[int]], *, dim: int) -> list[Sequence[Tensor]]:

@@ -13,8 +13,16 @@ from megatron.core.optimizer.optimizer_config import ParamKey
 
 from megatron_ext.protocols import MegatronOptimizer, ParameterGroups, WrappedModel
 from megatron_ext.schedule.gradients import finalize_gradients
+from megatron_ext.schedule.muon import MATRICES, MuonSettings, build_muon_and_adamw
 
-__all__ = ["apply_update", "build_optimizer", "connect_schedule", "learning_rates", "prepare_update"]
+__all__ = [
+    "apply_update",
+    "build_optimizer",
+    "connect_schedule",
+    "learning_rates",
+    "muon_learning_rate",
+    "prepare_update",
+]
 
 
 def build_optimizer(
@@ -22,6 +30,7 @@ def build_optimizer(
     config: OptimizerConfig,
     *,
     new_parameters_lr_mult: float | None = None,
+    muon: MuonSettings | None = None,
 ) -> MegatronOptimizer:
     """Build Megatron's optimizer over wrapped model chunks.
 
@@ -33,6 +42,7 @@ def build_optimizer(
         config: Megatron's settings.
         new_parameters_lr_mult: learning rate of the method's own weights (``ponder.*``) as a multiple of the
             backbone's; None puts them into the backbone's groups.
+        muon: of the matrices of the layers; None: AdamW updates these too.
     """
     overrides: dict[Any, Any] = dict(get_standard_config_overrides(config))
     if new_parameters_lr_mult is not None:
@@ -43,6 +53,8 @@ def build_optimizer(
             "max_lr": config.lr * new_parameters_lr_mult,
             "min_lr": config.min_lr * new_parameters_lr_mult,
         }
+    if muon is not None:
+        return build_muon_and_adamw(model_chunks, config, muon, overrides)
     optimizer: MegatronOptimizer = get_megatron_optimizer(
         config, list(model_chunks), config_overrides=overrides
     )
@@ -50,9 +62,18 @@ def build_optimizer(
 
 
 def learning_rates(optimizer: ParameterGroups) -> tuple[float, float | None]:
-    """Return the rate of the backbone, and that of the method's own weights where they have one."""
-    rates = {bool(group["is_decoupled_lr"]): float(group["lr"]) for group in optimizer.param_groups}
+    """Return the rate of AdamW on the backbone, and that of the method's own weights where they have one."""
+    rates = {
+        bool(group["is_decoupled_lr"]): float(group["lr"])
+        for group in optimizer.param_groups
+        if not group.get(MATRICES)
+    }
     return rates[False], rates.get(True)
+
+
+def muon_learning_rate(optimizer: ParameterGroups) -> float | None:
+    """Return the rate of Muon, or None where AdamW updates all weights."""
+    return next((float(group["lr"]) for group in optimizer.param_groups if group.get(MATRICES)), None)
 
 
 def prepare_update(optimizer: MegatronOptimizer) -> float | None:

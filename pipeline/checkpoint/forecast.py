@@ -12,6 +12,7 @@ from pipeline.checkpoint.agreement import on_all_ranks
 from pipeline.checkpoint.checksums import digest_file
 from pipeline.checkpoint.writing import PreparedSave
 from pipeline.shared.errors import CheckpointError
+from pipeline.shared.units import render_bytes
 
 _LARGEST_PROBE_BYTES = 32_000_000
 
@@ -50,13 +51,13 @@ class Forecast:
         return self.num_bytes / self.bytes_per_second
 
     def __str__(self) -> str:
-        free = f"{self.free_bytes / 1e9:.3f} GB are free"
+        free = f"{render_bytes(self.free_bytes)} are free"
         warning = "" if self.fits else ", TOO LITTLE for one checkpoint"
         return (
-            f"every checkpoint: about {self.num_bytes / 1e9:.3f} GB on disk ({free}{warning}), "
-            f"up to {self.host_bytes / 1e9:.3f} GB of host memory per rank, "
+            f"every checkpoint: about {render_bytes(self.num_bytes)} on disk ({free}{warning}), "
+            f"up to {render_bytes(self.host_bytes)} of host memory per rank, "
             f"about {self.seconds:.2f} s to write "
-            f"({self.bytes_per_second / 1e9:.3f} GB/s in a probe of {self.probe_bytes / 1e6:.1f} MB)"
+            f"({render_bytes(self.bytes_per_second)}/s in a probe of {render_bytes(self.probe_bytes)})"
         )
 
 

@@ -1,7 +1,7 @@
 """Megatron's loading of a sharded state dict, with every file read by :mod:`pipeline.checkpoint.unpickling`.
 
-Its own strategies unpickle ``.metadata`` and the objects in ``.distcp`` files without a limit on what these
-may run.
+Its own loading unpickles ``common.pt``, ``.metadata`` and the objects in ``.distcp`` files without a limit on
+what these may run.
 """
 
 import io
@@ -10,9 +10,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import merge
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factory_merges
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.dist_checkpointing.strategies import torch as megatron_torch
-from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
+from megatron.core.dist_checkpointing.utils import extract_sharded_base
+from megatron.core.dist_checkpointing.validation import (
+    StrictHandling,
+    determine_global_metadata,
+    validate_integrity_and_strict_load,
+)
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -25,19 +34,45 @@ from pipeline.checkpoint.unpickling import check_files, load_object, load_tensor
 from pipeline.shared.errors import CheckpointError
 
 
-class GuardedCommonStrategy(TorchCommonLoadStrategy):  # type: ignore[misc]  # Megatron has no types
-    """Reads ``common.pt``."""
+def load_guarded(
+    content: dict[str, Any], folder: Path, group: ProcessGroup
+) -> tuple[dict[str, Any], set[str], set[str]]:
+    """Do what Megatron's ``dist_checkpointing.load`` does; all ranks call it together.
 
-    def load_common(self, checkpoint_dir: str | Path) -> dict[str, Any]:
-        """Return its values."""
-        return read_common(Path(checkpoint_dir))
+    Args:
+        content: sharded state dict; holds no tensors of its own afterwards.
+        folder: ``iter_`` folder.
+        group: ranks whose parts of the content are mostly the same: each reads a share for all of them.
+    Returns:
+        The values; names in the checkpoint that no rank asks for; names that this rank does not find in it.
+    Raises:
+        CheckpointingException, CheckpointException: a file cannot be read, or a shape differs.
+    """
+    strategy = GuardedShardedStrategy()
+    values = read_common(folder)
+    sharded, local, factories = load_preprocess(content)
+    merge(values, local)
+    sharded, _ = extract_sharded_base(sharded)
+    sharded, not_asked_for, not_there = validate_integrity_and_strict_load(
+        sharded,
+        StrictHandling.RETURN_ALL,
+        True,
+        *determine_global_metadata(sharded),
+        strategy.load_sharded_metadata(folder),
+    )
+    merge(values, FullyParallelLoadStrategyWrapper(strategy, group).load(sharded, folder))
+    apply_factory_merges(values, factories)
+    return values, not_asked_for, not_there
 
 
 class GuardedShardedStrategy(megatron_torch.TorchDistLoadShardedStrategy):  # type: ignore[misc]
     """Reads tensors and objects."""
 
-    def load(self, sharded_state_dict: Any, checkpoint_dir: str | Path) -> Any:
-        """Return the values for a sharded state dict; all ranks call it together."""
+    def load(self, sharded_state_dict: Any, checkpoint_dir: str | Path, *_: Any) -> Any:
+        """Return the values for a sharded state dict; all ranks call it together.
+
+        Newer releases of Megatron name the writer of the checkpoint too, which decides nothing here.
+        """
         pieces, flat_mapping, renamed = megatron_torch._replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict
         )

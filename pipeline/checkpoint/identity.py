@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from data_prep.manifest import load_manifest
 from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import TOKENIZER_NAMES, Tokenizer
+from pipeline.checkpoint.origin import Origin
 from pipeline.config.schema import RunConfig
 from pipeline.shared.errors import CheckpointError, DataError
 from pipeline.shared.files import write_atomically
@@ -111,6 +112,8 @@ class RunIdentity:
         tokenizer: None where the data name none, and in checkpoints that do not tell.
         working_directory: where the run was started, to which its relative paths refer.
         output_dir: of the run, when it was started, in full.
+        origin: the program that writes; None in checkpoints that do not tell.
+        saved_at: when a checkpoint was written, as UTC in ISO 8601; None in the folder of a run.
         changes: accepted so far, oldest first.
     """
 
@@ -126,6 +129,8 @@ class RunIdentity:
     tokenizer: StoredTokenizer | None = None
     working_directory: str | None = None
     output_dir: str | None = None
+    origin: Origin | None = None
+    saved_at: str | None = None
     changes: tuple[AcceptedChange, ...] = field(default=())
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_ext.parallel.groups import ParallelGroups
@@ -31,7 +32,7 @@ FORMAT = {
     "common_backend_version": 1,
 }
 # Taken from the configuration, not from the checkpoint: a resumed run may change them.
-_GROUP_SETTINGS = ("max_lr", "min_lr", "betas", "eps")
+_GROUP_SETTINGS = ("max_lr", "min_lr", "betas", "eps", "momentum", "num_ns_steps")
 
 
 def load_checkpoint(
@@ -66,8 +67,10 @@ def load_checkpoint(
     content = sharded_state(
         module, optimizer, groups if has_same_layout else None, metadata=metadata, is_loading=True
     )
-    settings = [{name: group[name] for name in _GROUP_SETTINGS} for group in optimizer.param_groups]
-    loaded, missing, unexpected = read_sharded(content, folder)
+    settings = [
+        {name: group[name] for name in _GROUP_SETTINGS if name in group} for group in optimizer.param_groups
+    ]
+    loaded, missing, unexpected = read_sharded(content, folder, groups.dp_cp)
     _check_names(folder, missing=missing, unexpected=without_prefixes(unexpected, GENERATORS_KEY))
     module.load_state_dict(loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])
@@ -79,19 +82,22 @@ def load_checkpoint(
     return state
 
 
-def load_weights(path: Path, *, module: ShardedModule, iteration: int | None = None) -> TrainState:
+def load_weights(
+    path: Path, *, module: ShardedModule, groups: ParallelGroups, iteration: int | None = None
+) -> TrainState:
     """Restore only the weights, for evaluation and generation; all ranks call it together.
 
     Args:
         path: checkpoint folder of a run, or one ``iter_`` folder.
         module: the model without wrappers, on any layout.
+        groups: the layout.
         iteration: which one; None means the newest.
     Raises:
         CheckpointError: it does not exist, or its tensors are not those of this model.
     """
     folder = resolve_checkpoint(path, iteration=iteration)
     content = {"model": module.sharded_state_dict(metadata=content_of(folder))}
-    loaded, missing, unexpected = read_sharded(content, folder)
+    loaded, missing, unexpected = read_sharded(content, folder, groups.dp_cp)
     _check_names(folder, missing=missing, unexpected=of_the_model(unexpected))
     module.load_state_dict(loaded["model"])
     return read_train_state(folder)
@@ -109,29 +115,28 @@ def content_of(folder: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def read_sharded(content: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[str], list[str]]:
+def read_sharded(
+    content: dict[str, Any], folder: Path, group: ProcessGroup
+) -> tuple[dict[str, Any], list[str], list[str]]:
     """Read the values for a sharded state dict; all ranks call it together.
 
+    Args:
+        content: sharded state dict.
+        folder: ``iter_`` folder.
+        group: ranks that hold the same weights: what several of them ask for is read by one and sent to the
+            others.
     Returns:
         The values; the names that are missing in the checkpoint; the names that are unexpected in it.
     Raises:
         CheckpointError: a file cannot be read, or a shape differs.
     """
-    from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.core import CheckpointingException
-    from megatron.core.dist_checkpointing.validation import StrictHandling
 
-    from pipeline.checkpoint.guarded_reading import GuardedCommonStrategy, GuardedShardedStrategy
+    from pipeline.checkpoint.guarded_reading import load_guarded
 
     check_format(folder)
     try:
-        loaded, not_asked_for, not_there = dist_checkpointing.load(
-            content,
-            str(folder),
-            GuardedShardedStrategy(),
-            GuardedCommonStrategy(),
-            strict=StrictHandling.RETURN_ALL,
-        )
+        loaded, not_asked_for, not_there = load_guarded(content, folder, group)
     except CheckpointException as error:
         # Its text repeats the traceback of every rank.
         reasons = sorted({str(failure) for failure, _ in error.failures.values()})

@@ -8,8 +8,9 @@ import io
 import logging
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,15 @@ from pipeline.checkpoint.folder import (
     remove_old_checkpoints,
     start_partial_checkpoint,
 )
+from pipeline.checkpoint.gathering import ScatteredState
 from pipeline.checkpoint.identity import RunIdentity, write_identity
+from pipeline.checkpoint.origin import now
 from pipeline.checkpoint.state import TrainState, write_train_state
 from pipeline.shared.errors import CheckpointError
 from pipeline.shared.files import sync_folder
+from pipeline.shared.units import render_bytes
 
 logger = logging.getLogger(__name__)
-
-_OPTIMIZER_STATE_PREFIX = "optimizer.state."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +102,8 @@ class Saved:
     def __str__(self) -> str:
         speed = self.num_bytes / max(self.seconds, 1e-9)
         return (
-            f"saved {self.folder}: {self.num_bytes / 1e9:.3f} GB written in {self.seconds:.2f} s, "
-            f"{speed / 1e9:.3f} GB/s"
+            f"saved {self.folder}: {render_bytes(self.num_bytes)} written in {self.seconds:.2f} s, "
+            f"{render_bytes(speed)}/s"
         )
 
 
@@ -132,15 +134,18 @@ def prepare_save(
     )
 
     fill_missing_moments(optimizer)
-    content = sharded_state(module, optimizer, groups, metadata=dict(CONTENT), is_loading=False)
+    scattered = ScatteredState(optimizer.chained_optimizers if _is_scattered(optimizer) else ())
+    with scattered.hollow():
+        content = sharded_state(module, optimizer, groups, metadata=dict(CONTENT), is_loading=False)
     content["opt_param_scheduler"] = scheduler.state_dict()
     content["content_metadata"] = {**CONTENT, LAYOUT_KEY: layout_of(groups)}
     sharded, common = save_preprocess(content, validate_access_integrity=True)
     _share_writing(sharded, groups)
-    gathered_bytes = _gathered_bytes(sharded) if _gathers(optimizer) else 0
     pieces, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, keep_only_main_replica=True)
-    copied_bytes = _copy_to_host(pieces, but_gathered=_gathers(optimizer)) if copies else 0
-    num_bytes = sum(piece.data.nbytes for piece in _tensors_of(pieces))
+    own = list(_tensors_of(pieces))
+    copied_bytes = _copy_to_host([piece for piece in own if not piece.data.is_meta]) if copies else 0
+    gathered_bytes = scattered.fill(own)
+    num_bytes = sum(piece.data.nbytes for piece in own)
     return PreparedSave(
         state=state,
         tensors=mcore_to_pyt_state_dict(pieces),
@@ -191,34 +196,20 @@ def _share_writing(sharded: Any, groups: ParallelGroups) -> None:
     distribute_main_replicas_with_precomputed_distribution(sharded, groups.dp_cp, shares)
 
 
-def _gathers(optimizer: MegatronOptimizer) -> bool:
-    """Tell whether the optimizer's state consists of fresh copies, gathered from the ranks that share it."""
+def _is_scattered(optimizer: MegatronOptimizer) -> bool:
+    """Tell whether data-parallel ranks share the optimizer's state."""
     return all(hasattr(part, "gbuf_ranges") for part in optimizer.chained_optimizers)
 
 
-def _gathered_bytes(sharded: Any) -> int:
-    from megatron.core.dist_checkpointing.dict_utils import nested_values
-
-    return sum(
-        piece.data.nbytes
-        for piece in nested_values(sharded)
-        if isinstance(piece.data, torch.Tensor) and piece.key.startswith(_OPTIMIZER_STATE_PREFIX)
-    )
+def _tensors_of(pieces: dict[str, list[Any]]) -> Iterator[Any]:
+    return (piece for of_name in pieces.values() for piece in of_name if isinstance(piece.data, torch.Tensor))
 
 
-def _tensors_of(pieces: dict[str, list[Any]]) -> list[Any]:
-    return [piece for of_name in pieces.values() for piece in of_name if isinstance(piece.data, torch.Tensor)]
-
-
-def _copy_to_host(pieces: dict[str, list[Any]], *, but_gathered: bool) -> int:
+def _copy_to_host(pieces: Sequence[Any]) -> int:
     """Replace tensors by copies that training does not change; return the size of the copies."""
-    copied = 0
-    for piece in _tensors_of(pieces):
-        if but_gathered and piece.key.startswith(_OPTIMIZER_STATE_PREFIX):
-            continue
+    for piece in pieces:
         piece.data = piece.data.detach().to("cpu", copy=True)
-        copied += piece.data.nbytes
-    return copied
+    return sum(piece.data.nbytes for piece in pieces)
 
 
 def _serialized(common: Any) -> bytes:
@@ -271,7 +262,7 @@ def _write_small_files(partial: Path, prepared: PreparedSave, to: Destination) -
     shutil.copyfile(to.config_file, partial / CONFIG_NAME)
     write_train_state(partial, prepared.state)
     if to.identity is not None:
-        write_identity(partial, to.identity, to.tokenizer)
+        write_identity(partial, replace(to.identity, saved_at=now()), to.tokenizer)
     sync_folder(partial)
 
 
@@ -287,4 +278,4 @@ def _publish(partial: Path, digests: dict[str, FileDigest], state: TrainState, t
 def _free_space(directory: Path) -> str:
     existing = next((path for path in (directory, *directory.parents) if path.is_dir()), Path("/"))
     usage = shutil.disk_usage(existing)
-    return f"{usage.free / 1e9:.3f} GB are free in {existing}"
+    return f"{render_bytes(usage.free)} are free in {existing}"

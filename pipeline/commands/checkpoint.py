@@ -1,6 +1,5 @@
 """`megaponder checkpoint`."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,11 +20,12 @@ from pipeline.commands.checkpoint_tables import (
     tensor_rows,
     tensor_table,
 )
-from pipeline.commands.shared import Checkpoint, Iteration, examples
+from pipeline.commands.shared import Checkpoint, Iteration, JsonFile, examples, show_or_write
 from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.folder_lock import output_lock
 from pipeline.shared.progress import open_bar
+from pipeline.shared.units import render_bytes
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +36,6 @@ app = typer.Typer(
     ),
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="An empty or absent folder.")]
 Tensors = Annotated[
     str,
@@ -48,20 +47,21 @@ Tensors = Annotated[
     "list",
     epilog=examples(
         "megaponder checkpoint list runs/demo/checkpoints",
-        "megaponder checkpoint list runs/demo/checkpoints --json",
+        "megaponder checkpoint list runs/demo/checkpoints --json -",
     ),
 )
-def list_checkpoints(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
+def list_checkpoints(checkpoint: Checkpoint, json_file: JsonFile = None) -> None:
     """List the checkpoints of a run: iteration, size, progress, and whether files are missing.
 
     Checks presence and sizes only; `verify` reads the files.
     """
     entries = take_inventory(checkpoint, reads=False)
-    if as_json:
-        say(json.dumps(inventory_rows(entries), indent=2))
-        return
-    open_console().print(inventory_table(entries, title=str(checkpoint)))
-    _report_tracker(checkpoint)
+
+    def show() -> None:
+        open_console().print(inventory_table(entries, title=str(checkpoint)))
+        _report_tracker(checkpoint)
+
+    show_or_write(show, inventory_rows(entries), json_file)
 
 
 @app.command(
@@ -70,21 +70,22 @@ def list_checkpoints(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
         "megaponder checkpoint verify runs/demo/checkpoints/iter_0000100",
     )
 )
-def verify(checkpoint: Checkpoint, iteration: Iteration = None, as_json: AsJson = False) -> None:
+def verify(checkpoint: Checkpoint, iteration: Iteration = None, json_file: JsonFile = None) -> None:
     """Verify checkpoints: compare every file with its checksum.
 
     Takes one iter_ folder, or all of a run. Lists damaged and missing files, with exit code 1.
     """
     entries = take_inventory(checkpoint, iteration=iteration, reads=True)
     damaged = [entry for entry in entries if entry.damage]
-    if as_json:
-        say(json.dumps(inventory_rows(entries), indent=2))
-    else:
+
+    def show() -> None:
         for entry in entries:
             say(f"{entry.folder}: {'DAMAGED' if entry.damage else 'intact'}")
             for item in entry.damage:
                 say(f"  {item}")
         _report_tracker(checkpoint)
+
+    show_or_write(show, inventory_rows(entries), json_file)
     raise typer.Exit(ExitCode.CRASH if damaged else ExitCode.DONE)
 
 
@@ -95,7 +96,7 @@ def verify(checkpoint: Checkpoint, iteration: Iteration = None, as_json: AsJson 
     )
 )
 def show(
-    checkpoint: Checkpoint, iteration: Iteration = None, tensors: Tensors = "*", as_json: AsJson = False
+    checkpoint: Checkpoint, iteration: Iteration = None, tensors: Tensors = "*", json_file: JsonFile = None
 ) -> None:
     """Show the content of a checkpoint: progress of the run, what it belongs to, tensors, settings."""
     from pipeline.checkpoint.description import read_description
@@ -107,22 +108,23 @@ def show(
     state, rows = read_train_state(folder), tensor_rows(read_description(folder), pattern=tensors)
     _check_matches(rows, tensors)
     config, identity = (folder / CONFIG_NAME).read_text(encoding="utf-8"), read_identity(folder)
-    if as_json:
-        content = {
-            "folder": str(folder),
-            "state": asdict(state),
-            "identity": None if identity is None else asdict(identity),
-            "tensors": rows,
-            "config": config,
-        }
-        say(json.dumps(content, indent=2))
-        return
-    console = open_console()
-    console.print(state_table(folder, state))
-    if identity is not None:
-        console.print(identity_table(identity))
-    console.print(tensor_table(rows))
-    say(config, nl=False)
+    content = {
+        "folder": str(folder),
+        "state": asdict(state),
+        "identity": None if identity is None else asdict(identity),
+        "tensors": rows,
+        "config": config,
+    }
+
+    def show_content() -> None:
+        console = open_console()
+        console.print(state_table(folder, state))
+        if identity is not None:
+            console.print(identity_table(identity))
+        console.print(tensor_table(rows))
+        say(config, nl=False)
+
+    show_or_write(show_content, content, json_file)
 
 
 @app.command(
@@ -132,7 +134,7 @@ def show(
         "--tensors 'decoder.*'",
     )
 )
-def diff(first: Checkpoint, second: Checkpoint, tensors: Tensors = "*", as_json: AsJson = False) -> None:
+def diff(first: Checkpoint, second: Checkpoint, tensors: Tensors = "*", json_file: JsonFile = None) -> None:
     """Compare two checkpoints tensor by tensor: weights and the optimizer's moments.
 
     They may have been saved on different parallel layouts. Exit code 1 if any value differs.
@@ -142,10 +144,11 @@ def diff(first: Checkpoint, second: Checkpoint, tensors: Tensors = "*", as_json:
 
     compared = list(compare_checkpoints(*folders, pattern=tensors))
     _check_matches(compared, tensors)
-    if as_json:
-        say(json.dumps([asdict(item) for item in compared], indent=2))
-    else:
-        open_console().print(comparison_table(compared, *folders))
+    show_or_write(
+        lambda: open_console().print(comparison_table(compared, *folders)),
+        [asdict(item) for item in compared],
+        json_file,
+    )
     are_equal = all(item.is_equal for item in compared)
     raise typer.Exit(ExitCode.DONE if are_equal else ExitCode.CRASH)
 
@@ -221,7 +224,7 @@ def _bytes_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     def count(num_bytes: int) -> None:
         nonlocal done
         done += num_bytes
-        bar.update(done, f"{done / 1e9:,.2f} of {total / 1e9:,.2f} GB")
+        bar.update(done, f"{render_bytes(done)} of {render_bytes(total)}")
 
     with open_bar(description, total=total) as bar:
         yield count

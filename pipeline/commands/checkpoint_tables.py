@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from pipeline.checkpoint.inventory import Entry
 from pipeline.checkpoint.state import TrainState
 from pipeline.shared.tables import Table
+from pipeline.shared.units import render_bytes
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.comparison import TensorComparison
@@ -47,7 +48,7 @@ def inventory_table(entries: Sequence[Entry], *, title: str) -> Table:
         state = entry.state
         table.add_row(
             f"{entry.iteration}",
-            _size(entry.num_bytes),
+            render_bytes(entry.num_bytes),
             "?" if state is None else f"{state.consumed_tokens:,}",
             "" if state is None else _best(state),
             f"DAMAGED: {entry.damage[0]}" if entry.damage else _kind(state),
@@ -68,12 +69,16 @@ def state_table(folder: Path, state: TrainState) -> Table:
 def identity_table(identity: "RunIdentity") -> Table:
     """Return the table of what a checkpoint belongs to."""
     table = Table(title="belongs to", box=SIMPLE_HEAD, show_header=False)
+    origin = identity.origin
     for name, value in (
         ("tokenizer", identity.tokenizer),
         ("vocabulary", identity.vocab_size),
         *(("data", part) for part in identity.data or ()),
         ("order", f"{identity.order}, seed {identity.seed}"),
         ("iteration", f"{identity.batch_size:,} rows of {identity.row_length:,} tokens"),
+        ("saved", identity.saved_at),
+        ("program", None if origin is None else origin.program),
+        ("machine", None if origin is None else origin.machine),
         *(
             (f"changed at {change.iteration}", f"{change.name}: from {change.before} to {change.after}")
             for change in identity.changes
@@ -104,9 +109,11 @@ def tensor_table(rows: Sequence[Row]) -> Table:
     table.add_column("tensor", footer=f"{len(rows)} tensors", overflow="fold")
     table.add_column("shape")
     table.add_column("type")
-    table.add_column("size", justify="right", footer=_size(sum(row["bytes"] for row in rows)))
+    table.add_column("size", justify="right", footer=render_bytes(sum(row["bytes"] for row in rows)))
     for row in rows:
-        table.add_row(row["name"], " x ".join(map(str, row["shape"])), row["dtype"], _size(row["bytes"]))
+        table.add_row(
+            row["name"], " x ".join(map(str, row["shape"])), row["dtype"], render_bytes(row["bytes"])
+        )
     return table
 
 
@@ -137,10 +144,3 @@ def _kind(state: TrainState | None) -> str:
     if state is not None and state.averaged_iterations:
         return f"complete; mean of {', '.join(map(str, state.averaged_iterations))}"
     return "complete"
-
-
-def _size(num_bytes: int) -> str:
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if num_bytes >= unit:
-            return f"{num_bytes / unit:.2f} {name}"
-    return f"{num_bytes} bytes"

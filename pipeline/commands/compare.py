@@ -1,6 +1,5 @@
 """`megaponder compare`."""
 
-import json
 import logging
 from itertools import product
 from pathlib import Path
@@ -10,11 +9,14 @@ import typer
 
 from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import parse_budget
-from pipeline.commands.shared import examples, set_up_logging, speaks
+from pipeline.commands.shared import JsonFile, examples, set_up_logging, show_or_write, speaks
+from pipeline.commands.spellings import STANDARD_OUTPUT
 from pipeline.shared.console import open_console, say
 from pipeline.shared.progress import open_bar
 
 logger = logging.getLogger(__name__)
+
+PLOT_FILE = "compare.png"
 
 EPILOG = examples(
     "megaponder compare runs/vanilla runs/ponderlm2 runs/ponderlm3",
@@ -79,12 +81,17 @@ Iters = Annotated[
     ),
 ]
 Reevaluate = Annotated[
-    bool, typer.Option("--reevaluate", "--anew", help="Evaluate again, even if the run has the figures.")
+    bool, typer.Option("--reevaluate", help="Evaluate again, even if the run has the figures.")
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The plot, a PNG.")]
-JsonFile = Annotated[
+Output = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", help="Write the figures here too.", show_default=False),
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="The plot, a PNG; default: compare.png in the first run.",
+        show_default=False,
+    ),
 ]
 
 
@@ -97,7 +104,7 @@ def compare(
     timing: Timing = True,
     iters: Iters = None,
     reevaluate: Reevaluate = False,
-    output: Output = Path("compare.png"),
+    output: Output = None,
     json_file: JsonFile = None,
 ) -> None:
     """Compare runs by held-out loss against inference FLOPs and time per token.
@@ -143,12 +150,13 @@ def compare(
     if not is_first:
         return
     labels = labels_of(curves, runs)
-    open_console().print(render_comparison(curves, labels))
+    show_or_write(
+        lambda: open_console().print(render_comparison(curves, labels)),
+        comparison_values(curves, labels),
+        json_file,
+    )
     if not same_text(curves):
         say("warning: the held-out texts differ; their losses cannot be compared", err=True)
-    write_atomically(output, render_comparison_png(curves, labels))
-    say(f"written to {output}")
-    if json_file is not None:
-        content = json.dumps(comparison_values(curves, labels), indent=1) + "\n"
-        write_atomically(json_file, content.encode())
-        say(f"written to {json_file}")
+    plot = output or found[0].folder / PLOT_FILE
+    write_atomically(plot, render_comparison_png(curves, labels))
+    say(f"written to {plot}", err=json_file == Path(STANDARD_OUTPUT))

@@ -9,7 +9,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.text import Text
 
-from pipeline.commands.shared import examples
+from pipeline.commands.shared import JsonFile, examples, show_or_write
 from pipeline.config.reference import (
     Explained,
     config_schema,
@@ -38,20 +38,22 @@ def explain(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    json_file: JsonFile = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of the docs.")] = False,
 ) -> None:
     """Explain settings: what they are, what they accept, their defaults, and which methods use them."""
     found = explain_settings() if key is None else find_settings(key)
-    if as_json:
-        say(json.dumps([asdict(one) for one in found], indent=1))
-    elif as_markdown:
-        say(render_reference(found), nl=False)
-    elif key is None:
-        open_console().print(_overview(found))
-    else:
-        for one in found:
-            open_console().print(_detailed(one))
+
+    def show() -> None:
+        if as_markdown:
+            say(render_reference(found), nl=False)
+        elif key is None:
+            open_console().print(_overview(found))
+        else:
+            for one in found:
+                open_console().print(_detailed(one))
+
+    show_or_write(show, [asdict(one) for one in found], json_file)
 
 
 @app.command(

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.commands.early_checks import check_checkpoint
-from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
+from pipeline.commands.shared import (
+    Checkpoint,
+    Iteration,
+    JsonFile,
+    OtherData,
+    examples,
+    set_up_logging,
+    show_or_write_text,
+    speaks,
+)
+from pipeline.commands.spellings import STANDARD_OUTPUT
 from pipeline.shared.console import open_console, say
 from pipeline.shared.progress import open_bar
 
@@ -37,10 +47,6 @@ ReadingTolerance = Annotated[
 Precision = Annotated[
     Literal["fp32", "run"],
     typer.Option(help="Compute in float32, in which small residuals show, or as the run does."),
-]
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", help="Write all figures here.", show_default=False),
 ]
 Output = Annotated[
     Path | None,
@@ -78,7 +84,7 @@ def convergence(
         num_parts,
     )
     from pipeline.evaluation.convergence.readings import WAYS
-    from pipeline.evaluation.convergence.result import save_convergence
+    from pipeline.evaluation.convergence.result import convergence_text
     from pipeline.evaluation.convergence.table import render_convergence
     from pipeline.evaluation.opened import opened_checkpoint
 
@@ -103,15 +109,16 @@ def convergence(
             found = measure_convergence(opened, settings, advance=bar.advance)
     if not is_first:
         return
-    console = open_console()
-    for table in render_convergence(found):
-        console.print(table)
+
+    def show() -> None:
+        console = open_console()
+        for table in render_convergence(found):
+            console.print(table)
+
+    show_or_write_text(show, convergence_text(found), json_file)
     if output is not None:
         from pipeline.report.convergence import render_convergence_png
         from pipeline.shared.files import write_atomically
 
         write_atomically(output, render_convergence_png(found))
-        say(f"written to {output}")
-    if json_file is not None:
-        save_convergence(found, json_file)
-        say(f"written to {json_file}")
+        say(f"written to {output}", err=json_file == Path(STANDARD_OUTPUT))

@@ -1,5 +1,6 @@
 """`megaponder convert`: models from and to Hugging Face folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,6 +28,14 @@ Output = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write; must be empty or not exist."),
 ]
+NewSettings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE...",
+        help="Settings of the new checkpoint's run: group.key=value, or Megatron's name.",
+        show_default=False,
+    ),
+]
 NoTokenizer = Annotated[bool, typer.Option("--no-tokenizer", help="Convert without a tokenizer.")]
 Tolerance = Annotated[
     float,
@@ -49,7 +58,7 @@ AllowMismatch = Annotated[
     epilog=examples(
         "megaponder convert from-hf pythia-2.8b --output runs/pythia",
         "megaponder convert from-hf pythia-2.8b --output runs/pythia_p3 --method ponderlm3 "
-        "--set ponder.num_latent_thoughts=3 --set data.path=runs/pile",
+        "ponder.num_latent_thoughts=3 data.path=runs/pile",
     ),
 )
 def from_hf(
@@ -61,15 +70,7 @@ def from_hf(
         Method | None,
         typer.Option(help="Method of the new checkpoint; default: that of the source.", show_default=False),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A setting of the new checkpoint's configuration; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    settings: NewSettings = None,
     ignored: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,13 +94,14 @@ def from_hf(
     reports what was read, written and compared. If any check fails, nothing is written.
     """
     set_up_logging()
+    _check_import(source, output, ignored=ignored or (), needs_tokenizer=not no_tokenizer)
 
     from pipeline.conversion.from_hf import ImportOptions
     from pipeline.conversion.from_hf import from_hf as convert
 
     options = ImportOptions(
         method=method,
-        overrides=overrides or (),
+        overrides=settings or (),
         ignored=ignored or (),
         needs_tokenizer=not no_tokenizer,
         tolerance=tolerance,
@@ -148,7 +150,25 @@ def to_hf(
         typer.Option(
             metavar="FILE",
             help="Results of `megaponder eval` for the model card; default: the run's evaluation.json, if it "
-            "belongs to this iteration.",
+            "belongs to this iteration. Scores on tasks are taken from its tasks.json.",
+            show_default=False,
+        ),
+    ] = None,
+    license_id: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            metavar="ID",
+            help="License of the weights for the model card, as the hub names it: apache-2.0.",
+            show_default=False,
+        ),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name on the hub of the model that the training started from, for the model card: "
+            "EleutherAI/pythia-410m.",
             show_default=False,
         ),
     ] = None,
@@ -156,13 +176,15 @@ def to_hf(
     """Convert a checkpoint to a folder that transformers loads.
 
     A vanilla model becomes a GPT-NeoX or Llama model of transformers. A pondering model is written with its
-    code and a model card: load it with trust_remote_code=True, and its generate() decodes as
-    `megaponder generate` does. Rows that only pad the vocabulary are dropped.
+    code: load it with trust_remote_code=True, and its generate() decodes as `megaponder generate` does. A
+    sentencepiece model gets a tokenizer.json beside it that encodes the same. Rows that only pad the
+    vocabulary are dropped.
 
     Compares the logits and writes conversion.json as `from-hf` does. If any check fails, nothing is written.
     """
     set_up_logging()
     folder = resolve_checkpoint(checkpoint, iteration=iteration)
+    _check_export(output, tokenizer)
 
     import torch
 
@@ -178,11 +200,36 @@ def to_hf(
         tolerance=tolerance,
         allow_mismatch=allow_mismatch,
         evaluation=evaluation,
+        license=license_id,
+        base_model=base_model,
     )
     with output_lock(output, "megaponder convert to-hf"):
         certificate = convert(folder, output, options)
     _show(certificate)
     say(f"written to {output}")
+
+
+def _check_import(source: Path, output: Path, *, ignored: Sequence[str], needs_tokenizer: bool) -> None:
+    """Check what can be checked before torch is imported."""
+    from pipeline.conversion.hf_config import read_source
+    from pipeline.conversion.target_folder import check_is_free, is_left_by_import
+    from pipeline.conversion.tokenizer_files import find_tokenizer
+
+    read_source(source, ignored=ignored)
+    if needs_tokenizer:
+        find_tokenizer(source)
+    if not is_left_by_import(output):
+        check_is_free(output)
+
+
+def _check_export(output: Path, tokenizer: Path | None) -> None:
+    """Check what can be checked before torch is imported."""
+    from pipeline.conversion.target_folder import check_is_free
+    from pipeline.conversion.tokenizer_files import find_tokenizer
+
+    check_is_free(output)
+    if tokenizer is not None:
+        find_tokenizer(tokenizer)
 
 
 def _show(certificate: "Certificate") -> None:

@@ -156,23 +156,31 @@ def inspect(
 
 @app.command(
     epilog=examples(
-        "megaponder data convert runs/data runs/pairs --to megatron",
-        "megaponder data convert runs/pairs runs/data --to webdataset",
+        "megaponder data convert runs/data --output runs/pairs --to megatron",
+        "megaponder data convert runs/pairs --output runs/data --to webdataset",
     )
 )
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder with manifest.json.")],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="Empty or absent folder.")],
     to: Annotated[Literal["webdataset", "megatron"], typer.Option("--to", help="Format to write.")],
+    destination: Annotated[Path | None, typer.Argument(hidden=True)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Empty or absent folder.", show_default=False),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Shards to copy at the same time.")] = 2,
 ) -> None:
     """Write prepared tokens in the other format; the tokens stay the same, and checksums are compared."""
+    # Earlier versions took it as a second argument.
+    folder = output or destination
+    if folder is None or (output is not None and destination is not None):
+        raise typer.BadParameter("must be given once", param_hint="--output")
     from data_prep.conversion import convert as convert_folder
 
     set_up_logging()
-    manifest = convert_folder(source, destination, stored_as=to, num_threads=workers)
+    manifest = convert_folder(source, folder, stored_as=to, num_threads=workers)
     num_tokens = sum(manifest.num_tokens(split) for split in manifest.splits)
-    say(f"{num_tokens:,} tokens and their manifest are in {destination}")
+    say(f"{num_tokens:,} tokens and their manifest are in {folder}")
 
 
 @app.command(

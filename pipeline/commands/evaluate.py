@@ -9,7 +9,16 @@ from rich.box import SIMPLE_HEAD
 
 from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
-from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
+from pipeline.commands.shared import (
+    Checkpoint,
+    Iteration,
+    OtherData,
+    examples,
+    set_up_logging,
+    show_or_write_text,
+    speaks,
+)
+from pipeline.commands.spellings import STANDARD_OUTPUT
 from pipeline.evaluation.tasks import TASK_GROUPS
 from pipeline.metrics.records import WORTH_NAMES, LossPoint
 from pipeline.shared.console import open_console, say
@@ -104,15 +113,13 @@ Timing = Annotated[
     bool,
     typer.Option("--timing/--no-timing", help="Measure the time of decoding some of the held-out text."),
 ]
-Output = Annotated[
+ResultFile = Annotated[
     Path | None,
     typer.Option(
-        "--output",
-        "--output-json",
-        "-o",
+        "--json",
         metavar="FILE",
-        help="Default: evaluation.json of the run; under limits its evaluation_under_limits.json; with "
-        "--tasks its tasks.json.",
+        help="Where the result goes; default: evaluation.json of the run; under limits its "
+        "evaluation_under_limits.json; with --tasks its tasks.json; `-` prints it.",
         show_default=False,
     ),
 ]
@@ -135,7 +142,7 @@ def evaluate(
     batch_size: BatchSize = 16,
     tensor_parallel: TensorParallel = None,
     context_parallel: ContextParallel = 1,
-    output: Output = None,
+    json_file: ResultFile = None,
 ) -> None:
     """Measure loss and steps on the held-out text of the run's data, or the scores on public tasks.
 
@@ -179,14 +186,14 @@ def evaluate(
             iteration=iteration,
             tensor_parallel=tensor_parallel,
             data=data,
-            output=output,
+            json_file=json_file,
             speaks=is_first,
         )
         return
 
     check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=True)
     overrides = [] if jacobi_iterations is None else [f"ponder.num_jacobi_iterations={jacobi_iterations}"]
-    result, default_output = _evaluate_heldout(
+    result, default_file = _evaluate_heldout(
         checkpoint,
         iteration,
         overrides,
@@ -196,13 +203,14 @@ def evaluate(
         context_parallel=context_parallel,
         timing=timing,
         data=data,
+        prints=json_file == Path(STANDARD_OUTPUT),
     )
     if is_first:
-        from pipeline.evaluation.results import save_json
+        from pipeline.evaluation.results import json_text
 
-        open_console().print(_table(result))
-        save_json(result, output or default_output)
-        say(f"written to {output or default_output}")
+        show_or_write_text(
+            lambda: open_console().print(_table(result)), json_text(result), json_file or default_file
+        )
 
 
 def _evaluate_heldout(
@@ -216,8 +224,13 @@ def _evaluate_heldout(
     context_parallel: int,
     timing: bool,
     data: Path | None,
+    prints: bool,
 ) -> tuple["EvaluationResult", Path]:
-    """Return the result on held-out text, and the file it goes to by default."""
+    """Return the result on held-out text, and the file it goes to by default.
+
+    Args:
+        prints: JSON on standard output, where nothing else may be.
+    """
     from pipeline.evaluation.checkpoint import evaluate_checkpoint
     from pipeline.evaluation.opened import opened_checkpoint
     from pipeline.evaluation.results import EVALUATION_FILE, LIMITED_EVALUATION_FILE
@@ -236,7 +249,7 @@ def _evaluate_heldout(
         batches = iters or opened.config.evaluation.iters
         applied, met = limits.limits(opened, num_samples=batches * opened.config.training.global_batch_size)
         if met is not None and speaks():
-            say(spent_line(met))
+            say(spent_line(met), err=prints)
         result = evaluate_checkpoint(
             opened, max_global_batches=batches, limits=applied, shows_progress=speaks()
         )

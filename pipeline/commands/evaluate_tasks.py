@@ -12,9 +12,13 @@ from rich.box import SIMPLE_HEAD
 
 from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import LimitOptions, spent_line
+from pipeline.commands.shared import show_or_write_text
+from pipeline.commands.spellings import STANDARD_OUTPUT
 from pipeline.evaluation.tasks import expand_task_names
 from pipeline.shared.console import open_console, say
+from pipeline.shared.extras import how_to_install
 from pipeline.shared.tables import Table
+from pipeline.shared.units import metric
 
 if TYPE_CHECKING:
     from pipeline.evaluation.tasks import TaskReport, TaskScore
@@ -39,7 +43,7 @@ def evaluate_tasks(
     iteration: int | None,
     tensor_parallel: int | None,
     data: Path | None,
-    output: Path | None,
+    json_file: Path | None,
     speaks: bool,
 ) -> None:
     """Run tasks on a checkpoint; the first rank prints and writes the scores."""
@@ -54,7 +58,7 @@ def evaluate_tasks(
     from pipeline.config.load import load_stored_config
     from pipeline.evaluation.harness.run import run_tasks
     from pipeline.evaluation.opened import opened_checkpoint
-    from pipeline.evaluation.tasks import TASKS_FILE, TaskSettings, save_task_report
+    from pipeline.evaluation.tasks import TASKS_FILE, TaskSettings, task_report_text
     from pipeline.ranks.environment import Ranks
 
     settings = TaskSettings(
@@ -76,21 +80,21 @@ def evaluate_tasks(
         num_samples = own.evaluation.iters * own.training.global_batch_size
         applied, met = options.limits.limits(opened, num_samples=num_samples)
         if met is not None and speaks:
-            say(spent_line(met))
+            say(spent_line(met), err=json_file == Path(STANDARD_OUTPUT))
         report = run_tasks(opened, settings, limits=applied)
-        default_output = opened.config.output_dir / TASKS_FILE
+        default_file = opened.config.output_dir / TASKS_FILE
     if not speaks:
         return
-    open_console().print(_table(report))
-    save_task_report(report, output or default_output)
-    say(f"written to {output or default_output}")
+    show_or_write_text(
+        lambda: open_console().print(_table(report)), task_report_text(report), json_file or default_file
+    )
 
 
 def _check_is_installed() -> None:
     # Found, not imported, which takes seconds.
     if find_spec("lm_eval") is None:
         raise typer.BadParameter(
-            "needs lm-evaluation-harness, which is not installed; pip install 'megaponder[eval]'",
+            f"needs lm-evaluation-harness, which is not installed; {how_to_install('eval')}",
             param_hint="--tasks",
         )
 
@@ -119,7 +123,7 @@ def _table(report: "TaskReport") -> Table:
 def _rows(score: "TaskScore") -> Iterator[tuple[str, ...]]:
     """Yield one row for each metric, the first with the cost of the task."""
     about = (score.task, str(score.num_fewshot))
-    cost = (f"{score.mean_steps:.3f}", f"{score.flops_per_token:.3g}", f"{score.flops:.3g}")
+    cost = (f"{score.mean_steps:.3f}", metric(score.flops_per_token), metric(score.flops))
     for name, value in score.metrics.items():
         error = score.standard_errors.get(name)
         shown = "" if error is None else _number(error)

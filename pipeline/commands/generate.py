@@ -1,11 +1,13 @@
 """`megaponder generate`."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline.commands.asking import answer_prompts, asks_for_prompts
 from pipeline.commands.early_checks import check_checkpoint
 from pipeline.commands.limit_options import BudgetOption, LimitOptions, MaxSteps, Threshold, spent_line
 from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
@@ -27,7 +29,8 @@ Prompt = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
-        help="Text to continue, any number of them; default: the start of a held-out document.",
+        help="Text to continue, any number of them; default: asked for on a terminal, else the start of a "
+        "held-out document.",
         show_default=False,
     ),
 ]
@@ -148,6 +151,9 @@ def generate(
 ) -> None:
     """Continue texts; every token takes only the steps it needs.
 
+    Without a prompt it asks for one after the other on a terminal, until Ctrl-D; elsewhere it continues the
+    start of a held-out document.
+
     Each token is shown on the colour of its steps, and a single text while it grows. Pruned steps are not
     computed and leave no keys or values. Under torchrun the model is split over all ranks.
 
@@ -157,11 +163,13 @@ def generate(
     is_first = speaks()
     set_up_logging(speaks=is_first)
     texts = _texts(prompt, prompts_file, output)
+    asks = not texts and json_lines is None and output is None and asks_for_prompts()
     sweep_option = _sweep_option(sweep_damping, sweep_groups, by_slot=sweep_by_slot)
     if sweep_option is not None and prefill == "exact":
         raise typer.BadParameter("is for --prefill jacobi; remove it", param_hint=sweep_option)
     limits = LimitOptions.read(max_steps=max_steps, threshold=threshold, budget=budget)
-    check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=not texts)
+    folder = check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=not texts and not asks)
+    _refuse_too_many_tokens(folder, max_new_tokens)
 
     from pipeline.commands.generate_output import generate_to
     from pipeline.evaluation.opened import opened_checkpoint
@@ -196,17 +204,37 @@ def generate(
         applied, met = limits.limits(opened, num_samples=num_samples)
         if met is not None and is_first:
             say(spent_line(met), err=True)
-        code = generate_to(
+        answer = partial(
+            generate_to,
             opened,
-            texts or [_heldout_prompt(opened)],
-            replace(settings, limits=applied),
-            stop=stop_flag,
+            settings=replace(settings, limits=applied),
             json_lines=json_lines,
             sample_file=output,
             show_steps=show_steps,
             speaks=is_first,
         )
+        if asks:
+            code = answer_prompts(answer, lambda: _heldout_prompt(opened), stop=stop_flag)
+        else:
+            code = answer(texts or [_heldout_prompt(opened)], stop=stop_flag)
     raise typer.Exit(code)
+
+
+def _refuse_too_many_tokens(checkpoint: Path, max_new_tokens: int) -> None:
+    """Check that a text of one token leaves room for the new ones, before torch is imported.
+
+    Raises:
+        typer.BadParameter: it does not.
+    """
+    from pipeline.checkpoint.stored_config import stored_checkpoint
+
+    most = stored_checkpoint(checkpoint).config.model.max_position_embeddings
+    if max_new_tokens >= most:
+        raise typer.BadParameter(
+            f"must be less than the {most:,} positions of the model (model.max_position_embeddings), which "
+            f"the prompt and the new tokens share, but is {max_new_tokens:,}",
+            param_hint="--max-new-tokens",
+        )
 
 
 def _sweep_option(damping: float, num_groups: int, *, by_slot: bool) -> str | None:

@@ -16,19 +16,21 @@ from pipeline.evaluation.results import SampleToken, TextSample, save_json
 from pipeline.generation.files import json_line
 from pipeline.generation.texts import GeneratedText, GenerationSettings, generate, text_sample
 from pipeline.ranks.signals import StopFlag, StopRequest
-from pipeline.report.colors import DARK_RAMP, step_colors
+from pipeline.report.colors import BASIC_STYLES, DARK_RAMP, step_colors
 from pipeline.shared.console import open_console
 from pipeline.shared.exit_codes import ExitCode
 
 # Ends a piece that is not a complete character yet.
 UNFINISHED = "\ufffd"
+# Of steps on a terminal of 16 colours, each time its colours have been used up.
+_MARKS = ("", "underline ", "bold ", "bold underline ")
 
 
 def generate_to(
     opened: OpenedCheckpoint,
     prompts: Sequence[str | Sequence[int]],
-    settings: GenerationSettings,
     *,
+    settings: GenerationSettings,
     stop: StopFlag,
     json_lines: Path | None,
     sample_file: Path | None,
@@ -81,7 +83,11 @@ class _Output:
         ponder = opened.module.ponder.under(settings.limits).config
         self.console = console
         self._opened, self._settings = opened, settings
-        self._styles = step_styles(ponder.num_latent_thoughts) if show_steps and ponder.method.halts else []
+        self._styles = (
+            step_styles(ponder.num_latent_thoughts, is_basic=has_basic_colors(console))
+            if show_steps and ponder.method.halts
+            else []
+        )
         self._started = time.monotonic()
         self.stream = TextStream(console, styles=self._styles, stop=settings.stop)
 
@@ -98,7 +104,7 @@ class _Output:
         if not is_shown:
             self.console.print(render_tokens(text.tokens, self._styles))
         if self._styles and not has_number:
-            self.console.print(render_legend(self.sample(text)))
+            self.console.print(render_legend(text.tokens, self._styles))
 
     def sample(self, text: GeneratedText) -> TextSample:
         """Return a text in the form of the report."""
@@ -164,20 +170,29 @@ def render_tokens(tokens: Sequence[SampleToken], styles: Sequence[str]) -> Text:
     return text
 
 
-def render_legend(sample: TextSample) -> Text:
-    """Return the legend of the colours, with token counts; empty for a method that does not halt."""
-    counts = Counter(token.steps for token in sample.tokens)
+def render_legend(tokens: Sequence[SampleToken], styles: Sequence[str]) -> Text:
+    """Return the legend of the colours, with token counts; empty without styles."""
+    counts = Counter(token.steps for token in tokens)
     legend = Text()
-    for steps, style in enumerate(_styles(sample)):
+    for steps, style in enumerate(styles):
         legend.append(f" {steps} steps: {counts[steps]} tokens ", style=style)
         legend.append(" ")
     return legend
 
 
-def step_styles(num_latent_thoughts: int) -> list[str]:
-    """Return a style for each number of steps, 0..K."""
-    return [f"white on {color}" for color in step_colors(DARK_RAMP, num_latent_thoughts + 1)]
+def has_basic_colors(console: Console) -> bool:
+    """Whether a terminal has 16 colours, of which the ramp of steps would be the same two or three."""
+    return console.color_system in ("standard", "windows")
 
 
-def _styles(sample: TextSample) -> list[str]:
-    return [] if sample.pruning_threshold is None else step_styles(sample.num_latent_thoughts)
+def step_styles(num_latent_thoughts: int, *, is_basic: bool = False) -> list[str]:
+    """Return a style for each number of steps, 0..K.
+
+    Args:
+        num_latent_thoughts: K.
+        is_basic: for a terminal of 16 colours.
+    """
+    if not is_basic:
+        return [f"white on {color}" for color in step_colors(DARK_RAMP, num_latent_thoughts + 1)]
+    rounds = (divmod(step, len(BASIC_STYLES)) for step in range(num_latent_thoughts + 1))
+    return [f"{_MARKS[turn % len(_MARKS)]}{BASIC_STYLES[index]}" for turn, index in rounds]

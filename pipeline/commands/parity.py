@@ -1,15 +1,14 @@
 """`megaponder parity`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
+from pipeline.commands.shared import ConfigFile, JsonFile, Overrides, examples, set_up_logging
 
 EPILOG = examples(
-    "megaponder parity --config run.yaml --layout tp=2,pp=2,dp=1",
-    "megaponder parity --config run.yaml --layout tp=2,sp=true --steps 20 training.precision=fp32",
+    "megaponder parity --config run.yaml --layout tensor=2,pipeline=2",
+    "megaponder parity --config run.yaml --layout tensor=2,data=2 --steps 20 training.precision=fp32",
     "megaponder parity --config run.yaml --json parity.json",
 )
 
@@ -17,16 +16,12 @@ Layout = Annotated[
     str | None,
     typer.Option(
         metavar="AXES",
-        help="Sizes of the axes, as tp=2,pp=2,dp=1,sp=true (tensor, pipeline, data, sequence "
-        "parallelism); an axis that is not named has size 1. Default: the run's own layout.",
+        help="Sizes of the axes, by the names of the settings: tensor=2,pipeline=2,data=1, "
+        "sequence_parallel=true; one that is not named has size 1. Default: the run's own layout.",
         show_default=False,
     ),
 ]
 Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Training steps to compare.")]
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", help="Also write the results to this file.", show_default=False),
-]
 
 
 def parity(

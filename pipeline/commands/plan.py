@@ -1,22 +1,20 @@
 """`megaponder plan`: memory, cost and time of a run, before it starts."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
+from pipeline.commands.shared import ConfigFile, JsonFile, Overrides, examples, set_up_logging, show_or_write
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
-from pipeline.cost.peaks import DEVICES, Device
+from pipeline.cost.peaks import CPU, DEVICES, Device
 from pipeline.shared.console import open_console
 from pipeline.shared.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from pipeline.cost.plan import RunPlan
+    from pipeline.cost.plan import Advice, RunPlan
     from pipeline.cost.suggest import Suggestion
 
 EPILOG = examples(
@@ -27,6 +25,13 @@ EPILOG = examples(
 
 
 Gpu = Annotated[str, typer.Option(metavar="NAME", help=f"Device of every rank: {', '.join(DEVICES)}.")]
+GpuOrCpu = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"Device of every rank: {', '.join(DEVICES)}, or {CPU}: of this machine, its memory shared out.",
+    ),
+]
 NumGpus = Annotated[
     int | None,
     typer.Option(
@@ -69,16 +74,12 @@ VocabSize = Annotated[
         help="Tokens of the tokenizer; default: model.vocab_size, else the tokenizer of the data.",
     ),
 ]
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", show_default=False, help="Also write the plan to a JSON file."),
-]
 
 
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
-    gpu: Gpu = "h100-80g",
+    gpu: GpuOrCpu = "h100-80g",
     num_gpus: NumGpus = None,
     mfu: Mfu = 0.4,
     reserve: Reserve = 6.0,
@@ -95,28 +96,36 @@ def plan(
     set_up_logging()
 
     from pipeline.cost.peaks import GIB
-    from pipeline.cost.plan import Assumptions, plan_run, plan_values
+    from pipeline.cost.plan import Assumptions, layout_advice, plan_run, plan_values
     from pipeline.cost.suggest import on_devices, suggest
 
-    device = device_of(gpu)
     run = load_config(config, overrides or [])
     if num_gpus is not None:
         run = on_devices(run, num_gpus)
+    device = _cpu_of(run) if gpu == CPU else device_of(gpu)
     size = vocab_size or vocab_size_of_run(run)
     assumptions = Assumptions(
         device=device, mfu=mfu, reserve_bytes=reserve * GIB, mean_steps=_steps(run, mean_steps)
     )
     planned = plan_run(run, size, assumptions)
     suggestions = [] if planned.fits else suggest(run, size, assumptions)
-    _show(planned, suggestions)
-    if json_file is not None:
-        values = dict(plan_values(planned))
-        values["suggestions"] = [list(suggestion.overrides) for suggestion in suggestions]
-        json_file.write_text(json.dumps(values, indent=2) + "\n", encoding="ascii")
+    advice = layout_advice(run, device)
+    values = dict(plan_values(planned))
+    values["suggestions"] = [list(suggestion.overrides) for suggestion in suggestions]
+    values["advice"] = [each.override for each in advice]
+    show_or_write(lambda: _show(planned, suggestions, advice), values, json_file)
     raise typer.Exit(ExitCode.DONE if planned.fits else ExitCode.CRASH)
 
 
-def _show(planned: "RunPlan", suggestions: "Sequence[Suggestion]") -> None:
+def _cpu_of(run: RunConfig) -> Device:
+    """Return a rank's share of this machine, whose memory the ranks of a node share."""
+    import psutil
+
+    ranks_per_node = -(-run.parallel.world_size // run.submit.nodes)
+    return Device(name=CPU, memory_bytes=psutil.virtual_memory().total // ranks_per_node, peak=None)
+
+
+def _show(planned: "RunPlan", suggestions: "Sequence[Suggestion]", advice: "Sequence[Advice]" = ()) -> None:
     from pipeline.cost.table import render_memory, render_plan, render_suggestions
 
     console = open_console()
@@ -126,6 +135,8 @@ def _show(planned: "RunPlan", suggestions: "Sequence[Suggestion]") -> None:
         console.print(render_suggestions(suggestions))
     elif not planned.fits:
         console.print("no layout of this many devices fits; plan with more (--gpus)")
+    for each in advice:
+        console.print(f"better {each.override}: {each.reason}")
 
 
 def _steps(run: RunConfig, mean_steps: float | None) -> float | None:

@@ -33,8 +33,14 @@ def run_on_layout(
         ConfigError: a launcher started another number of ranks than the layout needs.
     """
     from pipeline.ranks.environment import Ranks
+    from pipeline.ranks.gpu_variables import STACKS_FOLDER, set_gpu_variables
     from pipeline.ranks.launch import run_ranks
 
+    set_gpu_variables(
+        dump_folder=config.output_dir / STACKS_FOLDER,
+        tensor=config.parallel.tensor,
+        is_deterministic=config.training.deterministic,
+    )
     ranks = Ranks.from_environment()
     set_up_logging(speaks=ranks.rank == 0)
     needed = config.parallel.world_size

@@ -1,13 +1,13 @@
 """`megaponder rehearse`: the training step of one rank of any layout, without its device."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.commands.plan import Gpu, Reserve, VocabSize, device_of, vocab_size_of_run
-from pipeline.commands.shared import ConfigFile, Overrides, examples, set_up_logging
+from pipeline.commands.shared import ConfigFile, JsonFile, Overrides, examples, set_up_logging, show_or_write
+from pipeline.commands.spellings import STANDARD_OUTPUT
 from pipeline.config.load import load_config
 from pipeline.shared.errors import UserError
 from pipeline.shared.exit_codes import ExitCode
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 EPILOG = examples(
     "megaponder rehearse --config pipeline/recipes/llama_410m_ponderlm3.yaml",
-    "megaponder rehearse --config run.yaml --world-size 1024 --rank 37 parallel.tensor=8 parallel.pipeline=4",
+    "megaponder rehearse --config run.yaml --gpus 1024 --rank 37 parallel.tensor=8 parallel.pipeline=4",
     "megaponder rehearse --config run.yaml --all-distinct --json rehearsal.json",
 )
 
-WorldSize = Annotated[
+NumGpus = Annotated[
     int | None,
     typer.Option(
+        "--gpus",
         min=1,
         metavar="N",
         show_default=False,
@@ -37,16 +38,12 @@ AllDistinct = Annotated[
 Documents = Annotated[
     int, typer.Option(min=1, metavar="N", help="Documents of each row of the made-up data.")
 ]
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", show_default=False, help="Also write the result to a JSON file."),
-]
 
 
 def rehearse(
     config: ConfigFile,
     overrides: Overrides = None,
-    world_size: WorldSize = None,
+    num_gpus: NumGpus = None,
     rank: Rank = None,
     all_distinct: AllDistinct = False,
     gpu: Gpu = "h100-80g",
@@ -68,8 +65,8 @@ def rehearse(
 
     device = device_of(gpu)
     run = load_config(config, overrides or [])
-    if world_size is not None:
-        run = on_devices(run, world_size, option="--world-size")
+    if num_gpus is not None:
+        run = on_devices(run, num_gpus)
     if rank is not None and all_distinct:
         raise typer.BadParameter(
             "must not be given with --all-distinct, which chooses ranks", param_hint="--rank"
@@ -77,7 +74,7 @@ def rehearse(
     if rank is not None and rank >= run.parallel.world_size:
         raise UserError(
             f"--rank must be less than the {run.parallel.world_size} ranks of the layout, but is {rank}; "
-            "give another one, or more ranks (--world-size)"
+            "give another one, or more ranks (--gpus)"
         )
     size = vocab_size or vocab_size_of_run(run)
 
@@ -88,13 +85,14 @@ def rehearse(
 
     ranks = distinct_ranks(run) if all_distinct else (rank or 0,)
     available = device.memory_bytes - reserve * GIB
+    console = open_console(quiet=json_file == Path(STANDARD_OUTPUT))
     results = []
     for each in ranks:
         results.append(rehearse_rank(run, size, each, documents_per_row=documents))
-        open_console().print(render_rehearsal(results[-1], run.name, device, available))
-    if json_file is not None:
-        values = [rehearsal_values(result, device, available) for result in results]
-        json_file.write_text(json.dumps({"ranks": values}, indent=2) + "\n", encoding="ascii")
+        console.print(render_rehearsal(results[-1], run.name, device, available))
+    values = {"ranks": [rehearsal_values(result, device, available) for result in results]}
+    # The tables were shown one by one.
+    show_or_write(lambda: None, values, json_file)
     would_run = all(_would_run(result, available) for result in results)
     raise typer.Exit(ExitCode.DONE if would_run else ExitCode.CRASH)
 

@@ -1,22 +1,24 @@
 """Arguments, logging and error handling shared by several commands."""
 
 import errno
+import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
 
+from pipeline.commands.spellings import STANDARD_OUTPUT
 from pipeline.ranks.environment import LauncherError, Ranks, threads_given
 from pipeline.shared.console import printable, say
 from pipeline.shared.errors import UserError
 from pipeline.shared.exit_codes import ExitCode
-from pipeline.shared.files import DISK_FULL
+from pipeline.shared.files import DISK_FULL, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +31,10 @@ _CURES = {
     errno.ELOOP: "its links lead back to themselves",
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many files are open; raise `ulimit -n`"),
 }
-NOTICES_LOGGER = "pipeline.config.aliases"
+NOTICES_LOGGER = "pipeline.config"
 # They are one process, also where a launcher has left its variables behind.
 _SINGLE_PROCESS_COMMANDS = (
-    *("checkpoint", "config", "convert", "data", "demo", "jobs", "parity"),
+    *("checkpoint", "config", "convert", "data", "demo", "doctor", "jobs", "parity"),
     *("plan", "recipes", "rehearse", "report", "submit", "tokenizer"),
 )
 
@@ -64,6 +66,16 @@ Checkpoint = Annotated[
 Iteration = Annotated[
     int | None,
     typer.Option(min=0, metavar="N", help="Take the checkpoint of this iteration.", show_default=False),
+]
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Write the result as JSON; `-` prints it in place of the table.",
+        show_default=False,
+    ),
 ]
 
 OtherData = Annotated[
@@ -122,6 +134,29 @@ def _reports_errors() -> bool:
         return Ranks.from_environment().rank == 0
     except LauncherError:
         return True
+
+
+def show_or_write(show: Callable[[], None], content: object, file: Path | None) -> None:
+    """Show the result of a command, and write it to the file of ``--json``, if any.
+
+    Args:
+        show: prints the result for people.
+        content: the result, as values of JSON.
+        file: where it goes; ``-`` prints it instead.
+    """
+    show_or_write_text(show, json.dumps(content, indent=1), file)
+
+
+def show_or_write_text(show: Callable[[], None], text: str, file: Path | None) -> None:
+    """Do the same with a text of JSON."""
+    if file == Path(STANDARD_OUTPUT):
+        say(text)
+        return
+    show()
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, f"{text}\n")
+        say(f"written to {file}")
 
 
 def examples(*lines: str) -> str:

@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipeline.commands.early_checks import check_checkpoint
-from pipeline.commands.shared import Checkpoint, Iteration, OtherData, examples, set_up_logging, speaks
-from pipeline.shared.console import open_console, say
+from pipeline.commands.shared import (
+    Checkpoint,
+    Iteration,
+    OtherData,
+    examples,
+    set_up_logging,
+    show_or_write_text,
+    speaks,
+)
+from pipeline.shared.console import open_console
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.progress import open_bar
 
@@ -67,13 +75,12 @@ Precision = Annotated[
     Literal["fp32", "run"],
     typer.Option(help="Compute in float32, which rules out rounding as a cause, or as the run does."),
 ]
-Output = Annotated[
+ResultFile = Annotated[
     Path | None,
     typer.Option(
-        "--output",
-        "-o",
+        "--json",
         metavar="FILE",
-        help="Default: verification.json of the run.",
+        help="Where the result goes; default: verification.json of the run; `-` prints it.",
         show_default=False,
     ),
 ]
@@ -90,7 +97,7 @@ def verify(
     precision: Precision = "fp32",
     iteration: Iteration = None,
     data: OtherData = None,
-    output: Output = None,
+    json_file: ResultFile = None,
 ) -> None:
     """Check that training and inference are the same model: soft-masked forward against hard-pruned decoding.
 
@@ -107,7 +114,7 @@ def verify(
 
     from pipeline.evaluation.opened import opened_checkpoint
     from pipeline.verification.checkpoint import num_parts, verify_checkpoint
-    from pipeline.verification.result import VERIFICATION_FILE, save_verification
+    from pipeline.verification.result import VERIFICATION_FILE, verification_text
     from pipeline.verification.table import render_verdict, render_verification
     from pipeline.verification.verify import sweeps_for, thresholds_for
 
@@ -129,14 +136,16 @@ def verify(
                 run_bound=run_bound,
                 advance=bar.advance,
             )
-        default_output = opened.config.output_dir / VERIFICATION_FILE
+        default_file = opened.config.output_dir / VERIFICATION_FILE
     if is_first:
-        console = open_console()
-        for table in render_verification(result):
-            console.print(table)
-        console.print(render_verdict(result), soft_wrap=True, highlight=False)
-        save_verification(result, output or default_output)
-        say(f"written to {output or default_output}")
+
+        def show() -> None:
+            console = open_console()
+            for table in render_verification(result):
+                console.print(table)
+            console.print(render_verdict(result), soft_wrap=True, highlight=False)
+
+        show_or_write_text(show, verification_text(result), json_file or default_file)
     raise typer.Exit(ExitCode.DONE if result.passes else ExitCode.CRASH)
 
 

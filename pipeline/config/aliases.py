@@ -164,6 +164,8 @@ _SAME_NAME = {
         "adam_beta1",
         "adam_beta2",
         "adam_eps",
+        "muon_momentum",
+        "muon_num_ns_steps",
         "clip_grad",
     ),
 }

@@ -14,6 +14,7 @@ from pipeline.config.overrides import apply_overrides
 from pipeline.config.rules import broken_rules_of_part
 from pipeline.config.schema import WITHOUT_USE, RunConfig
 from pipeline.config.section import SHOW_SECRETS
+from pipeline.config.short_runs import fit_to_short_run
 from pipeline.shared.files import write_private
 
 Recorded = dict[type[BaseModel], dict[str, Any]]
@@ -21,6 +22,8 @@ Recorded = dict[type[BaseModel], dict[str, Any]]
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read, override and check a configuration.
+
+    The warm-up of a run that ends before it is shortened, see `pipeline.config.short_runs`.
 
     Args:
         path: a YAML file of groups, see `pipeline.config.config_file`; None starts from the defaults.
@@ -56,6 +59,7 @@ def _checked(
     settings: dict[str, Any], problems: list[ConfigProblem], overrides: Sequence[str], *, source: str
 ) -> RunConfig:
     problems += apply_overrides(settings, overrides, setting_paths(), text_paths=text_paths())
+    fit_to_short_run(settings)
     try:
         config = build_config(settings)
     except ConfigError as error:

@@ -112,6 +112,11 @@ class PonderSection(Section):
         "this, relative to their size; those that gradient_passes asks for run in any case; not with "
         "pipeline stages",
     )
+    skip_pruned_rows: Switch = Field(
+        False,
+        description="in training the passes leave out the rows of slots below tau, as decoding does; not "
+        "with pipeline stages or sequence parallelism",
+    )
     scale_embeds: Switch = Field(
         default_factory=_by_method("scale_embeds", True),
         description="multiply embeddings by sqrt(2.5 H), with mixtures and pause tokens by sqrt(H); default: "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from pipeline.config.errors import ConfigProblem
 from pipeline.config.rules_checkpoint import CHECKPOINT_RULES
 from pipeline.config.rules_data import DATA_RULES
+from pipeline.config.rules_logging import LOGGING_RULES
 from pipeline.config.rules_model import MODEL_RULES
 from pipeline.config.rules_parallel import PARALLEL_RULES
 from pipeline.config.rules_ponder import PONDER_RULES
@@ -32,6 +33,7 @@ RULES: tuple[Rule, ...] = (
     *TRAINING_RULES,
     *DATA_RULES,
     *CHECKPOINT_RULES,
+    *LOGGING_RULES,
     *SUBMIT_RULES,
     *WORKFLOW_RULES,
 )

@@ -229,6 +229,50 @@ def _sweep_tolerance(config: RunConfig) -> Iterator[ConfigProblem]:
             )
 
 
+def _skip_pruned_rows(config: RunConfig) -> Iterator[ConfigProblem]:
+    ponder, parallel = config.ponder, config.parallel
+    if not ponder.skip_pruned_rows or not _has(config, "skip_pruned_rows"):
+        return
+    if ponder.num_latent_thoughts == 0:
+        yield ConfigProblem(
+            path="ponder.skip_pruned_rows",
+            rule="needs latent thoughts, whose rows it leaves out (ponder.num_latent_thoughts above 0)",
+            value="true with 0 thoughts",
+            cure="leave it out",
+        )
+    reasons = {
+        "parallel.pipeline": (
+            parallel.pipeline > 1,
+            "1, because pipeline stages must know the rows of a pass before it",
+        ),
+        "parallel.context": (
+            parallel.context > 1,
+            "1, because the ranks that share a sequence would have different numbers of rows",
+        ),
+        "parallel.sequence_parallel": (
+            parallel.sequence_parallel,
+            "false, because the ranks of the tensor axis would have different numbers of rows",
+        ),
+        "ponder.reading": (
+            ponder.reading == Reading.LAST_STEP,
+            "mixture or detached_mixture, because a step that is not computed cannot be read",
+        ),
+        "ponder.step_loss_weight": (
+            ponder.step_loss_weight > 0,
+            "0, because steps that are not computed have no loss",
+        ),
+    }
+    for path, (is_in_the_way, rule) in reasons.items():
+        if is_in_the_way:
+            section, name = path.split(".")
+            yield ConfigProblem(
+                path=path,
+                rule=f"with ponder.skip_pruned_rows must be {rule}",
+                value=as_written(getattr(getattr(config, section), name)),
+                cure="change it, or leave ponder.skip_pruned_rows out",
+            )
+
+
 def _mixture(config: RunConfig) -> Iterator[ConfigProblem]:
     ponder, vocab_size = config.ponder, config.model.vocab_size
     is_top_k = ponder.mixture == Mixture.TOP_K and _has(config, "mixture")
@@ -431,6 +475,7 @@ PONDER_RULES = (
     _sweeps_need_thoughts,
     _gradient_passes,
     _sweep_tolerance,
+    _skip_pruned_rows,
     _mixture,
     _multiplied_embedding,
     _pause_token,

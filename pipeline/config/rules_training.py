@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigProblem, as_written
+from pipeline.config.optimizer_section import OptimizerConfig
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
@@ -35,9 +36,37 @@ def _warmup(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
+def _muon(config: RunConfig) -> Iterator[ConfigProblem]:
+    optimizer = config.optimizer
+    if optimizer.name == "muon":
+        return
+    for name in ("muon_lr", "muon_momentum", "muon_num_ns_steps"):
+        value = getattr(optimizer, name)
+        if value != OptimizerConfig.model_fields[name].default:
+            yield ConfigProblem(
+                path=f"optimizer.{name}",
+                rule=f"must be left out for optimizer.name {optimizer.name}, which does not use it",
+                value=str(value),
+                cure="leave it out, or set optimizer.name to muon",
+            )
+
+
+def _muon_shares_state(config: RunConfig) -> Iterator[ConfigProblem]:
+    parallel = config.parallel
+    if config.optimizer.name == "muon" and parallel.data > 1 and not parallel.use_distributed_optimizer:
+        yield ConfigProblem(
+            path="parallel.use_distributed_optimizer",
+            rule="must be true for optimizer.name muon: several copies of the model share its work and its "
+            "state by whole weights",
+            value=f"false with parallel.data {parallel.data}",
+            cure="leave it out",
+        )
+
+
 def _warmup_start(config: RunConfig) -> Iterator[ConfigProblem]:
     optimizer = config.optimizer
     start, peak = optimizer.lr_warmup_init, optimizer.lr * min(1.0, optimizer.new_parameters_lr_mult or 1.0)
+    peak = min(peak, optimizer.muon_lr or peak)
     if start > peak:
         yield ConfigProblem(
             path="optimizer.lr_warmup_init",
@@ -104,12 +133,34 @@ def _steps_may_change(config: RunConfig) -> Iterator[ConfigProblem]:
         )
 
 
+def _attention_kernel(config: RunConfig) -> Iterator[ConfigProblem]:
+    training = config.training
+    if training.attention != "cudnn":
+        return
+    reasons = {
+        "parallel.device cpu, where there is no cuDNN": config.parallel.device == "cpu",
+        "training.precision fp32, which cuDNN's attention cannot compute": training.precision == "fp32",
+        "training.deterministic, for which FlashAttention is the one that is known": training.deterministic,
+    }
+    found = [reason for reason, applies in reasons.items() if applies]
+    if found:
+        yield ConfigProblem(
+            path="training.attention",
+            rule=f"must be auto or flash with {', and with '.join(found)}",
+            value="cudnn",
+            cure="remove it",
+        )
+
+
 TRAINING_RULES = (
     _learning_rate,
+    _muon,
+    _muon_shares_state,
     _warmup,
     _warmup_start,
     _new_parameters,
     _warmup_stable_decay,
     _thresholds_need_halting,
     _steps_may_change,
+    _attention_kernel,
 )

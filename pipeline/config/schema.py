@@ -12,16 +12,15 @@ from pydantic_core import PydanticCustomError
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.config.optimizer_section import OptimizerConfig as OptimizerConfig
 from pipeline.config.ponder_section import PonderSection as PonderSection
 from pipeline.config.rules import broken_rules
 from pipeline.config.rules_parallel import even_stages
 from pipeline.config.section import (
-    BelowOne,
     Count,
     CountOrZero,
     Few,
     FilePath,
-    NonNegative,
     Positive,
     Section,
     Switch,
@@ -114,7 +113,9 @@ class ParallelConfig(Section):
         "or of a whole pass through the layers (per_pass)",
     )
     use_distributed_optimizer: Switch = Field(
-        True, description="the copies of the model share the optimizer's state (ZeRO-1)"
+        True,
+        description="the copies of the model share the optimizer's state (ZeRO-1); with optimizer.name muon, "
+        "by whole weights",
     )
     overlap_grad_reduce: Switch = Field(
         False, description="sum gradients over the copies of the model during backward"
@@ -160,48 +161,23 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of weights and computation; the optimizer keeps its weights and moments in fp32"
     )
+    attention: Literal["auto", "flash", "cudnn"] = Field(
+        "auto",
+        description="kernel of attention on CUDA; auto: FlashAttention, or what torch has for the precision; "
+        "flash: FlashAttention alone; cudnn: cuDNN's for rows of one document, which is faster on recent "
+        "devices; never for documents or decoding; checked against float64 at the start",
+    )
+    deterministic: Switch = Field(
+        False,
+        description="on GPUs, the same bits in every run of the same layout on the same machines; slower (on "
+        "CPUs runs always repeat)",
+    )
     exit_interval: Count | None = Field(
         None, description="save and exit with code 0 at every multiple of this iteration"
     )
     exit_duration_in_mins: Positive | None = Field(
         None, description="save and exit with code 0 after this time"
     )
-
-
-class OptimizerConfig(Section):
-    """AdamW and its learning-rate schedule."""
-
-    lr: Positive = Field(description="largest learning rate")
-    min_lr: NonNegative = Field(0.0, description="learning rate at the end of the decay")
-    lr_decay_style: Literal["cosine", "wsd", "constant", "linear"] = Field(
-        "cosine",
-        description="course of the learning rate after the warm-up; wsd: constant, then a decay over "
-        "wsd_decay_iters",
-    )
-    lr_warmup_iters: CountOrZero = Field(
-        0, description="iterations over which the learning rate rises linearly to lr"
-    )
-    lr_warmup_init: NonNegative = Field(
-        0.0,
-        description="learning rate at which the warm-up starts, such as the final one of the initial model",
-    )
-    lr_decay_iters: Count | None = Field(None, description="default: training.train_iters")
-    wsd_decay_iters: Count | None = Field(None, description="length of the decay of lr_decay_style: wsd")
-    wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = Field(
-        "exponential", description="shape of the decay of lr_decay_style: wsd"
-    )
-    new_parameters_lr_mult: Positive | None = Field(
-        None,
-        description="learning rate of the router or gates as a multiple of lr; default: lr, in one parameter "
-        "group with the backbone",
-    )
-    weight_decay: NonNegative = Field(
-        0.1, description="decoupled from the gradient; not of biases and normalizations"
-    )
-    adam_beta1: BelowOne = Field(0.9, description="decay of the first moment per update")
-    adam_beta2: BelowOne = Field(0.95, description="decay of the second moment per update")
-    adam_eps: Positive = Field(1e-8, description="added to the root of the second moment")
-    clip_grad: NonNegative = Field(1.0, description="largest gradient norm; 0 turns clipping off")
 
 
 class BlendSource(Section):
@@ -410,8 +386,29 @@ class MetricsConfig(Section):
 
     interval: Count = Field(10, description="iterations between log lines")
     tensorboard: Switch = Field(True, description="write TensorBoard files to output_dir/tensorboard")
+    sinks: tuple[Literal["wandb", "mlflow"], ...] = Field(
+        (),
+        description="where else metrics go: wandb (Weights & Biases), mlflow; each needs its extra "
+        "and takes address and key from its own environment variables",
+    )
+    project: Annotated[str, Field(min_length=1, pattern=r"^[^\p{Cc}/\\#?%:]+$")] = Field(
+        "megaponder", description="project (wandb) or experiment (mlflow) of the run, for metrics.sinks"
+    )
     collapse_patience: Count = Field(
         20, description="log lines without adaptive halting after which a warning is logged"
+    )
+
+
+class ProfileSection(Section):
+    """Which iterations are recorded by torch's profiler."""
+
+    steps: tuple[Count, Count] | None = Field(
+        None,
+        description="first and last iteration whose operations are recorded, such as [5, 7]; each makes the "
+        "file larger and its own iteration slower; default: none",
+    )
+    ranks: Annotated[tuple[CountOrZero, ...], Field(min_length=1)] = Field(
+        (0,), description="ranks that record, each into files of its own in output_dir/profile"
     )
 
 
@@ -439,6 +436,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     divergence: DivergenceConfig = DivergenceConfig()
     metrics: MetricsConfig = MetricsConfig()
+    profile: ProfileSection = ProfileSection()
     submit: SubmitSection = SubmitSection()
     workflow: tuple[WorkflowStep, ...] = Field(
         (), description="what `megaponder submit` runs; default: train alone"

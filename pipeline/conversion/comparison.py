@@ -16,6 +16,7 @@ from pipeline.conversion.hf_ponder_config import MODEL_TYPE
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.prompts import DECODED_TOKENS, PROMPT_TOKENS, draw_prompts
 from pipeline.shared.errors import ConversionError
+from pipeline.shared.extras import how_to_install
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,8 @@ def compare_logits(
     if find_spec("transformers") is None:
         logger.warning(
             "LOGITS WERE NOT COMPARED: transformers is not installed, so nothing shows that both models "
-            "compute the same; pip install 'megaponder[hf]' and convert again"
+            "compute the same; %s, and convert again",
+            how_to_install("hf"),
         )
         return LogitComparison(compared=False, note="transformers is not installed")
     compute = _pondering_logits if is_pondering(weights.folder) else _backbone_logits

@@ -17,7 +17,7 @@ from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.ponder.config import Method
 from megatron_ext.weights import Entry
 from pipeline.checkpoint.checksums import FileDigest, digest_file
-from pipeline.checkpoint.folder import is_partial, publish, start_partial_checkpoint
+from pipeline.checkpoint.folder import publish, start_partial_checkpoint
 from pipeline.conversion.certificate import Certificate, TensorAccount, write_certificate
 from pipeline.conversion.comparison import TOLERANCE, compare_logits, is_pondering
 from pipeline.conversion.hf_config import CONFIG_JSON, read_source
@@ -25,6 +25,7 @@ from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.inspection import Findings, check_tied_copies, inspect, is_computed
 from pipeline.conversion.native import NativeWriter, write_small_files
 from pipeline.conversion.run_settings import converted_model, one_process, run_settings
+from pipeline.conversion.target_folder import check_is_free, is_left_by_import
 from pipeline.conversion.tokenizer_files import TOKENIZER_FOLDER, copy_files, find_tokenizer, note_token_ids
 from pipeline.shared.errors import ConversionError
 
@@ -107,13 +108,10 @@ def from_hf(source_folder: Path, directory: Path, options: ImportOptions) -> tup
 def _all_or_nothing(directory: Path) -> Iterator[Path]:
     """Provide the folder of a partial checkpoint; an error leaves the directory as it was."""
     existed = directory.exists()
-    if existed and directory.is_dir() and _is_left_by_conversion(directory):
+    if is_left_by_import(directory):
         shutil.rmtree(directory)
         directory.mkdir()
-    if existed and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConversionError(
-            f"{directory} must be an empty or absent folder, but has content; give another one with --output"
-        )
+    check_is_free(directory)
     try:
         yield start_partial_checkpoint(directory, 0)
     except BaseException:
@@ -121,14 +119,6 @@ def _all_or_nothing(directory: Path) -> Iterator[Path]:
         if existed:
             directory.mkdir()
         raise
-
-
-def _is_left_by_conversion(directory: Path) -> bool:
-    """Tell whether a folder holds nothing but what a conversion leaves that was killed."""
-    inside = list(directory.iterdir())
-    return any(map(is_partial, inside)) and all(
-        is_partial(path) or path.name == TOKENIZER_FOLDER for path in inside
-    )
 
 
 def _write_tensors(

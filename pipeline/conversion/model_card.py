@@ -1,9 +1,13 @@
-"""``README.md`` of an exported pondering model: what it is, how to use it, its training and evaluation."""
+"""``README.md`` of an exported model: what it is, how to use it, its training, evaluation and versions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from megatron_ext.ponder.config import Method
@@ -12,6 +16,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.conversion.hf_ponder_config import settings_of_method
 from pipeline.conversion.run_settings import NO_DATA
 from pipeline.evaluation.results import EVALUATION_FILE, EvaluationResult, load_evaluation
+from pipeline.evaluation.tasks import TASKS_FILE, TaskReport, load_task_report
 from pipeline.shared.errors import ConversionError
 
 CARD_NAME = "README.md"
@@ -31,6 +36,9 @@ class CardFacts:
         num_parameters: of the exported model.
         dtype: of its weights, as torch names it.
         tokenizer_file: name of the tokenizer's file in the folder, or None.
+        tasks: scores of this checkpoint on public tasks, or None.
+        license: identifier of the Hugging Face hub, or None.
+        base_model: name on the hub of the model that the training started from, or None.
     """
 
     config: RunConfig
@@ -39,6 +47,9 @@ class CardFacts:
     num_parameters: int
     dtype: str
     tokenizer_file: str | None
+    tasks: TaskReport | None = None
+    license: str | None = None
+    base_model: str | None = None
 
 
 def find_evaluation(
@@ -69,6 +80,13 @@ def find_evaluation(
     )
 
 
+def find_tasks(results: Path, iteration: int) -> TaskReport | None:
+    """Return the scores on tasks in a folder of results; None if there are none of this iteration."""
+    file = results / TASKS_FILE
+    report = load_task_report(file) if file.is_file() else None
+    return report if report is not None and report.iteration == iteration else None
+
+
 def render_model_card(facts: CardFacts) -> str:
     """Return the text of a card."""
     config, ponder = facts.config, facts.config.ponder
@@ -80,8 +98,11 @@ def render_model_card(facts: CardFacts) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template(_TEMPLATE).render(
+        front_matter=_front_matter(facts),
         name=config.name,
-        method=ponder.method.value,
+        ponders=ponder.method.facts.ponders,
+        paper=_paper(ponder.method),
+        version_rows=_version_rows(),
         backbone=_BACKBONES[config.model.architecture],
         description=ponder.method.facts.description.format(steps=steps, more=steps + 1),
         dtype=facts.dtype,
@@ -91,9 +112,86 @@ def render_model_card(facts: CardFacts) -> str:
         threshold=ponder.pruning_threshold,
         model_rows=_model_rows(facts),
         training_rows=_training_rows(config, facts.state),
-        evaluation_rows=[] if facts.evaluation is None else _evaluation_rows(facts.evaluation),
+        evaluation_rows=[
+            *([] if facts.evaluation is None else _evaluation_rows(facts.evaluation)),
+            *([] if facts.tasks is None else _task_rows(facts.tasks)),
+        ],
         table=_table,
     )
+
+
+def _front_matter(facts: CardFacts) -> str:
+    """Return what the hub reads: YAML between the two lines at the beginning of a card."""
+    method = facts.config.ponder.method
+    paper = _paper(method)
+    tags = [] if paper is None else [paper[0].replace("arXiv ", "arxiv:")]
+    values: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": facts.license,
+        "base_model": facts.base_model,
+        "tags": ["megaponder", method.value, *tags],
+        "model-index": _model_index(facts),
+    }
+    known = {name: value for name, value in values.items() if value is not None}
+    return yaml.safe_dump(known, sort_keys=False, allow_unicode=True).strip()
+
+
+def _model_index(facts: CardFacts) -> list[dict[str, Any]] | None:
+    results = [*_heldout_results(facts.evaluation), *_task_results(facts.tasks)]
+    return [{"name": facts.config.name, "results": results}] if results else None
+
+
+def _heldout_results(evaluation: EvaluationResult | None) -> list[dict[str, Any]]:
+    if evaluation is None:
+        return []
+    metrics = [("perplexity", evaluation.perplexity), ("loss", evaluation.loss)]
+    return [_result("held-out text", evaluation.split, metrics)]
+
+
+def _task_results(tasks: TaskReport | None) -> list[dict[str, Any]]:
+    return [
+        _result(score.task, score.task, [(_plain(name), value) for name, value in score.metrics.items()])
+        for score in (() if tasks is None else tasks.tasks)
+    ]
+
+
+def _result(name: str, kind: str, metrics: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": name, "type": kind},
+        "metrics": [{"type": metric, "value": round(value, 6)} for metric, value in metrics],
+    }
+
+
+def _version_rows() -> list[Row]:
+    """Return the versions that exported the model; transformers may not be installed."""
+    names = ["megaponder", "torch", *(["transformers"] if find_spec("transformers") else [])]
+    return [(name, version(name)) for name in names]
+
+
+def _paper(method: Method) -> tuple[str, str] | None:
+    """Return the number and the address of the method's paper; None if it has none."""
+    source = method.facts.source
+    if source is None or not source.startswith("arXiv "):
+        return None
+    return source, f"https://arxiv.org/abs/{source.removeprefix('arXiv ')}"
+
+
+def _plain(metric: str) -> str:
+    """Return the name of a metric without the filter of the harness that does nothing."""
+    return metric.removesuffix(",none")
+
+
+def _task_rows(tasks: TaskReport) -> list[Row]:
+    asked = "" if tasks.limit is None else f", at most {tasks.limit} questions"
+    return [
+        (
+            f"{score.task}, {score.num_fewshot} shots{asked}",
+            ", ".join(f"{_plain(name)} {value:.4f}" for name, value in score.metrics.items()),
+        )
+        for score in tasks.tasks
+    ]
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -130,6 +228,7 @@ def _training_rows(config: RunConfig, state: TrainState) -> list[Row]:
         ("iterations", f"{state.iteration:,}, of {training.global_batch_size:,} sequences each"),
         ("sequence length", f"{training.seq_length:,}"),
         ("precision", training.precision),
+        *([("optimizer", "Muon on the matrices of the layers, AdamW")] if optimizer.name == "muon" else []),
         ("learning rate", f"{optimizer.lr:g} to {optimizer.min_lr:g}, {optimizer.lr_decay_style}"),
         ("weight decay", f"{optimizer.weight_decay:g}"),
         ("seed", f"{config.seed}"),

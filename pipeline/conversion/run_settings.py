@@ -57,7 +57,7 @@ def run_settings(
     }
     problems = apply_overrides(settings, overrides, setting_paths(), text_paths=text_paths())
     if problems:
-        raise ConfigError(problems, source="--set")
+        raise ConfigError(problems, source="KEY=VALUE")
     config = build_config(settings)
     _refuse_contradictions(config, source)
     _refuse_a_missing_pause_row(config, source)
@@ -104,5 +104,5 @@ def _refuse_contradictions(config: RunConfig, source: SourceModel) -> None:
     ]
     if differing:
         raise ConversionError(
-            f"--set must keep the backbone of the source's config.json, but {'; '.join(differing)}"
+            f"KEY=VALUE must keep the backbone of the source's config.json, but {'; '.join(differing)}"
         )

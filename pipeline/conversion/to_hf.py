@@ -20,17 +20,24 @@ from pipeline.checkpoint.identity import StoredTokenizer
 from pipeline.checkpoint.state import TrainState, read_train_state
 from pipeline.checkpoint.stored_config import StoredRun, stored_checkpoint
 from pipeline.config.schema import RunConfig
-from pipeline.conversion.certificate import Certificate, TensorAccount, write_certificate
+from pipeline.conversion.certificate import Certificate, write_certificate
 from pipeline.conversion.comparison import TOLERANCE, compare_logits
 from pipeline.conversion.hf_config import CONFIG_JSON, render_hf_config
 from pipeline.conversion.hf_ponder_config import render_ponder_config
 from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.hf_weights_writing import write_tensors
 from pipeline.conversion.inspection import entries_up_to
-from pipeline.conversion.model_card import CARD_NAME, CardFacts, find_evaluation, render_model_card
+from pipeline.conversion.model_card import (
+    CARD_NAME,
+    CardFacts,
+    find_evaluation,
+    find_tasks,
+    render_model_card,
+)
 from pipeline.conversion.model_code import write_code
 from pipeline.conversion.native import NativeReader, place_of
 from pipeline.conversion.run_settings import converted_model, one_process
+from pipeline.conversion.target_folder import check_is_free
 from pipeline.conversion.tokenizer_files import (
     GENERATION_NAME,
     TOKENIZER_FOLDER,
@@ -42,7 +49,6 @@ from pipeline.conversion.tokenizer_files import (
     read_token_ids,
     refuse_other_tokens,
 )
-from pipeline.evaluation.results import EvaluationResult
 from pipeline.shared.errors import ConversionError
 from pipeline.step.build import open_heldout_split, vocab_size_of
 
@@ -62,7 +68,9 @@ class ExportOptions:
         shard_bytes: maximum size of a file, unless one tensor is larger.
         tolerance: see :class:`pipeline.conversion.comparison.LogitComparison`.
         allow_mismatch: whether a difference above the tolerance is accepted.
-        evaluation: file of an evaluation for the card of a pondering model; None is the run's, if any.
+        evaluation: file of an evaluation for the card; None is the run's, if any.
+        license: of the weights, for the card, as the Hugging Face hub names it.
+        base_model: name on the hub of what the training started from, for the card.
     """
 
     dtype: torch.dtype | None = None
@@ -72,6 +80,8 @@ class ExportOptions:
     tolerance: float = TOLERANCE
     allow_mismatch: bool = False
     evaluation: Path | None = None
+    license: str | None = None
+    base_model: str | None = None
 
 
 def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate:
@@ -106,7 +116,20 @@ def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate
                 partial, source.tokenizer, max_tokens=source.config.model.max_position_embeddings
             )
         if source.config.ponder.method.facts.ponders:
-            _write_code_and_card(partial, source, account, evaluation, dtype=dtype, token_ids=token_ids)
+            write_code(partial)
+            note_token_ids(partial, token_ids)
+        facts = CardFacts(
+            config=source.config,
+            state=source.state,
+            evaluation=evaluation,
+            num_parameters=account.num_values,
+            dtype=str(dtype).removeprefix("torch."),
+            tokenizer_file=main_file(partial),
+            tasks=find_tasks(source.config.output_dir, source.state.iteration),
+            license=options.license,
+            base_model=options.base_model,
+        )
+        (partial / CARD_NAME).write_text(render_model_card(facts), encoding="utf-8")
         logits = compare_logits(
             HuggingFaceWeights(partial),
             checkpoint,
@@ -197,28 +220,6 @@ def _write_settings(
     (partial / CONFIG_JSON).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_code_and_card(
-    partial: Path,
-    source: _Source,
-    account: TensorAccount,
-    evaluation: EvaluationResult | None,
-    *,
-    dtype: torch.dtype,
-    token_ids: Mapping[str, Any],
-) -> None:
-    write_code(partial)
-    note_token_ids(partial, token_ids)
-    facts = CardFacts(
-        config=source.config,
-        state=source.state,
-        evaluation=evaluation,
-        num_parameters=account.num_values,
-        dtype=str(dtype).removeprefix("torch."),
-        tokenizer_file=main_file(partial),
-    )
-    (partial / CARD_NAME).write_text(render_model_card(facts), encoding="utf-8")
-
-
 def _with_vocabulary(stored: StoredRun) -> RunConfig:
     """Return the run on one rank, with the vocabulary of its tokenizer if it states none."""
     config, identity = stored.config, stored.identity
@@ -265,10 +266,7 @@ def _stored_dtype(reader: NativeReader) -> torch.dtype:
 @contextmanager
 def _all_or_nothing(folder: Path) -> Iterator[Path]:
     """Provide a temporary folder next to the requested one; it is renamed on success and removed on error."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConversionError(
-            f"{folder} must be an empty or absent folder, but has content; give another one with --output"
-        )
+    check_is_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Of a conversion that was killed. Whoever converts to this folder holds its lock.
     for leftover in folder.parent.glob(f"{glob.escape(folder.name)}.*{_PARTIAL}"):

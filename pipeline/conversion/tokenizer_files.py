@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.tokenizers.reading import read_tokenizer
-from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME, special_tokens_map
+from data_prep.tokenizers.sentencepiece_json import tokenizer_json_of
+from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME, TOKENIZER_NAME, special_tokens_map
 from pipeline.checkpoint.identity import StoredTokenizer
 from pipeline.shared.errors import ConversionError, DataError
 from pipeline.shared.files import file_sha256
@@ -125,29 +126,45 @@ def begin_as_trained(folder: Path, trained: StoredTokenizer, *, max_tokens: int)
         max_tokens: that the model can see.
     """
     file = folder / "tokenizer.json"
+    eod_token = trained.eod_token if file.is_file() else _add_tokenizer_json(folder, trained)
     if not file.is_file():
-        logger.warning(
-            "transformers has no class that is sure to encode as this sentencepiece model does; encode texts "
-            "with sentencepiece, after the id %s",
-            trained.bos_id,
-        )
         return
     name = None if trained.bos_id is None else _name_of(read_json_object(file), trained.bos_id)
     _set_template(file, name, trained.bos_id)
     path = folder / _CONFIG
-    settings = read_json_object(path) if path.is_file() else _plain_settings(trained, max_tokens)
+    settings = read_json_object(path) if path.is_file() else _plain_settings(eod_token, max_tokens)
     changed: dict[str, Any] = {} if name is None else {"bos_token": name}
     changed |= {"add_bos_token": name is not None} if name or "add_bos_token" in settings else {}
     changed |= {"add_eos_token": False} if "add_eos_token" in settings else {}
     path.write_text(json.dumps(settings | changed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if trained.eod_token is not None and not (folder / SPECIAL_TOKENS_NAME).exists():
-        (folder / SPECIAL_TOKENS_NAME).write_bytes(special_tokens_map(trained.eod_token))
+    if eod_token is not None and not (folder / SPECIAL_TOKENS_NAME).exists():
+        (folder / SPECIAL_TOKENS_NAME).write_bytes(special_tokens_map(eod_token))
 
 
-def _plain_settings(trained: StoredTokenizer, max_tokens: int) -> dict[str, Any]:
+def _add_tokenizer_json(folder: Path, trained: StoredTokenizer) -> str | None:
+    """Write a ``tokenizer.json`` that encodes as the sentencepiece model does, where there can be one.
+
+    Returns:
+        The name of the token that ends documents; None where nothing was written.
+    """
+    try:
+        content, eod_token = tokenizer_json_of((folder / TOKENIZER_NAME).read_bytes())
+    except (DataError, ValueError) as error:
+        logger.warning(
+            "no tokenizer.json is sure to encode as this sentencepiece model does: %s; encode texts with "
+            "sentencepiece, after the id %s",
+            error,
+            trained.bos_id,
+        )
+        return None
+    (folder / "tokenizer.json").write_bytes(content)
+    return eod_token
+
+
+def _plain_settings(eod_token: str | None, max_tokens: int) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": trained.eod_token,
+        "eos_token": eod_token,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_tokens,
     }

@@ -43,6 +43,7 @@ def flops_account(config: RunConfig, vocab_size: int) -> FlopsAccount:
         precision=config.training.precision,
         supervises_steps=ponder.step_loss_weight > 0,
         gradient_passes=None if ponder.gradient_passes == "all" else ponder.gradient_passes,
+        share_of_thoughts=1.0 if ponder.skip_pruned_rows else None,
     )
 
 

@@ -16,9 +16,10 @@ class PassBytes:
 
     Attributes:
         layers: what its layers have kept, or their inputs where they are computed again.
-        keys: keys and values kept for halted tokens, beside those that the layers keep.
+        keys: what later passes take from this one's layers, beside what the layers keep: keys and values of
+            halted tokens, or what the first layer has made of slot 0.
         method: states handed on, router, gates.
-        noted: normed states that are freed when the micro-batch's last forward is done.
+        noted: tensors that are freed when the micro-batch's last forward is done.
         vocabulary: distributions of the mixtures at its end.
         again: what recomputation holds at a time: the tensors of one layer, or of all layers.
         working: what backward through a layer needs in addition.
@@ -79,20 +80,23 @@ def _whole_pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
     rows = sizes.tokens * num_slots
     num_layers = sizes.stage_layers[stage]
     whole = _layer_kept(sizes, rows, index)
-    layers, again = num_layers * whole, 0.0
+    all_layers = num_layers * whole - _spared(sizes, index, stage)
+    layers, again = all_layers, 0.0
     entered = sizes.hidden_bytes * num_slots
+    read = sizes.hidden_bytes * sizes.num_slots_read(index)
     if sizes.recompute == "full":
         layers, again = num_layers * entered, whole - entered
     if sizes.recompute == "per_pass":
-        layers, again = entered, num_layers * whole - entered
+        layers, again = entered, all_layers - entered
     is_last = stage == sizes.num_stages - 1
     mixed = mixture_rows(sizes, index) if is_last else 0
     mixture = _mixture_kept(sizes)
+    of_slot = _repeated_slot(sizes, index, stage)
     return PassBytes(
         layers=layers + _turns(sizes, rows),
-        keys=_kept_keys(sizes, rows, index, num_layers),
-        method=_sent(sizes, entered, stage) + (_method(sizes, index, entered) if is_last else 0),
-        noted=_noted(sizes, index) if is_last else 0,
+        keys=_kept_keys(sizes, rows, index, num_layers) + (of_slot if _is_cut(sizes) else 0),
+        method=_sent(sizes, entered, stage) + (_method(sizes, index, read) if is_last else 0),
+        noted=(_noted(sizes, index) if is_last else 0) + (0 if _is_cut(sizes) else of_slot),
         vocabulary=mixed * mixture,
         again=again,
         working=_layer_working(sizes, rows, index) + _later_gradients(sizes, rows, index, num_layers),
@@ -149,8 +153,7 @@ def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int)
     Later passes have left them for its own; a pass that sees all earlier ones leaves them for theirs.
     Within one graph autograd uses them up layer by layer; between graphs those of all layers wait.
     """
-    is_cut = sizes.recompute != "none" or sizes.num_stages > 1
-    if not sizes.facts.halts_in_training or not is_cut:
+    if not sizes.facts.halts_in_training or not _is_cut(sizes):
         return 0
     num_passes = 0 if sizes.plan.is_final(index) else 1
     if sizes.facts.sees_earlier_steps:
@@ -158,8 +161,74 @@ def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int)
     return num_passes * num_layers * rows * sizes.shape.key_value_size / sizes.tensor * sizes.value_bytes
 
 
+def _is_cut(sizes: RankSizes) -> bool:
+    """Whether passes have graphs of their own, between which gradients wait."""
+    return sizes.recompute != "none" or sizes.num_stages > 1
+
+
+def _repeated_slot(sizes: RankSizes, index: int, stage: int) -> float:
+    """What later passes take of slot 0 of the first layer; between graphs its gradient waits too."""
+    if not sizes.facts.repeats_embeddings or stage > 0 or index != sizes.plan.first_with_gradient:
+        return 0
+    shape = sizes.shape
+    channels = (shape.query_size + shape.key_value_size) / sizes.tensor
+    channels += shape.hidden_size if shape.has_parallel_residual else 0
+    return sizes.tokens * channels * sizes.value_bytes * (2 if _is_cut(sizes) else 1)
+
+
+def _spared(sizes: RankSizes, index: int, stage: int) -> float:
+    """What the first and the last layer do not keep of rows that need not be computed."""
+    spared = 0.0
+    is_repeated = sizes.facts.repeats_embeddings and index != sizes.plan.first_with_gradient
+    if stage == 0 and is_repeated:
+        spared += _spared_by_first_layer(sizes, index)
+    if stage == sizes.num_stages - 1:
+        spared += _spared_by_last_layer(sizes, index)
+    return sizes.tokens * spared
+
+
+def _spared_by_first_layer(sizes: RankSizes, index: int) -> float:
+    """Per token: of slot 0, which an earlier pass has computed."""
+    if not sizes.shape.has_parallel_residual:
+        return _norms(sizes) / 2
+    # Both branches have a copy of the other rows.
+    copied = (sizes.plan.slots[index] - 1) * _hidden(sizes)
+    return _norms(sizes) + _mlp(sizes) - copied
+
+
+def _spared_by_last_layer(sizes: RankSizes, index: int) -> float:
+    """Per token: of the slots that nobody reads."""
+    shape, num_slots = sizes.shape, sizes.plan.slots[index]
+    num_read = sizes.num_slots_read(index)
+    unread, query = num_slots - num_read, shape.query_size / sizes.tensor * sizes.value_bytes
+    if unread == 0:
+        return 0
+    # A parallel residual has a copy of the rows that are read as the input of its second norm.
+    norms = (num_slots - 2 * num_read) * _hidden(sizes)
+    if not shape.has_parallel_residual:
+        norms = unread * _norms(sizes) / 2
+    if sizes.has_weighted_keys(index):
+        attended = unread * query
+    else:
+        # The last slot alone attends by itself, if the rank has the whole row.
+        is_alone = unread == num_slots - 1 and sizes.context == 1
+        attended = unread * query if is_alone else -num_read * query
+    return norms + attended + unread * _mlp(sizes)
+
+
+def _hidden(sizes: RankSizes) -> float:
+    """Per row: a hidden state, as a rank holds it."""
+    return sizes.shape.hidden_size * sizes.value_bytes / _token_split(sizes)
+
+
 def _method(sizes: RankSizes, index: int, entered: float) -> float:
-    """What the last stage computes from the hidden states of a pass and keeps until the pass's backward."""
+    """What the last stage computes from the hidden states of a pass and keeps until the pass's backward.
+
+    Args:
+        sizes: the run.
+        index: of the pass.
+        entered: bytes of the hidden states that are read.
+    """
     decided = _decider(sizes) if sizes.account.decides_after(index, sizes.plan) else 0
     if sizes.plan.is_final(index):
         # Hidden states before and after the final norm; the mixture over steps.

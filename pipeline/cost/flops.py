@@ -135,6 +135,8 @@ class FlopsAccount:
         signal: what a decoder halts by in place of the method's own router; None: by that.
         supervises_steps: every step is read alone too, in training.
         gradient_passes: so many last passes have gradients; None: all.
+        share_of_thoughts: where rows of pruned slots are left out in training, the share of rows of thoughts
+            that run; None: all run, and other rows that need not be computed are left out.
         built_latent_thoughts: K that the weights are made for, where forwards are limited to fewer steps;
             None: the same.
     """
@@ -150,6 +152,7 @@ class FlopsAccount:
     signal: HaltingSignal | None = None
     supervises_steps: bool = False
     gradient_passes: int | None = None
+    share_of_thoughts: float | None = None
     built_latent_thoughts: int | None = None
 
     @property
@@ -295,8 +298,8 @@ class FlopsAccount:
         attention_steps = [runs + (runs == step and self.recompute != "none") for runs in steps]
         passes = {"build_up": 0.0, "sweep": 0.0, "final": 0.0}
         decisions = mixtures = 0
-        for index, (rows, runs) in enumerate(zip(plan.slots, steps, strict=True)):
-            passes[plan.phase(index)] += runs * self._pass_flops(rows, self._key_sets(index))
+        for index, runs in enumerate(steps):
+            passes[plan.phase(index)] += runs * self._pass_flops(index, plan)
             decisions += runs * self.decides_after(index, plan)
             mixtures += runs * plan.rows_handed(index)
         return TrainingFlops(
@@ -312,15 +315,28 @@ class FlopsAccount:
             masked=self._product_flops(self._masked_channels(plan, attention_steps)),
         )
 
-    def _pass_flops(self, rows_per_token: int, key_sets: int) -> float:
+    def _pass_flops(self, index: int, plan: PassPlan) -> float:
         """Operations per token of one trip through all layers."""
-        linear = 2 * rows_per_token * self.shape.num_layers * self.shape.layer_weights
-        return linear + self._attention_flops(rows_per_token, key_sets)
+        weights = self._rows(index, plan) * self.shape.num_layers * self.shape.layer_weights
+        pairs = self._key_sets(index) * self._visible_pairs(index, plan)
+        linear = 2 * (weights - self._spared_weights(index, plan))
+        return linear + self._product_flops(pairs * self.shape.query_size)
 
-    def _attention_flops(self, rows_per_token: int, key_sets: int) -> float:
-        """Scores and weighted values of a pass, in all layers."""
-        pairs = key_sets * self._visible_pairs(rows_per_token)
-        return self._product_flops(pairs * self.shape.query_size)
+    def _spared_weights(self, index: int, plan: PassPlan) -> float:
+        """Elements of weights that rows of a pass are not multiplied with, per token.
+
+        Of slots that nobody reads the last layer computes keys and values only; slot 0 of the first layer,
+        which has the same embedding in all passes, is computed once but for attention.
+        """
+        if self.share_of_thoughts is not None:
+            return 0
+        shape, read = self.shape, self.facts.slots_read(index, plan)
+        spared = (plan.slots[index] - len(read)) * (shape.layer_weights - shape.heads_weights)
+        if self.facts.repeats_embeddings and index not in (0, plan.first_with_gradient):
+            # Where the first layer is the last one too, nobody may read its slot 0.
+            has_mlp = shape.has_parallel_residual and (shape.num_layers > 1 or 0 in read)
+            spared += shape.heads_weights + has_mlp * shape.mlp_weights
+        return spared
 
     def _key_sets(self, index: int) -> int:
         """How many passes' keys pass `index` attends to."""
@@ -337,13 +353,30 @@ class FlopsAccount:
         """Scores and weighted values of all layers, for so many channels of pairs of rows per token."""
         return 2 * 2 * self.shape.num_layers * pair_channels
 
-    def _visible_pairs(self, rows_per_token: int) -> float:
-        """Pairs of rows per token of a causal pass: row i sees rows 0..i."""
-        return rows_per_token * (rows_per_token * self.shape.seq_length + 1) / 2
+    def _rows(self, index: int, plan: PassPlan) -> float:
+        """Rows per token that a pass runs."""
+        share = 1.0 if self.share_of_thoughts is None else self.share_of_thoughts
+        return 1 + (plan.slots[index] - 1) * share
 
-    def _masked_pairs(self, rows_per_token: int) -> float:
-        """Pairs of rows per token of a pass that the causal mask removes."""
-        return rows_per_token * rows_per_token * self.shape.seq_length - self._visible_pairs(rows_per_token)
+    def _visible_pairs(self, index: int, plan: PassPlan) -> float:
+        """Pairs of rows per token of a causal pass, mean over the layers: row i sees rows 0..i."""
+        slots, length = self._rows(index, plan), self.shape.seq_length
+        return self._mean_over_layers(
+            slots * (slots * length + 1) / 2, slots * (length + 1) / 2, index=index, plan=plan
+        )
+
+    def _masked_pairs(self, index: int, plan: PassPlan) -> float:
+        """Pairs of rows per token of a pass that the causal mask removes, mean over the layers."""
+        slots, length = self._rows(index, plan), self.shape.seq_length
+        pairs = self._mean_over_layers(slots * slots * length, slots * length, index=index, plan=plan)
+        return pairs - self._visible_pairs(index, plan)
+
+    def _mean_over_layers(self, pairs: float, of_last_slot: float, *, index: int, plan: PassPlan) -> float:
+        """Return the mean where the last layer may have queries of each token's last slot alone."""
+        slots = plan.slots[index]
+        if slots == 1 or self.facts.slots_read(index, plan) != range(slots - 1, slots):
+            return pairs
+        return pairs - (pairs - of_last_slot) / self.shape.num_layers
 
     @property
     def _weight_channels(self) -> int:
@@ -367,18 +400,18 @@ class FlopsAccount:
     def _masked_channels(self, plan: PassPlan, runs: Sequence[int]) -> float:
         """Channels of masked pairs per token, over all passes."""
         pairs = sum(
-            number * self._key_sets(index) * self._masked_pairs(rows)
-            for index, (rows, number) in enumerate(zip(plan.slots, runs, strict=True))
+            number * self._key_sets(index) * self._masked_pairs(index, plan)
+            for index, number in enumerate(runs)
         )
         return pairs * self.shape.query_size + self._weights_of_later_passes(plan, runs, self._masked_pairs)
 
     def _weights_of_later_passes(
-        self, plan: PassPlan, runs: Sequence[int], pairs_of: Callable[[int], float]
+        self, plan: PassPlan, runs: Sequence[int], pairs_of: Callable[[int, PassPlan], float]
     ) -> float:
         # All ran step 0, so that its keys need no weights.
         pairs = sum(
-            number * (index if self.facts.sees_earlier_steps else 1) * pairs_of(rows)
-            for index, (rows, number) in enumerate(zip(plan.slots, runs, strict=True))
+            number * (index if self.facts.sees_earlier_steps else 1) * pairs_of(index, plan)
+            for index, number in enumerate(runs)
             if index > 0
         )
         return pairs * self._weight_channels * self.shape.num_attention_heads
@@ -442,7 +475,5 @@ class FlopsAccount:
         if self.recompute == "none":
             return 0
         return sum(
-            self._pass_flops(rows, self._key_sets(index))
-            for index, rows in enumerate(plan.slots)
-            if plan.has_gradient(index)
+            self._pass_flops(index, plan) for index in range(plan.num_passes) if plan.has_gradient(index)
         )

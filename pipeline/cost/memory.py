@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
+from pipeline.cost import muon
 from pipeline.cost.activations import PassBytes, pass_bytes, readout_bytes
 from pipeline.cost.parameters import RankParameters, StateBytes, rank_parameters, state_bytes
 from pipeline.cost.rank_sizes import RankSizes
@@ -76,9 +78,16 @@ def _rank_memory(sizes: RankSizes, stage: int) -> RankMemory:
         moments = _moments_of_a_stage(sizes, passes, stage)
     return RankMemory(
         stage=stage,
-        state=state_bytes(sizes, parameters),
-        fullest=max(moments, key=lambda moment: moment.total),
+        state=muon.state_bytes(sizes, stage) if sizes.num_ns_steps else state_bytes(sizes, parameters),
+        fullest=max(chain(moments, _update(sizes, stage)), key=lambda moment: moment.total),
     )
+
+
+def _update(sizes: RankSizes, stage: int) -> Iterator[Moment]:
+    """AdamW's update needs no memory of its own."""
+    if sizes.num_ns_steps:
+        working = muon.update_bytes(sizes, stage)
+        yield Moment(name="update", by_pass=(0.0,), working=working, communication=_gathered(sizes))
 
 
 def _moments_of_one_stage(

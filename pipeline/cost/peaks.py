@@ -71,19 +71,28 @@ def dense_peak(device_name: str) -> DensePeak | None:
     return next((peak for pattern, peak in PEAKS if re.search(pattern, device_name)), None)
 
 
+# Ranks that compute on the CPU, by their name on the command line.
+CPU = "cpu"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """One accelerator that a run can be planned for.
+    """What a rank of a run can be planned for.
 
     Attributes:
         name: used on the command line.
-        memory_bytes: what nvidia-smi shows as total.
-        peak: dense matrix products per second.
+        memory_bytes: what nvidia-smi shows as total, or a rank's share of a machine's memory.
+        peak: dense matrix products per second; None for a CPU, where it is unknown.
     """
 
     name: str
     memory_bytes: int
-    peak: DensePeak
+    peak: DensePeak | None
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether ranks compute on the CPU."""
+        return self.name == CPU
 
 
 def _device(name: str, memory_mib: int, peak: DensePeak) -> Device:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.schema import RunConfig
+from pipeline.cost import muon
 from pipeline.cost.account import flops_account, mean_step
 from pipeline.cost.flops import TrainingFlops
 from pipeline.cost.memory import RankMemory, rank_memories
@@ -35,6 +36,19 @@ class Assumptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """A better setting for a device, although the run would work.
+
+    Attributes:
+        reason: for people.
+        override: for the command line.
+    """
+
+    reason: str
+    override: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
     """What a run needs and how long it takes.
 
@@ -50,9 +64,10 @@ class RunPlan:
         stages: a rank of each pipeline stage.
         traffic: what a rank receives in an iteration.
         training_flops: per token.
+        update_flops: of Muon's Newton-Schulz iterations in a step, on the device with most; 0 with AdamW.
         inference_flops: per token at the fewest and the most steps, and at the assumed mean.
         tokens: of the whole run.
-        tokens_per_second: over all ranks, at the assumed utilisation.
+        tokens_per_second: over all ranks, at the assumed utilisation; None where no peak is known.
     """
 
     name: str
@@ -68,10 +83,11 @@ class RunPlan:
     stages: tuple[RankMemory, ...]
     traffic: RankTraffic
     training_flops: TrainingFlops
+    update_flops: float
     inference_flops: tuple[float, float]
     expected_inference_flops: float | None
     tokens: int
-    tokens_per_second: float
+    tokens_per_second: float | None
 
     @property
     def fullest(self) -> RankMemory:
@@ -94,9 +110,10 @@ class RunPlan:
         return self.assumptions.mfu * self.training_flops.hardware / self.training_flops.model
 
     @property
-    def days(self) -> float:
-        """Duration of the run."""
-        return self.tokens / self.tokens_per_second / SECONDS_PER_DAY
+    def days(self) -> float | None:
+        """Duration of the run, where its speed is known."""
+        speed = self.tokens_per_second
+        return None if speed is None else self.tokens / speed / SECONDS_PER_DAY
 
 
 def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> RunPlan:
@@ -108,11 +125,10 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
         assumptions: device, utilisation and reserve.
     """
     account, parallel = flops_account(config, vocab_size), config.parallel
-    sizes = rank_sizes(config, vocab_size)
     step = mean_step(config, account)
     training = step.flops
-    device = assumptions.device
-    peak = device.peak.at(config.training.precision)
+    sizes = rank_sizes(config, vocab_size, has_fused_norms=not assumptions.device.is_cpu)
+    update_flops = muon.update_flops(sizes) if sizes.num_ns_steps else 0.0
     least = 0 if account.halts else account.num_latent_thoughts
     mean_steps = assumptions.mean_steps
     return RunPlan(
@@ -129,14 +145,46 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
         stages=rank_memories(sizes),
         traffic=rank_traffic(sizes),
         training_flops=training,
+        update_flops=update_flops,
         inference_flops=(
             account.inference_per_token(least),
             account.inference_per_token(account.num_latent_thoughts),
         ),
         expected_inference_flops=None if mean_steps is None else account.inference_per_token(mean_steps),
         tokens=config.training.train_iters * config.training.global_batch_size * config.training.seq_length,
-        tokens_per_second=assumptions.mfu * peak * parallel.world_size / training.model,
+        tokens_per_second=_tokens_per_second(config, assumptions, training.model, update_flops),
     )
+
+
+def _tokens_per_second(
+    config: RunConfig, assumptions: Assumptions, model_flops: float, update_flops: float
+) -> float | None:
+    """Return the speed at the assumed utilisation, of the update as of the model; Muon computes in bf16."""
+    peak = assumptions.device.peak
+    if peak is None:
+        return None
+    speed = assumptions.mfu * peak.at(config.training.precision) * config.parallel.world_size / model_flops
+    if not update_flops:
+        return speed
+    tokens = config.training.global_batch_size * config.training.seq_length
+    return tokens / (tokens / speed + update_flops / (assumptions.mfu * peak.bfloat16_flops))
+
+
+def layout_advice(config: RunConfig, device: Device) -> list[Advice]:
+    """Return what a parallel layout had better be on a device.
+
+    Sequence parallelism on CPUs: with two gloo ranks a step took 1.48 times that of tensor parallelism alone
+    (docs/plan.md), because every layer gathers and scatters rows instead of adding up partial sums.
+    """
+    if not device.is_cpu or not config.parallel.sequence_parallel:
+        return []
+    return [
+        Advice(
+            reason="on CPUs sequence parallelism takes more time than tensor parallelism alone, and spares "
+            "memory for activations only",
+            override="parallel.sequence_parallel=false",
+        )
+    ]
 
 
 def plan_values(plan: RunPlan) -> Mapping[str, Any]:
@@ -162,6 +210,7 @@ def plan_values(plan: RunPlan) -> Mapping[str, Any]:
         "stages": [stage_values(stage) for stage in plan.stages],
         "training_flops_per_token": plan.training_flops.model,
         "recomputed_flops_per_token": plan.training_flops.recompute,
+        "update_flops": plan.update_flops,
         "inference_flops_per_token": list(plan.inference_flops),
         "expected_inference_flops_per_token": plan.expected_inference_flops,
         "mfu": plan.assumptions.mfu,

@@ -39,6 +39,7 @@ class RankSizes:
         separates_documents: whether the documents of a row are attended to one by one.
         blends_start: whether the keys of extra slots have weights at first, whatever the method.
         supervises_steps: every step of the final pass is read alone too.
+        num_ns_steps: Newton-Schulz iterations of Muon; 0: AdamW updates all weights.
         has_fused_norms: whether RMSNorm is one kernel, as on GPUs, and not several operations, as on CPUs.
     """
 
@@ -58,6 +59,7 @@ class RankSizes:
     separates_documents: bool
     blends_start: bool = False
     supervises_steps: bool = False
+    num_ns_steps: int = 0
     has_fused_norms: bool = True
 
     @property
@@ -125,6 +127,12 @@ class RankSizes:
         is_blended = self.blends_start and self.plan.slots[index] > 1
         return is_blended or (self.facts.weighs_slots and index > 0)
 
+    def num_slots_read(self, index: int) -> int:
+        """Slots of each token that are read after pass `index`; a blended start reads all of the last."""
+        if self.blends_start and self.plan.is_final(index):
+            return self.plan.slots[index]
+        return len(self.facts.slots_read(index, self.plan))
+
     @property
     def weighted_head_size(self) -> int:
         """Channels of a head with the columns of log w, padded."""
@@ -157,5 +165,6 @@ def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = Tr
         separates_documents=config.data.reset_attention,
         blends_start=config.ponder.blended_start_iterations > 0,
         supervises_steps=account.supervises_steps,
+        num_ns_steps=config.optimizer.muon_num_ns_steps if config.optimizer.name == "muon" else 0,
         has_fused_norms=has_fused_norms,
     )

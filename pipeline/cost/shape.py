@@ -56,13 +56,25 @@ class ModelShape:
         return channels + -channels % HEAD_SIZE_STEP
 
     @property
+    def heads_weights(self) -> int:
+        """Elements of the matrix that gives queries, keys and values."""
+        return self.hidden_size * (self.query_size + self.key_value_size)
+
+    @property
+    def mlp_weights(self) -> int:
+        """Elements of the matrices of one MLP."""
+        num_products = 3 if self.is_gated else 2
+        return num_products * self.hidden_size * self.ffn_hidden_size
+
+    @property
     def layer_weights(self) -> int:
         """Elements of the weight matrices of one layer."""
-        attention = (
-            self.hidden_size * (self.query_size + self.key_value_size) + self.query_size * self.hidden_size
-        )
-        num_products = 3 if self.is_gated else 2
-        return attention + num_products * self.hidden_size * self.ffn_hidden_size
+        return self.heads_weights + self.query_size * self.hidden_size + self.mlp_weights
+
+    @property
+    def has_parallel_residual(self) -> bool:
+        """Whether the MLP takes the layer's input, and not what attention has made of it."""
+        return self.architecture == "gpt_neox"
 
     @property
     def vocabulary_weights(self) -> int:

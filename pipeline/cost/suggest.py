@@ -61,7 +61,8 @@ def suggest(
     found: list[Suggestion] = []
     taken: set[Recompute] = set()
     for choice in sorted(_choices(config, vocab_size), key=lambda each: (each.cost, -each.micro_batch_size)):
-        changed = None if choice.recompute in taken else _with(config, choice)
+        shards = choice.tensor > 1 and not assumptions.device.is_cpu
+        changed = None if choice.recompute in taken else _with(config, choice, shards_tokens=shards)
         if changed is None:
             continue
         plan = plan_run(changed, vocab_size, assumptions)
@@ -75,13 +76,12 @@ def suggest(
     return [each for place, each in enumerate(found) if _is_worth_it(each, found[:place])]
 
 
-def on_devices(config: RunConfig, num_devices: int, *, option: str = "--gpus") -> RunConfig:
+def on_devices(config: RunConfig, num_devices: int) -> RunConfig:
     """Spread a run over a number of devices by its data axis.
 
     Args:
         config: the run.
         num_devices: one for each rank.
-        option: what gave the number, for messages.
 
     Raises:
         ConfigError: the parallel layout does not divide them, or the global batch does not fit.
@@ -91,7 +91,7 @@ def on_devices(config: RunConfig, num_devices: int, *, option: str = "--gpus") -
         raise ConfigError(
             [
                 ConfigProblem(
-                    path=option,
+                    path="--gpus",
                     rule=f"must be a multiple of parallel.tensor x context x pipeline ({model_ranks})",
                     value=str(num_devices),
                     cure=f"try {nearest_multiples(num_devices, model_ranks)}",
@@ -153,7 +153,7 @@ def _recompute_cost(config: RunConfig, account: FlopsAccount, recompute: Recompu
     return training.hardware / training.model
 
 
-def _with(config: RunConfig, choice: _Choice) -> RunConfig | None:
+def _with(config: RunConfig, choice: _Choice, *, shards_tokens: bool) -> RunConfig | None:
     """Return the run with a choice applied; None where the configuration rules forbid it."""
     data = config.parallel.world_size // (choice.tensor * config.parallel.context * choice.pipeline)
     parallel = {
@@ -161,7 +161,7 @@ def _with(config: RunConfig, choice: _Choice) -> RunConfig | None:
         "pipeline": choice.pipeline,
         "data": data,
         "recompute": choice.recompute,
-        "sequence_parallel": choice.tensor > 1,
+        "sequence_parallel": shards_tokens,
         "layers_per_stage": None if choice.pipeline != config.parallel.pipeline else _given_layers(config),
         "overlap_grad_reduce": False,
     }

@@ -8,8 +8,8 @@ from pipeline.cost.memory import RankMemory
 from pipeline.cost.peaks import GIB
 from pipeline.cost.plan import RunPlan
 from pipeline.cost.suggest import Suggestion
-from pipeline.run.summary import metric
 from pipeline.shared.tables import Table
+from pipeline.shared.units import metric
 
 MOST_PASSES_SHOWN = 12
 
@@ -61,14 +61,11 @@ def render_plan(plan: RunPlan) -> Table:
             "FLOPs per token, training",
             f"{metric(plan.training_flops.model)} + {metric(plan.training_flops.recompute)} recomputed",
         ),
+        *_update(plan),
         ("FLOPs per token, inference", _inference(plan)),
-        (
-            "speed",
-            f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / plan.num_ranks:,.0f} per "
-            f"device, at {plan.assumptions.mfu:.0%} MFU ({plan.hfu:.0%} HFU)",
-        ),
+        ("speed", _speed(plan)),
         ("received by a rank", _traffic(plan)),
-        ("duration", f"{plan.days:,.1f} days for {metric(plan.tokens)} tokens"),
+        ("duration", _duration(plan)),
     ]
     for name, value in rows:
         table.add_row(name, value)
@@ -118,6 +115,27 @@ def _traffic(plan: RunPlan) -> str:
     axes = {axis: getattr(plan.traffic, axis) for axis in ("tensor", "context", "pipeline", "data")}
     shown = [f"{axis} {value / GIB:,.2f}" for axis, value in axes.items() if value]
     return f"{', '.join(shown)} GiB per iteration" if shown else "nothing"
+
+
+def _speed(plan: RunPlan) -> str:
+    speed = plan.tokens_per_second
+    if speed is None:
+        return f"unknown, as the peak of a {plan.assumptions.device.name} is"
+    return (
+        f"{speed:,.0f} tokens/s, {speed / plan.num_ranks:,.0f} per device, at {plan.assumptions.mfu:.0%} MFU "
+        f"({plan.hfu:.0%} HFU)"
+    )
+
+
+def _duration(plan: RunPlan) -> str:
+    tokens = f"{metric(plan.tokens)} tokens"
+    return tokens if plan.days is None else f"{plan.days:,.1f} days for {tokens}"
+
+
+def _update(plan: RunPlan) -> list[tuple[str, str]]:
+    if not plan.update_flops:
+        return []
+    return [("FLOPs per update, Muon", f"{metric(plan.update_flops)} on the device with most")]
 
 
 def _inference(plan: RunPlan) -> str:

@@ -188,7 +188,7 @@ def load_checkpoint(folder: Path, stored: StoredRun, groups: ParallelGroups) -> 
         vocab_size = _open_heldout(folder, stored).vocabulary.size
     _check_size(folder, config, vocab_size)
     module = build_module(config, vocab_size, groups)
-    state = load_weights(folder, module=module)
+    state = load_weights(folder, module=module, groups=groups)
     module.eval()
     return OpenedCheckpoint(folder=folder, stored=stored, state=state, module=module, groups=groups)
 

@@ -171,9 +171,13 @@ Content = TypeVar("Content", EvaluationResult, TextSample)
 
 def save_json(content: EvaluationResult | TextSample, path: Path) -> None:
     """Write one of the two files, complete or not at all."""
-    text = TypeAdapter(type(content)).dump_json(content, indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text + b"\n")
+    write_atomically(path, f"{json_text(content)}\n")
+
+
+def json_text(content: EvaluationResult | TextSample) -> str:
+    """Return the content of one of the two files."""
+    return TypeAdapter(type(content)).dump_json(content, indent=1).decode()
 
 
 def load_evaluation(path: Path) -> EvaluationResult:

@@ -6,8 +6,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 
 TASKS_FILE = "tasks.json"
@@ -57,6 +58,7 @@ class TaskSettings:
     batch_size: int = 16
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScore:
     """The scores of a model on one task, and what they cost.
@@ -85,6 +87,7 @@ class TaskScore:
     flops: float
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReport:
     """The scores of a checkpoint on some tasks.
@@ -118,4 +121,23 @@ class TaskReport:
 def save_task_report(report: TaskReport, path: Path) -> None:
     """Write the file, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, TypeAdapter(TaskReport).dump_json(report, indent=1) + b"\n")
+    write_atomically(path, f"{task_report_text(report)}\n")
+
+
+def task_report_text(report: TaskReport) -> str:
+    """Return the content of the file."""
+    return TypeAdapter(TaskReport).dump_json(report, indent=1).decode()
+
+
+def load_task_report(path: Path) -> TaskReport:
+    """Read the file.
+
+    Raises:
+        DataError: it is not such a file.
+    """
+    try:
+        return TypeAdapter(TaskReport).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(
+            f"{path} must be scores on tasks, but is not; write it again. Found: {error}"
+        ) from error

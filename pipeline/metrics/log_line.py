@@ -29,6 +29,8 @@ def render_training_line(record: TrainingRecord, *, timestamp: str) -> str:
     fields.append(f"learning rate: {record.learning_rate:.6E}")
     if record.decoupled_learning_rate is not None:
         fields.append(f"decoupled learning rate: {record.decoupled_learning_rate:.6E}")
+    if record.muon_learning_rate is not None:
+        fields.append(f"muon learning rate: {record.muon_learning_rate:.6E}")
     fields += [
         f"global batch size: {record.global_batch_size:5d}",
         f"{names.LM_LOSS}: {record.loss:.6E}",

@@ -7,6 +7,7 @@ from typing import Final
 
 # In the folder of a run.
 TENSORBOARD_FOLDER: Final = "tensorboard"
+PROFILE_FOLDER: Final = "profile"
 
 # Megatron-LM's TensorBoard tags.
 LM_LOSS: Final = "lm loss"
@@ -15,6 +16,8 @@ LM_LOSS_VALIDATION_PPL: Final = "lm loss validation ppl"
 LEARNING_RATE: Final = "learning-rate"
 # Of the router or the gates, if they have a learning rate of their own.
 DECOUPLED_LEARNING_RATE: Final = "decoupled-learning-rate"
+# Of the matrices of the layers, if Muon updates them; no tag of Megatron-LM.
+MUON_LEARNING_RATE: Final = "muon-learning-rate"
 BATCH_SIZE: Final = "batch-size"
 LOSS_SCALE: Final = "loss-scale"
 WORLD_SIZE: Final = "world-size"
@@ -34,6 +37,9 @@ HFU: Final = "throughput/device/hfu"
 # Identifies the tokens of the logged iteration's global batch on any layout; text, so not in TensorBoard.
 DATA_HASH: Final = "data-hash"
 
+# Of a blend, with the name of the source behind it.
+SOURCE_TOKENS: Final = "data/tokens"
+
 MEAN_STEPS: Final = "ponder/mean-steps"
 STEPS_HISTOGRAM: Final = "ponder/steps-histogram"
 ROUTER_ENTROPY: Final = "ponder/router-entropy"
@@ -43,6 +49,8 @@ JACOBI_ITERATIONS: Final = "ponder/jacobi-iterations"
 # Mean K of the training steps, where it is drawn or scheduled.
 LATENT_THOUGHTS: Final = "ponder/latent-thoughts"
 CONTRACTION: Final = "ponder/contraction"
+# Share of the rows of thoughts that ran in training, where those of pruned slots are left out.
+THOUGHT_ROWS: Final = "ponder/thought-rows"
 FLOPS_PER_TOKEN_TRAIN: Final = "ponder/flops-per-token-train"
 FLOPS_PER_TOKEN_INFER: Final = "ponder/flops-per-token-infer"
 FLOPS_SAVED: Final = "ponder/flops-saved"
@@ -77,7 +85,7 @@ def per_tau(family: str, tau: float) -> str:
 
 def tokens_of_source(name: str) -> str:
     """Name the curve of the tokens seen of one source of a blend, such as ``data/tokens/books``."""
-    return f"data/tokens/{name}"
+    return f"{SOURCE_TOKENS}/{name}"
 
 
 def per_step(family: str, step: int) -> str:

@@ -37,6 +37,9 @@ def ponder_scalars(
     if training_flops is None:
         training_flops = flops.training_per_token(num_jacobi_iterations)
     scalars = {names.FLOPS_PER_TOKEN_TRAIN: training_flops}
+    share = share_of_thoughts_run(sums)
+    if share is not None:
+        scalars[names.THOUGHT_ROWS] = share
     if "residual_change" in sums:
         scalars[names.JACOBI_ITERATIONS] = num_jacobi_iterations
         scalars |= _residual_scalars(jacobi_residuals(sums))
@@ -49,6 +52,12 @@ def ponder_scalars(
         scalars[names.FLOPS_SAVED] = flops.saved_fraction(mean_steps, shares=shares)
     scalars[names.FLOPS_PER_TOKEN_INFER] = flops.inference_per_token(mean_steps, shares=shares)
     return scalars
+
+
+def share_of_thoughts_run(sums: Sums) -> float | None:
+    """Return the share of the rows of thoughts that ran; None where pruned ones are not left out."""
+    total = sums["thought_rows"][0] if "thought_rows" in sums else 0.0
+    return sums["thought_rows_run"][0] / total if total > 0 else None
 
 
 def jacobi_residuals(sums: Sums) -> list[float]:

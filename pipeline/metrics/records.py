@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 
 from pydantic import ConfigDict, with_config
 
+from pipeline.shared.units import render_flops
+
 # The perplexity of larger losses would be meaningless; Megatron-LM caps at the same value.
 MAX_LOSS_FOR_PERPLEXITY = 20.0
 
@@ -34,6 +36,7 @@ class TrainingRecord:
     world_size: int
     loss: float
     decoupled_learning_rate: float | None = None
+    muon_learning_rate: float | None = None
     tflops_per_device: float | None = None
     mfu: float | None = None
     hfu: float | None = None
@@ -115,7 +118,7 @@ class LossPoint:
         """Mean steps, operations and time of a token, for a table."""
         alone = [speed for speed in self.speeds if speed.batch_size == 1]
         time = f", {alone[0].milliseconds_per_token:.1f} ms" if alone else ""
-        return f"{self.mean_steps:.2f} steps, {self.flops_per_token / 1e6:,.3g} MFLOPs{time} per token"
+        return f"{self.mean_steps:.2f} steps, {render_flops(self.flops_per_token)}{time} per token"
 
     @property
     def kind(self) -> Literal["steps", "tau"]:

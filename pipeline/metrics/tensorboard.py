@@ -7,16 +7,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard import SummaryWriter, summary
 
 from megatron_ext.ponder.config import Method, Penalty
 from pipeline.metrics import names
-from pipeline.metrics.jsonl import sweep_scalars, training_scalars
+from pipeline.metrics.descriptions import description_of
 from pipeline.metrics.records import TrainingRecord, ValidationRecord
+from pipeline.metrics.scalars import training_scalars, validation_scalars
 
-# This function of torch has no types.
-describe_settings: Callable[..., tuple[Any, Any, Any]] = hparams
+# These functions of torch have no types.
+describe_settings: Callable[..., tuple[Any, Any, Any]] = summary.hparams
+scalar: Callable[..., Any] = summary.scalar
+histogram_raw: Callable[..., Any] = summary.histogram_raw
 
 # Tags by whose newest values runs are ranked.
 RANKING_METRICS = (
@@ -61,6 +63,7 @@ class TensorBoardSink:
         _leave_errors_of_files_to_the_writer()
         writer = SummaryWriter(str(folder), purge_step=purge_step)
         self._writer = cast(_Writer, writer)
+        self._described: set[str] = set()
         self._writer.add_custom_scalars(
             custom_scalars_layout(
                 method=method,
@@ -74,22 +77,18 @@ class TensorBoardSink:
     def write_training(self, record: TrainingRecord) -> None:
         """Write one logging interval."""
         for tag, value in training_scalars(record).items():
-            self._writer.add_scalar(tag, value, record.iteration)
+            self._write_scalar(tag, value, record.iteration)
             if tag in ALSO_VERSUS_SAMPLES:
-                self._writer.add_scalar(names.versus_samples(tag), value, record.consumed_samples)
+                self._write_scalar(names.versus_samples(tag), value, record.consumed_samples)
         if record.steps_count is not None:
             self._write_histogram(names.STEPS_HISTOGRAM, record.steps_count, record.iteration)
 
     def write_validation(self, record: ValidationRecord) -> None:
         """Write one evaluation."""
-        headline = {names.LM_LOSS_VALIDATION: record.loss, names.LM_LOSS_VALIDATION_PPL: record.perplexity}
-        for tag, value in headline.items():
-            self._writer.add_scalar(tag, value, record.iteration)
-            self._writer.add_scalar(names.versus_samples(tag), value, record.consumed_samples)
-        for tag, value in record.scalars.items():
-            self._writer.add_scalar(names.on_validation(tag), value, record.iteration)
-        for tag, value in sweep_scalars(record.sweep).items():
-            self._writer.add_scalar(tag, value, record.iteration)
+        for tag, value in validation_scalars(record).items():
+            self._write_scalar(tag, value, record.iteration)
+            if tag in (names.LM_LOSS_VALIDATION, names.LM_LOSS_VALIDATION_PPL):
+                self._write_scalar(names.versus_samples(tag), value, record.consumed_samples)
         if record.steps_count is not None:
             tag = names.on_validation(names.STEPS_HISTOGRAM)
             self._write_histogram(tag, record.steps_count, record.iteration)
@@ -102,8 +101,8 @@ class TensorBoardSink:
         """
         metrics = dict.fromkeys(RANKING_METRICS, 0.0)
         experiment, start, end = describe_settings(flatten_settings(settings), metrics)
-        for summary in (experiment, start, end):
-            self._writer.file_writer.add_summary(summary)
+        for part in (experiment, start, end):
+            self._writer.file_writer.add_summary(part)
         # Markdown keeps the line breaks of an indented block.
         self._writer.add_text("config", "\n".join(f"    {line}" for line in resolved_yaml.splitlines()), 0)
 
@@ -111,16 +110,26 @@ class TensorBoardSink:
         """Flush and close the file."""
         self._writer.close()
 
+    def _write_scalar(self, tag: str, value: float, step: int) -> None:
+        self._write(tag, scalar(tag, value), step)
+
     def _write_histogram(self, tag: str, counts: Sequence[float], iteration: int) -> None:
         if sum(counts) > 0:
-            self._writer.add_histogram_raw(tag, global_step=iteration, **histogram_of_counts(counts))
+            self._write(tag, histogram_raw(tag, **histogram_of_counts(counts)), iteration)
+
+    def _write(self, tag: str, written: Any, step: int) -> None:
+        # TensorBoard takes the description from the first event of a tag.
+        if tag not in self._described:
+            self._described.add(tag)
+            written.value[0].metadata.summary_description = description_of(tag)
+        self._writer.file_writer.add_summary(written, step)
 
 
 def histogram_of_counts(counts: Sequence[float]) -> dict[str, Any]:
     """Return the histogram of tokens by their number of steps, with bucket k centred on k.
 
     Returns:
-        Keyword arguments of ``SummaryWriter.add_histogram_raw``.
+        Keyword arguments of ``torch.utils.tensorboard.summary.histogram_raw``.
     """
     taken = [step for step, count in enumerate(counts) if count > 0]
     return {
@@ -265,10 +274,6 @@ class _Writer(Protocol):
 
     @property
     def file_writer(self) -> Any: ...
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-
-    def add_histogram_raw(self, tag: str, *, global_step: int, **values: Any) -> None: ...
 
     def add_custom_scalars(self, layout: dict[str, Any]) -> None: ...
 

@@ -7,34 +7,40 @@ ranks. A rank that is not waiting, or does not report, is the one to look at. Th
 code that asks for a restart. Nothing here needs the main thread, which may be blocked for ever.
 """
 
+import ast
 import faulthandler
+import itertools
 import json
+import linecache
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # both are public
 from torch.distributed.distributed_c10d import Store
 
+from megatron_ext.device import has_cuda
 from pipeline.ranks.environment import Ranks
+from pipeline.ranks.flight_recorder import collectives_in_flight, read_recorder, write_recorder
 from pipeline.shared.bounded import wait_until, within
 from pipeline.shared.exit_codes import ExitCode
 
-__all__ = ["RankReport", "Watchdog", "describe_fault", "ranks_at_fault", "stack_file"]
+__all__ = ["RankReport", "Watchdog", "describe_fault", "ranks_at_fault", "recorder_file", "stack_file"]
 
 logger = logging.getLogger(__name__)
 
 # How long a rank waits for the reports of the others.
 REPORT_SECONDS = 5.0
+_RECORDER_SECONDS = 2.0
 _POLL_SECONDS = 0.2
 # A main thread that waits for other ranks has one of its innermost frames in one of these files.
 _WAITING_PLACES = (
@@ -42,6 +48,8 @@ _WAITING_PLACES = (
     "megatron/core/pipeline_parallel/p2p_communication.py",
 )
 _INNERMOST_FRAMES = 4
+# On a GPU the host waits for other ranks where it waits for its device: in calls with these names.
+_WAITING_CALLS = frozenset({"tolist", "item", "cpu", "synchronize", "wait"})
 _KEY = "watchdog"
 
 
@@ -131,7 +139,9 @@ class Watchdog:
         os._exit(ExitCode.REQUEUE)
 
     def _report(self, silence: float) -> None:
-        own = _own_report(self._doing)
+        # The driver of a device that hangs may not return.
+        entries = within(_RECORDER_SECONDS, read_recorder) or [] if has_cuda() else []
+        own = _own_report(self._doing, entries)
         logger.error(
             "rank %d: no progress for %.0f seconds (limit %.0f: parallel.watchdog_seconds); last started: "
             "%s; its main thread is at %s; all stacks are in %s",
@@ -143,6 +153,9 @@ class Watchdog:
             stack_file(self._folder, self._ranks.rank),
         )
         _write_stacks(stack_file(self._folder, self._ranks.rank))
+        if entries:
+            with suppress(OSError):
+                write_recorder(entries, recorder_file(self._folder, self._ranks.rank))
         assert self._store is not None, "the watchdog watches only while it is started"
         reports = _exchange(self._store, self._ranks, own)
         if self._ranks.rank == min(reports):
@@ -181,6 +194,11 @@ def stack_file(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank:05d}.txt"
 
 
+def recorder_file(folder: Path, rank: int) -> Path:
+    """Return where a rank writes which collectives it has called, and which of them have ended."""
+    return folder / f"rank_{rank:05d}.collectives.json"
+
+
 def _connect(ranks: Ranks) -> Store:
     return TCPStore(
         ranks.master_address,
@@ -191,19 +209,65 @@ def _connect(ranks: Ranks) -> Store:
     )
 
 
-def _own_report(doing: str) -> RankReport:
+def _own_report(doing: str, entries: Sequence[Mapping[str, Any]]) -> RankReport:
+    """Describe what this rank does.
+
+    Args:
+        doing: description of its last beat.
+        entries: collectives that were recorded; empty where nothing is recorded, as on CPUs.
+    """
+    in_flight = collectives_in_flight(entries)
     main = threading.main_thread().ident
     frame = sys._current_frames().get(main or 0)
     if frame is None:
         return RankReport(doing=doing, waits=False, place="nowhere")
     place = f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
-    waits = False
-    for _ in range(_INNERMOST_FRAMES):
-        if frame is None:
-            break
-        waits |= frame.f_code.co_filename.endswith(_WAITING_PLACES)
-        frame = frame.f_back
+    if in_flight:
+        place += f", while its device is in {in_flight[0]}"
+    # Where it is known what the device does, nothing has to be concluded from what the host asks it.
+    waits = bool(in_flight) or waits_for_others(frame, asks_device=has_cuda() and not entries)
     return RankReport(doing=doing, waits=waits, place=place)
+
+
+def waits_for_others(frame: FrameType, *, asks_device: bool) -> bool:
+    """Return whether a thread waits for other ranks.
+
+    Args:
+        frame: its innermost one.
+        asks_device: whether reading a tensor waits for a device, which may be in a collective.
+    """
+    if asks_device and call_under_way(frame) in _WAITING_CALLS:
+        return True
+    outer: FrameType | None = frame
+    for _ in range(_INNERMOST_FRAMES):
+        if outer is None:
+            break
+        if outer.f_code.co_filename.endswith(_WAITING_PLACES):
+            return True
+        outer = outer.f_back
+    return False
+
+
+def call_under_way(frame: FrameType) -> str:
+    """Return the name of the function that a frame is calling, such as ``tolist``; empty if there is none.
+
+    Functions in C have no frame of their own.
+    """
+    positions = next(itertools.islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
+    first, last, start, end = positions
+    if first is None or last is None or start is None or end is None:
+        return ""
+    lines = [linecache.getline(frame.f_code.co_filename, number) for number in range(first, last + 1)]
+    # Columns count bytes.
+    encoded = [line.encode() for line in lines]
+    encoded[-1] = encoded[-1][:end]
+    encoded[0] = encoded[0][start:]
+    try:
+        expression = ast.parse(b"".join(encoded).strip(), mode="eval").body
+    except SyntaxError:
+        return ""
+    called = expression.func if isinstance(expression, ast.Call) else None
+    return getattr(called, "attr", None) or getattr(called, "id", None) or ""
 
 
 def _write_stacks(path: Path) -> None:

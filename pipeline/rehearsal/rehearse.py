@@ -223,6 +223,7 @@ def _step(
         # Where there is a blended start, its first step is the one that holds most.
         pondering_share=share_of_thoughts(config, 0) if steps else 1.0,
         gradient_passes=step_settings(config, iteration=0, consumed_tokens=0).gradient_passes,
+        skips_pruned_rows=ponder.skip_pruned_rows,
     )
     train_step(parts, batches, settings, groups=groups, statistics=statistics)
 

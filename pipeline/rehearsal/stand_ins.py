@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import megatron_ext.adamw
+from megatron_ext.model.kernels import is_cudnn_preferred
 from megatron_ext.ponder import attention, documents, joined_attention
 from pipeline.rehearsal.ledger import Ledger
 
@@ -19,6 +20,8 @@ aten = torch.ops.aten
 # FlashAttention's largest head; its kernels exist for heads of these sizes and compute smaller ones in them.
 FLASH_LARGEST_HEAD = 256
 FLASH_TEMPLATES = (32, 64, 96, 128, 192, 256)
+# cuDNN's on recent devices; up to 136 channels were seen to run.
+CUDNN_LARGEST_HEAD = 256
 # Heads that the memory-efficient kernel takes are multiples of this.
 _HEAD_STEP = 8
 
@@ -46,12 +49,15 @@ def device_kernels(ledger: Ledger) -> Iterator[None]:
 
 
 def attention_kernel(query: Tensor, key: Tensor, *, has_mask: bool) -> str:
-    """Return the kernel that torch takes on CUDA where cuDNN's is not chosen: flash, efficient or math.
+    """Return the kernel that torch takes on CUDA: cudnn, flash, efficient or math.
 
-    The rules are those of ``sdp_utils.cpp``: FlashAttention needs half precision, no mask, and heads of at
-    most 256; the memory-efficient kernel takes float32 and masks, but no groups of heads with them.
+    The rules are those of ``sdp_utils.cpp``: cuDNN, where it is asked for, and FlashAttention need half
+    precision, and FlashAttention no mask, and heads of at most 256; the memory-efficient kernel takes float32
+    and masks, but no groups of heads with them.
     """
     is_half = query.dtype in (torch.float16, torch.bfloat16)
+    if is_half and is_cudnn_preferred() and query.shape[-1] <= CUDNN_LARGEST_HEAD:
+        return "cudnn"
     if is_half and not has_mask and query.shape[-1] <= FLASH_LARGEST_HEAD:
         return "flash"
     is_grouped = query.shape[1] != key.shape[1]
@@ -86,7 +92,8 @@ def _attention(ledger: Ledger) -> Callable[..., Tensor]:
         padding = (0, -size % _HEAD_STEP)
         if padding[1]:
             query, key, value = (functional.pad(x, padding) for x in (query, key, value))
-        if kernel == "flash":
+        if kernel in ("cudnn", "flash"):
+            # Both keep the same tensors.
             output = aten._scaled_dot_product_flash_attention(
                 query, key, value, dropout_p, is_causal, False, scale=scale
             )[0]

@@ -11,8 +11,8 @@ from pipeline.cost.peaks import GIB, MIB, Device
 from pipeline.cost.plan import stage_values
 from pipeline.rehearsal.rehearse import Rehearsal
 from pipeline.rehearsal.stand_ins import FLASH_TEMPLATES
-from pipeline.run.summary import metric
 from pipeline.shared.tables import Table
+from pipeline.shared.units import metric, render_bytes
 
 
 def rehearsal_values(result: Rehearsal, device: Device, available_bytes: float) -> Mapping[str, Any]:
@@ -79,8 +79,8 @@ def _summary(result: Rehearsal, name: str, device: Device, available_bytes: floa
     if result.messages:
         table.add_row(
             "between stages",
-            f"{result.messages:,} messages, {result.sent_bytes / MIB:,.1f} MiB sent, "
-            f"{result.received_bytes / MIB:,.1f} MiB received",
+            f"{result.messages:,} messages, {render_bytes(result.sent_bytes)} sent, "
+            f"{render_bytes(result.received_bytes)} received",
         )
     for call in result.attention:
         template = next((size for size in FLASH_TEMPLATES if call.head_size <= size), call.head_size)

@@ -1,6 +1,7 @@
 """Collect the content of a report from the files of a run."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -8,14 +9,25 @@ from typing import Any
 from pipeline.checkpoint.checksums import CHECKSUMS_NAME
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.cost.flops import FlopsAccount
-from pipeline.evaluation.results import EVALUATION_FILE, SAMPLE_FILE, TextSample, load_evaluation, load_sample
+from pipeline.evaluation.results import (
+    EVALUATION_FILE,
+    EvaluationResult,
+    TextSample,
+    load_evaluation,
+    load_sample,
+)
+from pipeline.evaluation.tasks import TASKS_FILE, TaskReport, load_task_report
 from pipeline.metrics import names
 from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, VALIDATION, curve, read_events
 from pipeline.metrics.ponder_scalars import fractions, mean_steps_of
+from pipeline.metrics.records import LossPoint
 from pipeline.report.data import Command, Points, ReportData
 from pipeline.shared.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+# The one of `megaponder generate --output`, and any others that were put next to it.
+SAMPLE_FILES = "sample*.json"
 
 
 def collect_report(
@@ -28,11 +40,11 @@ def collect_report(
     facts: tuple[tuple[str, str], ...],
     commands: tuple[Command, ...],
 ) -> ReportData:
-    """Read the metrics, evaluation, sample and configuration of a run.
+    """Read the metrics, evaluation, samples, task scores and configuration of a run.
 
     Args:
         run_folder: holds ``metrics.jsonl``, ``evaluation.json``, ``run_config.yaml`` and optionally
-            ``sample.json``.
+            ``tasks.json`` and ``sample*.json``.
         checkpoints: folder of the run's checkpoints; None is ``checkpoints`` in its folder.
         flops: cost account of the model, evaluated at the mean steps on the held-out split.
         flops_per_token_train: of a training step, mean over the run.
@@ -46,7 +58,7 @@ def collect_report(
     events = read_events(run_folder / METRICS_FILE)
     evaluation = load_evaluation(run_folder / EVALUATION_FILE)
     _refuse_other_run(evaluation.checkpoint, checkpoints, run_folder / EVALUATION_FILE)
-    sample = _sample_of(run_folder / SAMPLE_FILE, checkpoints)
+    seq_length = flops.shape.seq_length
     halts = sum(evaluation.steps_count) > 0
     mean_steps = mean_steps_of(evaluation.steps_count) if halts else float(evaluation.num_latent_thoughts)
     shares = fractions(evaluation.steps_count) if halts else None
@@ -72,23 +84,48 @@ def collect_report(
         flops_per_token_infer=flops.inference_per_token(mean_steps, shares=shares),
         flops_saved=flops.saved_fraction(mean_steps, shares=shares) if halts else None,
         training_tokens_per_second=_median(curve(events, TRAINING, names.TOKENS_PER_SECOND)),
-        sample=sample,
+        samples=_samples_of(sorted(run_folder.glob(SAMPLE_FILES)), checkpoints),
         commands=commands,
         config_yaml=(run_folder / CONFIG_NAME).read_text(encoding="utf-8"),
         checkpoint=evaluation.checkpoint,
         speeds=evaluation.speeds,
-        worth=evaluation.worth,
+        worth=evaluation.worth or _worth_by_sweep(events, evaluation, flops),
+        training_by_tokens=_by_tokens(events, TRAINING, names.LM_LOSS, seq_length),
+        heldout_by_tokens=_by_tokens(events, VALIDATION, names.LM_LOSS_VALIDATION, seq_length),
+        learning_rate_curve=curve(events, TRAINING, names.LEARNING_RATE),
+        decoupled_rate_curve=curve(events, TRAINING, names.DECOUPLED_LEARNING_RATE),
+        grad_norm_curve=curve(events, TRAINING, names.GRAD_NORM),
+        tasks=_tasks_of(run_folder / TASKS_FILE, checkpoints),
     )
 
 
-def _sample_of(path: Path, checkpoints: Path) -> TextSample | None:
+def _samples_of(paths: Sequence[Path], checkpoints: Path) -> tuple[TextSample, ...]:
+    """Read the texts that are of this run."""
+    samples = []
+    for path in paths:
+        sample = load_sample(path)
+        if is_of_run(sample.checkpoint, checkpoints):
+            samples.append(sample)
+        else:
+            logger.warning("%s is a text of %s, not of this run, and is left out", path, sample.checkpoint)
+    return tuple(samples)
+
+
+def _tasks_of(path: Path, checkpoints: Path) -> TaskReport | None:
+    """Read the scores on tasks if they are of this run."""
     if not path.exists():
         return None
-    sample = load_sample(path)
-    if not is_of_run(sample.checkpoint, checkpoints):
-        logger.warning("%s is a text of %s, not of this run, and is left out", path, sample.checkpoint)
-        return None
-    return sample
+    report = load_task_report(path)
+    if is_of_run(report.checkpoint, checkpoints):
+        return report
+    logger.warning("%s has scores of %s, not of this run, and is left out", path, report.checkpoint)
+    return None
+
+
+def _by_tokens(events: list[dict[str, Any]], kind: str, tag: str, seq_length: int) -> Points:
+    """Return the (training tokens, value) points of one tag, without null values."""
+    rows = (event for event in events if event["event"] == kind and event.get(tag) is not None)
+    return tuple((float(row["consumed_samples"] * seq_length), float(row[tag])) for row in rows)
 
 
 def _refuse_other_run(checkpoint: str, checkpoints: Path, file: Path) -> None:
@@ -113,6 +150,32 @@ def is_of_run(checkpoint: str, checkpoints: Path) -> bool:
     if there.is_file() and here.is_file():
         return there.read_bytes() == here.read_bytes()
     return folder.parent.name == checkpoints.name
+
+
+def _worth_by_sweep(
+    events: list[dict[str, Any]], evaluation: EvaluationResult, flops: FlopsAccount
+) -> tuple[LossPoint, ...]:
+    """Return the points with all steps and with none of a method that does not halt.
+
+    They are known where the training evaluated its last checkpoint with fewer steps.
+    """
+    last = [event for event in events if event["iteration"] == evaluation.iteration]
+    losses, most = dict(_steps_allowed(last)), evaluation.num_latent_thoughts
+    if most == 0 or 0.0 not in losses:
+        return ()
+    return tuple(
+        LossPoint(
+            step_limit=limit,
+            loss=loss,
+            mean_steps=steps,
+            flops_per_token=flops.limited_to(steps).inference_per_token(steps),
+            speeds=speeds,
+        )
+        for limit, steps, loss, speeds in (
+            (None, most, evaluation.loss, evaluation.speeds),
+            (0, 0, losses[0.0], ()),
+        )
+    )
 
 
 def _steps_allowed(events: list[dict[str, Any]]) -> Points:

@@ -4,7 +4,8 @@ Roles: ``page``, ``card``, ``ink`` (text), ``muted`` (secondary text), ``line`` 
 ``c1`` to ``c8`` (curves), and one per number of ponder steps, ``s0`` to ``sK``, from pale to strong.
 
 Lightness is monotonic along each ramp of steps, so the order survives greyscale printing and colour
-blindness; the text of the page keeps a contrast of at least 4.5 to 1 on every step colour.
+blindness, and up to four steps beside each other differ clearly in hue too; the text of the page keeps a
+contrast of at least 4.5 to 1 on every step colour. Terminals of 16 colours have pairs of their own.
 """
 
 from collections.abc import Mapping
@@ -12,8 +13,18 @@ from typing import Final
 
 Rgb = tuple[int, int, int]
 
-LIGHT_RAMP: Final[tuple[Rgb, ...]] = ((240, 238, 231), (250, 222, 166), (246, 176, 106), (232, 126, 84))
-DARK_RAMP: Final[tuple[Rgb, ...]] = ((44, 51, 62), (84, 69, 46), (134, 84, 42), (168, 74, 40))
+LIGHT_RAMP: Final[tuple[Rgb, ...]] = ((233, 236, 242), (250, 222, 150), (244, 165, 96), (226, 112, 92))
+DARK_RAMP: Final[tuple[Rgb, ...]] = ((36, 48, 70), (84, 72, 26), (138, 80, 22), (186, 62, 66))
+
+# Text and background by number of steps, on a terminal of 16 colours; they repeat with an underline.
+BASIC_STYLES: Final = (
+    "black on white",
+    "black on cyan",
+    "black on yellow",
+    "white on red",
+    "white on magenta",
+    "white on blue",
+)
 
 NUM_CURVE_COLORS: Final = 8
 LIGHT: Final[Mapping[str, str]] = {

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.evaluation.results import LossQuartile, TextSample
+from pipeline.evaluation.tasks import TaskReport
 from pipeline.metrics.records import DecodingSpeed, LossPoint
 
 Points = tuple[tuple[float, float], ...]
@@ -25,6 +26,10 @@ class ReportData:
 
     Attributes:
         facts: (name, value) rows that describe the model and the run.
+        training_by_tokens, heldout_by_tokens: the losses as (training tokens, value) points, by which runs of
+            different batch sizes can be compared.
+        learning_rate_curve, decoupled_rate_curve: the second one is of the router or gates, if it differs.
+        grad_norm_curve: before clipping.
         heldout_loss: of the final evaluation; its curve over training is ``heldout_curve``.
         unigram_entropy: of the held-out split.
         steps_count: held-out tokens that took exactly 0..K steps.
@@ -39,6 +44,8 @@ class ReportData:
         speeds: of decoding held-out tokens, by batch size; empty where nothing was timed.
         worth: loss and cost with all steps, with those above the threshold, and with none; empty where not
             measured.
+        tasks: scores on public tasks; None where none were run.
+        samples: generated texts.
     """
 
     name: str
@@ -62,12 +69,18 @@ class ReportData:
     flops_per_token_infer: float
     flops_saved: float | None
     training_tokens_per_second: float | None
-    sample: TextSample | None
+    samples: tuple[TextSample, ...]
     commands: tuple[Command, ...]
     config_yaml: str
     checkpoint: str
     speeds: tuple[DecodingSpeed, ...] = ()
     worth: tuple[LossPoint, ...] = ()
+    training_by_tokens: Points = ()
+    heldout_by_tokens: Points = ()
+    learning_rate_curve: Points = ()
+    decoupled_rate_curve: Points = ()
+    grad_norm_curve: Points = ()
+    tasks: TaskReport | None = None
 
     @property
     def halts(self) -> bool:

@@ -11,6 +11,7 @@ from data_prep.manifest import ShardManifest
 from pipeline.config.schema import RunConfig
 from pipeline.config.workflow_section import MARKER_FOLDER
 from pipeline.cost.account import flops_account
+from pipeline.metrics.history import read_history
 from pipeline.metrics.names import TENSORBOARD_FOLDER
 from pipeline.report.data import Command
 from pipeline.shared.progress import render_duration
@@ -35,9 +36,24 @@ def run_facts(run_folder: Path, config: RunConfig, manifest: ShardManifest) -> t
         ("text", f"{manifest.header.inputs.source}, {manifest.header.inputs.num_files:,} files"),
         ("tokens", ", ".join(f"{split} {number:,}" for split, number in tokens.items())),
         ("trained on", f"{trained:,} tokens in {config.training.train_iters:,} iterations"),
+        *_history_facts(run_folder),
         ("time", ", ".join(f"{step} {render_duration(taken)}" for step, taken in step_seconds(run_folder))),
     )
     return tuple((name, value) for name, value in facts if value)
+
+
+def _history_facts(run_folder: Path) -> list[tuple[str, str]]:
+    """Return program, machine and dates of a run's training; nothing for one of an earlier version."""
+    sessions = read_history(run_folder)
+    if not sessions:
+        return []
+    first, last = sessions[0], sessions[-1]
+    starts = "" if len(sessions) == 1 else f", {len(sessions)} starts"
+    return [
+        ("program", last.origin.program),
+        ("machine", last.origin.machine),
+        ("trained", f"{first.origin.started_at} to {last.ended_at or '?'}{starts}"),
+    ]
 
 
 def step_seconds(run_folder: Path) -> list[tuple[str, float]]:

@@ -1,36 +1,60 @@
-"""The figures of the report: a chart, a sentence and a table each."""
+"""The figures about one run: a chart, a sentence and a table each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
+from typing import Protocol
 
 from markupsafe import Markup
 
 from pipeline.metrics.ponder_scalars import active_fractions, contraction, fractions, mean_steps_of
-from pipeline.report.charts import Bar, Reference, Series, bar_chart, line_chart
+from pipeline.report.charts import CARD, NARROW, WIDE, Bar, Reference, Series, Size, bar_chart, line_chart
 from pipeline.report.colors import curve_role
 from pipeline.report.data import Points, ReportData
 
 QUARTILE_NAMES = ("easiest quarter", "second", "third", "hardest quarter")
-WIDE = (1060.0, 330.0)
 PERCENT = "{:.1%}".format
 WHOLE_PERCENT = "{:.0%}".format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """A chart with its heading, a sentence on what it shows, and its numbers as (name, value) rows.
+class Chart:
+    """A drawing and the classes of the widths of a page that it is for: wide, middle, narrow."""
 
-    Attributes:
-        chart: an SVG element.
-        narrow_chart: the same for narrow pages; None if ``chart`` fits there too.
-    """
+    widths: str
+    svg: Markup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """Charts of different widths, with a heading, a sentence on what they show, and (name, value) rows."""
 
     title: str
-    chart: Markup
-    narrow_chart: Markup | None = None
+    charts: tuple[Chart, ...]
     caption: str
     numbers: tuple[tuple[str, str], ...]
+
+
+class Drawing(Protocol):
+    """A chart that can be drawn in any size."""
+
+    def __call__(self, *, size: Size) -> Markup:
+        """Draw it, with so many pixels in width and height."""
+
+
+def at_card_widths(draw: Drawing) -> tuple[Chart, ...]:
+    """Draw a chart that has half of a wide page."""
+    return (Chart(widths="wide middle", svg=draw(size=CARD)), Chart(widths="narrow", svg=draw(size=NARROW)))
+
+
+def at_page_widths(draw: Drawing) -> tuple[Chart, ...]:
+    """Draw a chart that has the whole width of any page."""
+    return (
+        Chart(widths="wide", svg=draw(size=WIDE)),
+        Chart(widths="middle", svg=draw(size=CARD)),
+        Chart(widths="narrow", svg=draw(size=NARROW)),
+    )
 
 
 def loss_figure(data: ReportData) -> Figure:
@@ -53,10 +77,38 @@ def loss_figure(data: ReportData) -> Figure:
     )
     return Figure(
         title="Loss, nats per token",
-        chart=draw(size=WIDE),
-        narrow_chart=draw(),
+        charts=at_page_widths(draw),
         caption=caption,
-        numbers=_last_values(lines, ".4f"),
+        numbers=last_values(lines, ".4f"),
+    )
+
+
+def learning_rate_figure(data: ReportData) -> Figure:
+    """Plot the learning rate over training, and that of the router or gates where it is another."""
+    lines = [Series(name="learning rate", points=data.learning_rate_curve, color="c4")]
+    if data.decoupled_rate_curve and data.decoupled_rate_curve != data.learning_rate_curve:
+        lines.append(Series(name="router or gates", points=data.decoupled_rate_curve, color="c5"))
+    highest = max(rate for _, rate in data.learning_rate_curve)
+    caption = f"At most {highest:.3g}, and {data.learning_rate_curve[-1][1]:.3g} at the end."
+    draw = partial(line_chart, lines, description=f"Learning rate over iterations. {caption}", from_zero=True)
+    return Figure(
+        title="Learning rate",
+        charts=at_card_widths(draw),
+        caption=caption,
+        numbers=last_values(lines, ".4g"),
+    )
+
+
+def grad_norm_figure(data: ReportData) -> Figure:
+    """Plot the norm of the gradient over training, before clipping."""
+    lines = [Series(name="gradient norm", points=_positive(data.grad_norm_curve), color="c6")]
+    norms = [norm for _, norm in data.grad_norm_curve]
+    caption = f"Before clipping; median {median(norms):.3g}, largest {max(norms):.3g}."
+    draw = partial(
+        line_chart, lines, description=f"Norm of the gradient over iterations. {caption}", logarithmic=True
+    )
+    return Figure(
+        title="Gradient norm", charts=at_card_widths(draw), caption=caption, numbers=last_values(lines, ".4g")
     )
 
 
@@ -131,14 +183,19 @@ def mean_steps_figure(data: ReportData) -> Figure:
         f"From {data.mean_steps_curve[0][1]:.2f} to {data.mean_steps_curve[-1][1]:.2f} steps per training "
         f"token, of at most {data.num_latent_thoughts}."
     )
-    chart = line_chart(
+    draw = partial(
+        line_chart,
         lines,
         description=f"Mean steps per token over iterations. {caption}",
         from_zero=True,
         top=float(data.num_latent_thoughts),
     )
-    numbers = _last_values(lines, ".3f")
-    return Figure(title="Mean steps during training", chart=chart, caption=caption, numbers=numbers)
+    return Figure(
+        title="Mean steps during training",
+        charts=at_card_widths(draw),
+        caption=caption,
+        numbers=last_values(lines, ".3f"),
+    )
 
 
 def pruned_curves_figure(data: ReportData) -> Figure:
@@ -148,9 +205,21 @@ def pruned_curves_figure(data: ReportData) -> Figure:
         for step, points in enumerate(data.pruned_curves, start=1)
     ]
     caption = "Share of training tokens that skip each step, over the course of training."
-    chart = line_chart(lines, description=caption, from_zero=True, top=1.0, format_tick=WHOLE_PERCENT)
-    numbers = _last_values(lines, ".1%")
-    return Figure(title="Pruned fraction during training", chart=chart, caption=caption, numbers=numbers)
+    draw = partial(
+        line_chart,
+        lines,
+        description=caption,
+        from_zero=True,
+        top=1.0,
+        format_tick=WHOLE_PERCENT,
+        format_value=PERCENT,
+    )
+    return Figure(
+        title="Pruned fraction during training",
+        charts=at_card_widths(draw),
+        caption=caption,
+        numbers=last_values(lines, ".1%"),
+    )
 
 
 def steps_loss_figure(data: ReportData) -> Figure:
@@ -207,8 +276,17 @@ def residual_figure(data: ReportData) -> Figure:
     )
 
 
-def all_figures(data: ReportData) -> tuple[Figure, ...]:
-    """Return the figures below the loss curve, without those for which the run has no data."""
+def training_figures(data: ReportData) -> tuple[Figure, ...]:
+    """Return the figures about the optimization, without those for which the run has no data."""
+    figures: list[tuple[bool, Callable[[ReportData], Figure]]] = [
+        (bool(data.learning_rate_curve), learning_rate_figure),
+        (bool(_positive(data.grad_norm_curve)), grad_norm_figure),
+    ]
+    return tuple(make(data) for shown, make in figures if shown)
+
+
+def pondering_figures(data: ReportData) -> tuple[Figure, ...]:
+    """Return the figures about steps, without those for which the run has no data."""
     figures: list[tuple[bool, Callable[[ReportData], Figure]]] = [
         (data.halts, histogram_figure),
         (bool(data.loss_quartiles), quartile_figure),
@@ -233,7 +311,8 @@ def _bar_figure(
     format_tick: Callable[[float], str] = "{:g}".format,
     top: float | None = None,
 ) -> Figure:
-    chart = bar_chart(
+    draw = partial(
+        bar_chart,
         bars,
         description=f"{title}. {caption}",
         axis=axis,
@@ -241,7 +320,7 @@ def _bar_figure(
         format_tick=format_tick,
         top=top,
     )
-    return Figure(title=title, chart=chart, caption=caption, numbers=numbers)
+    return Figure(title=title, charts=at_card_widths(draw), caption=caption, numbers=numbers)
 
 
 def _numbers(
@@ -250,8 +329,14 @@ def _numbers(
     return tuple((f"{prefix}{bar.name}", write(bar.value)) for bar in bars)
 
 
-def _last_values(lines: list[Series], form: str) -> tuple[tuple[str, str], ...]:
+def last_values(lines: list[Series], form: str) -> tuple[tuple[str, str], ...]:
+    """Return a row with the last value of each line, for the table below a chart over iterations."""
     return tuple((f"{line.name}, last value", _last(line.points, form)) for line in lines if line.points)
+
+
+def _positive(points: Points) -> Points:
+    """Return the points that a logarithmic axis can show."""
+    return tuple((place, value) for place, value in points if value > 0)
 
 
 def _last(points: Points, form: str) -> str:

@@ -1,22 +1,28 @@
-"""The report as one self-contained HTML page: no scripts, no fonts, no requests."""
+"""The report as one self-contained HTML page: no fonts, no requests, a short script for the keyboard."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from pipeline.evaluation.results import SampleToken, TextSample
 from pipeline.metrics.ponder_scalars import mean_steps_of
-from pipeline.metrics.records import WORTH_NAMES
 from pipeline.report.colors import DARK, DARK_RAMP, LIGHT, LIGHT_RAMP, Rgb, step_colors
 from pipeline.report.data import ReportData
-from pipeline.report.figures import all_figures, loss_figure
-from pipeline.run.summary import metric
+from pipeline.report.figures import Figure, loss_figure, pondering_figures, training_figures
+from pipeline.report.runs import comparison_figures, have_same_text, run_rows
+from pipeline.report.worth import Way, cost_figure, verdict, ways_of
 from pipeline.shared.files import write_atomically
+from pipeline.shared.units import render_flops
 
 TEMPLATE = "template.html.j2"
+# Tokens are also underlined by their steps, at most so thick, for eyes that see no difference in colour.
+THICKEST_LINE = 4
+_IDENTIFIERS = re.compile('(?<= id=")|(?<= href="#)')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +52,41 @@ class ShownToken:
     starts_generation: bool
 
 
-def render_report(data: ReportData) -> str:
-    """Return the page."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunView:
+    """What the page shows of one run.
+
+    Attributes:
+        prefix: of the identifiers in its part of the page.
+        ways: loss and cost with all steps, at the threshold, with none.
+        verdict: sentences on what they differ by.
+        worth: a figure of the same; None for one way.
+        training: figures about the optimization.
+        pondering: figures about steps.
+        samples: the tokens of each text.
+    """
+
+    data: ReportData
+    label: str
+    prefix: str
+    tiles: tuple[Tile, ...]
+    ways: tuple[Way, ...]
+    verdict: tuple[str, ...]
+    worth: Figure | None
+    loss: Figure
+    training: tuple[Figure, ...]
+    pondering: tuple[Figure, ...]
+    samples: tuple[tuple[ShownToken, ...], ...]
+
+
+def render_report(runs: Sequence[ReportData], labels: Sequence[str] = (), *, written_by: str = "") -> str:
+    """Return the page.
+
+    Args:
+        runs: one, or several that are compared.
+        labels: unique names of several runs.
+        written_by: program, version and date, for the last line.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -55,38 +94,87 @@ def render_report(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    num_colors = data.num_latent_thoughts + 1
+    environment.filters["flops"] = render_flops
+    labels = labels or [data.name for data in runs]
+    is_comparison = len(runs) > 1
     return environment.get_template(TEMPLATE).render(
-        data=data,
-        tiles=headline_tiles(data),
-        loss=loss_figure(data),
-        figures=all_figures(data),
-        tokens=shown_tokens(data.sample) if data.sample else (),
-        light=_variables(LIGHT, LIGHT_RAMP, num_colors),
-        dark=_variables(DARK, DARK_RAMP, num_colors),
-        step_names=[f"s{step}" for step in range(num_colors)],
+        title=" and ".join(labels) if len(labels) < 3 else f"{len(labels)} runs",
+        views=[
+            _view(data, label, prefix=f"run{number}-" if is_comparison else "")
+            for number, (data, label) in enumerate(zip(runs, labels, strict=True), start=1)
+        ],
+        is_comparison=is_comparison,
+        rows=run_rows(runs, labels),
+        figures=comparison_figures(runs, labels) if is_comparison else (),
+        have_same_text=have_same_text(runs),
+        written_by=written_by,
+        light=LIGHT,
+        dark=DARK,
+        ramps=[_Ramp.of(number + 1) for number in sorted({data.num_latent_thoughts for data in runs})],
     )
 
 
-def write_report(data: ReportData, path: Path) -> None:
+def write_report(page: str, path: Path) -> None:
     """Write the page to ``path`` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, render_report(data))
+    write_atomically(path, page)
 
 
-def _variables(colors: Mapping[str, str], ramp: tuple[Rgb, ...], num_colors: int) -> dict[str, str]:
-    steps = {f"s{step}": color for step, color in enumerate(step_colors(ramp, num_colors))}
-    return {**colors, **steps}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ramp:
+    """The colours of 0..K steps, and how thick the line below their tokens is, in pixels."""
+
+    most: int
+    light: Mapping[str, str]
+    dark: Mapping[str, str]
+    lines: Sequence[int]
+
+    @classmethod
+    def of(cls, num_colors: int) -> "_Ramp":
+        most = num_colors - 1
+        return cls(
+            most=most,
+            light=_variables(LIGHT_RAMP, num_colors),
+            dark=_variables(DARK_RAMP, num_colors),
+            lines=[round(THICKEST_LINE * step / max(most, THICKEST_LINE)) for step in range(num_colors)],
+        )
+
+
+def _variables(ramp: tuple[Rgb, ...], num_colors: int) -> dict[str, str]:
+    return {f"s{step}": color for step, color in enumerate(step_colors(ramp, num_colors))}
+
+
+def _view(data: ReportData, label: str, *, prefix: str) -> RunView:
+    ways = ways_of(data)
+
+    def own(figures: Sequence[Figure]) -> tuple[Figure, ...]:
+        return tuple(_with_identifiers(figure, prefix) for figure in figures)
+
+    return RunView(
+        data=data,
+        label=label,
+        prefix=prefix,
+        tiles=headline_tiles(data),
+        ways=ways,
+        verdict=verdict(ways),
+        worth=_with_identifiers(cost_figure(ways), prefix) if len(ways) > 1 else None,
+        loss=_with_identifiers(loss_figure(data), prefix),
+        training=own(training_figures(data)),
+        pondering=own(pondering_figures(data)),
+        samples=tuple(shown_tokens(sample) for sample in data.samples),
+    )
+
+
+def _with_identifiers(figure: Figure, prefix: str) -> Figure:
+    """Return a figure whose identifiers begin with a prefix: equal figures of two runs would share them."""
+    charts = tuple(replace(chart, svg=Markup(_IDENTIFIERS.sub(prefix, chart.svg))) for chart in figure.charts)
+    return replace(figure, charts=charts)
 
 
 def headline_tiles(data: ReportData) -> tuple[Tile, ...]:
     """Return the headline numbers, most important first."""
     compare = f"unigram entropy {data.unigram_entropy:.3f}; perplexity {math.exp(data.heldout_loss):,.1f}"
     tiles = [Tile(value=f"{data.heldout_loss:.3f}", name="held-out loss, nats per token", context=compare)]
-    tiles += [
-        Tile(value=f"{point.loss:.3f}", name=f"the same with {name}", context=point.cost)
-        for name, point in zip(WORTH_NAMES, data.worth, strict=False)
-    ]
     if data.halts:
         tiles.append(
             Tile(
@@ -96,7 +184,7 @@ def headline_tiles(data: ReportData) -> tuple[Tile, ...]:
             )
         )
     if data.flops_saved is not None:
-        infer = f"{metric(data.flops_per_token_infer)}FLOPs per token"
+        infer = f"{render_flops(data.flops_per_token_infer)} per token"
         tiles.append(
             Tile(value=f"{data.flops_saved:.0%}", name="inference FLOPs saved by halting", context=infer)
         )
@@ -111,7 +199,7 @@ def headline_tiles(data: ReportData) -> tuple[Tile, ...]:
             )
         )
     if data.training_tokens_per_second is not None:
-        train = f"{metric(data.flops_per_token_train)}FLOPs per token"
+        train = f"{render_flops(data.flops_per_token_train)} per token"
         speed = f"{data.training_tokens_per_second:,.0f}"
         tiles.append(Tile(value=speed, name="tokens per second in training", context=train))
     return tuple(tiles)

@@ -6,7 +6,7 @@ references to the CSS variables of the page.
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
 from pipeline.report.colors import LIGHT, NUM_CURVE_COLORS, curve_role
+from pipeline.report.marks import Mark, add_marks
 
 # With this resolution a point is a pixel, so sizes of charts and fonts are in CSS pixels.
 PIXELS_PER_INCH = 72
@@ -51,14 +52,17 @@ def styled_axes(size: tuple[float, float], color_of: ColorOf = css_placeholder) 
     """
     with style.context(["default", _settings(color_of)]):
         width, height = size
-        figure = Figure(figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH), layout="constrained")
+        inches = (width / PIXELS_PER_INCH, height / PIXELS_PER_INCH)
+        figure = Figure(figsize=inches, dpi=PIXELS_PER_INCH, layout="constrained")
         axes = figure.add_subplot()
         axes.grid(axis="y")
         yield axes
 
 
-def render_svg(axes: Axes, description: str) -> Markup:
+def render_svg(axes: Axes, description: str, marks: Sequence[Mark] = ()) -> Markup:
     """Return the figure of ``axes`` as an SVG element that screen readers announce as ``description``.
+
+    With ``marks`` it takes the focus, and shows the values of the one that is pointed at.
 
     Equal figures give equal text. Identifiers are unique within a page as long as no two figures have the
     same description and size.
@@ -71,6 +75,9 @@ def render_svg(axes: Axes, description: str) -> Markup:
     used = {element.get(f"{XLINK}href", "").removeprefix("#") for element in root.iter()}
     _clean(root, used)
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": description}
+    if marks:
+        root.set("tabindex", "0")
+        add_marks(root, axes, marks)
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 

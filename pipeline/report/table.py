@@ -5,11 +5,11 @@ import math
 from rich.box import SIMPLE_HEAD
 
 from pipeline.metrics.ponder_scalars import active_fractions, contraction, fractions, mean_steps_of
-from pipeline.metrics.records import WORTH_NAMES
 from pipeline.report.data import ReportData
 from pipeline.report.figures import QUARTILE_NAMES
-from pipeline.run.summary import metric
+from pipeline.report.worth import worth_names
 from pipeline.shared.tables import Table
+from pipeline.shared.units import render_flops
 
 
 def result_rows(data: ReportData) -> list[tuple[str, str]]:
@@ -26,7 +26,7 @@ def result_rows(data: ReportData) -> list[tuple[str, str]]:
         rows.insert(0, ("training loss, last interval", f"{data.training_curve[-1][1]:.4f} nats/token"))
     rows += [
         (f"loss with {name}", f"{point.loss:.4f}; {point.cost}")
-        for name, point in zip(WORTH_NAMES, data.worth, strict=False)
+        for name, point in zip(worth_names(data.worth), data.worth, strict=True)
     ]
     if data.halts:
         rows += _halting_rows(data)
@@ -60,8 +60,8 @@ def _halting_rows(data: ReportData) -> list[tuple[str, str]]:
     quartiles = zip(QUARTILE_NAMES, data.loss_quartiles, strict=False)
     rows += [(f"mean steps, {name}", f"{quartile.mean_steps:.3f}") for name, quartile in quartiles]
     if data.flops_saved is not None:
-        spent = metric(data.flops_per_token_infer)
-        rows.append(("inference FLOPs saved", f"{data.flops_saved:.1%} ({spent}FLOPs per token)"))
+        spent = render_flops(data.flops_per_token_infer)
+        rows.append(("inference FLOPs saved", f"{data.flops_saved:.1%} ({spent} per token)"))
     return rows
 
 

@@ -6,7 +6,7 @@ from pipeline.checkpoint.folder import checkpoint_folder
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.schema import RunConfig
 from pipeline.metrics.jsonl import METRICS_FILE
-from pipeline.metrics.names import TENSORBOARD_FOLDER
+from pipeline.metrics.names import PROFILE_FOLDER, TENSORBOARD_FOLDER
 from pipeline.shared.progress import render_duration
 
 __all__ = ["closing_lines"]
@@ -29,6 +29,8 @@ def closing_lines(
     lines.append(f"  metrics     {config.output_dir / METRICS_FILE}")
     if config.metrics.tensorboard:
         lines.append(f"  TensorBoard {config.output_dir / TENSORBOARD_FOLDER}")
+    if config.profile.steps is not None:
+        lines.append(f"  profile     {config.output_dir / PROFILE_FOLDER}")
     return [*lines, "next:", *(f"  {command}" for command in _next(config, state, saved_iteration))]
 
 

@@ -129,16 +129,22 @@ def identity_on_resuming(config: RunConfig, own: RunIdentity, folder: Path, *, i
 
 
 def check_parameter_groups(config: RunConfig, folder: Path) -> None:
-    """Check that a run resumes with the optimizer's parameter groups, by which its state is stored.
+    """Check that a run resumes with the optimizer and its parameter groups, by which its state is stored.
 
     Args:
         config: the run.
         folder: the checkpoint.
     Raises:
-        CheckpointError: only one of them has a group for the router or the gates.
+        CheckpointError: the optimizers differ, or only one has a group for the router or the gates.
     """
-    here = config.optimizer.new_parameters_lr_mult
-    there = load_stored_config(folder / CONFIG_NAME).optimizer.new_parameters_lr_mult
+    stored = load_stored_config(folder / CONFIG_NAME).optimizer
+    if config.optimizer.name != stored.name:
+        raise CheckpointError(
+            f"optimizer.name must stay the same when a run resumes, but is {config.optimizer.name} here and "
+            f"{stored.name} in {folder / CONFIG_NAME}; to change it, start a new run from these weights with "
+            "init_from.path"
+        )
+    here, there = config.optimizer.new_parameters_lr_mult, stored.new_parameters_lr_mult
     if (here is None) != (there is None):
         raise CheckpointError(
             "optimizer.new_parameters_lr_mult must stay set, or stay unset, when a run resumes, but is "

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.identity import StoredTokenizer, read_identity
 from pipeline.checkpoint.loading import content_of, of_the_model, read_sharded
@@ -31,6 +32,7 @@ _FREE_MODEL_SETTINGS = {
 def load_initial_weights(
     config: RunConfig,
     parts: TrainingParts,
+    groups: ParallelGroups,
     *,
     vocab_size: int,
     converted: Path | None = None,
@@ -41,6 +43,7 @@ def load_initial_weights(
     Args:
         config: the run, with `init_from.path`.
         parts: model and optimizer, just built.
+        groups: the layout.
         vocab_size: tokens of the run's tokenizer.
         converted: the checkpoint that a source of another format was converted to, else None.
         tokenizer: of the run, if it is known.
@@ -59,7 +62,7 @@ def load_initial_weights(
     _check_vocabulary(source, folder, vocab_size)
     _warn_of_other_tokenizer(folder, tokenizer)
     content = {"model": parts.module.sharded_state_dict(metadata=content_of(folder))}
-    loaded, missing, unexpected = read_sharded(content, folder)
+    loaded, missing, unexpected = read_sharded(content, folder, groups.dp_cp)
     unused = of_the_model(unexpected)
     _check_weights(config, folder, missing=missing, unused=unused)
     parts.module.load_state_dict(loaded["model"], strict=not missing)

@@ -9,6 +9,7 @@ from pipeline.checkpoint.folder import CONVERTED_SOURCE, iterations_in
 from pipeline.checkpoint.tracker import resolve_checkpoint
 from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.schema import RunConfig
+from pipeline.metrics.tracking import missing_packages
 from pipeline.shared.errors import CheckpointError, DataError
 
 
@@ -23,12 +24,12 @@ class _Split:
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Check that what a run reads is there and fits it.
+    """Check that what a run reads is there and fits it, and that the packages of its sinks are installed.
 
     Raises:
         ConfigError: with all problems.
     """
-    problems = input_problems(config)
+    problems = [*input_problems(config), *missing_packages(config)]
     if problems:
         raise ConfigError(problems)
 

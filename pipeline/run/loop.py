@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from megatron_ext.parallel.groups import ParallelGroups
-from megatron_ext.schedule.optimizer import learning_rates
+from megatron_ext.schedule.optimizer import learning_rates, muon_learning_rate
 from pipeline.checkpoint.saver import CheckpointSaver
 from pipeline.checkpoint.state import TrainState, with_best_loss
 from pipeline.config.schema import RunConfig
@@ -22,6 +22,7 @@ from pipeline.ranks.signals import StopFlag, StopRequest
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.run.meter import IntervalMeter
 from pipeline.run.output import render_state
+from pipeline.run.profiling import StepProfiler
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.progress import Progress
 from pipeline.step.build import TrainingParts
@@ -54,6 +55,7 @@ class TrainingLoop:
         stop: stop signals and time limits.
         watchdog: ends the run if it hangs.
         saver: writes checkpoints.
+        profiler: records some iterations.
         state: progress of the run, as it is saved.
         saved_iteration: of the newest checkpoint, or where this process started.
         is_save_due: whether a checkpoint must be written as soon as possible.
@@ -73,6 +75,7 @@ class TrainingLoop:
     stop: StopFlag
     watchdog: Watchdog
     saver: CheckpointSaver
+    profiler: StepProfiler
     state: TrainState
     saved_iteration: int
     is_save_due: bool = False
@@ -91,6 +94,7 @@ class TrainingLoop:
                 self.saver.leave()
             raise
         finally:
+            self._end_profile()
             self.batches.close()
             self.progress.close()
             self.sinks.close()
@@ -110,7 +114,10 @@ class TrainingLoop:
             self.is_save_due |= self.stop.noticed
             if request is not StopRequest.NONE:
                 return self._leave(request)
+            self.profiler.start_step(self.state.iteration + 1)
             result = self._step(started)
+            if self.profiler.is_recording:
+                self._record_profile()
             self.saver.poll()
             if result.finding is not None and not self._continues_after(result, result.finding):
                 return ExitCode.DO_NOT_REQUEUE
@@ -172,6 +179,15 @@ class TrainingLoop:
         self.state = self._state_after(result, seconds)
         return result
 
+    def _record_profile(self) -> None:
+        with self.watchdog.paused("writing the profile"):
+            self.profiler.end_step(self.state.iteration)
+
+    def _end_profile(self) -> None:
+        if self.profiler.is_recording:
+            with self.watchdog.paused("writing the profile"):
+                self.profiler.close()
+
     def _state_after(self, result: StepResult, seconds: float) -> TrainState:
         state, training = self.state, self.config.training
         is_nan = result.finding is not None and result.finding.kind is FindingKind.NONFINITE
@@ -215,6 +231,7 @@ class TrainingLoop:
         record = self.meter.read(
             self.state,
             learning_rates=learning_rates(self.parts.optimizer),
+            muon_learning_rate=muon_learning_rate(self.parts.optimizer),
             groups=self.groups,
             rows=self.rows,
             samples_by_source=self.batches.order.samples_by_source(self.state.consumed_samples),

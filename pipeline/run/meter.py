@@ -1,6 +1,7 @@
 """Measurements between two log lines: sums on the device, times on the host, one collective."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from megatron_ext.device import device, most_memory_bytes
 from megatron_ext.parallel.groups import ParallelGroups
@@ -10,7 +11,7 @@ from pipeline.cost.flops import FlopsAccount, TrainingFlops, weighted_mean
 from pipeline.data.dataset import TokenRows
 from pipeline.metrics import names
 from pipeline.metrics.data_hash import gather_data_hash
-from pipeline.metrics.ponder_scalars import mean_loss, ponder_scalars
+from pipeline.metrics.ponder_scalars import Sums, mean_loss, ponder_scalars, share_of_thoughts_run
 from pipeline.metrics.records import TrainingRecord
 from pipeline.metrics.statistics import StatisticsAccumulator
 from pipeline.step.settings import StepSettings
@@ -67,6 +68,7 @@ class IntervalMeter:
         *,
         learning_rates: tuple[float, float | None],
         groups: ParallelGroups,
+        muon_learning_rate: float | None = None,
         rows: Sequence[TokenRows] | None = None,
         samples_by_source: Mapping[str, int] | None = None,
     ) -> TrainingRecord:
@@ -77,6 +79,7 @@ class IntervalMeter:
             learning_rates: of the next step: that of the backbone, and that of the method's own weights if
                 they have one.
             groups: the parallel layout.
+            muon_learning_rate: of the matrices of the layers, where Muon updates them.
             rows: this rank's rows of the last global batch; None if nothing was read.
             samples_by_source: of a blend, how many samples of each source the run has seen.
         """
@@ -89,7 +92,7 @@ class IntervalMeter:
             for name, samples in (samples_by_source or {}).items()
         }
         tokens_per_second = num_steps * training.global_batch_size * training.seq_length / self._seconds
-        flops = self._training_flops()
+        flops = self._training_flops(sums)
         tokens_per_device = tokens_per_second / groups.world_size
         record = TrainingRecord(
             iteration=state.iteration,
@@ -102,6 +105,7 @@ class IntervalMeter:
             hfu=self._utilisation(tokens_per_device * flops.hardware),
             learning_rate=learning_rates[0],
             decoupled_learning_rate=learning_rates[1],
+            muon_learning_rate=muon_learning_rate,
             global_batch_size=training.global_batch_size,
             world_size=groups.world_size,
             loss=mean_loss(sums),
@@ -129,8 +133,11 @@ class IntervalMeter:
         limit = settings.limits.num_steps
         return self.flops.num_latent_thoughts if limit is None else limit
 
-    def _training_flops(self) -> TrainingFlops:
+    def _training_flops(self, sums: Sums) -> TrainingFlops:
         """Return the operations per token, mean over the steps of the interval."""
+        account, share = self.flops, share_of_thoughts_run(sums)
+        if share is not None:
+            account = replace(account, share_of_thoughts=share)
         sweeps: dict[int, list[float]] = {}
         for num_thoughts, num_sweeps in self._steps:
             sweeps.setdefault(num_thoughts, []).append(num_sweeps)
@@ -138,7 +145,7 @@ class IntervalMeter:
             [
                 (
                     len(own) / len(self._steps),
-                    self.flops.limited_to(num_thoughts).training_flops(sum(own) / len(own)),
+                    account.limited_to(num_thoughts).training_flops(sum(own) / len(own)),
                 )
                 for num_thoughts, own in sweeps.items()
             ]

@@ -7,16 +7,20 @@ from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.folder import CONFIG_NAME
 from pipeline.checkpoint.identity import RunIdentity, write_identity
+from pipeline.config.errors import ConfigError
 from pipeline.config.load import changed_settings, dump_config, render_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import max_sweeps
 from pipeline.cost.peaks import dense_peak
+from pipeline.metrics.history import record_start
 from pipeline.metrics.jsonl import METRICS_FILE, JsonlSink
 from pipeline.metrics.log_line import LogLineSink
 from pipeline.metrics.names import TENSORBOARD_FOLDER
+from pipeline.metrics.optional_sinks import BackgroundSink, OptionalSink
 from pipeline.metrics.records import MetricsSink, SinkGroup, TrainingRecord
 from pipeline.metrics.short_line import ShortLineSink
 from pipeline.metrics.tensorboard import TensorBoardSink
+from pipeline.metrics.tracking import missing_packages
 from pipeline.run.layout import render_layout, stages_of
 from pipeline.run.summary import render_summary, run_summary
 from pipeline.run.unwritable import naming_unwritable_outputs, on_rank_zero
@@ -30,9 +34,16 @@ def config_file(config: RunConfig) -> Path:
     return config.output_dir / CONFIG_NAME
 
 
-def start_output(config: RunConfig, groups: ParallelGroups, identity: RunIdentity) -> None:
+def start_output(
+    config: RunConfig, groups: ParallelGroups, identity: RunIdentity, *, start_iteration: int
+) -> None:
     """Create the run's folder with the resolved configuration and what it is; all ranks wait for it.
 
+    Args:
+        config: the run.
+        groups: its layout.
+        identity: of the run; on rank 0 with the origin.
+        start_iteration: the last one that is done.
     Raises:
         UserError: on every rank, if it cannot be written.
     """
@@ -43,6 +54,8 @@ def start_output(config: RunConfig, groups: ParallelGroups, identity: RunIdentit
             remove_temporaries(config.output_dir)
             dump_config(config, config_file(config))
             write_identity(config.output_dir, identity, None)
+            if identity.origin is not None:
+                record_start(config.output_dir, identity.origin, iteration=start_iteration)
 
     on_rank_zero(start, rank=groups.rank)
 
@@ -50,13 +63,16 @@ def start_output(config: RunConfig, groups: ParallelGroups, identity: RunIdentit
 def open_sinks(
     config: RunConfig, groups: ParallelGroups, progress: Progress, *, start_iteration: int
 ) -> SinkGroup:
-    """Open the log line, metrics.jsonl and TensorBoard on rank 0, nothing on the others; every rank calls it.
+    """Open all sinks on rank 0, nothing on the others; every rank calls it.
 
     Raises:
-        UserError: on every rank, if they cannot be written.
+        UserError: on every rank, if they cannot be written, or the package of a sink is not installed.
     """
 
     def opened() -> SinkGroup:
+        missing = missing_packages(config)
+        if missing:
+            raise ConfigError(missing)
         with naming_unwritable_outputs(config):
             return SinkGroup(_sinks(config, progress, start_iteration=start_iteration))
 
@@ -78,8 +94,25 @@ def _sinks(config: RunConfig, progress: Progress, *, start_iteration: int) -> li
             purge_step=start_iteration + 1 if start_iteration else None,
         )
         board.write_configuration(changed_settings(config), render_config(config))
-        sinks.append(board)
-    return sinks
+        sinks.append(OptionalSink("TensorBoard", board))
+    return [*sinks, *(_service(name, config, resumes=start_iteration > 0) for name in config.metrics.sinks)]
+
+
+def _service(name: str, config: RunConfig, *, resumes: bool) -> MetricsSink:
+    def opened() -> MetricsSink:
+        if name == "wandb":
+            from pipeline.metrics.wandb_sink import WandbSink as Sink
+        else:
+            from pipeline.metrics.mlflow_sink import MlflowSink as Sink
+        return Sink(
+            config.output_dir,
+            project=config.metrics.project,
+            name=config.name,
+            settings=config.model_dump(mode="json"),
+            resumes=resumes,
+        )
+
+    return BackgroundSink(name, opened)
 
 
 def open_run_progress(config: RunConfig, groups: ParallelGroups, *, start_iteration: int) -> Progress:

@@ -1,11 +1,14 @@
 """Start a run on the ranks of this job: process group, data, model, newest checkpoint, outputs."""
 
 import logging
+from dataclasses import replace
 
+from megatron_ext.device import device_name, has_cuda
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from pipeline.checkpoint.identity import RunIdentity
 from pipeline.checkpoint.loading import load_checkpoint
+from pipeline.checkpoint.origin import origin_of_this_process
 from pipeline.checkpoint.resuming import find_intact_checkpoint
 from pipeline.checkpoint.save_times import SAVE_TIMES_NAME
 from pipeline.checkpoint.saver import CheckpointSaver
@@ -14,12 +17,22 @@ from pipeline.checkpoint.writing import Destination
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account
 from pipeline.metrics.collapse import CollapseAlarm
-from pipeline.ranks.distributed import RendezvousError, start_process_group, stop_process_group
+from pipeline.metrics.history import record_end
+from pipeline.metrics.names import PROFILE_FOLDER
+from pipeline.ranks.distributed import (
+    RendezvousError,
+    abandon_process_group,
+    start_process_group,
+    stop_process_group,
+)
 from pipeline.ranks.environment import Ranks
+from pipeline.ranks.gpu_variables import STACKS_FOLDER
 from pipeline.ranks.lost_ranks import LostRanksError, naming_lost_ranks
 from pipeline.ranks.signals import StopFlag
 from pipeline.ranks.watchdog import Watchdog
+from pipeline.run.attention import check_attention
 from pipeline.run.closing import closing_lines
+from pipeline.run.determinism import compute_deterministically
 from pipeline.run.identity import (
     check_parameter_groups,
     identity_on_resuming,
@@ -29,6 +42,7 @@ from pipeline.run.identity import (
 from pipeline.run.initial_weights import load_initial_weights
 from pipeline.run.loop import TrainingLoop
 from pipeline.run.meter import IntervalMeter
+from pipeline.run.out_of_memory import answering_out_of_memory
 from pipeline.run.output import (
     config_file,
     open_run_progress,
@@ -37,9 +51,10 @@ from pipeline.run.output import (
     show_summary,
     start_output,
 )
+from pipeline.run.profiling import StepProfiler, render_operations
 from pipeline.run.source_conversion import StoppedConvertingError, converted_source
 from pipeline.run.unwritable import naming_unwritable_outputs
-from pipeline.shared.console import say
+from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.step.build import (
     TrainingParts,
@@ -52,9 +67,6 @@ from pipeline.step.build import (
 )
 
 logger = logging.getLogger(__name__)
-
-# In the run's folder: what every rank was doing when the run hung.
-STACKS_FOLDER = "stacks"
 
 
 def train(config: RunConfig, stop: StopFlag) -> ExitCode:
@@ -69,6 +81,7 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
         skipped.
     Raises:
         ConfigError, DataError, CheckpointError: before anything is written.
+        OutOfMemoryError: a rank needs more memory than its device has.
     """
     prepare_host()
     ranks = Ranks.from_environment()
@@ -79,7 +92,10 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
     except RendezvousError as error:
         logger.error("%s", error)
         return ExitCode.REQUEUE
+    is_orderly = False
     try:
+        if config.training.deterministic:
+            compute_deterministically()
         groups = initialize_groups(
             tensor=config.parallel.tensor,
             context=config.parallel.context,
@@ -91,14 +107,22 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
             limit_seconds=config.parallel.watchdog_seconds,
             folder=config.output_dir / STACKS_FOLDER,
         )
-        with watchdog, naming_lost_ranks(), naming_unwritable_outputs(config):
+        with (
+            watchdog,
+            naming_lost_ranks(),
+            naming_unwritable_outputs(config),
+            answering_out_of_memory(config, groups),
+        ):
             # There is no limit on how long reading a checkpoint may take.
             with watchdog.paused("the start"):
                 loop = _prepare(config, groups, stop, watchdog)
             start_iteration = loop.state.iteration
             code = loop.run()
+        if groups.rank == 0:
+            record_end(config.output_dir, iteration=loop.state.iteration, exit_code=code)
         if code is ExitCode.DONE and groups.rank == 0:
             _say_closing(loop, start_iteration=start_iteration)
+        is_orderly = True
         return code
     except StoppedConvertingError as error:
         logger.info("%s; the same command starts the conversion again", error)
@@ -108,11 +132,16 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
         logger.exception("the run ends; the same command resumes from its newest checkpoint")
         return ExitCode.REQUEUE
     finally:
-        destroy_groups()
-        stop_process_group()
+        if is_orderly or not has_cuda():
+            destroy_groups()
+            stop_process_group()
+        else:
+            abandon_process_group()
 
 
 def _say_closing(loop: TrainingLoop, *, start_iteration: int) -> None:
+    if loop.profiler.operations:
+        open_console(stderr=True).print(render_operations(loop.profiler.operations))
     lines = closing_lines(
         loop.config, loop.state, start_iteration=start_iteration, saved_iteration=loop.saved_iteration
     )
@@ -124,11 +153,14 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
     data = open_training_split(config)
     heldout = open_heldout_split(config)
     vocab_size = vocab_size_of(config, data)
+    check_attention(config, vocab_size, groups)
     parts = build_training(config, vocab_size, groups)
     show_summary(config, vocab_size, parts.module, groups)
     own = run_identity(config, data, vocab_size=vocab_size)
+    if groups.rank == 0:
+        own = replace(own, origin=origin_of_this_process(device=device_name(), num_ranks=groups.world_size))
     state, identity = _initial_state(config, parts, groups, stop, own=own)
-    start_output(config, groups, identity)
+    start_output(config, groups, identity, start_iteration=state.iteration)
     progress = open_run_progress(config, groups, start_iteration=state.iteration)
     meter = IntervalMeter(
         config,
@@ -149,6 +181,7 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
         stop=stop,
         watchdog=watchdog,
         saver=_saver(config, parts, groups, identity),
+        profiler=StepProfiler(config.profile, config.output_dir / PROFILE_FOLDER, rank=groups.rank),
         state=state,
         saved_iteration=state.iteration,
     )
@@ -179,7 +212,12 @@ def _initial_state(
         is_converted = start.format == "hf"
         converted = converted_source(config, vocab_size=vocab_size, stop=stop) if is_converted else None
         load_initial_weights(
-            config, parts, vocab_size=vocab_size, converted=converted, tokenizer=own.tokenizer
+            config,
+            parts,
+            groups,
+            vocab_size=vocab_size,
+            converted=converted,
+            tokenizer=own.tokenizer,
         )
     state = TrainState(iteration=0, consumed_samples=0, is_evaluation_due=config.evaluates_at_start)
     return state, own

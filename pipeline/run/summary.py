@@ -9,6 +9,7 @@ from pipeline.config.ponder_section import PonderSection
 from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.cost.account import flops_account, mean_step
 from pipeline.shared.tables import Table
+from pipeline.shared.units import metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,16 +134,6 @@ def render_summary(summary: RunSummary) -> Table:
 def count(value: int) -> str:
     """Format a whole number with thousands separators."""
     return f"{value:,}"
-
-
-def metric(value: float) -> str:
-    """Format a number with three significant digits and a metric prefix, such as ``2.48 G``."""
-    for limit, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            scaled = value / limit
-            digits = 2 if abs(scaled) < 10 else 1 if abs(scaled) < 100 else 0
-            return f"{scaled:.{digits}f} {prefix}"
-    return f"{value:g}"
 
 
 def _rows(summary: RunSummary) -> str:

@@ -51,3 +51,9 @@ class DiskFullError(UserError):
     """There is no space for what a run writes."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.DO_NOT_REQUEUE
+
+
+class OutOfMemoryError(UserError):
+    """A rank needs more memory than its device has."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.DO_NOT_REQUEUE

@@ -11,8 +11,10 @@ from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.protocols import MegatronOptimizer, ParameterScheduler, WrappedModel
 from megatron_ext.schedule.freezing import BackboneFreeze
+from megatron_ext.schedule.lone_rank import skip_collectives_of_one_rank
 from megatron_ext.schedule.optimizer import build_optimizer, connect_schedule
 from pipeline.config.errors import ConfigError, ConfigProblem
+from pipeline.config.optimizer_section import OptimizerName
 from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.data.batches import BatchLayout, HeldoutBatches, PackingOptions, TrainingBatches
 from pipeline.data.blend import BlendOrder
@@ -22,6 +24,7 @@ from pipeline.data.order import SampleOrder
 from pipeline.data.prefetch import PrefetchedBatches
 from pipeline.step.megatron_config import (
     ddp_config,
+    muon_settings,
     optimizer_config,
     scheduler_arguments,
     transformer_config,
@@ -92,30 +95,43 @@ def vocab_size_of(config: RunConfig, source: SampleSource) -> int:
     return config.model.vocab_size or source.vocabulary.size
 
 
-def build_module(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> PonderModel:
-    """Build the model from the run's seed; every layout starts from the same weights."""
+def build_module(
+    config: RunConfig, vocab_size: int, groups: ParallelGroups, *, is_trained: bool = False
+) -> PonderModel:
+    """Build the model from the run's seed; every layout starts from the same weights.
+
+    Args:
+        config, vocab_size, groups: the run.
+        is_trained: whether its rows have one length in all steps, so that training.attention counts.
+    """
+    prefers_cudnn = is_trained and config.training.attention == "cudnn"
+    settings = transformer_config(config, vocab_size, prefers_cudnn=prefers_cudnn)
     # Initialized on the host, so that the weights do not depend on the device.
-    module = PonderModel(transformer_config(config, vocab_size), groups.pg_collection)
+    module = PonderModel(settings, groups.pg_collection)
     module.to(device())
     return module
 
 
-def wrap_model(module: MegatronModule, parallel: ParallelConfig) -> WrappedModel:
+def wrap_model(
+    module: MegatronModule, parallel: ParallelConfig, *, optimizer: OptimizerName = "adamw"
+) -> WrappedModel:
     """Wrap a model, on its device and in its precision, into Megatron's data parallelism."""
+    skip_collectives_of_one_rank()
     wrapped: WrappedModel = DistributedDataParallel(
-        config=module.config, ddp_config=ddp_config(parallel), module=module
+        config=module.config, ddp_config=ddp_config(parallel, optimizer=optimizer), module=module
     )
     return wrapped
 
 
 def build_training(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> TrainingParts:
     """Build the model and what trains it."""
-    module = build_module(config, vocab_size, groups)
-    ddp = wrap_model(module, config.parallel)
+    module = build_module(config, vocab_size, groups, is_trained=True)
+    ddp = wrap_model(module, config.parallel, optimizer=config.optimizer.name)
     optimizer = build_optimizer(
         [ddp],
         optimizer_config(config),
         new_parameters_lr_mult=config.optimizer.new_parameters_lr_mult,
+        muon=muon_settings(config.optimizer),
     )
     connect_schedule(ddp, optimizer)
     scheduler = OptimizerParamScheduler(optimizer, **scheduler_arguments(config))

@@ -16,6 +16,9 @@ from megatron_ext.model.config import (
     pipeline_settings,
 )
 from megatron_ext.ponder.config import PonderConfig
+from megatron_ext.schedule.muon import MuonSettings
+from pipeline.config.optimizer_section import OptimizerConfig as OptimizerSection
+from pipeline.config.optimizer_section import OptimizerName
 from pipeline.config.schema import ParallelConfig, PonderSection, RunConfig
 from pipeline.cost.account import max_sweeps
 
@@ -56,12 +59,15 @@ def ponder_config(ponder: PonderSection, vocab_size: int) -> PonderConfig:
     )
 
 
-def transformer_config(config: RunConfig, vocab_size: int) -> PonderTransformerConfig:
+def transformer_config(
+    config: RunConfig, vocab_size: int, *, prefers_cudnn: bool = False
+) -> PonderTransformerConfig:
     """Return the configuration of the model on the run's parallel layout.
 
     Args:
         config: the run.
         vocab_size: ids of the tokenizer that made the data.
+        prefers_cudnn: see :class:`PonderTransformerConfig`.
     """
     model, parallel = config.model, config.parallel
     architecture = Architecture(model.architecture)
@@ -90,6 +96,8 @@ def transformer_config(config: RunConfig, vocab_size: int) -> PonderTransformerC
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=PRECISIONS[config.training.precision],
         bf16=config.training.precision == "bf16",
+        deterministic_mode=config.training.deterministic,
+        prefers_cudnn=prefers_cudnn,
         **_recompute_settings(parallel.recompute),
         **pipeline_settings(PRECISIONS[config.training.precision]),
         **architecture_settings(architecture),
@@ -107,7 +115,7 @@ def transformer_config(config: RunConfig, vocab_size: int) -> PonderTransformerC
 
 
 def optimizer_config(config: RunConfig) -> OptimizerConfig:
-    """Return AdamW, clipping and precision."""
+    """Return AdamW, clipping and precision; Muon has further settings (:func:`muon_settings`)."""
     optimizer = config.optimizer
     return OptimizerConfig(
         optimizer="adam",
@@ -120,11 +128,29 @@ def optimizer_config(config: RunConfig) -> OptimizerConfig:
         clip_grad=optimizer.clip_grad,
         bf16=config.training.precision == "bf16",
         params_dtype=PRECISIONS[config.training.precision],
-        use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+        use_distributed_optimizer=_shares_buffers(config.parallel, optimizer.name),
     )
 
 
-def ddp_config(parallel: ParallelConfig) -> DistributedDataParallelConfig:
+def muon_settings(optimizer: OptimizerSection) -> MuonSettings | None:
+    """Return what Muon has of its own; None where AdamW updates all weights.
+
+    Its learning rate decays to the same share as that of AdamW.
+    """
+    if optimizer.name != "muon":
+        return None
+    rate = optimizer.muon_lr or optimizer.lr
+    return MuonSettings(
+        lr=rate,
+        min_lr=rate * optimizer.min_lr / optimizer.lr,
+        momentum=optimizer.muon_momentum,
+        num_ns_steps=optimizer.muon_num_ns_steps,
+    )
+
+
+def ddp_config(
+    parallel: ParallelConfig, *, optimizer: OptimizerName = "adamw"
+) -> DistributedDataParallelConfig:
     """Return how gradients are collected and reduced over data-parallel ranks."""
     return DistributedDataParallelConfig(
         # One float32 buffer (`param.main_grad`), whatever the parameters' precision.
@@ -133,7 +159,7 @@ def ddp_config(parallel: ParallelConfig) -> DistributedDataParallelConfig:
         # refuses overlap where weights report a varying number of them in one backward.
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         # Reduce-scatter, for an optimizer whose state is spread over the data-parallel ranks.
-        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        use_distributed_optimizer=_shares_buffers(parallel, optimizer),
         # Only NCCL has an averaging reduction; scaling before a sum gives the same on both backends.
         average_in_collective=False,
     )
@@ -165,6 +191,14 @@ def scheduler_arguments(config: RunConfig) -> dict[str, Any]:
         "wsd_decay_steps": optimizer.wsd_decay_iters,
         "lr_wsd_decay_style": optimizer.wsd_decay_style if is_wsd else None,
     }
+
+
+def _shares_buffers(parallel: ParallelConfig, optimizer: OptimizerName) -> bool:
+    """Whether each data-parallel rank has an equal share of the gradient buffer and of the state.
+
+    With Muon they share whole weights instead, and each receives all gradients.
+    """
+    return parallel.use_distributed_optimizer and optimizer == "adamw"
 
 
 def _recompute_settings(kind: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class StepSettings:
         gradient_passes: so many last passes have gradients; None: all.
         sweep_tolerance: sweeps end where one moves the thoughts of a micro-batch by at most this, relative to
             their size; None: J of them run.
+        skips_pruned_rows: rows of slots that tokens do not take are not computed.
     """
 
     num_jacobi_iterations: int
@@ -40,6 +41,7 @@ class StepSettings:
     measures_steps: bool = False
     gradient_passes: int | None = None
     sweep_tolerance: float | None = None
+    skips_pruned_rows: bool = False
 
     @property
     def forward(self) -> ForwardSettings:
@@ -54,6 +56,7 @@ class StepSettings:
             measures_steps=self.measures_steps,
             gradient_passes=self.gradient_passes,
             sweep_tolerance=self.sweep_tolerance,
+            skips_pruned_rows=self.skips_pruned_rows,
         )
 
 
@@ -84,6 +87,7 @@ def step_settings(config: RunConfig, *, iteration: int, consumed_tokens: int) ->
         holds_decisions=is_held,
         gradient_passes=None if ponder.gradient_passes == "all" else ponder.gradient_passes,
         sweep_tolerance=ponder.sweep_tolerance,
+        skips_pruned_rows=ponder.skip_pruned_rows,
     )
 
 

@@ -114,7 +114,12 @@ class VerifiedCheckpoint:
 def save_verification(content: VerifiedCheckpoint, path: Path) -> None:
     """Write the file, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, TypeAdapter(VerifiedCheckpoint).dump_json(content, indent=1) + b"\n")
+    write_atomically(path, f"{verification_text(content)}\n")
+
+
+def verification_text(content: VerifiedCheckpoint) -> str:
+    """Return the content of the file."""
+    return TypeAdapter(VerifiedCheckpoint).dump_json(content, indent=1).decode()
 
 
 def load_verification(path: Path) -> VerifiedCheckpoint:

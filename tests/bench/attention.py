@@ -1,7 +1,8 @@
-"""Speed of the weighted-key attention relative to the equivalent attention with a dense bias."""
+"""Speed of the weighted-key attention: relative to a dense bias, and by documents in a row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -64,6 +65,77 @@ def time_attention(
         dense_seconds=seconds["dense"],
         largest_difference=max(map(_relative_difference, weighted, dense)),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentTimes:
+    """Median seconds of forward and backward over rows of equal documents, and what each document costs.
+
+    Attributes:
+        num_documents: of a row.
+        batch_size: rows.
+        packed_seconds: documents one after another in rows, as in training.
+        batched_seconds: the same documents as sequences of a batch, which has as many pairs and is one call.
+        largest_difference: of the two, over the output and all gradients, as in :class:`AttentionTimes`.
+    """
+
+    num_documents: int
+    batch_size: int
+    packed_seconds: float
+    batched_seconds: float
+    largest_difference: float
+
+    @property
+    def seconds_per_document(self) -> float:
+        """The price of a document: what packing adds, over all documents of the batch."""
+        return (self.packed_seconds - self.batched_seconds) / (self.batch_size * self.num_documents)
+
+
+def time_documents(
+    sizes: AttentionSizes, counts: Sequence[int], *, repeats: int, device: torch.device, seed: int = 1234
+) -> list[DocumentTimes]:
+    """Time rows of so many documents, forward and backward, in turns.
+
+    Args:
+        sizes: of the rows.
+        counts: documents of a row, divisors of its length.
+        repeats, device, seed: as for :func:`time_attention`.
+    """
+    inputs = random_inputs(sizes, device=device, seed=seed)
+    ways: dict[str, Callable[[], tuple[Tensor, ...]]] = {}
+    for count in counts:
+        ways[f"packed {count}"] = partial(forward_and_backward, _packed(sizes, count), inputs)
+        apart = tuple(_as_sequences(x, count).contiguous() for x in inputs)
+        ways[f"batched {count}"] = partial(forward_and_backward, key_weighted_attention, apart)
+    seconds = median_seconds(ways, repeats=repeats, device=device)
+    return [
+        DocumentTimes(
+            num_documents=count,
+            batch_size=sizes.batch_size,
+            packed_seconds=seconds[f"packed {count}"],
+            batched_seconds=seconds[f"batched {count}"],
+            largest_difference=_difference_of_packing(ways, count),
+        )
+        for count in counts
+    ]
+
+
+def _packed(sizes: AttentionSizes, num_documents: int) -> Attention:
+    length = sizes.num_rows // num_documents
+    runs = tuple((start, start + length) for start in range(0, sizes.num_rows, length))
+    return partial(key_weighted_attention, segments=(runs,) * sizes.batch_size)
+
+
+def _as_sequences(values: Tensor, num_documents: int) -> Tensor:
+    """Turn [B, A, R, d] or [B, R] into [B * documents, ...] with the rows of a document each."""
+    if values.dim() == 2:
+        return values.unflatten(1, (num_documents, -1)).flatten(0, 1)
+    return values.unflatten(2, (num_documents, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _difference_of_packing(ways: Mapping[str, Callable[[], tuple[Tensor, ...]]], count: int) -> float:
+    packed, batched = ways[f"packed {count}"](), ways[f"batched {count}"]()
+    return max(_relative_difference(_as_sequences(x, count), y) for x, y in zip(packed, batched, strict=True))
 
 
 def random_inputs(

@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from pipeline.run.summary import metric
+from pipeline.shared.units import metric
 from tests.bench.decode import ONE_STEP, TOKEN_BY_TOKEN, UNPRUNED, VANILLA, DecodeTime
 from tests.bench.decode_transformers import THEIRS
 

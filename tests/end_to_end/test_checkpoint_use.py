@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.commands import megaponder, megaponder_under_torchrun, started, wait_until
+from tests.support.commands import forked, megaponder, megaponder_under_torchrun, wait_until
 from tests.support.corpus import VOCAB_SIZE
 from tests.support.harness_tasks import write_tasks
 from tests.support.runs import DIVISOR, NUM_ITERATIONS, written_events
@@ -178,7 +178,7 @@ def test_finished_texts_survive_a_signal(
         "generate", str(trained.checkpoints), "--prompts-file", str(file), "--json-lines", str(output),
         "--max-new-tokens", "40", "--batch-size", "2", "--temperature", "1",
     ]  # fmt: skip
-    with started(["-m", "pipeline.cli", *arguments]) as running:
+    with forked(*arguments) as running:
         wait_until(lambda: output.exists() and output.read_text().count("\n") >= 2)
         running.process.send_signal(number)
         command = running.finish()

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.checkpoint.offline import OfflineReader
 from tests.bench.conversion import NeoxSizes, make_model
-from tests.support.commands import COMMAND, megaponder, started, wait_until
+from tests.support.commands import forked, megaponder, wait_until
 from tests.support.corpus import VOCAB_SIZE
 from tests.support.runs import written_events
 
@@ -74,7 +74,7 @@ def test_a_signal_during_the_conversion_leaves_nothing_half_done_and_asks_for_a_
     start = [f"init_from.path={source}", "init_from.format=hf", "init_from.method=vanilla"]
     arguments = ["train", "--config", str(recipe), f"output_dir={run}", *MODEL, *start, "parallel.tensor=1"]
 
-    with started([*COMMAND, *arguments]) as command:
+    with forked(*arguments) as command:
         wait_until(lambda: (run / "init_from.log").exists())
         command.process.send_signal(signal.SIGTERM)
         finished = command.finish()

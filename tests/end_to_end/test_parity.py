@@ -13,12 +13,22 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 def test_a_layout_trains_like_one_process(recipe: Path, tmp_path: Path) -> None:
     record, output = tmp_path / "parity.json", tmp_path / "run"
     command = megaponder(
-        *("parity", "--config", str(recipe), "--layout", "tp=2,pp=2", "--steps", "3", "--json", str(record)),
+        *(
+            "parity",
+            "--config",
+            str(recipe),
+            "--layout",
+            "tensor=2,pipeline=2",
+            "--steps",
+            "3",
+            "--json",
+            str(record),
+        ),
         *("micro-batch-size=2", "lr-warmup-iters=0", f"output_dir={output}"),
     )
 
     assert command.exit_code == 0, command.stderr
-    assert "one process and tp=2,pp=2,dp=1, fp32" in command.stdout
+    assert "one process and tensor=2,pipeline=2,data=1, fp32" in command.stdout
     assert command.stdout.count("inside") >= 3
     steps = json.loads(record.read_text())["steps"]
     assert len(steps) == 3

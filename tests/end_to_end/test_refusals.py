@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint.tracker import latest_iteration
-from tests.support.commands import COMMAND, Finished, megaponder, started, wait_until
+from tests.support.commands import Finished, forked, megaponder, wait_until
 from tests.support.runs import NUM_ITERATIONS, has_trained, one_rank, written_events
 from tests.support.tiny_run import TrainedRun
 
@@ -89,7 +89,7 @@ def saved_run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on one rank that saved and ended on SIGTERM, as sent by schedulers."""
     folder = tmp_path_factory.mktemp("saved") / "run"
     settings = one_rank(folder, *SMALLEST, "train-iters=100000")
-    with started([*COMMAND, "train", "--config", str(recipe), *settings]) as command:
+    with forked("train", "--config", str(recipe), *settings) as command:
         wait_until(lambda: has_trained(folder, 2) or command.process.poll() is not None)
         command.process.send_signal(signal.SIGTERM)
         finished = command.finish()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.metadata import version
 
 import pytest
 import yaml
@@ -9,8 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
+from pipeline.checkpoint.identity import read_identity
 from pipeline.checkpoint.state import read_train_state
 from pipeline.config.load import load_config
+from pipeline.metrics.history import read_history
 from tests.support.runs import NUM_ITERATIONS, losses, written_events
 from tests.support.tiny_run import TrainedRun
 
@@ -125,6 +128,19 @@ def test_tensorboard_holds_every_curve(trained: TrainedRun) -> None:
     assert "custom_scalars__config__" in tags["tensors"]
 
 
+def test_the_run_and_its_checkpoint_record_what_trained_them(trained: TrainedRun) -> None:
+    (session,) = read_history(trained.folder)
+    assert (session.first_iteration, session.last_iteration, session.exit_code) == (0, NUM_ITERATIONS, 0)
+    assert session.origin.num_ranks == 2
+    assert session.origin.torch == version("torch")
+    assert session.ended_at is not None
+    identity = read_identity(trained.checkpoints / f"iter_{NUM_ITERATIONS:07d}")
+    assert identity is not None
+    assert identity.origin == session.origin
+    assert identity.saved_at is not None
+    assert session.origin.started_at <= identity.saved_at <= session.ended_at
+
+
 def test_the_curves_count_every_token(trained: TrainedRun) -> None:
     for event in written_events(trained.folder):
         halted = [event[f"ponder/halt-fraction/step_{step}"] for step in STEPS]
@@ -137,6 +153,7 @@ def test_nothing_is_written_outside_the_folder_of_the_run(trained: TrainedRun) -
     assert sorted(path.name for path in trained.folder.parent.iterdir()) == ["run"]
     assert sorted(path.name for path in trained.folder.iterdir()) == [
         "checkpoints",
+        "history.jsonl",
         "identity.json",
         "metrics.jsonl",
         "run_config.yaml",

@@ -24,6 +24,7 @@ VARIANTS = {
         *VANILLA,
         *NEOX,
         "parallel.use_distributed_optimizer=false",
+        "profile.steps=[3, 4]",
     ),
     "vanilla, llama, bf16": (
         *VANILLA,
@@ -103,3 +104,11 @@ def test_the_last_evaluation_has_the_sweeps_that_the_run_asks_for(folders: dict[
     assert [one["kind"] for one in halting["ponder/eval-sweep"]] == ["steps"] * 3 + ["tau"] * 2
     (plain,) = written_events(folders["vanilla, gpt_neox, fp32"], "validation")
     assert "ponder/eval-sweep" not in plain
+
+
+def test_only_the_run_that_is_profiled_leaves_a_trace(folders: dict[str, Path]) -> None:
+    folder = folders["vanilla, gpt_neox, fp32"]
+    trace, table = sorted((folder / "profile").iterdir())
+    assert (trace.name, table.suffix) == ("iterations_3-4_rank_0.pt.trace.json.gz", ".txt")
+    assert "aten::mm" in table.read_text()
+    assert not any((folders[name] / "profile").exists() for name in VARIANTS if folders[name] != folder)

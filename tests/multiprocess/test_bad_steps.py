@@ -11,7 +11,7 @@ import pytest
 from pipeline.checkpoint.state import read_train_state
 from pipeline.checkpoint.tracker import latest_iteration, resolve_checkpoint
 from pipeline.metrics.names import LM_LOSS_VALIDATION
-from tests.support.commands import Finished, megaponder, started
+from tests.support.commands import Finished, forked, megaponder
 from tests.support.runs import data_hashes, losses, one_rank, written_events
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(600)]
@@ -50,11 +50,9 @@ def finished(folder: Path, recipe: Path) -> Iterator[dict[str, Finished]]:
     with ExitStack() as stack:
         jobs = {
             name: stack.enter_context(
-                started(
-                    [
-                        *("-m", "tests.support.failing_training", rank, way, str(recipe)),
-                        *(f"output_dir={folder / name}", *SETTINGS, *overrides),
-                    ]
+                forked(
+                    *(rank, way, str(recipe), f"output_dir={folder / name}", *SETTINGS, *overrides),
+                    module="tests.support.failing_training",
                 )
             )
             for name, (rank, way, *overrides) in JOBS.items()

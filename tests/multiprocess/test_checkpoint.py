@@ -6,15 +6,18 @@ Two ranks, then one, save and load everything once, and the tests check what the
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from megatron_ext.parallel.groups import destroy_groups
+from pipeline.checkpoint.guarded_reading import GuardedReader
 from pipeline.checkpoint.loading import load_checkpoint, load_weights
 from pipeline.checkpoint.saver import save_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.tracker import latest_iteration
+from pipeline.checkpoint.writing import prepare_save
 from pipeline.shared.errors import CheckpointError
 from tests.support.ranks import SharedRanks, run_alone
 from tests.support.tiny_gpt import TinyGpt
@@ -83,13 +86,47 @@ def _error_of_loading(directory: Path, **settings: Any) -> str | None:
     return None
 
 
+def _host_bytes_of_a_save(**settings: Any) -> tuple[int, int]:
+    """Return the bytes of host memory that a save takes here, and those of the state of the whole model."""
+    run = TinyGpt(**settings)
+    prepared = prepare_save(
+        SAVED,
+        module=run.module,
+        optimizer=run.optimizer,
+        scheduler=run.scheduler,
+        groups=run.groups,
+        copies=False,
+    )
+    destroy_groups()
+    return prepared.host_bytes, 12 * sum(weight.numel() for weight in run.module.parameters())
+
+
+def _bytes_read(directory: Path) -> int:
+    """Return the bytes of tensors that this rank reads when a run resumes."""
+    read: list[int] = []
+    give = GuardedReader._give
+
+    def counted(reader: GuardedReader, item: Any, content: bytes, planner: Any) -> None:
+        read.append(len(content))
+        give(reader, item, content, planner)
+
+    with patch.object(GuardedReader, "_give", counted):
+        _load_and_train(directory)
+    return sum(read)
+
+
 def _on_two_ranks(folder: Path) -> Found:
     losses = {"tp2": _train_and_save(folder / "tp2", tensor=2)}
     losses["tp2 -> tp2"] = _load_and_train(folder / "tp2", tensor=2)
     losses["tp2 -> dp2"] = _load_and_train(folder / "tp2", tensor=1)
     losses["dp2"] = _train_and_save(folder / "dp2", tensor=1)
     written = sorted((folder / "dp2" / "iter_0000003").glob("__*.distcp"))
-    facts = {"bytes by rank": [path.stat().st_size for path in written]}
+    facts: dict[str, Any] = {"bytes by rank": [path.stat().st_size for path in written]}
+    facts["host bytes"] = _host_bytes_of_a_save()
+    facts["bytes read"] = _bytes_read(folder / "dp2")
+    losses["buckets"] = _train_and_save(folder / "buckets", bucket_size=1)
+    losses["buckets -> tp2"] = _load_and_train(folder / "buckets", tensor=2)
+    losses["buckets -> buckets"] = _load_and_train(folder / "buckets", bucket_size=1)
     losses["dp2 -> dp2"] = _load_and_train(folder / "dp2", tensor=1)
     losses["dp2 -> tp2"] = _load_and_train(folder / "dp2", tensor=2)
     bf16: dict[str, Any] = {"tensor": 2, "precision": "bf16"}
@@ -136,7 +173,7 @@ def _weights_differ(folder: Path) -> list[str]:
     )
     destroy_groups()
     weights = TinyGpt(seed=3)
-    assert load_weights(folder / "tp2", module=weights.module) == SAVED
+    assert load_weights(folder / "tp2", module=weights.module, groups=weights.groups) == SAVED
     destroy_groups()
     expected = dict(whole.module.named_parameters())
     return [
@@ -177,13 +214,15 @@ def one_rank(folder: Path, two_ranks: list[Found]) -> Found:
     return found
 
 
-@pytest.mark.parametrize("name", ["tp2 -> tp2", "dp2 -> dp2", "bf16 -> bf16", "plain -> plain"])
+@pytest.mark.parametrize(
+    "name", ["tp2 -> tp2", "dp2 -> dp2", "bf16 -> bf16", "plain -> plain", "buckets -> buckets"]
+)
 def test_on_the_same_layout_the_run_resumes_bit_for_bit(two_ranks: list[Found], name: str) -> None:
     for found in two_ranks:
         assert found.losses[name] == found.losses[name.split(" -> ")[0]]
 
 
-@pytest.mark.parametrize("name", ["tp2 -> dp2", "dp2 -> tp2"])
+@pytest.mark.parametrize("name", ["tp2 -> dp2", "dp2 -> tp2", "buckets -> tp2"])
 def test_on_another_layout_of_two_ranks_the_run_resumes(two_ranks: list[Found], name: str) -> None:
     for found in two_ranks:
         _assert_close(found.losses[name], found.losses[name.split(" -> ")[0]])
@@ -210,6 +249,19 @@ def test_a_checkpoint_has_megatrons_files_the_config_and_the_state(
 def test_data_parallel_ranks_share_the_writing(two_ranks: list[Found]) -> None:
     first, second = two_ranks[0].facts["bytes by rank"]
     assert 0.7 < first / second < 1.4
+
+
+def test_a_rank_holds_only_the_state_that_it_writes(two_ranks: list[Found]) -> None:
+    held = [found.facts["host bytes"] for found in two_ranks]
+    (whole,) = {whole for _, whole in held}
+    assert sum(own for own, _ in held) == whole
+    assert max(own for own, _ in held) < 0.6 * whole
+
+
+def test_data_parallel_ranks_share_the_reading(folder: Path, two_ranks: list[Found]) -> None:
+    read = [found.facts["bytes read"] for found in two_ranks]
+    assert sum(read) <= sum(two_ranks[0].facts["bytes by rank"])
+    assert 0.7 < read[0] / read[1] < 1.4
 
 
 def test_weights_alone_load_without_an_optimizer(one_rank: Found) -> None:

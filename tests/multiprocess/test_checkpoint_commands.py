@@ -60,7 +60,7 @@ def _train_from(directory: Path) -> list[tuple[float, float]]:
 
 def _weights_from(directory: Path) -> dict[str, torch.Tensor]:
     run = TinyGpt(seed=2)
-    load_weights(directory, module=run.module)
+    load_weights(directory, module=run.module, groups=run.groups)
     destroy_groups()
     return {name: value.detach().clone() for name, value in run.module.named_parameters()}
 

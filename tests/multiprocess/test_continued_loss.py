@@ -66,7 +66,7 @@ def _continued(folder: Path, method: Method, architecture: str, groups: Parallel
     start = {"path": str(folder / "vanilla"), "method": "vanilla"}
     config = _model(method, architecture).config(Layout(), seed=2, init_from=start)
     parts = build_training(config, VOCAB_SIZE, groups)
-    load_initial_weights(config, parts, vocab_size=VOCAB_SIZE)
+    load_initial_weights(config, parts, groups, vocab_size=VOCAB_SIZE)
     return parts
 
 

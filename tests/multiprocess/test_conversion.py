@@ -114,7 +114,7 @@ def _save_again(source: Path, directory: Path, tensor: int, pipeline: int) -> No
     groups = initialize_groups(tensor=tensor, pipeline=pipeline)
     try:
         parts = build_training(config, VOCAB_SIZE, groups)
-        load_weights(source, module=parts.module)
+        load_weights(source, module=parts.module, groups=groups)
         parts.optimizer.reload_model_params()
         config_file = directory.with_suffix(".yaml")
         if groups.rank == 0:
@@ -182,7 +182,7 @@ def _start(source: Path, method: str) -> dict[str, Tensor]:
     groups = initialize_groups()
     try:
         parts = build_training(config, VOCAB_SIZE, groups)
-        load_initial_weights(config, parts, vocab_size=VOCAB_SIZE)
+        load_initial_weights(config, parts, groups, vocab_size=VOCAB_SIZE)
         return {name: value.detach().clone() for name, value in parts.module.named_parameters()}
     finally:
         destroy_groups()
@@ -209,7 +209,7 @@ def _golden_logits(folder: Path, tokens: Tensor) -> Tensor:
     groups = initialize_groups()
     try:
         module = build_module(config, 160, groups).eval()
-        load_weights(folder, module=module)
+        load_weights(folder, module=module, groups=groups)
         seen: dict[str, Tensor] = {}
         batch = TokenBatch(
             tokens=tokens,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError
 from pipeline.shared.exit_codes import ExitCode
+from tests.support.forks import called_in_a_fork
 from tests.support.golden.case import GoldenCase, read_cases
 from tests.support.golden.command import run_golden
 from tests.support.golden.compare import WHOLE_NUMBERS
@@ -84,11 +85,19 @@ def quiet() -> Console:
     return Console(quiet=True)
 
 
-def assert_all_pass(
-    folder: Path, results_file: Path, console: Console, cases: list[GoldenCase], **layout: int
-) -> None:
+def computed(folder: Path, **options: Any) -> int:
+    """Compute cases on ranks that need not import torch and Megatron; return the exit code."""
+    code: int = called_in_a_fork(run_quietly, folder, **options)
+    return code
+
+
+def run_quietly(folder: Path, **options: Any) -> int:
+    return run_golden(folder, console=Console(quiet=True), **options)
+
+
+def assert_all_pass(folder: Path, results_file: Path, cases: list[GoldenCase], **layout: int) -> None:
     """Compute the forward cases of a folder and check that each was compared with everything it records."""
-    code = run_golden(folder, kind="forward", json_file=results_file, console=console, **layout)
+    code = computed(folder, kind="forward", json_file=results_file, **layout)
 
     results = results_of(results_file)
     assert {name: result["status"] for name, result in results.items()} == {
@@ -104,9 +113,7 @@ def assert_all_pass(
         ), case.name
 
 
-def test_the_production_model_reproduces_every_vector(
-    golden_folder: Path, tmp_path: Path, quiet: Console
-) -> None:
+def test_the_production_model_reproduces_every_vector(golden_folder: Path, tmp_path: Path) -> None:
     cases = [case for case in read_cases(golden_folder) if case.kind == "forward"]
     assert len(cases) >= 60
     assert {(case.method, case.facts["arch"]) for case in cases} == {
@@ -117,7 +124,7 @@ def test_the_production_model_reproduces_every_vector(
         if method is not Method.ADAPTIVE_LATENT_COT
     }
 
-    assert_all_pass(golden_folder, tmp_path / "results.json", quiet, cases)
+    assert_all_pass(golden_folder, tmp_path / "results.json", cases)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +140,7 @@ def test_the_production_model_reproduces_every_vector(
     ids=lambda value: " x ".join(value) if isinstance(value, dict) else f"{len(value)} cases",
 )
 def test_layouts_reproduce_the_vectors_too(
-    golden_folder: Path, tmp_path: Path, quiet: Console, layout: dict[str, int], names: tuple[str, ...]
+    golden_folder: Path, tmp_path: Path, layout: dict[str, int], names: tuple[str, ...]
 ) -> None:
     for name in names:
         copy_case(golden_folder, tmp_path, name)
@@ -143,12 +150,12 @@ def test_layouts_reproduce_the_vectors_too(
 
     file = tmp_path / "results" / "golden.json"
     file.parent.mkdir()
-    assert_all_pass(tmp_path, file, quiet, cases, **layout)
+    assert_all_pass(tmp_path, file, cases, **layout)
 
 
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_the_production_decoder_reproduces_every_vector(
-    golden_folder: Path, tmp_path: Path, quiet: Console, tensor: int
+    golden_folder: Path, tmp_path: Path, tensor: int
 ) -> None:
     names = [case.name for case in read_cases(golden_folder) if case.kind == "decode"]
     assert len(names) >= 11
@@ -158,7 +165,7 @@ def test_the_production_decoder_reproduces_every_vector(
     file = tmp_path / "results" / "golden.json"
     file.parent.mkdir()
 
-    code = run_golden(tmp_path, kind="decode", json_file=file, console=quiet, tensor_parallel=tensor)
+    code = computed(tmp_path, kind="decode", json_file=file, tensor_parallel=tensor)
 
     results = results_of(file)
     assert {name: (result["status"], result["reason"]) for name, result in results.items()} == {
@@ -172,7 +179,7 @@ def test_the_production_decoder_reproduces_every_vector(
         assert ("halting" in worst) == (case.method is not Method.PONDERLM2), case.name
 
 
-def test_changed_records_are_detected_and_named(golden_folder: Path, tmp_path: Path, quiet: Console) -> None:
+def test_changed_records_are_detected_and_named(golden_folder: Path, tmp_path: Path) -> None:
     changed = {
         "ours_llama_k1_j3": ("outputs/logits", "logits"),
         "ponderlm3_neox_k1_j2": ("grads/ponder.router.0.weight", "gradients"),
@@ -189,7 +196,7 @@ def test_changed_records_are_detected_and_named(golden_folder: Path, tmp_path: P
     file = tmp_path / "results" / "golden.json"
     file.parent.mkdir()
 
-    assert run_golden(tmp_path, json_file=file, console=quiet) == ExitCode.CRASH
+    assert computed(tmp_path, json_file=file) == ExitCode.CRASH
 
     results = results_of(file)
     assert {name for name, result in results.items() if result["status"] == "failed"} == set(changed)
@@ -198,15 +205,13 @@ def test_changed_records_are_detected_and_named(golden_folder: Path, tmp_path: P
         assert [found for found, ratio in results[name]["worst"].items() if ratio > 1] == [quantity]
 
 
-def test_decoding_on_several_stages_is_not_supported(
-    golden_folder: Path, tmp_path: Path, quiet: Console
-) -> None:
+def test_decoding_on_several_stages_is_not_supported(golden_folder: Path, tmp_path: Path) -> None:
     copy_case(golden_folder, tmp_path, "decode_ponderlm3_llama_k2")
     copy_case(golden_folder, tmp_path, "vanilla_llama")
     file = tmp_path / "results" / "golden.json"
     file.parent.mkdir()
 
-    code = run_golden(tmp_path, json_file=file, console=quiet, pipeline_parallel=2)
+    code = computed(tmp_path, json_file=file, pipeline_parallel=2)
 
     assert code == ExitCode.NOT_SUPPORTED
     assert results_of(file)["decode_ponderlm3_llama_k2"]["status"] not in ("passed", "failed")

@@ -81,7 +81,7 @@ def _start(
         config = _config(target, 9, layout, **{**changes, "init_from": start})
         parts = build_training(config, vocab_size, groups)
         before = _weights(parts)
-        load_initial_weights(config, parts, vocab_size=vocab_size)
+        load_initial_weights(config, parts, groups, vocab_size=vocab_size)
         after = _weights(parts)
         # An optimizer with stale master weights would restore the initial ones.
         parts.optimizer.step()

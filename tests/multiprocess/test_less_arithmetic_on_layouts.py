@@ -1,4 +1,4 @@
-"""Passes without gradients, and sweeps that end early, compute on layouts what one process computes."""
+"""Passes without gradients, fewer sweeps and fewer rows compute on layouts what one process computes."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "five": {"gradient_passes": 5},
     "early": {"sweep_tolerance": 0.1},
     "both": {"gradient_passes": 2, "sweep_tolerance": 0.1},
+    "pruned": {"skips_pruned_rows": True},
 }
+# The router starts with about equal shares, so that this lies among the tail masses of the second thought.
+PRUNING: dict[str, Any] = {"pruning_threshold": 0.33}
 LLAMA, SOFTMAX, TWO, AUTHORS = (
     "ponderlm3, llama",
     "ponderlm2, neox softmax",
@@ -44,6 +47,8 @@ CASES = [
     (LLAMA, "DP2", "per_pass", "early"),
     (LLAMA, "TP2+SPxPP2", "none", "two"),
     (SOFTMAX, "PP4", "none", "two"),
+    (AUTHORS, "TP2", "none", "pruned"),
+    (AUTHORS, "DP2", "per_pass", "pruned"),
 ]
 
 
@@ -109,6 +114,8 @@ def values_of(
 ) -> Values:
     """Return loss, sums and gradients of a step."""
     shape = LAYOUTS[layout] if layout else ONE_PROCESS
-    module, _ = built_model(MODELS[model].config(shape, parallel={"recompute": recompute}), groups)
+    further = {"ponder": PRUNING} if "skips_pruned_rows" in settings else {}
+    config = MODELS[model].config(shape, parallel={"recompute": recompute}, **further)
+    module, _ = built_model(config, groups)
     ddp = wrapped(module)
     return values_of_step(ddp, run_step(ddp, SWEEPS, groups, **settings), groups)

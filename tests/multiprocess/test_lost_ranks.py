@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Finished, Running, started
+from tests.support.commands import Finished, Running, forked
 from tests.support.failing_training import EXIT_CODE
 from tests.support.runs import written_events
 
@@ -42,7 +42,11 @@ def jobs(recipe: Path, folder: Path) -> Iterator[dict[str, Running]]:
     """All run at the same time, because they mostly wait."""
     with ExitStack() as stack:
         yield {
-            name: stack.enter_context(started(_arguments(recipe, folder / name, *arguments)))
+            name: stack.enter_context(
+                forked(
+                    *_arguments(recipe, folder / name, *arguments), module="tests.support.failing_training"
+                )
+            )
             for name, arguments in JOBS.items()
         }
 
@@ -54,8 +58,7 @@ def finished(jobs: dict[str, Running]) -> dict[str, Finished]:
 
 
 def _arguments(recipe: Path, output: Path, rank: str, way: str, *overrides: str) -> list[str]:
-    module = ("-m", "tests.support.failing_training")
-    return [*module, rank, way, str(recipe), f"output_dir={output}", *overrides]
+    return [rank, way, str(recipe), f"output_dir={output}", *overrides]
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -22,6 +22,7 @@ def run_of(
     *,
     num_micro_batches: int = 4,
     vocab_size: int = VOCAB_SIZE,
+    optimizer: str = "adamw",
     **further: Any,
 ) -> RunConfig:
     ponder = {} if method == "vanilla" else {"num_latent_thoughts": 2} | further
@@ -44,7 +45,7 @@ def run_of(
                 "train_iters": 2,
                 "precision": "bf16",
             },
-            "optimizer": {"lr": 1e-3},
+            "optimizer": {"name": optimizer, "lr": 1e-3},
             "data": {"path": "not-read"},
         }
     )
@@ -67,6 +68,20 @@ def test_every_rank_has_the_planned_peak_within_a_tenth(
     ranks: SharedRanks, method: str, parallel: dict[str, Any]
 ) -> None:
     assert_planned_peaks(ranks, run_of(method, parallel))
+
+
+@pytest.mark.parametrize("parallel", [{"tensor": 2}, {"data": 2}], ids=str)
+def test_the_state_of_muon_is_planned(ranks: SharedRanks, parallel: dict[str, Any]) -> None:
+    config = run_of("ponderlm3", parallel, optimizer="muon")
+    (memory,) = rank_memories(
+        replace(rank_sizes(config, VOCAB_SIZE, has_fused_norms=False), separates_documents=False)
+    )
+
+    measured = ranks.run(measure_steps, 2, config, VOCAB_SIZE)
+
+    # Data-parallel ranks hold different weights; the plan is that of the one which holds most.
+    assert memory.state.total == pytest.approx(max(state for state, _ in measured), rel=0.03)
+    assert memory.peak == pytest.approx(max(peak for _, peak in measured), rel=0.1)
 
 
 def test_the_weighted_keys_of_a_blended_start_are_planned(ranks: SharedRanks) -> None:

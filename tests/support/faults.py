@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 from pipeline.checkpoint.tracker import TRACKER_NAME, latest_iteration
-from tests.support.commands import COMMAND, Finished, Running, megaponder, started, wait_until
+from tests.support.commands import COMMAND, Finished, Running, forked, megaponder, started, wait_until
 from tests.support.runs import has_trained, written_events
 
 # Iterations after the start of a command within which a fault strikes.
@@ -42,6 +42,11 @@ class Fault:
     exit_codes: tuple[int, ...]
     damage: Damage | None = None
     overrides: tuple[str, ...] = ()
+
+    @property
+    def is_of_the_start(self) -> bool:
+        """Whether it may strike while modules are imported, so that the processes must be new ones."""
+        return self.moment is soon_after_the_start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +101,8 @@ class Campaign:
 
     def suffer(self, fault: Fault, random: Random) -> Finished:
         """Start or resume the run, let the fault strike and wait for the end of the command."""
-        with started([*COMMAND, *self.arguments(*fault.overrides)]) as command:
+        arguments = self.arguments(*fault.overrides)
+        with started([*COMMAND, *arguments]) if fault.is_of_the_start else forked(*arguments) as command:
             fault.moment(command, self.folder, random)
             assert command.process.poll() is None, command.stderr.read_text()
             struck = time.time()

@@ -36,6 +36,7 @@ class Training:
         recompute: on the layout; one process has none.
         freeze_backbone_tokens: as in the settings.
         ponder: further settings of the method, (name, value) each.
+        optimizer: by name.
     """
 
     model: str
@@ -43,16 +44,18 @@ class Training:
     recompute: str = "none"
     freeze_backbone_tokens: int = 0
     ponder: tuple[tuple[str, Any], ...] = ()
+    optimizer: str = "adamw"
 
     def __str__(self) -> str:
         frozen = f", frozen for {self.freeze_backbone_tokens} tokens" if self.freeze_backbone_tokens else ""
         further = "".join(f", {name} {value}" for name, value in self.ponder)
-        return f"{self.model}, {self.layout}, recompute {self.recompute}{frozen}{further}"
+        optimizer = "" if self.optimizer == "adamw" else f", {self.optimizer}"
+        return f"{self.model}, {self.layout}, recompute {self.recompute}{frozen}{further}{optimizer}"
 
     @property
     def reference(self) -> tuple[Any, ...]:
         """What the training has in common with its reference on one process."""
-        return self.model, self.freeze_backbone_tokens, self.ponder
+        return self.model, self.freeze_backbone_tokens, self.ponder, self.optimizer
 
     def config(self, layout: Layout, **parallel: Any) -> RunConfig:
         """Return the settings of the run on a layout."""
@@ -63,7 +66,12 @@ class Training:
             seed=SEED,
             ponder=drawn | {"freeze_backbone_tokens": self.freeze_backbone_tokens} | dict(self.ponder),
             parallel=parallel,
-            optimizer={"clip_grad": CLIP_GRAD, "adam_eps": ADAM_EPS, "lr_decay_style": "constant"},
+            optimizer={
+                "name": self.optimizer,
+                "clip_grad": CLIP_GRAD,
+                "adam_eps": ADAM_EPS,
+                "lr_decay_style": "constant",
+            },
         )
 
 

@@ -157,6 +157,8 @@ def _serve(rank: int, world_size: int, port: int, calls: Any, results: Any) -> N
         OMP_NUM_THREADS="1",
     )
     torch.set_num_threads(1)
+    # What has been imported stays: the collections after each call need not go through it.
+    gc.freeze()
     from pipeline.ranks.distributed import start_process_group
     from pipeline.ranks.environment import Ranks
 

@@ -1,17 +1,23 @@
 """A tiny GPT model of Megatron's own with its optimizer, to test checkpoints and layouts with."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
+from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ext.host import prepare_host
 from megatron_ext.parallel.groups import ParallelGroups, initialize_groups
 from megatron_ext.schedule.optimizer import build_optimizer, connect_schedule
 from pipeline.config.load import build_config
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ParallelConfig, RunConfig
+from pipeline.step import build
 from pipeline.step.build import wrap_model
-from pipeline.step.megatron_config import optimizer_config, scheduler_arguments
+from pipeline.step.megatron_config import ddp_config, optimizer_config, scheduler_arguments
 
 SEQ_LENGTH = 16
 VOCAB_SIZE = 64
@@ -29,6 +35,7 @@ class TinyGpt:
         use_distributed_optimizer: whether data-parallel ranks share the optimizer's state.
         num_layers: of the decoder.
         has_biases: of linear layers.
+        bucket_size: elements after which Megatron begins another bucket of gradients; None: one for all.
     """
 
     def __init__(
@@ -40,13 +47,15 @@ class TinyGpt:
         use_distributed_optimizer: bool = True,
         num_layers: int = 2,
         has_biases: bool = True,
+        bucket_size: int | None = None,
     ) -> None:
         prepare_host()
         self.groups: ParallelGroups = initialize_groups(tensor=tensor, seed=1)
         torch.manual_seed(seed)
         self.module = _build_model(tensor, precision, num_layers, has_biases)
         config = _run_config(precision, use_distributed_optimizer)
-        self.ddp = wrap_model(self.module, config.parallel)
+        with _buckets_of(bucket_size):
+            self.ddp = wrap_model(self.module, config.parallel)
         self.optimizer: Any = build_optimizer([self.ddp], optimizer_config(config))
         self.scheduler = OptimizerParamScheduler(self.optimizer, **scheduler_arguments(config))
         connect_schedule(self.ddp, self.optimizer)
@@ -80,6 +89,17 @@ class TinyGpt:
         shape = (NUM_MICRO_BATCHES, MICRO_BATCH_SIZE, SEQ_LENGTH + 1)
         samples = torch.randint(VOCAB_SIZE, shape, generator=generator)
         return list(samples.chunk(self.groups.dp_size)[self.groups.dp_rank])
+
+
+@contextmanager
+def _buckets_of(size: int | None) -> Iterator[None]:
+    """Let Megatron divide gradients into buckets, as where their reduction overlaps with backward."""
+
+    def settings(parallel: ParallelConfig) -> DistributedDataParallelConfig:
+        return replace(ddp_config(parallel), overlap_grad_reduce=size is not None, bucket_size=size)
+
+    with patch.object(build, "ddp_config", settings):
+        yield
 
 
 def _run_config(precision: str, use_distributed_optimizer: bool) -> RunConfig:

@@ -9,8 +9,8 @@ from rich.box import SIMPLE_HEAD
 
 from pipeline.evaluation.compare.curve import PruningCurve, front
 from pipeline.metrics.records import LossPoint
-from pipeline.run.summary import metric
 from pipeline.shared.tables import Table
+from pipeline.shared.units import metric
 
 
 def labels_of(curves: Sequence[PruningCurve], folders: Sequence[Path]) -> list[str]:

@@ -177,4 +177,9 @@ class Convergence:
 def save_convergence(content: Convergence, path: Path) -> None:
     """Write the file, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, TypeAdapter(Convergence).dump_json(content, indent=1) + b"\n")
+    write_atomically(path, f"{convergence_text(content)}\n")
+
+
+def convergence_text(content: Convergence) -> str:
+    """Return the content of the file."""
+    return TypeAdapter(Convergence).dump_json(content, indent=1).decode()

@@ -16,8 +16,9 @@ from pipeline.config.load import dump_config, load_config
 from pipeline.config.schema import RunConfig
 from pipeline.ranks.launch import run_ranks
 from pipeline.run.inputs import check_inputs
-from pipeline.shared.console import open_console
+from pipeline.shared.console import open_console, say
 from pipeline.shared.exit_codes import ExitCode
+from pipeline.shared.files import write_atomically
 from pipeline.shared.python_start import python_module
 from pipeline.shared.tables import Table
 from pipeline.verification.parity.compare import FIRST_STEP, GROWTH_PER_STEP, Measured, StepParity, compare
@@ -42,7 +43,7 @@ def run_parity(
         layout: see :func:`pipeline.verification.parity.layout.parse_layout`; None takes the run's own.
         num_steps: optimizer steps.
         overrides: further settings of both trainings.
-        json_file: also write the results there.
+        json_file: also write the results there; ``-`` prints them in place of the table.
         console: where the table goes.
 
     Returns:
@@ -77,9 +78,13 @@ def report(
         config: the run on its layout.
         json_file, console: see :func:`run_parity`.
     """
-    _print(steps, config, console)
-    if json_file is not None:
-        json_file.write_text(json.dumps(_record(steps, config), indent=1), encoding="utf-8")
+    record = json.dumps(_record(steps, config), indent=1)
+    if json_file == Path("-"):
+        say(record)
+    else:
+        _print(steps, config, console)
+        if json_file is not None:
+            write_atomically(json_file, record)
     return ExitCode.DONE if all(step.passes for step in steps) else ExitCode.CRASH
 
 
@@ -95,7 +100,7 @@ def _load_on_layout(config_file: Path, layout: str | None, overrides: Sequence[s
                 path=OPTION,
                 rule="must have at least 2 ranks, to be compared with one process",
                 value=render_layout(config.parallel),
-                cure="for example tp=2",
+                cure="for example tensor=2",
             )
         )
     if problems:

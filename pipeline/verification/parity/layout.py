@@ -1,4 +1,4 @@
-"""A parallel layout in one word: `tp=2,pp=2,dp=1,sp=true`."""
+"""A parallel layout in one word, by the names of its settings: `tensor=2,pipeline=2,data=1`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +16,14 @@ class Axis:
     Attributes:
         setting: what it sets.
         default: its value where the layout does not set it.
+        example: of another value.
         rule: what values it takes.
         is_valid: whether a text is such a value.
     """
 
     setting: str
     default: str
+    example: str
     rule: str
     is_valid: Callable[[str], bool]
 
@@ -34,13 +36,16 @@ def _is_switch(text: str) -> bool:
     return text in ("true", "false")
 
 
+_COUNT, _SWITCH = "must be an integer of at least 1", "must be true or false"
 AXES = {
-    "tp": Axis("parallel.tensor", "1", "must be an integer of at least 1", _is_count),
-    "cp": Axis("parallel.context", "1", "must be an integer of at least 1", _is_count),
-    "pp": Axis("parallel.pipeline", "1", "must be an integer of at least 1", _is_count),
-    "dp": Axis("parallel.data", "1", "must be an integer of at least 1", _is_count),
-    "sp": Axis("parallel.sequence_parallel", "false", "must be true or false", _is_switch),
+    "tensor": Axis("parallel.tensor", "1", "2", _COUNT, _is_count),
+    "context": Axis("parallel.context", "1", "2", _COUNT, _is_count),
+    "pipeline": Axis("parallel.pipeline", "1", "2", _COUNT, _is_count),
+    "data": Axis("parallel.data", "1", "2", _COUNT, _is_count),
+    "sequence_parallel": Axis("parallel.sequence_parallel", "false", "true", _SWITCH, _is_switch),
 }
+# As papers call them.
+SHORT_NAMES = {"tp": "tensor", "cp": "context", "pp": "pipeline", "dp": "data", "sp": "sequence_parallel"}
 # Everything runs on one process; initial weights and data are the same on every layout.
 ONE_PROCESS = (
     *(f"{axis.setting}={axis.default}" for axis in AXES.values()),
@@ -61,6 +66,7 @@ def parse_layout(text: str) -> tuple[list[str], list[ConfigProblem]]:
     problems = []
     for word in text.split(","):
         name, _, value = (part.strip() for part in word.partition("="))
+        name = SHORT_NAMES.get(name, name)
         problem = _problem_of(name, value, word, is_again=name in values)
         if problem is None:
             values[name] = value
@@ -71,19 +77,19 @@ def parse_layout(text: str) -> tuple[list[str], list[ConfigProblem]]:
 
 def render_layout(parallel: ParallelConfig) -> str:
     """Return a layout in the syntax of the option."""
-    sizes = f"tp={parallel.tensor},pp={parallel.pipeline},dp={parallel.data}"
-    sizes += f",cp={parallel.context}" if parallel.context > 1 else ""
-    return f"{sizes},sp=true" if parallel.sequence_parallel else sizes
+    sizes = f"tensor={parallel.tensor},pipeline={parallel.pipeline},data={parallel.data}"
+    sizes += f",context={parallel.context}" if parallel.context > 1 else ""
+    return f"{sizes},sequence_parallel=true" if parallel.sequence_parallel else sizes
 
 
 def _problem_of(name: str, value: str, word: str, *, is_again: bool) -> ConfigProblem | None:
     axis = AXES.get(name)
     if axis is None:
-        rule, cure = f"must name {', '.join(AXES)} only", "for example tp=2,pp=2,dp=1,sp=true"
+        rule, cure = f"must name {', '.join(AXES)} only", "for example tensor=2,pipeline=2"
     elif is_again:
         rule, cure = f"must name {name} once", ""
     elif not axis.is_valid(value):
-        rule, cure = f"{name} {axis.rule}", f"for example {name}={'true' if name == 'sp' else 2}"
+        rule, cure = f"{name} {axis.rule}", f"for example {name}={axis.example}"
     else:
         return None
     return ConfigProblem(path=OPTION, rule=rule, value=repr(word), cure=cure)

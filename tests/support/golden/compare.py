@@ -78,6 +78,7 @@ def compare(case: GoldenCase, computed: Mapping[str, Tensor], *, double: bool) -
     worst: dict[str, float] = {}
     for name, recorded in wanted.items():
         plain = plain_names[name]
+        recorded = rows_read(case, plain, recorded)
         error = _largest_error(computed[plain], zero_padding(plain, recorded, is_real(case)))
         quantity = _quantity(plain)
         worst[quantity] = max(worst.get(quantity, 0.0), error / _tolerance(case, plain, double))
@@ -91,6 +92,25 @@ def is_real(case: GoldenCase) -> Tensor:
         return torch.ones(1, 1, dtype=torch.bool)
     tokens = case.tensors["inputs/input_ids"]
     return case.tensors.get("inputs/attention_mask", torch.ones_like(tokens)).bool()
+
+
+def rows_read(case: GoldenCase, name: str, recorded: Tensor) -> Tensor:
+    """Return the rows of a recorded tensor that the model computes: those of slots that are read.
+
+    Args:
+        case: of the tensor.
+        name: ``outputs/stack_outputs/repeat_P`` of pass P and ``outputs/last_hidden``, [B, L * n, H], have
+            the rows of all slots; other tensors are returned as they are.
+        recorded: the tensor.
+    """
+    facts, (kind, _, rest) = case.method.facts, name.removeprefix("outputs/").partition("/")
+    if case.kind != "forward" or kind not in ("stack_outputs", "last_hidden"):
+        return recorded
+    plan = facts.plan(int(case.facts["K"] or 0), int(case.facts["J"] or 0))
+    index = int(rest.removeprefix("repeat_")) if rest else plan.num_passes - 1
+    read = facts.slots_read(index, plan)
+    slots = recorded.unflatten(1, (-1, plan.slots[index]))
+    return slots[:, :, read.start : read.stop].flatten(1, 2)
 
 
 def zero_padding(name: str, value: Tensor, real: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cluster import preflight
 from cluster.lead_time import signal_lead_seconds
 from cluster.preflight import check_run, planned_step_seconds, refuse_masked, too_slow
 from pipeline.config.errors import ConfigError
@@ -133,6 +134,34 @@ def test_a_run_that_would_never_get_on_is_refused(
     step = planned_step_seconds(run)
     assert step is not None
     assert step > 60
+
+
+@pytest.mark.parametrize(
+    ("submit", "device", "machine_has_gpus", "is_accepted"),
+    [
+        ({"gpus_per_node": 1}, "auto", False, False),
+        ({"gpus_per_node": 1}, "auto", True, True),
+        ({"gpus_per_node": 0}, "auto", False, True),
+        ({"gpus_per_node": 1, "target": "slurm"}, "auto", False, True),
+        ({"gpus_per_node": 1, "target": "slurm"}, "cpu", True, False),
+    ],
+)
+def test_devices_that_a_job_would_not_get_are_refused(
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    submit: dict[str, Any],
+    device: str,
+    machine_has_gpus: bool,
+    is_accepted: bool,
+) -> None:
+    monkeypatch.setattr(preflight, "has_gpus", lambda: machine_has_gpus)
+    run = config(data, submit={"check_memory": False} | submit, parallel__device=device)
+    if is_accepted:
+        check_run(run)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_run(run)
+    assert paths(caught) == ["submit.gpus_per_node"]
 
 
 def test_the_lead_of_a_run_that_has_not_started_follows_the_plan(data: Path, tmp_path: Path) -> None:

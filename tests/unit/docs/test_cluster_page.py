@@ -31,6 +31,8 @@ def test_an_example_passes_the_checks_before_it_is_queued(path: Path, tmp_path: 
     (tmp_path / "config.json").touch()
     config = load_config(path, [f"init_from.path={tmp_path}"])
     check_run(config, expects_data=False)
+    first_job = load_config(path, [f"init_from.path={tmp_path}", "train-iters=20"])
+    check_run(first_job, expects_data=False)
     assert config.name == path.stem
     assert path.name in PAGE
 

@@ -1,8 +1,16 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from cluster.commands.demo import RECIPE, further_dependencies, is_run_again, load_demo, make_room
+from cluster.commands.demo import (
+    RECIPE,
+    choose_device,
+    further_dependencies,
+    is_run_again,
+    load_demo,
+    make_room,
+)
 from pipeline.config.errors import ConfigError
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
@@ -61,3 +69,33 @@ def test_every_axis_of_the_layout_distinguishes_two_demos(config: RunConfig, axi
     parallel = config.parallel.model_copy(update={axis: 4})
     changed = config.model_copy(update={"parallel": parallel})
     assert further_dependencies(changed) != further_dependencies(config)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "variable", "expected"),
+    [
+        (0, [], "", "cpu"),
+        (1, [], "", "cpu"),
+        (1, [], "auto", "cpu"),
+        (2, [], "", None),
+        (1, ["parallel.tensor=1"], "", None),
+        (1, ["parallel.device=cuda"], "", None),
+        (1, [], "cuda", "cuda"),
+    ],
+)
+def test_ranks_that_outnumber_gpus_compute_on_the_cpu_unless_told_otherwise(
+    gpus: int,
+    overrides: list[str],
+    variable: str,
+    expected: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.ranks.gpu_variables.num_gpus", lambda: gpus)
+    # Set first, so that it is restored whatever happens.
+    monkeypatch.setenv("MEGAPONDER_DEVICE", variable)
+    if not variable:
+        monkeypatch.delenv("MEGAPONDER_DEVICE")
+    choose_device(load_demo(RECIPE, [f"output_dir={tmp_path}", *overrides], num_workers=0))
+
+    assert os.environ.get("MEGAPONDER_DEVICE") == expected

@@ -34,11 +34,12 @@ TRAINING_ROWS: dict[Method, Callable[[int, int], int]] = {
 
 
 def count_rows(model: PonderModel) -> list[list[int]]:
-    """Collect, for each layer, the rows of every call."""
+    """Collect, for each layer, the rows that enter every call."""
     rows: list[list[int]] = [[] for _ in model.decoder.layers]
     for layer, calls in zip(model.decoder.layers, rows, strict=True):
-        layer.register_forward_hook(
-            lambda module, inputs, output, calls=calls: calls.append(output[0].shape[0])
+        layer.register_forward_pre_hook(
+            lambda module, inputs, named, calls=calls: calls.append(named["hidden_states"].shape[0]),
+            with_kwargs=True,
         )
     return rows
 

@@ -14,7 +14,7 @@ def _forecast(free_bytes: int) -> Forecast:
 def test_the_time_follows_from_the_size_and_the_speed_of_the_probe() -> None:
     assert _forecast(10**12).bytes_per_second == 3e8
     assert _forecast(10**12).seconds == 20
-    for figure in ("6.000 GB", "2.000 GB", "20.00 s"):
+    for figure in ("5.59 GiB", "1.86 GiB", "20.00 s"):
         assert figure in str(_forecast(10**12))
 
 

@@ -3,10 +3,12 @@
 from io import StringIO
 
 import pytest
+from rich.color import ColorSystem
 from rich.console import Console
 
 from pipeline.commands.generate_output import (
     TextStream,
+    has_basic_colors,
     possible_stop,
     render_legend,
     render_tokens,
@@ -98,8 +100,17 @@ def test_equal_steps_have_equal_colours_and_other_steps_others() -> None:
     assert styles[0].startswith("dim ")
 
 
+@pytest.mark.parametrize("num_steps", [1, 3, 5, 16])
+def test_steps_differ_on_a_terminal_of_16_colours(num_steps: int) -> None:
+    console = Console(file=StringIO(), force_terminal=True, color_system="standard")
+    assert has_basic_colors(console)
+    styles = step_styles(num_steps, is_basic=True)
+    codes = [console.get_style(style).render("x", color_system=ColorSystem.STANDARD) for style in styles]
+    assert len(set(codes)) == num_steps + 1
+
+
 def test_the_legend_counts_tokens_by_steps() -> None:
-    legend = render_legend(sample()).plain
+    legend = render_legend(sample().tokens, step_styles(2)).plain
 
     assert [part.strip() for part in legend.strip().split("  ")] == [
         "0 steps: 1 tokens",
@@ -109,7 +120,7 @@ def test_the_legend_counts_tokens_by_steps() -> None:
 
 
 def test_a_method_that_does_not_halt_has_no_colours() -> None:
-    assert not render_legend(sample(pruning_threshold=None))
+    assert not render_legend(sample(pruning_threshold=None).tokens, [])
     assert {str(span.style) for span in render_tokens(sample(pruning_threshold=None).tokens, []).spans} <= {
         "",
         "dim ",

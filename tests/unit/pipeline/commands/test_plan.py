@@ -42,6 +42,24 @@ def test_a_run_that_does_not_fit_ends_with_1_and_suggests_one_that_does(tmp_path
     ]
 
 
+def test_a_plan_for_cpus_has_no_speed_and_advises_against_sequence_parallelism(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    small = ["model.vocab_size=400", "parallel.tensor=2", "--gpu", "cpu", "--reserve", "0.5"]
+
+    def plan(*further: str) -> dict[str, object]:
+        recipe = str(RECIPES / "tiny_ponderlm3.yaml")
+        arguments = ["plan", "--config", recipe, "--json", str(file), *small, *further]
+        result = CliRunner().invoke(cli.app, arguments)
+        assert result.exit_code == 0, result.output
+        values: dict[str, object] = json.loads(file.read_text())
+        return values
+
+    sharded = plan("parallel.sequence_parallel=true")
+    assert sharded["advice"] == ["parallel.sequence_parallel=false"]
+    assert (sharded["tokens_per_second"], sharded["days"]) == (None, None)
+    assert plan()["advice"] == []
+
+
 def test_an_unknown_device_is_refused() -> None:
     result = CliRunner().invoke(cli.app, ["plan", "--config", LARGE, "--gpu", "h1000"])
 

@@ -61,7 +61,7 @@ def test_the_first_rank_alone_reports_renamed_settings(
 
     report_notices_once()
 
-    assert notices is aliases.logger
+    assert aliases.logger.name.startswith(f"{notices.name}.")
     assert notices.isEnabledFor(logging.WARNING) == is_reported
 
 

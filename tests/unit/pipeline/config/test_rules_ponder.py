@@ -76,6 +76,36 @@ BROKEN = [
         "ponder.readout_from",
         "ponder.sweep_tolerance",
     ),
+    ({"ponder__skip_pruned_rows": True, "ponder__num_latent_thoughts": 0}, "ponder.skip_pruned_rows", ""),
+    (
+        {"ponder__skip_pruned_rows": True, "parallel__context": 2},
+        "parallel.context",
+        "ponder.skip_pruned_rows",
+    ),
+    (
+        {"ponder__skip_pruned_rows": True, "parallel__pipeline": 2},
+        "parallel.pipeline",
+        "ponder.skip_pruned_rows",
+    ),
+    (
+        {
+            "ponder__skip_pruned_rows": True,
+            "parallel__tensor": 2,
+            "parallel__sequence_parallel": True,
+        },
+        "parallel.sequence_parallel",
+        "ponder.skip_pruned_rows",
+    ),
+    (
+        {"ponder__skip_pruned_rows": True, "ponder__reading": "last_step"},
+        "ponder.reading",
+        "ponder.skip_pruned_rows",
+    ),
+    (
+        {"ponder__skip_pruned_rows": True, "ponder__step_loss_weight": 0.5},
+        "ponder.step_loss_weight",
+        "ponder.skip_pruned_rows",
+    ),
     ({"ponder__penalty_ramp": [9, 3]}, "ponder.penalty_ramp", "[3, 9]"),
     ({"ponder__mixture": "top_k", "model__vocab_size": 50}, "ponder.mixture_top_k", "try 50"),
     (
@@ -210,6 +240,7 @@ UNUSUAL = {
     "freeze_backbone_tokens": 1000,
     "blended_start_iterations": 3,
     "held_decisions_iterations": 3,
+    "skip_pruned_rows": True,
     "reading": "last_step",
     "step_loss_weight": 0.5,
     "entropy_floor": 0.25,
@@ -275,6 +306,7 @@ ALLOWED = [
     # Forwards without thoughts have one pass, whatever is asked for.
     {"ponder__gradient_passes": 3, "ponder__thoughts_schedule": [[0, 0], [9, 1]]},
     {"ponder__gradient_passes": 2, "parallel__pipeline": 2},
+    {"ponder__skip_pruned_rows": True, "parallel__tensor": 2},
     {"ponder__random_jacobi_iterations": [2, 2]},
     {"ponder__jacobi_schedule": [[0, 0]]},
     with_method("ponderlm2", num_latent_thoughts=0),

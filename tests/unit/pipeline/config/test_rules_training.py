@@ -31,6 +31,36 @@ BROKEN = [
         "optimizer.new_parameters_lr_mult",
         "ponder.method: adaponderlm",
     ),
+    ({"optimizer__muon_lr": 1e-3}, "optimizer.muon_lr", "optimizer.name to muon"),
+    ({"optimizer__muon_momentum": 0.9}, "optimizer.muon_momentum", "leave it out"),
+    ({"optimizer__muon_num_ns_steps": 4}, "optimizer.muon_num_ns_steps", "leave it out"),
+    (
+        {"optimizer__name": "muon", "parallel": {"data": 2, "use_distributed_optimizer": False}},
+        "parallel.use_distributed_optimizer",
+        "leave it out",
+    ),
+    (
+        {
+            "optimizer__name": "muon",
+            "optimizer__muon_lr": 1e-4,
+            "optimizer__lr_warmup_init": 5e-4,
+            "optimizer__lr_warmup_iters": 5,
+        },
+        "optimizer.lr_warmup_init",
+        "try 1e-05",
+    ),
+    *(
+        (
+            {"training__attention": "cudnn", "training__precision": "bf16"} | changes,
+            "training.attention",
+            "remove",
+        )
+        for changes in (
+            {"parallel__device": "cpu"},
+            {"training__precision": "fp32"},
+            {"training__deterministic": True},
+        )
+    ),
 ]
 
 
@@ -49,6 +79,10 @@ ALLOWED = [
     {"optimizer__lr_decay_style": "wsd", "optimizer__wsd_decay_iters": 20},
     {"optimizer__lr_decay_style": "constant", "optimizer__clip_grad": 0},
     {"training__precision": "bf16"},
+    {"optimizer__name": "muon", "optimizer__muon_lr": 2e-2, "optimizer__muon_num_ns_steps": 3},
+    {"optimizer__name": "muon", "parallel": {"use_distributed_optimizer": False}},
+    {"training__precision": "bf16", "training__attention": "cudnn"},
+    {"training__attention": "flash", "training__deterministic": True},
     {
         "optimizer__lr_warmup_init": 1e-4,
         "optimizer__lr_warmup_iters": 5,

@@ -38,15 +38,19 @@ def test_phases_of_a_hand_computed_model() -> None:
     flops = FlopsAccount(
         shape=shape, method=Method.PONDERLM3, num_latent_thoughts=1, recompute="full"
     ).training_flops(2)
-    # Five rows see 1, 2, .. 5 rows; ten rows see 55, eleven for each of the five tokens.
-    one_row = 2 * (4 * 12 + 4 * 4 + 2 * 4 * 8) + 4 * 3 * 4
-    two_rows = 2 * 2 * (4 * 12 + 4 * 4 + 2 * 4 * 8) + 4 * 11 * 4
+    # Five rows see 1, 2, .. 5 rows; ten rows see 55, eleven for each of the five tokens. What slot 0 is
+    # multiplied with in the first pass, it is not in the others; in a sweep only keys and values of slot 1
+    # are of use, from the product that gives its query too.
+    heads, output, mlp = 4 * 12, 4 * 4, 2 * 4 * 8
+    one_row = 2 * (heads + output + mlp) + 4 * 3 * 4
+    sweep = 2 * (output + heads) + 4 * 11 * 4
+    two_rows = 2 * (output + heads + output + mlp) + 4 * 11 * 4
     assert flops.build_up == 3 * one_row
-    assert flops.sweeps == 3 * 2 * two_rows
+    assert flops.sweeps == 3 * 2 * sweep
     assert flops.final == 3 * two_rows
     assert flops.head == 3 * 2 * 4 * 10
     assert flops.decider == 3 * 4 * 2 * (4 * 1 + 1 * 2)
-    assert flops.recompute == one_row + 3 * two_rows
+    assert flops.recompute == one_row + 2 * sweep + two_rows
     # A head of two channels takes six more for the weights; two heads; forward, backward and once again.
     assert flops.weight_columns == 4 * 4 * (3 * 11) * 2 * 6
     assert flops.masked == 4 * 4 * ((5 - 3) * 4 + 3 * (20 - 11) * (4 + 2 * 6))

@@ -169,6 +169,27 @@ def test_passes_without_gradients_cost_what_torch_counts(
     assert account.training_flops(SWEEPS).dense == pytest.approx(counted, rel=1e-6)
 
 
+def test_leaving_pruned_rows_out_costs_what_torch_counts(groups: ParallelGroups) -> None:
+    model = tiny_model(groups, Method.PONDERLM3, dtype=torch.float32, num_latent_thoughts=1)
+    batch = batch_of(random_tokens(1, LENGTH))
+
+    with counting() as counter:
+        output = model(batch, num_jacobi_iterations=SWEEPS, skips_pruned_rows=True)
+        mean_loss(output, batch, penalty_weight=0.1).backward()
+
+    run, total = (float(output.statistics[name]) for name in ("thought_rows_run", "thought_rows"))
+    account = replace(account_of(model, seq_length=LENGTH), share_of_thoughts=run / total)
+    assert run < 0.9 * total
+    # Passes differ in their rows; pairs of these are counted at the mean.
+    assert account.training_flops(SWEEPS).dense == pytest.approx(
+        counter.get_total_flops() / LENGTH, rel=0.005
+    )
+    assert (
+        replace(account, share_of_thoughts=1.0).training_flops(SWEEPS).model
+        > account_of(model, seq_length=LENGTH).training_flops(SWEEPS).model
+    )
+
+
 def test_reading_each_step_alone_costs_what_torch_counts(groups: ParallelGroups) -> None:
     ponder = {"step_loss_weight": 0.5}
     model = tiny_model(groups, Method.PONDERLM3, dtype=torch.float32, ponder=ponder)
@@ -237,7 +258,10 @@ def test_phases_without_anything_beside_them_are_exact(groups: ParallelGroups, m
     passes = phases_of_forward(model)
     flops = account.training_flops(SWEEPS)
     plan = account.plan(SWEEPS)
+    # Of both layers; all but loop have queries of one slot in the last layer of the final pass.
     masked = [4 * 2 * 32 * n * (n * LENGTH - 1) / 2 for n in plan.slots]
+    slots = plan.slots[-1]
+    masked[-1] = 4 * 32 * (slots * (slots * LENGTH - 1) / 2 + slots * (LENGTH - 1) / 2)
     num_build_up = sum(plan.phase(index) == "build_up" for index in range(plan.num_passes))
 
     assert sum(passes[:num_build_up]) == pytest.approx(flops.build_up / 3 + sum(masked[:num_build_up]))

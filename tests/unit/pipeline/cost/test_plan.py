@@ -6,7 +6,7 @@ import pytest
 from pipeline.config.errors import ConfigError
 from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.cost.peaks import DEVICES, GIB
+from pipeline.cost.peaks import CPU, DEVICES, GIB, Device
 from pipeline.cost.plan import Assumptions, RunPlan, plan_run, plan_values
 from pipeline.cost.suggest import on_devices, suggest
 from tests.unit.pipeline.config.settings import changed_settings
@@ -110,3 +110,13 @@ def test_plain_values_add_up_to_the_peak() -> None:
     assert sum(parts) + sum(by_pass) == pytest.approx(stage["peak_bytes"], abs=20)
     assert values["needed_bytes"] == pytest.approx(stage["peak_bytes"] + 6 * GIB, abs=1)
     assert values["fits"] is False
+
+
+def test_suggestions_for_cpus_split_no_rows_over_the_tensor_axis() -> None:
+    cpu = Assumptions(device=Device(name=CPU, memory_bytes=40 * GIB, peak=None), mfu=0.4, reserve_bytes=GIB)
+
+    found = suggest(large_run(), VOCAB_SIZE, cpu)
+
+    assert found
+    assert all("parallel.sequence_parallel=true" not in each.overrides for each in found)
+    assert any("parallel.tensor" in override for each in found for override in each.overrides)

@@ -41,6 +41,11 @@ def test_a_rate_of_the_router_follows_that_of_the_backbone() -> None:
     assert " | learning rate: 1.000000E-03 | decoupled learning rate: 4.000000E-03 | global batch" in line
 
 
+def test_a_rate_of_muon_follows_those_of_adamw() -> None:
+    line = render_training_line(training_record(muon_learning_rate=2e-2), timestamp=TIME)
+    assert " | learning rate: 1.000000E-03 | muon learning rate: 2.000000E-02 | global batch" in line
+
+
 def test_utilisation_is_shown_where_the_peak_of_the_device_is_known() -> None:
     line = render_training_line(training_record(mfu=0.4123, hfu=0.55), timestamp=TIME)
     assert MEGATRON_LINE.match(line)

@@ -9,6 +9,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from megatron_ext.ponder.config import Method
 from pipeline.metrics import names
+from pipeline.metrics.descriptions import description_of
 from pipeline.metrics.tensorboard import (
     RANKING_METRICS,
     TensorBoardSink,
@@ -140,6 +141,14 @@ def test_settings_and_layout_are_written(events: EventAccumulator) -> None:
     assert b"model.num_layers" in hparams.plugin_data.content
     metrics = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     assert all(tag.encode() in metrics for tag in RANKING_METRICS)
+
+
+def test_tensorboard_shows_what_each_curve_is(events: EventAccumulator) -> None:
+    tags = events.Tags()
+    curves = [*tags["scalars"], *tags["histograms"]]
+    shown = {tag: events.SummaryMetadata(tag).summary_description for tag in curves}
+    assert shown == {tag: description_of(tag) for tag in curves}
+    assert all(shown.values())
 
 
 def test_histogram_buckets_are_centred_on_steps() -> None:

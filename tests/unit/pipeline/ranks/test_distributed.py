@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ranks.distributed import RendezvousError, _store, start_process_group, stop_process_group
+from pipeline.ranks.distributed import (
+    PortInUseError,
+    RendezvousError,
+    _store,
+    start_process_group,
+    stop_process_group,
+)
 from pipeline.ranks.environment import Ranks
+from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.ports import free_port
 
 
@@ -38,6 +45,15 @@ def test_a_port_that_is_taken_is_reported() -> None:
     store = _store(ranks, timedelta(seconds=10))
     with pytest.raises(RendezvousError, match=str(ranks.master_port)):
         start_process_group(ranks, timeout_seconds=10)
+    del store
+
+
+def test_a_port_that_somebody_chose_and_another_program_uses_is_wrong_usage() -> None:
+    ranks = Ranks.from_environment({})
+    store = _store(ranks, timedelta(seconds=10))
+    with pytest.raises(PortInUseError, match=str(ranks.master_port)) as caught:
+        start_process_group(Ranks.from_environment(launched(0, ranks.master_port)), timeout_seconds=10)
+    assert caught.value.exit_code == ExitCode.USAGE
     del store
 
 

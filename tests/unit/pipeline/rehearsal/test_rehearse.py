@@ -9,16 +9,13 @@ import torch
 from megatron_ext.ponder.config import Method
 from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
+from pipeline.cost.muon import update_flops
 from pipeline.cost.rank_sizes import rank_sizes
 from pipeline.cost.traffic import rank_traffic
 from pipeline.rehearsal.ledger import Ledger
 from pipeline.rehearsal.rehearse import Rehearsal, distinct_ranks, rehearse_rank
+from tests.support.away import NEEDED_WAITS
 
-# All that a training step may wait for, and why.
-NEEDED_WAITS = {
-    "pipeline/step/train.py": "the loss of the step, by which all ranks decide alike whether to make it",
-    "megatron/core/optimizer/clip_grads.py": "the norm of the gradients, to clip them and to judge the step",
-}
 VOCAB_SIZE = 256
 
 
@@ -26,6 +23,7 @@ def run_of(
     method: Method,
     parallel: dict[str, Any] | None = None,
     penalty: dict[str, Any] | None = None,
+    optimizer: str = "adamw",
     **training: Any,
 ) -> RunConfig:
     ponder: dict[str, Any] = {"method": method.value}
@@ -55,7 +53,7 @@ def run_of(
                 "precision": "bf16",
             }
             | training,
-            "optimizer": {"lr": 1e-3},
+            "optimizer": {"name": optimizer, "lr": 1e-3},
             "data": {"path": "not-read"},
         }
     )
@@ -139,6 +137,12 @@ def test_counts_of_micro_batches_grow_with_their_number() -> None:
     assert 3.0 < long.kernels / short.kernels < 4.0
 
 
+def test_the_kernel_of_attention_is_the_one_asked_for() -> None:
+    found = rehearse_rank(run_of(Method.VANILLA, attention="cudnn", global_batch_size=2), VOCAB_SIZE, 0)
+
+    assert {call.kernel for call in found.attention} == {"cudnn"}
+
+
 def test_products_are_counted() -> None:
     # Forward 2 m k n, backward twice that, of the layers and the head; attention comes on top.
     found = rehearse_rank(run_of(Method.VANILLA, global_batch_size=2), VOCAB_SIZE, 0)
@@ -146,6 +150,30 @@ def test_products_are_counted() -> None:
     products = 3 * 2 * (2 * 64) * (2 * layer + 128 * VOCAB_SIZE)
 
     assert products < found.flops < 1.3 * products
+
+
+def test_the_update_of_muon_is_planned_and_stays_on_its_device() -> None:
+    layout = {"tensor": 2, "data": 2}
+    plain, run = (run_of(Method.VANILLA, layout, optimizer=name) for name in ("adamw", "muon"))
+    # Ranks of one tensor axis do the same.
+    found = [rehearse_rank(run, VOCAB_SIZE, rank) for rank in (0, 2)]
+    forward = rehearse_rank(plain, VOCAB_SIZE, 0).flops
+
+    updates = [each.flops - forward for each in found]
+    assert max(updates) == pytest.approx(update_flops(rank_sizes(run, VOCAB_SIZE)))
+    assert sum(updates) == pytest.approx(
+        update_flops(rank_sizes(run_of(Method.VANILLA, optimizer="muon"), VOCAB_SIZE))
+    )
+    assert all(each.mixed == () and sum(wait.calls for wait in each.waits) <= 2 for each in found)
+    assert found[0].planned.state.total == pytest.approx(max(each.state_bytes for each in found), rel=0.03)
+
+
+def test_the_update_of_muon_is_the_fullest_moment_of_a_step_on_few_tokens() -> None:
+    run = run_of(Method.VANILLA, optimizer="muon", seq_length=4, micro_batch_size=1)
+    found = rehearse_rank(run, VOCAB_SIZE, 0)
+
+    assert found.planned.fullest.name == "update"
+    assert found.plan_error == pytest.approx(0, abs=0.02)
 
 
 @pytest.mark.parametrize(("parallel", "ranks"), [({}, {0}), ({"pipeline": 2, "data": 3}, {0, 2, 3, 5})])

@@ -1,8 +1,10 @@
 """A made-up run for the tests of the report."""
 
 import math
+from dataclasses import replace
 
 from pipeline.evaluation.results import EvaluationResult, LossQuartile, SampleToken, TextSample
+from pipeline.evaluation.tasks import TaskReport, TaskScore
 from pipeline.metrics.records import DecodingSpeed, LossPoint
 from pipeline.report.data import Command, ReportData
 
@@ -63,7 +65,7 @@ def made_up_report() -> ReportData:
         flops_per_token_infer=6_900_000.0,
         flops_saved=0.2731,
         training_tokens_per_second=5_321.4,
-        sample=made_up_sample(),
+        samples=(made_up_sample(),),
         commands=(
             Command(purpose="Watch every curve", line="tensorboard --logdir runs/demo/tensorboard"),
             Command(
@@ -72,6 +74,75 @@ def made_up_report() -> ReportData:
         ),
         config_yaml="name: demo\nmodel:\n  num_layers: 4\n",
         checkpoint="runs/demo/checkpoints/iter_0000400",
+        worth=made_up_worth(),
+        speeds=(_speed(1, 0.9), _speed(8, None)),
+        training_by_tokens=tuple((1000 * at, 3.1 + 4.4 * math.exp(-at / 90)) for at in iterations),
+        heldout_by_tokens=tuple((1000 * at, 3.2 + 4.4 * math.exp(-at / 90)) for at in iterations[9::10]),
+        learning_rate_curve=tuple((at, 1e-3 * min(at / 100, 1)) for at in iterations),
+        grad_norm_curve=tuple((at, 4 * math.exp(-at / 100)) for at in iterations),
+        tasks=made_up_tasks(),
+    )
+
+
+def few_figures() -> ReportData:
+    """Return the same with only those figures that every run has: drawing takes time."""
+    return replace(
+        made_up_report(),
+        mean_steps_curve=(),
+        pruned_curves=(),
+        nll_by_steps=(),
+        loss_quartiles=(),
+        residuals=(),
+        steps_allowed=(),
+        steps_count=(),
+        learning_rate_curve=(),
+        grad_norm_curve=(),
+    )
+
+
+def made_up_worth() -> tuple[LossPoint, ...]:
+    """All three steps, those above the threshold, and none."""
+    points = (
+        (None, 0.0, 3.25, 3.0, 9e6, 4.0),
+        (None, 1e-4, 3.26, 1.8, 6.9e6, 3.0),
+        (0, None, 3.61, 0.0, 3e6, 1.6),
+    )
+    return tuple(
+        LossPoint(
+            step_limit=limit,
+            pruning_threshold=tau,
+            loss=loss,
+            mean_steps=steps,
+            flops_per_token=flops,
+            speeds=(_speed(1, None, milliseconds=milliseconds),),
+        )
+        for limit, tau, loss, steps, flops, milliseconds in points
+    )
+
+
+def made_up_tasks() -> TaskReport:
+    return TaskReport(
+        checkpoint="runs/demo/checkpoints/iter_0000400",
+        iteration=400,
+        method="ponderlm3",
+        num_latent_thoughts=3,
+        pruning_threshold=1e-4,
+        limit=None,
+        tasks=(
+            TaskScore(
+                task="piqa",
+                version="1.0",
+                num_fewshot=0,
+                num_samples=100,
+                metrics={"acc,none": 0.5625, "acc_norm,none": 0.5875},
+                standard_errors={"acc,none": 0.0125},
+                mean_steps=1.625,
+                num_tokens=4_000,
+                flops_per_token=6e6,
+                flops=2.4e10,
+            ),
+        ),
+        groups={},
     )
 
 
@@ -94,27 +165,14 @@ def made_up_evaluation() -> EvaluationResult:
         residuals=report.residuals,
         tokens_per_second=2_000.0,
         speeds=(_speed(1, 0.9), _speed(8, None)),
-        worth=tuple(
-            LossPoint(
-                pruning_threshold=tau,
-                loss=loss,
-                mean_steps=steps,
-                flops_per_token=flops,
-                speeds=(_speed(1, None),),
-            )
-            for tau, loss, steps, flops in (
-                (0.0, 3.25, 3.0, 9e6),
-                (1e-4, 3.26, 1.8, 6.9e6),
-                (None, 3.61, 0.0, 3e6),
-            )
-        ),
+        worth=made_up_worth(),
     )
 
 
-def _speed(batch_size: int, gain_reached: float | None) -> DecodingSpeed:
+def _speed(batch_size: int, gain_reached: float | None, *, milliseconds: float = 2.5) -> DecodingSpeed:
     return DecodingSpeed(
         batch_size=batch_size,
-        milliseconds_per_token=2.5,
+        milliseconds_per_token=milliseconds,
         tokens_per_second=400.0 * batch_size,
         mean_steps=1.5,
         flops_per_token=1e6,

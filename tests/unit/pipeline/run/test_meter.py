@@ -1,6 +1,7 @@
 """The record of an interval tells the sweeps that ran, and their cost."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -35,6 +36,43 @@ def groups() -> Iterator[ParallelGroups]:
     finally:
         destroy_groups()
         stop_process_group()
+
+
+def test_rows_that_were_left_out_are_not_counted(groups: ParallelGroups) -> None:
+    config = build_config(
+        changed_settings(
+            model={"architecture": "llama", "num_layers": 1, "hidden_size": 16, "ffn_hidden_size": 16}
+            | {"num_attention_heads": 2, "vocab_size": VOCAB_SIZE},
+            ponder={
+                "method": "ponderlm3",
+                "num_latent_thoughts": 2,
+                "skip_pruned_rows": True,
+                # At the start w_1 is 0.95 for every token, and w_2 is 0.9.
+                "pruning_threshold": 0.92,
+            },
+            training__seq_length=8,
+        )
+    )
+    parts = build_training(config, VOCAB_SIZE, groups)
+    account = flops_account(config, VOCAB_SIZE)
+    meter = IntervalMeter(config, account, parts.module.statistics_layout())
+    settings = step_settings(config, iteration=0, consumed_tokens=0)
+    batches = random_batches(config, VOCAB_SIZE, config.num_micro_batches)
+
+    result = train_step(parts, batches, settings, groups=groups, statistics=meter.statistics)
+    meter.add_step(settings, result, seconds=1.0)
+    scalars = meter.read(
+        TrainState(iteration=1, consumed_samples=8),
+        learning_rates=learning_rates(parts.optimizer),
+        groups=groups,
+    ).scalars
+
+    plan = account.plan(settings.num_jacobi_iterations)
+    thoughts = sum(slots - 1 for slots in plan.slots)
+    share = (plan.num_passes - 1) / thoughts
+    assert scalars[names.THOUGHT_ROWS] == pytest.approx(share)
+    cost = replace(account, share_of_thoughts=share).training_flops(settings.num_jacobi_iterations)
+    assert scalars[names.FLOPS_PER_TOKEN_TRAIN] == pytest.approx(cost.model)
 
 
 @pytest.mark.parametrize(

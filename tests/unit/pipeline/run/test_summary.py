@@ -3,7 +3,7 @@ from rich.console import Console
 
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account, max_sweeps, mean_step, step_kinds
-from pipeline.run.summary import metric, render_summary, run_summary, summary_rows
+from pipeline.run.summary import render_summary, run_summary, summary_rows
 from tests.unit.pipeline.config.settings import valid_settings
 
 
@@ -139,11 +139,3 @@ def test_the_table_shows_every_row() -> None:
         console.print(render_summary(summary))
     text = captured.get()
     assert all(name in text for name, _ in summary_rows(summary))
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (999, "999"), (1234, "1.23 k"), (51_200, "51.2 k"), (2.5e6, "2.50 M"), (7.13e11, "713 G")],
-)
-def test_numbers_are_written_with_three_digits_and_a_prefix(value: float, text: str) -> None:
-    assert metric(value) == text

@@ -7,9 +7,15 @@ import pytest
 import torch
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_ext.schedule.muon import MuonSettings
 from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
-from pipeline.step.megatron_config import ddp_config, optimizer_config, scheduler_arguments
+from pipeline.step.megatron_config import (
+    ddp_config,
+    muon_settings,
+    optimizer_config,
+    scheduler_arguments,
+)
 from tests.unit.pipeline.config.settings import changed_settings
 
 
@@ -109,6 +115,23 @@ def test_optimizer_and_gradients_agree_on_who_holds_the_state(is_shared: bool) -
 
     assert optimizer_config(config).use_distributed_optimizer == is_shared
     assert ddp_config(config.parallel).use_distributed_optimizer == is_shared
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_muon_shares_whole_weights_and_never_the_gradient_buffer(is_shared: bool) -> None:
+    config = config_with(optimizer__name="muon", parallel__use_distributed_optimizer=is_shared)
+
+    assert not optimizer_config(config).use_distributed_optimizer
+    assert not ddp_config(config.parallel, optimizer="muon").use_distributed_optimizer
+
+
+def test_every_setting_of_muon_reaches_it() -> None:
+    given = {"name": "muon", "lr": 2e-3, "min_lr": 5e-4, "muon_lr": 8e-3, "muon_momentum": 0.8}
+    settings = {f"optimizer__{name}": value for name, value in given.items()}
+    found = muon_settings(config_with(**settings, optimizer__muon_num_ns_steps=3).optimizer)
+
+    assert found == MuonSettings(lr=8e-3, min_lr=2e-3, momentum=0.8, num_ns_steps=3)
+    assert muon_settings(config_with().optimizer) is None
 
 
 def test_gradients_collect_in_float32_and_overlap_where_configured() -> None:

@@ -185,6 +185,8 @@ def test_training_takes_its_passes_with_gradients_and_its_tolerance_from_the_set
 ) -> None:
     plain = settings_at(repository, "ponderlm2", 5)
     given = settings_at(repository, "ponderlm2", 5, "ponder.gradient_passes=2", "ponder.sweep_tolerance=0.25")
+    skipping = settings_at(repository, "ponderlm3", 5, "ponder.skip_pruned_rows=true")
 
     assert (plain.forward.gradient_passes, plain.forward.sweep_tolerance) == (None, None)
+    assert (plain.forward.skips_pruned_rows, skipping.forward.skips_pruned_rows) == (False, True)
     assert (given.forward.gradient_passes, given.forward.sweep_tolerance) == (2, 0.25)

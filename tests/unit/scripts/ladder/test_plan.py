@@ -15,6 +15,7 @@ FILES = sorted(
     [
         *SCRIPTS.glob("ladder/?.yaml"),
         SCRIPTS / "ladder/savings.yaml",
+        SCRIPTS / "ladder/muon.yaml",
         SCRIPTS / "continued_demo/rows.yaml",
         SCRIPTS / "continued_demo/cut.yaml",
     ]

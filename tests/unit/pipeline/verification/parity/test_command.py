@@ -36,7 +36,7 @@ def test_inside_the_band_is_success(tmp_path: Path) -> None:
     code, text = judged(Measured(loss=5.0, grad_norm=1.000001), tmp_path / "parity.json")
 
     assert code == ExitCode.DONE
-    assert "tp=2,pp=1,dp=1" in text
+    assert "tensor=2,pipeline=1,data=1" in text
     record = json.loads((tmp_path / "parity.json").read_text())
     assert record["passes"] is True
     assert all(step["passes"] for step in record["steps"])
@@ -47,7 +47,11 @@ def test_a_step_outside_the_band_fails(tmp_path: Path) -> None:
 
     assert code == ExitCode.CRASH
     record = json.loads((tmp_path / "parity.json").read_text())
-    assert (record["passes"], record["layout"], record["precision"]) == (False, "tp=2,pp=1,dp=1", "fp32")
+    assert (record["passes"], record["layout"], record["precision"]) == (
+        False,
+        "tensor=2,pipeline=1,data=1",
+        "fp32",
+    )
     assert [step["passes"] for step in record["steps"]] == [True, False]
     assert record["steps"][1]["on_layout"] == {"loss": 5.0, "grad_norm": 1.1}
 

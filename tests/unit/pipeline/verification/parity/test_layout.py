@@ -10,10 +10,12 @@ from tests.unit.pipeline.config.settings import changed_settings
 @pytest.mark.parametrize(
     ("text", "sizes"),
     [
-        ("tp=2", (2, 1, 1, 1, "false")),
+        ("tensor=2", (2, 1, 1, 1, "false")),
+        ("tensor=2,pipeline=4,data=3,sequence_parallel=true", (2, 1, 4, 3, "true")),
         ("tp=2,pp=4,dp=3,sp=true", (2, 1, 4, 3, "true")),
         (" dp=2 , pp = 2", (1, 1, 2, 2, "false")),
         ("cp=2,tp=4", (4, 2, 1, 1, "false")),
+        ("context=3", (1, 3, 1, 1, "false")),
     ],
 )
 def test_axes_become_settings_and_absent_ones_have_size_one(
@@ -34,9 +36,9 @@ def test_axes_become_settings_and_absent_ones_have_size_one(
 
 
 def test_all_mistakes_are_reported_together() -> None:
-    settings, problems = parse_layout("tp=two,pp=0,ep=4,dp=2,dp=3,sp=1,")
+    settings, problems = parse_layout("tp=two,pipeline=0,ep=4,dp=2,data=3,sp=1,")
 
-    values = ["'tp=two'", "'pp=0'", "'ep=4'", "'dp=3'", "'sp=1'", "''"]
+    values = ["'tp=two'", "'pipeline=0'", "'ep=4'", "'data=3'", "'sp=1'", "''"]
     assert [problem.value for problem in problems] == values
     assert {problem.path for problem in problems} == {"--layout"}
     assert settings == [
@@ -51,9 +53,9 @@ def test_all_mistakes_are_reported_together() -> None:
 def test_a_layout_is_written_as_it_is_given() -> None:
     parallel = ParallelConfig(tensor=2, pipeline=4, sequence_parallel=True)
 
-    assert render_layout(parallel) == "tp=2,pp=4,dp=1,sp=true"
-    assert render_layout(ParallelConfig(data=3)) == "tp=1,pp=1,dp=3"
-    assert render_layout(ParallelConfig(tensor=2, context=4)) == "tp=2,pp=1,dp=1,cp=4"
+    assert render_layout(parallel) == "tensor=2,pipeline=4,data=1,sequence_parallel=true"
+    assert render_layout(ParallelConfig(data=3)) == "tensor=1,pipeline=1,data=3"
+    assert render_layout(ParallelConfig(tensor=2, context=4)) == "tensor=2,pipeline=1,data=1,context=4"
 
 
 def test_one_process_takes_the_place_of_every_layout() -> None:

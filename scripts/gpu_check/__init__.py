@@ -1,0 +1,1 @@
+"""What can be checked in minutes on a machine with one GPU."""

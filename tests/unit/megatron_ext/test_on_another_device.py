@@ -1,0 +1,210 @@
+"""Forwards, gradients, decoding and training steps on a device that is not the CPU; all with `--away`."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from megatron_ext.device import device
+from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.ponder.config import Method
+from megatron_ext.weights import whole_tensors
+from pipeline.generation.batch import GenerationSettings, Prefill, generate_batch
+from pipeline.generation.sampling import SamplingSettings
+from pipeline.metrics.statistics import StatisticsAccumulator
+from pipeline.step.build import build_training
+from pipeline.step.settings import StepSettings
+from pipeline.step.train import StepResult, train_step
+from tests.support.away import AWAY, NEEDED_WAITS, AwayTensor, DevicesError, away_device
+from tests.support.golden.case import read_cases
+from tests.support.golden.compare import Status, compare
+from tests.support.golden.decode import compute_decode
+from tests.support.golden.forward import compute_forward
+from tests.support.layout_steps import own_batches
+from tests.support.layouts import MODELS, ONE_PROCESS, VOCAB_SIZE
+from tests.support.ponder_models import random_tokens, tiny_model
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+# What the others have too, in a few seconds.
+USUALLY = {
+    "adaponderlm_neox_k1_q3e-1",
+    "decode_adaponderlm_neox_k1",
+    "decode_ponderlm3_neox_k1",
+    "ours_neox_k1_j1_interp_topk",
+    "ponderlm3_neox_k1_j2",
+    "vanilla_llama",
+}
+USUAL_STEPS = {"adaponderlm, llama", "adaptive_latent_cot, llama", "ponderlm3, neox authors"}
+
+
+def some(names: set[str], usual: set[str]) -> list[Any]:
+    """Return the names as parameters, the others than the usual ones only with the option."""
+    assert usual <= names, usual - names
+    return [name if name in usual else pytest.param(name, marks=pytest.mark.away) for name in sorted(names)]
+
+
+@contextmanager
+def by_products() -> Iterator[None]:
+    """Compute attention as plain products, as torch does on any device without a kernel of its own."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@pytest.mark.parametrize("name", some({path.stem for path in GOLDEN.glob("*.json")}, USUALLY))
+def test_recorded_vectors_are_reproduced(groups: ParallelGroups, golden_folder: Path, name: str) -> None:
+    (case,) = (case for case in read_cases(golden_folder) if case.name == name)
+    compute = compute_decode if case.kind == "decode" else compute_forward
+
+    with away_device() as away:
+        result = compare(case, compute(case, groups, torch.float32), double=False)
+
+    assert result.status is Status.PASSED, result
+    assert away.operations > 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What two steps have done: their results, weights and sums, and the waits of the second."""
+
+    steps: list[StepResult]
+    values: dict[str, Tensor]
+    waits: list[tuple[str, str]]
+
+
+def trained(name: str, groups: ParallelGroups, waits: Counter[tuple[str, str]] | None = None) -> Trained:
+    """Train on documents and padding.
+
+    Args:
+        name: of a model.
+        groups: one rank.
+        waits: counted while this runs.
+    """
+    waits = Counter() if waits is None else waits
+    parts = build_training(MODELS[name].config(ONE_PROCESS), VOCAB_SIZE, groups)
+    statistics = StatisticsAccumulator(parts.module.statistics_layout(), device=device())
+    settings = StepSettings(num_jacobi_iterations=1, penalty_weight=0.3)
+    steps = []
+    for batch in own_batches(groups)[1:3]:
+        waits.clear()
+        steps.append(train_step(parts, [batch], settings, groups=groups, statistics=statistics))
+    of_last = list(waits.elements())
+    values = {
+        name: weight.cpu() for name, weight in whole_tensors(parts.module, lambda weight: weight).items()
+    }
+    values |= {name: torch.tensor(sums) for name, sums in statistics.reduce(groups.dp, groups.pp).items()}
+    return Trained(steps=steps, values=values, waits=of_last)
+
+
+@pytest.mark.parametrize("name", some(set(MODELS), USUAL_STEPS))
+def test_training_steps_are_those_of_the_cpu_to_the_bit_and_wait_twice(
+    groups: ParallelGroups, name: str
+) -> None:
+    with by_products():
+        expected = trained(name, groups)
+        with away_device() as away:
+            found = trained(name, groups, away.waits)
+
+    assert found.steps == expected.steps
+    assert all(torch.equal(found.values[name], expected.values[name]) for name in expected.values)
+    assert sorted(place.rsplit(":", 1)[0] for _, place in found.waits) == sorted(NEEDED_WAITS)
+
+
+@pytest.mark.parametrize(
+    ("method", "prefill"),
+    [
+        (Method.PONDERLM3, Prefill.JACOBI),
+        pytest.param(Method.PONDERLM3, Prefill.EXACT, marks=pytest.mark.away),
+        pytest.param(Method.ADAPTIVE_LATENT_COT, Prefill.EXACT, marks=pytest.mark.away),
+        pytest.param(Method.ADAPONDERLM, Prefill.EXACT, marks=pytest.mark.away),
+    ],
+)
+def test_texts_are_those_of_the_cpu(groups: ParallelGroups, method: Method, prefill: Prefill) -> None:
+    prompts = [random_tokens(1, length, seed=length)[0].tolist() for length in (4, 1, 6)]
+    settings = GenerationSettings(
+        num_tokens=4, batch_size=2, prefill=prefill, sampling=SamplingSettings(temperature=0.8, seed=1)
+    )
+
+    def texts() -> dict[int, list[int]]:
+        model = tiny_model(groups, method).to(device())
+        return {text.number: text.ids for text in generate_batch(model, prompts, settings)}
+
+    with by_products():
+        expected = texts()
+        with away_device():
+            found = texts()
+
+    assert found == expected
+
+
+def on_both_sides() -> tuple[Tensor, Tensor]:
+    host = torch.arange(4.0)
+    return host.to(device()), host
+
+
+MIXTURES: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "sum": lambda away, host: away + host,
+    "sum of a number": lambda away, host: host + away.sum(),
+    "list": lambda away, host: torch.stack([away[0], host[0]]),
+    "into a number of the host": lambda away, host: host[0].add_(away[0]),
+    "index of the device": lambda away, host: host[away.long()],
+    "index_select": lambda away, host: away.index_select(0, host.long()),
+    "values to put": lambda away, host: away.index_put_((away.long(),), host),
+    "generator": lambda away, host: away.bernoulli_(0.5, generator=torch.Generator()),
+    "array": lambda away, host: away.numpy(),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_device_refuses_what_cuda_refuses(name: str) -> None:
+    with away_device(), pytest.raises((DevicesError, TypeError)):
+        MIXTURES[name](*on_both_sides())
+
+
+WAITING: dict[str, tuple[Callable[[Tensor, Tensor], object], int]] = {
+    "number of the host": (lambda away, host: away * host[1] + 1, 0),
+    "copy without waiting": (lambda away, host: host.to(device(), non_blocking=True), 0),
+    "boolean mask filled": (lambda away, host: away.masked_fill(away > 1, 0.0), 0),
+    "number put by a mask": (lambda away, host: away.__setitem__(away > 1, 0.0), 0),
+    "copy": (lambda away, host: host.to(device()), 1),
+    "copy back": (lambda away, host: away.cpu(), 1),
+    "copy into the host": (lambda away, host: host.copy_(away), 1),
+    "value": (lambda away, host: away.sum().item(), 1),
+    "truth": (lambda away, host: bool((away > 1).any()), 1),
+    "list": (lambda away, host: away.tolist(), 1),
+    "index of the host": (lambda away, host: away[host.long()], 1),
+    "boolean index": (lambda away, host: away[away > 1], 1),
+    "places": (lambda away, host: away.nonzero(), 1),
+    "tensor of numbers": (lambda away, host: torch.tensor([1.0], device=device()), 1),
+}
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_the_device_counts_the_waits_for_it(name: str) -> None:
+    operation, expected = WAITING[name]
+    with away_device() as away:
+        both = on_both_sides()
+        away.waits.clear()
+        operation(*both)
+
+    assert away.waits.total() == expected
+
+
+def test_a_copy_to_another_device_is_other_memory() -> None:
+    with away_device():
+        away, host = on_both_sides()
+        away += 1
+        back = away.cpu()
+        back += 1
+
+        assert isinstance(away, AwayTensor)
+        assert away.device == AWAY
+        assert host.tolist() == [0, 1, 2, 3]
+        assert away.tolist() == [1, 2, 3, 4]
+        assert back.tolist() == [2, 3, 4, 5]
