@@ -12,7 +12,7 @@ from tests.support.commands import megaponder
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
-SECTIONS = ("learning", "sample", "pondering", "further", "run")
+SECTIONS = ("worth", "learning", "sample", "pondering", "further", "run")
 FIGURES = (
     "Loss, nats per token",
     "Tokens by steps taken",
