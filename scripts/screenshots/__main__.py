@@ -13,7 +13,7 @@ from scripts.screenshots.browser import open_page
 from scripts.screenshots.terminal import render_terminal, shown_by
 
 PICTURES = Path("docs/pictures")
-WIDTHS = {"wide": (1280, 900), "phone": (390, 844)}
+WIDTHS = {"wide": (1280, 1100), "phone": (390, 844)}
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
@@ -41,7 +41,7 @@ async def _pages(run: Path, output: Path) -> None:
             for scheme in SCHEMES:
                 await page.emulate(width=width, height=height, scheme=scheme)
                 await page.open((run / "report.html").absolute().as_uri())
-                _write(output / f"report_{size}_{scheme}.png", await page.screenshot(is_whole_page=True))
+                _write(output / f"report_{size}_{scheme}.png", await page.screenshot())
         with serve_board(run) as address:
             await page.emulate(width=1280, height=900, scheme="light")
             await shown_charts(page, address)
