@@ -90,11 +90,12 @@ class BatchDecoder:
         """Start with empty sequences.
 
         Args:
-            model: in evaluation mode, without sequence parallelism and pipeline stages.
+            model: in evaluation mode, without sequence parallelism, context axis and pipeline stages.
             num_sequences: B.
             max_tokens: how many tokens of a sequence may be consumed.
             limits: on the steps that tokens take.
         """
+        assert model.context_axis.size == 1, "tokens of one sequence are consumed one after another"
         self._model = model
         self._method = model.ponder.under(limits)
         self.halting: SignalHalting | None = None

@@ -117,7 +117,7 @@ def select_device(local_rank: int, num_local_ranks: int = 1) -> None:
         raise ValueError(
             "each rank needs a device of its own, but this machine has "
             f"{max(num_local_ranks, local_rank + 1)} ranks and shows {num_devices} CUDA device(s); start at "
-            f"most {num_devices} here, lower parallel.tensor, parallel.pipeline or parallel.data, or compute "
+            f"most {num_devices} here, lower parallel.tensor, context, pipeline or data, or compute "
             "on the CPU (parallel.device=cpu)"
         )
 

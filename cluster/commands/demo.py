@@ -115,10 +115,9 @@ def further_dependencies(run: "RunConfig") -> dict[str, object]:
     """Return what else distinguishes two demos: the program, and what a submitted training may change."""
     from cluster.workflow.identity import identity_of_program
 
-    parallel = run.parallel
     return {
         "program": identity_of_program(),
-        "layout": f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data}",
+        "layout": run.parallel.sizes,
         "iterations": run.training.train_iters,
     }
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_ext.model.memory import PassMemory
-from megatron_ext.parallel.tensor import TensorAxis
+from megatron_ext.parallel.context import TokenAxes
 from megatron_ext.ponder.config import MethodFacts, PonderConfig
 from megatron_ext.ponder.decode.sweeps import PromptTokens
 from megatron_ext.ponder.decode.think import (
@@ -64,12 +64,12 @@ class PassContext:
 
     Attributes:
         plan: the passes of this forward; it becomes shorter where sweeps converge.
-        real: [S_all, B] bool, False at padding; all tokens, also under sequence parallelism.
-        axis: the tensor axis.
+        real: [S_all, B] bool, False at padding; all tokens, also under sequence and context parallelism.
+        axis: the axes over which tokens are spread.
         mix_embeddings: rows [R, B, H] -> softmax mixture of unscaled embeddings [R, B, H].
         has_label: [S_all, B] bool, tokens whose successor is to be predicted.
         score_labels: hidden states [S, B, H] -> how well the head predicts the label of each token from them,
-            without gradient; of no meaning where there is no label.
+            [S_all, B], without gradient; of no meaning where there is no label.
         memory: what this rank keeps from pass to pass.
         prune: hard mask: pruned slots have no keys and no share in the readout.
         damped: whether decisions of the router are damped where the method says so.
@@ -90,7 +90,7 @@ class PassContext:
 
     plan: PassPlan
     real: Tensor
-    axis: TensorAxis
+    axis: TokenAxes
     mix_embeddings: Mixer
     has_label: Tensor
     score_labels: Callable[[Tensor], LabelScores]

@@ -145,8 +145,8 @@ def _end_converged_sweeps(index: int, sums: Tensor, context: PassContext) -> Non
     """Leave the remaining sweeps out where this one has hardly moved the thoughts.
 
     Reading the residual waits for the device, so it is read only where there is a sweep to leave out. All
-    ranks of the tensor axis take the branch of the largest of their values, which are equal but for rounding;
-    a data-parallel rank decides for its own micro-batches, as one process would for the same ones.
+    ranks that work on a micro-batch take the branch of the largest of their values, which are equal but for
+    rounding; a data-parallel rank decides for its own micro-batches, as one process would for the same ones.
     """
     ended = context.plan.ended_after(index)
     if context.sweep_tolerance is None or ended == context.plan:

@@ -23,6 +23,7 @@ from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.model.kernels import preferring_cudnn
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.model.needed_rows import FIRST_LAYER, ReadSlots, RepeatedSlot
+from megatron_ext.parallel.context_attention import SharedRows, attention_over_ranks
 from megatron_ext.ponder.attention import (
     Segments,
     attention_to_parts,
@@ -90,12 +91,14 @@ class PassKeys(ABC):
         num_passes: how many there are in this forward.
         active: [R, B] bool, the tokens that this pass concerns; None where it is all.
         memory: holds the keys and values of earlier passes.
+        shared: where several ranks share the rows, else None.
     """
 
     index: int
     num_passes: int
     active: Tensor | None
     memory: PassMemory
+    shared: SharedRows | None = None
 
     @abstractmethod
     def attend(
@@ -127,6 +130,8 @@ class IterationKeys(PassKeys):
     ) -> Tensor:
         """Attend to one version of each token: the computed one, or the kept one of a halted token."""
         key, value = self.align(layer_number, key, value)
+        if self.shared is not None:
+            return attention_over_ranks(query, [key], [value], rows=self.shared, scaled_size=query.shape[-1])
         return key_weighted_attention(_by_head(query), _by_head(key), _by_head(value), segments=segments)
 
     def align(self, layer_number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,7 +158,10 @@ class IterationKeys(PassKeys):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepKeys(PassKeys):
-    """A step attends to those of all steps up to its own, of the tokens that ran them (definitions 3.3)."""
+    """A step attends to those of all steps up to its own, of the tokens that ran them (definitions 3.3).
+
+    Where several ranks share the rows, `active` is of all of them.
+    """
 
     def __post_init__(self) -> None:
         """Note the tokens that run this step, for later ones."""
@@ -166,6 +174,10 @@ class StepKeys(PassKeys):
         """Attend to all versions so far."""
         keys = self._of_all_steps(f"key/{layer_number}", key)
         values = self._of_all_steps(f"value/{layer_number}", value)
+        if self.shared is not None:
+            return attention_over_ranks(
+                query, keys, values, rows=self.shared, scaled_size=query.shape[-1], ran=self._ran()
+            )
         return attention_to_steps(
             _by_head(query),
             [_by_head(key) for key in keys],
@@ -190,6 +202,7 @@ class RowContext:
 
     Attributes:
         segments: runs of rows that see each other, or None where every sequence is one document.
+        shared: where several ranks share the rows, else None.
         passes: where a token has versions of its keys and values, else None.
         store: the cache of decoding; the call is then one batch of rows of many sequences.
         key_columns: of the weights of the pass's keys, from :func:`megatron_ext.ponder.heads.key_columns`.
@@ -201,6 +214,7 @@ class RowContext:
     """
 
     segments: Segments | None = None
+    shared: SharedRows | None = None
     passes: PassKeys | None = None
     store: KeyValueStore | None = None
     key_columns: Tensor | None = None
@@ -311,6 +325,11 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
             output = context.passes.attend(self.layer_number, query, key, value, context.segments)
             return merged_heads(output, self._head_size)
         read = context.read_after(self.layer_number)
+        scaled_size = self._head_size + self._scale_extra
+        if context.shared is not None:
+            output = attention_over_ranks(query, [key], [value], rows=context.shared, scaled_size=scaled_size)
+            merged = merged_heads(output, self._head_size)
+            return merged if read is None else read.take(merged)
         if read is not None and read.is_last_alone and log_weight is None and can_join(query):
             output = attention_of_last_slot(
                 query, key, value, num_slots=read.num_slots, segments=context.segments
@@ -320,7 +339,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
             _by_head(query),
             _by_head(key),
             _by_head(value),
-            scaled_size=self._head_size + self._scale_extra,
+            scaled_size=scaled_size,
             segments=context.segments,
         )
         merged = merged_heads(output, self._head_size)

@@ -1,6 +1,6 @@
 """One micro-batch: what it is made of, what its passes share on this rank, and what comes out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +47,15 @@ class TokenBatch:
             document_ids=self.document_ids,
         )
 
+    def share(self, own_tokens: Callable[[Tensor], Tensor]) -> "TokenBatch":
+        """Return the batch of some tokens of each row, which a function chooses: [B, S] -> [B, S / C]."""
+        return TokenBatch(
+            tokens=own_tokens(self.tokens),
+            labels=own_tokens(self.labels),
+            position_ids=own_tokens(self.position_ids),
+            document_ids=own_tokens(self.document_ids),
+        )
+
     @property
     def is_real(self) -> Tensor:
         """[B, S] bool on the CPU, False at padding."""
@@ -87,8 +96,8 @@ class MicroBatch:
     """A batch while its passes run.
 
     Attributes:
-        batch: on the device.
-        segments: documents, as runs of tokens.
+        batch: on the device; the tokens of this context-parallel rank.
+        segments: documents of the whole rows, as runs of tokens.
         method: the model's, under the limits of this forward.
         context: the state that the method reads and writes.
     """
@@ -101,10 +110,11 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOutput:
-    """Result of one forward of a micro-batch.
+    """Result of one forward of a micro-batch, over whole rows also where ranks share their tokens.
 
     Attributes:
-        token_losses: [S, B] cross-entropy in nats, 0 where there is no label.
+        token_losses: [S, B] cross-entropy in nats, 0 where there is no label; gradients reach the tokens of
+            this rank.
         penalty: scalar that is weighted and added to the mean loss, or None.
         steps: [S, B] int64 steps taken by every token, or None where all take K.
         step_scores: [S, B, K] what the threshold is compared with to take each step, non-increasing, or None

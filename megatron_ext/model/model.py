@@ -2,7 +2,8 @@
 
 A rank holds one pipeline stage and runs one pass at a time; with a single stage, forward runs them all.
 S = tokens, n = slots in a pass, R = S * n rows, B = micro-batch, H = hidden size. With sequence parallelism a
-rank holds R / tp of the rows outside of attention and MLP.
+rank holds R / tp of the rows outside of attention and MLP. Context-parallel ranks share the tokens of a row:
+S and R count those of this rank, S_all those of the row, and the output is over whole rows on each of them.
 """
 
 from dataclasses import replace
@@ -19,7 +20,10 @@ from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOut
 from megatron_ext.model.needed_rows import ReadSlots, RepeatedSlot
 from megatron_ext.model.packed_rows import PackedRows, pack_rows
 from megatron_ext.model.stage import ModelStage
+from megatron_ext.parallel.context_attention import SharedRows
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL, label_is_first, token_losses
+from megatron_ext.ponder.attention import Segments
+from megatron_ext.ponder.chunks import pieces_of_rank
 from megatron_ext.ponder.decode.think import Observer
 from megatron_ext.ponder.masks import document_segments, scale_segments
 from megatron_ext.ponder.penalties import LabelScores
@@ -109,12 +113,13 @@ class PonderModel(ModelStage):
         """
         assert settings.limits.signal is None, "only decoders halt by a signal"
         method = self.ponder.under(settings.limits)
-        fraction, labels = settings.bottom_k_fraction, batch.labels.transpose(0, 1)
+        own = batch.share(partial(self.context_axis.own_tokens, dim=1))
+        fraction, labels = settings.bottom_k_fraction, own.labels.transpose(0, 1)
         context = PassContext(
             plan=method.plan(settings.num_jacobi_iterations).truncated(settings.gradient_passes),
             real=to_device(batch.is_real).transpose(0, 1),
-            has_label=labels != IGNORED_LABEL,
-            axis=self.axis,
+            has_label=batch.labels.transpose(0, 1) != IGNORED_LABEL,
+            axis=self.token_axes,
             mix_embeddings=self.mix_embeddings,
             score_labels=partial(self._score_labels, labels=labels),
             memory=PassMemory(by_leaves=self._cuts_graph and torch.is_grad_enabled()),
@@ -131,7 +136,7 @@ class PonderModel(ModelStage):
             observe=observe or (lambda name, value: None),
         )
         segments = document_segments(batch.document_ids)
-        return MicroBatch(batch=batch, segments=segments, method=method, context=context)
+        return MicroBatch(batch=own, segments=segments, method=method, context=context)
 
     def run_pass(
         self, micro_batch: MicroBatch, index: int, received: PassRows | None
@@ -191,19 +196,39 @@ class PonderModel(ModelStage):
         log_weight = self._key_weight(entered, index, micro_batch)
         if context.skips_pruned_rows:
             return self._run_without_pruned_rows(index, entered.rows, log_weight, micro_batch)
+        segments = scale_segments(micro_batch.segments, num_slots)
+        shared = self._shared_rows(micro_batch, num_slots, segments)
         return self.run_layers(
             entered.rows,
             micro_batch.batch.position_ids,
             num_slots=num_slots,
             log_weight=log_weight,
             context=RowContext(
-                segments=scale_segments(micro_batch.segments, num_slots),
-                passes=self._pass_keys(entered, index, context),
+                segments=segments,
+                passes=self._pass_keys(entered, index, context, shared),
+                shared=shared,
                 num_slots=num_slots,
                 read=self._read_slots(index, micro_batch),
                 repeated=self._repeated_slot(index, micro_batch),
             ),
         )
+
+    def _shared_rows(
+        self, micro_batch: MicroBatch, num_slots: int, segments: Segments | None
+    ) -> SharedRows | None:
+        """Return what the rows of a pass attend to where several ranks share them."""
+        axis = self.context_axis
+        if axis.size == 1:
+            return None
+        batch_size, length = micro_batch.batch.tokens.shape
+        pieces = pieces_of_rank(
+            axis.rank,
+            axis.size,
+            batch_size=batch_size,
+            num_rows=length * axis.size * num_slots,
+            segments=segments,
+        )
+        return SharedRows(exchange=axis, pieces=pieces)
 
     def _run_without_pruned_rows(
         self, index: int, rows: Tensor, log_weight: Tensor | None, micro_batch: MicroBatch
@@ -262,7 +287,8 @@ class PonderModel(ModelStage):
 
     def _repeated_slot(self, index: int, micro_batch: MicroBatch) -> RepeatedSlot | None:
         context = micro_batch.context
-        if not self.pre_process or not micro_batch.method.facts.repeats_embeddings:
+        repeats = context.plan.num_passes > 1 and micro_batch.method.facts.repeats_embeddings
+        if not self.pre_process or not repeats:
             return None
         return RepeatedSlot(is_computed=index in (0, context.plan.first_with_gradient), memory=context.memory)
 
@@ -303,12 +329,23 @@ class PonderModel(ModelStage):
             first = first if method.normalizes(0, context.plan) else self.final_norm(first)
         return replace(readout, hidden=blend(first, readout.hidden, context.pondering_share))
 
-    def _pass_keys(self, entered: PassRows, index: int, context: PassContext) -> PassKeys | None:
+    def _pass_keys(
+        self, entered: PassRows, index: int, context: PassContext, shared: SharedRows | None
+    ) -> PassKeys | None:
         if self.ponder.column is not Column.ACTIVE:
             return None
         active = None if entered.column is None else self.axis.to_full_use(entered.column.detach()) > 0
-        kind = StepKeys if self.ponder.facts.sees_earlier_steps else IterationKeys
-        return kind(index=index, num_passes=context.plan.num_passes, active=active, memory=context.memory)
+        kind: type[PassKeys] = IterationKeys
+        if self.ponder.facts.sees_earlier_steps:
+            kind = StepKeys
+            active = None if active is None else self.context_axis.gather(active)
+        return kind(
+            index=index,
+            num_passes=context.plan.num_passes,
+            active=active,
+            memory=context.memory,
+            shared=shared,
+        )
 
     def _output(self, readout: Readout, micro_batch: MicroBatch) -> ModelOutput:
         context = micro_batch.context
@@ -316,12 +353,14 @@ class PonderModel(ModelStage):
         context.observe("logits", logits)
         labels = micro_batch.batch.labels.transpose(0, 1)
         penalty = readout.penalty
+        # From here on every rank works on all tokens.
+        whole = self.context_axis.to_full_use
         if readout.penalty_of is None:
-            losses = token_losses(logits, labels, self.axis)
+            losses = whole(token_losses(logits, labels, self.axis))
         else:
             # Before the losses, which work on the logits in place.
-            is_first = label_is_first(logits, labels, self.axis)
-            losses = token_losses(logits, labels, self.axis)
+            is_first = self.context_axis.gather(label_is_first(logits, labels, self.axis))
+            losses = whole(token_losses(logits, labels, self.axis))
             penalty = readout.penalty_of(LabelScores(nll=losses.detach(), is_first=is_first))
         of_steps = self._losses_of_steps(readout, micro_batch)
         self._record_losses(losses, readout.steps, micro_batch)
@@ -338,20 +377,20 @@ class PonderModel(ModelStage):
         )
 
     def _losses_of_steps(self, readout: Readout, micro_batch: MicroBatch) -> Tensor | None:
-        """Return the losses of reading each step alone, [K + 1, S, B], where they are needed."""
+        """Return the losses of reading each step alone, [K + 1, S_all, B], where they are needed."""
         if readout.of_steps is None:
             return None
-        labels = micro_batch.batch.labels.transpose(0, 1)
+        labels, whole = micro_batch.batch.labels.transpose(0, 1), self.context_axis.to_full_use
         losses = torch.stack(
             [
-                token_losses(self.logits(hidden.contiguous()), labels, self.axis)
+                whole(token_losses(self.logits(hidden.contiguous()), labels, self.axis))
                 for hidden in readout.of_steps.unbind(1)
             ]
         )
         if readout.one_step_more is not None:
-            more = token_losses(self.logits(readout.one_step_more), labels, self.axis)
+            more = whole(token_losses(self.logits(readout.one_step_more), labels, self.axis))
             micro_batch.context.statistics |= {
-                "measured_tokens": (labels != IGNORED_LABEL).sum().reshape(1).to(losses.dtype),
+                "measured_tokens": micro_batch.context.has_label.sum().reshape(1).to(losses.dtype),
                 "step_nll": losses.detach().sum(dim=(1, 2)),
                 "one_more_nll": more.detach().sum().reshape(1),
             }
@@ -359,16 +398,15 @@ class PonderModel(ModelStage):
 
     @torch.no_grad()
     def _score_labels(self, hidden: Tensor, *, labels: Tensor) -> LabelScores:
-        """Predict labels, [S, B], from hidden states, [S or S / tp, B, H]."""
-        logits = self.logits(hidden)
-        is_first = label_is_first(logits, labels, self.axis)
-        return LabelScores(nll=token_losses(logits, labels, self.axis), is_first=is_first)
+        """Predict labels, [S, B], from hidden states, [S or S / tp, B, H]; the scores are of all tokens."""
+        logits, whole = self.logits(hidden), self.context_axis.gather
+        is_first = whole(label_is_first(logits, labels, self.axis))
+        return LabelScores(nll=whole(token_losses(logits, labels, self.axis)), is_first=is_first)
 
     @torch.no_grad()
     def _record_losses(self, losses: Tensor, steps: Tensor | None, micro_batch: MicroBatch) -> None:
         context = micro_batch.context
-        has_label = micro_batch.batch.labels.transpose(0, 1) != IGNORED_LABEL
-        losses = losses.detach()
+        has_label, losses = context.has_label, losses.detach()
         context.statistics |= {
             "real_tokens": context.real.sum().reshape(1).to(losses.dtype),
             "labelled_tokens": has_label.sum().reshape(1).to(losses.dtype),

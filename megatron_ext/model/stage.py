@@ -23,6 +23,7 @@ from megatron_ext.methods.registry import build_method
 from megatron_ext.model.attention import RowContext
 from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.model.layers import TorchNorm, block_spec
+from megatron_ext.parallel.context import ContextAxis, TokenAxes
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.parallel.vocabulary import mask_padding_rows, mix_embeddings
 from megatron_ext.ponder.config import Mixture
@@ -32,6 +33,8 @@ from megatron_ext.ponder.rotary import rotary_angles
 
 class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
     """Embedding, layers, head and method of this rank.
+
+    Where context-parallel ranks share the tokens of a row, S counts those of this rank.
 
     Attributes:
         pre_process: whether this is the first stage, with the embedding.
@@ -49,6 +52,8 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         """
         super().__init__(config, pg_collection)
         self.axis = TensorAxis(self.tp_group, config.sequence_parallel)
+        self.context_axis = ContextAxis(self.cp_group)
+        self.token_axes = TokenAxes(self.axis, self.context_axis)
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process = self.pp_group.rank() == 0
         self.post_process = self.pp_group.rank() == self.pp_group.size() - 1

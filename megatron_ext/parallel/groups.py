@@ -18,13 +18,15 @@ __all__ = ["ParallelGroups", "destroy_groups", "initialize_groups"]
 class ParallelGroups:
     """Sizes, coordinates and process groups of this rank.
 
-    Neighbouring ranks share the tensor axis, then the data axis, then the pipeline axis.
+    Neighbouring ranks share the tensor axis, then the context, the data and the pipeline axis.
     """
 
     rank: int
     world_size: int
     tp_rank: int
     tp_size: int
+    cp_rank: int
+    cp_size: int
     dp_rank: int
     dp_size: int
     pp_rank: int
@@ -32,8 +34,12 @@ class ParallelGroups:
     pg_collection: ProcessGroupCollection
     tp: ProcessGroup
     """Ranks that share the layers' weights."""
+    cp: ProcessGroup
+    """Ranks that hold the same weights and share the tokens of each row."""
     dp: ProcessGroup
     """Ranks that hold the same weights and read different samples."""
+    dp_cp: ProcessGroup
+    """Ranks that hold the same weights: data and context axes."""
     pp: ProcessGroup
     """Ranks that hold consecutive layers of one model."""
     mp: ProcessGroup
@@ -51,7 +57,12 @@ class ParallelGroups:
 
 
 def initialize_groups(
-    *, tensor: int = 1, pipeline: int = 1, seed: int = 1234, time_limit: timedelta | None = None
+    *,
+    tensor: int = 1,
+    context: int = 1,
+    pipeline: int = 1,
+    seed: int = 1234,
+    time_limit: timedelta | None = None,
 ) -> ParallelGroups:
     """Split the started process group into Megatron's axes and seed the model-parallel generators.
 
@@ -59,23 +70,27 @@ def initialize_groups(
 
     Args:
         tensor: size of the tensor axis.
+        context: size of the context axis.
         pipeline: size of the pipeline axis.
         seed: base seed; the tensor-parallel generators derive theirs from it.
         time_limit: how long a collective waits; None takes the limit of the started group.
 
     Raises:
-        ValueError: the world size is not a multiple of ``tensor * pipeline``.
+        ValueError: the world size is not a multiple of ``tensor * context * pipeline``.
     """
     prepare_host()
     world_size = torch.distributed.get_world_size()
-    if world_size % (tensor * pipeline) != 0:
+    model_ranks = tensor * context * pipeline
+    if world_size % model_ranks != 0:
         raise ValueError(
-            "the number of ranks must be a multiple of parallel.tensor * parallel.pipeline "
-            f"({tensor} * {pipeline}), but is {world_size}; start {tensor * pipeline} of them or a multiple"
+            "the number of ranks must be a multiple of parallel.tensor * parallel.context * "
+            f"parallel.pipeline ({tensor} * {context} * {pipeline}), but is {world_size}; "
+            f"start {model_ranks} of them or a multiple"
         )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
+        context_parallel_size=context,
         # Otherwise a collective within the layout waits for half an hour.
         distributed_timeout_minutes=(time_limit or _time_limit()) / timedelta(minutes=1),
         # The optimizer also gathers in host memory, which NCCL cannot.
@@ -88,13 +103,17 @@ def initialize_groups(
         world_size=world_size,
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),
         tp_size=tensor,
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        cp_size=context,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel_state.get_data_parallel_world_size(),
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
         pp_size=pipeline,
         pg_collection=pg_collection,
         tp=pg_collection.tp,
+        cp=pg_collection.cp,
         dp=pg_collection.dp,
+        dp_cp=pg_collection.dp_cp,
         pp=pg_collection.pp,
         mp=pg_collection.mp,
     )

@@ -1,34 +1,29 @@
 """Attention of one step to the keys of all steps up to its own, by fused kernels (definitions 3.3).
 
 Row t of step k sees the keys (t', k') with t' <= t and k' <= k. The keys of one step are a causal square, for
-which there are fused kernels; they also return the logarithm of each softmax's sum, by which the results of
-several squares are joined. The backward kernels take the joined result and the joined sum, and then give the
-gradients of their square within the whole. No matrix of rows times rows is ever built.
+which there are fused kernels; :mod:`megatron_ext.ponder.joined_attention` joins their results.
 
 B = batch, A = query heads, G = key/value heads, S = tokens, d = head size, k + 1 = sets of keys.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron_ext.ponder.attention import (
-    Segments,
-    extended_keys,
-    extended_size,
-    extended_values,
-    key_weighted_attention,
-    widened_query,
-)
+from megatron_ext.ponder import joined_attention
+from megatron_ext.ponder.attention import Segments, key_weighted_attention
 from megatron_ext.ponder.documents import has_flash_attention
-from megatron_ext.ponder.halting import PRUNED_LOG_MASS
+from megatron_ext.ponder.joined_attention import (
+    AttendedSet,
+    attend_to_sets,
+    attended_set,
+    gradients_of_set,
+    sum_over_groups,
+)
 from megatron_ext.ponder.slots import split_slots
-
-# What torch calls plain products in its choice among kernels.
-_PLAIN, _FLASH = 0, 1
 
 
 def attention_to_steps(
@@ -117,40 +112,18 @@ def _by_document(values: Tensor, lengths: Sequence[list[int]], *, dim: int) -> l
 def _attend(
     query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], ran: Sequence[Tensor | None]
 ) -> Tensor:
-    joined = _joins(query)
-    if not joined:
+    if not joined_attention.has_fused_kernel(query):
         return _attend_by_products(query, keys, values, ran)
     output: Tensor = _JoinedAttention.apply(query, tuple(ran), *keys, *values)  # type: ignore[no-untyped-call]
     return output
 
 
-def _joins(query: Tensor) -> bool:
-    """Whether there is a kernel that can be joined, for this device, dtype and the caller's wish."""
-    if query.is_cuda:
-        return has_flash_attention(query)
-    query = query.detach()
-    return int(torch._fused_sdp_choice(query, query, query, None, 0.0, True)) == _FLASH
-
-
-def _square(query: Tensor, key: Tensor, value: Tensor, ran: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Bring one set of keys to the heads of the queries, with a column that hides the keys of absent tokens.
-
-    Args:
-        query: [B, A, S, d].
-        key, value: [B, G, S, d].
-        ran: [B, S] or None.
-    Returns:
-        All three, [B, A, S, w]; w is d where all tokens have keys.
-    """
-    group_size = query.shape[1] // key.shape[1]
-    if ran is not None:
-        size = extended_size(query.shape[-1], key.dtype, key.dtype)
-        hidden = torch.where(ran, 0.0, PRUNED_LOG_MASS).to(key.dtype)
-        query = widened_query(query, size)
-        key, value = extended_keys(key, hidden.unsqueeze(1), size), extended_values(value, size)
-    if group_size > 1:
-        key, value = (x.repeat_interleave(group_size, dim=1) for x in (key, value))
-    return query, key, value
+def _squares(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], ran: Sequence[Tensor | None]
+) -> list[AttendedSet]:
+    """Return the keys of each step as a causal square."""
+    steps = zip(keys, values, ran, strict=True)
+    return [attended_set(query, *of_step, is_causal=True) for of_step in steps]
 
 
 def _attend_by_products(
@@ -159,114 +132,17 @@ def _attend_by_products(
     """Compute the same with scores as matrices, where no kernel can be joined."""
     head_size, num_rows = query.shape[-1], query.shape[2]
     is_later = torch.ones(num_rows, num_rows, dtype=torch.bool, device=query.device).triu(1)
-    scores, squares = [], [_square(query, *of_step) for of_step in zip(keys, values, ran, strict=True)]
-    for wide, key, _ in squares:
-        scores.append((wide @ key.transpose(-1, -2) / math.sqrt(head_size)).masked_fill(is_later, -math.inf))
+    scores, squares = [], _squares(query, keys, values, ran)
+    for one in squares:
+        products = one.query @ one.key.transpose(-1, -2) / math.sqrt(head_size)
+        scores.append(products.masked_fill(is_later, -math.inf))
     wide_dtype = torch.promote_types(query.dtype, torch.float32)
     shares = torch.softmax(torch.cat(scores, dim=-1), dim=-1, dtype=wide_dtype).to(query.dtype)
     parts = [
-        (share @ value)[..., :head_size]
-        for share, (_, _, value) in zip(shares.split(num_rows, dim=-1), squares, strict=True)
+        (share @ one.value)[..., :head_size]
+        for share, one in zip(shares.split(num_rows, dim=-1), squares, strict=True)
     ]
     return torch.stack(parts).sum(dim=0)
-
-
-class _Kernel(Protocol):
-    """A fused causal attention with a result that can be joined."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor, Any]:
-        """Return the result, [B, A, S, w], the logarithm of each row's sum, [B, A, S], and the rest."""
-        ...
-
-    def backward(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        log_sum: Tensor,
-        scale: float,
-        rest: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients of query, key and value, given the joined result and logarithm."""
-        ...
-
-
-class _CpuKernel:
-    """torch's flash attention for CPUs."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor, Any]:
-        output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, True, scale=scale
-        )
-        return output, log_sum, None
-
-    def backward(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        log_sum: Tensor,
-        scale: float,
-        rest: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        del rest
-        gradients: tuple[Tensor, Tensor, Tensor] = (
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                gradient, query, key, value, output, log_sum, 0.0, True, scale=scale
-            )
-        )
-        return gradients
-
-
-class _CudaKernel:
-    """Flash attention on GPUs, for 16-bit dtypes."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor, Any]:
-        output, log_sum, *rest, _ = torch.ops.aten._scaled_dot_product_flash_attention(
-            query, key, value, 0.0, True, False, scale=scale
-        )
-        return output, log_sum, rest
-
-    def backward(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        log_sum: Tensor,
-        scale: float,
-        rest: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        from_query, from_key, longest_query, longest_key, seed, offset = rest
-        gradients: tuple[Tensor, Tensor, Tensor] = (
-            torch.ops.aten._scaled_dot_product_flash_attention_backward(
-                gradient,
-                query,
-                key,
-                value,
-                output,
-                log_sum,
-                from_query,
-                from_key,
-                longest_query,
-                longest_key,
-                0.0,
-                True,
-                seed,
-                offset,
-                scale=scale,
-            )
-        )
-        return gradients
-
-
-def _kernel(query: Tensor) -> _Kernel:
-    return _CudaKernel() if query.is_cuda else _CpuKernel()
 
 
 class _JoinedAttention(torch.autograd.Function):
@@ -275,51 +151,31 @@ class _JoinedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, ran: tuple[Tensor | None, ...], *keys_and_values: Tensor) -> Tensor:
         keys, values = keys_and_values[: len(ran)], keys_and_values[len(ran) :]
-        head_size, kernel = query.shape[-1], _kernel(query)
-        scale = 1.0 / math.sqrt(head_size)
-        joined = log_sum = None
-        ctx.rest = []
-        for of_step in zip(keys, values, ran, strict=True):
-            output, one, rest = kernel.forward(*_square(query, *of_step), scale)
-            ctx.rest.append(rest)
-            output = output[..., :head_size].to(one.dtype)
-            if joined is None or log_sum is None:
-                joined, log_sum = output, one
-                continue
-            total = torch.logaddexp(log_sum, one)
-            share, other_share = (part.sub(total).exp().unsqueeze(-1) for part in (log_sum, one))
-            joined = joined * share + output * other_share
-            log_sum = total
-        assert joined is not None, "step 0 has keys"
-        result = joined.to(query.dtype)
-        ctx.ran = ran
-        ctx.save_for_backward(query, result, log_sum, *keys_and_values)
+        head_size, ctx.kernel = query.shape[-1], joined_attention.kernel_of(query)
+        joined = attend_to_sets(
+            _squares(query, keys, values, ran),
+            ctx.kernel,
+            head_size=head_size,
+            scale=1.0 / math.sqrt(head_size),
+        )
+        result = joined.output.to(query.dtype)
+        ctx.ran, ctx.rest = ran, joined.rest
+        ctx.save_for_backward(query, result, joined.log_sum, *keys_and_values)
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, result, log_sum, *keys_and_values = ctx.saved_tensors
-        num_steps, head_size, kernel = len(ctx.ran), query.shape[-1], _kernel(query)
-        scale = 1.0 / math.sqrt(head_size)
+        num_steps, scale = len(ctx.ran), 1.0 / math.sqrt(query.shape[-1])
         of_query: Tensor | None = None
         of_keys, of_values = [], []
-        steps = zip(keys_and_values[:num_steps], keys_and_values[num_steps:], ctx.ran, ctx.rest, strict=True)
-        for key, value, ran, rest in steps:
-            square = _square(query, key, value, ran)
-            wide = square[0].shape[-1]
-            one, of_key, of_value = kernel.backward(
-                extended_values(gradient, wide), *square, extended_values(result, wide), log_sum, scale, rest
+        keys, values = keys_and_values[:num_steps], keys_and_values[num_steps:]
+        for key, value, ran, rest in zip(keys, values, ctx.ran, ctx.rest, strict=True):
+            one = attended_set(query, key, value, ran, is_causal=True)
+            own, of_key, of_value = gradients_of_set(
+                one, ctx.kernel, gradient, result=result, log_sum=log_sum, scale=scale, rest=rest
             )
-            one = one[..., :head_size]
-            of_query = one if of_query is None else of_query + one
-            of_keys.append(_of_groups(of_key[..., :head_size], key.shape[1]))
-            of_values.append(_of_groups(of_value[..., :head_size], key.shape[1]))
+            of_query = own if of_query is None else of_query + own
+            of_keys.append(sum_over_groups(of_key, key.shape[1]))
+            of_values.append(sum_over_groups(of_value, key.shape[1]))
         return of_query, None, *of_keys, *of_values
-
-
-def _of_groups(gradient: Tensor, num_groups: int) -> Tensor:
-    """Add up the gradients of the heads that share keys: [B, A, S, d] -> [B, G, S, d]."""
-    if gradient.shape[1] == num_groups:
-        return gradient
-    total: Tensor = gradient.unflatten(1, (num_groups, -1)).sum(dim=2)
-    return total

@@ -23,7 +23,8 @@ class SentShapes:
 
     Attributes:
         plan: of the step.
-        length: S, or S / tp under sequence parallelism.
+        length: tokens of which a rank holds the hidden states: S / cp, of that 1 / tp under sequence
+            parallelism.
         batch_size: B.
         hidden_size: H.
         columns: channels that the column of the rows takes where there is one.
@@ -57,9 +58,10 @@ def sent_shapes(module: PonderModel, plan: PassPlan, *, seq_length: int, batch_s
     config = module.config
     wide = torch.promote_types(config.params_dtype, torch.float32)
     has_column = module.ponder.column is not Column.NONE
+    sharing_ranks = config.tensor_model_parallel_size if config.sequence_parallel else 1
     return SentShapes(
         plan=plan,
-        length=seq_length // (config.tensor_model_parallel_size if config.sequence_parallel else 1),
+        length=seq_length // module.context_axis.size // sharing_ranks,
         batch_size=batch_size,
         hidden_size=config.hidden_size,
         columns=wide.itemsize // config.params_dtype.itemsize if has_column else 0,

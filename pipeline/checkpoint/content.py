@@ -1,7 +1,7 @@
 """The sharded state in a checkpoint: model, optimizer and random generators.
 
 Format ``torch_dist`` with the optimizer "fully reshardable": its state is stored by the model's tensors, so a
-checkpoint loads onto any tensor-, pipeline- and data-parallel layout.
+checkpoint loads onto any tensor-, context-, pipeline- and data-parallel layout.
 """
 
 import random
@@ -56,7 +56,9 @@ def sharded_state(
 
 def layout_of(groups: ParallelGroups) -> dict[str, int]:
     """Return the parallel sizes; generators are restored only where they agree."""
-    return {"tensor": groups.tp_size, "pipeline": groups.pp_size, "data": groups.dp_size}
+    sizes = {"tensor": groups.tp_size, "pipeline": groups.pp_size, "data": groups.dp_size}
+    # Checkpoints of layouts without the axis do not name it.
+    return sizes | ({"context": groups.cp_size} if groups.cp_size > 1 else {})
 
 
 def fill_missing_moments(optimizer: MegatronOptimizer) -> None:

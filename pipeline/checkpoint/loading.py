@@ -70,7 +70,7 @@ def load_checkpoint(
     settings = [
         {name: group[name] for name in _GROUP_SETTINGS if name in group} for group in optimizer.param_groups
     ]
-    loaded, missing, unexpected = read_sharded(content, folder, groups.dp)
+    loaded, missing, unexpected = read_sharded(content, folder, groups.dp_cp)
     _check_names(folder, missing=missing, unexpected=without_prefixes(unexpected, GENERATORS_KEY))
     module.load_state_dict(loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])
@@ -97,7 +97,7 @@ def load_weights(
     """
     folder = resolve_checkpoint(path, iteration=iteration)
     content = {"model": module.sharded_state_dict(metadata=content_of(folder))}
-    loaded, missing, unexpected = read_sharded(content, folder, groups.dp)
+    loaded, missing, unexpected = read_sharded(content, folder, groups.dp_cp)
     _check_names(folder, missing=missing, unexpected=of_the_model(unexpected))
     module.load_state_dict(loaded["model"])
     return read_train_state(folder)
@@ -123,7 +123,8 @@ def read_sharded(
     Args:
         content: sharded state dict.
         folder: ``iter_`` folder.
-        group: data-parallel ranks: what several of them ask for is read by one and sent to the others.
+        group: ranks that hold the same weights: what several of them ask for is read by one and sent to the
+            others.
     Returns:
         The values; the names that are missing in the checkpoint; the names that are unexpected in it.
     Raises:

@@ -186,14 +186,14 @@ def write_save(prepared: PreparedSave, to: Destination, *, group: ProcessGroup |
 
 
 def _share_writing(sharded: Any, groups: ParallelGroups) -> None:
-    """Divide the tensors that data-parallel ranks have in common evenly among them for writing."""
+    """Divide the tensors that data- and context-parallel ranks have in common evenly, for writing."""
     from megatron.core.dist_checkpointing.exchange_utils import determine_main_replica_uniform_distribution
     from megatron.core.dist_checkpointing.strategies.fully_parallel import (
         distribute_main_replicas_with_precomputed_distribution,
     )
 
-    shares = determine_main_replica_uniform_distribution(sharded, groups.dp)
-    distribute_main_replicas_with_precomputed_distribution(sharded, groups.dp, shares)
+    shares = determine_main_replica_uniform_distribution(sharded, groups.dp_cp)
+    distribute_main_replicas_with_precomputed_distribution(sharded, groups.dp_cp, shares)
 
 
 def _is_scattered(optimizer: MegatronOptimizer) -> bool:

@@ -100,6 +100,15 @@ TensorParallel = Annotated[
         show_default=False,
     ),
 ]
+ContextParallel = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="C",
+        help="Under torchrun, ranks that share the tokens of each held-out sequence, where sequences are too "
+        "long for one. Nothing is decoded then: it needs --no-timing.",
+    ),
+]
 Timing = Annotated[
     bool,
     typer.Option("--timing/--no-timing", help="Measure the time of decoding some of the held-out text."),
@@ -132,6 +141,7 @@ def evaluate(
     include_path: IncludePath = None,
     batch_size: BatchSize = 16,
     tensor_parallel: TensorParallel = None,
+    context_parallel: ContextParallel = 1,
     json_file: ResultFile = None,
 ) -> None:
     """Measure loss and steps on the held-out text of the run's data, or the scores on public tasks.
@@ -148,6 +158,12 @@ def evaluate(
     is_first = speaks()
     set_up_logging(speaks=is_first)
     limits = LimitOptions.read(max_steps=max_steps, threshold=threshold, budget=budget)
+    if context_parallel > 1 and (timing or tasks is not None):
+        raise typer.BadParameter(
+            "is for held-out text without decoding; remove it, or "
+            + ("add --no-timing" if tasks is None else "remove --tasks"),
+            param_hint="--context-parallel",
+        )
     if tasks is not None:
         if iters is not None or jacobi_iterations is not None:
             raise typer.BadParameter(
@@ -184,6 +200,7 @@ def evaluate(
         limits=limits,
         iters=iters,
         tensor_parallel=tensor_parallel,
+        context_parallel=context_parallel,
         timing=timing,
         data=data,
         prints=json_file == Path(STANDARD_OUTPUT),
@@ -204,6 +221,7 @@ def _evaluate_heldout(
     limits: LimitOptions,
     iters: int | None,
     tensor_parallel: int | None,
+    context_parallel: int,
     timing: bool,
     data: Path | None,
     prints: bool,
@@ -221,7 +239,12 @@ def _evaluate_heldout(
     from pipeline.evaluation.worth import worth_of_steps
 
     with opened_checkpoint(
-        checkpoint, iteration=iteration, overrides=overrides, tensor_parallel=tensor_parallel, data=data
+        checkpoint,
+        iteration=iteration,
+        overrides=overrides,
+        tensor_parallel=tensor_parallel,
+        context_parallel=context_parallel,
+        data=data,
     ) as opened:
         batches = iters or opened.config.evaluation.iters
         applied, met = limits.limits(opened, num_samples=batches * opened.config.training.global_batch_size)

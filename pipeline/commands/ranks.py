@@ -60,12 +60,12 @@ def run_on_layout(
 
 
 def _wrong_number_of_ranks(config: RunConfig, found: int) -> ConfigProblem:
-    model_parallel = config.parallel.tensor * config.parallel.pipeline
+    model_parallel = config.parallel.model_ranks
     needed = config.parallel.world_size
     fits = found % model_parallel == 0
     return ConfigProblem(
         path="parallel",
-        rule=f"tensor x pipeline x data ({needed}) must equal the number of ranks started",
+        rule=f"tensor x context x pipeline x data ({needed}) must equal the number of ranks started",
         value=str(found),
         cure=(f"set parallel.data={found // model_parallel}" if fits else f"start {needed} ranks")
         + ", or unset RANK and WORLD_SIZE if no launcher has started this command",

@@ -172,6 +172,7 @@ _SAME_NAME = {
 
 _OTHER_NAME = {
     "bf16": Alias(path="training.precision", convert=_precision),
+    "context_parallel_size": Alias(path="parallel.context"),
     "data_parallel_size": Alias(path="parallel.data"),
     "data_path": Alias(path="data.path"),
     "distributed_timeout_minutes": Alias(path="parallel.timeout_seconds", convert=_minutes_to_seconds),

@@ -81,12 +81,34 @@ def _sequence_parallel(config: RunConfig) -> Iterator[ConfigProblem]:
             cure="set it to false, or parallel.tensor to 2",
         )
     # The rows of every pass are a multiple of seq_length, so it suffices that the first pass's divide.
-    if config.training.seq_length % tensor:
+    if config.parallel.context == 1 and config.training.seq_length % tensor:
         yield ConfigProblem(
             path="training.seq_length",
             rule=f"must be a multiple of parallel.tensor ({tensor}) with parallel.sequence_parallel",
             value=str(config.training.seq_length),
             cure=f"try {nearest_multiples(config.training.seq_length, tensor)}",
+        )
+
+
+def _context_parallel(config: RunConfig) -> Iterator[ConfigProblem]:
+    parallel, length = config.parallel, config.training.seq_length
+    if parallel.context == 1:
+        return
+    # A rank holds two chunks, and with sequence parallelism its tensor-parallel ranks share their tokens.
+    sharing = parallel.tensor if parallel.sequence_parallel else 1
+    portion = parallel.context * math.lcm(2, sharing)
+    if length % portion:
+        rule = f"must be a multiple of 2 x parallel.context ({2 * parallel.context})"
+        if sharing > 1:
+            rule += (
+                f", and with parallel.sequence_parallel of parallel.context x parallel.tensor "
+                f"({parallel.context * sharing})"
+            )
+        yield ConfigProblem(
+            path="training.seq_length",
+            rule=rule,
+            value=str(length),
+            cure=f"try {nearest_multiples(length, portion)}",
         )
 
 
@@ -146,6 +168,7 @@ PARALLEL_RULES = (
     _stages,
     _layers_per_stage,
     _sequence_parallel,
+    _context_parallel,
     _global_batch,
     _watchdog,
     _overlap,

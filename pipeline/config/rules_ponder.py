@@ -245,6 +245,10 @@ def _skip_pruned_rows(config: RunConfig) -> Iterator[ConfigProblem]:
             parallel.pipeline > 1,
             "1, because pipeline stages must know the rows of a pass before it",
         ),
+        "parallel.context": (
+            parallel.context > 1,
+            "1, because the ranks that share a sequence would have different numbers of rows",
+        ),
         "parallel.sequence_parallel": (
             parallel.sequence_parallel,
             "false, because the ranks of the tensor axis would have different numbers of rows",

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 def _ranks_on_nodes(config: RunConfig) -> Iterator[ConfigProblem]:
     parallel, submit = config.parallel, config.submit
-    ranks = parallel.tensor * parallel.pipeline * parallel.data
+    ranks = parallel.world_size
     if ranks % submit.nodes:
         yield ConfigProblem(
             path="submit.nodes",
-            rule=f"must divide the number of ranks, parallel.tensor x pipeline x data ({ranks})",
+            rule=f"must divide the number of ranks, parallel.tensor x context x pipeline x data ({ranks})",
             value=str(submit.nodes),
             cure="change it, or parallel.data",
         )

@@ -93,6 +93,11 @@ class ParallelConfig(Section):
     """How the model and its batches are distributed over ranks."""
 
     tensor: Few = Field(1, description="ranks that share each layer's weights")
+    context: Few = Field(
+        1,
+        description="ranks that share the tokens of each sequence, for sequences too long for one; "
+        "training.seq_length is a multiple of twice this",
+    )
     pipeline: Few = Field(1, description="pipeline stages, which share the layers")
     layers_per_stage: tuple[Count, ...] | None = Field(
         None, description="layers of each pipeline stage; default: even, the first stages hold the remainder"
@@ -130,7 +135,18 @@ class ParallelConfig(Section):
     @property
     def world_size(self) -> int:
         """Number of ranks that the parallel layout needs."""
-        return self.tensor * self.pipeline * self.data
+        return self.model_ranks * self.data
+
+    @property
+    def model_ranks(self) -> int:
+        """Number of ranks that work on one micro-batch."""
+        return self.tensor * self.context * self.pipeline
+
+    @property
+    def sizes(self) -> str:
+        """The sizes of the axes in words; a context axis only where there is one."""
+        context = f" x context {self.context}" if self.context > 1 else ""
+        return f"tensor {self.tensor}{context} x pipeline {self.pipeline} x data {self.data}"
 
 
 class TrainingConfig(Section):

@@ -99,7 +99,7 @@ def _whole_pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
         noted=(_noted(sizes, index) if is_last else 0) + (0 if _is_cut(sizes) else of_slot),
         vocabulary=mixed * mixture,
         again=again,
-        working=_layer_working(sizes, rows) + _later_gradients(sizes, rows, index, num_layers),
+        working=_layer_working(sizes, rows, index) + _later_gradients(sizes, rows, index, num_layers),
         # Logits, their distance to the largest and its exponential, all in float32.
         mixing=mixed * max(3 * FLOAT32 - mixture, 0) + (_predictions(sizes, index) if is_last else 0),
     )
@@ -168,7 +168,8 @@ def _is_cut(sizes: RankSizes) -> bool:
 
 def _repeated_slot(sizes: RankSizes, index: int, stage: int) -> float:
     """What later passes take of slot 0 of the first layer; between graphs its gradient waits too."""
-    if not sizes.facts.repeats_embeddings or stage > 0 or index != sizes.plan.first_with_gradient:
+    is_repeated = sizes.facts.repeats_embeddings and sizes.num_passes > 1
+    if not is_repeated or sizes.skips_pruned_rows or stage > 0 or index != sizes.plan.first_with_gradient:
         return 0
     shape = sizes.shape
     channels = (shape.query_size + shape.key_value_size) / sizes.tensor
@@ -178,6 +179,8 @@ def _repeated_slot(sizes: RankSizes, index: int, stage: int) -> float:
 
 def _spared(sizes: RankSizes, index: int, stage: int) -> float:
     """What the first and the last layer do not keep of rows that need not be computed."""
+    if sizes.skips_pruned_rows:
+        return 0
     spared = 0.0
     is_repeated = sizes.facts.repeats_embeddings and index != sizes.plan.first_with_gradient
     if stage == 0 and is_repeated:
@@ -210,7 +213,9 @@ def _spared_by_last_layer(sizes: RankSizes, index: int) -> float:
     if sizes.has_weighted_keys(index):
         attended = unread * query
     else:
-        attended = unread * query if unread == num_slots - 1 else -num_read * query
+        # The last slot alone attends by itself, if the rank has the whole row.
+        is_alone = unread == num_slots - 1 and sizes.context == 1
+        attended = unread * query if is_alone else -num_read * query
     return norms + attended + unread * _mlp(sizes)
 
 
@@ -278,16 +283,42 @@ def _layer_kept(sizes: RankSizes, rows: float, index: int) -> float:
     return rows * (_norms(sizes) + _attention(sizes, index) + _mlp(sizes))
 
 
-def _layer_working(sizes: RankSizes, rows: float) -> float:
+def _layer_working(sizes: RankSizes, rows: float, index: int) -> float:
     """Return the bytes that backward through a layer needs in addition to what the layers have kept.
 
-    The gradients of the hidden state, those inside the MLP, whose backward comes first, and of one weight.
+    The gradients of the hidden state, those inside the MLP, whose backward comes first, and of one weight; or
+    the keys of other ranks, for attention.
     """
     shape, value = sizes.shape, sizes.value_bytes
     inner = shape.ffn_hidden_size / sizes.tensor
     hidden = shape.hidden_size / _token_split(sizes)
     weight = shape.hidden_size * inner * value
-    return rows * value * (2 * hidden + (2 if shape.is_gated else 1) * inner) + weight
+    mlp = rows * value * (2 * hidden + (2 if shape.is_gated else 1) * inner) + weight
+    return max(mlp, rows * value * 2 * hidden + _gathered_keys(sizes, rows, index))
+
+
+def _gathered_keys(sizes: RankSizes, rows: float, index: int) -> float:
+    """Keys and values of whole sequences, gathered again in backward, and their gradients.
+
+    The gradients are summed in float32; those of one call of the kernel, and heads that share keys, which the
+    kernel is given one by one, are as large as what it attends to.
+    """
+    if sizes.context == 1:
+        return 0
+    shape = sizes.shape
+    group_size = shape.num_attention_heads // shape.num_query_groups
+    of_kernel = sizes.value_bytes * (1 if group_size == 1 else 2 * group_size)
+    elements = rows * sizes.context * key_value_channels(sizes, index)
+    num_steps = index + 1 if sizes.facts.sees_earlier_steps else 1
+    return elements * (num_steps * (sizes.value_bytes + FLOAT32) + of_kernel)
+
+
+def key_value_channels(sizes: RankSizes, index: int) -> float:
+    """Return the channels of a row's keys and values on a rank, with those of weights."""
+    channels = sizes.shape.key_value_size / sizes.tensor
+    if sizes.has_weighted_keys(index):
+        channels *= sizes.weighted_head_size / sizes.shape.kv_channels
+    return channels
 
 
 def _token_split(sizes: RankSizes) -> int:
@@ -317,7 +348,7 @@ def _attention(sizes: RankSizes, index: int) -> float:
     if is_weighted:
         taken *= sizes.weighted_head_size / shape.kv_channels
     # Removing the columns of log w, or joining documents, makes a copy.
-    is_copied = is_weighted or sizes.separates_documents
+    is_copied = is_weighted or (sizes.separates_documents and sizes.context == 1)
     attended = _attended(sizes, index) + (query if is_copied else 0)
     return value * (taken + attended) + FLOAT32 * heads
 

@@ -11,6 +11,7 @@ from pipeline.cost.flops import TrainingFlops
 from pipeline.cost.memory import RankMemory, rank_memories
 from pipeline.cost.peaks import Device
 from pipeline.cost.rank_sizes import rank_sizes
+from pipeline.cost.traffic import RankTraffic, rank_traffic
 
 SECONDS_PER_DAY = 86_400
 
@@ -61,6 +62,7 @@ class RunPlan:
         rows_per_token, gradient_rows_per_token: over all passes, and over those that run backward too.
         assumptions: see there.
         stages: a rank of each pipeline stage.
+        traffic: what a rank receives in an iteration.
         training_flops: per token.
         update_flops: of Muon's Newton-Schulz iterations in a step, on the device with most; 0 with AdamW.
         inference_flops: per token at the fewest and the most steps, and at the assumed mean.
@@ -79,6 +81,7 @@ class RunPlan:
     gradient_rows_per_token: float
     assumptions: Assumptions
     stages: tuple[RankMemory, ...]
+    traffic: RankTraffic
     training_flops: TrainingFlops
     update_flops: float
     inference_flops: tuple[float, float]
@@ -130,8 +133,7 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
     mean_steps = assumptions.mean_steps
     return RunPlan(
         name=config.name,
-        layout=f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data}"
-        + (", sequence parallel" if parallel.sequence_parallel else ""),
+        layout=parallel.sizes + (", sequence parallel" if parallel.sequence_parallel else ""),
         num_ranks=parallel.world_size,
         micro_batch_size=config.training.micro_batch_size,
         num_micro_batches=config.num_micro_batches,
@@ -141,6 +143,7 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
         gradient_rows_per_token=step.gradient_rows_per_token,
         assumptions=assumptions,
         stages=rank_memories(sizes),
+        traffic=rank_traffic(sizes),
         training_flops=training,
         update_flops=update_flops,
         inference_flops=(
@@ -201,6 +204,9 @@ def plan_values(plan: RunPlan) -> Mapping[str, Any]:
         "reserve_bytes": round(plan.assumptions.reserve_bytes),
         "needed_bytes": round(plan.needed_bytes),
         "fits": plan.fits,
+        "received_bytes_per_iteration": {
+            axis: round(getattr(plan.traffic, axis)) for axis in ("tensor", "context", "pipeline", "data")
+        },
         "stages": [stage_values(stage) for stage in plan.stages],
         "training_flops_per_token": plan.training_flops.model,
         "recomputed_flops_per_token": plan.training_flops.recompute,

@@ -1,7 +1,8 @@
 """The sizes that decide how many bytes a rank holds, read from a run's settings.
 
 Legend of the package: S tokens of a sequence, B micro-batch, n slots of a pass, R = S n B rows of a pass,
-H hidden size, V padded vocabulary, K extra steps, J sweeps, t tensor-parallel ranks, p pipeline stages.
+H hidden size, V padded vocabulary, K extra steps, J sweeps, t tensor-parallel ranks, p pipeline stages. Where
+ranks share sequences, S and R count a rank's own.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ class RankSizes:
         tensor, shards_tokens: the tensor axis, and whether hidden states are split over it (sequence
             parallelism).
         stage_layers: layers of each pipeline stage.
-        data: data-parallel ranks.
+        context: ranks that share the tokens of a sequence.
+        data: ranks that hold the same weights: data- and context-parallel ones.
         shares_optimizer: whether these share the optimizer's state.
         micro_batch_size: B.
         num_micro_batches: of an iteration on a rank.
@@ -46,6 +48,7 @@ class RankSizes:
     tensor: int
     shards_tokens: bool
     stage_layers: tuple[int, ...]
+    context: int
     data: int
     shares_optimizer: bool
     micro_batch_size: int
@@ -91,8 +94,8 @@ class RankSizes:
 
     @property
     def tokens(self) -> int:
-        """S B."""
-        return self.shape.seq_length * self.micro_batch_size
+        """S B, divided by the ranks that share a sequence."""
+        return self.shape.seq_length * self.micro_batch_size // self.context
 
     @property
     def own_tokens(self) -> float:
@@ -124,6 +127,11 @@ class RankSizes:
         is_blended = self.blends_start and self.plan.slots[index] > 1
         return is_blended or (self.facts.weighs_slots and index > 0)
 
+    @property
+    def skips_pruned_rows(self) -> bool:
+        """Whether rows of pruned slots are left out, and then no others; a plan counts on none of them."""
+        return self.account.share_of_thoughts is not None
+
     def num_slots_read(self, index: int) -> int:
         """Slots of each token that are read after pass `index`; a blended start reads all of the last."""
         if self.blends_start and self.plan.is_final(index):
@@ -151,7 +159,8 @@ def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = Tr
         tensor=parallel.tensor,
         shards_tokens=parallel.sequence_parallel,
         stage_layers=config.stage_layers,
-        data=parallel.data,
+        context=parallel.context,
+        data=parallel.context * parallel.data,
         shares_optimizer=parallel.use_distributed_optimizer,
         micro_batch_size=config.training.micro_batch_size,
         num_micro_batches=config.num_micro_batches,

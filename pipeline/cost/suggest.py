@@ -86,13 +86,13 @@ def on_devices(config: RunConfig, num_devices: int) -> RunConfig:
     Raises:
         ConfigError: the parallel layout does not divide them, or the global batch does not fit.
     """
-    model_ranks = config.parallel.tensor * config.parallel.pipeline
+    model_ranks = config.parallel.model_ranks
     if num_devices % model_ranks:
         raise ConfigError(
             [
                 ConfigProblem(
                     path="--gpus",
-                    rule=f"must be a multiple of parallel.tensor x parallel.pipeline ({model_ranks})",
+                    rule=f"must be a multiple of parallel.tensor x context x pipeline ({model_ranks})",
                     value=str(num_devices),
                     cure=f"try {nearest_multiples(num_devices, model_ranks)}",
                 )
@@ -111,7 +111,9 @@ def _choices(config: RunConfig, vocab_size: int) -> Iterator[_Choice]:
     num_passes = mean_step(config, account).num_passes
     # Passes without gradients are a schedule of their own.
     num_schedules = 1 if account.gradient_passes is None else 2
-    ranks, batch = config.parallel.world_size, config.training.global_batch_size
+    # The context axis is kept: how long the sequences are is decided.
+    ranks = config.parallel.world_size // config.parallel.context
+    batch = config.training.global_batch_size
     for tensor in SPLITS:
         for pipeline in SPLITS:
             data = ranks // (tensor * pipeline)
@@ -153,7 +155,7 @@ def _recompute_cost(config: RunConfig, account: FlopsAccount, recompute: Recompu
 
 def _with(config: RunConfig, choice: _Choice, *, shards_tokens: bool) -> RunConfig | None:
     """Return the run with a choice applied; None where the configuration rules forbid it."""
-    data = config.parallel.world_size // (choice.tensor * choice.pipeline)
+    data = config.parallel.world_size // (choice.tensor * config.parallel.context * choice.pipeline)
     parallel = {
         "tensor": choice.tensor,
         "pipeline": choice.pipeline,

@@ -64,6 +64,7 @@ def render_plan(plan: RunPlan) -> Table:
         *_update(plan),
         ("FLOPs per token, inference", _inference(plan)),
         ("speed", _speed(plan)),
+        ("received by a rank", _traffic(plan)),
         ("duration", _duration(plan)),
     ]
     for name, value in rows:
@@ -107,6 +108,13 @@ def _parts(plan: RunPlan, memory: RankMemory) -> list[tuple[str, float]]:
         ("reserve", plan.assumptions.reserve_bytes),
         ("total", memory.peak + plan.assumptions.reserve_bytes),
     ]
+
+
+def _traffic(plan: RunPlan) -> str:
+    """Format the bytes of an iteration by axis, without axes that a run does not have."""
+    axes = {axis: getattr(plan.traffic, axis) for axis in ("tensor", "context", "pipeline", "data")}
+    shown = [f"{axis} {value / GIB:,.2f}" for axis, value in axes.items() if value]
+    return f"{', '.join(shown)} GiB per iteration" if shown else "nothing"
 
 
 def _speed(plan: RunPlan) -> str:

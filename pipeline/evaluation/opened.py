@@ -112,6 +112,7 @@ def opened_checkpoint(
     iteration: int | None = None,
     overrides: Sequence[str] = (),
     tensor_parallel: int | None = None,
+    context_parallel: int = 1,
     data: Path | None = None,
 ) -> Iterator[OpenedCheckpoint]:
     """Load a model onto all ranks of this job, whatever layout it was trained on.
@@ -122,32 +123,47 @@ def opened_checkpoint(
         overrides: settings of the run to change, such as ``ponder.num_jacobi_iterations=4``.
         tensor_parallel: ranks that one model is split over, of which there are as many replicas as ranks
             allow; None splits it over all.
+        context_parallel: ranks that share the tokens of a sequence; the model then reads whole sequences
+            only, and decodes none.
         data: folder of data to use in place of the run's own.
     Raises:
         CheckpointError, ConfigError, DataError: checkpoint, configuration or data are unusable.
     """
     folder = resolve_checkpoint(path, iteration=iteration).absolute()
     ranks = Ranks.from_environment()
-    tensor = ranks.world_size if tensor_parallel is None else tensor_parallel
-    if ranks.world_size % tensor != 0:
-        raise ConfigError([_uneven(tensor, ranks.world_size)])
+    tensor = ranks.world_size // context_parallel if tensor_parallel is None else tensor_parallel
+    model_ranks = max(tensor, 1) * context_parallel
+    if ranks.world_size % model_ranks != 0:
+        raise ConfigError([_uneven(model_ranks, ranks.world_size, has_context=context_parallel > 1)])
     layout = (
         f"parallel.tensor={tensor}",
+        f"parallel.context={context_parallel}",
         "parallel.pipeline=1",
         "parallel.layers_per_stage=null",
-        f"parallel.data={ranks.world_size // tensor}",
+        f"parallel.data={ranks.world_size // model_ranks}",
         "parallel.sequence_parallel=false",
     )
     stored = stored_checkpoint(folder, (*layout, *overrides), data=data)
     config = stored.config
+    if config.parallel.context != context_parallel:
+        raise ConfigError([_shares_sequences(config.parallel.context)])
     prepare_host()
     start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)
     try:
-        groups = initialize_groups(tensor=tensor, seed=config.seed)
+        groups = initialize_groups(tensor=tensor, context=context_parallel, seed=config.seed)
         yield load_checkpoint(folder, stored, groups)
     finally:
         destroy_groups()
         stop_process_group()
+
+
+def _shares_sequences(context: int) -> ConfigProblem:
+    return ConfigProblem(
+        path="parallel.context",
+        rule="must be left out for a finished model: decoding reads one token after another",
+        value=str(context),
+        cure="for long held-out sequences use `eval --context-parallel`",
+    )
 
 
 def load_checkpoint(folder: Path, stored: StoredRun, groups: ParallelGroups) -> OpenedCheckpoint:
@@ -227,10 +243,10 @@ def _check_size(folder: Path, config: RunConfig, vocab_size: int) -> None:
         )
 
 
-def _uneven(tensor: int, num_ranks: int) -> ConfigProblem:
+def _uneven(model_ranks: int, num_ranks: int, *, has_context: bool) -> ConfigProblem:
     return ConfigProblem(
-        path="--tensor-parallel",
+        path="--tensor-parallel x --context-parallel" if has_context else "--tensor-parallel",
         rule=f"must divide the number of ranks ({num_ranks})",
-        value=str(tensor),
-        cure=f"start {tensor} ranks or a multiple of them",
+        value=str(model_ranks),
+        cure=f"start {model_ranks} ranks or a multiple of them",
     )

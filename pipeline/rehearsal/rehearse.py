@@ -145,7 +145,7 @@ class Rehearsal:
 def distinct_ranks(config: RunConfig) -> tuple[int, ...]:
     """Return ranks of which every other one is a copy: the first and the last of each stage."""
     parallel = config.parallel
-    size = parallel.tensor * parallel.data
+    size = parallel.world_size // parallel.pipeline
     return tuple(
         sorted({stage * size + offset for stage in range(parallel.pipeline) for offset in (0, size - 1)})
     )
@@ -170,7 +170,11 @@ def rehearse_rank(config: RunConfig, vocab_size: int, rank: int, *, documents_pe
         try:
             parallel = config.parallel
             groups = initialize_groups(
-                tensor=parallel.tensor, pipeline=parallel.pipeline, seed=config.seed, time_limit=_NO_LIMIT
+                tensor=parallel.tensor,
+                context=parallel.context,
+                pipeline=parallel.pipeline,
+                seed=config.seed,
+                time_limit=_NO_LIMIT,
             )
             names.update(_names(groups))
             return _rehearse(config, vocab_size, groups, ledger, documents_per_row)
@@ -304,10 +308,11 @@ def _rehearsal(
             Place(what=what, where=where, calls=calls) for (what, where), calls in sorted(counter.items())
         )
 
+    context = f", context {groups.cp_rank}" if groups.cp_size > 1 else ""
     return Rehearsal(
         rank=groups.rank,
         stage=groups.pp_rank,
-        coordinates=f"tensor {groups.tp_rank}, data {groups.dp_rank}, pipeline {groups.pp_rank}",
+        coordinates=f"tensor {groups.tp_rank}{context}, data {groups.dp_rank}, pipeline {groups.pp_rank}",
         planned=planned,
         num_micro_batches=total,
         rehearsed_micro_batches=number,

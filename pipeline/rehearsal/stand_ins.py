@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import megatron_ext.adamw
 from megatron_ext.model.kernels import is_cudnn_preferred
-from megatron_ext.ponder import attention, documents, step_attention
+from megatron_ext.ponder import attention, documents, joined_attention
 from pipeline.rehearsal.ledger import Ledger
 
 aten = torch.ops.aten
@@ -40,8 +40,8 @@ def device_kernels(ledger: Ledger) -> Iterator[None]:
         replace(functional, "rms_norm", norm)
         replace(torch, "rms_norm", norm)
         replace(attention, "has_kernel_for_documents", _takes_flash(documents.has_kernel_for_documents))
-        replace(step_attention, "_joins", _takes_flash(step_attention._joins))
-        replace(step_attention, "_kernel", _kernel(step_attention._kernel))
+        replace(joined_attention, "has_fused_kernel", _takes_flash(joined_attention.has_fused_kernel))
+        replace(joined_attention, "kernel_of", _kernel(joined_attention.kernel_of))
         replace(megatron_ext.adamw, "adamw", _adamw(ledger))
         replace(torch, "tensor", _tensor(ledger))
         replace(torch.distributed, "new_group", _new_group(torch.distributed.new_group))
@@ -117,7 +117,12 @@ def _takes_flash(original: Callable[[Tensor], bool]) -> Callable[[Tensor], bool]
 
 
 def _kernel(original: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    return lambda query: step_attention._CudaKernel() if query.is_meta else original(query)
+    def kernel_of(query: Tensor) -> Any:
+        if query.is_meta and joined_attention.has_fused_kernel(query):
+            return joined_attention.CudaKernel()
+        return original(query)
+
+    return kernel_of
 
 
 def _rms_norm(ledger: Ledger) -> Callable[..., Tensor]:

@@ -31,8 +31,7 @@ def run_facts(run_folder: Path, config: RunConfig, manifest: ShardManifest) -> t
         ),
         (
             "layout",
-            f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data}, "
-            f"{config.training.precision}",
+            f"{parallel.sizes}, {config.training.precision}",
         ),
         ("text", f"{manifest.header.inputs.source}, {manifest.header.inputs.num_files:,} files"),
         ("tokens", ", ".join(f"{split} {number:,}" for split, number in tokens.items())),

@@ -62,7 +62,7 @@ def load_initial_weights(
     _check_vocabulary(source, folder, vocab_size)
     _warn_of_other_tokenizer(folder, tokenizer)
     content = {"model": parts.module.sharded_state_dict(metadata=content_of(folder))}
-    loaded, missing, unexpected = read_sharded(content, folder, groups.dp)
+    loaded, missing, unexpected = read_sharded(content, folder, groups.dp_cp)
     unused = of_the_model(unexpected)
     _check_weights(config, folder, missing=missing, unused=unused)
     parts.module.load_state_dict(loaded["model"], strict=not missing)

@@ -94,8 +94,11 @@ def render_layout(config: RunConfig, stages: Sequence[StageParts]) -> Table:
 
 
 def stage_ranks(parallel: ParallelConfig, stage: int) -> str:
-    """Format the ranks of a stage: tensor-parallel ones side by side, data-parallel copies between bars."""
-    size = parallel.tensor * parallel.data
+    """Format the ranks of a stage: tensor-parallel ones side by side, bars between the others.
+
+    Ranks that share sequences are neighbours; those of a data-parallel copy follow.
+    """
+    size = parallel.world_size // parallel.pipeline
     first = stage * size
     if size > MOST_RANKS_WRITTEN:
         return f"{first} to {first + size - 1}"
@@ -121,8 +124,6 @@ def gradient_reduction(config: RunConfig) -> str:
 
 def _ranks_title(parallel: ParallelConfig) -> str:
     """Name the axes within a stage."""
-    if parallel.data == 1:
-        return "ranks" if parallel.tensor == 1 else "ranks (tensor)"
-    if parallel.tensor == 1:
-        return "ranks (data)"
-    return "ranks (tensor | data)"
+    axes = {"tensor": parallel.tensor, "context": parallel.context, "data": parallel.data}
+    split = [name for name, size in axes.items() if size > 1]
+    return f"ranks ({' | '.join(split)})" if split else "ranks"

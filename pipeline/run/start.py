@@ -97,7 +97,10 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
         if config.training.deterministic:
             compute_deterministically()
         groups = initialize_groups(
-            tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, seed=config.seed
+            tensor=config.parallel.tensor,
+            context=config.parallel.context,
+            pipeline=config.parallel.pipeline,
+            seed=config.seed,
         )
         watchdog = Watchdog(
             ranks,

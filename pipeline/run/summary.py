@@ -165,7 +165,7 @@ def _training_flops(summary: RunSummary) -> str:
 
 
 def _render_layout(parallel: ParallelConfig) -> str:
-    return f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data}"
+    return parallel.sizes
 
 
 def _render_steps(ponder: PonderSection) -> str:

@@ -89,6 +89,7 @@ def transformer_config(
         kv_channels=model.kv_channels,
         layernorm_epsilon=model.norm_epsilon,
         tensor_model_parallel_size=parallel.tensor,
+        context_parallel_size=parallel.context,
         pipeline_model_parallel_size=parallel.pipeline,
         stage_layers=config.stage_layers,
         initialization_seed=config.seed,

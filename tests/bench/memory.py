@@ -133,7 +133,9 @@ def measure_steps(config: RunConfig, vocab_size: int) -> tuple[int, int]:
     """
     prepare_host()
     parallel = config.parallel
-    groups = initialize_groups(tensor=parallel.tensor, pipeline=parallel.pipeline, seed=config.seed)
+    groups = initialize_groups(
+        tensor=parallel.tensor, context=parallel.context, pipeline=parallel.pipeline, seed=config.seed
+    )
     try:
         with LiveMemory() as memory:
             parts = build_training(config, vocab_size, groups)

@@ -20,6 +20,9 @@ def golden(
         Literal["forward", "decode", "all"], typer.Option(help="Training forwards, decoding, or both.")
     ] = "all",
     tensor_parallel: Annotated[int, typer.Option(min=1, metavar="N", help="Tensor-parallel ranks.")] = 1,
+    context_parallel: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Context-parallel ranks, which share each row.")
+    ] = 1,
     pipeline_parallel: Annotated[int, typer.Option(min=1, metavar="N", help="Pipeline-parallel ranks.")] = 1,
     method: Annotated[
         Method | None,
@@ -47,6 +50,7 @@ def golden(
         kind=kind,
         method=ModelMethod(method) if method else None,
         tensor_parallel=tensor_parallel,
+        context_parallel=context_parallel,
         pipeline_parallel=pipeline_parallel,
         json_file=json_file,
     )

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from megatron_ext.parallel.groups import ParallelGroups, destroy_groups
 from megatron_ext.weights import whole_tensors
 from pipeline.checkpoint.comparison import TensorComparison, compare_checkpoints
 from pipeline.checkpoint.folder import checkpoint_folder
@@ -27,7 +27,7 @@ from pipeline.metrics.statistics import StatisticsAccumulator
 from pipeline.step.build import TrainingParts, build_training
 from pipeline.step.settings import step_settings
 from pipeline.step.train import train_step
-from tests.support.layout_steps import own_batches
+from tests.support.layout_steps import groups_of, own_batches
 from tests.support.layouts import MODELS, Layout
 from tests.support.ranks import SharedRanks, run_alone
 
@@ -40,6 +40,7 @@ LAYOUTS = {
     "tp2pp2": Layout(tensor=2, pipeline=2),
     "dp2": Layout(data=2),
     "dp4": Layout(data=4),
+    "cp2dp2": Layout(context=2, data=2),
 }
 # With moments that can be gathered without the code under test.
 PLAIN = ("tp2", "pp2")
@@ -96,7 +97,7 @@ def _save(directory: Path, parts: TrainingParts, groups: ParallelGroups) -> None
 
 def _on_layout(name: str, is_plain: bool, action: Callable[[TrainingParts, ParallelGroups], None]) -> None:
     layout, config = LAYOUTS[name], _config(name, is_plain=is_plain)
-    groups = initialize_groups(tensor=layout.tensor, pipeline=layout.pipeline)
+    groups = groups_of(layout)
     # Megatron collects garbage at every save and load; exclude what was imported before.
     gc.freeze()
     try:
@@ -170,7 +171,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def differing(ranks: SharedRanks, folder: Path) -> list[list[str]]:
-    """Return what differs when gathered, by rank; the checkpoints of all 30 pairs are in the folder then."""
+    """Return what differs when gathered, by rank; the checkpoints of all pairs are in the folder then."""
     _in_pools(ranks, _train_and_save, folder, False)
     return _in_pools(ranks, _load_and_save, folder, tuple(LAYOUTS), False)
 

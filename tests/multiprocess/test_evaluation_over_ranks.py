@@ -1,4 +1,4 @@
-"""Evaluations of a checkpoint on two ranks, tensor or data parallel, equal that on one."""
+"""Evaluations of a checkpoint on two ranks, tensor, data or context parallel, equal that on one."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,29 +21,33 @@ pytestmark = pytest.mark.multiprocess
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The results of a rank: scores and costs of all tasks, and the evaluation on held-out text."""
+    """The results of a rank: scores and costs of all tasks, where it decodes, and those on held-out text."""
 
     scores: list[dict[str, Any]]
     heldout: dict[str, Any]
 
 
-def evaluated(models: TaskModels, tensor: int, data: int) -> Found:
+def evaluated(models: TaskModels, tensor: int, data: int, context: int = 1) -> Found:
     """Evaluate PonderLM-3 on a layout."""
     from pipeline.evaluation.harness.run import run_tasks
     from pipeline.evaluation.tasks import TaskSettings
 
     prepare_host()
     folder = models.ponderlm3
-    layout = (f"parallel.tensor={tensor}", f"parallel.data={data}", "training.global_batch_size=4")
-    stored = stored_checkpoint(folder, (*layout, "training.micro_batch_size=2"))
-    groups = initialize_groups(tensor=tensor)
+    layout = (f"parallel.tensor={tensor}", f"parallel.data={data}", f"parallel.context={context}")
+    batch = ("training.global_batch_size=4", "training.micro_batch_size=2")
+    stored = stored_checkpoint(folder, (*layout, *batch))
+    groups = initialize_groups(tensor=tensor, context=context)
     try:
         opened = load_checkpoint(folder, stored, groups)
-        report = run_tasks(opened, TaskSettings(names=TASKS, include_path=models.tasks, batch_size=3))
+        tasks = []
+        if context == 1:
+            settings = TaskSettings(names=TASKS, include_path=models.tasks, batch_size=3)
+            tasks = list(run_tasks(opened, settings).tasks)
         heldout = asdict(evaluate_checkpoint(opened, max_global_batches=2))
     finally:
         destroy_groups()
-    scores = [{**one.metrics, "tokens": one.num_tokens, "steps": one.mean_steps} for one in report.tasks]
+    scores = [{**one.metrics, "tokens": one.num_tokens, "steps": one.mean_steps} for one in tasks]
     return Found(scores=scores, heldout=heldout)
 
 
@@ -58,6 +62,8 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path, ranks: SharedRanks) -> No
         for found in ranks.run(evaluated, 2, models, tensor, data):
             assert found.scores == [pytest.approx(one, rel=1e-5) for one in expected.scores]
             assert_alike(found.heldout, expected.heldout)
+    for found in ranks.run(evaluated, 2, models, 1, 1, 2):
+        assert_alike(found.heldout, expected.heldout)
 
 
 def assert_alike(found: dict[str, Any], expected: dict[str, Any]) -> None:

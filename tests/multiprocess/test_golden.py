@@ -43,6 +43,15 @@ DECODED_ON_TWO_RANKS = (
     "decode_ponderlm3_neox_k2_tau1e-2",
     "decode_ponderlm3a_llama_k3_j4",
 )
+# Rows shared by ranks: documents, weights of keys, versions of them, penalties over all tokens.
+ON_CONTEXT_RANKS = (
+    "adaponderlm_llama_k3_packed_restart",
+    "ours_llama_k2_j3",
+    "pause_llama_k2",
+    "ponderlm3_llama_k2_j2_packed_restart",
+    "ponderlm3_neox_k2_j2_rightpad",
+    "ponderlm3a_llama_k3_j2_celoss",
+)
 ON_FOUR_RANKS = (
     "adaponderlm_neox_k3_q1e-1",
     "ours_llama_k1_j3_interp",
@@ -119,10 +128,19 @@ def test_the_production_model_reproduces_every_vector(golden_folder: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("tensor", "pipeline", "names"), [(2, 1, ON_TWO_RANKS), (1, 2, ON_TWO_RANKS), (2, 2, ON_FOUR_RANKS)]
+    ("layout", "names"),
+    [
+        ({"tensor_parallel": 2}, ON_TWO_RANKS),
+        ({"pipeline_parallel": 2}, ON_TWO_RANKS),
+        ({"tensor_parallel": 2, "pipeline_parallel": 2}, ON_FOUR_RANKS),
+        ({"context_parallel": 2}, ON_CONTEXT_RANKS),
+        ({"tensor_parallel": 2, "context_parallel": 2}, ON_FOUR_RANKS[-2:]),
+        ({"context_parallel": 2, "pipeline_parallel": 2}, ON_FOUR_RANKS[:2]),
+    ],
+    ids=lambda value: " x ".join(value) if isinstance(value, dict) else f"{len(value)} cases",
 )
 def test_layouts_reproduce_the_vectors_too(
-    golden_folder: Path, tmp_path: Path, tensor: int, pipeline: int, names: tuple[str, ...]
+    golden_folder: Path, tmp_path: Path, layout: dict[str, int], names: tuple[str, ...]
 ) -> None:
     for name in names:
         copy_case(golden_folder, tmp_path, name)
@@ -132,7 +150,7 @@ def test_layouts_reproduce_the_vectors_too(
 
     file = tmp_path / "results" / "golden.json"
     file.parent.mkdir()
-    assert_all_pass(tmp_path, file, cases, tensor_parallel=tensor, pipeline_parallel=pipeline)
+    assert_all_pass(tmp_path, file, cases, **layout)
 
 
 @pytest.mark.parametrize("tensor", [1, 2])

@@ -60,6 +60,7 @@ def run_of(
         {"pipeline": 2},
         {"pipeline": 2, "recompute": "full"},
         {"data": 2},
+        {"context": 2},
     ],
     ids=str,
 )

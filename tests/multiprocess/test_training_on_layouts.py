@@ -50,6 +50,9 @@ TRAININGS = [
     Training(model="ponderlm3, llama", layout="TP2+SPxPP2", recompute="full", ponder=LAST_STEP),
     Training(model="ponderlm3, neox softmax", layout="DP2xPP2", ponder=LAST_STEP + DRAWN),
     Training(model="ponderlm3, neox tied", layout="TP2+SP", ponder=DETACHED),
+    Training(model="ponderlm3, llama", layout="CP2xDP2", ponder=LAST_STEP + DRAWN),
+    Training(model="adaptive_latent_cot, llama", layout="CP2xPP2", ponder=HELD),
+    Training(model="adaponderlm, neox", layout="TP2+SPxCP2", recompute="full", ponder=HELD),
 ]
 
 

@@ -36,6 +36,7 @@ from tests.support.layouts import (
     SWEEPS,
     VOCAB_SIZE,
     Case,
+    Layout,
 )
 from tests.support.ponder_models import batch_of, random_weights
 
@@ -98,7 +99,7 @@ def compare_with_references(cases: Sequence[Case], file: Path) -> list[Compared]
     """Compute cases of one layout on this rank and compare each with one process."""
     references = torch.load(file, mmap=True)
     (layout,) = {case.layout for case in cases}
-    groups = initialize_groups(tensor=LAYOUTS[layout].tensor, pipeline=LAYOUTS[layout].pipeline)
+    groups = groups_of(LAYOUTS[layout])
     try:
         return [
             _compare_case(case, references[case.model, _kind_of_reference(case, groups)], groups)
@@ -106,6 +107,11 @@ def compare_with_references(cases: Sequence[Case], file: Path) -> list[Compared]
         ]
     finally:
         destroy_groups()
+
+
+def groups_of(layout: Layout) -> ParallelGroups:
+    """Start the groups of a layout on the ranks that call this together."""
+    return initialize_groups(tensor=layout.tensor, context=layout.context, pipeline=layout.pipeline)
 
 
 def own_batches(groups: ParallelGroups) -> list[TokenBatch]:

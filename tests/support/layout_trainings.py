@@ -16,7 +16,7 @@ from pipeline.metrics.statistics import StatisticsAccumulator
 from pipeline.step.build import TrainingParts, build_training
 from pipeline.step.settings import step_settings
 from pipeline.step.train import train_step
-from tests.support.layout_steps import Compared, Values, compare, own_batches
+from tests.support.layout_steps import Compared, Values, compare, groups_of, own_batches
 from tests.support.layouts import LARGEST_J, LAYOUTS, MODELS, ONE_PROCESS, SEED, VOCAB_SIZE, Layout
 from tests.support.ponder_models import random_weights
 
@@ -92,7 +92,7 @@ def compare_with_trained(trainings: Sequence[Training], file: Path) -> list[Comp
     """Train on one layout on this rank and compare each training with one process."""
     references = torch.load(file, mmap=True)
     layout = LAYOUTS[trainings[0].layout]
-    groups = initialize_groups(tensor=layout.tensor, pipeline=layout.pipeline)
+    groups = groups_of(layout)
     try:
         return [
             compare(

@@ -35,6 +35,7 @@ class Layout:
     """A parallel layout of a model of four layers."""
 
     tensor: int = 1
+    context: int = 1
     pipeline: int = 1
     data: int = 1
     sequence_parallel: bool = False
@@ -42,7 +43,7 @@ class Layout:
 
     @property
     def world_size(self) -> int:
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.context * self.pipeline * self.data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,10 @@ LAYOUTS = {
     "DP2": Layout(data=2),
     "DP2xPP2": Layout(data=2, pipeline=2, layers_per_stage=(1, 3)),
     "TP2xPP2xDP2": Layout(tensor=2, pipeline=2, data=2),
+    "CP2": Layout(context=2),
+    "TP2+SPxCP2": Layout(tensor=2, context=2, sequence_parallel=True),
+    "CP2xPP2": Layout(context=2, pipeline=2),
+    "CP2xDP2": Layout(context=2, data=2),
 }
 
 
@@ -204,7 +209,7 @@ class Case:
             "is tied": "untie_embeddings_and_output_weights" in model.backbone,
         }
         factors |= {"J": self.sweeps} if model.sweeps else {}
-        axes = [name for name in ("tensor", "pipeline", "data") if getattr(layout, name) > 1]
+        axes = [name for name in ("tensor", "context", "pipeline", "data") if getattr(layout, name) > 1]
         extras = [*axes, "sequence"] if layout.sequence_parallel else axes
         again = self.recompute != "none"
         return pairs_of(factors) | {(self.model, extra) for extra in (*extras, again)}

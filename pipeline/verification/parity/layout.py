@@ -39,12 +39,13 @@ def _is_switch(text: str) -> bool:
 _COUNT, _SWITCH = "must be an integer of at least 1", "must be true or false"
 AXES = {
     "tensor": Axis("parallel.tensor", "1", "2", _COUNT, _is_count),
+    "context": Axis("parallel.context", "1", "2", _COUNT, _is_count),
     "pipeline": Axis("parallel.pipeline", "1", "2", _COUNT, _is_count),
     "data": Axis("parallel.data", "1", "2", _COUNT, _is_count),
     "sequence_parallel": Axis("parallel.sequence_parallel", "false", "true", _SWITCH, _is_switch),
 }
 # As papers call them.
-SHORT_NAMES = {"tp": "tensor", "pp": "pipeline", "dp": "data", "sp": "sequence_parallel"}
+SHORT_NAMES = {"tp": "tensor", "cp": "context", "pp": "pipeline", "dp": "data", "sp": "sequence_parallel"}
 # Everything runs on one process; initial weights and data are the same on every layout.
 ONE_PROCESS = (
     *(f"{axis.setting}={axis.default}" for axis in AXES.values()),
@@ -77,6 +78,7 @@ def parse_layout(text: str) -> tuple[list[str], list[ConfigProblem]]:
 def render_layout(parallel: ParallelConfig) -> str:
     """Return a layout in the syntax of the option."""
     sizes = f"tensor={parallel.tensor},pipeline={parallel.pipeline},data={parallel.data}"
+    sizes += f",context={parallel.context}" if parallel.context > 1 else ""
     return f"{sizes},sequence_parallel=true" if parallel.sequence_parallel else sizes
 
 

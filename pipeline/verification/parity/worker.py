@@ -41,7 +41,10 @@ def _measure(config: RunConfig, ranks: Ranks, num_steps: int) -> list[Measured]:
     start_process_group(ranks, timeout_seconds=config.parallel.timeout_seconds)
     try:
         groups = initialize_groups(
-            tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, seed=config.seed
+            tensor=config.parallel.tensor,
+            context=config.parallel.context,
+            pipeline=config.parallel.pipeline,
+            seed=config.seed,
         )
         return _train(config, groups, num_steps)
     finally:

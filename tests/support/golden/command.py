@@ -1,9 +1,10 @@
 """Compare the production model with a folder of golden vectors (`python -m tests.golden`)."""
 
 import json
+import math
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,7 @@ def run_golden(
     kind: Kind = "all",
     method: Method | None = None,
     tensor_parallel: int = 1,
+    context_parallel: int = 1,
     pipeline_parallel: int = 1,
     json_file: Path | None = None,
     console: Console | None = None,
@@ -46,6 +48,7 @@ def run_golden(
         kind: which cases.
         method: only cases of this method; None takes all.
         tensor_parallel: number of tensor-parallel ranks.
+        context_parallel: number of ranks that share each row.
         pipeline_parallel: number of pipeline stages.
         json_file: also write the results to this file.
         console: for the table.
@@ -55,23 +58,23 @@ def run_golden(
     Raises:
         ConfigError: the layout or the folder is invalid.
     """
-    cases = _chosen(folder, kind, method, tensor_parallel, pipeline_parallel)
-    results = _compute(folder, cases, tensor_parallel, pipeline_parallel) if cases else []
+    layout = {
+        "--tensor-parallel": tensor_parallel,
+        "--context-parallel": context_parallel,
+        "--pipeline-parallel": pipeline_parallel,
+    }
+    cases = _chosen(folder, kind, method, layout)
+    results = _compute(folder, cases, layout) if cases else []
     _print(results, console or _wide_console())
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8")
     return _exit_code(results)
 
 
-def _chosen(
-    folder: Path, kind: Kind, method: Method | None, tensor_parallel: int, pipeline_parallel: int
-) -> list[GoldenCase]:
+def _chosen(folder: Path, kind: Kind, method: Method | None, layout: Mapping[str, int]) -> list[GoldenCase]:
     problems = [
         ConfigProblem(path=flag, rule="must be at least 1", value=str(size), cure="try 1 or 2")
-        for flag, size in (
-            ("--tensor-parallel", tensor_parallel),
-            ("--pipeline-parallel", pipeline_parallel),
-        )
+        for flag, size in layout.items()
         if size < 1
     ]
     try:
@@ -83,9 +86,7 @@ def _chosen(
     return [case for case in cases if kind in ("all", case.kind) and method in (None, case.method)]
 
 
-def _compute(
-    folder: Path, cases: Sequence[GoldenCase], tensor_parallel: int, pipeline_parallel: int
-) -> list[CaseResult]:
+def _compute(folder: Path, cases: Sequence[GoldenCase], layout: Mapping[str, int]) -> list[CaseResult]:
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "results.json"
         code = run_ranks(
@@ -97,14 +98,11 @@ def _compute(
                 str(folder),
                 "--output",
                 str(output),
-                "--tensor-parallel",
-                str(tensor_parallel),
-                "--pipeline-parallel",
-                str(pipeline_parallel),
+                *(word for flag, size in layout.items() for word in (flag, str(size))),
                 "--names",
                 *(case.name for case in cases),
             ],
-            num_ranks=tensor_parallel * pipeline_parallel,
+            num_ranks=math.prod(layout.values()),
         )
         if code != 0:
             raise RuntimeError(f"the ranks that compute the golden cases exited with code {code}")

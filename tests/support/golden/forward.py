@@ -79,7 +79,7 @@ def _run(case: GoldenCase, model: PonderModel, groups: ParallelGroups) -> dict[s
         [batch] * groups.pp_size,
         ForwardSettings(num_jacobi_iterations=int(case.facts["J"] or 0)),
         loss=loss_of,
-        observe=lambda name, value: seen.update({name: value.detach().clone()}),
+        observe=lambda name, value: seen.update({name: _of_whole_rows(name, value.detach(), model)}),
     )
     if model.ponder.config.method is Method.PAUSE:
         values["outputs/expanded_input_ids"] = model.ponder.tokens_of_rows(batch.tokens)
@@ -176,6 +176,17 @@ def _batch(case: GoldenCase) -> TokenBatch:
         position_ids=case.tensors.get("inputs/position_ids", torch.arange(tokens.shape[1]).expand_as(tokens)),
         document_ids=torch.where(is_real(case), documents, PADDING_DOCUMENT),
     )
+
+
+# What methods observe only after they have gathered all tokens.
+_OF_ALL_TOKENS = ("s", "tail_mass", "gate_logits")
+
+
+def _of_whole_rows(name: str, value: Tensor, model: PonderModel) -> Tensor:
+    """Return a copy of an observed value of all tokens of the rows, whatever part of them this rank has."""
+    if name in _OF_ALL_TOKENS:
+        return value.clone()
+    return model.context_axis.gather(value).clone()
 
 
 # Recorded per token and pass, [L or N, B, H] here and [B, L or N, H] there.

@@ -26,13 +26,18 @@ def main() -> None:
     parser.add_argument("--names", nargs="*", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--tensor-parallel", type=int, required=True)
+    parser.add_argument("--context-parallel", type=int, required=True)
     parser.add_argument("--pipeline-parallel", type=int, required=True)
     arguments = parser.parse_args()
     prepare_host()
     ranks = Ranks.from_environment()
     start_process_group(ranks, timeout_seconds=TIMEOUT_SECONDS)
     try:
-        groups = initialize_groups(tensor=arguments.tensor_parallel, pipeline=arguments.pipeline_parallel)
+        groups = initialize_groups(
+            tensor=arguments.tensor_parallel,
+            context=arguments.context_parallel,
+            pipeline=arguments.pipeline_parallel,
+        )
         chosen = set(arguments.names)
         cases = [case for case in read_cases(arguments.folder) if case.name in chosen]
         results = [_run(case, groups) for case in cases]
@@ -61,6 +66,8 @@ def _run(case: GoldenCase, groups: ParallelGroups) -> CaseResult:
 def _why_not_supported(case: GoldenCase, groups: ParallelGroups) -> str:
     if case.kind == "decode" and groups.pp_size > 1:
         return f"decoding on {groups.pp_size} pipeline stages"
+    if case.kind == "decode" and groups.cp_size > 1:
+        return f"decoding on {groups.cp_size} context-parallel ranks"
     return "" if case.kind in ("forward", "decode") else f"cases of kind {case.kind}"
 
 
@@ -76,6 +83,9 @@ def _why_not_applicable(case: GoldenCase, groups: ParallelGroups) -> str:
             return f"{size} {name} on {groups.tp_size} tensor-parallel ranks"
     if case.backbone["num_hidden_layers"] < groups.pp_size:
         return f"{case.backbone['num_hidden_layers']} layers on {groups.pp_size} pipeline stages"
+    length = case.tensors["inputs/input_ids"].shape[1]
+    if groups.cp_size > 1 and length % (2 * groups.cp_size) != 0:
+        return f"{length} tokens on {groups.cp_size} context-parallel ranks"
     return ""
 
 

@@ -14,6 +14,7 @@ from megatron_ext.methods.ponderlm3 import PonderLM3
 from megatron_ext.model.config import Architecture
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.model.model import PonderModel
+from megatron_ext.parallel.context import ContextAxis, TokenAxes
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.ponder import halting
@@ -112,7 +113,7 @@ def fixed_final_pass(groups: ParallelGroups, kind: Penalty) -> tuple[PonderLM3, 
         plan=method.plan(0),
         real=torch.tensor([[True, True], [True, True], [True, False]]),
         has_label=torch.ones(3, 2, dtype=torch.bool),
-        axis=TensorAxis(groups.tp, False),
+        axis=TokenAxes(TensorAxis(groups.tp, False), ContextAxis(groups.cp)),
         mix_embeddings=lambda rows: rows,
         score_labels=lambda hidden: SCORES,
         memory=PassMemory(),

@@ -30,6 +30,17 @@ BROKEN = [
         "training.seq_length",
         "62 or 64",
     ),
+    ({"parallel__context": 2, "training__seq_length": 66}, "training.seq_length", "64 or 68"),
+    (
+        {
+            "parallel__sequence_parallel": True,
+            "parallel__tensor": 2,
+            "parallel__context": 3,
+            "training__seq_length": 63,
+        },
+        "training.seq_length",
+        "60 or 66",
+    ),
     ({"training__global_batch_size": 9}, "training.global_batch_size", "8 or 12"),
     ({"training__global_batch_size": 8, "parallel__data": 4}, "training.global_batch_size", "try 16"),
     (

@@ -78,6 +78,11 @@ BROKEN = [
     ),
     ({"ponder__skip_pruned_rows": True, "ponder__num_latent_thoughts": 0}, "ponder.skip_pruned_rows", ""),
     (
+        {"ponder__skip_pruned_rows": True, "parallel__context": 2},
+        "parallel.context",
+        "ponder.skip_pruned_rows",
+    ),
+    (
         {"ponder__skip_pruned_rows": True, "parallel__pipeline": 2},
         "parallel.pipeline",
         "ponder.skip_pruned_rows",

@@ -1,21 +1,25 @@
 """Steps on the meta device, beside the plan and beside what a step on the CPU really holds and does."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from megatron_ext.ponder.config import Method
-from pipeline.config.load import build_config
+from pipeline.config.load import build_config, load_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.muon import update_flops
 from pipeline.cost.rank_sizes import rank_sizes
+from pipeline.cost.traffic import rank_traffic
 from pipeline.rehearsal.ledger import Ledger
 from pipeline.rehearsal.rehearse import Rehearsal, distinct_ranks, rehearse_rank
 from tests.support.away import NEEDED_WAITS
 
 VOCAB_SIZE = 256
+# Of the tokenizer that Pythia's recipes name.
+PILE_VOCAB_SIZE = 50277
 
 
 def run_of(
@@ -89,6 +93,32 @@ def test_any_rank_of_any_layout_can_be_rehearsed(rank: int) -> None:
     # Rows of two passes in each direction for each of four micro-batches, at least.
     assert found.messages >= 16
     assert found.sent_bytes > 0 < found.received_bytes
+
+
+@pytest.mark.parametrize(
+    ("method", "parallel"),
+    [
+        (Method.VANILLA, {"context": 2}),
+        (Method.PONDERLM3, {"context": 4, "tensor": 2}),
+        (Method.PONDERLM2, {"context": 2, "recompute": "full"}),
+        (Method.ADAPTIVE_LATENT_COT, {"context": 2}),
+    ],
+    ids=str,
+)
+def test_keys_values_and_their_gradients_are_what_context_parallel_ranks_exchange(
+    method: Method, parallel: dict[str, Any]
+) -> None:
+    run = run_of(method, parallel)
+    found = rehearse_rank(run, VOCAB_SIZE, 0, documents_per_row=2)
+    size = parallel["context"]
+    planned = rank_traffic(rank_sizes(run, VOCAB_SIZE)).context
+
+    sent = [entry for entry in found.collectives if entry.group == f"cp[{size}]"]
+    received = sum(entry.num_bytes for entry in sent) * (size - 1) / size
+    # Beside them, some numbers per token.
+    assert planned <= received <= 1.05 * planned
+    assert found.mixed == ()
+    assert sum(wait.calls for wait in found.waits) <= 2
 
 
 def test_stages_send_as_much_as_their_neighbours_receive() -> None:
@@ -200,6 +230,15 @@ def test_the_peak_is_that_of_live_tensors() -> None:
     assert (found.live_bytes, found.peak_bytes) == (2000, 4000)
     del kept
     assert found.live_bytes == 0
+
+
+@pytest.mark.parametrize("recipe", ["pause_70m", "adaponderlm_70m"])
+def test_the_plan_of_a_recipe_agrees_with_its_rehearsal(repository: Path, recipe: str) -> None:
+    config = load_config(repository / "pipeline" / "recipes" / f"{recipe}.yaml")
+    found = rehearse_rank(config, PILE_VOCAB_SIZE, 0)
+
+    assert abs(found.plan_error) < 0.01
+    assert found.planned.state.total == pytest.approx(found.state_bytes, rel=0.001)
 
 
 def test_an_error_of_the_plan_is_relative_to_the_rehearsal() -> None:

@@ -32,6 +32,16 @@ def test_ranks_of_a_stage_are_written_by_tensor_and_data_axis(tensor: int, data:
     assert stage_ranks(on_layout(tensor, 2, data).parallel, 1) == ranks
 
 
+def test_ranks_that_share_sequences_are_neighbours() -> None:
+    layout = run(parallel__context=2, parallel__data=2, training__global_batch_size=8)
+
+    assert stage_ranks(layout.parallel, 0) == "0 | 1 | 2 | 3"
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(render_layout(layout, STAGES[:1]))
+    assert "ranks (context | data)" in captured.get()
+
+
 def test_the_parallel_layout_shows_what_each_stage_holds() -> None:
     console = Console(width=120)
     with console.capture() as captured:

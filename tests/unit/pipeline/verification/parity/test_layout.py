@@ -10,20 +10,23 @@ from tests.unit.pipeline.config.settings import changed_settings
 @pytest.mark.parametrize(
     ("text", "sizes"),
     [
-        ("tensor=2", (2, 1, 1, "false")),
-        ("tensor=2,pipeline=4,data=3,sequence_parallel=true", (2, 4, 3, "true")),
-        ("tp=2,pp=4,dp=3,sp=true", (2, 4, 3, "true")),
-        (" dp=2 , pp = 2", (1, 2, 2, "false")),
+        ("tensor=2", (2, 1, 1, 1, "false")),
+        ("tensor=2,pipeline=4,data=3,sequence_parallel=true", (2, 1, 4, 3, "true")),
+        ("tp=2,pp=4,dp=3,sp=true", (2, 1, 4, 3, "true")),
+        (" dp=2 , pp = 2", (1, 1, 2, 2, "false")),
+        ("cp=2,tp=4", (4, 2, 1, 1, "false")),
+        ("context=3", (1, 3, 1, 1, "false")),
     ],
 )
 def test_axes_become_settings_and_absent_ones_have_size_one(
-    text: str, sizes: tuple[int, int, int, str]
+    text: str, sizes: tuple[int, int, int, int, str]
 ) -> None:
-    tensor, pipeline, data, sequence = sizes
+    tensor, context, pipeline, data, sequence = sizes
 
     assert parse_layout(text) == (
         [
             f"parallel.tensor={tensor}",
+            f"parallel.context={context}",
             f"parallel.pipeline={pipeline}",
             f"parallel.data={data}",
             f"parallel.sequence_parallel={sequence}",
@@ -40,6 +43,7 @@ def test_all_mistakes_are_reported_together() -> None:
     assert {problem.path for problem in problems} == {"--layout"}
     assert settings == [
         "parallel.tensor=1",
+        "parallel.context=1",
         "parallel.pipeline=1",
         "parallel.data=2",
         "parallel.sequence_parallel=false",
@@ -51,10 +55,12 @@ def test_a_layout_is_written_as_it_is_given() -> None:
 
     assert render_layout(parallel) == "tensor=2,pipeline=4,data=1,sequence_parallel=true"
     assert render_layout(ParallelConfig(data=3)) == "tensor=1,pipeline=1,data=3"
+    assert render_layout(ParallelConfig(tensor=2, context=4)) == "tensor=2,pipeline=1,data=1,context=4"
 
 
 def test_one_process_takes_the_place_of_every_layout() -> None:
-    layout = {"tensor": 2, "pipeline": 2, "data": 2, "sequence_parallel": True, "layers_per_stage": [1, 1]}
+    layout = {"tensor": 2, "context": 2, "pipeline": 2, "data": 2}
+    layout |= {"sequence_parallel": True, "layers_per_stage": [1, 1]}
     settings = changed_settings(parallel=layout, training__global_batch_size=16)
     assert apply_overrides(settings, ONE_PROCESS, setting_paths()) == []
 
