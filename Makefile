@@ -1,6 +1,6 @@
 # Everything a developer needs; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo continued-demo ladder docs test test-clusters test-matrix test-megatron-next test-gpu gpu-check soak check fmt
+.PHONY: help setup demo continued-demo ladder docs test test-clusters test-matrix test-browser test-megatron-next test-gpu gpu-check soak check fmt
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -63,6 +63,9 @@ test-gpu: $(INSTALLED) ## run the tests that need a GPU
 
 gpu-check: $(INSTALLED) ## check numbers, speed, memory and faults on a GPU, in eight minutes
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m scripts.gpu_check
+
+test-browser: $(INSTALLED) ## look at TensorBoard in a real Chromium
+	$(BIN)/pytest -m browser
 
 soak: $(INSTALLED) ## kill, fill and rename under commands for hours, and try other machines (SOAK_KILLS=200 SOAK_SEED=20)
 	$(BIN)/pytest tests/end_to_end -m soak -s

@@ -127,13 +127,15 @@ def _too_little_memory(config: RunConfig) -> Iterator[ConfigProblem]:
 
 
 def planned_step_seconds(config: RunConfig) -> float | None:
-    """Return how long a step takes according to the plan; None where the device or vocabulary is unknown."""
+    """Return how long a step takes according to the plan; None where device or vocabulary are unknown."""
     submit = config.submit
     device = DEVICES.get(submit.gpu) if submit.gpus_per_node else None
     vocab_size = config.model.vocab_size or _vocab_size(config)
     if device is None or vocab_size is None:
         return None
     plan = plan_run(config, vocab_size, Assumptions(device=device, mfu=_MFU, reserve_bytes=_RESERVE_BYTES))
+    if plan.tokens_per_second is None:
+        return None
     training = config.training
     return training.global_batch_size * training.seq_length / plan.tokens_per_second
 

@@ -209,6 +209,7 @@ class RowContext:
         num_slots: n of the pass.
         read: what is read after the last layer, or None where it is all.
         repeated: how slot 0 goes through the first layer, or None where it is like every other row.
+        has_fixed_rows: whether the pass has as many rows in all steps.
         qkv_format: read by Megatron: the rows are laid out as [rows, B, ...].
     """
 
@@ -220,6 +221,7 @@ class RowContext:
     num_slots: int = 1
     read: ReadSlots | None = None
     repeated: RepeatedSlot | None = None
+    has_fixed_rows: bool = True
     qkv_format: str = "sbhd"
 
     def read_after(self, layer_number: int) -> ReadSlots | None:
@@ -311,7 +313,8 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         if context.store is not None:
             return self._attend_to_store(context.store, query, key, value, attention_mask)
         # The rows of documents have other lengths in every step.
-        with preferring_cudnn(self._prefers_cudnn and context.segments is None):
+        has_one_length = context.has_fixed_rows and context.segments is None
+        with preferring_cudnn(self._prefers_cudnn and has_one_length):
             return self._attend_within_pass(context, query, key, value, attention_mask)
 
     def _attend_within_pass(

@@ -248,7 +248,7 @@ class PonderModel(ModelStage):
             packed.take(rows),
             packed.positions(micro_batch.batch.position_ids),
             log_weight=log_weight,
-            context=RowContext(segments=packed.segments),
+            context=RowContext(segments=packed.segments, has_fixed_rows=False),
         )
         self._count_thoughts(num_slots, packed, context)
         return take_slots(packed.put(hidden), num_slots, micro_batch.method.slots_read(index, context))
@@ -287,7 +287,8 @@ class PonderModel(ModelStage):
 
     def _repeated_slot(self, index: int, micro_batch: MicroBatch) -> RepeatedSlot | None:
         context = micro_batch.context
-        if not self.pre_process or not micro_batch.method.facts.repeats_embeddings:
+        repeats = context.plan.num_passes > 1 and micro_batch.method.facts.repeats_embeddings
+        if not self.pre_process or not repeats:
             return None
         return RepeatedSlot(is_computed=index in (0, context.plan.first_with_gradient), memory=context.memory)
 

@@ -38,7 +38,8 @@ class PackedRows:
     def take(self, rows: Tensor) -> Tensor:
         """Pack rows: [S * n, B, ...] -> [R, B, ...]."""
         packed: Tensor = _Take.apply(rows.flatten(0, 1), self._places())  # type: ignore[no-untyped-call]
-        return packed.unflatten(0, self.order.shape)
+        unflattened: Tensor = packed.unflatten(0, self.order.shape)
+        return unflattened
 
     def put(self, packed: Tensor) -> Tensor:
         """Unpack rows: [R, B, ...] -> [S * n, B, ...], 0 in rows that do not run."""
@@ -46,7 +47,8 @@ class PackedRows:
         kept = torch.where(runs, packed, 0.0).flatten(0, 1)
         batch_size = self.order.shape[1]
         rows: Tensor = _Put.apply(kept, self._places(), self.num_rows * batch_size)  # type: ignore[no-untyped-call]
-        return rows.unflatten(0, (self.num_rows, batch_size))
+        unflattened: Tensor = rows.unflatten(0, (self.num_rows, batch_size))
+        return unflattened
 
     def positions(self, position_ids: Tensor) -> Tensor:
         """Return the rotary position of each place: [B, S] -> [B, R]."""

@@ -168,7 +168,8 @@ def _is_cut(sizes: RankSizes) -> bool:
 
 def _repeated_slot(sizes: RankSizes, index: int, stage: int) -> float:
     """What later passes take of slot 0 of the first layer; between graphs its gradient waits too."""
-    if not sizes.facts.repeats_embeddings or stage > 0 or index != sizes.plan.first_with_gradient:
+    is_repeated = sizes.facts.repeats_embeddings and sizes.num_passes > 1
+    if not is_repeated or sizes.skips_pruned_rows or stage > 0 or index != sizes.plan.first_with_gradient:
         return 0
     shape = sizes.shape
     channels = (shape.query_size + shape.key_value_size) / sizes.tensor
@@ -178,6 +179,8 @@ def _repeated_slot(sizes: RankSizes, index: int, stage: int) -> float:
 
 def _spared(sizes: RankSizes, index: int, stage: int) -> float:
     """What the first and the last layer do not keep of rows that need not be computed."""
+    if sizes.skips_pruned_rows:
+        return 0
     spared = 0.0
     is_repeated = sizes.facts.repeats_embeddings and index != sizes.plan.first_with_gradient
     if stage == 0 and is_repeated:

@@ -127,6 +127,11 @@ class RankSizes:
         is_blended = self.blends_start and self.plan.slots[index] > 1
         return is_blended or (self.facts.weighs_slots and index > 0)
 
+    @property
+    def skips_pruned_rows(self) -> bool:
+        """Whether rows of pruned slots are left out, and then no others; a plan counts on none of them."""
+        return self.account.share_of_thoughts is not None
+
     def num_slots_read(self, index: int) -> int:
         """Slots of each token that are read after pass `index`; a blended start reads all of the last."""
         if self.blends_start and self.plan.is_final(index):

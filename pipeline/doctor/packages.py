@@ -1,9 +1,10 @@
 """Python, and the packages that this program and its extras pin."""
 
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, requires
+
+from packaging.requirements import Requirement
 
 from pipeline.checkpoint.origin import version_of
 from pipeline.doctor.finding import Finding, State
@@ -14,10 +15,8 @@ __all__ = ["Pins", "extra_findings", "package_findings", "parse_pins", "python_f
 # By extra, and by package: the version. The empty extra holds what is always needed.
 Pins = Mapping[str, Mapping[str, str]]
 
-_PIN = re.compile(
-    r'(?P<name>[\w.-]+)(\[[\w,-]+\])?==(?P<version>[^;\s]+)(; extra == ["\'](?P<extra>[\w-]+)["\'])?'
-)
-_PYTHONS = ((3, 11), (3, 12))
+# As pyproject.toml requires.
+_PYTHONS = ((3, 11), (3, 12), (3, 13))
 # What a user may want; the others are for developers.
 _EXTRAS = {
     "hf": "conversion from and to transformers",
@@ -50,18 +49,36 @@ def python_finding(version: tuple[int, ...]) -> Finding:
     found = ".".join(map(str, version))
     if version in _PYTHONS:
         return Finding(name="Python", state=State.OK, found=found)
-    cure = "install Python 3.11 or 3.12, and run make setup"
+    first, last = (".".join(map(str, one)) for one in (_PYTHONS[0], _PYTHONS[-1]))
+    cure = f"install Python {first} to {last}, and run make setup"
     return Finding(name="Python", state=State.BROKEN, found=found, cure=cure)
 
 
 def parse_pins(requirements: Iterable[str]) -> Pins:
-    """Return the pinned versions among the requirements of a package, as its metadata write them."""
-    pins: dict[str, dict[str, str]] = {"": {}}
-    for requirement in requirements:
-        found = _PIN.fullmatch(requirement)
-        if found is not None:
-            pins.setdefault(found["extra"] or "", {})[found["name"]] = found["version"]
+    """Return the pinned versions among the requirements of a package, as its metadata write them.
+
+    Those of extras that are for developers, and of other versions of Python, are left out.
+    """
+    read = [Requirement(text) for text in requirements]
+    pins = {"": {one.name: _version(one) for one in read if _applies(one, extra="")}}
+    for extra in _EXTRAS:
+        own = {
+            one.name: _version(one)
+            for one in read
+            if _applies(one, extra=extra) and not _applies(one, extra="")
+        }
+        if own:
+            pins[extra] = own
     return pins
+
+
+def _applies(requirement: Requirement, *, extra: str) -> bool:
+    """Tell whether a requirement is one of an extra on this machine."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def _version(requirement: Requirement) -> str:
+    return str(requirement.specifier).removeprefix("==")
 
 
 def required_finding(pins: Pins, installed: Callable[[str], str | None]) -> Finding:

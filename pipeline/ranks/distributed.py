@@ -5,6 +5,7 @@ import faulthandler
 import logging
 import os
 import socket
+import sys
 from datetime import timedelta
 
 import torch.distributed
@@ -142,8 +143,9 @@ def abandon_process_group() -> None:
     """
     if not torch.distributed.is_initialized():
         return
-    # In C, so that it also ends a process whose interpreter is already being taken down.
-    faulthandler.dump_traceback_later(_LEAVE_SECONDS, exit=True)
+    if sys.__stderr__ is not None:
+        # In C, so that it also ends a process whose interpreter is already being taken down.
+        faulthandler.dump_traceback_later(_LEAVE_SECONDS, exit=True, file=sys.__stderr__)
     if within(_ABORT_SECONDS, _abort) is None:
         logger.warning("NCCL could not be aborted within %.0f s; this rank leaves without it", _ABORT_SECONDS)
 

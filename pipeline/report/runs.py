@@ -7,7 +7,7 @@ from functools import partial
 from pipeline.report.charts import HorizontalAxis, Series, line_chart
 from pipeline.report.colors import curve_role
 from pipeline.report.data import Points, ReportData
-from pipeline.report.figures import Figure, at_card_widths, at_page_widths
+from pipeline.report.figures import Figure, at_card_widths
 from pipeline.report.worth import FLOPS_AXIS, Way, ways_of
 from pipeline.shared.units import metric
 
@@ -84,7 +84,7 @@ def _cost_figure(
         return None
     caption = "Held-out loss, in nats per token; lower and further left is better."
     draw = partial(line_chart, lines, description=f"{title}. {caption}", over=over)
-    return Figure(title=title, charts=at_page_widths(draw), caption=caption, numbers=tuple(numbers))
+    return Figure(title=title, charts=at_card_widths(draw), caption=caption, numbers=tuple(numbers))
 
 
 def _tokens_figure(title: str, labels: Sequence[str], curves: Sequence[Points]) -> Figure | None:

@@ -33,7 +33,6 @@ def check_attention(config: RunConfig, vocab_size: int, groups: ParallelGroups) 
     if not has_cuda():
         if config.training.attention == "cudnn":
             raise ConfigError([_without_cuda()])
-        logger.info("attention: torch's kernels for CPUs")
         return
     problems: list[ConfigProblem] = []
     for sizes in attention_cases(config, vocab_size):

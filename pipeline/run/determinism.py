@@ -14,6 +14,6 @@ def compute_deterministically() -> None:
     """
     torch.use_deterministic_algorithms(True)
     # Filling memory that is overwritten anyhow costs time. Nothing reads it before.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False

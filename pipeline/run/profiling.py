@@ -77,6 +77,7 @@ class StepProfiler:
             self._profile = profile(activities=profiled_activities(), record_shapes=True, profile_memory=True)
             record_memory_history()
             self._profile.start()
+        self._last = iteration
         # TensorBoard's plugin knows iterations by this name.
         self._step = record_function(f"{_STEP}{iteration}")
         self._step.__enter__()
@@ -85,7 +86,6 @@ class StepProfiler:
         """End the record of an iteration, and write all of them after the last one; called after each."""
         if self._profile is None or self._steps is None:
             return
-        self._last = iteration
         self._end_range()
         if iteration == self._steps[1]:
             self.close()

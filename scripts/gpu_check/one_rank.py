@@ -1,6 +1,7 @@
 """One rank in this process, which builds runs one after another."""
 
 import gc
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from megatron_ext.device import device, has_cuda, synchronize
 from megatron_ext.host import prepare_host
@@ -147,8 +149,6 @@ def host_waits(action: Any) -> dict[str, int]:
     if not has_cuda():
         action()
         return {}
-    import warnings
-
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -164,16 +164,13 @@ def kernels_of(action: Any, *, most: int = 20) -> dict[str, Any]:
     if not has_cuda():
         action()
         return {}
-    from torch.autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
-
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         action()
         synchronize()
     times: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for event in profiler.events():
-        if event.device_type == DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             times[event.name[:100]] += event.self_device_time_total / 1e3
             calls[event.name[:100]] += 1
     top = [{"kernel": name, "calls": calls[name], "ms": ms} for name, ms in times.most_common(most)]

@@ -8,8 +8,8 @@ import typer
 
 from pipeline.commands.shared import exit_on_user_error
 from pipeline.shared.console import say
-from scripts.screenshots.board import serve_board
-from scripts.screenshots.browser import Page, open_page
+from scripts.screenshots.board import serve_board, shown_charts
+from scripts.screenshots.browser import open_page
 from scripts.screenshots.terminal import render_terminal, shown_by
 
 PICTURES = Path("docs/pictures")
@@ -44,14 +44,8 @@ async def _pages(run: Path, output: Path) -> None:
                 _write(output / f"report_{size}_{scheme}.png", await page.screenshot(is_whole_page=True))
         with serve_board(run) as address:
             await page.emulate(width=1280, height=900, scheme="light")
-            await _open_board(page, address)
+            await shown_charts(page, address)
             _write(output / "tensorboard.png", await page.screenshot())
-
-
-async def _open_board(page: Page, address: str) -> None:
-    """Open the page of related curves, and wait until they are drawn."""
-    await page.open(f"{address}#custom_scalars")
-    await asyncio.sleep(10)
 
 
 def _write(file: Path, content: bytes) -> None:

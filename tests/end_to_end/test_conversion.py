@@ -53,14 +53,19 @@ def test_a_converted_model_is_evaluated_generates_is_trained_on_and_exported(
 
 
 def _export_and_generate(checkpoints: Path, folder: Path, eod_id: int) -> None:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, pipeline
 
     command = megaponder("convert", "to-hf", str(checkpoints), "--output", str(folder))
     assert command.exit_code == 0, command.stderr
     card = (folder / "README.md").read_text()
     assert re.search(r"^\| iterations \| 2\b", card, re.MULTILINE)
-    assert "SentencePieceProcessor" in card
+    assert "AutoTokenizer" in card
+    # Beside the sentencepiece model, by which transformers finds the tokenizer.
     assert (folder / "tokenizer.model").is_file()
+    (continued,) = pipeline("text-generation", model=str(folder), trust_remote_code=True)(
+        "def value", max_new_tokens=3, do_sample=False
+    )
+    assert continued["generated_text"].startswith("def value")
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert model.generation_config.eos_token_id == eod_id
     output = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, return_dict_in_generate=True)

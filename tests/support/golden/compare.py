@@ -109,7 +109,7 @@ def rows_read(case: GoldenCase, name: str, recorded: Tensor) -> Tensor:
     plan = facts.plan(int(case.facts["K"] or 0), int(case.facts["J"] or 0))
     index = int(rest.removeprefix("repeat_")) if rest else plan.num_passes - 1
     read = facts.slots_read(index, plan)
-    slots = recorded.unflatten(1, (-1, plan.slots[index]))
+    slots: Tensor = recorded.unflatten(1, (-1, plan.slots[index]))
     return slots[:, :, read.start : read.stop].flatten(1, 2)
 
 

@@ -53,7 +53,7 @@ def command_and_rest(words: list[str]) -> tuple[Any, list[str]]:
     assert entry is not None, f"there is no command {words[0]}"
     command, rest = load_command(entry), words[1:]
     inner = getattr(command, "commands", None)
-    if inner is not None and rest and re.fullmatch("[a-z-]+", rest[0]):
+    if inner is not None and rest and re.fullmatch("[a-z][a-z-]*", rest[0]):
         assert rest[0] in inner, f"there is no command {' '.join(words[:2])}"
         return inner[rest[0]], rest[1:]
     return command, rest

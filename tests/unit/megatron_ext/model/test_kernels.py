@@ -20,7 +20,7 @@ from megatron_ext.model.kernels import (
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.attention import key_weighted_attention
 from megatron_ext.ponder.config import Method
-from tests.support.ponder_models import batch_of, decode_one_by_one, random_tokens, tiny_model
+from tests.support.ponder_models import AUTHORS, batch_of, decode_one_by_one, random_tokens, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -116,6 +116,13 @@ def test_cudnn_is_for_rows_of_one_document(
     model(batch_of(random_tokens(1, 8), torch.tensor([documents])), num_jacobi_iterations=1)
 
     assert set(preferences) == {expected}
+
+
+def test_cudnn_is_not_for_passes_whose_rows_vary(groups: ParallelGroups, preferences: list[bool]) -> None:
+    model = tiny_model(groups, Method.PONDERLM3, dtype=torch.float32, prefers_cudnn=True, ponder=AUTHORS)
+    model(batch_of(random_tokens(1, 8)), num_jacobi_iterations=1, skips_pruned_rows=True)
+
+    assert set(preferences) == {False}
 
 
 def test_decoding_never_takes_cudnn(groups: ParallelGroups, preferences: list[bool]) -> None:

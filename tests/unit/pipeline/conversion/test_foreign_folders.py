@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from data_prep.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from pipeline.checkpoint.identity import StoredTokenizer
 from pipeline.conversion.from_hf import ImportOptions, from_hf
 from pipeline.conversion.from_hf import _all_or_nothing as new_checkpoint
@@ -17,6 +18,7 @@ from pipeline.conversion.hf_weights import HuggingFaceWeights
 from pipeline.conversion.to_hf import _all_or_nothing
 from pipeline.conversion.tokenizer_files import begin_as_trained, find_tokenizer
 from pipeline.shared.errors import ConversionError
+from tests.unit.data_prep.tokenizers.test_sentencepiece_json import model as sentencepiece_model
 
 LLAMA = {
     "model_type": "llama",
@@ -159,6 +161,50 @@ def test_an_exported_tokenizer_begins_texts_as_training_began_documents(
     begin = [] if bos_id is None else [bos_id]
     assert tokenizer("lamp")["input_ids"] == [*begin, *(ord(letter) for letter in "lamp")]
     assert tokenizer.eos_token == "</s>"
+
+
+@pytest.mark.parametrize("bos_id", [None, 0])
+def test_a_sentencepiece_model_gets_a_tokenizer_json_that_transformers_reads(
+    tmp_path: Path, bos_id: int | None
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model())
+    own = SentencePieceTokenizer(sentencepiece_model())
+    trained = StoredTokenizer(
+        kind="sentencepiece",
+        file="tokenizer.model",
+        sha256=own.sha256,
+        vocab_size=own.vocab_size,
+        eod_id=own.eod_id,
+        eod_token=None,
+        bos_id=bos_id,
+    )
+    begin_as_trained(tmp_path, trained, max_tokens=64)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    begin = [] if bos_id is None else [bos_id]
+    text = "  two lamps,\n\t12 \u2581 \u6f22 <0x41>"
+    assert tokenizer(text)["input_ids"] == [*begin, *own.encode(text).tolist()]
+    assert tokenizer.decode(own.encode(text).tolist()) == text
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|endoftext|>", own.eod_id)
+
+
+def test_a_sentencepiece_model_that_changes_texts_is_exported_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = sentencepiece_model.__wrapped__("bpe", add_dummy_prefix=True)
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    trained = StoredTokenizer(
+        kind="sentencepiece",
+        file="tokenizer.model",
+        sha256="",
+        vocab_size=340,
+        eod_id=0,
+        eod_token=None,
+        bos_id=None,
+    )
+    begin_as_trained(tmp_path, trained, max_tokens=64)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -15,19 +16,22 @@ from megatron_ext.ponder.config import Method, RouterForm, RouterStart
 from pipeline.checkpoint.state import TrainState
 from pipeline.cli import app
 from pipeline.config.load import load_config
+from pipeline.config.ponder_section import PonderSection
 from pipeline.conversion.comparison import LogitMismatchError, compare_logits
 from pipeline.conversion.from_hf import ImportOptions, from_hf
 from pipeline.conversion.hf_weights import HuggingFaceWeights
-from pipeline.conversion.model_card import CardFacts, find_evaluation, render_model_card
+from pipeline.conversion.model_card import CardFacts, find_evaluation, find_tasks, render_model_card
 from pipeline.conversion.run_settings import one_process
 from pipeline.conversion.to_hf import ExportOptions, to_hf
 from pipeline.conversion.tokenizer_files import read_token_ids
 from pipeline.evaluation.results import EvaluationResult, save_json
+from pipeline.evaluation.tasks import save_task_report
 from pipeline.shared.errors import ConversionError
 from tests.support.hf_models import read_all
 from tests.support.ponder_models import AUTHORS
 from tests.support.pondering_exports import write_checkpoint
 from tests.support.ranks import run_alone
+from tests.unit.pipeline.report.sample_data import made_up_tasks
 
 pytest.importorskip("transformers")
 
@@ -250,7 +254,9 @@ def test_the_card_describes_the_model_and_its_evaluation(
     save_json(EVALUATION, file)
     command = ["convert", "to-hf", str(checkpoints["ponderlm3"]), "--output", str(output), "--no-tokenizer"]
 
-    result = CliRunner().invoke(app, [*command, "--evaluation", str(file)])
+    names = ["--license", "apache-2.0", "--base-model", "somebody/base"]
+
+    result = CliRunner().invoke(app, [*command, "--evaluation", str(file), *names])
 
     assert result.exit_code == 0, result.output
     card = (output / "README.md").read_text()
@@ -265,6 +271,16 @@ def test_the_card_describes_the_model_and_its_evaluation(
     ):
         assert part in card, card
     assert "AutoTokenizer" not in card
+    matter = yaml.safe_load(card.split("---\n")[1])
+    assert (matter["license"], matter["base_model"]) == ("apache-2.0", "somebody/base")
+    assert matter["tags"] == ["megaponder", "ponderlm3", "arxiv:2603.02023"]
+    (index,) = matter["model-index"]
+    assert {one["type"]: one["value"] for one in index["results"][0]["metrics"]} == {
+        "perplexity": pytest.approx(EVALUATION.perplexity, abs=1e-6),
+        "loss": EVALUATION.loss,
+    }
+    assert "(https://arxiv.org/abs/2603.02023)" in card
+    assert f"| torch | {torch.__version__} |" in card
     # The weights were converted, and not trained.
     assert "| iterations |" not in card
     assert "\n\n\n" not in card
@@ -298,6 +314,37 @@ def test_the_card_of_a_trained_model_describes_its_training(checkpoints: dict[st
         assert part in card, card
     assert "somewhere" not in card
     assert "Jacobi" not in card
+
+
+def test_the_card_of_a_plain_model_needs_no_code_and_shows_tasks(checkpoints: dict[str, Path]) -> None:
+    config = load_config(checkpoints["adaponderlm"] / "run_config.yaml")
+    plain = config.model_copy(update={"ponder": PonderSection(method=Method.VANILLA)})
+    facts = CardFacts(
+        config=plain,
+        state=TrainState(iteration=500, consumed_samples=500),
+        evaluation=None,
+        num_parameters=1234567,
+        dtype="bfloat16",
+        tokenizer_file="tokenizer.json",
+        tasks=made_up_tasks(),
+    )
+
+    card = render_model_card(facts)
+
+    assert "trust_remote_code" not in card
+    assert "license" not in card
+    assert "| piqa, 0 shots | acc 0.5625, acc_norm 0.5875 |" in card
+    matter = yaml.safe_load(card.split("---\n")[1])
+    assert matter["tags"] == ["megaponder", "vanilla"]
+    assert matter["model-index"][0]["results"][0]["dataset"]["name"] == "piqa"
+    assert "\n\n\n" not in card
+
+
+def test_scores_on_tasks_of_another_iteration_are_not_taken(tmp_path: Path) -> None:
+    assert find_tasks(tmp_path, 400) is None
+    save_task_report(made_up_tasks(), tmp_path / "tasks.json")
+    assert find_tasks(tmp_path, 400) == made_up_tasks()
+    assert find_tasks(tmp_path, 300) is None
 
 
 def test_an_evaluation_of_another_iteration_is_not_taken(tmp_path: Path) -> None:

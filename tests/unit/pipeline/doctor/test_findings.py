@@ -1,5 +1,6 @@
 import os
 import stat
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,11 +22,14 @@ PINS = parse_pins(
     [
         "numpy==2.4.6",
         "torch==2.13.0",
+        "torch==1.0; python_version < '3'",
+        'mypy==2.4.1; extra == "dev"',
         'transformers==5.23.0; extra == "hf"',
         'ray[default]==2.60.0; extra == "ray"',
     ]
 )
 GIB = 2**30
+PYPROJECT = Path(__file__).parents[4] / "pyproject.toml"
 H200 = "NVIDIA H200, 580.95, 143771 MiB"
 
 
@@ -61,9 +65,14 @@ def test_an_extra_that_is_absent_is_no_fault() -> None:
     assert "[ray]" in findings["extra ray"].cure
 
 
-@pytest.mark.parametrize(("version", "state"), [((3, 11), State.OK), ((3, 13), State.BROKEN)])
-def test_python_is_one_of_two_versions(version: tuple[int, int], state: State) -> None:
-    assert python_finding(version).state is state
+def test_python_is_one_that_the_project_requires() -> None:
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    least, beyond = (
+        tuple(map(int, part.strip("<>=").split("."))) for part in project["requires-python"].split(",")
+    )
+    for minor in range(9, 20):
+        is_supported = least <= (3, minor) < beyond
+        assert python_finding((3, minor)).state is (State.OK if is_supported else State.BROKEN)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """Steps on the meta device, beside the plan and beside what a step on the CPU really holds and does."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from megatron_ext.ponder.config import Method
-from pipeline.config.load import build_config
+from pipeline.config.load import build_config, load_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.muon import update_flops
 from pipeline.cost.rank_sizes import rank_sizes
@@ -17,6 +18,8 @@ from pipeline.rehearsal.rehearse import Rehearsal, distinct_ranks, rehearse_rank
 from tests.support.away import NEEDED_WAITS
 
 VOCAB_SIZE = 256
+# Of the tokenizer that Pythia's recipes name.
+PILE_VOCAB_SIZE = 50277
 
 
 def run_of(
@@ -227,6 +230,15 @@ def test_the_peak_is_that_of_live_tensors() -> None:
     assert (found.live_bytes, found.peak_bytes) == (2000, 4000)
     del kept
     assert found.live_bytes == 0
+
+
+@pytest.mark.parametrize("recipe", ["pause_70m", "adaponderlm_70m"])
+def test_the_plan_of_a_recipe_agrees_with_its_rehearsal(repository: Path, recipe: str) -> None:
+    config = load_config(repository / "pipeline" / "recipes" / f"{recipe}.yaml")
+    found = rehearse_rank(config, PILE_VOCAB_SIZE, 0)
+
+    assert abs(found.plan_error) < 0.01
+    assert found.planned.state.total == pytest.approx(found.state_bytes, rel=0.001)
 
 
 def test_an_error_of_the_plan_is_relative_to_the_rehearsal() -> None:
