@@ -79,7 +79,8 @@ def _cost_figure(
     cost_of: Callable[[Way], float | None],
     over: HorizontalAxis,
 ) -> Figure | None:
-    lines, numbers = [], []
+    lines: list[Series] = []
+    numbers: list[tuple[str, str]] = []
     for index, (data, label) in enumerate(zip(runs, labels, strict=True)):
         ways = [(cost, way) for way in ways_of(data) if (cost := cost_of(way)) is not None]
         points = tuple(sorted((cost, way.loss) for cost, way in ways))
