@@ -38,7 +38,9 @@ def current_spelling(words: Sequence[str]) -> list[str]:
 
 
 def _with_renamed(words: Sequence[str], renamed: dict[str, str | None]) -> list[str]:
-    result, arguments, rest = [], [], iter(words)
+    result: list[str] = []
+    arguments: list[str] = []
+    rest = iter(words)
     for word in rest:
         name, equals, value = word.partition("=")
         if name not in renamed:

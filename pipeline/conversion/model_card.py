@@ -134,7 +134,8 @@ def _front_matter(facts: CardFacts) -> str:
         "model-index": _model_index(facts),
     }
     known = {name: value for name, value in values.items() if value is not None}
-    return yaml.safe_dump(known, sort_keys=False, allow_unicode=True).strip()
+    text: str = yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
+    return text.strip()
 
 
 def _model_index(facts: CardFacts) -> list[dict[str, Any]] | None:

@@ -1,8 +1,10 @@
 """Several runs side by side: a table, and curves over training tokens."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from pipeline.report.charts import HorizontalAxis, Series, line_chart
 from pipeline.report.colors import curve_role
@@ -60,10 +62,14 @@ def comparison_figures(runs: Sequence[ReportData], labels: Sequence[str]) -> tup
     return tuple(figure for figure in (*by_cost, *over_tokens) if figure is not None)
 
 
-def labels_of(runs: Sequence[ReportData], folders: Sequence[object]) -> list[str]:
-    """Name runs by their names, or where two have the same one, by their folders."""
+def labels_of(runs: Sequence[ReportData], folders: Sequence[Path]) -> list[str]:
+    """Name runs by their names, or where two have the same one, by what their folders differ in."""
     names = [data.name for data in runs]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    if len(set(names)) == len(names):
+        return names
+    whole = [folder.absolute() for folder in folders]
+    common = os.path.commonpath([folder.parent for folder in whole])
+    return [str(folder.relative_to(common)) for folder in whole]
 
 
 def _cost_figure(
@@ -73,7 +79,8 @@ def _cost_figure(
     cost_of: Callable[[Way], float | None],
     over: HorizontalAxis,
 ) -> Figure | None:
-    lines, numbers = [], []
+    lines: list[Series] = []
+    numbers: list[tuple[str, str]] = []
     for index, (data, label) in enumerate(zip(runs, labels, strict=True)):
         ways = [(cost, way) for way in ways_of(data) if (cost := cost_of(way)) is not None]
         points = tuple(sorted((cost, way.loss) for cost, way in ways))

@@ -43,7 +43,7 @@ def test_a_peak_above_the_device_is_exit_code_1() -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--world-size", "3", "parallel.tensor=2"), "--world-size"),
+        (("--gpus", "3", "parallel.tensor=2"), "--gpus"),
         (("--rank", "1"), "--rank"),
         (("--rank", "0", "--all-distinct"), "--rank"),
         (("--gpu", "abacus"), "--gpu"),

@@ -250,4 +250,6 @@ def test_runs_on_different_texts_come_with_a_warning() -> None:
 def test_runs_of_one_name_are_called_by_their_folders() -> None:
     report = made_up_report()
     assert labels_of([report, report], [Path("x"), Path("y")]) == ["x", "y"]
+    folders = [Path("/one/first/runs/demo"), Path("/one/second/demo")]
+    assert labels_of([report, report], folders) == ["first/runs/demo", "second/demo"]
     assert labels_of([report], [Path("x")]) == ["demo"]
