@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, DATA_CLASS_TENSOR
 from torch.utils.tensorboard import SummaryWriter, summary
 
 from megatron_ext.ponder.config import Method, Penalty
@@ -111,17 +112,20 @@ class TensorBoardSink:
         self._writer.close()
 
     def _write_scalar(self, tag: str, value: float, step: int) -> None:
-        self._write(tag, scalar(tag, value), step)
+        self._write(tag, scalar(tag, value), step, kind=("scalars", DATA_CLASS_SCALAR))
 
     def _write_histogram(self, tag: str, counts: Sequence[float], iteration: int) -> None:
         if sum(counts) > 0:
-            self._write(tag, histogram_raw(tag, **histogram_of_counts(counts)), iteration)
+            histogram = histogram_raw(tag, **histogram_of_counts(counts))
+            self._write(tag, histogram, iteration, kind=("histograms", DATA_CLASS_TENSOR))
 
-    def _write(self, tag: str, written: Any, step: int) -> None:
-        # TensorBoard takes the description from the first event of a tag.
+    def _write(self, tag: str, written: Any, step: int, *, kind: tuple[str, int]) -> None:
+        # TensorBoard takes the description from the first event of a tag, if that names plugin and class.
         if tag not in self._described:
             self._described.add(tag)
-            written.value[0].metadata.summary_description = description_of(tag)
+            metadata = written.value[0].metadata
+            metadata.summary_description = description_of(tag)
+            metadata.plugin_data.plugin_name, metadata.data_class = kind
         self._writer.file_writer.add_summary(written, step)
 
 
