@@ -19,6 +19,7 @@ from data_prep.tokenizers.long_documents import Encode
 from data_prep.tokenizers.reading import read_tokenizer, read_tokenizer_file
 from data_prep.tokenizers.tokenizer import Tokenizer
 from pipeline.shared.errors import DataError
+from pipeline.shared.extras import how_to_install
 
 __all__ = ["Backend", "CheckedEncoder", "load_encoder", "resolve_backend"]
 
@@ -153,13 +154,13 @@ def load_encoder(path: Path, tokenizer: Tokenizer, backend: Backend) -> CheckedE
     return _encoder(path, tokenizer)
 
 
-_CURE = "pip install 'megaponder[fast]', or prepare with --tokenizer-backend native"
+_CURE = f"{how_to_install('fast')}, or prepare with --tokenizer-backend native"
 
 
 def _obstacle(path: Path, eod_token: str | None) -> str | None:
     """Return why gigatoken cannot be used, None if it can."""
     if not _is_installed():
-        return "must be installed, but is not (pip install 'megaponder[fast]')"
+        return f"must be installed, but is not ({how_to_install('fast')})"
     tokenizer = read_tokenizer(path, eod_token=eod_token)
     try:
         encoder = _encoder(path, tokenizer)
