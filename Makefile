@@ -14,6 +14,8 @@ MEGATRON_NEXT := .megatron-next
 
 # Processes that run tests at the same time; the tests of one file stay in one of them.
 TEST_WORKERS ?= 3
+# With 2, the tests of SLURM run beside those of Ray; some of their limits are too short for a busy machine.
+CLUSTER_WORKERS ?=
 
 # One thread per process: the demo and the tests run several ranks on the cores of one machine.
 export OMP_NUM_THREADS ?= 1
@@ -40,7 +42,7 @@ test: $(INSTALLED) ## run all tests that need no cluster: units, several ranks, 
 	$(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-clusters: $(INSTALLED) ## run the tests against a real SLURM and a real Ray
-	$(BIN)/pytest tests/clusters -m cluster
+	$(BIN)/pytest tests/clusters -m cluster $(if $(CLUSTER_WORKERS),--numprocesses $(CLUSTER_WORKERS) --dist loadgroup)
 
 test-matrix: $(INSTALLED) ## compare every method on every layout, with every recompute and J, with one process
 	$(BIN)/pytest tests/multiprocess -m matrix

@@ -28,7 +28,7 @@ from tests.support.corpus import build_request, prepare_here, train_small_tokeni
 from tests.support.ray_cluster import ray_head
 from tests.support.small_disk import make_room, small_disk
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray"), pytest.mark.timeout(240)]
 
 MARK = "MEGAPONDER_TEST_MARK"
 REPOSITORY = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from tests.support.commands import wait_until
 from tests.support.slurm_cluster import NODES, SlurmCluster
 from tests.support.slurm_jobs import all_logs, ended, submit_command
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(120)]
 
 MakeJob = Callable[..., JobSpec]
 

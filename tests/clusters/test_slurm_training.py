@@ -17,7 +17,7 @@ from tests.support.runs import has_trained
 from tests.support.slurm_cluster import NODES, SlurmCluster
 from tests.support.slurm_jobs import LONGEST_SECONDS, all_logs, ended, submit
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(240)]
 
 NUM_ITERATIONS = 24
 # Of it, the iteration after which something happens to the run.

@@ -28,7 +28,7 @@ from tests.support.runs import NUM_ITERATIONS, has_trained
 from tests.support.tiny_run import TrainedRun
 from tests.support.workflow import write_pipeline
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray"), pytest.mark.timeout(240)]
 
 LIMIT_SECONDS = 120.0
 RAY_TRAIN_HELPER = "ray::_AutoscalingCoordinatorActor"

@@ -10,7 +10,7 @@ from tests.support.commands import megaponder
 from tests.support.slurm_cluster import SlurmCluster
 from tests.support.workflow import write_pipeline
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(240)]
 
 WHERE = ("--target", "slurm", "submit.memory_per_node=1G")
 

@@ -23,10 +23,9 @@ from tests.support.layout_steps import (
     run_step,
     values_of_step,
     wrapped,
-    write_references,
 )
 from tests.support.layouts import LAYOUTS, MODELS
-from tests.support.ranks import SharedRanks, run_alone
+from tests.support.ranks import SharedRanks
 
 pytestmark = pytest.mark.multiprocess
 
@@ -46,15 +45,6 @@ PIECE_BY_PIECE = [
 ONE_BUCKET, BUCKET_PER_WEIGHT = None, 1
 # Megatron's own error.
 NOT_ISSUED = "Communication call has not been issued"
-
-
-@pytest.fixture(scope="module")
-def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process computes."""
-    file = tmp_path_factory.mktemp("references") / "steps.pt"
-    models = {model for model, _, _ in (*IN_ONE_GRAPH, *PIECE_BY_PIECE)}
-    run_alone(write_references, [(model, "fp32") for model in sorted(models)], file)
-    return file
 
 
 @pytest.mark.parametrize(("model", "layout", "recompute"), IN_ONE_GRAPH)

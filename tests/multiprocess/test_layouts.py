@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.layout_steps import Compared, compare_with_references, write_references
-from tests.support.layouts import MODELS, Case, matrix
+from tests.support.layout_steps import Compared, compare_with_references
+from tests.support.layouts import Case, matrix
 from tests.support.pairwise import covering_subset
-from tests.support.ranks import SharedRanks, run_alone
+from tests.support.ranks import SharedRanks
 from tests.support.side_by_side import SideBySide
 
 pytestmark = pytest.mark.multiprocess
@@ -21,14 +21,6 @@ pytestmark = pytest.mark.multiprocess
 LARGEST_ERROR = 2e-5
 MATRIX = matrix()
 SUBSET = covering_subset({case: case.shows for case in MATRIX})
-
-
-@pytest.fixture(scope="module")
-def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with what one process computes."""
-    file = tmp_path_factory.mktemp("references") / "steps.pt"
-    run_alone(write_references, [(name, "fp32") for name in MODELS], file)
-    return file
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,25 @@
 """Passes without gradients, fewer sweeps and fewer rows compute on layouts what one process computes."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from tests.support.layout_steps import Values, built_model, compare, run_step, values_of_step, wrapped
+from tests.support.layout_steps import (
+    Compared,
+    Values,
+    built_model,
+    compare,
+    run_step,
+    values_of_step,
+    wrapped,
+)
 from tests.support.layouts import LAYOUTS, MODELS, ONE_PROCESS
 from tests.support.ranks import SharedRanks, run_alone
+from tests.support.side_by_side import SideBySide
 
 pytestmark = pytest.mark.multiprocess
 
@@ -27,6 +37,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 # The router starts with about equal shares, so that this lies among the tail masses of the second thought.
 PRUNING: dict[str, Any] = {"pruning_threshold": 0.33}
+
+
+class Case(NamedTuple):
+    """A model on a layout, with settings by name."""
+
+    model: str
+    layout: str
+    recompute: str
+    settings: str
+
+
 LLAMA, SOFTMAX, TWO, AUTHORS = (
     "ponderlm3, llama",
     "ponderlm2, neox softmax",
@@ -34,48 +55,49 @@ LLAMA, SOFTMAX, TWO, AUTHORS = (
     "ponderlm3, llama authors",
 )
 CASES = [
-    (TWO, "PP2", "none", "one"),
-    (LLAMA, "PP2", "none", "two"),
-    (LLAMA, "PP2", "per_pass", "five"),
-    (SOFTMAX, "PP2", "none", "two"),
-    (AUTHORS, "PP2", "full", "two"),
-    (LLAMA, "TP2", "none", "two"),
-    (LLAMA, "TP2+SP", "per_pass", "two"),
-    (TWO, "TP2+SP", "none", "both"),
-    (LLAMA, "TP2", "none", "early"),
-    (TWO, "DP2", "none", "both"),
-    (LLAMA, "DP2", "per_pass", "early"),
-    (LLAMA, "TP2+SPxPP2", "none", "two"),
-    (SOFTMAX, "PP4", "none", "two"),
-    (AUTHORS, "TP2", "none", "pruned"),
-    (AUTHORS, "DP2", "per_pass", "pruned"),
+    Case(TWO, "PP2", "none", "one"),
+    Case(LLAMA, "PP2", "none", "two"),
+    Case(LLAMA, "PP2", "per_pass", "five"),
+    Case(SOFTMAX, "PP2", "none", "two"),
+    Case(AUTHORS, "PP2", "full", "two"),
+    Case(LLAMA, "TP2", "none", "two"),
+    Case(LLAMA, "TP2+SP", "per_pass", "two"),
+    Case(TWO, "TP2+SP", "none", "both"),
+    Case(LLAMA, "TP2", "none", "early"),
+    Case(TWO, "DP2", "none", "both"),
+    Case(LLAMA, "DP2", "per_pass", "early"),
+    Case(LLAMA, "TP2+SPxPP2", "none", "two"),
+    Case(SOFTMAX, "PP4", "none", "two"),
+    Case(AUTHORS, "TP2", "none", "pruned"),
+    Case(AUTHORS, "DP2", "per_pass", "pruned"),
 ]
 
 
 @pytest.fixture(scope="module")
-def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def values_of_one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process computes, by model and settings."""
-    file = tmp_path_factory.mktemp("references") / "steps.pt"
-    run_alone(write_values, sorted({(model, name) for model, _, _, name in CASES}), file)
+    file = tmp_path_factory.mktemp("values") / "steps.pt"
+    run_alone(write_values, sorted({(case.model, case.settings) for case in CASES}), file)
     return file
 
 
-@pytest.mark.parametrize(("model", "layout", "recompute", "name"), CASES)
-def test_a_layout_computes_what_one_process_computes(
-    ranks: SharedRanks, references: Path, model: str, layout: str, recompute: str, name: str
-) -> None:
-    for found in ranks.run(
-        complaint_about, LAYOUTS[layout].world_size, model, layout, recompute, name, references
-    ):
-        assert found == ""
+@pytest.fixture(scope="module")
+def side_by_side(ranks: SharedRanks, values_of_one_process: Path) -> SideBySide[Case]:
+    return SideBySide(CASES, compare_with_one_process, values_of_one_process, ranks)
 
 
-def test_the_settings_change_what_is_computed(references: Path) -> None:
-    values = torch.load(references)
+@pytest.mark.parametrize("case", CASES, ids=", ".join)
+def test_a_layout_computes_what_one_process_computes(case: Case, side_by_side: SideBySide[Case]) -> None:
+    for found in side_by_side.compared(case):
+        assert found.complaint(LARGEST_ERROR) == ""
 
-    for model, _, _, name in CASES:
-        steps = values[model, name]
-        assert compare(steps["with"], steps["full"]).complaint(LARGEST_ERROR) != "", (model, name)
+
+def test_the_settings_change_what_is_computed(values_of_one_process: Path) -> None:
+    values = torch.load(values_of_one_process)
+
+    for case in CASES:
+        steps = values[case.model, case.settings]
+        assert compare(steps["with"], steps["full"]).complaint(LARGEST_ERROR) != "", case
 
 
 def write_values(cases: list[tuple[str, str]], file: Path) -> None:
@@ -96,15 +118,19 @@ def write_values(cases: list[tuple[str, str]], file: Path) -> None:
         destroy_groups()
 
 
-def complaint_about(model: str, layout: str, recompute: str, name: str, file: Path) -> str:
-    """Compare this rank's values with those of one process."""
-    shape = LAYOUTS[layout]
-    expected = torch.load(file)[model, name]["with"]
+def compare_with_one_process(cases: Sequence[Case], file: Path) -> list[Compared]:
+    """Compare this rank's values in cases of one layout with those of one process."""
+    expected = torch.load(file, mmap=True)
+    shape = LAYOUTS[cases[0].layout]
     groups = initialize_groups(tensor=shape.tensor, pipeline=shape.pipeline)
     try:
-        return compare(values_of(model, layout, recompute, SETTINGS[name], groups), expected).complaint(
-            LARGEST_ERROR
-        )
+        return [
+            compare(
+                values_of(case.model, case.layout, case.recompute, SETTINGS[case.settings], groups),
+                expected[case.model, case.settings]["with"],
+            )
+            for case in cases
+        ]
     finally:
         destroy_groups()
 
