@@ -171,7 +171,7 @@ def _tokens_per_second(
 
 
 def layout_advice(config: RunConfig, device: Device) -> list[Advice]:
-    """Return what a parallel layout had better be on a device.
+    """Return which changes of a parallel layout are advised on a device.
 
     Sequence parallelism on CPUs: with two gloo ranks a step took 1.48 times that of tensor parallelism alone
     (docs/plan.md), because every layer gathers and scatters rows instead of adding up partial sums.

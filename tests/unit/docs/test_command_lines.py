@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[3]
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md")))
 # Dated entries are about the program of their day.
 DATED = ("log.md", "results.md")
-# What stands for words of the reader: `RUN`, `[--rank R | ...]`, `...`.
+# Placeholders for what the reader types: `RUN`, `[--rank R | ...]`, `...`.
 PLACEHOLDER = re.compile(r"\.\.\.|[\[\]|{}]|^[A-Z]+$")
 # An example of what is refused.
 REFUSED = "trian-iters=100"
