@@ -58,6 +58,8 @@ $(MEGATRON_NEXT)/.installed: pyproject.toml
 		--python-version 3.12 --ignore-requires-python \
 		--target $(MEGATRON_NEXT) \
 		$$(sed -n "s/.*\"\(megatron-core==[0-9.]*\); python_version >= .*/\1/p" pyproject.toml)
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --only-binary :all: \
+		--target $(MEGATRON_NEXT) 'triton>=3.7'
 	@touch $@
 
 test-gpu: $(INSTALLED) ## run the tests that need a GPU

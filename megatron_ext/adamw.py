@@ -25,6 +25,7 @@ class AdamW(torch.optim.Optimizer):
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay.
         adam_w_mode: Megatron's request for decoupled weight decay; must be True.
+        capturable: Megatron's request, from 0.18 on, for a step that can be captured; must be False.
     """
 
     def __init__(
@@ -35,7 +36,10 @@ class AdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         adam_w_mode: bool = True,
+        capturable: bool = False,
     ) -> None:
+        if capturable:
+            raise ValueError("capturable must be False: steps are not captured as CUDA graphs")
         if not adam_w_mode:
             raise ValueError(
                 "decoupled_weight_decay must be True: this optimizer is AdamW, but Adam was asked for"

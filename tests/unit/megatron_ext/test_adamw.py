@@ -93,6 +93,8 @@ def test_a_parameter_without_gradient_does_not_change() -> None:
 def test_plain_adam_and_closures_raise() -> None:
     with pytest.raises(ValueError, match="decoupled_weight_decay"):
         AdamW(_parameters(), adam_w_mode=False)
+    with pytest.raises(ValueError, match="capturable"):
+        AdamW(_parameters(), capturable=True)
     with pytest.raises(ValueError, match="closure"):
         AdamW(_parameters()).step(lambda: 0.0)
 
