@@ -26,7 +26,7 @@ STACKS_FOLDER = "stacks"
 
 # Made by the driver; the second one by Windows for its subsystem for Linux.
 _DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-# What torch calls the settings of its allocator, in older and newer releases.
+# What newer and older releases of torch call them; newer ones warn of the older names.
 _ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 # Of a rank: far more than are under way at once.
 _RECORDED_COLLECTIVES = 2000
@@ -82,7 +82,7 @@ def gpu_variables(
     if is_deterministic:
         # Without a workspace of its own for each stream, cuBLAS may choose another order of its sums.
         wanted[("CUBLAS_WORKSPACE_CONFIG",)] = ":4096:8"
-    return {_spelled(names): value for names, value in wanted.items() if not any(map(given.get, names))}
+    return {names[0]: value for names, value in wanted.items() if not any(map(given.get, names))}
 
 
 def set_gpu_variables(*, dump_folder: Path, tensor: int, is_deterministic: bool) -> None:
@@ -91,8 +91,3 @@ def set_gpu_variables(*, dump_folder: Path, tensor: int, is_deterministic: bool)
         os.environ |= gpu_variables(
             os.environ, dump_folder=dump_folder, tensor=tensor, is_deterministic=is_deterministic
         )
-
-
-def _spelled(names: tuple[str, ...]) -> str:
-    """Return the name that all supported releases of torch read."""
-    return names[-1]

@@ -161,6 +161,9 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
         own = replace(own, origin=origin_of_this_process(device=device_name(), num_ranks=groups.world_size))
     state, identity = _initial_state(config, parts, groups, stop, own=own)
     start_output(config, groups, identity, start_iteration=state.iteration)
+    if has_cuda() and groups.rank == 0:
+        # NCCL's watchdog writes into this folder, but does not make it.
+        (config.output_dir / STACKS_FOLDER).mkdir(exist_ok=True)
     progress = open_run_progress(config, groups, start_iteration=state.iteration)
     meter = IntervalMeter(
         config,

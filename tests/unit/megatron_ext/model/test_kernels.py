@@ -20,7 +20,7 @@ from megatron_ext.model.kernels import (
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.attention import key_weighted_attention
 from megatron_ext.ponder.config import Method
-from tests.support.ponder_models import AUTHORS, batch_of, decode_one_by_one, random_tokens, tiny_model
+from tests.support.ponder_models import batch_of, decode_one_by_one, random_tokens, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -119,7 +119,7 @@ def test_cudnn_is_for_rows_of_one_document(
 
 
 def test_cudnn_is_not_for_passes_whose_rows_vary(groups: ParallelGroups, preferences: list[bool]) -> None:
-    model = tiny_model(groups, Method.PONDERLM3, dtype=torch.float32, prefers_cudnn=True, ponder=AUTHORS)
+    model = tiny_model(groups, Method.PONDERLM3, dtype=torch.float32, prefers_cudnn=True)
     model(batch_of(random_tokens(1, 8)), num_jacobi_iterations=1, skips_pruned_rows=True)
 
     assert set(preferences) == {False}

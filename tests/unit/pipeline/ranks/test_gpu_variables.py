@@ -12,10 +12,10 @@ FOLDER = Path("runs/a/stacks")
 
 def test_every_run_gets_the_allocator_and_the_flight_recorder() -> None:
     assert gpu_variables({}, dump_folder=FOLDER) == {
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        "TORCH_FR_BUFFER_SIZE": "2000",
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "runs/a/stacks/nccl_",
+        "TORCH_FR_DUMP_TEMP_FILE": "runs/a/stacks/nccl_",
     }
 
 
@@ -29,9 +29,9 @@ def test_tensor_parallel_and_deterministic_runs_get_more() -> None:
 @pytest.mark.parametrize(
     ("given", "left_out"),
     [
-        ({"PYTORCH_ALLOC_CONF": "backend:native"}, "PYTORCH_CUDA_ALLOC_CONF"),
-        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "PYTORCH_CUDA_ALLOC_CONF"),
-        ({"TORCH_FR_BUFFER_SIZE": "0"}, "TORCH_NCCL_TRACE_BUFFER_SIZE"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, "PYTORCH_ALLOC_CONF"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "PYTORCH_ALLOC_CONF"),
+        ({"TORCH_NCCL_TRACE_BUFFER_SIZE": "0"}, "TORCH_FR_BUFFER_SIZE"),
         ({"CUDA_DEVICE_MAX_CONNECTIONS": "8"}, "CUDA_DEVICE_MAX_CONNECTIONS"),
         ({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, "CUBLAS_WORKSPACE_CONFIG"),
     ],
@@ -51,7 +51,7 @@ def test_they_are_set_where_there_is_a_driver(has_driver: bool, monkeypatch: pyt
     monkeypatch.setattr(module, "has_nvidia_driver", lambda: has_driver)
     set_gpu_variables(dump_folder=FOLDER, tensor=1, is_deterministic=False)
 
-    assert bool(os.environ["PYTORCH_CUDA_ALLOC_CONF"]) == has_driver
+    assert bool(os.environ["PYTORCH_ALLOC_CONF"]) == has_driver
 
 
 @pytest.mark.skipif(module.has_nvidia_driver(), reason="about machines without a driver")
