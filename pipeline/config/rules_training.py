@@ -53,12 +53,13 @@ def _muon(config: RunConfig) -> Iterator[ConfigProblem]:
 
 def _muon_shares_state(config: RunConfig) -> Iterator[ConfigProblem]:
     parallel = config.parallel
-    if config.optimizer.name == "muon" and parallel.data > 1 and not parallel.use_distributed_optimizer:
+    has_copies = parallel.data * parallel.context > 1
+    if config.optimizer.name == "muon" and has_copies and not parallel.use_distributed_optimizer:
         yield ConfigProblem(
             path="parallel.use_distributed_optimizer",
             rule="must be true for optimizer.name muon: several copies of the model share its work and its "
             "state by whole weights",
-            value=f"false with parallel.data {parallel.data}",
+            value=f"false with {parallel.sizes}",
             cure="leave it out",
         )
 
