@@ -42,6 +42,7 @@ from data_prep.manifest import (
 from data_prep.plan import PlannedShard, plan_shards
 from data_prep.progress import PrepareProgress, WorkTotals
 from data_prep.tasks import ShardTask, StoppedTask, TaskReport, tokenize_shard
+from data_prep.tokenizers.encoding import Backend, resolve_backend
 from data_prep.tokenizers.reading import read_tokenizer, read_tokenizer_file
 from data_prep.tokenizers.tokenizer import SPECIAL_TOKENS_NAME, TOKENIZER_NAMES, special_tokens_map
 from pipeline.shared.errors import DataError
@@ -86,6 +87,9 @@ class PrepareRequest(BaseModel):
     tokenizer: Path
     eod_token: str | None = Field(default=None, description="ends documents; only for a tokenizer.json")
     bos_token: str | None = Field(default=None, description="begins documents; None adds nothing")
+    tokenizer_backend: Backend = Field(
+        default="auto", description="what computes the tokens; all compute the same"
+    )
     settings: PrepareSettings = PrepareSettings()
     stored_as: StoredAs = Field(default="webdataset", description="shards, or a Megatron pair of each split")
     workers: NonNegativeInt = Field(default=2, description="Ray workers; 0 runs in this process, without Ray")
@@ -143,8 +147,9 @@ def prepare_shards(request: PrepareRequest, execute: Executor, progress: Prepare
             check_manifest(request, manifest)
             progress.finish(manifest, num_new_shards=0, found=work.found, folder=request.output)
             return manifest
+        backend = resolve_backend(request.tokenizer, request.tokenizer_backend, eod_token=request.eod_token)
         _begin(request, work)
-        finished = {**work.finished, **_run(request, work, execute, progress)}
+        finished = {**work.finished, **_run(request, work, backend, execute, progress)}
         return _complete(request, work, finished, progress)
 
 
@@ -300,9 +305,9 @@ def _copy_tokenizer(request: PrepareRequest, entry: TokenizerEntry) -> None:
 
 
 def _run(
-    request: PrepareRequest, work: _Work, execute: Executor, progress: PrepareProgress
+    request: PrepareRequest, work: _Work, backend: Backend, execute: Executor, progress: PrepareProgress
 ) -> dict[str, ShardEntry]:
-    tasks = [_task(request, work.header, shard) for shard in work.missing]
+    tasks = [_task(request, work.header, shard, backend) for shard in work.missing]
     progress.start(
         WorkTotals(
             num_shards=len(tasks),
@@ -328,7 +333,9 @@ def _run(
     return entries
 
 
-def _task(request: PrepareRequest, header: PreparationHeader, shard: PlannedShard) -> ShardTask:
+def _task(
+    request: PrepareRequest, header: PreparationHeader, shard: PlannedShard, backend: Backend
+) -> ShardTask:
     return ShardTask(
         shard=shard,
         reading=header.reading,
@@ -336,6 +343,7 @@ def _task(request: PrepareRequest, header: PreparationHeader, shard: PlannedShar
         output=request.output.resolve(),
         tokenizer=request.output.resolve() / header.tokenizer.file,
         tokenizer_sha256=header.tokenizer.sha256,
+        tokenizer_backend=backend,
         eod_id=header.tokenizer.eod_id,
         bos_id=header.tokenizer.bos_id,
         token_type=header.token_type,

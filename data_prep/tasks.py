@@ -15,7 +15,8 @@ from data_prep.manifest import LostFile, ReadSettings, RejectedRecord, ShardEntr
 from data_prep.output import output_errors
 from data_prep.plan import PlannedShard, split_of
 from data_prep.storage.shard_writer import ShardWriter, WrittenShard
-from data_prep.tokenizers.long_documents import encode_long
+from data_prep.tokenizers.encoding import Backend, CheckedEncoder, load_encoder
+from data_prep.tokenizers.long_documents import Encode, encode_long
 from data_prep.tokenizers.reading import read_tokenizer
 from data_prep.tokenizers.tokenizer import EncodingError, Tokenizer
 from pipeline.shared.errors import DataError
@@ -31,6 +32,7 @@ class ShardTask:
     output: Path
     tokenizer: Path
     tokenizer_sha256: str
+    tokenizer_backend: Backend
     eod_id: int
     bos_id: int | None
     token_type: TokenType
@@ -95,17 +97,17 @@ def tokenize_shard(task: ShardTask) -> TaskReport | StoppedTask:
         DataError: the tokenizer or an input file was changed after the work was planned, or the disk is full.
     """
     start = time.monotonic()
-    tokenizer = _load_tokenizer(task.tokenizer, task.tokenizer_sha256)
+    encode = _encode_of(task)
     omissions = _Omissions(task.max_bad_records, task.max_bad_files)
     try:
         with output_errors(task.output):
-            written = _write_shard(task, tokenizer, omissions)
+            written = _write_shard(task, encode, omissions)
     except _TooManyOmissionsError:
         return StoppedTask(rejected=tuple(omissions.rejected), lost=tuple(omissions.lost.values()))
     return TaskReport(entry=_entry(task, written, omissions), seconds=time.monotonic() - start)
 
 
-def _write_shard(task: ShardTask, tokenizer: Tokenizer, omissions: _Omissions) -> WrittenShard:
+def _write_shard(task: ShardTask, encode: Encode, omissions: _Omissions) -> WrittenShard:
     with ShardWriter(
         task.output / task.shard.name,
         token_type=task.token_type,
@@ -117,7 +119,7 @@ def _write_shard(task: ShardTask, tokenizer: Tokenizer, omissions: _Omissions) -
             try:
                 if len(begin) > 0:
                     writer.add_tokens(begin)
-                for ids in encode_long(tokenizer.encode, found.document.parts):
+                for ids in encode_long(encode, found.document.parts):
                     writer.add_tokens(ids)
                 writer.end_document()
             except EncodingError as error:
@@ -163,12 +165,20 @@ def _entry(task: ShardTask, written: WrittenShard, omissions: _Omissions) -> Sha
     )
 
 
+def _encode_of(task: ShardTask) -> Encode:
+    tokenizer, encoder = _load_tokenizer(task.tokenizer, task.tokenizer_sha256, task.tokenizer_backend)
+    if encoder is None:
+        return tokenizer.encode
+    encoder.begin_task(task.shard.name)
+    return encoder.encode
+
+
 @functools.lru_cache(maxsize=1)
-def _load_tokenizer(path: Path, sha256: str) -> Tokenizer:
+def _load_tokenizer(path: Path, sha256: str, backend: Backend) -> tuple[Tokenizer, CheckedEncoder | None]:
     # Cached, because a worker runs many tasks of the same preparation.
     tokenizer = read_tokenizer(path)
     if tokenizer.sha256 != sha256:
         raise DataError(
             f"the tokenizer must not change while text is tokenized, but {path} did; run the command again"
         )
-    return tokenizer
+    return tokenizer, load_encoder(path, tokenizer, backend)

@@ -158,6 +158,7 @@ def _prepare(config: RunConfig, step: PrepareStep) -> StepWork:
         "--format": step.format,
         "--eod-token": step.eod_token,
         "--bos-token": step.bos_token,
+        "--tokenizer-backend": step.tokenizer_backend,
         "--workers": step.workers,
         "--max-bad-records": step.max_bad_records,
         "--max-bad-files": step.max_bad_files,

@@ -99,6 +99,10 @@ class HuggingFaceTokenizer(Tokenizer):
             )
         return specials[token]
 
+    def names_of_no_text(self) -> Sequence[str]:
+        """Return the names of special tokens, which are ordinary text in a text."""
+        return tuple(self._specials())
+
     def token_name(self, token: int) -> str:
         """Return the name of a token by its id."""
         return self._tokenizer.id_to_token(token) or f"<{token}>"

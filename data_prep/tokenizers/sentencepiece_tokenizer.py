@@ -13,6 +13,8 @@ from pipeline.shared.errors import DataError
 
 # sentencepiece represents a space by this character, and would decode the character itself as a space.
 SPACE_MARK = "\u2581"
+# How the names of pieces begin that are single bytes.
+_BYTE_PIECE = "<0x"
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -90,6 +92,16 @@ class SentencePieceTokenizer(Tokenizer):
                 f"the token {token!r} must be a control piece of {self._name}, but is not; choose another one"
             )
         return number
+
+    def names_of_no_text(self) -> Sequence[str]:
+        """Return the names of pieces that no text has, and the space mark, which is encoded here."""
+        model = self._processor
+        names = [
+            model.id_to_piece(token)
+            for token in range(self.vocab_size)
+            if model.is_control(token) or model.is_unknown(token) or model.is_unused(token)
+        ]
+        return (SPACE_MARK, _BYTE_PIECE, *names)
 
     def token_name(self, token: int) -> str:
         """Return the piece of an id, as in the model."""

@@ -79,6 +79,10 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
+    def names_of_no_text(self) -> Sequence[str]:
+        """Return strings that other implementations of the tokenizer may not take for ordinary text."""
+
+    @abstractmethod
     def token_name(self, token: int) -> str:
         """Return the name of a token by its id, as in the tokenizer's file."""
 

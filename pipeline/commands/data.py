@@ -63,6 +63,14 @@ def prepare(
         str | None,
         typer.Option(metavar="NAME", help="Special token that begins documents.", show_default=False),
     ] = None,
+    tokenizer_backend: Annotated[
+        Literal["auto", "native", "gigatoken"],
+        typer.Option(
+            help="What computes the tokens: the tokenizer's own library, or gigatoken, which is faster and "
+            "compared with it on samples of every shard. auto: gigatoken if it is installed and supports the "
+            "tokenizer."
+        ),
+    ] = "auto",
     heldout_fraction: HeldoutFraction = 0.05,
     workers: Annotated[
         int, typer.Option(min=0, metavar="N", help="Ray workers; 0 uses this process alone.")
@@ -124,6 +132,7 @@ def prepare(
         tokenizer=tokenizer,
         eod_token=eod_token,
         bos_token=bos_token,
+        tokenizer_backend=tokenizer_backend,
         settings=PrepareSettings(heldout_fraction=heldout_fraction),
         workers=workers,
         ray_address=ray_address,

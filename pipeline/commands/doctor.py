@@ -45,8 +45,8 @@ def _table(findings: "list[Finding]") -> Table:
     table = Table(box=SIMPLE_HEAD)
     table.add_column("CHECK", no_wrap=True)
     table.add_column("STATE", no_wrap=True)
-    table.add_column("FOUND")
-    table.add_column("CURE")
+    table.add_column("FOUND, AND CURE")
     for one in findings:
-        table.add_row(one.name, Text(one.state, style=_STYLES[one.state]), one.found, one.cure)
+        cure = f"\n-> {one.cure}" if one.cure else ""
+        table.add_row(one.name, Text(one.state, style=_STYLES[one.state]), f"{one.found}{cure}")
     return table

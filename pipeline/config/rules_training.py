@@ -53,13 +53,13 @@ def _muon(config: RunConfig) -> Iterator[ConfigProblem]:
 
 def _muon_shares_state(config: RunConfig) -> Iterator[ConfigProblem]:
     parallel = config.parallel
-    has_copies = parallel.data * parallel.context > 1
-    if config.optimizer.name == "muon" and has_copies and not parallel.use_distributed_optimizer:
+    num_copies = parallel.data * parallel.context
+    if config.optimizer.name == "muon" and num_copies > 1 and not parallel.use_distributed_optimizer:
         yield ConfigProblem(
             path="parallel.use_distributed_optimizer",
-            rule="must be true for optimizer.name muon: several copies of the model share its work and its "
-            "state by whole weights",
-            value=f"false with {parallel.sizes}",
+            rule="must be true for optimizer.name muon: ranks with the same weights share its work and state "
+            "by whole weights",
+            value=f"false with {num_copies} of them (parallel.data x parallel.context)",
             cure="leave it out",
         )
 

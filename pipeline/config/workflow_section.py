@@ -82,6 +82,7 @@ class PrepareStep(_TextStep):
     format: Literal["webdataset", "megatron"] = "webdataset"
     eod_token: _Word | None = None
     bos_token: _Word | None = None
+    tokenizer_backend: Literal["auto", "native", "gigatoken"] = "auto"
     workers: CountOrZero = 2
     max_bad_records: CountOrZero = 100
     max_bad_files: CountOrZero = 0

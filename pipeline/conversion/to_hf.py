@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from data_prep.tokenizers.tokenizer import TOKENIZER_NAME
 from megatron_ext.model.config import PonderTransformerConfig
 from pipeline.checkpoint.checksums import describe_damage, digest_file, find_damage, read_checksums
 from pipeline.checkpoint.content import OPTIMIZER_PREFIXES
@@ -41,6 +42,7 @@ from pipeline.conversion.target_folder import check_is_free
 from pipeline.conversion.tokenizer_files import (
     GENERATION_NAME,
     TOKENIZER_FOLDER,
+    add_tokenizer_json,
     begin_as_trained,
     copy_files,
     find_tokenizer,
@@ -111,10 +113,12 @@ def to_hf(checkpoint: Path, folder: Path, options: ExportOptions) -> Certificate
         token_ids = _token_ids(tokenizer, source.tokenizer)
         _write_settings(partial, source, dtype=dtype, token_ids=token_ids)
         copy_files(files, partial)
+        most = source.config.model.max_position_embeddings
         if files and source.tokenizer is not None:
-            begin_as_trained(
-                partial, source.tokenizer, max_tokens=source.config.model.max_position_embeddings
-            )
+            begin_as_trained(partial, source.tokenizer, max_tokens=most)
+        elif main_file(partial) == TOKENIZER_NAME:
+            # Nothing is known of a token before documents.
+            add_tokenizer_json(partial, max_tokens=most)
         if source.config.ponder.method.facts.ponders:
             write_code(partial)
             note_token_ids(partial, token_ids)

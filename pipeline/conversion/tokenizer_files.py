@@ -126,9 +126,10 @@ def begin_as_trained(folder: Path, trained: StoredTokenizer, *, max_tokens: int)
         max_tokens: that the model can see.
     """
     file = folder / "tokenizer.json"
-    eod_token = trained.eod_token if file.is_file() else _add_tokenizer_json(folder, trained)
-    if not file.is_file():
+    if not file.is_file() and not add_tokenizer_json(folder, max_tokens=max_tokens):
+        logger.warning("the training put the id %s before each document", trained.bos_id)
         return
+    eod_token = trained.eod_token
     name = None if trained.bos_id is None else _name_of(read_json_object(file), trained.bos_id)
     _set_template(file, name, trained.bos_id)
     path = folder / _CONFIG
@@ -141,24 +142,31 @@ def begin_as_trained(folder: Path, trained: StoredTokenizer, *, max_tokens: int)
         (folder / SPECIAL_TOKENS_NAME).write_bytes(special_tokens_map(eod_token))
 
 
-def _add_tokenizer_json(folder: Path, trained: StoredTokenizer) -> str | None:
+def add_tokenizer_json(folder: Path, *, max_tokens: int) -> bool:
     """Write a ``tokenizer.json`` that encodes as the sentencepiece model does, where there can be one.
 
+    Args:
+        folder: with a sentencepiece model; gets the settings of transformers too, unless it has them.
+        max_tokens: that the model can see.
     Returns:
-        The name of the token that ends documents; None where nothing was written.
+        Whether it was written; a warning says why not.
     """
     try:
         content, eod_token = tokenizer_json_of((folder / TOKENIZER_NAME).read_bytes())
     except (DataError, ValueError) as error:
         logger.warning(
             "no tokenizer.json is sure to encode as this sentencepiece model does: %s; encode texts with "
-            "sentencepiece, after the id %s",
+            "sentencepiece",
             error,
-            trained.bos_id,
         )
-        return None
+        return False
     (folder / "tokenizer.json").write_bytes(content)
-    return eod_token
+    if not (folder / _CONFIG).exists():
+        settings = json.dumps(_plain_settings(eod_token, max_tokens), indent=2, ensure_ascii=False)
+        (folder / _CONFIG).write_text(f"{settings}\n", encoding="utf-8")
+    if not (folder / SPECIAL_TOKENS_NAME).exists():
+        (folder / SPECIAL_TOKENS_NAME).write_bytes(special_tokens_map(eod_token))
+    return True
 
 
 def _plain_settings(eod_token: str | None, max_tokens: int) -> dict[str, Any]:

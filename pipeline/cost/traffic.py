@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.cost.activations import key_value_channels
 from pipeline.cost.parameters import rank_parameters
-from pipeline.cost.rank_sizes import FLOAT32, RankSizes
+from pipeline.cost.rank_sizes import BFLOAT16, FLOAT32, RankSizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,7 @@ class RankTraffic:
     """Bytes that a rank receives in an iteration.
 
     Attributes:
-        tensor: hidden states, by all layers of a rank.
+        tensor: hidden states, by all layers of a rank, and the matrices that Muon orthogonalizes.
         context: keys and values forward and backward, and their gradients, by all layers of a rank.
         pipeline: hidden states and their gradients, from the neighbouring stages.
         data: gradients and weights, from ranks that hold the same weights; once.
@@ -35,7 +35,7 @@ def rank_traffic(sizes: RankSizes) -> RankTraffic:
     passes = range(sizes.num_passes)
     of_layers = sizes.num_micro_batches * num_layers
     return RankTraffic(
-        tensor=of_layers * sum(_tensor(sizes, index) for index in passes),
+        tensor=of_layers * sum(_tensor(sizes, index) for index in passes) + _matrices(sizes, num_layers),
         context=of_layers * sum(context_bytes(sizes, index) for index in passes),
         pipeline=sizes.num_micro_batches * sum(_pipeline(sizes, index) for index in passes),
         data=_data(sizes, stage),
@@ -81,7 +81,21 @@ def _pipeline(sizes: RankSizes, index: int) -> float:
     return sizes.hidden_bytes * sizes.plan.slots[index] * (2 if sizes.plan.has_gradient(index) else 1)
 
 
+def _matrices(sizes: RankSizes, num_layers: int) -> float:
+    """Muon gathers the updates of matrices in bfloat16, those of one data-parallel rank's share."""
+    if not sizes.num_ns_steps:
+        return 0
+    elements = num_layers * sizes.shape.layer_weights / sizes.data
+    return BFLOAT16 * elements * (sizes.tensor - 1) / sizes.tensor
+
+
 def _data(sizes: RankSizes, stage: int) -> float:
-    """Gradients are scattered in float32 and weights gathered, or gradients are summed for all."""
-    per_parameter = FLOAT32 + sizes.value_bytes if sizes.shares_optimizer else 2 * FLOAT32
+    """Gradients are scattered in float32 and weights gathered, or gradients are summed for all.
+
+    Those of Muon are summed for all, and weights are sent by the ranks that update them.
+    """
+    if sizes.num_ns_steps:
+        per_parameter = 2 * FLOAT32 + sizes.value_bytes
+    else:
+        per_parameter = FLOAT32 + sizes.value_bytes if sizes.shares_optimizer else 2 * FLOAT32
     return rank_parameters(sizes, stage).total * per_parameter * (sizes.data - 1) / sizes.data

@@ -23,7 +23,7 @@ def device_findings() -> Iterator[Finding]:
         return
     yield _import_finding("Megatron-Core", "megatron.core.parallel_state", package="megatron-core")
     yield _kernels()
-    import torch
+    from torch.version import cuda as built_for
 
     from megatron_ext.device import DEVICE_VARIABLE, visible_devices
 
@@ -31,7 +31,7 @@ def device_findings() -> Iterator[Finding]:
         chosen=os.environ.get(DEVICE_VARIABLE) or "auto",
         seen=visible_devices(),
         driver=driver_lines(),
-        built_for=torch.version.cuda,
+        built_for=built_for,
         hidden=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
 

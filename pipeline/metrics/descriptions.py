@@ -41,6 +41,7 @@ DESCRIPTIONS: Final = {
     names.HALT_FRACTION: "Share of the tokens that take exactly so many steps.",
     names.GATE: "Mean gate of this iteration, halted tokens included. Healthy: open for some, not for all.",
     names.CONTINUE_PROBABILITY: "Mean probability of continuing after this step, of the tokens that ran it.",
+    names.THOUGHT_ROWS: "Share of the rows of thoughts that training ran; pruned ones were left out.",
     names.TAIL_MASS: "Mean weight of this step and the later ones. Settles apart from 0 and 1.",
     names.PRUNED_FRACTION: "Share of the tokens to which decoding does not give this step.",
     names.ACCURACY: "Mean probability of the labels, predicted from at most this step.",

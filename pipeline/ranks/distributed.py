@@ -151,7 +151,11 @@ def abandon_process_group() -> None:
 
 
 def _abort() -> bool:
-    torch.distributed.distributed_c10d._abort_process_group()
+    try:
+        torch.distributed.distributed_c10d._abort_process_group()
+    except (RuntimeError, AttributeError) as error:
+        # A release of torch without it, or a backend beside NCCL that cannot be aborted.
+        logger.warning("the process group could not be aborted: %s", error)
     return True
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from pipeline.metrics.ponder_scalars import mean_steps_of
 from pipeline.metrics.records import WORTH_NAMES, DecodingSpeed, LossPoint
 from pipeline.report.charts import HorizontalAxis, Series, line_chart
 from pipeline.report.data import ReportData
@@ -36,7 +37,7 @@ def ways_of(data: ReportData) -> tuple[Way, ...]:
         as_trained = Way(
             name="as trained",
             loss=data.heldout_loss,
-            mean_steps=float(data.num_latent_thoughts),
+            mean_steps=mean_steps_of(data.steps_count) if data.halts else float(data.num_latent_thoughts),
             flops_per_token=data.flops_per_token_infer,
             milliseconds=_milliseconds(data.speeds),
         )

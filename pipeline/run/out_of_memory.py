@@ -1,6 +1,5 @@
 """Answer a rank's lack of memory: what the plan says, what the allocator held, and what to change."""
 
-import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from rich.console import Console
 
 from megatron_ext.device import device_memory_bytes, device_name, memory_report, most_memory_bytes
 from megatron_ext.parallel.groups import ParallelGroups
@@ -18,6 +16,7 @@ from pipeline.cost.plan import Assumptions, RunPlan, plan_run
 from pipeline.cost.suggest import Suggestion, suggest
 from pipeline.cost.table import render_memory
 from pipeline.ranks.gpu_variables import STACKS_FOLDER
+from pipeline.shared.console import as_text
 from pipeline.shared.errors import OutOfMemoryError, UserError
 from pipeline.step.build import open_training_split, vocab_size_of
 
@@ -91,14 +90,10 @@ def _advice(config: RunConfig) -> list[str]:
     here = Device(name=device_name(), memory_bytes=total, peak=H100_SXM)
     assumptions = Assumptions(device=here, mfu=0.4, reserve_bytes=_RESERVE_BYTES)
     plan = plan_run(config, vocab_size, assumptions)
-    return [_table(plan), *_changes(plan, suggest(config, vocab_size, assumptions))]
-
-
-def _table(plan: RunPlan) -> str:
-    console = Console(file=io.StringIO(), width=_TABLE_WIDTH)
-    with console.capture() as captured:
-        console.print(render_memory(plan))
-    return captured.get().rstrip()
+    return [
+        as_text(render_memory(plan), width=_TABLE_WIDTH),
+        *_changes(plan, suggest(config, vocab_size, assumptions)),
+    ]
 
 
 def _changes(plan: RunPlan, suggestions: list[Suggestion]) -> list[str]:

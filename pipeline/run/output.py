@@ -1,6 +1,7 @@
 """What a run prints and writes; only rank 0 does."""
 
 from pathlib import Path
+from typing import Any
 
 from megatron_ext.device import device_name
 from megatron_ext.model.model import PonderModel
@@ -99,18 +100,21 @@ def _sinks(config: RunConfig, progress: Progress, *, start_iteration: int) -> li
 
 
 def _service(name: str, config: RunConfig, *, resumes: bool) -> MetricsSink:
+    settings: dict[str, Any] = {
+        "project": config.metrics.project,
+        "name": config.name,
+        "settings": config.model_dump(mode="json"),
+        "resumes": resumes,
+    }
+
     def opened() -> MetricsSink:
         if name == "wandb":
-            from pipeline.metrics.wandb_sink import WandbSink as Sink
-        else:
-            from pipeline.metrics.mlflow_sink import MlflowSink as Sink
-        return Sink(
-            config.output_dir,
-            project=config.metrics.project,
-            name=config.name,
-            settings=config.model_dump(mode="json"),
-            resumes=resumes,
-        )
+            from pipeline.metrics.wandb_sink import WandbSink
+
+            return WandbSink(config.output_dir, **settings)
+        from pipeline.metrics.mlflow_sink import MlflowSink
+
+        return MlflowSink(config.output_dir, **settings)
 
     return BackgroundSink(name, opened)
 

@@ -5,6 +5,7 @@ cursor, rename the window or hide what stands before them, and brackets that ric
 are shown as they are written. `tests/test_console_rules.py` checks that nothing prints without this module.
 """
 
+import io
 import os
 import re
 import sys
@@ -18,7 +19,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.rule import Rule
 from rich.segment import Segment
 
-__all__ = ["FILE_WIDTH", "open_console", "printable", "report_crashes", "say"]
+__all__ = ["FILE_WIDTH", "as_text", "open_console", "printable", "report_crashes", "say"]
 
 # Columns of a file or a pipe, which have no width of their own: tables take what they need.
 FILE_WIDTH = 1000
@@ -62,6 +63,13 @@ def open_console(*, stderr: bool = False, quiet: bool = False, width: int | None
     if width is None and not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = FILE_WIDTH
     return console
+
+
+def as_text(renderable: RenderableType, *, width: int) -> str:
+    """Return what a console of `width` columns would show, without colours."""
+    file = io.StringIO()
+    _SafeConsole(file=file, width=width, markup=False, emoji=False).print(renderable)
+    return file.getvalue().rstrip()
 
 
 def report_crashes() -> None:

@@ -35,7 +35,7 @@ def find_chromium() -> str | None:
 class Page:
     """A page of a browser."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse[Any]) -> None:
         """Drive the page behind a socket."""
         self._socket = socket
         self._last_id = 0

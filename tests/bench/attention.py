@@ -128,9 +128,10 @@ def _packed(sizes: AttentionSizes, num_documents: int) -> Attention:
 
 def _as_sequences(values: Tensor, num_documents: int) -> Tensor:
     """Turn [B, A, R, d] or [B, R] into [B * documents, ...] with the rows of a document each."""
-    if values.dim() == 2:
-        return values.unflatten(1, (num_documents, -1)).flatten(0, 1)
-    return values.unflatten(2, (num_documents, -1)).transpose(1, 2).flatten(0, 1)
+    of_rows = values if values.dim() == 2 else values.transpose(1, 2)
+    # [B, R, ...] -> [B * documents, rows of a document, ...]
+    apart: Tensor = of_rows.unflatten(1, (num_documents, -1)).flatten(0, 1)
+    return apart if values.dim() == 2 else apart.transpose(1, 2)
 
 
 def _difference_of_packing(ways: Mapping[str, Callable[[], tuple[Tensor, ...]]], count: int) -> float:

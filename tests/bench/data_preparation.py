@@ -178,6 +178,8 @@ def _request(
         eod_token=_eod_token(tokenizer),
         settings=PrepareSettings(heldout_fraction=0.0, shard_text_bytes=shard_text_bytes),
         workers=num_workers,
+        # Of a small corpus too the figures are those of Ray.
+        small_bytes=0,
     )
 
 

@@ -31,6 +31,8 @@ VARIANTS = {
         "bf16=true",
         "model.untie_embeddings_and_output_weights=false",
         "data.order=sequential",
+        "optimizer.name=muon",
+        "muon-momentum=0.9",
     ),
     "ponderlm2, llama, fp32": (
         *PONDERLM2,
@@ -85,6 +87,13 @@ def test_the_curves_are_those_of_the_method(folders: dict[str, Path], name: str)
     assert ("ponder/jacobi-residual/sweep_1" in event) is not name.startswith("vanilla")
     assert ("ponder/mean-steps" in event) is name.startswith("ponderlm3")
     assert (folders[name] / "checkpoints" / "latest_checkpointed_iteration.txt").exists()
+
+
+def test_the_rate_of_muon_is_recorded_where_it_trains(folders: dict[str, Path]) -> None:
+    events = {name: written_events(folder)[-1] for name, folder in folders.items()}
+    assert [name for name in VARIANTS if "muon-learning-rate" in events[name]] == ["vanilla, llama, bf16"]
+    event = events["vanilla, llama, bf16"]
+    assert event["muon-learning-rate"] == event["learning-rate"]
 
 
 def test_a_random_number_of_sweeps_changes_from_step_to_step(folders: dict[str, Path]) -> None:

@@ -38,6 +38,7 @@ TRAININGS = [
     Training(model="ponderlm3, llama", layout="TP2+SP", optimizer="muon"),
     Training(model="adaponderlm, neox", layout="TP2", optimizer="muon"),
     Training(model="ponderlm3, llama", layout="PP2", optimizer="muon"),
+    Training(model="ponderlm2, llama", layout="CP2", optimizer="muon"),
     Training(model="adaponderlm, neox", layout="DP2", optimizer="muon"),
     Training(model="ponderlm3, llama", layout="DP2xPP2", optimizer="muon", freeze_backbone_tokens=150),
 ]

@@ -95,8 +95,9 @@ class TinyGpt:
 def _buckets_of(size: int | None) -> Iterator[None]:
     """Let Megatron divide gradients into buckets, as where their reduction overlaps with backward."""
 
-    def settings(parallel: ParallelConfig) -> DistributedDataParallelConfig:
-        return replace(ddp_config(parallel), overlap_grad_reduce=size is not None, bucket_size=size)
+    def settings(parallel: ParallelConfig, **more: Any) -> DistributedDataParallelConfig:
+        made = ddp_config(parallel, **more)
+        return replace(made, overlap_grad_reduce=size is not None, bucket_size=size)
 
     with patch.object(build, "ddp_config", settings):
         yield

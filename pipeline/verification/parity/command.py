@@ -64,7 +64,7 @@ def run_parity(
                 logger.error("nothing is compared: the ranks of %s failed", render_layout(config.parallel))
                 return code
             trained.append(measured)
-    steps = compare(*trained, precision=spread.training.precision)
+    steps = compare(*trained, precision=spread.training.precision, optimizer=spread.optimizer.name)
     return report(steps, spread, json_file=json_file, console=console or open_console())
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.config.optimizer_section import OptimizerName
+
 # Rounding differences feed back into the weights. Measured on small models they do not grow for twenty steps
 # at usual learning rates, and by up to a tenth per step at rates near divergence.
 GROWTH_PER_STEP = 1.1
@@ -79,7 +81,11 @@ class StepParity:
 
 
 def compare(
-    one_process: Sequence[Measured], on_layout: Sequence[Measured], *, precision: Literal["fp32", "bf16"]
+    one_process: Sequence[Measured],
+    on_layout: Sequence[Measured],
+    *,
+    precision: Literal["fp32", "bf16"],
+    optimizer: OptimizerName = "adamw",
 ) -> list[StepParity]:
     """Compare two trainings step by step.
 
@@ -87,7 +93,10 @@ def compare(
         one_process: the reference.
         on_layout: as many steps.
         precision: decides the band.
+        optimizer: Muon computes updates in bf16 whatever the precision, so that its band is that of bf16 from
+            the second step on.
     """
+    after_update = "bf16" if optimizer == "muon" else precision
     return [
         StepParity(
             step=step,
@@ -95,7 +104,7 @@ def compare(
             on_layout=found,
             loss_difference=_relative(found.loss, expected.loss),
             grad_norm_difference=_relative(found.grad_norm, expected.grad_norm),
-            band=FIRST_STEP[precision].at(step),
+            band=FIRST_STEP[precision if step == 1 else after_update].at(step),
         )
         for step, (expected, found) in enumerate(zip(one_process, on_layout, strict=True), start=1)
     ]

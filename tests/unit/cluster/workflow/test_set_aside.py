@@ -48,12 +48,14 @@ def test_a_requested_step_starts_from_scratch_once_and_not_after_every_preemptio
 def test_an_old_training_is_kept_under_other_names(tmp_path: Path) -> None:
     config = build_config(changed_settings(output_dir=str(tmp_path)))
     (tmp_path / "checkpoints" / "iter_0000001").mkdir(parents=True)
-    (tmp_path / "metrics.jsonl").write_text("{}")
+    for name in ("metrics.jsonl", "history.jsonl"):
+        (tmp_path / name).write_text("{}")
     set_aside(config, TrainStep(command="train"), MARKER, None)
     assert not (tmp_path / "checkpoints").exists()
-    assert not (tmp_path / "metrics.jsonl").exists()
     assert len(list(tmp_path.glob("checkpoints.until-*/iter_0000001"))) == 1
-    assert len(list(tmp_path.glob("metrics.jsonl.until-*"))) == 1
+    for name in ("metrics.jsonl", "history.jsonl"):
+        assert not (tmp_path / name).exists()
+        assert len(list(tmp_path.glob(f"{name}.until-*"))) == 1
 
 
 def test_only_an_export_that_the_step_has_written_is_removed(tmp_path: Path) -> None:

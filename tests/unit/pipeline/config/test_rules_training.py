@@ -40,6 +40,11 @@ BROKEN = [
         "leave it out",
     ),
     (
+        {"optimizer__name": "muon", "parallel": {"context": 2, "use_distributed_optimizer": False}},
+        "parallel.use_distributed_optimizer",
+        "leave it out",
+    ),
+    (
         {
             "optimizer__name": "muon",
             "optimizer__muon_lr": 1e-4,

@@ -9,6 +9,7 @@ from pipeline.cost.parameters import rank_parameters
 from pipeline.cost.peaks import DEVICES, GIB
 from pipeline.cost.plan import Assumptions, plan_run
 from pipeline.cost.rank_sizes import RankSizes, rank_sizes
+from pipeline.cost.traffic import rank_traffic
 from tests.unit.pipeline.config.settings import changed_settings
 
 VOCAB_SIZE = 1000
@@ -72,6 +73,17 @@ def test_the_update_needs_room_for_the_largest_matrix() -> None:
     direction, elements = 4 * 2 * 176 * 64, 176 * 64
 
     assert update_bytes(sizes_of(), 0) == direction + 2 * (3 * elements + 2 * 64 * 64)
+
+
+def test_gradients_and_weights_go_to_all_and_matrices_over_the_tensor_axis() -> None:
+    layout = {"parallel": {"tensor": 2, "data": 2}, "training__micro_batch_size": 1}
+    adamw, muon = (rank_traffic(sizes_of(optimizer__name=name, **layout)) for name in ("adamw", "muon"))
+    sizes = sizes_of(**layout)
+
+    # Gradients once more in float32, a half of them; in bfloat16 a half of the matrices in this rank's share.
+    assert muon.data - adamw.data == 4 * rank_parameters(sizes, 0).total / 2
+    assert muon.tensor - adamw.tensor == pytest.approx(2 * 2 * sizes.shape.layer_weights / 2 / 2)
+    assert (muon.context, muon.pipeline) == (adamw.context, adamw.pipeline)
 
 
 def test_the_update_takes_time_in_the_plan() -> None:

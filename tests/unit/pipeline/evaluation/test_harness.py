@@ -186,4 +186,4 @@ def test_without_the_harness_the_command_names_the_extra(
     result = CliRunner().invoke(cli.app, ["eval", str(tmp_path), "--tasks", "piqa"])
 
     assert result.exit_code == 2
-    assert "megaponder[eval]" in result.output.replace("\n", "")
+    assert ".[eval]" in result.output.replace("\n", "")

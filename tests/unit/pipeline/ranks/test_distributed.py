@@ -1,13 +1,16 @@
+import faulthandler
 import os
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed
 
 from pipeline.ranks.distributed import (
     PortInUseError,
     RendezvousError,
     _store,
+    abandon_process_group,
     start_process_group,
     stop_process_group,
 )
@@ -66,3 +69,16 @@ def test_what_torchrun_has_left_behind_does_not_keep_a_single_rank_waiting(
     start_process_group(Ranks.from_environment(), timeout_seconds=10)
     stop_process_group()
     assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+def test_an_abandoned_job_is_left_without_waiting() -> None:
+    start_process_group(Ranks.from_environment({}), timeout_seconds=60)
+    torch.distributed.new_group([0])
+    try:
+        abandon_process_group()
+        assert not torch.distributed.is_initialized()
+        # There is nothing left to leave.
+        abandon_process_group()
+    finally:
+        # It would end the tests.
+        faulthandler.cancel_dump_traceback_later()

@@ -69,6 +69,14 @@ def test_the_band_widens_by_a_tenth_per_step() -> None:
     assert norms == pytest.approx([2e-6, 2.2e-6, 2.42e-6])
 
 
+def test_with_muon_the_band_is_that_of_its_updates_once_there_was_one() -> None:
+    compared_steps = compare(
+        steps(*[(1.0, 1.0)] * 2), steps(*[(1.0, 1.0)] * 2), precision="fp32", optimizer="muon"
+    )
+
+    assert [step.band for step in compared_steps] == [FIRST_STEP["fp32"], FIRST_STEP["bf16"].at(2)]
+
+
 def test_trainings_of_different_length_cannot_be_compared() -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         compare(steps((1.0, 1.0)), steps((1.0, 1.0), (1.0, 1.0)), precision="fp32")
