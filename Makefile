@@ -88,7 +88,7 @@ fmt: $(INSTALLED) ## format the sources and apply the automatic fixes of the lin
 	$(BIN)/ruff format .
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev,hf,eval,ray]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,hf,eval,ray,fast]'
 	@touch $@
 
 $(BIN)/python:
