@@ -25,6 +25,9 @@ EPILOG = examples(
     "megaponder generate runs/demo/checkpoints/iter_0000200 --output sample.json",
 )
 
+# Tokens that are added to a text by default.
+NUM_NEW_TOKENS = 64
+
 Prompt = Annotated[
     list[str] | None,
     typer.Option(
@@ -42,7 +45,15 @@ PromptsFile = Annotated[
         show_default=False,
     ),
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to add at most.")]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help=f"Tokens to add at most; default: {NUM_NEW_TOKENS}, or half of the model's positions.",
+        show_default=False,
+    ),
+]
 Temperature = Annotated[
     float, typer.Option(min=0.0, metavar="T", help="Divides the logits; 0 takes the most likely token.")
 ]
@@ -127,7 +138,7 @@ def generate(
     checkpoint: Checkpoint,
     prompt: Prompt = None,
     prompts_file: PromptsFile = None,
-    max_new_tokens: MaxNewTokens = 64,
+    max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_k: TopK = None,
     top_p: TopP = 1.0,
@@ -169,7 +180,7 @@ def generate(
         raise typer.BadParameter("is for --prefill jacobi; remove it", param_hint=sweep_option)
     limits = LimitOptions.read(max_steps=max_steps, threshold=threshold, budget=budget)
     folder = check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=not texts and not asks)
-    _refuse_too_many_tokens(folder, max_new_tokens)
+    num_new_tokens = _num_new_tokens(folder, max_new_tokens)
 
     from pipeline.commands.generate_output import generate_to
     from pipeline.evaluation.opened import opened_checkpoint
@@ -177,7 +188,7 @@ def generate(
     from pipeline.ranks.signals import StopFlag
 
     settings = GenerationSettings(
-        num_tokens=max_new_tokens,
+        num_tokens=num_new_tokens,
         sampling=SamplingSettings(
             temperature=temperature,
             top_k=top_k,
@@ -220,21 +231,24 @@ def generate(
     raise typer.Exit(code)
 
 
-def _refuse_too_many_tokens(checkpoint: Path, max_new_tokens: int) -> None:
-    """Check that a text of one token leaves room for the new ones, before torch is imported.
+def _num_new_tokens(checkpoint: Path, given: int | None) -> int:
+    """Return how many tokens to add, before torch is imported.
 
     Raises:
-        typer.BadParameter: it does not.
+        typer.BadParameter: a text of one token leaves no room for as many as were given.
     """
     from pipeline.checkpoint.stored_config import stored_checkpoint
 
     most = stored_checkpoint(checkpoint).config.model.max_position_embeddings
-    if max_new_tokens >= most:
+    if given is None:
+        return min(NUM_NEW_TOKENS, most // 2)
+    if given >= most:
         raise typer.BadParameter(
             f"must be less than the {most:,} positions of the model (model.max_position_embeddings), which "
-            f"the prompt and the new tokens share, but is {max_new_tokens:,}",
+            f"the prompt and the new tokens share, but is {given:,}",
             param_hint="--max-new-tokens",
         )
+    return given
 
 
 def _sweep_option(damping: float, num_groups: int, *, by_slot: bool) -> str | None:

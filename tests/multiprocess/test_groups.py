@@ -67,5 +67,5 @@ def test_two_ranks_learn_what_one_learns(two_ranks: list[dict[str, Seen]], layou
 
 
 def test_a_number_of_ranks_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(2 \* 1\).*\b1\b"):
+    with pytest.raises(ValueError, match=r"\(2 \* 1 \* 1\).*\b1\b"):
         run_alone(lambda: initialize_groups(tensor=2))

@@ -83,8 +83,10 @@ def _why_not_applicable(case: GoldenCase, groups: ParallelGroups) -> str:
             return f"{size} {name} on {groups.tp_size} tensor-parallel ranks"
     if case.backbone["num_hidden_layers"] < groups.pp_size:
         return f"{case.backbone['num_hidden_layers']} layers on {groups.pp_size} pipeline stages"
+    if groups.cp_size == 1:
+        return ""
     length = case.tensors["inputs/input_ids"].shape[1]
-    if groups.cp_size > 1 and length % (2 * groups.cp_size) != 0:
+    if length % (2 * groups.cp_size) != 0:
         return f"{length} tokens on {groups.cp_size} context-parallel ranks"
     return ""
 
