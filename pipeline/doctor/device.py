@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -91,7 +92,9 @@ def driver_lines() -> list[str]:
 def _import_finding(name: str, module: str, *, package: str | None = None) -> Finding:
     """Return whether a module can be imported, which shows more than that it is installed."""
     try:
-        import_module(module)
+        # Megatron warns of optional libraries, which have a finding of their own.
+        with warnings.catch_warnings(action="ignore"):
+            import_module(module)
     # A broken library raises errors of any type.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]

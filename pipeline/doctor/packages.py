@@ -22,6 +22,7 @@ _EXTRAS = {
     "hf": "conversion from and to transformers",
     "eval": "eval --tasks",
     "ray": "submit --target ray",
+    "fast": "tokens by gigatoken in data prepare",
     "wandb": "metrics.sinks: [wandb]",
     "mlflow": "metrics.sinks: [mlflow]",
 }

@@ -159,7 +159,7 @@ def time_steps(
 def _worker(kind: str, checkout: Path, settings: Mapping[str, Any]) -> Iterator["subprocess.Popen[str]"]:
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     # -P: the folder of the file has modules with names of the standard library.
-    command = [sys.executable, "-P", str(WORKER), kind, json.dumps(settings)]
+    command = [sys.executable, "-P", "-W", "ignore", str(WORKER), kind, json.dumps(settings)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=checkout
     )
