@@ -55,8 +55,13 @@ class MatrixSharingOptimizer(LayerWiseDistributedOptimizer):  # type: ignore[mis
     balances the state that ranks hold.
     """
 
-    def shard_params(self, optimizers: Sequence[Any]) -> None:
-        """Leave each optimizer the weights of this data-parallel rank."""
+    def shard_params(self, optimizers: Sequence[Any], full_param_layouts: object = None) -> None:
+        """Leave each optimizer the weights of this data-parallel rank.
+
+        Args:
+            optimizers: of all weights.
+            full_param_layouts: what Megatron 0.18 gives for buffers that ranks share; there are none here.
+        """
         self.dp_cp_params_list = self.expt_dp_params_list = None
         group = self.pg_collection.dp_cp
         if group.size() == 1:
