@@ -328,20 +328,19 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         scaled_size = self._head_size + self._scale_extra
         if context.shared is not None:
             output = attention_over_ranks(query, [key], [value], rows=context.shared, scaled_size=scaled_size)
-            merged = merged_heads(output, self._head_size)
-            return merged if read is None else read.take(merged)
-        if read is not None and read.is_last_alone and log_weight is None and can_join(query):
+        elif read is not None and read.is_last_alone and log_weight is None and can_join(query):
             output = attention_of_last_slot(
                 query, key, value, num_slots=read.num_slots, segments=context.segments
             )
             return merged_heads(output, self._head_size)
-        output = extended_attention(
-            _by_head(query),
-            _by_head(key),
-            _by_head(value),
-            scaled_size=scaled_size,
-            segments=context.segments,
-        )
+        else:
+            output = extended_attention(
+                _by_head(query),
+                _by_head(key),
+                _by_head(value),
+                scaled_size=scaled_size,
+                segments=context.segments,
+            )
         merged = merged_heads(output, self._head_size)
         return merged if read is None else read.take(merged)
 

@@ -2,8 +2,8 @@
 
 A rank holds one pipeline stage and runs one pass at a time; with a single stage, forward runs them all.
 S = tokens, n = slots in a pass, R = S * n rows, B = micro-batch, H = hidden size. With sequence parallelism a
-rank holds R / tp of the rows outside of attention and MLP. Context-parallel ranks share the tokens of a row:
-S and R count those of this rank, S_all those of the row, and the output is over whole rows on each of them.
+rank holds R / tp of the rows outside of attention and MLP. Context-parallel ranks share the tokens of a
+sequence: S and R count this rank's, S_all those of all ranks, and every rank outputs whole sequences.
 """
 
 from dataclasses import replace

@@ -244,7 +244,7 @@ class ProductKernel:
         shares = torch.exp(_scores(one, scale) - log_sum.unsqueeze(-1))
         wide = gradient.to(shares.dtype)
         query, key, value = (x.to(shares.dtype) for x in (one.query, one.key, one.value))
-        # The softmax's Jacobian, whose second term is over all sets: the joined result has it.
+        # Jacobian of the softmax; its second term sums over all sets, so it is taken from the joined output.
         of_scores = shares * (wide @ value.transpose(-1, -2) - (wide * output).sum(dim=-1, keepdim=True))
         gradients = of_scores @ key * scale, of_scores.transpose(-1, -2) @ query * scale
         of_query, of_key, of_value = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -218,14 +218,27 @@ def _sweep_tolerance(config: RunConfig) -> Iterator[ConfigProblem]:
             "final, because which sweep is the last is known only after it",
         ),
     }
+    yield from _excluded_by("ponder.sweep_tolerance", reasons, config)
+
+
+def _excluded_by(
+    setting: str, reasons: Mapping[str, tuple[bool, str]], config: RunConfig
+) -> Iterator[ConfigProblem]:
+    """Report the settings that another one excludes.
+
+    Args:
+        setting: that excludes them.
+        reasons: by setting, whether it is in the way, and what it must be and why.
+        config: the run.
+    """
     for path, (is_in_the_way, rule) in reasons.items():
         if is_in_the_way:
             section, name = path.split(".")
             yield ConfigProblem(
                 path=path,
-                rule=f"with ponder.sweep_tolerance must be {rule}",
-                value=str(getattr(getattr(config, section), name)),
-                cure="change it, or leave ponder.sweep_tolerance out",
+                rule=f"with {setting} must be {rule}",
+                value=as_written(getattr(getattr(config, section), name)),
+                cure=f"change it, or leave {setting} out",
             )
 
 
@@ -262,15 +275,7 @@ def _skip_pruned_rows(config: RunConfig) -> Iterator[ConfigProblem]:
             "0, because steps that are not computed have no loss",
         ),
     }
-    for path, (is_in_the_way, rule) in reasons.items():
-        if is_in_the_way:
-            section, name = path.split(".")
-            yield ConfigProblem(
-                path=path,
-                rule=f"with ponder.skip_pruned_rows must be {rule}",
-                value=as_written(getattr(getattr(config, section), name)),
-                cure="change it, or leave ponder.skip_pruned_rows out",
-            )
+    yield from _excluded_by("ponder.skip_pruned_rows", reasons, config)
 
 
 def _mixture(config: RunConfig) -> Iterator[ConfigProblem]:

@@ -1,4 +1,4 @@
-"""Runs that end before what happens at their start is over, such as a first job of 20 iterations.
+"""Runs that are shorter than their warm-up, such as a first job of 20 iterations.
 
 A recipe states its warm-up in iterations of the whole run. Where a run is shorter than that, these settings
 are shortened with it, which the log says; in any other case a setting is what was given.
@@ -39,7 +39,7 @@ def fit_to_short_run(settings: dict[str, Any]) -> None:
             changes[group, name] = max(last // share, 1)
     for (group, name), value in changes.items():
         logger.warning(
-            "%s.%s is %d in this run of %d iterations, not %d, which the run does not reach",
+            "%s.%s is lowered to %d: this run of %d iterations would end before %d",
             group,
             name,
             value,

@@ -59,7 +59,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HorizontalAxis:
-    """What a line chart is over.
+    """The horizontal axis of a line chart.
 
     Attributes:
         name: with the unit.

@@ -11,7 +11,7 @@ import torch
 from megatron_ext.device import device_memory_bytes, device_name, memory_report, most_memory_bytes
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.config.schema import RunConfig
-from pipeline.cost.peaks import GIB, H100_SXM, Device
+from pipeline.cost.peaks import GIB, Device
 from pipeline.cost.plan import Assumptions, RunPlan, plan_run
 from pipeline.cost.suggest import Suggestion, suggest
 from pipeline.cost.table import render_memory
@@ -86,8 +86,8 @@ def _advice(config: RunConfig) -> list[str]:
     except (UserError, OSError):
         return ["`megaponder plan` says what the run needs"]
     total = (device_memory_bytes() or (0, psutil.virtual_memory().total))[1]
-    # Only the memory counts here.
-    here = Device(name=device_name(), memory_bytes=total, peak=H100_SXM)
+    # Only the memory counts here, not the speed.
+    here = Device(name=device_name(), memory_bytes=total, peak=None)
     assumptions = Assumptions(device=here, mfu=0.4, reserve_bytes=_RESERVE_BYTES)
     plan = plan_run(config, vocab_size, assumptions)
     return [

@@ -24,16 +24,18 @@ from pipeline.step.build import build_training
 from pipeline.step.settings import step_settings
 from pipeline.step.train import train_step
 from tests.support.layout_steps import Compared, own_batches
-from tests.support.layout_trainings import Training, compare_with_trained, write_trained
+from tests.support.layout_trainings import (
+    Training,
+    assert_as_in_one_process,
+    compare_with_trained,
+    write_trained,
+)
 from tests.support.layouts import MODELS, Layout
 from tests.support.ranks import SharedRanks, run_alone
 from tests.support.side_by_side import SideBySide
 
 pytestmark = pytest.mark.multiprocess
 
-# Of the change of a weight, and of gradient norms and sums, as for AdamW: largest absolute difference over
-# largest absolute value.
-LARGEST_UPDATE_ERROR, LARGEST_ERROR = 5e-4, 2e-5
 TRAININGS = [
     Training(model="ponderlm3, llama", layout="TP2+SP", optimizer="muon"),
     Training(model="adaponderlm, neox", layout="TP2", optimizer="muon"),
@@ -95,14 +97,7 @@ def side_by_side(ranks: SharedRanks, tmp_path_factory: pytest.TempPathFactory) -
 def test_training_on_a_layout_equals_training_in_one_process(
     training: Training, side_by_side: SideBySide[Training]
 ) -> None:
-    for rank, found in enumerate(side_by_side.compared(training)):
-        complaint = (
-            found.complaint(LARGEST_UPDATE_ERROR)
-            or found.complaint(LARGEST_ERROR, among="gradient norm")
-            or found.complaint(LARGEST_ERROR, among="sum")
-            or found.complaint(0, among="copies")
-        )
-        assert not complaint, f"{training}, rank {rank}: {complaint}"
+    assert_as_in_one_process(training, side_by_side)
 
 
 # Two blocks a rank of 4 + 2 + 2 rows, such as heads of a fused query, key and value; gate and up, of which

@@ -5,15 +5,17 @@ J is random in every step, data-parallel ranks share the optimizer's state, and 
 
 import pytest
 
-from tests.support.layout_trainings import Training, compare_with_trained, write_trained
+from tests.support.layout_trainings import (
+    Training,
+    assert_as_in_one_process,
+    compare_with_trained,
+    write_trained,
+)
 from tests.support.ranks import SharedRanks, run_alone
 from tests.support.side_by_side import SideBySide
 
 pytestmark = pytest.mark.multiprocess
 
-# Of the change of a weight, and of gradient norms and sums: largest absolute difference over largest absolute
-# value.
-LARGEST_UPDATE_ERROR, LARGEST_ERROR = 5e-4, 2e-5
 BLENDED = (("blended_start_iterations", 3),)
 HELD = (*BLENDED, ("held_decisions_iterations", 2))
 DRAWN = (("random_latent_thoughts", (0, 2)),)
@@ -67,11 +69,4 @@ def side_by_side(ranks: SharedRanks, tmp_path_factory: pytest.TempPathFactory) -
 def test_training_on_a_layout_equals_training_in_one_process(
     training: Training, side_by_side: SideBySide[Training]
 ) -> None:
-    for rank, found in enumerate(side_by_side.compared(training)):
-        complaint = (
-            found.complaint(LARGEST_UPDATE_ERROR)
-            or found.complaint(LARGEST_ERROR, among="gradient norm")
-            or found.complaint(LARGEST_ERROR, among="sum")
-            or found.complaint(0, among="copies")
-        )
-        assert not complaint, f"{training}, rank {rank}: {complaint}"
+    assert_as_in_one_process(training, side_by_side)

@@ -19,10 +19,14 @@ from pipeline.step.train import train_step
 from tests.support.layout_steps import Compared, Values, compare, groups_of, own_batches
 from tests.support.layouts import LARGEST_J, LAYOUTS, MODELS, ONE_PROCESS, SEED, VOCAB_SIZE, Layout
 from tests.support.ponder_models import random_weights
+from tests.support.side_by_side import SideBySide
 
 NUM_STEPS = 4
 # Below the norms of the first steps, so that gradients are clipped.
 CLIP_GRAD = 0.5
+# Of the change of a weight, and of gradient norms and sums: largest absolute difference over largest absolute
+# value.
+LARGEST_UPDATE_ERROR, LARGEST_ERROR = 5e-4, 2e-5
 # Large compared with rounding errors of zero gradients, which AdamW would otherwise amplify.
 ADAM_EPS = 1e-4
 
@@ -151,3 +155,15 @@ def _difference_of_copies(module: PonderModel, groups: ParallelGroups) -> Tensor
     copies = [torch.empty_like(weight) for _ in range(2)]
     torch.distributed.all_gather(copies, weight.detach(), group=groups.pg_collection.embd)
     return (copies[0] - copies[1]).abs().max().reshape(1)
+
+
+def assert_as_in_one_process(training: Training, side_by_side: SideBySide[Training]) -> None:
+    """Check weights, gradient norms and sums of every rank against one process, and that copies are equal."""
+    for rank, found in enumerate(side_by_side.compared(training)):
+        complaint = (
+            found.complaint(LARGEST_UPDATE_ERROR)
+            or found.complaint(LARGEST_ERROR, among="gradient norm")
+            or found.complaint(LARGEST_ERROR, among="sum")
+            or found.complaint(0, among="copies")
+        )
+        assert not complaint, f"{training}, rank {rank}: {complaint}"
