@@ -1,9 +1,9 @@
 """A device that is not the CPU and holds real values, on any machine.
 
-Its tensors say that they are on torch's `meta` device and keep their values in a tensor of the host. Before
-an operation computes, it checks what CUDA would check: that all tensors are in one place, but for what CUDA
-takes from the host too. So a run on this device gives the numbers of a CPU, and raises where CUDA would. The
-places in the code where the host would wait for a device are counted.
+Its tensors say that they are on number 0 of torch's `meta` devices and keep their values in a tensor of the
+host. Before an operation computes, it checks what CUDA would check: that all tensors are in one place, but
+for what CUDA takes from the host too. So a run on this device gives the numbers of a CPU, and raises where
+CUDA would. The places in the code where the host would wait for a device are counted.
 
 Random numbers are those of the host's generator, and nothing runs at the same time as the host.
 """
@@ -25,7 +25,8 @@ from megatron_ext.device import standing_in
 from tests.support.away_groups import AWAY_BACKEND, AwayGroups, group_of
 
 aten = torch.ops.aten
-AWAY = torch.device("meta")
+# Tensors without values, such as code makes them, have no number.
+AWAY = torch.device("meta", 0)
 
 _COPIES = frozenset({aten._to_copy.default, aten.copy_.default})
 # CUDA copies indices of the host to the device.
@@ -108,6 +109,10 @@ class AwayTensor(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("a tensor of a device that is sent to another process arrives on the sender's device")
+
+    def new_tensor(self, data: Any, **kwargs: Any) -> Tensor:
+        """Torch makes it without an operation of its own, as :func:`torch.tensor`, which the device replaces."""
+        return torch.tensor(data, **{"dtype": self.dtype, "device": AWAY} | kwargs)
 
     def tolist(self) -> Any:
         return self.detach().cpu().tolist()

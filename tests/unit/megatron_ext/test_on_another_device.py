@@ -131,6 +131,7 @@ WAITING: dict[str, tuple[Callable[[Tensor, Tensor], object], int]] = {
     "index of the host": (lambda away, host: away[host.long()], 1),
     "boolean index": (lambda away, host: away[away > 1], 1),
     "places": (lambda away, host: away.nonzero(), 1),
+    "like another": (lambda away, host: away.new_tensor([1.0]) + away, 1),
     "tensor of numbers": (lambda away, host: torch.tensor([1.0], device=device()), 1),
 }
 
