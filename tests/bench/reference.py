@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,11 +21,12 @@ from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.progress import Progress
 from tests.bench.reference_cases import (
     ARCHITECTURES,
+    CASES,
+    PARTS,
     ComparisonSizes,
     Part,
     Precision,
     ReferenceCase,
-    model_files,
     task_of,
 )
 from tests.bench.step import HERE
@@ -35,12 +35,14 @@ WORKER = Path(__file__).with_name("reference_worker.py")
 OURS = "megaponder"
 NUM_CHECK_STEPS = 3
 NUM_UNTIMED = 1
-# Relative differences of losses that rounding explains: before the first update, and after some. AdamW's first
-# updates are about the sign of a gradient, which rounding decides where the gradient is almost zero.
+# Relative differences of losses that rounding explains: before the first update, and after some. AdamW's
+# first updates are about the sign of a gradient, which rounding decides where the gradient is almost zero.
 FIRST_LOSS_TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-5, "bf16": 5e-3}
 LATER_LOSS_TOLERANCE: Mapping[Precision, float] = {"fp32": 2e-3, "bf16": 5e-2}
-# Start of a process, in rows per token of training steps at the default sizes, for the time left.
+# Costs of the start of a process and of a check, in rows per token of training steps at the default sizes, for
+# the time left.
 START_ROWS = 4
+CHECK_UNITS = 2
 
 
 class DifferentResultsError(UserError):
@@ -62,13 +64,13 @@ class Side:
     Attributes:
         name: in tables.
         command: of a process; the file with its task follows.
-        environment: variables beside those of this process.
+        environment: variables beside those of this process, and their values.
         folder: that it starts in.
     """
 
     name: str
     command: tuple[str, ...]
-    environment: Mapping[str, str]
+    environment: tuple[tuple[str, str], ...]
     folder: Path
 
     def run(self, task: Mapping[str, Any], *, timeout_seconds: float) -> dict[str, Any]:
@@ -87,7 +89,7 @@ class Side:
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.PIPE,
                         stderr=errors,
-                        env=os.environ | self.environment,
+                        env=os.environ | dict(self.environment),
                         cwd=self.folder,
                         timeout=timeout_seconds,
                         check=True,
@@ -133,13 +135,14 @@ class Comparison:
 
     def sides(self, case: ReferenceCase) -> list[Side]:
         """Return this program, and those it is compared with."""
-        common = {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+        threads = str(self.threads)
+        common: tuple[tuple[str, str], ...] = (("OMP_NUM_THREADS", threads), ("MKL_NUM_THREADS", threads))
         if self.huge_pages:
-            common["THP_MEM_ALLOC_ENABLE"] = "1"
+            common = (*common, ("THP_MEM_ALLOC_ENABLE", "1"))
         own = Side(
             name=OURS,
             command=(sys.executable, "-W", "ignore", "-m", "tests.bench.reference_own_worker"),
-            environment=common | {"PYTHONPATH": str(HERE)},
+            environment=(*common, ("PYTHONPATH", str(HERE))),
             folder=HERE,
         )
         # Elsewhere a relative PYTHONPATH does not lead to this program.
@@ -197,19 +200,27 @@ class Batch:
 
 
 def compare(comparison: Comparison, *, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Compare, and yield the record of everything so far after each batch, the first time before any.
+    """Compare results, then time; yield the record so far, first without times and again after each batch.
 
     Raises:
-        DifferentResultsError: both sides do not compute the same; nothing of that batch has been timed, unless
-            only the losses of timed steps differ.
+        DifferentResultsError: both sides do not compute the same. Nothing has been timed, unless only the
+            losses of timed steps differ.
         SideFailedError: a process failed.
     """
     with tempfile.TemporaryDirectory() as scratch:
         runner = _Runner(comparison, Path(scratch), progress)
-        record = runner.begin()
+        record: dict[str, Any] = {
+            "sizes": asdict(comparison.sizes),
+            "rounds": comparison.rounds,
+            "steps": comparison.steps,
+            "untimed_steps": NUM_UNTIMED,
+            "threads": comparison.threads,
+            "huge_pages": comparison.huge_pages,
+            "versions": runner.check(),
+            "results": [],
+        }
         yield record
         for batch in comparison.batches:
-            runner.check(batch)
             record["results"].append(runner.measure(batch))
             yield record
 
@@ -217,13 +228,13 @@ def compare(comparison: Comparison, *, progress: Progress) -> Iterator[dict[str,
 def total_units(comparison: Comparison) -> float:
     """Return the units of work that :func:`compare` reports as done."""
     return sum(
-        (START_ROWS + (comparison.rounds * batch.units(comparison))) * len(comparison.sides(batch.case))
+        (CHECK_UNITS + comparison.rounds * batch.units(comparison)) * len(comparison.sides(batch.case))
         for batch in comparison.batches
     )
 
 
 class _Runner:
-    """Runs processes of both sides, and keeps their weights."""
+    """Runs processes of all sides on the same weights and tokens."""
 
     def __init__(self, comparison: Comparison, scratch: Path, progress: Progress) -> None:
         self._comparison = comparison
@@ -231,132 +242,108 @@ class _Runner:
         self._progress = progress
         self._done = 0.0
 
-    def begin(self) -> dict[str, Any]:
-        """Check that the other side runs, write weights, and return the record's head."""
-        comparison = self._comparison
-        versions = self._probe()
-        for part in comparison.parts:
-            self._export(part)
-        return {
-            "format": 1,
-            "sizes": asdict(comparison.sizes),
-            "rounds": comparison.rounds,
-            "steps": comparison.steps,
-            "untimed_steps": NUM_UNTIMED,
-            "threads": comparison.threads,
-            "huge_pages": comparison.huge_pages,
-            "versions": versions,
-            "results": [],
-        }
+    def check(self) -> dict[str, Any]:
+        """Compare losses of short rows and decoded tokens of all batches, and return versions by side.
 
-    def check(self, batch: Batch) -> None:
-        """Compare losses of short rows, or decoded tokens."""
-        results = self._on_all_sides(batch, self._check_options(batch), "compared", units=START_ROWS)
-        ours, *others = results.items()
-        for name, result in others:
-            if batch.part == "decode":
-                check_tokens(batch, ours[1]["tokens"], result["tokens"], name)
-            else:
-                check_losses(batch, ours[1]["losses"], result["losses"], name)
+        Each side computes them in one process, this program first: it makes the weights.
+        """
+        batches: dict[Side, list[Batch]] = {}
+        for batch in self._comparison.batches:
+            for side in self._comparison.sides(batch.case):
+                batches.setdefault(side, []).append(batch)
+        results: dict[str, dict[str, dict[str, Any]]] = {}
+        versions: dict[str, Any] = {}
+        for side, of_side in batches.items():
+            self._progress.update(self._done, f"checking {side.name}")
+            tasks = self._exports() if side.name == OURS else []
+            num_exports = len(tasks)
+            tasks += [self._task(batch, self._check_options(batch)) for batch in of_side]
+            answer = self._run(side, {"action": "each", "tasks": tasks})
+            found = answer["results"][num_exports:]
+            results[side.name] = {batch.name: each for batch, each in zip(of_side, found, strict=True)}
+            versions[side.name] = answer["versions"]
+            for batch in of_side:
+                check_results(batch, results[OURS][batch.name], results[side.name][batch.name], side.name)
+            self._done += CHECK_UNITS * len(of_side)
+        return versions
 
     def measure(self, batch: Batch) -> dict[str, Any]:
         """Time a batch in turns, and return its part of the record."""
         comparison = self._comparison
-        names = [side.name for side in comparison.sides(batch.case)]
-        rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        sides = comparison.sides(batch.case)
+        rounds: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
         load = [os.getloadavg()[0]]
         for number in range(comparison.rounds):
-            results = self._on_all_sides(
-                batch,
-                self._timed_options(batch),
-                f"round {number + 1} of {comparison.rounds}",
-                units=batch.units(comparison),
-                first=number,
-            )
+            for place in range(len(sides)):
+                # Each begins in turn.
+                side = sides[(number + place) % len(sides)]
+                state = f"{batch.name}: {side.name}, round {number + 1} of {comparison.rounds}"
+                self._progress.update(self._done, state)
+                rounds[side.name].append(self._run(side, self._task(batch, self._timed_options(batch))))
+                self._done += batch.units(comparison)
             load.append(os.getloadavg()[0])
-            for name, result in results.items():
-                if batch.part == "train":
-                    check_losses(batch, results[OURS]["losses"], result["losses"], name)
-                rounds[name].append(_counted(result))
+            for name, results in rounds.items():
+                check_results(batch, rounds[OURS][-1], results[-1], name)
         return {
             "part": batch.part,
             "case": batch.case.name,
             "precision": batch.precision,
             "batch_size": batch.batch_size,
             "load": load,
-            "sides": rounds,
+            "sides": {name: [_counted(result) for result in results] for name, results in rounds.items()},
         }
 
-    def _probe(self) -> dict[str, Any]:
-        comparison = self._comparison
-        found: dict[str, Any] = {}
-        for case in comparison.cases:
-            for side in comparison.sides(case)[1:]:
-                if side.name not in found:
-                    checkout = comparison.checkout if side.name == "published code" else None
-                    files = model_files(comparison.cases, comparison.parts, checkout) if checkout else []
-                    task = {"action": "probe", "threads": 1, "model_files": [str(file) for file in files]}
-                    found[side.name] = side.run(task, timeout_seconds=comparison.timeout_seconds)["versions"]
-        return found
+    def _exports(self) -> list[dict[str, Any]]:
+        """Return tasks that write weights of vanilla models, which are those of all methods here."""
+        comparison, sizes = self._comparison, self._comparison.sizes
+        num_tokens = max(sizes.model.seq_length, sizes.check_tokens) + 1
+        return [
+            task_of(CASES["vanilla"], "fp32", part, sizes, checkout=None)
+            | {
+                "action": "export",
+                "weights": self._weights(part),
+                "tokens_shape": [sizes.model.micro_batch_size, num_tokens],
+                "prompts_shape": [max(sizes.decode_batch_sizes), sizes.prompt_tokens],
+            }
+            for part in PARTS
+            if part in comparison.parts
+        ]
 
-    def _export(self, part: Part) -> None:
-        """Write the weights of vanilla models, which are those of all methods here."""
-        sizes = self._comparison.sizes
-        vanilla = replace(self._comparison.cases[0], ponder={"method": "vanilla"}, model_files={}, fields={})
-        tokens = [sizes.model.micro_batch_size, max(sizes.model.seq_length, sizes.check_tokens) + 1]
-        task = task_of(vanilla, "fp32", part, sizes, checkout=None) | {
-            "action": "export",
-            "threads": 1,
-            "weights": self._weights(part),
-            "tokens_shape": tokens,
-            "prompts_shape": [max(sizes.decode_batch_sizes), sizes.prompt_tokens],
-        }
-        own = self._comparison.sides(vanilla)[0]
-        own.run(task, timeout_seconds=self._comparison.timeout_seconds)
-
-    def _weights(self, part: Part) -> str:
-        return str(self._scratch / f"{ARCHITECTURES[part]}.pt")
-
-    def _check_options(self, batch: Batch) -> dict[str, Any]:
-        if batch.part == "decode":
-            return {"num_steps": 1}
-        sizes = self._comparison.sizes
-        return {
-            "num_steps": NUM_CHECK_STEPS,
-            "num_tokens": min(sizes.check_tokens, sizes.model.seq_length),
-        }
-
-    def _timed_options(self, batch: Batch) -> dict[str, Any]:
-        options = {"num_steps": NUM_UNTIMED + self._comparison.steps}
-        if batch.part == "train":
-            options["num_tokens"] = self._comparison.sizes.model.seq_length
-        return options
-
-    def _on_all_sides(
-        self, batch: Batch, options: Mapping[str, Any], state: str, *, units: float, first: int = 0
-    ) -> dict[str, dict[str, Any]]:
-        """Run one process of every side, one after another; each begins in turn. Results are in order."""
+    def _task(self, batch: Batch, options: Mapping[str, int]) -> dict[str, Any]:
         comparison, sizes = self._comparison, self._comparison.sizes
         task = task_of(batch.case, batch.precision, batch.part, sizes, checkout=comparison.checkout)
-        if "num_tokens" in options:
+        if batch.part == "train":
             task["settings"]["training"]["seq_length"] = options["num_tokens"]
-        task |= {
+        return task | {
             "action": batch.part,
-            "threads": comparison.threads,
             "weights": self._weights(batch.part),
             "batch_size": batch.batch_size,
             "new_tokens": sizes.new_tokens,
             **options,
         }
-        sides = comparison.sides(batch.case)
-        results: dict[str, dict[str, Any]] = {}
-        for place in range(len(sides)):
-            side = sides[(first + place) % len(sides)]
-            self._progress.update(self._done, f"{batch.name}: {side.name}, {state}")
-            results[side.name] = side.run(task, timeout_seconds=comparison.timeout_seconds)
-            self._done += units
-        self._progress.update(self._done, f"{batch.name}: {state}")
-        return {side.name: results[side.name] for side in sides}
+
+    def _weights(self, part: Part) -> str:
+        return str(self._scratch / f"{ARCHITECTURES[part]}.pt")
+
+    def _check_options(self, batch: Batch) -> dict[str, int]:
+        if batch.part == "decode":
+            return {"num_steps": 1}
+        sizes = self._comparison.sizes
+        num_tokens = min(sizes.check_tokens, sizes.model.seq_length)
+        return {"num_steps": NUM_CHECK_STEPS, "num_tokens": num_tokens}
+
+    def _timed_options(self, batch: Batch) -> dict[str, int]:
+        num_steps = NUM_UNTIMED + self._comparison.steps
+        if batch.part == "decode":
+            return {"num_steps": num_steps}
+        return {"num_steps": num_steps, "num_tokens": self._comparison.sizes.model.seq_length}
+
+    def _run(self, side: Side, task: Mapping[str, Any]) -> dict[str, Any]:
+        num_tasks = len(task.get("tasks", [task]))
+        return side.run(
+            dict(task) | {"threads": self._comparison.threads},
+            timeout_seconds=num_tasks * self._comparison.timeout_seconds,
+        )
 
 
 def _counted(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -364,6 +351,18 @@ def _counted(result: Mapping[str, Any]) -> dict[str, Any]:
     timed = ("seconds", "cpu_seconds", "prompt_seconds", "token_seconds")
     kept = {name: values[NUM_UNTIMED:] for name, values in result.items() if name in timed}
     return kept | {name: result[name] for name in ("losses", "peak_bytes", "versions") if name in result}
+
+
+def check_results(batch: Batch, ours: Mapping[str, Any], theirs: Mapping[str, Any], other: str) -> None:
+    """Compare what two sides computed.
+
+    Raises:
+        DifferentResultsError: it differs by more than rounding explains.
+    """
+    if batch.part == "decode":
+        check_tokens(batch, ours["tokens"], theirs["tokens"], other)
+    else:
+        check_losses(batch, ours["losses"], theirs["losses"], other)
 
 
 def check_losses(batch: Batch, ours: Sequence[float], theirs: Sequence[float], other: str) -> None:
@@ -398,26 +397,6 @@ def check_tokens(
                 min(len(own), len(their)),
             )
             raise DifferentResultsError(
-                f"{batch.name}: the tokens must be those of {other}, but differ in text {text} from new token "
-                f"{place} on; compare the settings of both sides before timing them"
+                f"{batch.name}: the tokens must be those of {other}, but differ in text {text} from new "
+                f"token {place} on; compare the settings of both sides before timing them"
             )
-
-
-def commit_of(folder: Path) -> str | None:
-    """Return the commit that a checkout is at, marked where files differ from it; None without git."""
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip()
-
-
-def today() -> str:
-    """Return the date, for the record."""
-    return time.strftime("%Y-%m-%d")

@@ -120,5 +120,7 @@ def _one_rank(config: RunConfig) -> Iterator[ParallelGroups]:
         stop_process_group()
 
 
+ACTIONS = {"export": export, "train": train, "decode": decode}
+
 if __name__ == "__main__":
-    answer({"export": export, "train": train, "decode": decode})
+    answer(ACTIONS)

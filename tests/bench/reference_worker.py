@@ -1,7 +1,7 @@
-"""One process of the other side of `python -m tests.bench compare-reference`: transformers or published code.
+"""One process of the other side of `python -m tests.bench compare-reference`: transformers, published code.
 
-It runs as a file in the environment of that code, where nothing of this program is installed, on Python 3.9 or
-later. It reads a task, JSON in the file that the first argument names, and prints what it measured as JSON.
+It runs as a file in the environment of that code, where nothing of this program is installed, on Python 3.9
+or later. It reads a task, JSON in the file that the first argument names, and prints what it measured as JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any
 
 if __name__ == "__main__":
     # Files of this folder are no modules for what is imported here.
-    sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+    sys.path = [
+        entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent
+    ]
 
 import torch
 
@@ -33,11 +35,20 @@ def answer(actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> No
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    print(json.dumps(do(task, actions)), file=answers, flush=True)
+
+
+def do(
+    task: dict[str, Any], actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]
+) -> dict[str, Any]:
+    """Return the result of a task, or of each of several tasks, with versions and the process's peak."""
     torch.set_num_threads(task["threads"])
-    result = actions[task["action"]](task)
-    result["peak_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    result["versions"] = versions()
-    print(json.dumps(result), file=answers, flush=True)
+    if task["action"] == "each":
+        result: dict[str, Any] = {"results": [actions[one["action"]](one) for one in task["tasks"]]}
+    else:
+        result = actions[task["action"]](task)
+    peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {**result, "peak_bytes": peak_bytes, "versions": versions()}
 
 
 def versions() -> dict[str, str]:
@@ -93,6 +104,9 @@ def build_network(task: dict[str, Any]) -> Any:
     source = transformers if file is None else load_module(file)
     network = getattr(source, model_name)(getattr(transformers, config_name)(**task["config"]))
     tensors = torch.load(task["weights"], weights_only=True)["weights"]
+    # Newer versions of transformers call the head of GPT-NeoX so.
+    if "embed_out.weight" in tensors and "lm_head.weight" in network.state_dict():
+        tensors["lm_head.weight"] = tensors.pop("embed_out.weight")
     network.load_state_dict(tensors, strict=True)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[task["precision"]]
     for parameter in network.parameters():
@@ -112,17 +126,8 @@ def load_module(file: str) -> Any:
     return module
 
 
-def probe(task: dict[str, Any]) -> dict[str, Any]:
-    """Import transformers and every file of the published code that will be needed."""
-    import transformers  # noqa: F401 (its version is part of the answer)
-
-    for file in task["model_files"]:
-        load_module(file)
-    return {}
-
-
 def train(task: dict[str, Any]) -> dict[str, Any]:
-    """Train on one batch: AdamW as transformers' Trainer has it, weight decay on matrices, clipped gradients."""
+    """Train on one batch, with AdamW as transformers' Trainer has it and weight decay on matrices."""
     import transformers
 
     network = build_network(task).train()
@@ -187,5 +192,7 @@ def generate_greedily(
     return texts, times
 
 
+ACTIONS = {"train": train, "decode": decode}
+
 if __name__ == "__main__":
-    answer({"probe": probe, "train": train, "decode": decode})
+    answer(ACTIONS)
