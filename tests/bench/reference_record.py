@@ -59,11 +59,17 @@ def read_record(file: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is not one.
     """
-    record = read_json_object(file)
+    cure = "name a file that `--json` wrote"
+    try:
+        record = read_json_object(file)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file} must be a record of compare-reference, but cannot be read ({error}); {cure}"
+        ) from error
     if record.get("format") != FORMAT or "results" not in record:
         raise DataError(
             f"{file} must be a record of compare-reference of format {FORMAT}, but is of format "
-            f"{record.get('format')!r}; name a file that `--json` wrote"
+            f"{record.get('format')!r}; {cure}"
         )
     return record
 
@@ -76,8 +82,8 @@ def render_record(record: Mapping[str, Any]) -> str:
     lines = [*_origin(record), ""]
     if training := [each for each in record["results"] if each["part"] == "train"]:
         lines += [
-            f"Training steps: GPT-NeoX of {shape}, {model['micro_batch_size']} x {model['seq_length']} tokens."
-            f" Seconds per step, {rounds} steps each; ratio: time of the other side over ours.",
+            f"Training steps: GPT-NeoX of {shape}, {model['micro_batch_size']} x {model['seq_length']} "
+            f"tokens. Seconds per step, {rounds} steps each; ratio: time of the other side over ours.",
             "",
             *_table(_TRAINING, [row for each in training for row in _training_rows(each)], num_text=3),
             "",

@@ -1,7 +1,8 @@
 """One process of the other side of `python -m tests.bench compare-reference`: transformers, published code.
 
 It runs as a file in the environment of that code, where nothing of this program is installed, on Python 3.9
-or later. It reads a task, JSON in the file that the first argument names, and prints what it measured as JSON.
+or later. It reads a task, JSON in the file that the first argument names, and prints what it measured as
+JSON.
 """
 
 from __future__ import annotations
