@@ -169,8 +169,8 @@ class TrainingConfig(Section):
     )
     deterministic: Switch = Field(
         False,
-        description="on GPUs, bitwise equal runs on the same layout and machines; slower (on CPUs runs always "
-        "are)",
+        description="on GPUs, bitwise equal runs on the same layout and machines; slower (on CPUs runs "
+        "always are)",
     )
     exit_interval: Count | None = Field(
         None, description="save and exit with code 0 at every multiple of this iteration"
