@@ -20,6 +20,7 @@ from megatron_ext.device import device
 from megatron_ext.initialization import seeded_initialization
 from megatron_ext.model.attention import KeyWeightedAttention, RotatedAttention, RowContext
 from megatron_ext.model.config import Architecture, PonderTransformerConfig
+from megatron_ext.model.fused_layers import biased_gelu, gated_silu, normed_beside, sum_with_biases
 from megatron_ext.parallel.tensor import TensorAxis
 
 
@@ -92,12 +93,18 @@ class InnerMLP(MLP):  # type: ignore[misc]
             ffn_hidden_size=config.ffn_hidden_size,
             tp_group=get_tensor_model_parallel_group(),
         )
-        # Megatron leaves this bias to fused activations, which we do not use.
-        self.linear_fc1.skip_bias_add = False
+        # Where ranks wait for each other, Megatron's product adds its bias in a pass of its own: the fused
+        # activation does it instead. Elsewhere the product adds it on its way.
+        self._fuses = config.fuses
+        self.linear_fc1.skip_bias_add = config.fuses and config.tensor_model_parallel_size > 1
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[R or R / tp, B, H], normalized -> [R, B, inner size / tp]."""
-        inner, _ = self.linear_fc1(hidden_states)
+        inner, bias = self.linear_fc1(hidden_states)
+        if bias is not None:
+            return biased_gelu(inner, bias)
+        if self._fuses and self.config.gated_linear_unit:
+            return gated_silu(inner)
         gate, linear = inner.chunk(2, dim=-1) if self.config.gated_linear_unit else (inner, None)
         activated: Tensor = self.config.activation_func(gate)
         return activated if linear is None else activated * linear
@@ -108,6 +115,7 @@ def add_products(
     *products: tuple[RowParallelLinear, Tensor],
     axis: TensorAxis,
     partial: Tensor | None = None,
+    fuses: bool = False,
 ) -> Tensor:
     """Add the outputs of row-parallel linear layers to the residual stream.
 
@@ -118,11 +126,12 @@ def add_products(
         products: layers of which each rank has a part, and their inputs, [R, B, inner size / tp].
         axis: of these ranks; one reduction serves all products.
         partial: what this rank has already computed of another sum over ranks, [R, B, H].
+        fuses: add what is not part of a product by one function.
     Returns:
         [R or R / tp, B, H].
     """
     if axis.size > 1:
-        return add_one_by_one(residual, *products, axis=axis, partial=partial)
+        return add_one_by_one(residual, *products, axis=axis, partial=partial, fuses=fuses)
     if partial is not None:
         residual = residual + partial
     operands = [x for linear, inputs in products for x in (inputs, linear.weight, linear.bias)]
@@ -135,12 +144,15 @@ def add_one_by_one(
     *products: tuple[RowParallelLinear, Tensor],
     axis: TensorAxis,
     partial: Tensor | None = None,
+    fuses: bool = False,
 ) -> Tensor:
     """See :func:`add_products`; biases are added after the reduction, so that each is added once."""
     biases = [linear.bias for linear, _ in products if linear.bias is not None]
     partial_sums = [linear(inputs)[0] for linear, inputs in products]
     if partial is not None:
         partial_sums.append(partial)
+    if fuses:
+        return sum_with_biases(residual, axis.from_partial_sums(sum(partial_sums)), *biases)
     return sum(biases, start=residual + axis.from_partial_sums(sum(partial_sums)))
 
 
@@ -202,12 +214,13 @@ class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
         Returns:
             The new hidden states of the rows that are read, and None for Megatron's cross-attention context.
         """
-        attended = self._attend(hidden_states, attention_mask, rotary_pos_emb, packed_seq_params)
-        projection, axis = self.self_attention.linear_proj, self._axis
+        attended, hidden_states = self._attend(
+            hidden_states, attention_mask, rotary_pos_emb, packed_seq_params
+        )
         hidden_states = self._rows_read(hidden_states, packed_seq_params)
-        hidden_states = add_products(hidden_states, (projection, attended), axis=axis)
-        inner = self.mlp(self.pre_mlp_layernorm(hidden_states))
-        return add_products(hidden_states, (self.mlp.linear_fc2, inner), axis=axis), None
+        hidden_states = self._add(hidden_states, (self.self_attention.linear_proj, attended))
+        hidden_states, normed = self._normed(hidden_states, self.pre_mlp_layernorm)
+        return self._add(hidden_states, (self.mlp.linear_fc2, self.mlp(normed))), None
 
     def _attend(
         self,
@@ -215,18 +228,31 @@ class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
         attention_mask: Tensor | None,
         rotary_pos_emb: Tensor | None,
         packed_seq_params: RowContext | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Return what attention gives, and the residual stream."""
         assert packed_seq_params is not None, "the model gives every pass a context"
         repeated = packed_seq_params.repeated_in(self.layer_number)
         if repeated is None:
-            mixed = self._project(hidden_states)
+            hidden_states, normed = self._normed(hidden_states, self.input_layernorm)
+            mixed = self.self_attention.project(normed)
         else:
             num_slots = packed_seq_params.num_slots
             mixed = repeated.run("heads", self._project, hidden_states, num_slots=num_slots)
         attended: Tensor = self.self_attention(
             mixed, attention_mask, rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params
         )
-        return attended
+        return attended, hidden_states
+
+    def _normed(self, hidden_states: Tensor, norm: nn.LayerNorm | nn.RMSNorm) -> tuple[Tensor, Tensor]:
+        """Return the residual stream, for further use, and its norm."""
+        if self.config.fuses:
+            return normed_beside(hidden_states, norm)
+        return hidden_states, norm(hidden_states)
+
+    def _add(
+        self, residual: Tensor, *products: tuple[RowParallelLinear, Tensor], partial: Tensor | None = None
+    ) -> Tensor:
+        return add_products(residual, *products, axis=self._axis, partial=partial, fuses=self.config.fuses)
 
     def _project(self, hidden_states: Tensor) -> Tensor:
         heads: Tensor = self.self_attention.project(self.input_layernorm(hidden_states))
@@ -256,14 +282,16 @@ class ParallelResidualLayer(SequentialResidualLayer):
         **_: Any,
     ) -> tuple[Tensor, None]:
         """Run the layer; arguments and results are those of the base."""
-        attended = self._attend(hidden_states, attention_mask, rotary_pos_emb, packed_seq_params)
+        attended, hidden_states = self._attend(
+            hidden_states, attention_mask, rotary_pos_emb, packed_seq_params
+        )
         hidden_states = self._rows_read(hidden_states, packed_seq_params)
         assert packed_seq_params is not None, "the model gives every pass a context"
         if packed_seq_params.repeated_in(self.layer_number) is not None:
             return self._add_with_repeated_slot(hidden_states, attended, packed_seq_params), None
-        inner = self.mlp(self.pre_mlp_layernorm(hidden_states))
-        products = ((self.self_attention.linear_proj, attended), (self.mlp.linear_fc2, inner))
-        return add_products(hidden_states, *products, axis=self._axis), None
+        hidden_states, normed = self._normed(hidden_states, self.pre_mlp_layernorm)
+        products = ((self.self_attention.linear_proj, attended), (self.mlp.linear_fc2, self.mlp(normed)))
+        return self._add(hidden_states, *products), None
 
     def _add_with_repeated_slot(self, hidden_states: Tensor, attended: Tensor, context: RowContext) -> Tensor:
         """Add both branches, where the MLP of slot 0 is the same in every pass.
@@ -275,7 +303,7 @@ class ParallelResidualLayer(SequentialResidualLayer):
         repeated, read = context.repeated_in(self.layer_number), context.read_after(self.layer_number)
         assert repeated is not None, "there is no repeated slot"
         slots = range(context.num_slots) if read is None else read.slots
-        projection, output, axis = self.self_attention.linear_proj, self.mlp.linear_fc2, self._axis
+        projection, output = self.self_attention.linear_proj, self.mlp.linear_fc2
 
         def branch(rows: Tensor) -> Tensor:
             inner = self.mlp(self.pre_mlp_layernorm(rows))
@@ -285,7 +313,7 @@ class ParallelResidualLayer(SequentialResidualLayer):
         if output.bias is not None:
             # Once, not by every rank.
             hidden_states = hidden_states + output.bias
-        return add_products(hidden_states, (projection, attended), axis=axis, partial=partial)
+        return self._add(hidden_states, (projection, attended), partial=partial)
 
 
 def block_spec(config: PonderTransformerConfig) -> TransformerBlockSubmodules:

@@ -167,6 +167,13 @@ class TrainingConfig(Section):
         "flash: FlashAttention alone; cudnn: cuDNN's for rows of one document, which is faster on recent "
         "devices; never for documents or decoding; checked against float64 at the start",
     )
+    fused: Literal["auto", "never"] = Field(
+        "auto",
+        description="on CUDA, one function each for what lies between the products of a layer, compiled by "
+        "torch.compile, for the distributions over the vocabulary, in parts, and for gradients of weights, "
+        "summed in fp32 inside of the product; auto: where Triton is there, and not with deterministic; never: "
+        "operation by operation, as on CPUs",
+    )
     deterministic: Switch = Field(
         False,
         description="on GPUs, the same bits in every run of the same layout on the same machines; slower (on "
