@@ -49,7 +49,8 @@ def _cases(
 ) -> Iterator[tuple[str, _Function, _Function, list[tuple[int, ...]]]]:
     """Yield name, fused function, plain one, and the shapes of what both are given."""
     tensor = config.tensor_model_parallel_size
-    assert config.ffn_hidden_size is not None and config.num_query_groups is not None
+    assert config.ffn_hidden_size is not None
+    assert config.num_query_groups is not None
     hidden, inner = (*rows, config.hidden_size), config.ffn_hidden_size // tensor
     vector = (config.hidden_size,)
     if config.gated_linear_unit:

@@ -1,7 +1,7 @@
 """Activations, norms and sums of a layer as functions that can be compiled, with their own backward.
 
-They compute what :mod:`megatron_ext.model.layers` computes operation by operation, in at least float32, and keep
-only their inputs. R = rows, B = batch, H = hidden size, F = inner size of this rank.
+They compute in at least float32 what :mod:`megatron_ext.model.layers` computes operation by operation, and
+keep only their inputs. R = rows, B = batch, H = hidden size, F = inner size of this rank.
 """
 
 import math

@@ -22,6 +22,7 @@ from megatron_ext.model.attention import KeyWeightedAttention, RotatedAttention,
 from megatron_ext.model.config import Architecture, PonderTransformerConfig
 from megatron_ext.model.fused_layers import biased_gelu, gated_silu, normed_beside, sum_with_biases
 from megatron_ext.parallel.tensor import TensorAxis
+from megatron_ext.parallel.weight_gradients import accumulating_linear, for_megatron, weight_gradient
 
 
 class TorchNorm:
@@ -64,8 +65,20 @@ class UnreducedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]  # Me
         # Megatron's switch for layers whose caller communicates.
         self.explicit_expert_comm = True
 
+    def _forward_impl(self, **settings: Any) -> Tensor:
+        output: Tensor = super()._forward_impl(**for_megatron(settings))
+        return output
 
-class FusedBiasLinear(ColumnParallelLinear):  # type: ignore[misc]
+
+class AccumulatingLinear(ColumnParallelLinear):  # type: ignore[misc]
+    """A column-parallel linear layer whose weight may have other uses beside it."""
+
+    def _forward_impl(self, **settings: Any) -> Tensor:
+        output: Tensor = super()._forward_impl(**for_megatron(settings))
+        return output
+
+
+class FusedBiasLinear(AccumulatingLinear):
     """A column-parallel linear layer that adds its bias inside the product where no rank waits for another.
 
     Megatron's own function adds it in a pass of its own, because it overlaps communication with the products.
@@ -73,9 +86,9 @@ class FusedBiasLinear(ColumnParallelLinear):  # type: ignore[misc]
 
     def _forward_impl(self, **settings: Any) -> Tensor:
         if settings["allreduce_dgrad"] or settings["sequence_parallel"]:
-            output: Tensor = super()._forward_impl(**settings)
-            return output
-        return functional.linear(settings["input"], settings["weight"], settings["bias"])
+            return super()._forward_impl(**settings)
+        way = accumulating_linear if settings["gradient_accumulation_fusion"] else functional.linear
+        return way(settings["input"], settings["weight"], settings["bias"])
 
 
 class InnerMLP(MLP):  # type: ignore[misc]
@@ -135,7 +148,8 @@ def add_products(
     if partial is not None:
         residual = residual + partial
     operands = [x for linear, inputs in products for x in (inputs, linear.weight, linear.bias)]
-    total: Tensor = _AddProducts.apply(residual, *operands)  # type: ignore[no-untyped-call]
+    accumulates = all(linear.gradient_accumulation_fusion for linear, _ in products)
+    total: Tensor = _AddProducts.apply(accumulates, residual, *operands)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -160,7 +174,8 @@ class _AddProducts(torch.autograd.Function):
     """residual + sum of ``x w^T + b``, for triples (x, w, b or None)."""
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, *operands: Any) -> Tensor:
+    def forward(ctx: Any, accumulates: bool, residual: Tensor, *operands: Any) -> Tensor:
+        ctx.accumulates = accumulates
         inputs, weights, biases = operands[::3], operands[1::3], operands[2::3]
         ctx.save_for_backward(*inputs, *weights)
         given = [bias for bias in biases if bias is not None]
@@ -175,15 +190,18 @@ class _AddProducts(torch.autograd.Function):
         saved = ctx.saved_tensors
         half = len(saved) // 2
         rows = gradient.flatten(0, 1)
-        is_needed = ctx.needs_input_grad[1:]
+        is_needed = ctx.needs_input_grad[2:]
         # The same for every bias.
         of_bias = rows.sum(dim=0) if any(is_needed[2::3]) else None
-        results: list[Tensor | None] = [gradient]
+        results: list[Tensor | None] = [None, gradient]
         for number, (x, weight) in enumerate(zip(saved[:half], saved[half:], strict=True)):
             needs_x, needs_weight, needs_bias = is_needed[3 * number : 3 * number + 3]
+            of_weight = None
+            if needs_weight:
+                of_weight = weight_gradient(weight, rows, x.flatten(0, 1), accumulates=ctx.accumulates)
             results += [
                 (rows @ weight).view(x.shape) if needs_x else None,
-                rows.t() @ x.flatten(0, 1) if needs_weight else None,
+                of_weight,
                 of_bias if needs_bias else None,
             ]
         return tuple(results)
@@ -307,7 +325,8 @@ class ParallelResidualLayer(SequentialResidualLayer):
 
         def branch(rows: Tensor) -> Tensor:
             inner = self.mlp(self.pre_mlp_layernorm(rows))
-            return functional.linear(inner, output.weight)
+            way = accumulating_linear if output.gradient_accumulation_fusion else functional.linear
+            return way(inner, output.weight)
 
         partial = repeated.run("mlp", branch, hidden_states, num_slots=len(slots), first=slots.start)
         if output.bias is not None:

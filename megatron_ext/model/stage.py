@@ -13,7 +13,6 @@ from megatron.core.enums import ModelType
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from megatron_ext.initialization import seeded_initialization
 from megatron_ext.methods.registry import build_method
 from megatron_ext.model.attention import RowContext
 from megatron_ext.model.config import PonderTransformerConfig
-from megatron_ext.model.layers import TorchNorm, block_spec
+from megatron_ext.model.layers import AccumulatingLinear, TorchNorm, block_spec
 from megatron_ext.parallel.context import ContextAxis, TokenAxes
 from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.parallel.vocabulary import mask_padding_rows, mix_embeddings
@@ -194,9 +193,9 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
                 tp_group=self.tp_group,
             )
 
-    def _build_head(self) -> ColumnParallelLinear:
+    def _build_head(self) -> AccumulatingLinear:
         with seeded_initialization(self.config.initialization_seed, "head"):
-            return ColumnParallelLinear(
+            return AccumulatingLinear(
                 self.config.hidden_size,
                 self.config.padded_vocab_size,
                 config=self.config,

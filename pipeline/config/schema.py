@@ -169,10 +169,10 @@ class TrainingConfig(Section):
     )
     fused: Literal["auto", "never"] = Field(
         "auto",
-        description="on CUDA, one function each for what lies between the products of a layer, compiled by "
-        "torch.compile, for the distributions over the vocabulary, in parts, and for gradients of weights, "
-        "summed in fp32 inside of the product; auto: where Triton is there, and not with deterministic; never: "
-        "operation by operation, as on CPUs",
+        description="on CUDA, compile what lies between the products of a layer with torch.compile, work on "
+        "distributions over the vocabulary in parts, and sum gradients of weights in fp32 inside of their "
+        "products; auto: where Triton is installed, but not with deterministic; never: operation by "
+        "operation, as on CPUs",
     )
     deterministic: Switch = Field(
         False,
@@ -471,6 +471,11 @@ class RunConfig(Section):
         """Whether an evaluation precedes the first step."""
         at_start = self.evaluation.at_start
         return self.init_from.path is not None if at_start is None else at_start
+
+    @property
+    def fuses(self) -> bool:
+        """Whether a training on CUDA consists of fused functions, if they can be compiled there."""
+        return self.training.fused == "auto" and not self.training.deterministic
 
     @property
     def num_micro_batches(self) -> int:

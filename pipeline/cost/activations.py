@@ -361,6 +361,11 @@ def _attended(sizes: RankSizes, index: int) -> float:
 
 
 def _mlp(sizes: RankSizes) -> float:
-    """Per row: before and after the activation; of a gated MLP also the other half and the product."""
-    num_kept = 4 if sizes.shape.is_gated else 2
+    """Per row: before and after the activation; of a gated MLP also the other half and the product.
+
+    A fused activation keeps what it is given alone.
+    """
+    num_kept = 2
+    if sizes.shape.is_gated:
+        num_kept = 3 if sizes.fuses else 4
     return num_kept * sizes.value_bytes * sizes.shape.ffn_hidden_size / sizes.tensor

@@ -109,6 +109,8 @@ def build_module(
     prefers_cudnn = is_trained and config.training.attention == "cudnn"
     settings = transformer_config(config, vocab_size, prefers_cudnn=prefers_cudnn)
     settings.fuses = is_trained and can_fuse(config, settings, groups)
+    # Reductions that overlap with backward wait for a gradient of each weight.
+    settings.gradient_accumulation_fusion = settings.fuses and not config.parallel.overlap_grad_reduce
     # Initialized on the host, so that the weights do not depend on the device.
     module = PonderModel(settings, groups.pg_collection)
     module.to(device())

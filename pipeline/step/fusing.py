@@ -23,21 +23,20 @@ logger = logging.getLogger(__name__)
 def can_fuse(config: RunConfig, settings: PonderTransformerConfig, groups: ParallelGroups) -> bool:
     """Return whether the model of a training consists of fused functions, the same on all ranks.
 
-    On CUDA they are compiled and compared with what they replace; where that fails on any rank, none uses them
-    and the log says why. What stands in for CUDA runs them as they are. Every rank calls it.
+    On CUDA they are compiled and compared with what they replace; where that fails on any rank, none uses
+    them and the log says why. What stands in for CUDA runs them as they are. Every rank calls it.
 
     Args:
         config: the run.
         settings: of its model.
         groups: of its ranks.
     """
-    training = config.training
-    if training.fused == "never" or training.deterministic or device().type == "cpu":
+    if not config.fuses or device().type == "cpu":
         return False
     if not has_cuda():
         return True
     started = time.monotonic()
-    problem = _first_of_ranks(_problem(settings, training.micro_batch_size), groups)
+    problem = _first_of_ranks(_problem(settings, config.training.micro_batch_size), groups)
     if problem is not None:
         compile_fused(None)
         logger.warning(
