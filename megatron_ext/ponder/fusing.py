@@ -43,7 +43,7 @@ compiler = _Compiler()
 def fused(function: Callable[P, R]) -> Callable[P, R]:
     """Mark a function of tensors, and of numbers that are the same in every call, as one to compile.
 
-    It must not work in place, and runs without gradient.
+    It runs without gradient, and may write to one of its arguments.
     """
 
     @functools.wraps(function)

@@ -78,16 +78,24 @@ class Trained:
     waits: list[tuple[str, str]]
 
 
-def trained(name: str, groups: ParallelGroups, waits: Counter[tuple[str, str]] | None = None) -> Trained:
+def trained(
+    name: str,
+    groups: ParallelGroups,
+    waits: Counter[tuple[str, str]] | None = None,
+    *,
+    fused: str = "never",
+) -> Trained:
     """Train on documents and padding.
 
     Args:
         name: of a model.
         groups: one rank.
         waits: counted while this runs.
+        fused: see training.fused.
     """
     waits = Counter() if waits is None else waits
-    parts = build_training(MODELS[name].config(ONE_PROCESS), VOCAB_SIZE, groups)
+    config = MODELS[name].config(ONE_PROCESS, training={"fused": fused})
+    parts = build_training(config, VOCAB_SIZE, groups)
     statistics = StatisticsAccumulator(parts.module.statistics_layout(), device=device())
     settings = StepSettings(num_jacobi_iterations=1, penalty_weight=0.3)
     steps = []
@@ -113,6 +121,21 @@ def test_training_steps_are_those_of_the_cpu_to_the_bit_and_wait_twice(
 
     assert found.steps == expected.steps
     assert all(torch.equal(found.values[name], expected.values[name]) for name in expected.values)
+    assert sorted(place.rsplit(":", 1)[0] for _, place in found.waits) == sorted(NEEDED_WAITS)
+
+
+def test_fused_functions_train_as_separate_operations_do(groups: ParallelGroups) -> None:
+    name = "adaponderlm, llama"
+    with by_products():
+        expected = trained(name, groups)
+        with away_device() as away:
+            found = trained(name, groups, away.waits, fused="auto")
+
+    # The update of the first step divides small gradients by their own size.
+    assert found.steps[0].loss == pytest.approx(expected.steps[0].loss, rel=1e-6)
+    assert found.steps[0].grad_norm == pytest.approx(expected.steps[0].grad_norm, rel=1e-5)
+    assert found.steps[1].loss == pytest.approx(expected.steps[1].loss, rel=1e-4)
+    assert found.steps != expected.steps
     assert sorted(place.rsplit(":", 1)[0] for _, place in found.waits) == sorted(NEEDED_WAITS)
 
 
