@@ -1,6 +1,7 @@
 """Self-test of the fused functions in the sizes of a model, against the operations they replace."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,13 @@ from torch.nn import functional
 from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.model.fused_layers import biased_gelu, gated_silu, normed_beside, sum_with_biases
 from megatron_ext.model.kernels import error_ratio
+from megatron_ext.parallel.vocabulary_in_parts import cross_entropy_in_place, mix_in_parts
+from megatron_ext.ponder.config import Mixture
 from megatron_ext.ponder.heads import key_columns, merged_heads, rotary_turns, rotated_heads
 from megatron_ext.ponder.rotary import rotary_angles
 
-# Few, because compiled functions serve any number of rows.
-_NUM_ROWS = 64
+# Few, because compiled functions serve any number of rows; and of what only products see, few channels.
+_NUM_ROWS, _NUM_CHANNELS = 16, 32
 
 _Function = Callable[..., tuple[Tensor, ...]]
 
@@ -65,6 +68,13 @@ def _cases(
     mixed = (*rows, groups, (heads // groups + 2) * config.kv_channels)
     heads_of = _heads(config, rows, device)
     yield "heads", heads_of(True), heads_of(False), [mixed, (rows[1], rows[0])]
+    partition = config.padded_vocab_size // tensor
+    num_real = min(config.vocab_size, partition)
+    loss_of = _losses(num_real, rows, device)
+    yield "cross-entropy", loss_of(True), loss_of(False), [(*rows, partition)]
+    if config.ponder.method.facts.mixes(config.ponder.mixture):
+        mixed_by, weight = _mixture(config, num_real), (partition, _NUM_CHANNELS)
+        yield "mixture", mixed_by(True), mixed_by(False), [(*rows, _NUM_CHANNELS), weight, weight]
 
 
 def _one(function: Callable[..., Tensor]) -> _Function:
@@ -120,6 +130,60 @@ def _heads(
             return (*(each[..., : head_size + 1] for each in heads), merged)
 
         return run
+
+    return way
+
+
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """The axis of a rank that has the whole vocabulary."""
+
+    rank: int = 0
+    size: int = 1
+
+    def _same(self, values: Tensor) -> Tensor:
+        return values
+
+    to_partial_use = from_partial_sums = sum_over_ranks = max_over_ranks = gather_last_dim = _same
+
+
+def _losses(num_real: int, rows: tuple[int, int], device: torch.device) -> Callable[[bool], _Function]:
+    targets = torch.arange(rows[0] * rows[1], device=device).view(rows) % num_real
+
+    def way(fuses: bool) -> _Function:
+        def run(logits: Tensor) -> tuple[Tensor]:
+            # A copy, because backward works in place.
+            hidden = logits.clone()
+            hidden[..., num_real:] = float("-inf")
+            if fuses:
+                return (cross_entropy_in_place(hidden, targets, _Alone()),)
+            wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+            return (functional.cross_entropy(wide.movedim(-1, 1), targets, reduction="none"),)
+
+        return run
+
+    return way
+
+
+def _mixture(config: PonderTransformerConfig, num_real: int) -> Callable[[bool], _Function]:
+    ponder = config.ponder
+    topk = min(ponder.mixture_top_k, num_real) if ponder.mixture is Mixture.TOP_K else None
+    temperature = ponder.softmax_temperature
+
+    def plain(rows: Tensor, head: Tensor, embedding: Tensor) -> tuple[Tensor]:
+        logits = functional.linear(rows, head)[..., :num_real]
+        logits = logits.to(torch.promote_types(rows.dtype, torch.float32)) / temperature
+        if topk is not None:
+            least = logits.detach().topk(topk, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, float("-inf"))
+        return (torch.softmax(logits, dim=-1).to(rows.dtype) @ embedding[:num_real],)
+
+    def way(fuses: bool) -> _Function:
+        return plain if not fuses else in_parts
+
+    def in_parts(rows: Tensor, head: Tensor, embedding: Tensor) -> tuple[Tensor]:
+        settings = {"num_real": num_real, "topk": topk, "temperature": temperature}
+        return (mix_in_parts(rows, head, embedding, axis=_Alone(), **settings),)
 
     return way
 

@@ -8,18 +8,51 @@ V = padded vocabulary, of which each rank holds V / tp rows; N = rows of a pass,
 size; n = rows of a part.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.parallel.weight_gradients import add_product, has_sum
 from megatron_ext.ponder.fusing import fused, wide
 from megatron_ext.ponder.parts import parts
 
 
-def cross_entropy_in_place(logits: Tensor, targets: Tensor, axis: TensorAxis) -> Tensor:
+class VocabularyAxis(Protocol):
+    """What is needed of :class:`megatron_ext.parallel.tensor.TensorAxis`."""
+
+    @property
+    def size(self) -> int:
+        """Number of ranks on the axis."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """This rank's coordinate."""
+        ...
+
+    def to_partial_use(self, rows: Tensor) -> Tensor:
+        """Give every rank all rows."""
+        ...
+
+    def from_partial_sums(self, rows: Tensor) -> Tensor:
+        """Add up partial rows over ranks and keep this rank's share."""
+        ...
+
+    def sum_over_ranks(self, partial: Tensor) -> Tensor:
+        """Add up partial values over ranks."""
+        ...
+
+    def max_over_ranks(self, values: Tensor) -> Tensor:
+        """Return the element-wise maximum over ranks."""
+        ...
+
+    def gather_last_dim(self, values: Tensor) -> Tensor:
+        """Concatenate values of all ranks along the last dim."""
+        ...
+
+
+def cross_entropy_in_place(logits: Tensor, targets: Tensor, axis: VocabularyAxis) -> Tensor:
     """Return the cross-entropy of each position in nats; backward overwrites the logits.
 
     Args:
@@ -41,7 +74,7 @@ def mix_inparts(
     *,
     num_real: int,
     topk: int | None,
-    axis: TensorAxis,
+    axis: VocabularyAxis,
     temperature: float = 1.0,
     accumulates: bool = False,
 ) -> Tensor:
@@ -77,7 +110,7 @@ def mix_inparts(
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, axis: TensorAxis) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, axis: VocabularyAxis) -> Tensor:
         partition = logits.shape[-1]
         places = targets - axis.rank * partition
         is_own = (places >= 0) & (places < partition)
@@ -169,7 +202,7 @@ def _of(values: Tensor | None, part: slice) -> Tensor | None:
 
 @torch.no_grad()
 def _kth_largest(
-    rows: Tensor, head: Tensor, num_real: int, temperature: float, k: int, axis: TensorAxis
+    rows: Tensor, head: Tensor, num_real: int, temperature: float, k: int, axis: VocabularyAxis
 ) -> Tensor:
     """[N, H] -> [N, 1]: the k-th largest logit over all ranks' vocabularies."""
     own = []

@@ -82,7 +82,7 @@ def for_megatron(settings: dict[str, Any]) -> dict[str, Any]:
     if not settings["gradient_accumulation_fusion"]:
         return settings
     weight = settings["weight"]
-    if not has_sum(weight):
+    if not has_sum(weight) or not torch.is_grad_enabled():
         return settings | {"gradient_accumulation_fusion": False}
     view: Any = _View.apply(weight)  # type: ignore[no-untyped-call]
     view.main_grad = weight.main_grad

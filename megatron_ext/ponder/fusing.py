@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+Backend = str | Callable[..., Any]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -25,7 +26,7 @@ class _Compiler:
     """
 
     def __init__(self) -> None:
-        self.backend: str | None = None
+        self.backend: Backend | None = None
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a fused function, or what has been compiled of it."""
@@ -55,11 +56,11 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def compile_fused(backend: str | None) -> None:
+def compile_fused(backend: Backend | None) -> None:
     """Let fused functions of this process run compiled from now on, or as they are.
 
     Args:
-        backend: of torch.compile, such as inductor; None for no compiler.
+        backend: of torch.compile, such as "inductor"; None for no compiler.
     """
     compiler.backend = backend
 
@@ -70,7 +71,7 @@ def is_compiling() -> bool:
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
     # Passes differ in their rows alone. With the second number of rows, torch compiles for any number of them
     # and leaves the other sizes fixed, which makes better kernels than leaving all sizes open at first.
     compiled: Callable[..., Any] = torch.compile(function, backend=backend, dynamic=None)
