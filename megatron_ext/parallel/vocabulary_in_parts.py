@@ -67,7 +67,7 @@ def cross_entropy_in_place(logits: Tensor, targets: Tensor, axis: VocabularyAxis
     return losses.view_as(targets)
 
 
-def mix_inparts(
+def mix_in_parts(
     rows: Tensor,
     head: Tensor,
     embedding: Tensor,
