@@ -96,16 +96,22 @@ def vocab_size_of(config: RunConfig, source: SampleSource) -> int:
 
 
 def build_module(
-    config: RunConfig, vocab_size: int, groups: ParallelGroups, *, is_trained: bool = False
+    config: RunConfig,
+    vocab_size: int,
+    groups: ParallelGroups,
+    *,
+    is_trained: bool = False,
+    draws: bool = True,
 ) -> PonderModel:
     """Build the model from the run's seed; every layout starts from the same weights.
 
     Args:
         config, vocab_size, groups: the run.
         is_trained: whether its rows have one length in all steps, so that training.attention counts.
+        draws: whether the weights of the backbone are drawn; else they are 0, to be read from a checkpoint.
     """
     prefers_cudnn = is_trained and config.training.attention == "cudnn"
-    settings = transformer_config(config, vocab_size, prefers_cudnn=prefers_cudnn)
+    settings = transformer_config(config, vocab_size, prefers_cudnn=prefers_cudnn, draws=draws)
     # Initialized on the host, so that the weights do not depend on the device.
     module = PonderModel(settings, groups.pg_collection)
     module.to(device())
@@ -123,9 +129,11 @@ def wrap_model(
     return wrapped
 
 
-def build_training(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> TrainingParts:
-    """Build the model and what trains it."""
-    module = build_module(config, vocab_size, groups, is_trained=True)
+def build_training(
+    config: RunConfig, vocab_size: int, groups: ParallelGroups, *, draws: bool = True
+) -> TrainingParts:
+    """Build the model and what trains it; see :func:`build_module`."""
+    module = build_module(config, vocab_size, groups, is_trained=True, draws=draws)
     ddp = wrap_model(module, config.parallel, optimizer=config.optimizer.name)
     optimizer = build_optimizer(
         [ddp],
