@@ -162,6 +162,18 @@ def test_the_device_counts_the_waits_for_it(name: str) -> None:
     assert away.waits.total() == expected
 
 
+def test_a_tensor_made_like_another_is_where_it_is_asked_for() -> None:
+    with away_device():
+        away, host = on_both_sides()
+        there = [torch.empty_like(host, device=device()), host.new_zeros(2, device=device())]
+        there += [torch.ones_like(away), away.new_full((2,), 3.0)]
+        here = [torch.zeros_like(away, device="cpu"), away.new_empty(2, device="cpu"), torch.ones_like(host)]
+
+        assert all(isinstance(one, AwayTensor) and one.device == AWAY for one in there)
+        assert all(type(one) is Tensor for one in here)
+        assert (away + there[2]).tolist() == [1, 2, 3, 4]
+
+
 def test_a_copy_to_another_device_is_other_memory() -> None:
     with away_device():
         away, host = on_both_sides()
