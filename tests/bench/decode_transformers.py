@@ -1,14 +1,14 @@
 """Vanilla GPT-NeoX decoding with transformers, at the sizes of a run."""
 
-import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from megatron_ext.device import device
 from pipeline.config.schema import RunConfig
-from tests.bench.decode import DecodeSizes, random_tokens, wait_for_device
+from tests.bench.decode import DecodeSizes, Round, clocks, random_tokens
 from tests.bench.random_batches import DEFAULT_VOCAB_SIZE
 
 THEIRS = "vanilla by transformers"
@@ -16,25 +16,30 @@ THEIRS = "vanilla by transformers"
 
 @dataclass(slots=True)
 class TransformersWay:
-    """Greedy ``generate`` of transformers with a cache and random weights, and its times."""
+    """Greedy ``generate`` of transformers with a cache; a :class:`tests.bench.decode.Way`."""
 
     model: Any
     sizes: DecodeSizes
     name: str = THEIRS
-    seconds: list[float] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
+    ponders: bool = False
 
-    def run(self, *, is_timed: bool) -> None:
+    def run(self, *, is_timed: bool) -> Round:
         """Generate, and time from the first new token on, at which the prompts have been read."""
+        del is_timed
         sizes = self.sizes
         tokens = random_tokens(sizes, self.model.config.vocab_size)
-        times = _token_times(self.model, tokens[:, : sizes.prompt_tokens].to(device()), sizes.new_tokens + 1)
-        if is_timed:
-            self.seconds.append((times[-1] - times[0]) / sizes.new_tokens)
-            self.steps.append(0.0)
+        prompts = tokens[:, : sizes.prompt_tokens].to(device())
+        started, (read, *_, ended) = clocks(), _token_times(self.model, prompts, sizes.new_tokens + 1)
+        return Round(
+            seconds=(ended[0] - read[0]) / sizes.new_tokens,
+            cpu_seconds=(ended[1] - read[1]) / sizes.new_tokens,
+            reading_seconds=read[0] - started[0],
+            reading_cpu_seconds=read[1] - started[1],
+            rows_per_call=float(sizes.batch_size),
+        )
 
 
-def transformers_ways(config: RunConfig, sizes: DecodeSizes) -> list[TransformersWay]:
+def transformers_ways(config: RunConfig, sizes: Sequence[DecodeSizes]) -> list[TransformersWay]:
     """Build GPT-NeoX of transformers at the sizes of a run.
 
     Returns:
@@ -46,7 +51,8 @@ def transformers_ways(config: RunConfig, sizes: DecodeSizes) -> list[Transformer
         import transformers
     except ImportError:
         return []
-    return [TransformersWay(_gpt_neox(transformers, config), sizes)]
+    model = _gpt_neox(transformers, config)
+    return [TransformersWay(model, of_size) for of_size in sizes]
 
 
 def _gpt_neox(transformers: Any, config: RunConfig) -> Any:
@@ -67,13 +73,12 @@ def _gpt_neox(transformers: Any, config: RunConfig) -> Any:
 
 
 @torch.no_grad()
-def _token_times(model: Any, prompts: torch.Tensor, num_tokens: int) -> list[float]:
-    """Return the time at which the logits of each token were computed."""
-    times: list[float] = []
+def _token_times(model: Any, prompts: torch.Tensor, num_tokens: int) -> list[tuple[float, float]]:
+    """Return the clocks at which the logits of each token were computed."""
+    times: list[tuple[float, float]] = []
 
     def note(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        wait_for_device()
-        times.append(time.perf_counter())
+        times.append(clocks())
         return logits
 
     model.generate(

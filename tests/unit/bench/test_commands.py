@@ -9,7 +9,7 @@ COMMANDS = {
     "attention": {"--rows", "--batch-size", "--heads", "--query-groups", "--head-size", "--precision"},
     "convert": {"--layers", "--hidden-size", "--vocab-size", "--dtype", "--folder", "--maximum-gib"},
     "data": {"--corpus-mb", "--workers", "--tokenizer", "--rows-per-step", "--minimum-lead", "--json"},
-    "decode": {"--config", "--prompt-tokens", "--new-tokens", "--threads", "--minimum-speedup", "--json"},
+    "decode": {"--config", "--new-tokens", "--steps", "--seconds", "--threads", "--other", "--json"},
     "memory": {"--config", "--maximum-error"},
     "metrics": {"--config", "--intervals", "--maximum-share"},
     "pipeline": {"--config", "--stages", "--micro-batches", "--repeats"},
