@@ -23,7 +23,7 @@ from megatron_ext.model.stage import ModelStage
 from megatron_ext.parallel.context_attention import SharedRows
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL, label_is_first, token_losses
 from megatron_ext.ponder.attention import Segments
-from megatron_ext.ponder.chunks import pieces_of_rank
+from megatron_ext.ponder.chunks import chunks_of_documents, pieces_of_rank
 from megatron_ext.ponder.decode.think import Observer
 from megatron_ext.ponder.masks import document_segments, scale_segments
 from megatron_ext.ponder.penalties import LabelScores
@@ -221,14 +221,17 @@ class PonderModel(ModelStage):
         if axis.size == 1:
             return None
         batch_size, length = micro_batch.batch.tokens.shape
-        pieces = pieces_of_rank(
-            axis.rank,
-            axis.size,
-            batch_size=batch_size,
-            num_rows=length * axis.size * num_slots,
-            segments=segments,
+        pieces, chunks = (
+            cut(
+                axis.rank,
+                axis.size,
+                batch_size=batch_size,
+                num_rows=length * axis.size * num_slots,
+                segments=segments,
+            )
+            for cut in (pieces_of_rank, chunks_of_documents)
         )
-        return SharedRows(exchange=axis, pieces=pieces)
+        return SharedRows(exchange=axis, pieces=pieces, chunks=chunks)
 
     def _run_without_pruned_rows(
         self, index: int, rows: Tensor, log_weight: Tensor | None, micro_batch: MicroBatch
@@ -356,11 +359,11 @@ class PonderModel(ModelStage):
         # From here on every rank works on all tokens.
         whole = self.context_axis.to_full_use
         if readout.penalty_of is None:
-            losses = whole(token_losses(logits, labels, self.axis))
+            losses = whole(self._token_losses(logits, labels))
         else:
             # Before the losses, which work on the logits in place.
             is_first = self.context_axis.gather(label_is_first(logits, labels, self.axis))
-            losses = whole(token_losses(logits, labels, self.axis))
+            losses = whole(self._token_losses(logits, labels))
             penalty = readout.penalty_of(LabelScores(nll=losses.detach(), is_first=is_first))
         of_steps = self._losses_of_steps(readout, micro_batch)
         self._record_losses(losses, readout.steps, micro_batch)
@@ -383,12 +386,12 @@ class PonderModel(ModelStage):
         labels, whole = micro_batch.batch.labels.transpose(0, 1), self.context_axis.to_full_use
         losses = torch.stack(
             [
-                whole(token_losses(self.logits(hidden.contiguous()), labels, self.axis))
+                whole(self._token_losses(self.logits(hidden.contiguous()), labels))
                 for hidden in readout.of_steps.unbind(1)
             ]
         )
         if readout.one_step_more is not None:
-            more = whole(token_losses(self.logits(readout.one_step_more), labels, self.axis))
+            more = whole(self._token_losses(self.logits(readout.one_step_more), labels))
             micro_batch.context.statistics |= {
                 "measured_tokens": micro_batch.context.has_label.sum().reshape(1).to(losses.dtype),
                 "step_nll": losses.detach().sum(dim=(1, 2)),
@@ -396,12 +399,15 @@ class PonderModel(ModelStage):
             }
         return losses
 
+    def _token_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return token_losses(logits, labels, self.axis, fuses=self.config.fuses)
+
     @torch.no_grad()
     def _score_labels(self, hidden: Tensor, *, labels: Tensor) -> LabelScores:
         """Predict labels, [S, B], from hidden states, [S or S / tp, B, H]; the scores are of all tokens."""
         logits, whole = self.logits(hidden), self.context_axis.gather
         is_first = whole(label_is_first(logits, labels, self.axis))
-        return LabelScores(nll=whole(token_losses(logits, labels, self.axis)), is_first=is_first)
+        return LabelScores(nll=whole(self._token_losses(logits, labels)), is_first=is_first)
 
     @torch.no_grad()
     def _record_losses(self, losses: Tensor, steps: Tensor | None, micro_batch: MicroBatch) -> None:

@@ -10,6 +10,7 @@ from megatron_ext.device import device
 from pipeline.config.schema import RunConfig
 from tests.bench.decode import DecodeSizes, Round, clocks, random_tokens
 from tests.bench.random_batches import DEFAULT_VOCAB_SIZE
+from tests.bench.reference_worker import generate_greedily
 
 THEIRS = "vanilla by transformers"
 
@@ -29,12 +30,19 @@ class TransformersWay:
         sizes = self.sizes
         tokens = random_tokens(sizes, self.model.config.vocab_size)
         prompts = tokens[:, : sizes.prompt_tokens].to(device())
-        started, (read, *_, ended) = clocks(), _token_times(self.model, prompts, sizes.new_tokens + 1)
+        cpu_seconds: list[float] = []
+
+        def note() -> None:
+            cpu_seconds.append(clocks()[1])
+
+        started = clocks()
+        with torch.no_grad():
+            _, times = generate_greedily(self.model, prompts, sizes.new_tokens + 1, note)
         return Round(
-            seconds=(ended[0] - read[0]) / sizes.new_tokens,
-            cpu_seconds=(ended[1] - read[1]) / sizes.new_tokens,
-            reading_seconds=read[0] - started[0],
-            reading_cpu_seconds=read[1] - started[1],
+            seconds=(times[-1] - times[0]) / sizes.new_tokens,
+            cpu_seconds=(cpu_seconds[-1] - cpu_seconds[0]) / sizes.new_tokens,
+            reading_seconds=times[0] - started[0],
+            reading_cpu_seconds=cpu_seconds[0] - started[1],
             rows_per_call=float(sizes.batch_size),
         )
 
@@ -70,24 +78,3 @@ def _gpt_neox(transformers: Any, config: RunConfig) -> Any:
     )
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     return transformers.GPTNeoXForCausalLM(settings).to(device(), dtype).eval()
-
-
-@torch.no_grad()
-def _token_times(model: Any, prompts: torch.Tensor, num_tokens: int) -> list[tuple[float, float]]:
-    """Return the clocks at which the logits of each token were computed."""
-    times: list[tuple[float, float]] = []
-
-    def note(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        times.append(clocks())
-        return logits
-
-    model.generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        max_new_tokens=num_tokens,
-        min_new_tokens=num_tokens,
-        do_sample=False,
-        pad_token_id=0,
-        logits_processor=[note],
-    )
-    return times
