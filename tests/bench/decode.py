@@ -143,7 +143,7 @@ def time_decoding(
     assert config.ponder.method is Method.PONDERLM3, "steps are controlled by the router of PonderLM-3"
     started = time.monotonic()
     with one_rank(config) as groups:
-        ways = [*native_ways(config, sizes, groups, steps=steps), *further(sizes)]
+        ways: list[Way] = [*native_ways(config, sizes, groups, steps=steps), *further(sizes)]
         rounds: list[list[Round]] = [[] for _ in ways]
         for turn in range(repeats + 1):
             began = time.monotonic()

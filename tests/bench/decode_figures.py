@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -54,9 +55,14 @@ class DecodeFigures:
         """Sequences that are decoded together."""
         return self.times[0].batch_size
 
-    def seconds(self, row: DecodeTime) -> float:
-        """Return the time that ratios are made of."""
-        return row.median("cpu_seconds" if self.by_cpu else "seconds")
+    def times_as_long(self, row: DecodeTime, other: DecodeTime) -> float:
+        """Return the time of one way over that of another: the median over rounds.
+
+        The two ran in the same round, so that a machine that is slower for a while slows both.
+        """
+        figure = "cpu_seconds" if self.by_cpu else "seconds"
+        pairs = zip(row.rounds, other.rounds, strict=True)
+        return median(float(getattr(one, figure) / getattr(two, figure)) for one, two in pairs)
 
     def named(self, name: str) -> DecodeTime | None:
         """Return a row; None where that way was not measured."""
@@ -64,7 +70,7 @@ class DecodeFigures:
 
     def time_saved(self, row: DecodeTime) -> float:
         """Return the share of time that a way saves relative to no pruning."""
-        return 1 - self.seconds(row) / self.seconds(self.times[0])
+        return 1 - self.times_as_long(row, self.times[0])
 
     def flops_saved(self, row: DecodeTime) -> float:
         """Return the share of FLOPs that a way saves relative to no pruning."""
@@ -85,7 +91,7 @@ class DecodeFigures:
     def speedup(self, row: DecodeTime, over: str = TOKEN_BY_TOKEN) -> float | None:
         """Return the speed relative to token by token, or to another checkout; None where not measured."""
         other = self.named(row.name + over)
-        return None if other is None else self.seconds(other) / self.seconds(row)
+        return None if other is None else self.times_as_long(other, row)
 
     def computed_speedup(self, row: DecodeTime, over: str = TOKEN_BY_TOKEN) -> float | None:
         """Return the speedup that calls and rows promise."""
@@ -96,13 +102,13 @@ class DecodeFigures:
     def speedup_at_one_step(self) -> float | None:
         """Speed of one step per token relative to no pruning; None where not measured."""
         row = self.named(ONE_STEP)
-        return None if row is None else self.seconds(self.times[0]) / self.seconds(row)
+        return None if row is None else self.times_as_long(self.times[0], row)
 
     @property
     def ratio_to_transformers(self) -> float | None:
         """Time of our vanilla decoding over that of transformers; None if not measured."""
         ours, theirs = self.named(VANILLA), self.named(THEIRS)
-        return None if ours is None or theirs is None else self.seconds(ours) / self.seconds(theirs)
+        return None if ours is None or theirs is None else self.times_as_long(ours, theirs)
 
 
 def computed_cost(row: DecodeTime) -> float:

@@ -141,4 +141,11 @@ def test_shares_of_time_and_operations_saved() -> None:
     assert one_step["computed_speedup_over_token_by_token"] == pytest.approx(4 * 57 / (2 * 71))
     assert one_step["speedup_over_other_checkout"] == 1.25
     assert second["speedup_at_one_step"] is None
-    assert decode_figures(rows)[0].seconds(rows[0]) == 8.0
+
+    def in_rounds(row: DecodeTime, *seconds: float) -> DecodeTime:
+        return replace(row, rounds=tuple(replace(row.rounds[0], seconds=one) for one in seconds))
+
+    # Rounds are compared one by one: 1, 4 and 4 times, not 4 over 2.
+    times = [in_rounds(rows[0], 2.0, 4.0, 80.0), in_rounds(rows[1], 2.0, 1.0, 20.0)]
+    (by_round,) = decode_figures(times)
+    assert by_round.speedup_at_one_step == 4.0
