@@ -109,7 +109,7 @@ def _replace_cuda_calls() -> None:
 
 
 def _function_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the same as another object: torch.compile has rules by function, and refuses one of two names."""
+    """Return the same as another object: torch.compile refuses one function under two names."""
 
     def call(*arguments: Any, **keywords: Any) -> Any:
         return function(*arguments, **keywords)
