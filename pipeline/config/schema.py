@@ -176,8 +176,8 @@ class TrainingConfig(Section):
     )
     deterministic: Switch = Field(
         False,
-        description="on GPUs, the same bits in every run of the same layout on the same machines; slower (on "
-        "CPUs runs always repeat)",
+        description="on GPUs, bitwise equal runs on the same layout and machines; slower (on CPUs runs "
+        "always are)",
     )
     exit_interval: Count | None = Field(
         None, description="save and exit with code 0 at every multiple of this iteration"
