@@ -73,11 +73,13 @@ def test_fused_functions_train_as_separate_operations_do(groups: ParallelGroups)
         with away_device() as away:
             found = trained(name, groups, away, fused="auto")
 
-    # The update of the first step divides small gradients by their own size.
-    assert found.steps[0].loss == pytest.approx(expected.steps[0].loss, rel=1e-6)
-    assert found.steps[0].grad_norm == pytest.approx(expected.steps[0].grad_norm, rel=1e-5)
-    assert found.steps[1].loss == pytest.approx(expected.steps[1].loss, rel=1e-4)
-    assert found.steps != expected.steps
+    # Rounded differently, or nothing was fused.
+    assert found.differences(expected)
+    for key, value in expected.values.items():
+        torch.testing.assert_close(found.values[key], value, rtol=1e-4, atol=1e-5)
+    for one, other in zip(found.steps, expected.steps, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-5)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
     assert sorted(place.rsplit(":", 1)[0] for _, place in found.waits) == sorted(NEEDED_WAITS)
 
 
