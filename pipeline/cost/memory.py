@@ -109,19 +109,20 @@ def _moments_of_one_stage(
     yield Moment(name="loss", by_pass=noted, vocabulary=readout_bytes(sizes), communication=communication)
     sums = _gradient_sums(sizes, parameters)
     for index, each in reversed(list(enumerate(passes))[first:]):
-        waiting = sums if index < len(passes) - 1 else 0.0
+        sums_so_far = sums if index < len(passes) - 1 else 0.0
         yield Moment(
             name=f"mixing after pass {index}",
             by_pass=tuple(kept[: index + 1]),
             vocabulary=each.mixing,
-            gradient_sums=waiting,
+            working=each.waiting,
+            gradient_sums=sums_so_far,
             communication=communication,
         )
         yield Moment(
             name=f"backward of pass {index}",
             by_pass=(*kept[:index], each.layers + each.keys),
-            working=each.again + each.working,
-            gradient_sums=waiting,
+            working=each.again + each.waiting + each.working,
+            gradient_sums=sums_so_far,
             communication=communication,
         )
     # The embedding's gradient is as large as the embedding, and comes last.
@@ -170,7 +171,7 @@ def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -
             yield Moment(
                 name=f"backward of pass {index}",
                 by_pass=tuple(held),
-                working=waiting + each.again + each.working,
+                working=waiting + each.again + each.waiting + each.working,
                 communication=communication,
             )
             held[index] -= each.kept

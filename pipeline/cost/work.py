@@ -1,7 +1,8 @@
 """What a step does beside products and attention: values read and written, and launches.
 
-The numbers are those that `megaponder rehearse` counts, every operand of every operation once. They say what the
-program does, not how fast: that is in :mod:`pipeline.cost.roofline`.
+They say what the program does, not how fast: that is in :mod:`pipeline.cost.roofline`. The numbers are those of the
+program that was measured on a GPU (docs/results.md), counted in a rehearsal, every operand of every operation
+once. What has been fused since then has not been measured there and is not counted.
 """
 
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ def _layer(forward: Counts, backward: Counts) -> LayerWork:
     return LayerWork(forward=forward, backward=backward)
 
 
-PRESENT = ProgramWork(
+MEASURED = ProgramWork(
     llama=_layer(Counts(hidden=56, launches=36), Counts(hidden=79, launches=43)),
     gpt_neox=_layer(Counts(hidden=50, launches=40), Counts(hidden=70, launches=46)),
     weighted=_layer(Counts(hidden=7, launches=14), Counts(hidden=8, launches=9)),

@@ -64,7 +64,6 @@ class Ledger(TorchDispatchMode):
         collectives: (phase, operation, group) -> calls; `collective_bytes` their bytes.
         sends, send_bytes: by direction, point to point.
         kernels, flops: by phase.
-        moved_bytes: by phase, of operands and results of kernels other than products and attention.
         attention: (kernel, head size, grouped heads, mask) -> calls; filled by the stand-in of attention.
     """
 
@@ -102,7 +101,6 @@ class Ledger(TorchDispatchMode):
         self.send_bytes: Counter[tuple[str, str]] = Counter()
         self.kernels: Counter[str] = Counter()
         self.flops: Counter[str] = Counter()
-        self.moved_bytes: Counter[str] = Counter()
         self.attention: Counter[tuple[str, int, bool, bool]] = Counter()
 
     @contextmanager
@@ -115,10 +113,9 @@ class Ledger(TorchDispatchMode):
         finally:
             self._phase, self._owner = before
 
-    def count_kernels(self, number: int, num_bytes: int) -> None:
-        """Count kernels of which no operation of torch tells, and what they read and write."""
+    def count_kernels(self, number: int) -> None:
+        """Count kernels of which no operation of torch tells."""
         self.kernels[self._phase] += number
-        self.moved_bytes[self._phase] += num_bytes
 
     def count_attention(self, kernel: str, head_size: int, *, is_grouped: bool, has_mask: bool) -> None:
         """Count a call of attention."""
@@ -152,7 +149,8 @@ class Ledger(TorchDispatchMode):
 
     def _take_result(self, func: Any, given: list[Tensor], result: Any, args: Any, kwargs: Any) -> None:
         made = [value for value in tree_iter(result) if isinstance(value, Tensor) and value.is_meta]
-        if not made and not any(tensor.is_meta for tensor in given):
+        on_device = made or any(tensor.is_meta for tensor in given)
+        if not on_device:
             return
         if func is aten._to_copy.default and not given[0].is_meta and not kwargs.get("non_blocking"):
             self.wait("copy from the host")
@@ -161,9 +159,6 @@ class Ledger(TorchDispatchMode):
             count = flop_registry.get(func._overloadpacket)
             if count is not None:
                 self.flops[self._phase] += count(*args, **kwargs, out_val=result)
-            else:
-                on_device = [*made, *(tensor for tensor in given if tensor.is_meta)]
-                self.moved_bytes[self._phase] += sum(map(_size, on_device))
         for tensor in made:
             self._track(tensor)
 
@@ -272,11 +267,9 @@ def _is_host(device: Any) -> bool:
 
 
 def _bytes(value: Any) -> int:
-    return sum(_size(tensor) for tensor in tree_iter(value) if isinstance(tensor, Tensor))
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return sum(
+        tensor.numel() * tensor.element_size() for tensor in tree_iter(value) if isinstance(tensor, Tensor)
+    )
 
 
 def _group(value: Any) -> ProcessGroup | None:

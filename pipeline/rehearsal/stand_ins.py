@@ -135,14 +135,14 @@ def _rms_norm(ledger: Ledger) -> Callable[..., Tensor]:
         def forward(ctx: Any, values: Tensor, weight: Tensor) -> Tensor:
             scales = values.new_empty(values.shape[:-1], dtype=torch.float32)
             ctx.save_for_backward(values, weight, scales)
-            ledger.count_kernels(1, 2 * values.nbytes)
+            ledger.count_kernels(1)
             return torch.empty_like(values)
 
         @staticmethod
         def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
             values, weight, _ = ctx.saved_tensors
             del gradient
-            ledger.count_kernels(2, 3 * values.nbytes)
+            ledger.count_kernels(2)
             return torch.empty_like(values), torch.empty_like(weight)
 
     def norm(values: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
@@ -159,12 +159,8 @@ def _adamw(ledger: Ledger) -> Callable[..., None]:
     tensors_per_kernel = 24
 
     def update(params: list[Tensor], *args: Any, **kwargs: Any) -> None:
-        del kwargs
-        gradients, first_moments, second_moments = args[:3]
-        read = [*params, *gradients, *first_moments, *second_moments]
-        written = [*params, *first_moments, *second_moments]
-        num_bytes = sum(tensor.nbytes for tensor in (*read, *written))
-        ledger.count_kernels(-(-len(params) // tensors_per_kernel), num_bytes)
+        del args, kwargs
+        ledger.count_kernels(-(-len(params) // tensors_per_kernel))
 
     return update
 

@@ -75,10 +75,7 @@ def _summary(result: Rehearsal, name: str, device: Device, available_bytes: floa
         "micro-batches", f"{result.num_micro_batches}, of which {result.rehearsed_micro_batches} were run"
     )
     table.add_row("FLOPs", f"{metric(result.flops)} in products and attention")
-    table.add_row(
-        "kernels",
-        f"about {result.kernels:,}; beside products and attention they move {render_bytes(result.moved_bytes)}",
-    )
+    table.add_row("kernels", f"about {result.kernels:,}")
     if result.messages:
         table.add_row(
             "between stages",
