@@ -171,6 +171,12 @@ class FlopsAccount:
         return self.facts.halts or self.signal is not None
 
     @property
+    def scores_fewer_steps(self) -> bool:
+        """Whether the penalty asks how well labels are predicted from fewer steps."""
+        is_asked = self.facts.weighs_slots and self.penalty.is_adaptive
+        return is_asked and self.num_latent_thoughts > 0
+
+    @property
     def built_for(self) -> int:
         """K of the weights."""
         return self.num_latent_thoughts if self.built_latent_thoughts is None else self.built_latent_thoughts
@@ -358,7 +364,7 @@ class FlopsAccount:
         if self.facts.predicts_each_step:
             return plan.num_passes - 1
         # As many times as there are thoughts, after which the sweeps begin.
-        return plan.first_sweep if self.facts.weighs_slots and self.penalty.is_adaptive else 0
+        return plan.first_sweep if self.scores_fewer_steps else 0
 
     def _product_flops(self, pair_channels: float) -> float:
         """Scores and weighted values of all layers, for so many channels of pairs of rows per token."""
@@ -419,9 +425,7 @@ class FlopsAccount:
     def _weights_of_later_passes(
         self, plan: PassPlan, runs: Sequence[int], pairs_of: Callable[[int, PassPlan], float]
     ) -> float:
-        return sum(
-            number * self._weights_of_pass(index, plan, pairs_of) for index, number in enumerate(runs)
-        )
+        return sum(number * self._weights_of_pass(index, plan, pairs_of) for index, number in enumerate(runs))
 
     def _weights_of_pass(
         self, index: int, plan: PassPlan, pairs_of: Callable[[int, PassPlan], float]

@@ -107,6 +107,14 @@ def _moments_of_one_stage(
             communication=communication,
         )
     yield Moment(name="loss", by_pass=noted, vocabulary=readout_bytes(sizes), communication=communication)
+    if sizes.account.scores_fewer_steps:
+        yield Moment(
+            name="scores of fewer steps",
+            by_pass=noted,
+            vocabulary=readout_bytes(sizes),
+            working=_scoring(sizes),
+            communication=communication,
+        )
     sums = _gradient_sums(sizes, parameters)
     for index, each in reversed(list(enumerate(passes))[first:]):
         sums_so_far = sums if index < len(passes) - 1 else 0.0
@@ -192,6 +200,15 @@ def _handed_round(sizes: RankSizes, stage: int) -> float:
     return sizes.num_micro_batches * sizes.hidden_bytes * num_rows
 
 
+def _scoring(sizes: RankSizes) -> float:
+    """What scores of fewer steps need beside logits: a mixture, and the rows of the pass, which is not over.
+
+    The first layer has kept these rows, unless it computes those of slot 0 once for all passes.
+    """
+    is_repeated = sizes.facts.repeats_embeddings and not sizes.skips_pruned_rows
+    return sizes.hidden_bytes * (1 + (sizes.plan.slots[-1] if is_repeated else 0))
+
+
 def _gradient_sums(sizes: RankSizes, parameters: RankParameters) -> float:
     """Gradients of weights that several passes of one graph use: autograd sums them before it returns any.
 
@@ -199,7 +216,11 @@ def _gradient_sums(sizes: RankSizes, parameters: RankParameters) -> float:
     """
     if sizes.num_passes - sizes.plan.first_with_gradient == 1:
         return 0
-    weights = parameters.method
+    weights: float = parameters.method
+    decider = sizes.account.decider
+    if decider is not None and decider.per_iteration:
+        # Each gate is used once, so that the final norm remains.
+        weights = sizes.shape.norm_parameters
     if not sizes.recomputes_layers:
         weights += parameters.layers
     if sizes.mixes:

@@ -1,11 +1,12 @@
 """How long a training step takes, from what a device can do: a roofline with the rates that kernels reach.
 
-Each part of the work takes its operations over the rate of its kernels, or its bytes over the bandwidth; parts
-of one pass add up, because kernels run one after another. Launching kernels is work of the host: where it takes
-longer than what it launches, the device waits. Communication is taken not to overlap with anything.
+Each part of the work takes its operations over the rate of its kernels, or its bytes over the bandwidth; the
+parts of a pass add up, because kernels run one after another. Launching kernels is work of the host: where it
+takes longer than what it launches, the device waits. Communication is taken not to overlap with anything.
 
-Rates are shares of the data sheet. Those of kernels and of the host were measured on one H200 (docs/results.md,
-"One NVIDIA H200") and are taken to be the same on other devices; those of communication were not measured.
+Rates are shares of the data sheet. Those of kernels and of the host were measured on one H200
+(docs/results.md, "One NVIDIA H200") and are taken to be the same on other devices; those of communication
+were not measured.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.cost import muon
 from pipeline.cost.account import step_kinds
 from pipeline.cost.activations import mixture_rows
+from pipeline.cost.flops import BACKWARD_PER_FORWARD
 from pipeline.cost.parameters import rank_parameters
 from pipeline.cost.peaks import Bandwidth, DensePeak, Device
 from pipeline.cost.rank_sizes import FLOAT32, RankSizes, rank_sizes
@@ -33,14 +35,28 @@ LINK_SHARE = 0.8
 HOST_SECONDS_PER_LAUNCH = 36e-6
 # Ranks on one machine, whose links are fast.
 DEVICES_PER_MACHINE = 8
-# Channels of a head as the kernel takes them -> TFLOP/s forward and backward on the H200: 16 heads, 8,192 rows,
-# causal, bf16; five products in backward for two in forward.
+# Channels of a head as the kernel takes them -> TFLOP/s forward and backward on the H200: 16 heads, 8,192
+# rows, causal, bf16; five products in backward for two in forward.
 _ATTENTION_TFLOPS: Mapping[str, Mapping[int, tuple[float, float]]] = {
-    "flash": {64: (242, 230), 72: (193, 159), 80: (212, 178), 88: (229, 192), 128: (284, 266), 136: (176, 166)},
-    "cudnn": {64: (394, 381), 72: (324, 273), 80: (361, 323), 88: (384, 329), 128: (569, 505), 136: (427, 246)},
+    "flash": {
+        64: (242, 230),
+        72: (193, 159),
+        80: (212, 178),
+        88: (229, 192),
+        128: (284, 266),
+        136: (176, 166),
+    },
+    "cudnn": {
+        64: (394, 381),
+        72: (324, 273),
+        80: (361, 323),
+        88: (384, 329),
+        128: (569, 505),
+        136: (427, 246),
+    },
 }
 _H200_TFLOPS = 989.4
-# On other chips: the lower end of what FlashAttention-2 reaches on an A100 (Dao, 2023: 50 to 73 % of the peak).
+# On other chips: the lower end of what FlashAttention-2 reaches on an A100 (Dao, 2023: 50 to 73 %).
 _OTHER_ATTENTION_SHARE = 0.5
 _ATTENTION_BACKWARD = 2.5
 
@@ -84,12 +100,47 @@ class StepTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """Where a step runs: the device, and the kernel that computes attention."""
+    """Where a step runs: the device, the kernel that computes attention, and whether it is in float32."""
 
     peak: DensePeak
     bandwidth: Bandwidth
     is_hopper: bool
     kernel: str
+    is_float32: bool
+
+    def products(self, flops: float) -> float:
+        """Return the seconds of matrix products."""
+        return flops / (
+            PRODUCTS_SHARE * (self.peak.float32_flops if self.is_float32 else self.peak.bfloat16_flops)
+        )
+
+    def products_in_float32(self, flops: float) -> float:
+        """Return the seconds of products that are in float32, whatever the precision of the run."""
+        return flops / (PRODUCTS_SHARE * self.peak.float32_flops)
+
+    def attention(self, flops: float, head_size: int, phase: Phase) -> float:
+        """Return the seconds of attention, by the operations of forward and the channels of the kernel."""
+        if phase == "backward":
+            flops *= _ATTENTION_BACKWARD
+        if self.is_float32:
+            return flops / (_OTHER_ATTENTION_SHARE * self.peak.float32_flops)
+        share = _OTHER_ATTENTION_SHARE
+        if self.is_hopper:
+            share = _measured_tflops(self.kernel, head_size)[phase == "backward"] / _H200_TFLOPS
+        return flops / (share * self.peak.bfloat16_flops)
+
+    def within_layers(self, num_bytes: float) -> float:
+        """Return the seconds in which kernels of layers read and write."""
+        return num_bytes / (LAYER_MEMORY_SHARE * self.bandwidth.memory)
+
+    def large(self, num_bytes: float) -> float:
+        """Return the seconds in which kernels on large tensors read and write."""
+        return num_bytes / (LARGE_MEMORY_SHARE * self.bandwidth.memory)
+
+    def received(self, num_bytes: float, among: int) -> float:
+        """Return the seconds in which a rank receives from so many neighbouring ranks."""
+        is_near = among <= DEVICES_PER_MACHINE
+        return num_bytes / (LINK_SHARE * (self.bandwidth.link if is_near else self.bandwidth.network))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -135,7 +186,13 @@ def step_time(
     if device.peak is None or device.bandwidth is None:
         return None
     kernel = "cudnn" if config.training.attention == "cudnn" else "flash"
-    place = _Place(peak=device.peak, bandwidth=device.bandwidth, is_hopper=device.is_hopper, kernel=kernel)
+    place = _Place(
+        peak=device.peak,
+        bandwidth=device.bandwidth,
+        is_hopper=device.is_hopper,
+        kernel=kernel,
+        is_float32=config.training.precision == "fp32",
+    )
     sizes = rank_sizes(config, vocab_size)
     total: dict[str, float] = {}
     for share, kind in _kinds(config, sizes):
@@ -202,34 +259,22 @@ def _run_layers(
     """One pass through the layers of a stage, forward or backward."""
     account, plan, num_layers = sizes.account, sizes.plan, sizes.stage_layers[stage]
     share = sizes.tokens / sizes.tensor * num_layers / sizes.shape.num_layers
-    runs = 2 if phase == "backward" else 1
-    moved = num_layers * program.layer_bytes(sizes, index, phase)
     pairs = account.attention_flops(index, plan) + account.column_flops(index, plan)
     device.run(
         num_layers * program.layer_launches(sizes, index, phase) * HOST_SECONDS_PER_LAUNCH,
-        products=runs * share * account.product_flops(index, plan) / _products_rate(sizes, place),
-        attention=share * pairs * _attention_seconds_per_flop(sizes, index, phase, place),
-        elementwise=moved / (LAYER_MEMORY_SHARE * place.bandwidth.memory),
+        products=place.products(_runs(phase) * share * account.product_flops(index, plan)),
+        attention=place.attention(share * pairs, _head_size(sizes, index), phase),
+        elementwise=place.within_layers(num_layers * program.layer_bytes(sizes, index, phase)),
     )
 
 
-def _products_rate(sizes: RankSizes, place: _Place) -> float:
-    return PRODUCTS_SHARE * place.peak.at("fp32" if sizes.value_bytes == FLOAT32 else "bf16")
-
-
-def _attention_seconds_per_flop(sizes: RankSizes, index: int, phase: Phase, place: _Place) -> float:
-    """Seconds per operation of forward; the kernels make five products in backward for two in forward."""
-    more = _ATTENTION_BACKWARD if phase == "backward" else 1.0
-    if sizes.value_bytes == FLOAT32:
-        return more / (_OTHER_ATTENTION_SHARE * place.peak.float32_flops)
-    if not place.is_hopper:
-        return more / (_OTHER_ATTENTION_SHARE * place.peak.bfloat16_flops)
-    tflops = _measured_tflops(place.kernel, _head_size(sizes, index))[phase == "backward"]
-    return more / (tflops / _H200_TFLOPS * place.peak.bfloat16_flops)
+def _runs(phase: Phase) -> int:
+    """Products of a phase for one of forward."""
+    return BACKWARD_PER_FORWARD if phase == "backward" else 1
 
 
 def _head_size(sizes: RankSizes, index: int) -> int:
-    """Channels that the kernel gets."""
+    """Channels that the kernel of attention gets."""
     if sizes.facts.sees_earlier_steps and index > 0:
         return sizes.shape.weighted_head_size("fp32")
     return sizes.weighted_head_size if weighs_keys(sizes, index) else sizes.shape.kv_channels
@@ -245,72 +290,70 @@ def _measured_tflops(kernel: str, size: int) -> tuple[float, float]:
 
 
 def _exchange(sizes: RankSizes, index: int, num_layers: int, place: _Place) -> float:
-    """Seconds in which layers receive from other ranks, in one pass of one micro-batch."""
-    own, of_machine = place.bandwidth, DEVICES_PER_MACHINE
+    """Seconds in which layers receive from other ranks, in one pass of one micro-batch, both directions."""
     among = sizes.tensor * sizes.context
     seconds = 0.0
     if sizes.tensor > 1:
-        seconds += num_layers * tensor_bytes(sizes, index) / own.link
+        seconds += place.received(num_layers * tensor_bytes(sizes, index), sizes.tensor)
     if sizes.context > 1:
-        seconds += num_layers * context_bytes(sizes, index) / (own.link if among <= of_machine else own.network)
+        seconds += place.received(num_layers * context_bytes(sizes, index), among)
     if sizes.num_stages > 1:
         num_ranks = sizes.tensor * sizes.data * sizes.num_stages
-        bandwidth = own.link if num_ranks <= of_machine else own.network
-        seconds += pipeline_bytes(sizes, index) / bandwidth
-    return seconds / LINK_SHARE
+        seconds += place.received(pipeline_bytes(sizes, index), num_ranks)
+    return seconds
 
 
 def _run_end(
     device: _Device, sizes: RankSizes, index: int, phase: Phase, place: _Place, program: ProgramWork
 ) -> None:
     """What the last stage does after the layers of a pass: mixtures, router or gates, head and loss."""
-    account, plan = sizes.account, sizes.plan
-    runs = 2 if phase == "backward" else 1
-    rows = plan.rows_handed(index) * sizes.tokens
-    flops = runs * rows * account.flops_of_mixture / sizes.tensor
+    account, plan, runs = sizes.account, sizes.plan, _runs(phase)
+    num_mixtures = plan.rows_handed(index) * sizes.tokens / sizes.tensor
+    flops = runs * num_mixtures * account.flops_of_mixture
     moved = program.mixture(phase) * mixture_rows(sizes, index)
-    if plan.is_final(index):
-        num_readings = 1 + (plan.slots[-1] if sizes.supervises_steps else 0)
-        flops += runs * num_readings * sizes.tokens * account.flops_of_head / sizes.tensor
-        moved += num_readings * program.loss(phase) * sizes.vocabulary_elements
-    elif phase == "forward" and sizes.facts.predicts_each_step:
-        flops += sizes.tokens * account.flops_of_head / sizes.tensor
-        moved += program.loss(phase) * sizes.vocabulary_elements
+    num_predictions = _predictions(sizes, index, phase)
+    flops += runs * num_predictions * sizes.tokens / sizes.tensor * account.flops_of_head
+    moved += program.loss(phase) * num_predictions * sizes.vocabulary_elements
     decided = account.flops_of_decider if account.decides_after(index, plan) else 0.0
     device.run(
         program.pass_launches * HOST_SECONDS_PER_LAUNCH,
-        vocabulary=flops / _products_rate(sizes, place) + moved / (LARGE_MEMORY_SHARE * place.bandwidth.memory),
-        # In float32, whatever the precision of the run.
-        decider=runs * sizes.own_tokens * decided / (PRODUCTS_SHARE * place.peak.float32_flops),
+        vocabulary=place.products(flops) + place.large(moved),
+        decider=place.products_in_float32(runs * sizes.own_tokens * decided),
     )
+
+
+def _predictions(sizes: RankSizes, index: int, phase: Phase) -> int:
+    """How often the head is read after a pass, for a token."""
+    if sizes.plan.is_final(index):
+        return 1 + (sizes.plan.slots[-1] if sizes.supervises_steps else 0)
+    return 1 if phase == "forward" and sizes.facts.predicts_each_step else 0
 
 
 def _weight_gradients(sizes: RankSizes, stage: int, place: _Place) -> float:
     """Seconds in which gradients of weights are added up: of all passes, and to the float32 buffer.
 
-    Within one graph autograd adds up those of passes in the weights' own type. Between graphs each is added to
-    the buffer.
+    Within one graph autograd adds up those of passes in the weights' own type. Between graphs each is added
+    to the buffer.
     """
     number = sizes.num_passes - sizes.plan.first_with_gradient
     is_cut = sizes.recomputes_layers or sizes.num_stages > 1
     to_buffer, to_sum = sizes.value_bytes + 2 * FLOAT32, 3 * sizes.value_bytes
     per_weight = number * to_buffer if is_cut else (number - 1) * to_sum + to_buffer
-    weights = rank_parameters(sizes, stage).layers
-    return weights * per_weight / (LARGE_MEMORY_SHARE * place.bandwidth.memory)
+    parameters = rank_parameters(sizes, stage)
+    # Embedding and head are used once, unless passes mix embeddings.
+    of_vocabulary = per_weight if sizes.mixes else to_buffer
+    return place.large(parameters.layers * per_weight + parameters.vocabulary * of_vocabulary)
 
 
 def _update(sizes: RankSizes, stage: int, place: _Place, program: ProgramWork) -> float:
     """Seconds of the update, and of gradients and weights on the data axis."""
     parameters = rank_parameters(sizes, stage).total
     owned = parameters / (sizes.data if sizes.shares_optimizer else 1)
-    moved = program.parameter_bytes * parameters + program.owned_bytes * owned
     launches = program.update_launches * len(muon.rank_weights(sizes, stage))
     seconds = max(
-        moved / (LARGE_MEMORY_SHARE * place.bandwidth.memory), launches * HOST_SECONDS_PER_LAUNCH
+        place.large(program.parameter_bytes * parameters + program.owned_bytes * owned),
+        launches * HOST_SECONDS_PER_LAUNCH,
     )
     if sizes.num_ns_steps:
         seconds += muon.update_flops(sizes) / (PRODUCTS_SHARE * place.peak.bfloat16_flops)
-    bandwidth = place.bandwidth
-    is_near = sizes.tensor * sizes.data <= DEVICES_PER_MACHINE
-    received = rank_traffic(sizes).data
-    return seconds + received / (LINK_SHARE * (bandwidth.link if is_near else bandwidth.network))
+    return seconds + place.received(rank_traffic(sizes).data, sizes.tensor * sizes.data)

@@ -1,8 +1,9 @@
 """What a step does beside products and attention: values read and written, and launches.
 
-They say what the program does, not how fast: that is in :mod:`pipeline.cost.roofline`. The numbers are those of the
-program that was measured on a GPU (docs/results.md), counted in a rehearsal, every operand of every operation
-once. What has been fused since then has not been measured there and is not counted.
+They say what the program does, not how fast: that is in :mod:`pipeline.cost.roofline`. The numbers are those
+of the program that was measured on a GPU (docs/results.md): bytes from a rehearsal, every operand of every
+operation once, and launches from profiles of two steps, divided up as in the rehearsal. What has been fused
+since then has not been measured there and is not counted.
 """
 
 from collections.abc import Iterator
@@ -114,22 +115,25 @@ def weighs_keys(sizes: RankSizes, index: int) -> bool:
     return sizes.facts.weighs_slots and index > 0
 
 
-def _layer(forward: Counts, backward: Counts) -> LayerWork:
-    return LayerWork(forward=forward, backward=backward)
-
-
 MEASURED = ProgramWork(
-    llama=_layer(Counts(hidden=56, launches=36), Counts(hidden=79, launches=43)),
-    gpt_neox=_layer(Counts(hidden=50, launches=40), Counts(hidden=70, launches=46)),
-    weighted=_layer(Counts(hidden=7, launches=14), Counts(hidden=8, launches=9)),
-    kept=_layer(Counts(hidden=7, launches=4), Counts(hidden=8, launches=8)),
-    steps=_layer(Counts(hidden=7, launches=4), Counts(hidden=8, launches=8)),
+    llama=LayerWork(
+        forward=Counts(hidden=10.1, heads=9.1, inner=7, launches=38),
+        backward=Counts(hidden=12.1, heads=10.8, inner=13, launches=47),
+    ),
+    gpt_neox=LayerWork(
+        forward=Counts(hidden=15.2, heads=5.0, inner=4, launches=40),
+        backward=Counts(hidden=15.0, heads=6.5, inner=4, launches=53),
+    ),
+    weighted=LayerWork(forward=Counts(heads=1.5, launches=12), backward=Counts(heads=0.8, launches=11)),
+    kept=LayerWork(forward=Counts(heads=2.3, launches=3), backward=Counts(heads=3.6, launches=9)),
+    # A copy of the earlier keys and values, and their gradients; not among the measured methods.
+    steps=LayerWork(forward=Counts(heads=1.3, launches=2), backward=Counts(heads=2.0, launches=4)),
     loss_forward=50,
     loss_backward=30,
-    mixture_forward=60,
-    mixture_backward=60,
+    mixture_forward=41,
+    mixture_backward=42,
     pass_launches=30,
-    update_launches=6,
-    parameter_bytes=24,
-    owned_bytes=64,
+    update_launches=4.1,
+    parameter_bytes=12,
+    owned_bytes=60,
 )

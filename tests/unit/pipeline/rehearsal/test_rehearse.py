@@ -121,6 +121,17 @@ def test_keys_values_and_their_gradients_are_what_context_parallel_ranks_exchang
     assert sum(wait.calls for wait in found.waits) <= 2
 
 
+@pytest.mark.parametrize("method", [Method.PONDERLM3, Method.ADAPONDERLM])
+def test_nothing_of_a_micro_batch_is_held_during_the_next(method: Method) -> None:
+    one, two = (
+        rehearse_rank(run_of(method, {"recompute": "full"}, global_batch_size=size), VOCAB_SIZE, 0)
+        for size in (2, 4)
+    )
+
+    # Their random numbers and statistics remain.
+    assert two.peak_bytes == pytest.approx(one.peak_bytes, rel=0.001)
+
+
 def test_stages_send_as_much_as_their_neighbours_receive() -> None:
     run = run_of(Method.PONDERLM3, {"pipeline": 2})
     first, last = (rehearse_rank(run, VOCAB_SIZE, rank) for rank in (0, 1))
