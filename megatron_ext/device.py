@@ -20,8 +20,8 @@ DEVICE_CHOICES = ("auto", "cpu", "cuda")
 HOST_BACKEND = "gloo"
 """Backend of process groups that only exchange tensors and objects in host memory."""
 
-# What takes the place of CUDA, innermost last; see `standing_in`.
-_stand_ins: list[torch.device] = []
+# What takes the place of CUDA, and its backend of process groups, innermost last; see `standing_in`.
+_stand_ins: list[tuple[torch.device, str | None]] = []
 
 
 def choose_device(choice: str) -> None:
@@ -58,12 +58,16 @@ def has_cuda() -> bool:
 
 
 @contextmanager
-def standing_in(stand_in: torch.device) -> Iterator[None]:
+def standing_in(stand_in: torch.device, backend: str | None = None) -> Iterator[None]:
     """Let :func:`device` return this device: how a step is rehearsed, or tested, without CUDA.
 
     Megatron must not have been prepared for CUDA in this process before.
+
+    Args:
+        stand_in: the device.
+        backend: of process groups that only exchange its tensors; see :func:`device_backend`.
     """
-    _stand_ins.append(stand_in)
+    _stand_ins.append((stand_in, backend))
     try:
         yield
     finally:
@@ -73,7 +77,7 @@ def standing_in(stand_in: torch.device) -> Iterator[None]:
 def device() -> torch.device:
     """Return the device of this rank's parameters and batches."""
     if _stand_ins:
-        return _stand_ins[-1]
+        return _stand_ins[-1][0]
     if has_cuda():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
@@ -135,6 +139,17 @@ def to_device(tensor: Tensor) -> Tensor:
 def process_group_backend() -> str:
     """Return torch.distributed's backend: NCCL for CUDA tensors, gloo for those in host memory."""
     return "cpu:gloo,cuda:nccl" if has_cuda() else HOST_BACKEND
+
+
+def device_backend() -> str | None:
+    """Return the backend of process groups that only exchange tensors of :func:`device`; None is the default.
+
+    A group of the default backend has one of gloo beside that of NCCL: for every group two more threads on
+    each rank, and connections between all of its ranks.
+    """
+    if _stand_ins:
+        return _stand_ins[-1][1]
+    return "nccl" if has_cuda() else None
 
 
 def synchronize() -> None:

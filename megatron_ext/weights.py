@@ -119,8 +119,11 @@ def _of_all_stages(tensors: dict[str, Tensor], model: PonderModel) -> dict[str, 
     if model.pp_group.size() == 1:
         return tensors
     of_stages: list[dict[str, Tensor]] = [{} for _ in range(model.pp_group.size())]
-    torch.distributed.all_gather_object(of_stages, tensors, group=model.pp_group)
-    return {name: tensor for stage in of_stages for name, tensor in stage.items()}
+    # By way of the host: a tensor of a device would arrive on the device of the rank that has sent it.
+    sent = {name: tensor.cpu() for name, tensor in tensors.items()}
+    torch.distributed.all_gather_object(of_stages, sent, group=model.pp_group)
+    place = next(model.parameters()).device
+    return {name: tensor.to(place) for stage in of_stages for name, tensor in stage.items()}
 
 
 def _is_split(parameter: torch.nn.Parameter) -> bool:

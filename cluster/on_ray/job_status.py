@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.job_files import next_attempt
+from pipeline.ranks.final_error import FINAL_ERROR_NAME, read_final_error
 from pipeline.ranks.process import first_failed
 from pipeline.shared.exit_codes import ExitCode
 
@@ -155,6 +156,10 @@ class JobStatusTracker:
         failed = first_failed([code for _, _, code in places])
         if failed is None:
             return Verdict(exit_code=ExitCode.DONE, reason="")
+        assert self._attempt_folder is not None, "ranks belong to an attempt"
+        noted = read_final_error(self._attempt_folder / FINAL_ERROR_NAME)
+        if noted is not None:
+            return Verdict(exit_code=noted.exit_code, reason=noted.reason)
         report, index, code = places[failed]
         assert code is not None, "a rank that has failed has ended"
         rank = report.node * len(report.codes) + index

@@ -12,6 +12,7 @@ from pathlib import Path
 from cluster.job_files import rank_log
 from cluster.job_spec import JobSpec
 from pipeline.ranks.environment import START_TIMEOUT_VARIABLE
+from pipeline.ranks.final_error import FINAL_ERROR_NAME, FINAL_ERROR_VARIABLE
 from pipeline.ranks.process import RankProcesses, rank_variables
 
 
@@ -41,7 +42,7 @@ def start_node_ranks(
 
     Args:
         job: whose command they run.
-        attempt_folder: for a log file of each.
+        attempt_folder: for a log file of each, and for what a rank leaves that fails for good.
         rendezvous: None for a job of kind `driver`, whose one process is no rank.
         stop_timeout_seconds, failure_timeout_seconds: see `RankProcesses`.
     """
@@ -54,7 +55,10 @@ def start_node_ranks(
         for local_rank in range(num_processes):
             ranks.start(
                 _with_setup(job),
-                _variables(job, rendezvous, local_rank),
+                {
+                    **_variables(job, rendezvous, local_rank),
+                    FINAL_ERROR_VARIABLE: str(attempt_folder / FINAL_ERROR_NAME),
+                },
                 log=rank_log(attempt_folder, first_rank + local_rank),
                 working_directory=job.working_directory,
             )

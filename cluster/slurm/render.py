@@ -11,6 +11,7 @@ from cluster.job_spec import Container, JobSpec
 from cluster.slurm.places import LOG_NAME, places_of
 from cluster.spec_checks import check_spec
 from pipeline.ranks.environment import START_TIMEOUT_VARIABLE
+from pipeline.ranks.final_error import FINAL_ERROR_NAME, FINAL_ERROR_VARIABLE
 from pipeline.shared.errors import ClusterError
 from pipeline.shared.exit_codes import AGREED_CODES, FINAL_CODES, ExitCode
 
@@ -54,6 +55,8 @@ def render_script(spec: JobSpec) -> str:
         srun_options=list(_srun_options(spec)),
         command_lines=list(_command_lines(spec)),
         final_codes=[int(code) for code in FINAL_CODES if code != ExitCode.DONE],
+        final_error_variable=FINAL_ERROR_VARIABLE,
+        final_error_name=FINAL_ERROR_NAME,
         agreed_codes=[int(code) for code in AGREED_CODES],
     )
 

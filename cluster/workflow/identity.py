@@ -51,6 +51,12 @@ def identity_of_file(path: Path) -> str | None:
     return file_sha256(path) if path.is_file() else None
 
 
+def identity_of_files(folder: Path, pattern: str) -> str | None:
+    """Return a checksum over the files of a folder that match a pattern, or None if there are none."""
+    files = sorted(file for file in folder.glob(pattern) if file.is_file())
+    return _digest(f"{file.name} {file_sha256(file)}" for file in files) if files else None
+
+
 def identity_of_tokens(path: Path) -> str | None:
     """Return an identity of tokens: checksums if there is a manifest, else names, sizes and times.
 

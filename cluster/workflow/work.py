@@ -9,6 +9,7 @@ from typing import Any
 from cluster.workflow.identity import (
     identity_of_checkpoint,
     identity_of_file,
+    identity_of_files,
     identity_of_folder,
     identity_of_text,
     identity_of_tokens,
@@ -34,6 +35,8 @@ Identity = Callable[[], str | None]
 _CERTIFICATE = "conversion.json"
 _TOKENIZER_NAME = "tokenizer.model"
 _EVALUATION, _SAMPLE, _REPORT = "evaluation.json", "sample.json", "report.html"
+# What `megaponder eval --tasks` and `generate --output` add to a run later; see `pipeline.report.collect`.
+_TASKS, _SAMPLES = "tasks.json", "sample*.json"
 # Settings without effect on the trained model: where and how it is computed, saved, logged and submitted.
 # Inputs count by their content.
 _WITHOUT_EFFECT = (
@@ -289,12 +292,13 @@ def _generate(config: RunConfig, step: GenerateStep) -> StepWork:
 
 def _report(config: RunConfig, step: ReportStep) -> StepWork:
     output = step.output or config.output_dir / _REPORT
-    read = {name: config.output_dir / name for name in (METRICS_FILE, _EVALUATION, _SAMPLE)}
+    read = {name: config.output_dir / name for name in (METRICS_FILE, _EVALUATION, _TASKS)}
+    inputs: dict[str, Identity] = {name: partial(identity_of_file, path) for name, path in read.items()}
     return StepWork(
         name=step.name,
         arguments=("report", str(config.output_dir), *_options({"--output": output})),
         settings={"output": str(output)},
-        inputs={name: partial(identity_of_file, path) for name, path in read.items()},
+        inputs={**inputs, "samples": partial(identity_of_files, config.output_dir, _SAMPLES)},
         output=partial(identity_of_file, output),
         folders=config.data.training_paths,
         needs=_names_of(config, "train", "evaluate", "generate"),

@@ -23,7 +23,7 @@ from megatron_ext.model.stage import ModelStage
 from megatron_ext.parallel.context_attention import SharedRows
 from megatron_ext.parallel.vocabulary import IGNORED_LABEL, label_is_first, token_losses
 from megatron_ext.ponder.attention import Segments
-from megatron_ext.ponder.chunks import pieces_of_rank
+from megatron_ext.ponder.chunks import chunks_of_documents, pieces_of_rank
 from megatron_ext.ponder.decode.think import Observer
 from megatron_ext.ponder.masks import document_segments, scale_segments
 from megatron_ext.ponder.penalties import LabelScores
@@ -221,14 +221,17 @@ class PonderModel(ModelStage):
         if axis.size == 1:
             return None
         batch_size, length = micro_batch.batch.tokens.shape
-        pieces = pieces_of_rank(
-            axis.rank,
-            axis.size,
-            batch_size=batch_size,
-            num_rows=length * axis.size * num_slots,
-            segments=segments,
+        pieces, chunks = (
+            cut(
+                axis.rank,
+                axis.size,
+                batch_size=batch_size,
+                num_rows=length * axis.size * num_slots,
+                segments=segments,
+            )
+            for cut in (pieces_of_rank, chunks_of_documents)
         )
-        return SharedRows(exchange=axis, pieces=pieces)
+        return SharedRows(exchange=axis, pieces=pieces, chunks=chunks)
 
     def _run_without_pruned_rows(
         self, index: int, rows: Tensor, log_weight: Tensor | None, micro_batch: MicroBatch

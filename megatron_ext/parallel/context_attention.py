@@ -3,7 +3,8 @@
 Queries stay. Keys, which carry their weights, and values of all ranks are gathered, once forward and once
 again backward, so that a rank keeps its own only; the gradients of all keys go back by one reduce-scatter.
 The queries of a chunk see the keys before it, all of them, and their own causally: two calls of a fused
-kernel whose results are joined, with no matrix of rows times rows.
+kernel whose results are joined, with no matrix of rows times rows. Packed documents are attended to by one
+call for each chunk of a sequence, where the device has a kernel that takes them, and one by one elsewhere.
 
 R = rows of a whole row of text, r = R / C own ones, B = batch, A = query heads, G = key/value heads, w =
 channels with those of weights.
@@ -21,6 +22,7 @@ from megatron_ext.ponder import joined_attention
 from megatron_ext.ponder.chunks import Piece
 from megatron_ext.ponder.joined_attention import (
     AttendedSet,
+    Kernel,
     attend_to_sets,
     attended_set,
     gradients_of_set,
@@ -46,11 +48,17 @@ class SharedRows:
 
     Attributes:
         exchange: with the other ranks.
-        pieces: what this rank's rows attend to.
+        pieces: what this rank's rows attend to, each of one document.
+        chunks: the same, each of a whole chunk, for kernels that take documents.
     """
 
     exchange: Exchange
     pieces: tuple[Piece, ...]
+    chunks: tuple[Piece, ...]
+
+    def pieces_for(self, kernel: Kernel) -> tuple[Piece, ...]:
+        """Return the pieces, as few as the kernel can do with."""
+        return self.chunks if kernel.takes_documents else self.pieces
 
 
 def attention_over_ranks(
@@ -96,7 +104,7 @@ class _AttentionOverRanks(torch.autograd.Function):
         # In the layout of the queries, so that rows are joined again without a copy.
         result = torch.empty_like(queries)
         log_sum, rest = None, []
-        for piece in rows.pieces:
+        for piece in rows.pieces_for(kernel):
             sets = [one for _, _, one in _sets(piece, queries, whole, ran)]
             joined = attend_to_sets(sets, kernel, head_size=query.shape[-1], scale=scale)
             if log_sum is None:
@@ -127,7 +135,7 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(query.dtype, torch.float32)
     of_query = torch.zeros_like(query, dtype=wide)
     of_whole = of_query.new_zeros(num_rows, len(whole), batch_size, num_groups, channels)
-    for piece, rest in zip(ctx.rows.pieces, ctx.rest, strict=True):
+    for piece, rest in zip(ctx.rows.pieces_for(ctx.kernel), ctx.rest, strict=True):
         here = (piece.batch, slice(None), piece.queries)
         sets = _sets(piece, queries, whole, ctx.ran)
         for (step, keys, one), rest_of_set in zip(sets, rest, strict=True):
@@ -143,7 +151,7 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
             # [B, A, Q, w] -> [Q, B, A, w]
             of_query[piece.queries, piece.batch] += of_queries.permute(2, 0, 1, 3)
             for place, of_one in ((step, of_keys), (step + len(ctx.ran), of_values)):
-                # [B, A, keys, w] -> [B, G, keys, w] -> [keys, B, G, w]
+                # [B, A or G, keys, w] -> [B, G, keys, w] -> [keys, B, G, w]
                 summed = sum_over_groups(of_one, num_groups).permute(2, 0, 1, 3)
                 of_whole[keys, place, piece.batch] += summed
     return of_query.to(query.dtype), of_whole.to(query.dtype)
@@ -169,9 +177,18 @@ def _sets(
     """
     own_queries = queries[piece.batch, :, piece.queries]
     for step, (key, value, tokens) in enumerate(zip(whole[: len(ran)], whole[len(ran) :], ran, strict=True)):
-        for keys, is_causal in ((piece.before, False), (piece.own, True)):
-            if keys.start == keys.stop:
-                continue
+        for keys, is_causal in _runs_of_keys(piece):
             here = (piece.batch, slice(None), keys)
             seen = None if tokens is None else tokens[piece.batch, keys]
-            yield step, keys, attended_set(own_queries, key[here], value[here], seen, is_causal=is_causal)
+            one = attended_set(
+                own_queries, key[here], value[here], seen, is_causal=is_causal, documents=piece.documents
+            )
+            yield step, keys, one
+
+
+def _runs_of_keys(piece: Piece) -> list[tuple[slice, bool]]:
+    """Return consecutive keys, each with whether they are seen causally."""
+    before, own = piece.before, piece.own
+    if piece.documents is not None:
+        return [(slice(before.start, own.stop), True)]
+    return [(own, True)] if before.start == before.stop else [(before, False), (own, True)]

@@ -1,7 +1,10 @@
 """The parallel layout of a run: sizes, this rank's coordinates, and Megatron's process groups."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch.distributed
 from megatron.core import parallel_state
@@ -9,6 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from torch.distributed import ProcessGroup
 
+from megatron_ext.device import device_backend
 from megatron_ext.host import prepare_host
 
 __all__ = ["ParallelGroups", "destroy_groups", "initialize_groups"]
@@ -87,15 +91,17 @@ def initialize_groups(
             f"parallel.pipeline ({tensor} * {context} * {pipeline}), but is {world_size}; "
             f"start {model_ranks} of them or a multiple"
         )
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=tensor,
-        pipeline_model_parallel_size=pipeline,
-        context_parallel_size=context,
-        # Otherwise a collective within the layout waits for half an hour.
-        distributed_timeout_minutes=(time_limit or _time_limit()) / timedelta(minutes=1),
-        # The optimizer also gathers in host memory, which NCCL cannot.
-        create_gloo_process_groups=True,
-    )
+    with _groups_of_the_device():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=tensor,
+            pipeline_model_parallel_size=pipeline,
+            context_parallel_size=context,
+            # Otherwise a collective within the layout waits for half an hour.
+            distributed_timeout_minutes=(time_limit or _time_limit()) / timedelta(minutes=1),
+            # Only Megatron's own gathering of the optimizer's state needs them; checkpoints are written from
+            # what each rank holds.
+            create_gloo_process_groups=False,
+        )
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     pg_collection = ProcessGroupCollection.use_mpu_process_groups()
     return ParallelGroups(
@@ -117,6 +123,17 @@ def initialize_groups(
         pp=pg_collection.pp,
         mp=pg_collection.mp,
     )
+
+
+@contextmanager
+def _groups_of_the_device() -> Iterator[None]:
+    """Let Megatron make groups for tensors of the device alone: those of the host go over all ranks."""
+    create_group = parallel_state.create_group
+    parallel_state.create_group = partial(create_group, backend=device_backend())
+    try:
+        yield
+    finally:
+        parallel_state.create_group = create_group
 
 
 def _time_limit() -> timedelta:

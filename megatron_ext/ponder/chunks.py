@@ -7,12 +7,13 @@ together, so that everything but attention works on a rank's own rows.
 "By rank" is the order in which a collective over the ranks returns rows: those of rank 0, of rank 1, ...
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from megatron_ext.ponder.attention import Segments
+from megatron_ext.ponder.documents import Documents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +25,15 @@ class Piece:
         queries: among the rank's own rows.
         before: keys of which each query sees all; may be empty.
         own: the keys of the queries' own rows, of which query i sees keys 0..i.
+        documents: where the queries are of several documents, else None: their lengths, of the queries and of
+            all keys, which begin with those before. A query sees keys of its document only.
     """
 
     batch: slice
     queries: slice
     before: slice
     own: slice
+    documents: Documents | None = None
 
 
 def chunks_of_rank(rank: int, size: int) -> tuple[int, int]:
@@ -93,6 +97,34 @@ def pieces_of_rank(
                 if first < stop and last > start
             ]
     return tuple(pieces)
+
+
+def chunks_of_documents(
+    rank: int, size: int, *, batch_size: int, num_rows: int, segments: Segments | None
+) -> tuple[Piece, ...]:
+    """Return the same as :func:`pieces_of_rank`, a piece for each chunk, for kernels that take documents."""
+    if segments is None:
+        return pieces_of_rank(rank, size, batch_size=batch_size, num_rows=num_rows, segments=None)
+    length = num_rows // (2 * size)
+    return tuple(
+        _chunk(b, place, chunk * length, (chunk + 1) * length, runs)
+        for place, chunk in enumerate(chunks_of_rank(rank, size))
+        for b, runs in enumerate(segments)
+    )
+
+
+def _chunk(sequence: int, place: int, start: int, stop: int, runs: tuple[tuple[int, int], ...]) -> Piece:
+    """Rows [start, stop) of a sequence, which are the rank's first or second chunk."""
+    seen = [(first, min(last, stop)) for first, last in runs if first < stop and last > start]
+    first_row = seen[0][0]
+    shift = place * (stop - start) - start
+    return replace(
+        _piece(slice(sequence, sequence + 1), first_row, start, stop, shift),
+        documents=Documents(
+            queries=tuple(last - max(first, start) for first, last in seen),
+            keys=tuple(last - first for first, last in seen),
+        ),
+    )
 
 
 def _piece(batch: slice, first: int, start: int, stop: int, shift: int) -> Piece:

@@ -1,13 +1,17 @@
 """Causal attention over all documents of a batch by one kernel, on devices that have it.
 
 FlashAttention for sequences of many lengths takes the rows of all sequences one after another and where each
-document begins. The loop over documents in :mod:`megatron_ext.ponder.attention` computes the same anywhere.
+document begins. The loops over documents in :mod:`megatron_ext.ponder.attention`,
+:mod:`megatron_ext.ponder.step_attention` and :mod:`megatron_ext.parallel.context_attention` compute the same
+anywhere.
 
-B = batch, A = query heads, G = key/value heads, R = rows, w = channels.
+B = batch, A = query heads, G = key/value heads, Q = query rows, R = key rows, w = channels.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -15,8 +19,31 @@ from torch.backends.cuda import SDPAParams, can_use_flash_attention
 
 # Of the kernel, which cannot pad heads itself.
 _HEAD_STEP = 8
-# Layers and passes ask for the same documents; slots multiply their lengths.
-_NUM_REMEMBERED = 16
+# Layers ask for the same documents, of every sequence and chunk; slots multiply their lengths.
+_NUM_REMEMBERED = 64
+# As far back as the document goes, and none ahead. Where there are more keys than queries, FlashAttention
+# aligns the last key with the last query.
+_CAUSAL = (-1, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Documents:
+    """Lengths of documents, one after another over all sequences.
+
+    Attributes:
+        queries: rows of queries.
+        keys: rows of keys, of which the last ones are the queries' own: all queries see those before, and
+            query i of n sees all but the last n - 1 - i.
+    """
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+
+
+def whole_documents(segments: Sequence[Sequence[tuple[int, int]]]) -> Documents:
+    """Return the documents of sequences, given as runs [start, stop) of rows that cover each sequence."""
+    lengths = tuple(stop - start for runs in segments for start, stop in runs)
+    return Documents(queries=lengths, keys=lengths)
 
 
 def has_kernel_for_documents(query: Tensor) -> bool:
@@ -55,35 +82,101 @@ def attend_to_documents(
     # Exported models bring this file along, to releases of torch that may lack it and never get here.
     from torch.nn.attention.varlen import varlen_attn
 
-    starts, longest = _starts(tuple(map(tuple, segments)), query.shape[2], query.device)
-    # [B, A, R, w] -> [B, R, A, w] -> [B * R, A, w]
-    queries, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     output = varlen_attn(
-        queries,
-        keys,
-        values,
-        starts,
-        starts,
-        longest,
-        longest,
+        *(_one_after_another(x) for x in (query, key, value)),
+        *_borders(whole_documents(segments), query.device),
         scale=scale,
-        window_size=(-1, 0),
+        window_size=_CAUSAL,
         enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(output, Tensor), "only a request for more returns more"
-    # [B * R, A, w] -> [B, R, A, w] -> [B, A, R, w]
-    by_text: Tensor = output.unflatten(0, (query.shape[0], -1)).transpose(1, 2)
-    return by_text
+    return _by_sequence(output, len(query))
+
+
+def forward_over_documents(
+    query: Tensor, key: Tensor, value: Tensor, documents: Documents, *, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Let every query see the keys of its document up to its own, without a graph.
+
+    Args:
+        query: [B, A, Q, w].
+        key, value: [B, G, R, w], G a divisor of A.
+        documents: cover the B * Q queries and the B * R keys.
+        scale: of the products of queries and keys.
+    Returns:
+        The result, [B, A, Q, w], and the logarithm of each row's sum, [B, A, Q].
+    """
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
+
+    output, log_sum = varlen_attn(
+        *(_one_after_another(x) for x in (query, key, value)),
+        *_borders(documents, query.device),
+        return_aux=AuxRequest(lse=True),
+        scale=scale,
+        window_size=_CAUSAL,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    # [A, B * Q] -> [A, B, Q] -> [B, A, Q]
+    return _by_sequence(output, len(query)), log_sum.unflatten(1, (len(query), -1)).transpose(0, 1)
+
+
+def backward_over_documents(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Documents,
+    *,
+    output: Tensor,
+    log_sum: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of query, key and value of :func:`forward_over_documents`.
+
+    Args:
+        gradient: of the result, [B, A, Q, w].
+        query, key, value, documents, scale: as there.
+        output, log_sum: as returned there, or joined with those of other keys.
+    """
+    import torch.nn.attention.varlen  # registers the operation
+
+    # Of dropout, which there is none of.
+    random_state = torch.zeros(2, dtype=torch.uint64, device=query.device)
+    gradients = torch.ops.torch_attn._varlen_attn_backward(
+        *(_one_after_another(x) for x in (gradient, query, key, value, output)),
+        # [B, A, Q] -> [A, B, Q] -> [A, B * Q]
+        log_sum.transpose(0, 1).flatten(1).contiguous(),
+        *_borders(documents, query.device),
+        True,
+        random_state,
+        scale,
+        list(_CAUSAL),
+    )
+    of_query, of_key, of_value = (_by_sequence(x, len(query)) for x in gradients)
+    return of_query, of_key, of_value
+
+
+def _one_after_another(rows: Tensor) -> Tensor:
+    """[B, A, R, w] -> [B, R, A, w] -> [B * R, A, w]."""
+    return rows.transpose(1, 2).flatten(0, 1)
+
+
+def _by_sequence(rows: Tensor, batch_size: int) -> Tensor:
+    """[B * R, A, w] -> [B, R, A, w] -> [B, A, R, w]."""
+    by_sequence: Tensor = rows.unflatten(0, (batch_size, -1)).transpose(1, 2)
+    return by_sequence
 
 
 @lru_cache(maxsize=_NUM_REMEMBERED)
-def _starts(
-    segments: tuple[tuple[tuple[int, int], ...], ...], num_rows: int, device: torch.device
-) -> tuple[Tensor, int]:
-    """Return where documents begin among all rows, and the end, [documents + 1] int32; and the longest."""
-    starts = [b * num_rows + start for b, runs in enumerate(segments) for start, _ in runs]
-    longest = max(stop - start for runs in segments for start, stop in runs)
-    values = torch.tensor([*starts, len(segments) * num_rows], dtype=torch.int32)
+def _borders(documents: Documents, device: torch.device) -> tuple[Tensor, Tensor, int, int]:
+    """Return where documents begin among queries and keys, each with the end, and the longest of both.
+
+    Returns:
+        Twice [documents + 1] int32, and two numbers of rows.
+    """
+    lengths = (documents.queries, documents.keys)
+    values = torch.tensor([list(accumulate(own, initial=0)) for own in lengths], dtype=torch.int32)
     if device.type == "cuda":
         values = values.pin_memory()
-    return values.to(device, non_blocking=True), longest
+    of_queries, of_keys = values.to(device, non_blocking=True).unbind()
+    return of_queries, of_keys, max(documents.queries), max(documents.keys)

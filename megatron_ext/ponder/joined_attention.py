@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 
 from megatron_ext.ponder.attention import extended_keys, extended_size, extended_values, widened_query
-from megatron_ext.ponder.documents import has_flash_attention
+from megatron_ext.ponder.documents import (
+    Documents,
+    backward_over_documents,
+    forward_over_documents,
+    has_flash_attention,
+)
 from megatron_ext.ponder.halting import PRUNED_LOG_MASS
 
 # What torch calls flash attention in its choice among kernels.
@@ -26,18 +31,20 @@ _FLASH = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttendedSet:
-    """Keys that queries see all of, or of which query row i sees rows 0..i.
+    """Keys that queries see all of, or of which query row i sees rows 0..i, or those of its document.
 
     Attributes:
         query: [B, A, Q, w].
-        key, value: [B, A, R, w].
-        is_causal: whether the rows are the queries' own, in order; Q is R.
+        key, value: [B, A, R, w]; [B, G, R, w] with documents.
+        is_causal: whether the rows are the queries' own, in order; Q is R unless there are documents.
+        documents: see :mod:`megatron_ext.ponder.documents`; for kernels that take them, else None.
     """
 
     query: Tensor
     key: Tensor
     value: Tensor
     is_causal: bool
+    documents: Documents | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +63,13 @@ class Joined:
 
 
 class Kernel(Protocol):
-    """A fused attention with a result that can be joined."""
+    """A fused attention with a result that can be joined.
+
+    Attributes:
+        takes_documents: whether a set may have documents.
+    """
+
+    takes_documents: bool
 
     def forward(self, one: AttendedSet, scale: float) -> tuple[Tensor, Tensor, Any]:
         """Return the result, [B, A, Q, w], the logarithm of each row's sum, [B, A, Q], and the rest."""
@@ -85,7 +98,13 @@ def kernel_of(query: Tensor) -> Kernel:
 
 
 def attended_set(
-    query: Tensor, key: Tensor, value: Tensor, ran: Tensor | None, *, is_causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ran: Tensor | None,
+    *,
+    is_causal: bool,
+    documents: Documents | None = None,
 ) -> AttendedSet:
     """Bring one set of keys to the heads of the queries, with a column that hides the keys of absent tokens.
 
@@ -93,7 +112,7 @@ def attended_set(
         query: [B, A, Q, d].
         key, value: [B, G, R, d].
         ran: [B, R], the tokens that have keys, or None for all.
-        is_causal: see :class:`AttendedSet`.
+        is_causal, documents: see :class:`AttendedSet`.
     Returns:
         A set whose w is d where all tokens have keys.
     """
@@ -103,9 +122,9 @@ def attended_set(
         hidden = torch.where(ran, 0.0, PRUNED_LOG_MASS).to(key.dtype)
         query = widened_query(query, size)
         key, value = extended_keys(key, hidden.unsqueeze(1), size), extended_values(value, size)
-    if group_size > 1:
+    if group_size > 1 and documents is None:
         key, value = (x.repeat_interleave(group_size, dim=1) for x in (key, value))
-    return AttendedSet(query=query, key=key, value=value, is_causal=is_causal)
+    return AttendedSet(query=query, key=key, value=value, is_causal=is_causal, documents=documents)
 
 
 def attend_to_sets(sets: Sequence[AttendedSet], kernel: Kernel, *, head_size: int, scale: float) -> Joined:
@@ -154,7 +173,7 @@ def gradients_of_set(
         result, log_sum, rest: of :func:`attend_to_sets`; the result in the dtype of the queries.
         scale: as there.
     Returns:
-        [B, A, Q, d] and twice [B, A, R, d].
+        [B, A, Q, d] and twice [B, A, R, d], or [B, G, R, d] with documents.
     """
     head_size, wide = gradient.shape[-1], one.query.shape[-1]
     gradients = kernel.backward(
@@ -165,7 +184,7 @@ def gradients_of_set(
 
 
 def sum_over_groups(gradient: Tensor, num_groups: int) -> Tensor:
-    """Add up the gradients of the heads that share keys: [B, A, R, d] -> [B, G, R, d]."""
+    """Add up the gradients of the heads that share keys: [B, A or G, R, d] -> [B, G, R, d]."""
     if gradient.shape[1] == num_groups:
         return gradient
     total: Tensor = gradient.unflatten(1, (num_groups, -1)).sum(dim=2)
@@ -174,6 +193,8 @@ def sum_over_groups(gradient: Tensor, num_groups: int) -> Tensor:
 
 class CpuKernel:
     """torch's flash attention for CPUs."""
+
+    takes_documents = False
 
     def forward(self, one: AttendedSet, scale: float) -> tuple[Tensor, Tensor, Any]:
         output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -196,7 +217,11 @@ class CpuKernel:
 class CudaKernel:
     """Flash attention on GPUs, for 16-bit dtypes."""
 
+    takes_documents = True
+
     def forward(self, one: AttendedSet, scale: float) -> tuple[Tensor, Tensor, Any]:
+        if one.documents is not None:
+            return *forward_over_documents(one.query, one.key, one.value, one.documents, scale=scale), None
         output, log_sum, *rest, _ = torch.ops.aten._scaled_dot_product_flash_attention(
             one.query, one.key, one.value, 0.0, one.is_causal, False, scale=scale
         )
@@ -205,6 +230,17 @@ class CudaKernel:
     def backward(
         self, gradient: Tensor, one: AttendedSet, output: Tensor, log_sum: Tensor, scale: float, rest: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if one.documents is not None:
+            return backward_over_documents(
+                gradient,
+                one.query,
+                one.key,
+                one.value,
+                one.documents,
+                output=output,
+                log_sum=log_sum,
+                scale=scale,
+            )
         from_query, from_key, longest_query, longest_key, seed, offset = rest
         gradients: tuple[Tensor, Tensor, Tensor] = (
             torch.ops.aten._scaled_dot_product_flash_attention_backward(
@@ -230,6 +266,8 @@ class CudaKernel:
 
 class ProductKernel:
     """The same by matrices of scores, for dtypes and devices without a fused kernel."""
+
+    takes_documents = False
 
     def forward(self, one: AttendedSet, scale: float) -> tuple[Tensor, Tensor, Any]:
         scores = _scores(one, scale)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megatron_ext.ponder import joined_attention
 from megatron_ext.ponder.attention import Segments, key_weighted_attention
-from megatron_ext.ponder.documents import has_flash_attention
+from megatron_ext.ponder.documents import Documents, has_flash_attention, whole_documents
 from megatron_ext.ponder.joined_attention import (
     AttendedSet,
     attend_to_sets,
@@ -49,6 +49,8 @@ def attention_to_steps(
         return key_weighted_attention(query, keys[0], values[0], segments=segments)
     if segments is None:
         return _attend(query, keys, values, ran)
+    if joined_attention.kernel_of(query).takes_documents:
+        return _attend(query, keys, values, ran, whole_documents(segments))
     lengths = [[stop - start for start, stop in runs] for runs in segments]
     # Tensors are split at once: the backward of a slice would fill a whole tensor for each document.
     queries = _by_document(query, lengths, dim=2)
@@ -110,20 +112,30 @@ def _by_document(values: Tensor, lengths: Sequence[list[int]], *, dim: int) -> l
 
 
 def _attend(
-    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], ran: Sequence[Tensor | None]
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    ran: Sequence[Tensor | None],
+    documents: Documents | None = None,
 ) -> Tensor:
     if not joined_attention.has_fused_kernel(query):
         return _attend_by_products(query, keys, values, ran)
-    output: Tensor = _JoinedAttention.apply(query, tuple(ran), *keys, *values)  # type: ignore[no-untyped-call]
+    output: Tensor = _JoinedAttention.apply(  # type: ignore[no-untyped-call]
+        query, tuple(ran), documents, *keys, *values
+    )
     return output
 
 
 def _squares(
-    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], ran: Sequence[Tensor | None]
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    ran: Sequence[Tensor | None],
+    documents: Documents | None = None,
 ) -> list[AttendedSet]:
-    """Return the keys of each step as a causal square."""
+    """Return the keys of each step as a causal square, or one of each document."""
     steps = zip(keys, values, ran, strict=True)
-    return [attended_set(query, *of_step, is_causal=True) for of_step in steps]
+    return [attended_set(query, *of_step, is_causal=True, documents=documents) for of_step in steps]
 
 
 def _attend_by_products(
@@ -149,17 +161,23 @@ class _JoinedAttention(torch.autograd.Function):
     """Causal attention to several sets of keys by one kernel call for each."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, ran: tuple[Tensor | None, ...], *keys_and_values: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        ran: tuple[Tensor | None, ...],
+        documents: Documents | None,
+        *keys_and_values: Tensor,
+    ) -> Tensor:
         keys, values = keys_and_values[: len(ran)], keys_and_values[len(ran) :]
         head_size, ctx.kernel = query.shape[-1], joined_attention.kernel_of(query)
         joined = attend_to_sets(
-            _squares(query, keys, values, ran),
+            _squares(query, keys, values, ran, documents),
             ctx.kernel,
             head_size=head_size,
             scale=1.0 / math.sqrt(head_size),
         )
         result = joined.output.to(query.dtype)
-        ctx.ran, ctx.rest = ran, joined.rest
+        ctx.ran, ctx.documents, ctx.rest = ran, documents, joined.rest
         ctx.save_for_backward(query, result, joined.log_sum, *keys_and_values)
         return result
 
@@ -171,11 +189,11 @@ class _JoinedAttention(torch.autograd.Function):
         of_keys, of_values = [], []
         keys, values = keys_and_values[:num_steps], keys_and_values[num_steps:]
         for key, value, ran, rest in zip(keys, values, ctx.ran, ctx.rest, strict=True):
-            one = attended_set(query, key, value, ran, is_causal=True)
+            one = attended_set(query, key, value, ran, is_causal=True, documents=ctx.documents)
             own, of_key, of_value = gradients_of_set(
                 one, ctx.kernel, gradient, result=result, log_sum=log_sum, scale=scale, rest=rest
             )
             of_query = own if of_query is None else of_query + own
             of_keys.append(sum_over_groups(of_key, key.shape[1]))
             of_values.append(sum_over_groups(of_value, key.shape[1]))
-        return of_query, None, *of_keys, *of_values
+        return of_query, None, None, *of_keys, *of_values

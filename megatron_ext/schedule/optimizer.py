@@ -56,7 +56,7 @@ def build_optimizer(
     if muon is not None:
         return build_muon_and_adamw(model_chunks, config, muon, overrides)
     optimizer: MegatronOptimizer = get_megatron_optimizer(
-        config, list(model_chunks), config_overrides=overrides
+        config, list(model_chunks), config_overrides=overrides, use_gloo_process_groups=False
     )
     return optimizer
 

@@ -66,6 +66,10 @@ class ScatteredState:
                 stack.callback(delattr, part, "get_parameter_state_dp_zero")
             yield
 
+    def is_hollow(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is one that has no values yet."""
+        return tensor.untyped_storage()._cdata in self._places
+
     def fill(self, pieces: Sequence[Any]) -> int:
         """Give pieces their values; all data-parallel ranks call it together.
 
@@ -74,7 +78,7 @@ class ScatteredState:
         Returns:
             Host memory that the values take, in bytes.
         """
-        hollow = [piece for piece in pieces if piece.data.untyped_storage()._cdata in self._places]
+        hollow = [piece for piece in pieces if self.is_hollow(piece.data)]
         names = [self._name_of(piece.data) for piece in hollow]
         values: dict[_Name, Tensor] = {}
         for number in range(len(self._parts)):

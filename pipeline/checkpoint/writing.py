@@ -143,7 +143,8 @@ def prepare_save(
     _share_writing(sharded, groups)
     pieces, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, keep_only_main_replica=True)
     own = list(_tensors_of(pieces))
-    copied_bytes = _copy_to_host([piece for piece in own if not piece.data.is_meta]) if copies else 0
+    with_values = [piece for piece in own if not scattered.is_hollow(piece.data)]
+    copied_bytes = _copy_to_host(with_values) if copies else 0
     gathered_bytes = scattered.fill(own)
     num_bytes = sum(piece.data.nbytes for piece in own)
     return PreparedSave(

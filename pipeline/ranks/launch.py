@@ -8,12 +8,14 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 from pipeline.ranks.environment import threads_given
+from pipeline.ranks.final_error import FINAL_ERROR_NAME, FINAL_ERROR_VARIABLE, read_final_error
 from pipeline.ranks.process import RankProcesses, first_failed, rank_variables
 from pipeline.ranks.signals import STOP_SIGNALS
 from pipeline.shared.cpus import usable_cpus
@@ -57,8 +59,9 @@ def run_ranks(
 
     Returns:
         0 if all ranks left with 0, else the code of the first rank that did not; 128 + N where signal N ended
-        it. REQUEUE if a stop signal arrived before the ranks handled signals, because nothing was lost.
-        INTERRUPTED after a second SIGINT, which kills the ranks at once.
+        it. The code of a rank whose error no restart would cure counts before those of others. REQUEUE if a
+        stop signal arrived before the ranks handled signals, because nothing was lost. INTERRUPTED after a
+        second SIGINT, which kills the ranks at once.
     """
     launcher = _Launcher(stop_timeout_seconds, failure_timeout_seconds)
     previous = {number: signal.signal(number, launcher.forward) for number in STOP_SIGNALS}
@@ -103,16 +106,19 @@ class _Launcher:
             failure_timeout_seconds=self._failure_timeout_seconds,
         )
         port = free_port()
-        try:
-            for rank in range(num_ranks):
-                if self._received is not None:
-                    break
-                variables = {**environment, **_variables(rank, num_ranks, port)}
-                log = None if logs is None else logs[rank]
-                self._ranks.start([sys.executable, *arguments], variables, log=log)
-            code = self._wait()
-        finally:
-            self._ranks.kill()
+        with tempfile.TemporaryDirectory(prefix="megaponder-") as folder:
+            final_error = Path(folder) / FINAL_ERROR_NAME
+            own = {**environment, FINAL_ERROR_VARIABLE: str(final_error)}
+            try:
+                for rank in range(num_ranks):
+                    if self._received is not None:
+                        break
+                    variables = {**own, **_variables(rank, num_ranks, port)}
+                    log = None if logs is None else logs[rank]
+                    self._ranks.start([sys.executable, *arguments], variables, log=log)
+                code = _unless_final(self._wait(), final_error)
+            finally:
+                self._ranks.kill()
         is_unheard = self._received not in (None, signal.SIGINT) and code == 128 + int(self._received or 0)
         return ExitCode.REQUEUE if is_unheard else code
 
@@ -168,6 +174,16 @@ class _Launcher:
             logger.error(
                 "rank %d of %d failed with exit code %d; stopping the others", failed, len(codes), code
             )
+
+
+def _unless_final(code: int, final_error: Path) -> int:
+    """Return the code that a rank has noted as final, where the run has failed; else the given one."""
+    noted = read_final_error(final_error)
+    if code in (ExitCode.DONE, ExitCode.INTERRUPTED) or noted is None:
+        return code
+    if code != noted.exit_code:
+        logger.error("no restart would help: %s", noted.reason)
+    return noted.exit_code
 
 
 def _variables(rank: int, num_ranks: int, port: int) -> dict[str, str]:

@@ -26,6 +26,9 @@ BASIC_STYLES: Final = (
     "white on blue",
 )
 
+# Tokens are also underlined by their steps, at most so thick, for eyes that see no difference in colour.
+THICKEST_LINE: Final = 4
+
 NUM_CURVE_COLORS: Final = 8
 LIGHT: Final[Mapping[str, str]] = {
     "page": "#f6f4ee",
@@ -74,6 +77,11 @@ def step_colors(ramp: tuple[Rgb, ...], num_colors: int) -> list[str]:
         return [_hex(ramp[0])]
     last = len(ramp) - 1
     return [_hex(_between(ramp, index * last / (num_colors - 1))) for index in range(num_colors)]
+
+
+def line_widths(num_colors: int) -> list[int]:
+    """Return how thick the line below the tokens of each colour is, in pixels."""
+    return [round(THICKEST_LINE * step / max(num_colors - 1, THICKEST_LINE)) for step in range(num_colors)]
 
 
 def contrast(first: Rgb, second: Rgb) -> float:

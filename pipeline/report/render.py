@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from pipeline.evaluation.results import SampleToken, TextSample
 from pipeline.metrics.ponder_scalars import mean_steps_of
-from pipeline.report.colors import DARK, DARK_RAMP, LIGHT, LIGHT_RAMP, Rgb, step_colors
+from pipeline.report.colors import DARK, DARK_RAMP, LIGHT, LIGHT_RAMP, Rgb, line_widths, step_colors
 from pipeline.report.data import ReportData
 from pipeline.report.figures import Figure, loss_figure, pondering_figures, training_figures
 from pipeline.report.runs import comparison_figures, have_same_text, run_rows
@@ -20,8 +20,6 @@ from pipeline.shared.files import write_atomically
 from pipeline.shared.units import render_flops
 
 TEMPLATE = "template.html.j2"
-# Tokens are also underlined by their steps, at most so thick, for eyes that see no difference in colour.
-THICKEST_LINE = 4
 _IDENTIFIERS = re.compile('(?<= id=")|(?<= href="#)')
 
 
@@ -131,12 +129,11 @@ class _Ramp:
 
     @classmethod
     def of(cls, num_colors: int) -> "_Ramp":
-        most = num_colors - 1
         return cls(
-            most=most,
+            most=num_colors - 1,
             light=_variables(LIGHT_RAMP, num_colors),
             dark=_variables(DARK_RAMP, num_colors),
-            lines=[round(THICKEST_LINE * step / max(most, THICKEST_LINE)) for step in range(num_colors)],
+            lines=line_widths(num_colors),
         )
 
 

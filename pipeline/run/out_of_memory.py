@@ -15,6 +15,7 @@ from pipeline.cost.peaks import GIB, Device
 from pipeline.cost.plan import Assumptions, RunPlan, plan_run
 from pipeline.cost.suggest import Suggestion, suggest
 from pipeline.cost.table import render_memory
+from pipeline.ranks.final_error import note_final_error
 from pipeline.ranks.gpu_variables import STACKS_FOLDER
 from pipeline.shared.console import as_text
 from pipeline.shared.errors import OutOfMemoryError, UserError
@@ -59,18 +60,25 @@ def answering_out_of_memory(config: RunConfig, groups: ParallelGroups) -> Iterat
             raise
         # Before anything else: it describes what is held now.
         summary = memory_report()
-        answer = OutOfMemoryError(_answer(config, groups, error, has_summary=bool(summary)))
+        finding = _finding(groups, error)
+        # Before the answer, which takes a while: other ranks may fail meanwhile.
+        note_final_error(OutOfMemoryError.exit_code, finding)
+        answer = OutOfMemoryError(_answer(config, groups, finding, has_summary=bool(summary)))
         _write_summary(summary, memory_file(config, groups.rank))
         if groups.rank != 0:
             logger.error("%s", answer)
         raise answer from error
 
 
-def _answer(config: RunConfig, groups: ParallelGroups, error: RuntimeError, *, has_summary: bool) -> str:
-    lines = [
+def _finding(groups: ParallelGroups, error: RuntimeError) -> str:
+    return (
         f"rank {groups.rank} (pipeline stage {groups.pp_rank}) must find memory for its tensors, but "
         f"{device_name()} has none left: {str(error).splitlines()[0]}"
-    ]
+    )
+
+
+def _answer(config: RunConfig, groups: ParallelGroups, finding: str, *, has_summary: bool) -> str:
+    lines = [finding]
     used = most_memory_bytes()
     if used is not None:
         lines.append(f"most that tensors of this rank have taken: {used / GIB:.2f} GiB")

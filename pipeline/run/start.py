@@ -26,6 +26,7 @@ from pipeline.ranks.distributed import (
     stop_process_group,
 )
 from pipeline.ranks.environment import Ranks
+from pipeline.ranks.final_error import note_final_error
 from pipeline.ranks.gpu_variables import STACKS_FOLDER
 from pipeline.ranks.lost_ranks import LostRanksError, naming_lost_ranks
 from pipeline.ranks.signals import StopFlag
@@ -55,6 +56,7 @@ from pipeline.run.profiling import StepProfiler, render_operations
 from pipeline.run.source_conversion import StoppedConvertingError, converted_source
 from pipeline.run.unwritable import naming_unwritable_outputs
 from pipeline.shared.console import open_console, say
+from pipeline.shared.errors import DataError, DiskFullError
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.step.build import (
     TrainingParts,
@@ -131,6 +133,10 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
         # Another start, perhaps on other machines, may reach all ranks.
         logger.exception("the run ends; the same command resumes from its newest checkpoint")
         return ExitCode.REQUEUE
+    except (DataError, DiskFullError) as error:
+        # One rank alone may have it.
+        note_final_error(error.exit_code, f"rank {ranks.rank}: {error}")
+        raise
     finally:
         if is_orderly or not has_cuda():
             destroy_groups()

@@ -14,7 +14,7 @@ from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 from scripts.commands import megaponder
 from scripts.ladder.corpus import find_documentation, write_pages
-from scripts.ladder.plan import load_ladder
+from scripts.ladder.plan import Ladder, load_ladder
 from scripts.ladder.plots import flops_of, milliseconds_of, render_inference_png, render_training_png
 from scripts.ladder.results import RowResult, collect, compare_words, read_row, render_markdown, render_table
 from scripts.ladder.run import Runner
@@ -100,7 +100,7 @@ def run(
     runner = Runner(
         ladder=wanted,
         recipe=(ladder.parent / wanted.recipe).resolve(),
-        folder=folder.resolve() / ladder.stem,
+        folder=_runs_of(wanted, ladder, folder).resolve(),
         data=(folder / "data").resolve(),
         deadline=time.monotonic() + 3600 * hours,
         num_processes=processes,
@@ -124,7 +124,8 @@ def measure(
     wanted = load_ladder(ladder)
     for part_name in [name.value for name in part] if part else wanted.part_names():
         for row in wanted.part(part_name).rows:
-            runs = read_row(folder / ladder.stem / part_name / row, exclude_seed=wanted.tuning_seed)
+            path = _runs_of(wanted, ladder, folder) / part_name / row
+            runs = read_row(path, exclude_seed=wanted.tuning_seed)
             for number, run in enumerate(runs.values()):
                 megaponder(*compare_words(run.folder, timing=number == 0))
 
@@ -151,7 +152,8 @@ def results(
     ] = None,
 ) -> None:
     """Show mean and standard deviation over seeds of every row that has run."""
-    rows = collect(folder / ladder.stem, load_ladder(ladder))
+    wanted = load_ladder(ladder)
+    rows = collect(_runs_of(wanted, ladder, folder), wanted)
     open_console().print(render_table(rows))
     if output is not None:
         write_atomically(output, render_markdown(rows))
@@ -159,6 +161,11 @@ def results(
         plots.mkdir(parents=True, exist_ok=True)
         for part_name in dict.fromkeys(row.part for row in rows if row.part != "base"):
             _write_plots(plots, part_name, [row for row in rows if row.part == part_name])
+
+
+def _runs_of(ladder: Ladder, file: Path, folder: Path) -> Path:
+    """Return the folder of a ladder's runs."""
+    return folder / (ladder.runs or file.stem)
 
 
 def _write_plots(folder: Path, part: str, rows: list[RowResult]) -> None:

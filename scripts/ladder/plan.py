@@ -70,6 +70,8 @@ class Ladder(_Strict):
 
     Attributes:
         recipe: run configuration of all runs, relative to the file.
+        runs: name of the folder of the runs; default: the file's name. Ladders of one recipe may share it:
+            runs with equal settings are trained once.
         tuning_seed: learning rates are chosen on it; it is not reported.
         seeds: of the reported runs.
         base: trained once per seed; has one row, from which the rows of ``continued`` start. None where a
@@ -80,6 +82,7 @@ class Ladder(_Strict):
     """
 
     recipe: str
+    runs: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None = None
     tuning_seed: int
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     base: Part | None = None

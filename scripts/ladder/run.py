@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -137,14 +138,20 @@ class Runner:
     def result_of(self, run: Run) -> dict[str, Any]:
         """Train a run unless that is done; return its last evaluation on held-out text.
 
+        A run that has trained with the same settings in another part or row is linked to, not repeated.
+
         Raises:
-            LadderError: the training failed.
+            LadderError: the training failed, or the folder holds a run with other settings.
             OutOfTimeError: there was no time left to start or to end it.
         """
         folder = self.folder / run.folder
         done = folder / RESULT_FILE
+        if not folder.exists():
+            self._link_equal(run)
         if done.is_file():
-            return dict(json.loads(done.read_text(encoding="utf-8"))["evaluation"])
+            record = json.loads(done.read_text(encoding="utf-8"))
+            _check_settings(folder, record["settings"], run)
+            return dict(record["evaluation"])
         command = [
             *(sys.executable, "-P", "-m", "pipeline.cli", "train", "--config", str(self.recipe)),
             *(f"output_dir={folder}", f"data.path={self.data}", *run.overrides()),
@@ -156,6 +163,16 @@ class Runner:
         record = {"settings": dict(run.settings), "seconds": seconds, "evaluation": evaluation}
         write_atomically(done, json.dumps(record, indent=1) + "\n")
         return dict(evaluation)
+
+    def _link_equal(self, run: Run) -> None:
+        """Make the folder of a run a link to a run that has ended with the same settings, if there is one."""
+        for done in sorted(self.folder.glob(f"*/*/*/*/{RESULT_FILE}")):
+            if json.loads(done.read_text(encoding="utf-8"))["settings"] == run.settings:
+                folder = self.folder / run.folder
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                folder.symlink_to(os.path.relpath(done.parent.resolve(), folder.parent.resolve()))
+                logger.info("%s: trained as %s", folder, done.parent)
+                return
 
     def _train(self, command: list[str], folder: Path) -> float:
         """Run one training to its end; return how long this start of it took, in seconds."""
@@ -196,6 +213,20 @@ class Runner:
             raise LadderError("; ".join(failures))
         if problems:
             raise OutOfTimeError(f"{len(problems)} rows remain; run the same command again to resume")
+
+
+def _check_settings(folder: Path, recorded: dict[str, Any], run: Run) -> None:
+    """Raise LadderError where a run has ended with other settings than those of the ladder.
+
+    The path of the base is not compared: folders may be moved.
+    """
+    keys = sorted((recorded.keys() | run.settings.keys()) - {"init_from.path"})
+    other = [key for key in keys if recorded.get(key) != run.settings.get(key)]
+    if other:
+        raise LadderError(
+            f"{folder} holds a run whose settings must be those of the ladder, but these differ: "
+            f"{', '.join(other)}; remove the folder, or name another with `runs` in the ladder's file"
+        )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

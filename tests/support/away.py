@@ -1,9 +1,9 @@
 """A device that is not the CPU and holds real values, on any machine.
 
-Its tensors say that they are on torch's `meta` device and keep their values in a tensor of the host. Before
-an operation computes, it checks what CUDA would check: that all tensors are in one place, but for what CUDA
-takes from the host too. So a run on this device gives the numbers of a CPU, and raises where CUDA would. The
-places in the code where the host would wait for a device are counted.
+Its tensors say that they are on number 0 of torch's `meta` devices and keep their values in a tensor of the
+host. Before an operation computes, it checks what CUDA would check: that all tensors are in one place, but
+for what CUDA takes from the host too. So a run on this device gives the numbers of a CPU, and raises where
+CUDA would. The places in the code where the host would wait for a device are counted.
 
 Random numbers are those of the host's generator, and nothing runs at the same time as the host.
 """
@@ -22,9 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_ext import host
 from megatron_ext.device import standing_in
+from tests.support.away_groups import AWAY_BACKEND, AwayGroups, group_of
 
 aten = torch.ops.aten
-AWAY = torch.device("meta")
+# Tensors without values, such as code makes them, have no number.
+AWAY = torch.device("meta", 0)
 
 _COPIES = frozenset({aten._to_copy.default, aten.copy_.default})
 # CUDA copies indices of the host to the device.
@@ -105,6 +107,13 @@ class AwayTensor(Tensor):
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("a tensor of another device cannot be read as an array")
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a tensor of a device that is sent to another process arrives on the sender's device")
+
+    def new_tensor(self, data: Any, **kwargs: Any) -> Tensor:
+        """Torch makes it without an operation of its own, as :func:`torch.tensor`, which the device replaces."""
+        return torch.tensor(data, **{"dtype": self.dtype, "device": AWAY} | kwargs)
+
     def tolist(self) -> Any:
         return self.detach().cpu().tolist()
 
@@ -118,12 +127,16 @@ class AwayDevice(TorchDispatchMode):
     Attributes:
         waits: (what, file:line) -> how often the host would have waited for the device.
         operations: number of operations on tensors of the device.
+        collectives: how many of them were collectives, or messages from rank to rank.
+        groups: what process groups take.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # has no annotations in torch
         self.waits: Counter[tuple[str, str]] = Counter()
         self.operations = 0
+        self.collectives = 0
+        self.groups = AwayGroups()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -150,7 +163,8 @@ def away_device() -> Iterator[AwayDevice]:
             replace(owner, "tensor", _tensor(owner.tensor, away))
         replace(nn.Module, "to", _module_to(nn.Module.to))
         replace(torch.inference_mode, "__enter__", _enter_no_grad)
-        stack.enter_context(standing_in(AWAY))
+        stack.enter_context(standing_in(AWAY, AWAY_BACKEND))
+        stack.enter_context(away.groups.followed(AWAY, away.wait))
         stack.enter_context(away)
         yield away
 
@@ -161,6 +175,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], away: AwayDev
     is_away = any(isinstance(tensor, AwayTensor) for tensor in seen)
     target = kwargs.get("device")
     goes_away = target is not None and torch.device(target) == AWAY
+    if func.namespace == "c10d":
+        _check_group(func, args, seen, away)
     if not is_away and not goes_away:
         return func(*args, **kwargs)
     away.operations += 1
@@ -175,6 +191,17 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], away: AwayDev
     if func in _READING or func.namespace == "c10d":
         return result
     return _on_device(func, args, kwargs, result)
+
+
+def _check_group(func: Any, args: tuple[Any, ...], seen: Sequence[Tensor], away: AwayDevice) -> None:
+    """Raise where the backends of a group would, and count a collective of the device."""
+    on_device = [isinstance(tensor, AwayTensor) for tensor in seen]
+    group = group_of(args)
+    away.collectives += any(on_device)
+    for is_on_device in set(on_device):
+        if not away.groups.takes(group, of_device=is_on_device):
+            place = "the device" if is_on_device else "the host"
+            raise DevicesError(f"{func}: group {group.group_desc} takes no tensors of {place}")
 
 
 def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], away: AwayDevice) -> Tensor:

@@ -7,6 +7,7 @@ from tests.bench.commands import app
 
 COMMANDS = {
     "attention": {"--rows", "--batch-size", "--heads", "--query-groups", "--head-size", "--precision"},
+    "compare_reference": {"--python", "--case", "--precision", "--part", "--rounds", "--json", "--table"},
     "convert": {"--layers", "--hidden-size", "--vocab-size", "--dtype", "--folder", "--maximum-gib"},
     "data": {"--corpus-mb", "--workers", "--tokenizer", "--rows-per-step", "--minimum-lead", "--json"},
     "decode": {"--config", "--prompt-tokens", "--new-tokens", "--threads", "--minimum-speedup", "--json"},
@@ -27,7 +28,9 @@ def test_every_benchmark_is_a_command() -> None:
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_help_lists_the_options(command: str) -> None:
-    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    result = CliRunner().invoke(
+        app, [command.replace("_", "-"), "--help"], env={"COLUMNS": "200", "TERM": "dumb"}
+    )
 
     assert result.exit_code == 0
     assert {option for option in COMMANDS[command] if option not in result.output} == set()

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.on_ray.job_status import VERDICT_SECONDS, JobStatusTracker, NodeReport, Orders
+from cluster.on_ray.job_status import VERDICT_SECONDS, JobStatusTracker, NodeReport, Orders, Verdict
+from pipeline.ranks.final_error import FINAL_ERROR_NAME
 
 
 class Clock:
@@ -65,6 +66,22 @@ def test_the_rank_that_was_the_cause_gives_the_code(
     assert verdict is not None
     assert (verdict.exit_code, verdict.restarts) == (code, restarts)
     assert verdict.reason == f"rank {rank} on host{rank // 2} ended with exit code {code}"
+
+
+def test_an_error_that_no_restart_cures_gives_the_code_whatever_it_does_to_the_others(
+    tracker: JobStatusTracker,
+) -> None:
+    attempt = tracker.overview().attempt_folder
+    assert attempt is not None
+    (attempt / FINAL_ERROR_NAME).write_text("93\nrank 2 has no memory\n")
+    report(tracker, 0, 134, 75)
+    verdict = report(tracker, 1, 0, 134).verdict
+    assert verdict == Verdict(exit_code=93, reason="rank 2 has no memory")
+    tracker.open_attempt()
+    report(tracker, 0, 75, 75)
+    verdict = report(tracker, 1, 75, 75).verdict
+    assert verdict is not None
+    assert verdict.exit_code == 75
 
 
 def test_a_failure_reaches_the_other_machines_at_once(tracker: JobStatusTracker) -> None:

@@ -11,6 +11,7 @@ import pytest
 from cluster.job_files import newest_rank_logs, next_attempt
 from cluster.job_spec import JobSpec, Resources
 from cluster.on_ray.node_ranks import Rendezvous, start_node_ranks
+from pipeline.ranks.final_error import FINAL_ERROR_NAME, FINAL_ERROR_VARIABLE
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PRINT_VARIABLES = "import json, os, sys; sys.stdout.write(json.dumps({n: v for n, v in os.environ.items()}))"
@@ -49,6 +50,7 @@ def test_ranks_get_their_own_variables_those_of_the_job_and_those_of_setup(tmp_p
         assert [found[name] for name in VARIABLES] == [
             *(str(2 + local_rank), str(local_rank), "4", "2", "10.0.0.1", "1234")
         ]
+        assert found[FINAL_ERROR_VARIABLE] == str(log.parent / FINAL_ERROR_NAME)
         expected = {"FROM": "job", "SETUP": "done", "OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": ""}
         assert {name: found[name] for name in expected} == expected
 

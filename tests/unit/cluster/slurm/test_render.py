@@ -15,6 +15,7 @@ from cluster.job_files import JobEnd, load_end
 from cluster.job_spec import Container, JobSpec, Queue, RequeuePolicy, Resources, SweepMember
 from cluster.slurm.render import render_script
 from cluster.slurm.target import SlurmTarget
+from pipeline.ranks.final_error import FINAL_ERROR_VARIABLE
 from pipeline.shared.errors import ClusterError
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -150,6 +151,24 @@ def test_whatever_a_folder_is_called_the_script_runs_in_it(tmp_path: Path) -> No
     assert shown == {"words": list(member.overrides), "value": value, "rank": "0"}
     assert load_end(run / "jobs" / "j") == JobEnd(exit_code=0, reason="complete")
     assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize(
+    ("line", "end"),
+    [
+        (f"printf '93\\nrank 0: no memory\\n' >${FINAL_ERROR_VARIABLE}; exit 134", (93, "rank 0: no memory")),
+        (f"printf '93\\nrank 0: no memory\\n' >${FINAL_ERROR_VARIABLE}; exit 0", (0, "complete")),
+        ("exit 9", (9, "rank 0 has ended with 9")),
+    ],
+)
+def test_an_error_that_no_restart_cures_ends_the_job_whatever_the_ranks_leave_with(
+    tmp_path: Path, line: str, end: tuple[int, str]
+) -> None:
+    folder = tmp_path / "job"
+    (folder / "logs").mkdir(parents=True)
+    finished = run_as_slurm(job(job_folder=folder, command=("bash", "-c", line)), tmp_path)
+    assert finished.returncode == end[0], finished.stderr
+    assert load_end(folder) == JobEnd(exit_code=end[0], reason=end[1])
 
 
 # What every rank runs.

@@ -1,12 +1,18 @@
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
 
 from cluster.workflow.job import step_job
+from cluster.workflow.marker import save_marker
+from cluster.workflow.run_step import begin
+from cluster.workflow.todo import reason_to_run
 from cluster.workflow.work import work_of
 from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
+from pipeline.evaluation.results import EVALUATION_FILE, SAMPLE_FILE
+from pipeline.evaluation.tasks import TASKS_FILE
+from pipeline.report.collect import SAMPLE_FILES
 from tests.unit.pipeline.config.settings import changed_settings
 
 STEPS: list[dict[str, Any]] = [
@@ -67,6 +73,31 @@ def test_steps_need_the_steps_whose_output_they_read() -> None:
         "train": ("prepare",),
         "evaluate": ("prepare", "train"),
     }
+
+
+@pytest.mark.parametrize("name", [TASKS_FILE, SAMPLE_FILE, "sample_of_a_poem.json", EVALUATION_FILE])
+def test_a_report_is_rendered_again_after_what_it_shows_has_changed(tmp_path: Path, name: str) -> None:
+    assert PurePath(name).match(SAMPLE_FILES) or name in (TASKS_FILE, EVALUATION_FILE)
+    run = build_config(changed_settings(workflow=[{"command": "report"}], output_dir=tmp_path))
+    (tmp_path / "report.html").touch()
+
+    def reason() -> str | None:
+        state = work_of(run, run.workflow[0], Path("config.yaml")).state(tmp_path)
+        return reason_to_run(state)
+
+    def render() -> None:
+        work = work_of(run, run.workflow[0], Path("config.yaml"))
+        marker = begin(run, run.workflow[0], work, job="job", again=False)
+        assert marker is not None
+        save_marker(tmp_path, marker.ended(0, work.output()))
+
+    render()
+    assert reason() is None
+    for content in ("new", "changed"):
+        (tmp_path / name).write_text(content)
+        assert reason() is not None
+        render()
+        assert reason() is None
 
 
 def test_a_step_other_than_train_is_one_process_with_its_own_resources() -> None:

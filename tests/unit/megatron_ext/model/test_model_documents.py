@@ -6,10 +6,12 @@ import torch
 from megatron_ext.model.config import Architecture
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder.config import Method
+from tests.support.document_kernel import kernel_for_documents
 from tests.support.ponder_models import (
     batch_of,
     changed,
     each_model,
+    gradients_of,
     observed,
     random_tokens,
     results_by_token,
@@ -72,3 +74,34 @@ def test_one_token_documents_see_nothing_but_themselves(groups: ParallelGroups) 
 
     alone = observed(model, batch_of(TOKENS.reshape(-1, 1)))[1]["logits"]
     torch.testing.assert_close(packed, alone[0].unflatten(0, (2, 9)).transpose(0, 1), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("method", "skips"), [*((method, False) for method in Method), (Method.PONDERLM3, True)]
+)
+def test_one_call_for_all_documents_equals_the_loop(
+    groups: ParallelGroups, method: Method, skips: bool
+) -> None:
+    model = tiny_model(groups, method, num_latent_thoughts=1)
+    many = torch.arange(9).expand(2, 9) // 2
+
+    def compute(document_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        batch = batch_of(TOKENS, document_ids)
+        # Only tokens of PonderLM-3 have rows that need not be computed.
+        settings = {"prune": True, "skips_pruned_rows": True} if skips else {}
+        with torch.no_grad():
+            losses = model(batch, num_jacobi_iterations=1, **settings).token_losses
+        return {
+            "losses in evaluation": losses,
+            **gradients_of(model, batch, num_jacobi_iterations=1, **settings),
+        }
+
+    expected = compute(DOCUMENTS)
+    with kernel_for_documents() as calls:
+        found = compute(DOCUMENTS)
+        num_calls = len(calls)
+        compute(many)
+
+    assert len(calls) == 2 * num_calls > 0
+    for name, one in found.items():
+        torch.testing.assert_close(one, expected[name], msg=lambda text, name=name: f"{name}: {text}")

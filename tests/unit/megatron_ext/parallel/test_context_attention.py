@@ -11,7 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_ext.parallel.context_attention import SharedRows, attention_over_ranks
 from megatron_ext.ponder.attention import Segments, dense_bias_attention
-from megatron_ext.ponder.chunks import own_chunks, pieces_of_rank, whole_from_ranks
+from megatron_ext.ponder.chunks import chunks_of_documents, own_chunks, pieces_of_rank, whole_from_ranks
+from tests.support.document_kernel import kernel_for_documents
 
 BATCH, HEADS, ROWS, SIZE = 2, 4, 24, 16
 SCALED_SIZE = 9
@@ -36,12 +37,15 @@ class Together:
         return torch.zeros_like(own_chunks(whole, self.rank, self.size, dim=0))
 
 
-def drawn(groups: int, num_steps: int, dtype: torch.dtype) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def drawn(
+    groups: int, num_steps: int, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Return queries, [R, B, A, d], and keys and values of each step, [R, B, G, d]."""
     generator = torch.Generator().manual_seed(5)
 
     def draw(heads: int) -> Tensor:
-        return torch.randn(ROWS, BATCH, heads, SIZE, dtype=torch.float64, generator=generator).to(dtype)
+        values = torch.randn(ROWS, BATCH, heads, SIZE, dtype=torch.float64, generator=generator)
+        return values.to(device, dtype)
 
     return draw(HEADS), [draw(groups) for _ in range(num_steps)], [draw(groups) for _ in range(num_steps)]
 
@@ -66,14 +70,17 @@ def by_ranks(
     results, of_queries, of_whole = [], [], []
     whole = torch.stack([*keys, *values], dim=1)
     for rank in range(size):
-        pieces = pieces_of_rank(rank, size, batch_size=BATCH, num_rows=ROWS, segments=segments)
+        pieces, chunks = (
+            cut(rank, size, batch_size=BATCH, num_rows=ROWS, segments=segments)
+            for cut in (pieces_of_rank, chunks_of_documents)
+        )
         exchange = Together(rank, size, whole)
         own = [own_chunks(x, rank, size, dim=0).requires_grad_() for x in (query, *keys, *values)]
         found = attention_over_ranks(
             own[0],
             own[1 : 1 + len(keys)],
             own[1 + len(keys) :],
-            rows=SharedRows(exchange=exchange, pieces=pieces),
+            rows=SharedRows(exchange=exchange, pieces=pieces, chunks=chunks),
             scaled_size=SCALED_SIZE,
             ran=ran,
         ).permute(2, 0, 1, 3)
@@ -144,3 +151,42 @@ def test_result_and_gradients_are_those_of_one_dense_mask(
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == dtype
         assert (one.double() - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("groups", [HEADS, 2])
+@pytest.mark.parametrize("num_steps", [1, 3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 3e-2)])
+def test_one_call_for_the_documents_of_a_chunk_equals_the_loop(
+    size: int, groups: int, num_steps: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    rows, ran = drawn(groups, num_steps, dtype), ran_steps(num_steps)
+    weight = torch.linspace(-1, 1, ROWS * BATCH * HEADS * SIZE).reshape(ROWS, BATCH, HEADS, SIZE).to(dtype)
+    expected = by_ranks(*rows, ran, weight, size=size, segments=SEGMENTS)
+
+    with kernel_for_documents() as calls:
+        found = by_ranks(*rows, ran, weight, size=size, segments=SEGMENTS)
+
+    # Of each rank, chunk, sequence and step, however many documents there are.
+    assert len(calls) == size * 2 * BATCH * num_steps
+    assert max(calls) > 1
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        assert (one - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("groups", [HEADS, 2])
+@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one document", "packed"])
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_a_gpu_computes_the_same(groups: int, segments: Segments | None, num_steps: int) -> None:
+    rows = drawn(groups, num_steps, torch.bfloat16, "cuda")
+    ran = [None if tokens is None else tokens.cuda() for tokens in ran_steps(num_steps)]
+    weight = torch.linspace(-1, 1, ROWS * BATCH * HEADS * SIZE).reshape(ROWS, BATCH, HEADS, SIZE)
+
+    found = by_ranks(*rows, ran, weight.to("cuda", torch.bfloat16), size=2, segments=segments)
+
+    host = [[x.cpu() for x in of_steps] for of_steps in rows[1:]]
+    expected = in_one(rows[0].cpu(), *host, ran_steps(num_steps), weight, segments=segments)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.cpu().double() - other).abs().max() <= 3e-2 * other.abs().max()

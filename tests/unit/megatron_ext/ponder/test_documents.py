@@ -3,7 +3,13 @@ import torch
 from torch import Tensor
 
 from megatron_ext.ponder.attention import attend_one_by_one, key_weighted_attention
-from megatron_ext.ponder.documents import attend_to_documents, has_kernel_for_documents
+from megatron_ext.ponder.documents import (
+    Documents,
+    attend_to_documents,
+    forward_over_documents,
+    has_kernel_for_documents,
+)
+from tests.support.document_kernel import kernel_for_documents
 
 SEGMENTS = (((0, 5), (5, 6), (6, 16)), ((0, 16),))
 SCALE = 0.3
@@ -66,6 +72,33 @@ def test_the_kernel_for_documents_returns_the_shapes_of_its_twin() -> None:
 
     assert output.shape == inputs[0].shape
     assert [g.shape for g in gradients(output, inputs)] == [x.shape for x in inputs]
+
+
+def test_queries_in_the_middle_of_a_document_see_the_keys_before_them() -> None:
+    # The second document has one query and one key, the first one three keys for its two queries.
+    documents = Documents(queries=(2, 1), keys=(3, 1))
+    query, key = torch.zeros(1, 1, 3, 8, dtype=torch.float64), torch.zeros(1, 1, 4, 8, dtype=torch.float64)
+    value = torch.tensor([1.0, 3.0, 8.0, 5.0], dtype=torch.float64)[:, None].expand(1, 1, 4, 8)
+
+    with kernel_for_documents():
+        output, log_sum = forward_over_documents(query, key, value, documents, scale=SCALE)
+
+    assert output[0, 0, :, 0].tolist() == pytest.approx([2.0, 4.0, 5.0])
+    assert log_sum[0, 0].exp().tolist() == pytest.approx([2.0, 3.0, 1.0])
+
+
+def test_one_call_equals_the_loop_over_documents() -> None:
+    inputs = tensors("cpu", torch.float64)
+    expected = attend_one_by_one(*inputs, SEGMENTS, scale=SCALE)
+
+    with kernel_for_documents() as calls:
+        found = attend_to_documents(*inputs, SEGMENTS, scale=SCALE)
+        found_gradients = gradients(found, inputs)
+
+    assert calls == [4]
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(found_gradients, gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_ext.ponder.attention import Segments, attention_to_parts, dense_bias_attention
 from megatron_ext.ponder.step_attention import attention_to_steps
+from tests.support.document_kernel import kernel_for_documents
 
 NUM_STEPS, BATCH, HEADS, ROWS, SIZE = 3, 2, 4, 11, 6
 SEGMENTS: Segments = (((0, 4), (4, 11)), ((0, 11),))
@@ -89,6 +90,22 @@ def test_result_and_gradients_are_those_of_one_dense_mask(
         assert float((one.double() - other).abs().max() / other.abs().max()) < tolerance
 
 
+@pytest.mark.parametrize("groups", [HEADS, 2])
+def test_one_call_for_the_documents_of_a_step_equals_the_loop(groups: int) -> None:
+    query, keys, values = rows(groups, torch.float64)
+    inputs = [query, *keys, *values]
+    expected = attention_to_steps(query, keys, values, [None, *RAN[1:]], segments=SEGMENTS)
+
+    with kernel_for_documents() as calls:
+        found = attention_to_steps(query, keys, values, [None, *RAN[1:]], segments=SEGMENTS)
+        found_gradients = gradients(found, inputs)
+
+    assert calls == [3] * NUM_STEPS
+    torch.testing.assert_close(found * ran_last(), expected * ran_last())
+    for one, other in zip(found_gradients, gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
 def test_keys_of_tokens_that_did_not_run_a_step_have_no_influence_and_no_gradient(backend: Any) -> None:
     query, keys, values = rows(HEADS, torch.float64)
@@ -144,7 +161,8 @@ def test_stored_parts_are_attended_to_as_one(num_queries: int, groups: int, dtyp
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_a_gpu_computes_the_same(dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("segments", [None, (((0, 7), (7, 40)), ((0, 40),))], ids=["one document", "packed"])
+def test_a_gpu_computes_the_same(dtype: torch.dtype, tolerance: float, segments: Segments | None) -> None:
     generator = torch.Generator().manual_seed(5)
     size, steps = 64, 3
     drawn = torch.randn(2 * steps + 1, BATCH, HEADS, 40, size, dtype=torch.float64, generator=generator)
@@ -153,7 +171,8 @@ def test_a_gpu_computes_the_same(dtype: torch.dtype, tolerance: float) -> None:
     def compute(dtype: torch.dtype, device: str) -> list[Tensor]:
         inputs = [one.to(device, dtype).requires_grad_() for one in drawn]
         masks = [None, *(one.to(device) for one in ran)]
-        output = attention_to_steps(inputs[0], inputs[1 : 1 + steps], inputs[1 + steps :], masks)
+        keys, values = inputs[1 : 1 + steps], inputs[1 + steps :]
+        output = attention_to_steps(inputs[0], keys, values, masks, segments=segments)
         counted = output * ran[-1][:, None, :, None].to(device)
         return [counted, *torch.autograd.grad(counted.sum(), inputs)]
 

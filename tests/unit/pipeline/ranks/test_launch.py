@@ -76,6 +76,27 @@ def test_a_failed_rank_is_reported_and_the_others_are_killed(
     assert not any(_is_alive(int(pid)) for pid in _said(tmp_path, "pid").values())
 
 
+@pytest.mark.parametrize("leaves", ["time.sleep(60)", "sys.exit(93)"])
+def test_an_error_that_no_restart_cures_counts_before_those_that_follow_it(
+    tmp_path: Path, leaves: str
+) -> None:
+    body = f"""
+say("start{{}}_".format(len(list(folder.iterdir()))))
+if rank == 1:
+    pathlib.Path(os.environ["MEGAPONDER_FINAL_ERROR_FILE"]).write_text("93\\nrank 1 has no memory\\n")
+    say("noted")
+    {leaves}
+while not (folder / "noted1").exists():
+    time.sleep(0.02)
+os.abort()
+"""
+    code = run_ranks(
+        ["-c", PRELUDE + body, str(tmp_path)], num_ranks=2, failure_timeout_seconds=0.3, max_restarts=1
+    )
+    assert code == 93
+    assert len(list(tmp_path.glob("start*"))) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_once_and_the_ranks_common_code_returned(
     tmp_path: Path, number: signal.Signals, caplog: pytest.LogCaptureFixture

@@ -132,6 +132,14 @@ def test_nothing_of_a_micro_batch_is_held_during_the_next(method: Method) -> Non
     assert two.peak_bytes == pytest.approx(one.peak_bytes, rel=0.001)
 
 
+@pytest.mark.parametrize("parallel", [{}, {"context": 2}], ids=str)
+def test_more_documents_need_no_more_kernels(parallel: dict[str, Any]) -> None:
+    run = run_of(Method.ADAPTIVE_LATENT_COT, parallel, global_batch_size=2)
+    few, many = (rehearse_rank(run, VOCAB_SIZE, 0, documents_per_row=number) for number in (2, 8))
+
+    assert many.kernels == few.kernels > 0
+
+
 def test_stages_send_as_much_as_their_neighbours_receive() -> None:
     run = run_of(Method.PONDERLM3, {"pipeline": 2})
     first, last = (rehearse_rank(run, VOCAB_SIZE, rank) for rank in (0, 1))

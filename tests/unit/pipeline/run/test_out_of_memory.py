@@ -9,6 +9,7 @@ import torch
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
+from pipeline.ranks.final_error import FINAL_ERROR_VARIABLE, read_final_error
 from pipeline.run.out_of_memory import answering_out_of_memory, is_out_of_memory, memory_file
 from pipeline.shared.errors import OutOfMemoryError
 from pipeline.shared.exit_codes import FINAL_CODES
@@ -36,12 +37,20 @@ def config(tmp_path: Path) -> RunConfig:
     )
 
 
-def test_lack_of_memory_is_answered_with_the_plan(config: RunConfig, groups: ParallelGroups) -> None:
+def test_lack_of_memory_is_answered_with_the_plan(
+    config: RunConfig, groups: ParallelGroups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = tmp_path / "final"
+    monkeypatch.setenv(FINAL_ERROR_VARIABLE, str(final))
     with pytest.raises(OutOfMemoryError) as caught, answering_out_of_memory(config, groups):
         torch.empty(TOO_MANY, dtype=torch.uint8)
 
     answer = str(caught.value)
     assert caught.value.exit_code in FINAL_CODES
+    noted = read_final_error(final)
+    assert noted is not None
+    assert noted.exit_code == caught.value.exit_code
+    assert str(TOO_MANY) in noted.reason
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert str(TOO_MANY) in answer
     assert "weights" in answer

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from pipeline.config.load import load_config
 from pipeline.shared.errors import DataError
-from scripts.ladder.plan import Part, Row, load_ladder, run_of
+from scripts.ladder.plan import Ladder, Part, Row, Run, load_ladder, run_of
 
 SCRIPTS = Path(__file__).parents[4] / "scripts"
 FILES = sorted(
@@ -66,6 +66,18 @@ def test_a_ladder_like_another_has_what_it_does_not_set_from_there() -> None:
     assert large.scratch.rows["vanilla-deeper"].settings == deeper
     assert large.seeds == small.seeds
     assert (large.scratch.iterations, small.scratch.iterations) == (950, 600)
+
+
+def test_muon_shares_the_base_and_the_control_of_size_s() -> None:
+    small, muon = (load_ladder(SCRIPTS / "ladder" / name) for name in ("s.yaml", "muon.yaml"))
+
+    def run(ladder: Ladder, part: str) -> Run:
+        return run_of(part, ladder.part(part), "vanilla", learning_rate=4e-3, seed=2)
+
+    assert (muon.runs, muon.recipe, muon.base) == ("s", small.recipe, small.base)
+    for part in ("base", "continued", "scratch"):
+        assert run(muon, part) == run(small, part)
+    assert run(muon, "scratch").settings == run(muon, "base").settings
 
 
 @pytest.mark.parametrize("name", ["absent", "loop"])

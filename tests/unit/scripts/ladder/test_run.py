@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.metrics import names
 from scripts.ladder.plan import Ladder, Part, Row, Run
-from scripts.ladder.run import RESULT_FILE, OutOfTimeError, Runner
+from scripts.ladder.run import RESULT_FILE, LadderError, OutOfTimeError, Runner
 
 LADDER = Ladder(
     recipe="recipe.yaml",
@@ -84,14 +84,46 @@ def test_rows_that_share_a_rate_tune_it_once_at_a_time(
 
 def test_what_is_done_does_not_run_again_and_no_run_starts_after_the_deadline(tmp_path: Path) -> None:
     done, open_run = Run(folder=Path("done"), settings={}), Run(folder=Path("open"), settings={})
-    (tmp_path / "done").mkdir()
-    (tmp_path / "done" / RESULT_FILE).write_text(json.dumps({"evaluation": {"loss": 1.5}}))
+    finished(tmp_path / "done", {}, loss=1.5)
     late = runner(tmp_path, deadline=time.monotonic() - 1)
 
     assert late.result_of(done) == {"loss": 1.5}
     with pytest.raises(OutOfTimeError):
         late.result_of(open_run)
     assert not (tmp_path / "open").exists()
+
+
+@pytest.mark.parametrize("base", ["here/seed-2", "moved/seed-2"])
+def test_a_run_with_equal_settings_in_another_row_is_not_repeated(base: str, tmp_path: Path) -> None:
+    settings = {"seed": 2, "optimizer.lr": 0.1}
+    finished(tmp_path / "base/vanilla/lr-0.1/seed-2", settings, loss=1.5)
+    finished(tmp_path / "continued/vanilla/lr-0.1/seed-2", settings | {"init_from.path": base}, loss=1.0)
+    late = runner(tmp_path, deadline=time.monotonic() - 1)
+    equal = Run(folder=Path("scratch/control/lr-0.1/seed-2"), settings=settings)
+
+    assert late.result_of(equal) == {"loss": 1.5}
+    assert (tmp_path / equal.folder).resolve() == tmp_path / "base/vanilla/lr-0.1/seed-2"
+    for other in ({"seed": 3, "optimizer.lr": 0.1}, settings | {"model.num_layers": 3}):
+        with pytest.raises(OutOfTimeError):
+            late.result_of(replace(equal, folder=Path("scratch/control/lr-0.1/other"), settings=other))
+    continued = Run(
+        folder=Path("continued/vanilla/lr-0.1/seed-2"), settings=settings | {"init_from.path": "here/seed-2"}
+    )
+    assert late.result_of(continued) == {"loss": 1.0}
+
+
+def test_a_run_with_other_settings_in_its_folder_is_refused(tmp_path: Path) -> None:
+    finished(tmp_path / "done", {"optimizer.lr": 0.1, "seed": 1}, loss=1.5)
+
+    with pytest.raises(LadderError, match=r"optimizer\.lr.*optimizer\.name"):
+        runner(tmp_path).result_of(
+            Run(folder=Path("done"), settings={"optimizer.lr": 0.2, "optimizer.name": "muon", "seed": 1})
+        )
+
+
+def finished(folder: Path, settings: dict[str, Any], *, loss: float) -> None:
+    folder.mkdir(parents=True)
+    (folder / RESULT_FILE).write_text(json.dumps({"settings": settings, "evaluation": {"loss": loss}}))
 
 
 def test_after_an_interrupt_the_training_saves_and_no_other_one_starts(
