@@ -203,10 +203,12 @@ def _handed_round(sizes: RankSizes, stage: int) -> float:
 def _scoring(sizes: RankSizes) -> float:
     """What scores of fewer steps need beside logits: a mixture, and the rows of the pass, which is not over.
 
-    The first layer has kept these rows, unless it computes those of slot 0 once for all passes.
+    The first layer has kept these rows, unless it computes those of slot 0 once for all passes and keeps only
+    what it made of the others.
     """
     is_repeated = sizes.facts.repeats_embeddings and not sizes.skips_pruned_rows
-    return sizes.hidden_bytes * (1 + (sizes.plan.slots[-1] if is_repeated else 0))
+    is_kept = sizes.recomputes_layers or not is_repeated
+    return sizes.hidden_bytes * (1 if is_kept else 1 + sizes.plan.slots[-1])
 
 
 def _gradient_sums(sizes: RankSizes, parameters: RankParameters) -> float:

@@ -251,10 +251,29 @@ def test_the_peak_is_that_of_live_tensors() -> None:
     assert found.live_bytes == 0
 
 
-@pytest.mark.parametrize("recipe", ["pause_70m", "adaponderlm_70m"])
-def test_the_plan_of_a_recipe_agrees_with_its_rehearsal(repository: Path, recipe: str) -> None:
-    config = load_config(repository / "pipeline" / "recipes" / f"{recipe}.yaml")
-    found = rehearse_rank(config, PILE_VOCAB_SIZE, 0)
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("pause_70m", ()),
+        ("adaponderlm_70m", ()),
+        ("demo", ()),
+        # Fewer layers and passes, for time.
+        (
+            "llama_410m_ponderlm3_authors",
+            (
+                "model.num_layers=2",
+                "ponder.num_jacobi_iterations=2",
+                "ponder.random_jacobi_iterations=[2, 2]",
+            ),
+        ),
+        ("pythia_2.8b_adaponderlm", ("model.num_layers=2",)),
+    ],
+)
+def test_the_plan_of_a_recipe_agrees_with_its_rehearsal(
+    repository: Path, recipe: str, overrides: tuple[str, ...]
+) -> None:
+    config = load_config(repository / "pipeline" / "recipes" / f"{recipe}.yaml", overrides)
+    found = rehearse_rank(config, config.model.vocab_size or PILE_VOCAB_SIZE, 0)
 
     assert abs(found.plan_error) < 0.01
     assert found.planned.state.total == pytest.approx(found.state_bytes, rel=0.001)
