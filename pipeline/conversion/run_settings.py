@@ -98,7 +98,7 @@ def _refuse_a_missing_pause_row(config: RunConfig, source: SourceModel) -> None:
 
 def _refuse_contradictions(config: RunConfig, source: SourceModel) -> None:
     differing = [
-        f"model.{name} is {as_written(value)} there and {as_written(getattr(config.model, name))} in KEY=VALUE"
+        f"model.{name} is {as_written(value)} there, but {as_written(getattr(config.model, name))} here"
         for name, value in source.model.items()
         if getattr(config.model, name) != value
     ]
