@@ -273,6 +273,7 @@ class RotatedAttention(SelfAttention):  # type: ignore[misc]  # Megatron is unty
             packed_seq_params.key_columns,
             head_size=self.hidden_size_per_attention_head,
             scale_extra=self.config.ponder.form.attention_scale_extra,
+            fuses=self.config.fuses,
         )
         attended: Tensor = self.core_attention(
             query, key, value, attention_mask, packed_seq_params=packed_seq_params
@@ -290,6 +291,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         self._head_size = config.kv_channels
         self._scale_extra = config.ponder.form.attention_scale_extra
         self._prefers_cudnn = config.prefers_cudnn
+        self._fuses = config.fuses
 
     def forward(
         self,
@@ -323,7 +325,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         """[R, B, A, w] -> [R, B, A * d], for the rows that are read."""
         if context.passes is not None:
             output = context.passes.attend(self.layer_number, query, key, value, context.segments)
-            return merged_heads(output, self._head_size)
+            return merged_heads(output, self._head_size, fuses=self._fuses)
         read = context.read_after(self.layer_number)
         scaled_size = self._head_size + self._scale_extra
         if context.shared is not None:
@@ -332,7 +334,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
             output = attention_of_last_slot(
                 query, key, value, num_slots=read.num_slots, segments=context.segments
             )
-            return merged_heads(output, self._head_size)
+            return merged_heads(output, self._head_size, fuses=self._fuses)
         else:
             output = extended_attention(
                 _by_head(query),
@@ -341,7 +343,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
                 scaled_size=scaled_size,
                 segments=context.segments,
             )
-        merged = merged_heads(output, self._head_size)
+        merged = merged_heads(output, self._head_size, fuses=self._fuses)
         return merged if read is None else read.take(merged)
 
     def _attend_to_store(

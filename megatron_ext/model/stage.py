@@ -13,7 +13,6 @@ from megatron.core.enums import ModelType
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
@@ -22,10 +21,16 @@ from megatron_ext.initialization import seeded_initialization
 from megatron_ext.methods.registry import build_method
 from megatron_ext.model.attention import RowContext
 from megatron_ext.model.config import PonderTransformerConfig
-from megatron_ext.model.layers import TorchNorm, block_spec
+from megatron_ext.model.layers import AccumulatingLinear, TorchNorm, block_spec
 from megatron_ext.parallel.context import ContextAxis, TokenAxes
 from megatron_ext.parallel.tensor import TensorAxis
-from megatron_ext.parallel.vocabulary import mask_padding_rows, mix_embeddings
+from megatron_ext.parallel.vocabulary import (
+    hide_padding_rows,
+    mask_padding_rows,
+    mix_embeddings,
+    num_real_rows,
+)
+from megatron_ext.parallel.vocabulary_in_parts import mix_in_parts
 from megatron_ext.ponder.config import Mixture
 from megatron_ext.ponder.heads import key_columns, rotary_turns
 from megatron_ext.ponder.rotary import rotary_angles
@@ -140,17 +145,32 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits of this rank's vocabulary: [S or S / tp, B, H] -> [S, B, V / tp], -inf at padding."""
         logits, _ = self.output_layer(hidden, weight=self._head_weight())
+        if self.config.fuses:
+            hide_padding_rows(logits, self.config.vocab_size, self.axis)
+            return logits  # type: ignore[no-any-return]  # Megatron is untyped
         return mask_padding_rows(logits, self.config.vocab_size, self.axis)
 
     def mix_embeddings(self, rows: Tensor) -> Tensor:
         """Return the softmax mixture of unscaled embeddings that the head predicts: [R, B, H] -> same."""
-        ponder = self.ponder.config
+        ponder, head, embedding = self.ponder.config, self._head_weight(), self.last_stage_embedding()
+        topk = ponder.mixture_top_k if ponder.mixture is Mixture.TOP_K else None
+        if self.config.fuses:
+            return mix_in_parts(
+                rows,
+                head,
+                embedding,
+                num_real=num_real_rows(len(head), self.config.vocab_size, self.axis),
+                topk=topk,
+                axis=self.axis,
+                temperature=ponder.softmax_temperature,
+                accumulates=self.config.gradient_accumulation_fusion,
+            )
         return mix_embeddings(
             rows,
-            self._head_weight(),
-            self.last_stage_embedding(),
+            head,
+            embedding,
             vocab_size=self.config.vocab_size,
-            topk=ponder.mixture_top_k if ponder.mixture is Mixture.TOP_K else None,
+            topk=topk,
             axis=self.axis,
             temperature=ponder.softmax_temperature,
         )
@@ -194,9 +214,9 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
                 tp_group=self.tp_group,
             )
 
-    def _build_head(self) -> ColumnParallelLinear:
+    def _build_head(self) -> AccumulatingLinear:
         with seeded_initialization(self.config.initialization_seed, "head"):
-            return ColumnParallelLinear(
+            return AccumulatingLinear(
                 self.config.hidden_size,
                 self.config.padded_vocab_size,
                 config=self.config,

@@ -199,7 +199,7 @@ def _gradient_sums(sizes: RankSizes, parameters: RankParameters) -> float:
     if sizes.num_passes - sizes.plan.first_with_gradient == 1:
         return 0
     weights = parameters.method
-    if not sizes.recomputes_layers:
+    if not sizes.recomputes_layers and not sizes.accumulates:
         weights += parameters.layers
     if sizes.mixes:
         weights += parameters.vocabulary

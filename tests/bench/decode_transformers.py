@@ -1,6 +1,5 @@
 """Vanilla GPT-NeoX decoding with transformers, at the sizes of a run."""
 
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +9,7 @@ from megatron_ext.device import device
 from pipeline.config.schema import RunConfig
 from tests.bench.decode import DecodeSizes, random_tokens, wait_for_device
 from tests.bench.random_batches import DEFAULT_VOCAB_SIZE
+from tests.bench.reference_worker import generate_greedily
 
 THEIRS = "vanilla by transformers"
 
@@ -28,7 +28,9 @@ class TransformersWay:
         """Generate, and time from the first new token on, at which the prompts have been read."""
         sizes = self.sizes
         tokens = random_tokens(sizes, self.model.config.vocab_size)
-        times = _token_times(self.model, tokens[:, : sizes.prompt_tokens].to(device()), sizes.new_tokens + 1)
+        prompts = tokens[:, : sizes.prompt_tokens].to(device())
+        with torch.no_grad():
+            _, times = generate_greedily(self.model, prompts, sizes.new_tokens + 1, wait_for_device)
         if is_timed:
             self.seconds.append((times[-1] - times[0]) / sizes.new_tokens)
             self.steps.append(0.0)
@@ -64,25 +66,3 @@ def _gpt_neox(transformers: Any, config: RunConfig) -> Any:
     )
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     return transformers.GPTNeoXForCausalLM(settings).to(device(), dtype).eval()
-
-
-@torch.no_grad()
-def _token_times(model: Any, prompts: torch.Tensor, num_tokens: int) -> list[float]:
-    """Return the time at which the logits of each token were computed."""
-    times: list[float] = []
-
-    def note(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        wait_for_device()
-        times.append(time.perf_counter())
-        return logits
-
-    model.generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        max_new_tokens=num_tokens,
-        min_new_tokens=num_tokens,
-        do_sample=False,
-        pad_token_id=0,
-        logits_processor=[note],
-    )
-    return times

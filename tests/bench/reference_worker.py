@@ -173,7 +173,16 @@ def decode(task: dict[str, Any]) -> dict[str, Any]:
 def generate_greedily(
     network: Any, prompts: torch.Tensor, num_tokens: int, wait: Callable[[], None] = lambda: None
 ) -> tuple[torch.Tensor, list[float]]:
-    """Return prompts and new tokens, [B, P + T], and the time at which the logits of each were computed."""
+    """Return prompts and new tokens, [B, P + T], and the time at which the logits of each were computed.
+
+    Args:
+        network: of transformers, in evaluation mode.
+        prompts: [B, P].
+        num_tokens: T.
+        wait: synchronizes with the device before the clock is read.
+    """
+    from transformers import LogitsProcessorList
+
     times: list[float] = []
 
     def note(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -188,7 +197,7 @@ def generate_greedily(
         min_new_tokens=num_tokens,
         do_sample=False,
         pad_token_id=0,
-        logits_processor=[note],
+        logits_processor=LogitsProcessorList([note]),
     )
     return texts, times
 

@@ -111,7 +111,7 @@ class AwayTensor(Tensor):
         raise TypeError("a tensor of a device that is sent to another process arrives on the sender's device")
 
     def new_tensor(self, data: Any, **kwargs: Any) -> Tensor:
-        """Torch makes it without an operation of its own, as :func:`torch.tensor`, which the device replaces."""
+        """Torch makes it without an operation, as :func:`torch.tensor` does, which the device replaces."""
         return torch.tensor(data, **{"dtype": self.dtype, "device": AWAY} | kwargs)
 
     def tolist(self) -> Any:

@@ -66,6 +66,21 @@ def test_training_steps_are_those_of_the_cpu_to_the_bit_and_wait_twice(
     assert sorted(place.rsplit(":", 1)[0] for _, place in found.waits) == sorted(NEEDED_WAITS)
 
 
+def test_fused_functions_train_as_separate_operations_do(groups: ParallelGroups) -> None:
+    name = "adaponderlm, llama"
+    with by_products():
+        expected = trained(name, groups)
+        with away_device() as away:
+            found = trained(name, groups, away, fused="auto")
+
+    # The update of the first step divides small gradients by their own size.
+    assert found.steps[0].loss == pytest.approx(expected.steps[0].loss, rel=1e-6)
+    assert found.steps[0].grad_norm == pytest.approx(expected.steps[0].grad_norm, rel=1e-5)
+    assert found.steps[1].loss == pytest.approx(expected.steps[1].loss, rel=1e-4)
+    assert found.steps != expected.steps
+    assert sorted(place.rsplit(":", 1)[0] for _, place in found.waits) == sorted(NEEDED_WAITS)
+
+
 @pytest.mark.parametrize(
     ("method", "prefill"),
     [
