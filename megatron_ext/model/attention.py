@@ -45,6 +45,7 @@ class StoredKeys:
         causal: whether the rows are all R stored rows, in order.
         visible: bool, [q, R], or [b, R] for one row of each sequence; None where every row sees all, or
             those before it by `causal`.
+        bias: what is added to logits in its place, of the same shape; made once for all layers, or None.
         others: further keys that the rows attend to at once with these; there is then no `causal`.
     """
 
@@ -53,6 +54,7 @@ class StoredKeys:
     values: Tensor
     causal: bool = False
     visible: Tensor | None = None
+    bias: Tensor | None = None
     others: Sequence["StoredKeys"] = ()
 
     @property
@@ -67,15 +69,12 @@ class StoredKeys:
 class KeyValueStore(Protocol):
     """Cache of the keys and values of earlier rows in decoding."""
 
-    def extend(
-        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
-    ) -> Sequence[StoredKeys]:
+    def extend(self, layer_number: int, key: Tensor, value: Tensor) -> Sequence[StoredKeys]:
         """Store rows of one layer, and return the keys and values they attend to.
 
         Args:
             layer_number: 1-based, over the whole model.
-            key, value: [rows, G, d], after rotary.
-            log_weight: [rows], or None where rows have no weight.
+            key, value: [rows, G, w], from :func:`megatron_ext.ponder.heads.rotated_heads`.
         Returns:
             Parts that cover the rows of the call in order.
         """
@@ -313,7 +312,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         """
         context = packed_seq_params
         if context.store is not None:
-            return self._attend_to_store(context.store, query, key, value, attention_mask)
+            return self._attend_to_store(context.store, query, key, value)
         # The rows of documents have other lengths in every step.
         has_one_length = context.has_fixed_rows and context.segments is None
         with preferring_cudnn(self._prefers_cudnn and has_one_length):
@@ -361,20 +360,17 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
             scaled_size=self._head_size + self._scale_extra,
         )
 
-    def _attend_to_store(
-        self, store: KeyValueStore, query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor | None
-    ) -> Tensor:
-        """[R, 1, A, d] -> [R, 1, A * d]."""
-        weight = None if log_weight is None else log_weight[0]
-        parts = store.extend(self.layer_number, key.squeeze(1), value.squeeze(1), weight)
+    def _attend_to_store(self, store: KeyValueStore, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[R, 1, A, w] -> [R, 1, A * d]."""
+        parts = store.extend(self.layer_number, key.squeeze(1), value.squeeze(1))
         outputs = [self._attend_to_part(query[part.rows].squeeze(1), part) for part in parts]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         # [R, A, d] -> [R, 1, A * d]
         return output.flatten(1).unsqueeze(1)
 
     def _attend_to_part(self, query: Tensor, part: StoredKeys) -> Tensor:
-        """[b * q, A, d] -> the same."""
-        # [b * q, A, d] -> [b, A, q, d]
+        """[b * q, A, w] -> [b * q, A, d]."""
+        # [b * q, A, w] -> [b, A, q, w]
         query = query.unflatten(0, (len(part.keys), -1)).transpose(1, 2)
         if part.others:
             sets = [part, *part.others]
@@ -389,8 +385,9 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
                 query,
                 part.keys,
                 part.values,
+                head_size=self._head_size,
                 causal=part.causal,
-                visible=part.visible,
+                visible=part.visible if part.bias is None else part.bias,
                 scale_extra=self._scale_extra,
             )
         # [b, A, q, d] -> [b * q, A, d]
