@@ -23,7 +23,7 @@ from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.model.kernels import preferring_cudnn
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.model.needed_rows import FIRST_LAYER, ReadSlots, RepeatedSlot
-from megatron_ext.parallel.context_attention import SharedRows, attention_over_ranks
+from megatron_ext.parallel.context_attention import SharedRows, attention_over_ranks, last_slot_over_ranks
 from megatron_ext.ponder.attention import (
     Segments,
     attention_to_parts,
@@ -327,13 +327,11 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
             return merged_heads(output, self._head_size, fuses=self._fuses)
         read = context.read_after(self.layer_number)
         scaled_size = self._head_size + self._scale_extra
+        if read is not None and read.is_last_alone and log_weight is None and can_join(query):
+            output = self._attend_from_last_slot(context, read, query, key, value)
+            return merged_heads(output, self._head_size, fuses=self._fuses)
         if context.shared is not None:
             output = attention_over_ranks(query, [key], [value], rows=context.shared, scaled_size=scaled_size)
-        elif read is not None and read.is_last_alone and log_weight is None and can_join(query):
-            output = attention_of_last_slot(
-                query, key, value, num_slots=read.num_slots, segments=context.segments
-            )
-            return merged_heads(output, self._head_size, fuses=self._fuses)
         else:
             output = extended_attention(
                 _by_head(query),
@@ -344,6 +342,23 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
             )
         merged = merged_heads(output, self._head_size, fuses=self._fuses)
         return merged if read is None else read.take(merged)
+
+    def _attend_from_last_slot(
+        self, context: RowContext, read: ReadSlots, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        """[S * n, B, A, d] -> [B, A, S, d], where keys have no weights."""
+        if context.shared is None:
+            return attention_of_last_slot(
+                query, key, value, num_slots=read.num_slots, segments=context.segments
+            )
+        return last_slot_over_ranks(
+            query,
+            key,
+            value,
+            num_slots=read.num_slots,
+            rows=context.shared,
+            scaled_size=self._head_size + self._scale_extra,
+        )
 
     def _attend_to_store(self, store: KeyValueStore, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[R, 1, A, w] -> [R, 1, A * d]."""
