@@ -230,9 +230,8 @@ def _spared_by_last_layer(sizes: RankSizes, index: int) -> float:
     if sizes.has_weighted_keys(index):
         attended = unread * query
     else:
-        # The last slot alone attends by itself, if the rank has the whole row.
-        is_alone = unread == num_slots - 1 and sizes.context == 1
-        attended = unread * query if is_alone else -num_read * query
+        # The last slot alone attends by itself.
+        attended = unread * query if unread == num_slots - 1 else -num_read * query
     return norms + attended + unread * _mlp(sizes)
 
 
