@@ -263,9 +263,10 @@ def test_the_peak_is_that_of_live_tensors() -> None:
                 "model.num_layers=2",
                 "ponder.num_jacobi_iterations=2",
                 "ponder.random_jacobi_iterations=[2, 2]",
+                "training.fused=never",
             ),
         ),
-        ("pythia_2.8b_adaponderlm", ("model.num_layers=2",)),
+        ("pythia_2.8b_adaponderlm", ("model.num_layers=2", "training.fused=never")),
     ],
 )
 def test_the_plan_of_a_recipe_agrees_with_its_rehearsal(
