@@ -3,6 +3,7 @@
 The layout::
 
     logs/attempt-001/rank-00000.log    output of a rank; a folder for each start of all ranks
+    logs/attempt-001/final_error       what a rank leaves that fails alone, see `pipeline.ranks.final_error`
     end.json                           `JobEnd`, written once, when the job has ended
 
 The script of a SLURM job writes the same from a shell, see `cluster/slurm/job.sbatch.j2`.

@@ -102,10 +102,19 @@ def _replace_cuda_calls() -> None:
         "set_rng_state": _set_rng_state,
     }
     for name, replacement in replacements.items():
-        setattr(torch.cuda, name, replacement)
-    torch.cuda.random.get_rng_state = _get_rng_state
-    torch.cuda.random.set_rng_state = _set_rng_state
+        setattr(torch.cuda, name, _function_of_its_own(replacement))
+    torch.cuda.random.get_rng_state = _function_of_its_own(_get_rng_state)
+    torch.cuda.random.set_rng_state = _function_of_its_own(_set_rng_state)
     torch.Tensor.cuda = _stay  # type: ignore[method-assign, assignment]  # the CPU meaning of .cuda()
+
+
+def _function_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the same as another object: torch.compile refuses one function under two names."""
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        return function(*arguments, **keywords)
+
+    return call
 
 
 def _do_nothing(*_arguments: object) -> None:

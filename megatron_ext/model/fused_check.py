@@ -182,8 +182,16 @@ def _mixture(config: PonderTransformerConfig, num_real: int) -> Callable[[bool],
         return plain if not fuses else in_parts
 
     def in_parts(rows: Tensor, head: Tensor, embedding: Tensor) -> tuple[Tensor]:
-        settings = {"num_real": num_real, "topk": topk, "temperature": temperature}
-        return (mix_in_parts(rows, head, embedding, axis=_Alone(), **settings),)
+        mixed = mix_in_parts(
+            rows,
+            head,
+            embedding,
+            num_real=num_real,
+            topk=topk,
+            axis=_Alone(),
+            temperature=temperature,
+        )
+        return (mixed,)
 
     return way
 

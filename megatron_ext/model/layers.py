@@ -1,5 +1,7 @@
 """Transformer layers of the two backbones, as specs for Megatron's TransformerBlock (definitions 1)."""
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -84,6 +86,16 @@ class FusedBiasLinear(AccumulatingLinear):
     Megatron's own function adds it in a pass of its own, because it overlaps communication with the products.
     """
 
+    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the product and, if the caller adds it, the bias."""
+        if self.tp_group.size() > 1 or torch.is_grad_enabled():
+            result: tuple[Tensor, Tensor | None] = super().forward(input_)
+            return result
+        # What is left of Megatron's forward here; for the few rows of decoding the rest takes its time.
+        if self.skip_bias_add:
+            return functional.linear(input_, self.weight), self.bias
+        return functional.linear(input_, self.weight, self.bias), None
+
     def _forward_impl(self, **settings: Any) -> Tensor:
         if settings["allreduce_dgrad"] or settings["sequence_parallel"]:
             return super()._forward_impl(**settings)
@@ -148,8 +160,21 @@ def add_products(
     if partial is not None:
         residual = residual + partial
     operands = [x for linear, inputs in products for x in (inputs, linear.weight, linear.bias)]
+    if not torch.is_grad_enabled():
+        return _total(residual, operands)
     accumulates = all(linear.gradient_accumulation_fusion for linear, _ in products)
     total: Tensor = _AddProducts.apply(accumulates, residual, *operands)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _total(residual: Tensor, operands: Sequence[Any]) -> Tensor:
+    """Return residual + sum of ``x w^T + b``, for triples (x, w, b or None)."""
+    inputs, weights, biases = operands[::3], operands[1::3], operands[2::3]
+    given = [bias for bias in biases if bias is not None]
+    total = residual + sum(given) if given else residual.clone(memory_format=torch.contiguous_format)
+    rows = total.flatten(0, 1)
+    for x, weight in zip(inputs, weights, strict=True):
+        torch.addmm(rows, x.flatten(0, 1), weight.t(), out=rows)
     return total
 
 
@@ -171,19 +196,13 @@ def add_one_by_one(
 
 
 class _AddProducts(torch.autograd.Function):
-    """residual + sum of ``x w^T + b``, for triples (x, w, b or None)."""
+    """:func:`_total` with gradients."""
 
     @staticmethod
     def forward(ctx: Any, accumulates: bool, residual: Tensor, *operands: Any) -> Tensor:
         ctx.accumulates = accumulates
-        inputs, weights, biases = operands[::3], operands[1::3], operands[2::3]
-        ctx.save_for_backward(*inputs, *weights)
-        given = [bias for bias in biases if bias is not None]
-        total = residual + sum(given) if given else residual.clone(memory_format=torch.contiguous_format)
-        rows = total.flatten(0, 1)
-        for x, weight in zip(inputs, weights, strict=True):
-            torch.addmm(rows, x.flatten(0, 1), weight.t(), out=rows)
-        return total
+        ctx.save_for_backward(*operands[::3], *operands[1::3])
+        return _total(residual, operands)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -280,7 +299,7 @@ class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
         read = None if context is None else context.read_after(self.layer_number)
         return hidden_states if read is None else read.take(hidden_states)
 
-    @property
+    @cached_property
     def _axis(self) -> TensorAxis:
         return TensorAxis(self.tp_group, self.config.sequence_parallel)
 

@@ -217,9 +217,17 @@ class PonderModel(ModelStage):
         self, micro_batch: MicroBatch, num_slots: int, segments: Segments | None
     ) -> SharedRows | None:
         """Return what the rows of a pass attend to where several ranks share them."""
-        axis = self.context_axis
-        if axis.size == 1:
+        if self.context_axis.size == 1:
             return None
+        of_rows = self._rows_of_ranks(micro_batch, num_slots, segments)
+        if num_slots == 1:
+            return of_rows
+        return replace(of_rows, of_tokens=self._rows_of_ranks(micro_batch, 1, micro_batch.segments))
+
+    def _rows_of_ranks(
+        self, micro_batch: MicroBatch, num_slots: int, segments: Segments | None
+    ) -> SharedRows:
+        axis = self.context_axis
         batch_size, length = micro_batch.batch.tokens.shape
         pieces, chunks = (
             cut(

@@ -101,6 +101,7 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         num_slots: int = 1,
         log_weight: Tensor | None = None,
         context: RowContext | None = None,
+        turns: Tensor | None = None,
     ) -> Tensor:
         """Run rows through this stage's layers once.
 
@@ -110,18 +111,11 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
             num_slots: n.
             log_weight: log w of the key columns, [B, S * n], or None.
             context: documents, kept keys, or the cache of decoding.
+            turns: of the positions, from :meth:`turns`, if they are known already.
         Returns:
             [S * n or S * n / tp, B, H], before the final norm.
         """
-        angles = rotary_angles(
-            position_ids,
-            num_slots=num_slots,
-            rotary_size=self.config.rotary_size,
-            base=self.config.rotary_base,
-            dtype=torch.promote_types(self.config.params_dtype, torch.float32),
-        )
-
-        turns = rotary_turns(angles, self.config.params_dtype)
+        turns = self.turns(position_ids, num_slots=num_slots) if turns is None else turns
         context = self._with_key_columns(context or RowContext(), log_weight)
 
         def run(rows: Tensor, log_weight: Tensor | None) -> Tensor:
@@ -135,19 +129,34 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
             return recomputed
         return run(rows, log_weight)
 
+    def turns(self, position_ids: Tensor, *, num_slots: int = 1) -> Tensor:
+        """Return the cosines and sines of rows at positions: [B, S] -> [2, S * n, B, 1, rotary size / 2]."""
+        angles = rotary_angles(
+            position_ids,
+            num_slots=num_slots,
+            rotary_size=self.config.rotary_size,
+            base=self.config.rotary_base,
+            dtype=torch.promote_types(self.config.params_dtype, torch.float32),
+        )
+        return rotary_turns(angles, self.config.params_dtype)
+
     def _with_key_columns(self, context: RowContext, log_weight: Tensor | None) -> RowContext:
-        """Compute what all layers of a pass append to their keys; a cache of decoding does it on its own."""
-        if log_weight is None or context.store is not None or context.passes is not None:
+        """Compute what all layers of a pass append to their keys."""
+        if log_weight is None or context.passes is not None:
             return context
         scaled_size = self.config.kv_channels + self.config.ponder.form.attention_scale_extra
         return replace(context, key_columns=key_columns(log_weight, scaled_size, self.config.params_dtype))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits of this rank's vocabulary: [S or S / tp, B, H] -> [S, B, V / tp], -inf at padding."""
-        logits, _ = self.output_layer(hidden, weight=self._head_weight())
+        weight = self._head_weight()
+        if self.axis.is_alone:
+            logits = torch.matmul(hidden, weight.t())
+        else:
+            logits, _ = self.output_layer(hidden, weight=weight)
         if self.config.fuses:
             hide_padding_rows(logits, self.config.vocab_size, self.axis)
-            return logits  # type: ignore[no-any-return]  # Megatron is untyped
+            return logits
         return mask_padding_rows(logits, self.config.vocab_size, self.axis)
 
     def mix_embeddings(self, rows: Tensor) -> Tensor:

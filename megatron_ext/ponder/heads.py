@@ -67,6 +67,9 @@ def rotated_heads(
     Returns:
         [R, B, A, w], [R, B, G, w] and [R, B, G, w].
     """
+    if not fuses and not torch.is_grad_enabled():
+        weight_dtype = None if log_weight is None else log_weight.dtype
+        return _split_and_rotated(mixed, turns, columns, weight_dtype, head_size)
     weight_scale = math.sqrt(head_size + scale_extra)
     way = _FusedRotatedHeads if fuses else _RotatedHeads
     results: tuple[Tensor, Tensor, Tensor] = way.apply(  # type: ignore[no-untyped-call]
@@ -85,11 +88,32 @@ def merged_heads(output: Tensor, head_size: int, *, fuses: bool = False) -> Tens
     Returns:
         [R, B, A * d].
     """
-    if output.shape[-1] > head_size:
+    if output.shape[-1] > head_size and torch.is_grad_enabled():
         merged: Tensor = _MergedHeads.apply(output, head_size, fuses)  # type: ignore[no-untyped-call]
         return merged
     # [B, A, R, d] -> [R, B, A * d]
-    return output.permute(2, 0, 1, 3).flatten(2).contiguous()
+    return output[..., :head_size].permute(2, 0, 1, 3).flatten(2).contiguous()
+
+
+def _split_and_rotated(
+    mixed: Tensor, turns: Tensor, columns: Tensor | None, weight_dtype: torch.dtype | None, head_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    # [R, B, G, (A / G + 2) * d] -> [R, B, G, A / G + 2, d]
+    heads = mixed.unflatten(-1, (-1, head_size))
+    rows, group_size = heads.shape[:3], heads.shape[3] - 2
+    size = extended_size(head_size, weight_dtype, mixed.dtype)
+    query = mixed.new_empty(*rows, group_size, size)
+    key, value = mixed.new_empty(*rows, size), mixed.new_empty(*rows, size)
+    _rotate(heads[..., :group_size, :], turns.unsqueeze(4), query[..., :head_size])
+    _rotate(heads[..., group_size, :], turns, key[..., :head_size])
+    value[..., :head_size] = heads[..., group_size + 1, :]
+    if columns is not None:
+        end = head_size + columns.shape[-1]
+        query[..., head_size:] = 1
+        key[..., head_size:end] = columns
+        key[..., end:] = 0
+        value[..., head_size:] = 0
+    return query.flatten(2, 3), key, value
 
 
 class _RotatedHeads(torch.autograd.Function):
@@ -106,22 +130,7 @@ class _RotatedHeads(torch.autograd.Function):
         ctx.save_for_backward(turns)
         ctx.head_size, ctx.weight_scale = head_size, weight_scale
         ctx.weight_dtype = None if log_weight is None else log_weight.dtype
-        # [R, B, G, (A / G + 2) * d] -> [R, B, G, A / G + 2, d]
-        heads = mixed.unflatten(-1, (-1, head_size))
-        rows, group_size = heads.shape[:3], heads.shape[3] - 2
-        size = extended_size(head_size, ctx.weight_dtype, mixed.dtype)
-        query = mixed.new_empty(*rows, group_size, size)
-        key, value = mixed.new_empty(*rows, size), mixed.new_empty(*rows, size)
-        _rotate(heads[..., :group_size, :], turns.unsqueeze(4), query[..., :head_size])
-        _rotate(heads[..., group_size, :], turns, key[..., :head_size])
-        value[..., :head_size] = heads[..., group_size + 1, :]
-        if columns is not None:
-            end = head_size + columns.shape[-1]
-            query[..., head_size:] = 1
-            key[..., head_size:end] = columns
-            key[..., end:] = 0
-            value[..., head_size:] = 0
-        return query.flatten(2, 3), key, value
+        return _split_and_rotated(mixed, turns, columns, ctx.weight_dtype, head_size)
 
     @staticmethod
     def backward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor | None, ...]:

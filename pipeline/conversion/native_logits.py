@@ -48,7 +48,7 @@ def backbone_logits(
     source = _Source(reader=NativeReader(checkpoint), rounded_to=rounded_to)
     vanilla = _in_float32(config, num_layers=1, ponder={"method": "vanilla"})
     with _one_rank() as groups:
-        module = build_module(vanilla, _vocab_size(config), groups).eval()
+        module = build_module(vanilla, _vocab_size(config), groups, draws=False).eval()
         _fill(module, source, layer=None)
         tokens = tokens.to(device())
         position_ids = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
@@ -78,7 +78,7 @@ def pondering_logits(
     """
     source = _Source(reader=NativeReader(checkpoint), rounded_to=rounded_to)
     with _one_rank() as groups:
-        module = build_module(_in_float32(config), _vocab_size(config), groups).eval()
+        module = build_module(_in_float32(config), _vocab_size(config), groups, draws=False).eval()
         for name, parameter in module.named_parameters():
             parameter.copy_(source.read(name, parameter.shape[0]))
         tokens = tokens.to(device())

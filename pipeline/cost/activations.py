@@ -23,6 +23,7 @@ class PassBytes:
         noted: tensors that are freed when the micro-batch's last forward is done.
         vocabulary: distributions of the mixtures at its end.
         again: what recomputation holds at a time: the tensors of one layer, or of all layers.
+        waiting: gradients that wait for the pass's backward, of keys and values that later passes have used.
         working: what backward through a layer needs in addition.
         mixing: what the mixtures need in addition to what they keep, forward or backward.
     """
@@ -33,6 +34,7 @@ class PassBytes:
     noted: float
     vocabulary: float
     again: float
+    waiting: float
     working: float
     mixing: float
 
@@ -71,6 +73,7 @@ def _without_gradient(sizes: RankSizes, whole: PassBytes, index: int, stage: int
         noted=whole.noted if is_next_to_gradients else 0,
         vocabulary=0,
         again=0,
+        waiting=0,
         working=_layer_kept(sizes, rows, index) + whole.noted,
         mixing=_mixing(sizes, mixed, 0),
     )
@@ -100,7 +103,8 @@ def _whole_pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
         noted=(_noted(sizes, index) if is_last else 0) + (0 if _is_cut(sizes) else of_slot),
         vocabulary=mixed * mixture,
         again=again,
-        working=_layer_working(sizes, rows, index) + _later_gradients(sizes, rows, index, num_layers),
+        waiting=_later_gradients(sizes, rows, index, num_layers),
+        working=_layer_working(sizes, rows, index),
         mixing=_mixing(sizes, mixed, mixture) + (_predictions(sizes, index) if is_last else 0),
     )
 
@@ -162,12 +166,11 @@ def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> fl
 
 
 def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
-    """Gradients for keys and values that are kept, while a pass runs backward.
+    """Gradients for keys and values of all layers that are kept, before and while a pass runs backward.
 
     Later passes have left them for its own; a pass that sees all earlier ones leaves them for theirs.
-    Within one graph autograd uses them up layer by layer; between graphs those of all layers wait.
     """
-    if not sizes.facts.halts_in_training or not _is_cut(sizes):
+    if not sizes.facts.halts_in_training:
         return 0
     num_passes = 0 if sizes.plan.is_final(index) else 1
     if sizes.facts.sees_earlier_steps:
@@ -227,9 +230,8 @@ def _spared_by_last_layer(sizes: RankSizes, index: int) -> float:
     if sizes.has_weighted_keys(index):
         attended = unread * query
     else:
-        # The last slot alone attends by itself, if the rank has the whole row.
-        is_alone = unread == num_slots - 1 and sizes.context == 1
-        attended = unread * query if is_alone else -num_read * query
+        # The last slot alone attends by itself.
+        attended = unread * query if unread == num_slots - 1 else -num_read * query
     return norms + attended + unread * _mlp(sizes)
 
 

@@ -187,7 +187,7 @@ def load_checkpoint(folder: Path, stored: StoredRun, groups: ParallelGroups) -> 
     if vocab_size is None:
         vocab_size = _open_heldout(folder, stored).vocabulary.size
     _check_size(folder, config, vocab_size)
-    module = build_module(config, vocab_size, groups)
+    module = build_module(config, vocab_size, groups, draws=False)
     state = load_weights(folder, module=module, groups=groups)
     module.eval()
     return OpenedCheckpoint(folder=folder, stored=stored, state=state, module=module, groups=groups)

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 from megatron_ext.device import device_name, has_cuda
 from megatron_ext.host import prepare_host
@@ -160,12 +161,13 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
     heldout = open_heldout_split(config)
     vocab_size = vocab_size_of(config, data)
     check_attention(config, vocab_size, groups)
-    parts = build_training(config, vocab_size, groups)
+    folder = _own_checkpoint(config)
+    parts = build_training(config, vocab_size, groups, draws=folder is None)
     show_summary(config, vocab_size, parts.module, groups)
     own = run_identity(config, data, vocab_size=vocab_size)
     if groups.rank == 0:
         own = replace(own, origin=origin_of_this_process(device=device_name(), num_ranks=groups.world_size))
-    state, identity = _initial_state(config, parts, groups, stop, own=own)
+    state, identity = _initial_state(config, parts, groups, stop, own=own, folder=folder)
     start_output(config, groups, identity, start_iteration=state.iteration)
     if has_cuda() and groups.rank == 0:
         # NCCL's watchdog writes into this folder, but does not make it.
@@ -196,13 +198,22 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
     )
 
 
+def _own_checkpoint(config: RunConfig) -> Path | None:
+    """Return the checkpoint that the run resumes from; None where it starts."""
+    if not config.checkpoint.resume:
+        return None
+    return find_intact_checkpoint(config.checkpoint_directory, reads=config.checkpoint.verify)
+
+
 def _initial_state(
-    config: RunConfig, parts: TrainingParts, groups: ParallelGroups, stop: StopFlag, *, own: RunIdentity
+    config: RunConfig,
+    parts: TrainingParts,
+    groups: ParallelGroups,
+    stop: StopFlag,
+    *,
+    own: RunIdentity,
+    folder: Path | None,
 ) -> tuple[TrainState, RunIdentity]:
-    directory = config.checkpoint_directory
-    folder = None
-    if config.checkpoint.resume:
-        folder = find_intact_checkpoint(directory, reads=config.checkpoint.verify)
     if folder is not None:
         identity = identity_on_resuming(config, own, folder, iteration=read_train_state(folder).iteration)
         check_parameter_groups(config, folder)
@@ -213,7 +224,7 @@ def _initial_state(
             scheduler=parts.scheduler,
             groups=groups,
         )
-        logger.info("resumed from iteration %d in %s", state.iteration, directory)
+        logger.info("resumed from iteration %d in %s", state.iteration, config.checkpoint_directory)
         return state, identity
     start, vocab_size = config.init_from, own.vocab_size
     assert vocab_size is not None, "a run knows its vocabulary"

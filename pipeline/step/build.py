@@ -97,7 +97,12 @@ def vocab_size_of(config: RunConfig, source: SampleSource) -> int:
 
 
 def build_module(
-    config: RunConfig, vocab_size: int, groups: ParallelGroups, *, is_trained: bool = False
+    config: RunConfig,
+    vocab_size: int,
+    groups: ParallelGroups,
+    *,
+    is_trained: bool = False,
+    draws: bool = True,
 ) -> PonderModel:
     """Build the model from the run's seed; every layout starts from the same weights.
 
@@ -105,9 +110,10 @@ def build_module(
         config, vocab_size, groups: the run.
         is_trained: whether its rows have one length in all steps, so that training.attention and
             training.fused count.
+        draws: whether the weights of the backbone are drawn; else they are 0, to be read from a checkpoint.
     """
     prefers_cudnn = is_trained and config.training.attention == "cudnn"
-    settings = transformer_config(config, vocab_size, prefers_cudnn=prefers_cudnn)
+    settings = transformer_config(config, vocab_size, prefers_cudnn=prefers_cudnn, draws=draws)
     settings.fuses = is_trained and can_fuse(config, settings, groups)
     # Reductions that overlap with backward wait for a gradient of each weight.
     settings.gradient_accumulation_fusion = settings.fuses and not config.parallel.overlap_grad_reduce
@@ -128,9 +134,11 @@ def wrap_model(
     return wrapped
 
 
-def build_training(config: RunConfig, vocab_size: int, groups: ParallelGroups) -> TrainingParts:
-    """Build the model and what trains it."""
-    module = build_module(config, vocab_size, groups, is_trained=True)
+def build_training(
+    config: RunConfig, vocab_size: int, groups: ParallelGroups, *, draws: bool = True
+) -> TrainingParts:
+    """Build the model and what trains it; see :func:`build_module`."""
+    module = build_module(config, vocab_size, groups, is_trained=True, draws=draws)
     ddp = wrap_model(module, config.parallel, optimizer=config.optimizer.name)
     optimizer = build_optimizer(
         [ddp],

@@ -60,7 +60,7 @@ def ponder_config(ponder: PonderSection, vocab_size: int) -> PonderConfig:
 
 
 def transformer_config(
-    config: RunConfig, vocab_size: int, *, prefers_cudnn: bool = False
+    config: RunConfig, vocab_size: int, *, prefers_cudnn: bool = False, draws: bool = True
 ) -> PonderTransformerConfig:
     """Return the configuration of the model on the run's parallel layout.
 
@@ -68,6 +68,7 @@ def transformer_config(
         config: the run.
         vocab_size: ids of the tokenizer that made the data.
         prefers_cudnn: see :class:`PonderTransformerConfig`.
+        draws: whether the weights of the backbone are drawn; else they are 0, to be read from a checkpoint.
     """
     model, parallel = config.model, config.parallel
     architecture = Architecture(model.architecture)
@@ -101,16 +102,27 @@ def transformer_config(
         **_recompute_settings(parallel.recompute),
         **pipeline_settings(PRECISIONS[config.training.precision]),
         **architecture_settings(architecture),
-        **initialization_settings(
-            Initialization(model.init),
-            vocab_size=config.embedding_rows(vocab_size),
-            architecture=architecture,
-            std=model.init_std,
-            hidden_size=model.hidden_size,
-            num_layers=model.num_layers,
-            num_slots=ponder.num_slots,
-        ),
+        **(_initialization(config, vocab_size, ponder) if draws else _NOT_DRAWN),
         **host_settings(),
+    )
+
+
+# Filling with 0 instead of drawing leaves Megatron's marks on the weights.
+_NOT_DRAWN = dict.fromkeys(
+    ("init_method", "embedding_init_method", "output_layer_init_method"), torch.nn.init.zeros_
+)
+
+
+def _initialization(config: RunConfig, vocab_size: int, ponder: PonderConfig) -> dict[str, Any]:
+    model = config.model
+    return initialization_settings(
+        Initialization(model.init),
+        vocab_size=config.embedding_rows(vocab_size),
+        architecture=Architecture(model.architecture),
+        std=model.init_std,
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+        num_slots=ponder.num_slots,
     )
 
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -545,18 +546,49 @@ def data(
         "python -m tests.bench decode --config pipeline/recipes/ponderlm3_70m.yaml model.vocab_size=2048 "
         "training.precision=fp32 --json decode.json",
         "python -m tests.bench decode --config run.yaml --batch-size 32 training.precision=bf16",
+        "python -m tests.bench decode --config run.yaml --other ../another-checkout",
     )
 )
 def decode(
     config: ConfigFile,
     overrides: Overrides = None,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences.")] = 8,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, metavar="N", help="Sequences; may be repeated; default: 8, then 1.", show_default=False
+        ),
+    ] = None,
     prompt_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Tokens before the timed ones.")
-    ] = 32,
-    new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Timed tokens of each sequence.")] = 32,
-    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Timed rounds; medians are shown.")] = 5,
+    ] = 16,
+    new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Timed tokens of each sequence.")] = 12,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Also time N steps for every token; may be repeated; default: 1.",
+            show_default=False,
+        ),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Timed rounds at most; medians are shown.")
+    ] = 5,
+    seconds: Annotated[
+        float,
+        typer.Option(min=0.0, metavar="N", help="No round begins that would end later."),
+    ] = 240.0,
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the CPU.")] = 1,
+    other: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            metavar="FOLDER",
+            help="Another checkout of this program, whose decoder takes its turns.",
+            show_default=False,
+        ),
+    ] = None,
     minimum_speedup: Annotated[
         float | None,
         typer.Option(
@@ -582,21 +614,24 @@ def decode(
 ) -> None:
     """Time cached decoding of a PonderLM-3 by the steps its tokens take, on one rank and random tokens.
 
-    The router is biased so that every token takes 0, 1, .. K steps, or that given shares of the tokens take
-    each; these also token by token, all texts waiting for the slowest. Baselines are the same model without
-    pruning, the same sizes without thoughts, and for GPT-NeoX, if transformers is installed, its decoding.
-    All take turns, after one untimed round; the table shows medians over the rounds, calls of the layers per
-    token, the shares of FLOPs and of time saved, and what share of the FLOPs' gain the time reaches. Prompts
-    are read before the clock starts. Reads no data.
+    The router is biased so that every token takes the same number of steps, or that given shares of the
+    tokens take 0, 1, .. steps; these also token by token, all texts waiting for the slowest. Baselines are
+    the same model without pruning, the same sizes without thoughts, and for GPT-NeoX, if transformers is
+    installed, its decoding. All take turns, after one untimed round. The tables show medians over the rounds,
+    calls of the layers per token, rows per call, and the time saved next to what FLOPs and what calls
+    promise. With one thread of a CPU, ratios are of CPU seconds. Prompts are read before the clock starts.
+    Reads no data.
     """
     set_up_logging()
 
     import torch
 
+    from megatron_ext.device import device
     from megatron_ext.ponder.config import Method
     from pipeline.shared.files import write_atomically
     from tests.bench.decode import DecodeSizes, time_decoding
     from tests.bench.decode_figures import decode_figures, figures_json, render_figures
+    from tests.bench.decode_other import other_ways
     from tests.bench.decode_transformers import transformers_ways
     from tests.bench.machine import machine_name
 
@@ -607,27 +642,40 @@ def decode(
             f"must be a run of ponderlm3, but is a run of {run.ponder.method}", param_hint="--config"
         )
     torch.set_num_threads(threads)
-    sizes = DecodeSizes(batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
-    with open_bar("rounds", total=repeats + 1) as bar:
+    sizes = [
+        DecodeSizes(batch_size=size, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+        for size in dict.fromkeys(batch_size or (8, 1))
+    ]
+    load = os.getloadavg()[0]
+    with ExitStack() as stack:
+        others = [] if other is None else stack.enter_context(other_ways(other, run, sizes, threads=threads))
+        bar = stack.enter_context(open_bar("decoding", total=1))
         times = time_decoding(
             run,
             sizes,
             repeats=repeats,
-            further=lambda: transformers_ways(run, sizes),
-            advance=bar.advance,
+            steps=steps or (1,),
+            most_seconds=seconds,
+            further=lambda of_sizes: [*transformers_ways(run, of_sizes), *others],
+            watch=lambda share: bar.update(share, f"{share:.0%}"),
         )
-    figures = decode_figures(times)
-    what = f"{batch_size} sequences, {prompt_tokens} + {new_tokens} tokens, {run.training.precision}"
-    machine = f"{machine_name()}, {threads} thread(s)"
+    by_cpu = threads == 1 and device().type == "cpu"
+    figures = decode_figures(times, by_cpu=by_cpu)
+    loads = (load, os.getloadavg()[0])
+    machine = f"{machine_name()}, {threads} thread(s), load {loads[0]:.1f} to {loads[1]:.1f}"
+    what = f"{prompt_tokens} + {new_tokens} tokens, {run.training.precision}, {len(times[0].rounds)} round(s)"
     console = open_console()
-    for table in render_figures(figures, title=f"{run.name}: {what}; {machine}"):
-        console.print(table)
+    for one in figures:
+        title = f"{run.name}: {one.batch_size} sequences, {what}; {machine}"
+        for table in render_figures(one, title=title):
+            console.print(table)
     if json_file is not None:
-        settings = {"run": run.name, "what": what, "machine": machine, "repeats": repeats}
+        settings = {"run": run.name, "what": what, "machine": machine}
         write_atomically(json_file, figures_json(figures, settings))
         typer.echo(f"written to {json_file}")
-    too_slow = minimum_speedup is not None and (figures.speedup_at_one_step or 0.0) < minimum_speedup
-    over = maximum_ratio is not None and (figures.ratio_to_transformers or 0.0) > maximum_ratio
+    first = figures[0]
+    too_slow = minimum_speedup is not None and (first.speedup_at_one_step or 0.0) < minimum_speedup
+    over = maximum_ratio is not None and (first.ratio_to_transformers or 0.0) > maximum_ratio
     raise typer.Exit(ExitCode.CRASH if too_slow or over else ExitCode.DONE)
 
 

@@ -28,9 +28,11 @@ import torch
 
 # A training step, which returns its loss.
 Step = Callable[[], float]
+# Does a task, and returns what it measured.
+Action = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def answer(actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
+def answer(actions: dict[str, Action]) -> None:
     """Do what the task in the first argument's file asks for, and print the result."""
     # Libraries may print; what the parent reads has a file descriptor of its own.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -39,9 +41,7 @@ def answer(actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> No
     print(json.dumps(do(task, actions)), file=answers, flush=True)
 
 
-def do(
-    task: dict[str, Any], actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]
-) -> dict[str, Any]:
+def do(task: dict[str, Any], actions: dict[str, Action]) -> dict[str, Any]:
     """Return the result of a task, or of each of several tasks, with versions and the process's peak."""
     torch.set_num_threads(task["threads"])
     if task["action"] == "each":
@@ -151,7 +151,8 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(parameters, clip_grad)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        value: float = loss.item()
+        return value
 
     return measure_steps(step, task["num_steps"])
 
@@ -202,7 +203,7 @@ def generate_greedily(
     return texts, times
 
 
-ACTIONS = {"train": train, "decode": decode}
+ACTIONS: dict[str, Action] = {"train": train, "decode": decode}
 
 if __name__ == "__main__":
     answer(ACTIONS)

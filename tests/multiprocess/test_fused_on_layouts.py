@@ -20,8 +20,7 @@ CASES = [
     Case(model="adaponderlm, neox tied top-k", layout="TP2", recompute="full", sweeps=None),
     Case(model="ponderlm, neox", layout="TP2+SPxPP2", recompute="none", sweeps=None),
     Case(model="ponderlm3, neox softmax", layout="TP2+SPxPP2", recompute="per_pass", sweeps="random"),
-    Case(model="ponderlm3, llama", layout="TP2+SPxCP2", recompute="none", sweeps="3"),
-    Case(model="vanilla, llama", layout="TP2+SPxCP2", recompute="none", sweeps=None),
+    Case(model="ponderlm3, llama", layout="CP2", recompute="none", sweeps="3"),
 ]
 
 

@@ -1,6 +1,7 @@
 """Two ranks on a device that is not the CPU, with the rules of NCCL; more with `--away`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,10 +38,10 @@ MORE = {
         for case in sorted(MORE | USUAL, key=lambda case: case[::-1])
     ],
 )
-def test_training_steps_on_two_ranks_are_those_of_the_cpu_to_the_bit(
-    ranks: SharedRanks, name: str, layout: str
+def test_steps_of_two_ranks_with_a_checkpoint_between_are_those_of_the_cpu_to_the_bit(
+    ranks: SharedRanks, tmp_path: Path, name: str, layout: str
 ) -> None:
-    for expected, found in ranks.run(trained_twice, 2, name, layout):
+    for expected, found in ranks.run(trained_twice, 2, name, layout, tmp_path):
         assert found.differences(expected) == []
         assert sorted(place.rsplit(":", 1)[0] for _, place in found.waits) == sorted(NEEDED_WAITS)
         assert found.collectives > expected.collectives == 0

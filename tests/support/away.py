@@ -29,6 +29,13 @@ aten = torch.ops.aten
 AWAY = torch.device("meta", 0)
 
 _COPIES = frozenset({aten._to_copy.default, aten.copy_.default})
+# They read shape and dtype of a tensor, wherever it is.
+_MAKING_ALIKE = frozenset(
+    {
+        *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
+        *("new_empty", "new_empty_strided", "new_zeros", "new_ones", "new_full"),
+    }
+)
 # CUDA copies indices of the host to the device.
 _INDEXING = frozenset({aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default})
 # Their result, or its size, depends on values of the device.
@@ -188,7 +195,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], away: AwayDev
     if target is not None:
         settings["device"] = torch.device("cpu")
     result = func(*_map(args, _held), **settings)
-    if func in _READING or func.namespace == "c10d":
+    is_asked_for_here = target is not None and not goes_away
+    if func in _READING or func.namespace == "c10d" or is_asked_for_here:
         return result
     return _on_device(func, args, kwargs, result)
 
@@ -228,7 +236,7 @@ def _check(
         raise DevicesError(f"{func}: a generator of the {generator.device} for a tensor of the device")
     here = [tensor for tensor in seen if not isinstance(tensor, AwayTensor)]
     assert not any(tensor.is_meta for tensor in here), f"{func}: a tensor without values"
-    if not here or func in _COPIES:
+    if not here or func in _COPIES or func._schema.name.removeprefix("aten::") in _MAKING_ALIKE:
         return
     if func in _INDEXING:
         on_host = [tensor for tensor in _of_indexing(func, args) if not _is_fitting(tensor, args[0])]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,8 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from megatron_ext.device import device
 from megatron_ext.parallel.groups import ParallelGroups, destroy_groups
 from megatron_ext.weights import whole_tensors
+from pipeline.checkpoint.loading import load_checkpoint
+from pipeline.checkpoint.state import TrainState
+from pipeline.checkpoint.writing import Destination, prepare_save, write_save
 from pipeline.metrics.statistics import StatisticsAccumulator
-from pipeline.step.build import build_training
+from pipeline.step.build import TrainingParts, build_training
 from pipeline.step.settings import StepSettings
 from pipeline.step.train import StepResult, train_step
 from tests.support.away import AwayDevice, away_device
@@ -58,6 +62,7 @@ def trained(
     layout: Layout = ONE_PROCESS,
     *,
     fused: str = "never",
+    folder: Path | None = None,
 ) -> Trained:
     """Train on documents and padding.
 
@@ -67,6 +72,7 @@ def trained(
         away: the device, where it trains on that.
         layout: as many micro-batches as it has stages make a step.
         fused: see training.fused; fused functions round differently.
+        folder: where the run is saved after the first step, and resumed from; None: it continues.
     """
     away = AwayDevice() if away is None else away
     config = MODELS[name].config(layout, training={"fused": fused})
@@ -77,6 +83,8 @@ def trained(
     middle = len(batches) // 2
     steps = []
     for own in (batches[middle - number : middle], batches[middle : middle + number]):
+        if steps and folder is not None:
+            parts = _saved_and_resumed(parts, name, groups, layout, folder)
         away.waits.clear()
         steps.append(train_step(parts, own, settings, groups=groups, statistics=statistics))
     of_last = list(away.waits.elements())
@@ -86,17 +94,48 @@ def trained(
     return Trained(steps=steps, values=values, waits=of_last, collectives=away.collectives)
 
 
-def trained_twice(name: str, layout: str) -> tuple[Trained, Trained]:
-    """Train on the CPU and on the device; all ranks of the layout call it together."""
+def _saved_and_resumed(
+    parts: TrainingParts, name: str, groups: ParallelGroups, layout: Layout, folder: Path
+) -> TrainingParts:
+    """Return parts of another seed that were loaded with what these were saved with."""
+    config = folder / "config.yaml"
+    if groups.rank == 0:
+        config.touch()
+    state = TrainState(iteration=1, consumed_samples=8)
+    prepared = prepare_save(
+        state,
+        module=parts.module,
+        optimizer=parts.optimizer,
+        scheduler=parts.scheduler,
+        groups=groups,
+        copies=True,
+    )
+    write_save(prepared, Destination(directory=folder, config_file=config))
+    resumed = build_training(MODELS[name].config(layout, seed=2), VOCAB_SIZE, groups)
+    load_checkpoint(
+        folder,
+        module=resumed.module,
+        optimizer=resumed.optimizer,
+        scheduler=resumed.scheduler,
+        groups=groups,
+    )
+    return resumed
 
-    def on_layout(away: AwayDevice | None = None) -> Trained:
+
+def trained_twice(name: str, layout: str, folder: Path) -> tuple[Trained, Trained]:
+    """Train on the CPU, and on the device, where the run is saved and resumed between its steps.
+
+    All ranks of the layout call it together.
+    """
+
+    def on_layout(away: AwayDevice | None = None, folder: Path | None = None) -> Trained:
         groups = groups_of(LAYOUTS[layout])
         try:
-            return trained(name, groups, away, LAYOUTS[layout])
+            return trained(name, groups, away, LAYOUTS[layout], folder)
         finally:
             destroy_groups()
 
     with by_products():
         expected = on_layout()
         with away_device() as away:
-            return expected, on_layout(away)
+            return expected, on_layout(away, folder)

@@ -11,7 +11,7 @@ COMMANDS = {
     "context": {"--tokens", "--layers", "--hidden-size", "--rounds"},
     "convert": {"--layers", "--hidden-size", "--vocab-size", "--dtype", "--folder", "--maximum-gib"},
     "data": {"--corpus-mb", "--workers", "--tokenizer", "--rows-per-step", "--minimum-lead", "--json"},
-    "decode": {"--config", "--prompt-tokens", "--new-tokens", "--threads", "--minimum-speedup", "--json"},
+    "decode": {"--config", "--new-tokens", "--steps", "--seconds", "--threads", "--other", "--json"},
     "memory": {"--config", "--maximum-error"},
     "metrics": {"--config", "--intervals", "--maximum-share"},
     "pipeline": {"--config", "--stages", "--micro-batches", "--repeats"},

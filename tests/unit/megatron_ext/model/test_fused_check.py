@@ -1,6 +1,5 @@
 """The self-test of fused functions, with what torch.compile captures of them; no code is generated."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,12 +22,11 @@ class Captured:
     """A backend of torch.compile that counts what it is given, and runs it operation by operation."""
 
     def __init__(self) -> None:
-        self.graphs: Counter[str] = Counter()
+        self.num_graphs = 0
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         del inputs
-        code = next(node for node in graph.graph.nodes if node.op == "call_function").stack_trace
-        self.graphs[code.rsplit(" in ", 1)[-1].split("\n")[0]] += 1
+        self.num_graphs += 1
         return graph.forward
 
 
@@ -60,7 +58,7 @@ def test_captured_functions_are_as_near_to_float64_as_separate_operations(
     assert is_compiling()
     assert errors.keys() == functions | {"norm", "sum", "heads", "cross-entropy"}
     assert max(errors.values()) <= LARGEST_RATIO
-    assert captured.graphs
+    assert captured.num_graphs > 10
     # Each function is one graph.
     assert not counters["graph_break"]
 
@@ -81,4 +79,4 @@ def test_passes_of_many_sizes_are_compiled_twice(captured: Captured) -> None:
             fused_layers.gated_silu(inner)
 
     # With the sizes of the first pass, and with any number of rows.
-    assert sum(captured.graphs.values()) == 2
+    assert captured.num_graphs == 2

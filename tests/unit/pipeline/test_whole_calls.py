@@ -1,4 +1,7 @@
-"""Whole calls on a device that is not the CPU: train, resume, evaluate, verify; more with `--away`."""
+"""Whole calls in one process, on a device that is not the CPU: train, resume, evaluate, verify.
+
+More with `--away`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from megatron_ext.ponder.step_limits import HaltingSignal, StepLimits
 from pipeline.config.load import dump_config
@@ -127,7 +131,8 @@ def _until(config: RunConfig, iteration: int, output: Path) -> RunConfig:
     return config.model_copy(update={"training": training, "output_dir": output})
 
 
-@each_model
+@pytest.mark.away
+@pytest.mark.parametrize("name", [USUAL, *MODELS_WITH_OPTION])
 def test_a_run_is_trained_as_on_the_cpu_to_the_bit(runs: Make, name: str) -> None:
     on_cpu = runs(name)
     config = on_cpu.config.model_copy(update={"output_dir": on_cpu.folder / "away"})
@@ -156,6 +161,23 @@ def test_a_run_of_one_device_resumes_on_the_other(runs: Make, name: str, *, resu
                 assert away.operations > 500
 
     assert _events(config) == _events(on_cpu.config)
+
+
+def test_no_weight_is_drawn_that_is_read(runs: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished = runs(USUAL)
+
+    def draw(*_: Any, **__: Any) -> None:
+        raise AssertionError("a weight is drawn")
+
+    monkeypatch.setattr(torch.nn.init, "normal_", draw)
+    assert _train(finished.config) is ExitCode.DONE
+    with opened_checkpoint(finished.checkpoints) as opened:
+        weights = dict(opened.module.named_parameters())
+    assert all(weight.isfinite().all() for weight in weights.values())
+    assert weights["decoder.layers.0.self_attention.linear_qkv.weight"].std() > 0
+    from_scratch = finished.config.model_copy(update={"output_dir": finished.folder / "new"})
+    with pytest.raises(AssertionError, match="drawn"):
+        _train(from_scratch)
 
 
 def _measured(opened: OpenedCheckpoint) -> list[Any]:
