@@ -22,8 +22,6 @@ _DEVICE_FILES = (
     (Path("/dev"), "nvidia[0-9]*"),
     (Path("/dev"), "dxg"),
 )
-# As `megaponder plan` assumes.
-_MFU = 0.4
 # So much longer than planned a step may take: other kernels, other machines, a slow start.
 _SLOWER = 2.0
 
@@ -116,7 +114,7 @@ def _too_little_memory(config: RunConfig) -> Iterator[ConfigProblem]:
     vocab_size = config.model.vocab_size or _vocab_size(config)
     if vocab_size is None:
         return
-    plan = plan_run(config, vocab_size, Assumptions(device=device, mfu=_MFU, reserve_bytes=_RESERVE_BYTES))
+    plan = plan_run(config, vocab_size, Assumptions(device=device, reserve_bytes=_RESERVE_BYTES))
     if not plan.fits:
         yield ConfigProblem(
             path="submit.gpu",
@@ -133,7 +131,7 @@ def planned_step_seconds(config: RunConfig) -> float | None:
     vocab_size = config.model.vocab_size or _vocab_size(config)
     if device is None or vocab_size is None:
         return None
-    plan = plan_run(config, vocab_size, Assumptions(device=device, mfu=_MFU, reserve_bytes=_RESERVE_BYTES))
+    plan = plan_run(config, vocab_size, Assumptions(device=device, reserve_bytes=_RESERVE_BYTES))
     if plan.tokens_per_second is None:
         return None
     training = config.training

@@ -105,6 +105,8 @@ class BatchDecoder:
         self.store = self._reserve(num_sequences, max_tokens)
         self.num_tokens = [0] * num_sequences
         self.dtype = model.config.params_dtype
+        # Of all positions that there can be: [2, positions, 1, 1, rotary size / 2]
+        self._turns = model.turns(as_integers(range(max_tokens)).unsqueeze(0))
         self.observe: Observer = ignore
         # Weak: in a cycle of references the store would outlive the decoder.
         self._running = RowByRow(weakref.proxy(self))
@@ -302,7 +304,11 @@ class BatchDecoder:
     def run_layers(
         self, rows: Tensor, positions: Sequence[int], log_weight: Tensor | None, stored: StoredCall
     ) -> Tensor:
-        """Run rows, [1, R, H], at rotary positions; without the final norm."""
+        """Run rows, [1, R, H], at rotary positions; without the final norm.
+
+        Raises:
+            IndexError: a sequence has more tokens than there is room for.
+        """
         self.observe("rows/sequences", stored.sequences)
         self.observe("rows/entered", rows)
         model, position_ids = self._model, as_integers(positions)
@@ -311,12 +317,15 @@ class BatchDecoder:
             self.observe("rows/log_weight", log_weight)
             log_weight = log_weight.to(self.store.weight_dtype).unsqueeze(0)
         self.observe("rows/positions", position_ids)
+        if max(positions) >= self._turns.shape[1]:
+            raise IndexError(f"a sequence of at most {self._turns.shape[1]} tokens cannot take one more")
         # [1, R, H] -> [R, 1, H] and back
         hidden = model.run_layers(
             rows.transpose(0, 1),
             position_ids.unsqueeze(0),
             log_weight=log_weight,
             context=RowContext(store=stored),
+            turns=self._turns[:, position_ids],
         )
         return hidden.transpose(0, 1)
 

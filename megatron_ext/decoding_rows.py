@@ -159,9 +159,12 @@ class _Call:
         for group, need in zip(groups, needs, strict=True):
             for token in chosen_tokens(need.tokens, len(group.sequences)):
                 rows.append((need.version, group.sequences[token], group.positions[token]))
-        order = sorted(range(len(rows)), key=lambda index: rows[index])
+        order = sorted(range(len(rows)), key=rows.__getitem__)
         self._rows = [rows[index] for index in order]
-        self._order = None if order == list(range(len(rows))) else as_integers(order)
+        is_sorted = order == list(range(len(rows)))
+        self._order = None if is_sorted else as_integers(order)
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        self._inverse = None if is_sorted else as_integers(inverse)
 
     def run(self) -> Tensor:
         """Run the rows, without the final norm: [1, R, H] in the order of the call."""
@@ -175,7 +178,7 @@ class _Call:
 
     def in_order_of_groups(self, hidden: Tensor) -> Tensor:
         """Undo the order of the call, [1, R, H]."""
-        return hidden if self._order is None else hidden[:, self._order.argsort()]
+        return hidden if self._inverse is None else hidden[:, self._inverse]
 
     def _log_weight(self) -> Tensor | None:
         needs = self._needs

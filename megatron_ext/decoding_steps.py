@@ -104,11 +104,8 @@ class StoredSteps:
             for part in merged_parts(parts_by_sequence(sequences, tokens))
         ]
 
-    def extend(
-        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
-    ) -> Sequence[StoredKeys]:
+    def extend(self, layer_number: int, key: Tensor, value: Tensor) -> Sequence[StoredKeys]:
         """See :class:`megatron_ext.model.attention.KeyValueStore`."""
-        assert log_weight is None, "steps have no weights"
         self._store.write_rows(layer_number, self._step, self.sequences, self._places, key, value)
         return [self._stored_keys(layer_number, part, seen) for part, seen in self._parts]
 

@@ -8,6 +8,7 @@ R = rows of a call, B = sequences, G = key/value heads of this rank, w = channel
 column included.
 """
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -19,7 +20,7 @@ from torch import Tensor
 from megatron_ext.device import as_integers, device
 from megatron_ext.model.attention import KeyValueStore, StoredKeys
 from megatron_ext.model.model import PonderModel
-from megatron_ext.ponder.attention import extended_keys, extended_size, extended_values
+from megatron_ext.ponder.attention import extended_size
 
 
 class StoredCall(KeyValueStore, Protocol):
@@ -38,6 +39,8 @@ class RowStore:
     Attributes:
         num_rows: rows in use, by sequence.
         capacity: rows a sequence may have.
+        dtype: of keys and values.
+        weight_dtype: of the weights of keys.
     """
 
     def __init__(
@@ -60,12 +63,10 @@ class RowStore:
         """
         config = model.config
         dtype = config.params_dtype
-        self.weight_dtype = torch.promote_types(dtype, torch.float32)
-        weight_dtype = self.weight_dtype if has_weights else None
-        self._size = extended_size(config.kv_channels, weight_dtype, dtype)
-        self._scale_extra = config.ponder.form.attention_scale_extra
+        self.dtype, self.weight_dtype = dtype, torch.promote_types(dtype, torch.float32)
+        size = extended_size(config.kv_channels, self.weight_dtype if has_weights else None, dtype)
         groups = max(config.num_query_groups // model.axis.size, 1)
-        shape = (num_versions, config.num_layers, num_sequences, groups, capacity, self._size)
+        shape = (num_versions, config.num_layers, num_sequences, groups, capacity, size)
         # Zeros: a masked key or value must be finite, since 0 times NaN is NaN.
         self._keys = torch.zeros(shape, dtype=dtype, device=device())
         self._values = torch.zeros_like(self._keys)
@@ -134,13 +135,6 @@ class RowStore:
         )
         return keys, values
 
-    def extended(self, key: Tensor, value: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Bring keys and values of rows, [R, G, d], and the keys' weights, [R], to the stored width."""
-        if log_weight is None:
-            return key, value
-        key = extended_keys(key, log_weight.unsqueeze(1), self._size, scale_extra=self._scale_extra)
-        return key, extended_values(value, self._size)
-
 
 # Rows of sequences of different lengths attend together where that reads at most so many times the keys that
 # they see: on short texts a call costs more than the keys that it reads for nothing.
@@ -203,27 +197,28 @@ class StoredRows:
             places[0] if len(parts) == 1 and parts[0].has_one_row_each and len({*places}) == 1 else None
         )
         # The same in every layer.
-        self._parts = [(part, self._visible(part)) for part in parts]
+        self._parts = [(part, *self._visible(part)) for part in parts]
 
-    def extend(
-        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
-    ) -> Sequence[StoredKeys]:
+    def extend(self, layer_number: int, key: Tensor, value: Tensor) -> Sequence[StoredKeys]:
         """See :class:`megatron_ext.model.attention.KeyValueStore`."""
-        key, value = self._store.extended(key, value, log_weight)
         self._store.write(layer_number, self, key, value)
-        return [self._stored_keys(layer_number, part, visible) for part, visible in self._parts]
+        return [self._stored_keys(layer_number, *part) for part in self._parts]
 
-    def _stored_keys(self, layer_number: int, part: Part, visible: Tensor | None) -> StoredKeys:
+    def _stored_keys(
+        self, layer_number: int, part: Part, visible: Tensor | None, bias: Tensor | None
+    ) -> StoredKeys:
         keys, values = self._store.read(layer_number, self.version, part.sequences, part.num_visible)
         causal = part.is_whole and not part.has_one_row_each
-        return StoredKeys(rows=part.rows, keys=keys, values=values, causal=causal, visible=visible)
+        return StoredKeys(rows=part.rows, keys=keys, values=values, causal=causal, visible=visible, bias=bias)
 
-    def _visible(self, part: Part) -> Tensor | None:
-        """[q or b, R] bool, where rows of the part see some of what is read and that is not all there."""
+    def _visible(self, part: Part) -> tuple[Tensor | None, Tensor | None]:
+        """What rows see, [q or b, R] bool, and the same as a bias; None where that is all, or all before."""
         if part.sees_all or part.is_whole:
-            return None
+            return None, None
         order = torch.arange(part.num_visible, device=self.places.device)
-        return order <= self.places[part.rows].unsqueeze(1)
+        visible = order <= self.places[part.rows].unsqueeze(1)
+        bias = torch.zeros(visible.shape, dtype=self._store.dtype, device=visible.device)
+        return visible, bias.masked_fill_(~visible, -math.inf)
 
 
 def whole_lengths(sequences: Sequence[int], places: Sequence[int]) -> list[int] | None:
@@ -264,11 +259,8 @@ class WholeRows:
             self._batches.append((slice(start, stop), list(sequences[start:stop:length])))
             start = stop
 
-    def extend(
-        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
-    ) -> Sequence[StoredKeys]:
+    def extend(self, layer_number: int, key: Tensor, value: Tensor) -> Sequence[StoredKeys]:
         """See :class:`megatron_ext.model.attention.KeyValueStore`."""
-        key, value = self._store.extended(key, value, log_weight)
         parts = []
         for rows, sequences in self._batches:
             # [b * n, G, w] -> [b, G, n, w]
@@ -309,17 +301,14 @@ class JoinedCalls:
         self._calls = calls
         self._sizes = [len(call.sequences) for call in calls]
 
-    def extend(
-        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
-    ) -> Sequence[StoredKeys]:
+    def extend(self, layer_number: int, key: Tensor, value: Tensor) -> Sequence[StoredKeys]:
         """See :class:`megatron_ext.model.attention.KeyValueStore`."""
-        assert log_weight is None, "versions have no weights"
         parts: list[StoredKeys] = []
         start = 0
         for call, new in zip(
             self._calls, zip(key.split(self._sizes), value.split(self._sizes), strict=True), strict=True
         ):
-            parts += [_moved(part, start) for part in call.extend(layer_number, *new, None)]
+            parts += [_moved(part, start) for part in call.extend(layer_number, *new)]
             start += len(new[0])
         return parts
 

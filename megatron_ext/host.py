@@ -13,7 +13,8 @@ meaning:
 What stands in for CUDA (:func:`megatron_ext.device.standing_in`) takes the place of the CPU in all of this.
 
 On every device, where apex and Transformer Engine are missing, Megatron's optimizer is our AdamW, and its
-norm of all gradients is summed in float64. On CUDA, cuDNN's attention runs only where it is asked for.
+norm of all gradients is summed in float64; where apex is missing, its product that adds to the sum of a
+weight's gradients is torch's. On CUDA, cuDNN's attention runs only where it is asked for.
 """
 
 import functools
@@ -31,6 +32,7 @@ import torch
 from megatron_ext.adamw import AdamW, exact_norm
 from megatron_ext.device import device, has_cuda
 from megatron_ext.model.kernels import leave_out_cudnn
+from megatron_ext.parallel.weight_gradients import megatron_add_product
 
 __all__ = ["prepare_host"]
 
@@ -80,6 +82,7 @@ def prepare_host() -> None:
         _use_the_cpu_generator()
     else:
         leave_out_cudnn()
+    _fill_gradient_slot()
     if not _is_installed("apex") and not _is_installed("transformer_engine"):
         logger.info("neither apex nor Transformer Engine is installed: AdamW runs on torch's fused kernel")
         _fill_optimizer_slot()
@@ -99,10 +102,19 @@ def _replace_cuda_calls() -> None:
         "set_rng_state": _set_rng_state,
     }
     for name, replacement in replacements.items():
-        setattr(torch.cuda, name, replacement)
-    torch.cuda.random.get_rng_state = _get_rng_state
-    torch.cuda.random.set_rng_state = _set_rng_state
+        setattr(torch.cuda, name, _function_of_its_own(replacement))
+    torch.cuda.random.get_rng_state = _function_of_its_own(_get_rng_state)
+    torch.cuda.random.set_rng_state = _function_of_its_own(_set_rng_state)
     torch.Tensor.cuda = _stay  # type: ignore[method-assign, assignment]  # the CPU meaning of .cuda()
+
+
+def _function_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the same as another object: torch.compile refuses one function under two names."""
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        return function(*arguments, **keywords)
+
+    return call
 
 
 def _do_nothing(*_arguments: object) -> None:
@@ -174,3 +186,13 @@ def _fill_optimizer_slot() -> None:
     # As with apex, the step is one number of the parameter group, not a tensor of each parameter.
     distributed_module.HAVE_APEX_OR_TE = True
     distributed_module.USING_APEX_OPTIMIZER = True
+
+
+def _fill_gradient_slot() -> None:
+    """Give Megatron the product of apex's ``fused_weight_gradient_mlp_cuda``, if that is not installed."""
+    layers: Any = importlib.import_module("megatron.core.tensor_parallel.layers")
+    if not layers._grad_accum_fusion_available:
+        layers.fused_weight_gradient_mlp_cuda = types.SimpleNamespace(
+            wgrad_gemm_accum_fp32=megatron_add_product, wgrad_gemm_accum_fp16=megatron_add_product
+        )
+        layers._grad_accum_fusion_available = True

@@ -134,7 +134,9 @@ class PonderLM3(PonderLM2):
         slots = split_slots(ended.rows, self.config.num_slots)
         distribution = self._distribution(context.plan.num_passes - 1, slots[:, 0], context)
         mass = halting.tail_mass(distribution)
-        weights = self._weights(distribution, mass, context)
+        # With the rows of pruned slots left out every rank has all tokens.
+        steps = self._steps_read(mass, context) if context.skips_pruned_rows else None
+        weights = self._weights(distribution, mass, steps, context)
         mixed = halting.mix_steps(slots, weights)
         one_step_more = None
         if context.measures_steps:
@@ -143,7 +145,7 @@ class PonderLM3(PonderLM2):
 
         # From here on every rank works on all tokens.
         mass, distribution = context.axis.to_full_use(mass), context.axis.to_full_use(distribution)
-        steps = self._steps_read(mass, context)
+        steps = self._steps_read(mass, context) if steps is None else steps
         self._record(steps, mass, distribution, context)
         context.observe("s", distribution)
         context.observe("tail_mass", mass)
@@ -181,8 +183,16 @@ class PonderLM3(PonderLM2):
             return steps
         return torch.zeros_like(steps) if context.last_slot is None else steps.minimum(context.last_slot)
 
-    def _weights(self, distribution: Tensor, mass: Tensor, context: PassContext) -> Tensor:
-        """Return the weights of the steps in what is read, [S, K + 1, B]."""
+    def _weights(
+        self, distribution: Tensor, mass: Tensor, steps: Tensor | None, context: PassContext
+    ) -> Tensor:
+        """Return the weights of the steps in what is read, [S, K + 1, B].
+
+        Args:
+            distribution, mass: s and w, [S, K + 1, B].
+            steps: those that ran, [S, B]; None where all did.
+            context: the micro-batch.
+        """
         threshold, hides_keys = self.config.pruning_threshold, self.config.form.hides_keys
         if self.config.reading is Reading.LAST_STEP:
             if not context.prune:
@@ -190,9 +200,8 @@ class PonderLM3(PonderLM2):
             return halting.last_step_weights(mass, threshold, hides_keys=hides_keys)
         if self.config.reading is Reading.DETACHED_MIXTURE:
             distribution = distribution.detach()
-        if context.skips_pruned_rows:
-            ran = slots_up_to(self._steps_read(mass, context), mass.shape[1])
-            return torch.where(ran, distribution, 0.0)
+        if steps is not None:
+            return torch.where(slots_up_to(steps, mass.shape[1]), distribution, 0.0)
         if not context.prune:
             return distribution
         return torch.where(halting.is_kept(mass, threshold, hides_keys=hides_keys), distribution, 0.0)

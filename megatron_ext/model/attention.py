@@ -23,7 +23,7 @@ from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.model.kernels import preferring_cudnn
 from megatron_ext.model.memory import PassMemory
 from megatron_ext.model.needed_rows import FIRST_LAYER, ReadSlots, RepeatedSlot
-from megatron_ext.parallel.context_attention import SharedRows, attention_over_ranks
+from megatron_ext.parallel.context_attention import SharedRows, attention_over_ranks, last_slot_over_ranks
 from megatron_ext.ponder.attention import (
     Segments,
     attention_to_parts,
@@ -45,6 +45,7 @@ class StoredKeys:
         causal: whether the rows are all R stored rows, in order.
         visible: bool, [q, R], or [b, R] for one row of each sequence; None where every row sees all, or
             those before it by `causal`.
+        bias: what is added to logits in its place, of the same shape; made once for all layers, or None.
         others: further keys that the rows attend to at once with these; there is then no `causal`.
     """
 
@@ -53,6 +54,7 @@ class StoredKeys:
     values: Tensor
     causal: bool = False
     visible: Tensor | None = None
+    bias: Tensor | None = None
     others: Sequence["StoredKeys"] = ()
 
     @property
@@ -67,15 +69,12 @@ class StoredKeys:
 class KeyValueStore(Protocol):
     """Cache of the keys and values of earlier rows in decoding."""
 
-    def extend(
-        self, layer_number: int, key: Tensor, value: Tensor, log_weight: Tensor | None
-    ) -> Sequence[StoredKeys]:
+    def extend(self, layer_number: int, key: Tensor, value: Tensor) -> Sequence[StoredKeys]:
         """Store rows of one layer, and return the keys and values they attend to.
 
         Args:
             layer_number: 1-based, over the whole model.
-            key, value: [rows, G, d], after rotary.
-            log_weight: [rows], or None where rows have no weight.
+            key, value: [rows, G, w], from :func:`megatron_ext.ponder.heads.rotated_heads`.
         Returns:
             Parts that cover the rows of the call in order.
         """
@@ -273,6 +272,7 @@ class RotatedAttention(SelfAttention):  # type: ignore[misc]  # Megatron is unty
             packed_seq_params.key_columns,
             head_size=self.hidden_size_per_attention_head,
             scale_extra=self.config.ponder.form.attention_scale_extra,
+            fuses=self.config.fuses,
         )
         attended: Tensor = self.core_attention(
             query, key, value, attention_mask, packed_seq_params=packed_seq_params
@@ -290,6 +290,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         self._head_size = config.kv_channels
         self._scale_extra = config.ponder.form.attention_scale_extra
         self._prefers_cudnn = config.prefers_cudnn
+        self._fuses = config.fuses
 
     def forward(
         self,
@@ -311,7 +312,7 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         """
         context = packed_seq_params
         if context.store is not None:
-            return self._attend_to_store(context.store, query, key, value, attention_mask)
+            return self._attend_to_store(context.store, query, key, value)
         # The rows of documents have other lengths in every step.
         has_one_length = context.has_fixed_rows and context.segments is None
         with preferring_cudnn(self._prefers_cudnn and has_one_length):
@@ -323,16 +324,14 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
         """[R, B, A, w] -> [R, B, A * d], for the rows that are read."""
         if context.passes is not None:
             output = context.passes.attend(self.layer_number, query, key, value, context.segments)
-            return merged_heads(output, self._head_size)
+            return merged_heads(output, self._head_size, fuses=self._fuses)
         read = context.read_after(self.layer_number)
         scaled_size = self._head_size + self._scale_extra
+        if read is not None and read.is_last_alone and log_weight is None and can_join(query):
+            output = self._attend_from_last_slot(context, read, query, key, value)
+            return merged_heads(output, self._head_size, fuses=self._fuses)
         if context.shared is not None:
             output = attention_over_ranks(query, [key], [value], rows=context.shared, scaled_size=scaled_size)
-        elif read is not None and read.is_last_alone and log_weight is None and can_join(query):
-            output = attention_of_last_slot(
-                query, key, value, num_slots=read.num_slots, segments=context.segments
-            )
-            return merged_heads(output, self._head_size)
         else:
             output = extended_attention(
                 _by_head(query),
@@ -341,23 +340,37 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
                 scaled_size=scaled_size,
                 segments=context.segments,
             )
-        merged = merged_heads(output, self._head_size)
+        merged = merged_heads(output, self._head_size, fuses=self._fuses)
         return merged if read is None else read.take(merged)
 
-    def _attend_to_store(
-        self, store: KeyValueStore, query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor | None
+    def _attend_from_last_slot(
+        self, context: RowContext, read: ReadSlots, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
-        """[R, 1, A, d] -> [R, 1, A * d]."""
-        weight = None if log_weight is None else log_weight[0]
-        parts = store.extend(self.layer_number, key.squeeze(1), value.squeeze(1), weight)
+        """[S * n, B, A, d] -> [B, A, S, d], where keys have no weights."""
+        if context.shared is None:
+            return attention_of_last_slot(
+                query, key, value, num_slots=read.num_slots, segments=context.segments
+            )
+        return last_slot_over_ranks(
+            query,
+            key,
+            value,
+            num_slots=read.num_slots,
+            rows=context.shared,
+            scaled_size=self._head_size + self._scale_extra,
+        )
+
+    def _attend_to_store(self, store: KeyValueStore, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[R, 1, A, w] -> [R, 1, A * d]."""
+        parts = store.extend(self.layer_number, key.squeeze(1), value.squeeze(1))
         outputs = [self._attend_to_part(query[part.rows].squeeze(1), part) for part in parts]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         # [R, A, d] -> [R, 1, A * d]
         return output.flatten(1).unsqueeze(1)
 
     def _attend_to_part(self, query: Tensor, part: StoredKeys) -> Tensor:
-        """[b * q, A, d] -> the same."""
-        # [b * q, A, d] -> [b, A, q, d]
+        """[b * q, A, w] -> [b * q, A, d]."""
+        # [b * q, A, w] -> [b, A, q, w]
         query = query.unflatten(0, (len(part.keys), -1)).transpose(1, 2)
         if part.others:
             sets = [part, *part.others]
@@ -372,8 +385,9 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
                 query,
                 part.keys,
                 part.values,
+                head_size=self._head_size,
                 causal=part.causal,
-                visible=part.visible,
+                visible=part.visible if part.bias is None else part.bias,
                 scale_extra=self._scale_extra,
             )
         # [b, A, q, d] -> [b * q, A, d]

@@ -47,6 +47,8 @@ class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megat
         stage_layers: layers of each pipeline stage.
         recompute_passes: keep only the input of every pass, and run its layers again in backward.
         prefers_cudnn: on CUDA, cuDNN's kernel computes the attention of rows that are one document each.
+        fuses: what lies between the products of layers, and at the vocabulary, runs as functions with a
+            backward of their own, which can be compiled and keep less.
     """
 
     architecture: Architecture = Architecture.LLAMA
@@ -61,6 +63,7 @@ class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megat
     stage_layers: tuple[int, ...] = ()
     recompute_passes: bool = False
     prefers_cudnn: bool = False
+    fuses: bool = False
 
     def __post_init__(self) -> None:
         """Tell Megatron which stage holds which layers.
@@ -153,13 +156,21 @@ def host_settings() -> dict[str, Any]:
         "attention_dropout": 0.0,
         # Complete weights are initialized and then split, so that they do not depend on the layout.
         "use_cpu_initialization": True,
-        # These fusions need CUDA extensions; torch's own kernels run on every device.
+        # Megatron's fusions. Its GELU is the approximation by tanh, not the exact one of GPT-NeoX, and our
+        # layers have activations of their own (`fuses`), which keep less.
         "bias_activation_fusion": False,
+        # There is no dropout, and our layers add to the residual stream inside of the products.
         "bias_dropout_fusion": False,
+        # Of Megatron's own attention, which makes matrices of scores; ours has fused kernels.
         "masked_softmax_fusion": False,
-        "gradient_accumulation_fusion": False,
+        # Our layers rotate while they split into heads. Megatron's needs Transformer Engine.
         "apply_rope_fusion": False,
+        # Of Megatron's own loss. It keeps exponentials in float32; ours keeps the logits alone (`fuses`).
+        "cross_entropy_loss_fusion": False,
+        # Need apex: torch's norms are one kernel on CUDA.
         "persist_layer_norm": False,
+        # Without apex too, for trainings on CUDA: :mod:`megatron_ext.parallel.weight_gradients`.
+        "gradient_accumulation_fusion": False,
     }
 
 

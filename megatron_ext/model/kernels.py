@@ -137,7 +137,7 @@ def check_kernel(sizes: AttentionSizes, device: torch.device, *, prefers_cudnn: 
         fused = _with_gradients(key_weighted_attention, inputs)
     plain = _with_gradients(dense_bias_attention, inputs)
     exact = _with_gradients(dense_bias_attention, {name: value.double() for name, value in inputs.items()})
-    errors = {name: _ratio(fused[name], plain[name], exact[name]) for name in exact}
+    errors = {name: error_ratio(fused[name], plain[name], exact[name]) for name in exact}
     return KernelCheck(kernel=kernel, errors=errors)
 
 
@@ -178,7 +178,8 @@ def _with_gradients(attend: _Attention, inputs: dict[str, Tensor]) -> dict[str, 
     return {"output": output.detach(), **dict(zip(leaves, gradients, strict=True))}
 
 
-def _ratio(fused: Tensor, plain: Tensor, exact: Tensor) -> float:
+def error_ratio(fused: Tensor, plain: Tensor, exact: Tensor) -> float:
+    """Return how many times as far from `exact` a result is as a plain one; infinite where not finite."""
     if not bool(torch.isfinite(fused).all()):
         return float("inf")
     error, usual = (float((x.double() - exact).abs().max()) for x in (fused, plain))

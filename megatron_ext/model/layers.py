@@ -1,5 +1,7 @@
 """Transformer layers of the two backbones, as specs for Megatron's TransformerBlock (definitions 1)."""
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ from megatron_ext.device import device
 from megatron_ext.initialization import seeded_initialization
 from megatron_ext.model.attention import KeyWeightedAttention, RotatedAttention, RowContext
 from megatron_ext.model.config import Architecture, PonderTransformerConfig
+from megatron_ext.model.fused_layers import biased_gelu, gated_silu, normed_beside, sum_with_biases
 from megatron_ext.parallel.tensor import TensorAxis
+from megatron_ext.parallel.weight_gradients import accumulating_linear, for_megatron, weight_gradient
 
 
 class TorchNorm:
@@ -63,18 +67,40 @@ class UnreducedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]  # Me
         # Megatron's switch for layers whose caller communicates.
         self.explicit_expert_comm = True
 
+    def _forward_impl(self, **settings: Any) -> Tensor:
+        output: Tensor = super()._forward_impl(**for_megatron(settings))
+        return output
 
-class FusedBiasLinear(ColumnParallelLinear):  # type: ignore[misc]
+
+class AccumulatingLinear(ColumnParallelLinear):  # type: ignore[misc]
+    """A column-parallel linear layer whose weight may have other uses beside it."""
+
+    def _forward_impl(self, **settings: Any) -> Tensor:
+        output: Tensor = super()._forward_impl(**for_megatron(settings))
+        return output
+
+
+class FusedBiasLinear(AccumulatingLinear):
     """A column-parallel linear layer that adds its bias inside the product where no rank waits for another.
 
     Megatron's own function adds it in a pass of its own, because it overlaps communication with the products.
     """
 
+    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the product and, if the caller adds it, the bias."""
+        if self.tp_group.size() > 1 or torch.is_grad_enabled():
+            result: tuple[Tensor, Tensor | None] = super().forward(input_)
+            return result
+        # What is left of Megatron's forward here; for the few rows of decoding the rest takes its time.
+        if self.skip_bias_add:
+            return functional.linear(input_, self.weight), self.bias
+        return functional.linear(input_, self.weight, self.bias), None
+
     def _forward_impl(self, **settings: Any) -> Tensor:
         if settings["allreduce_dgrad"] or settings["sequence_parallel"]:
-            output: Tensor = super()._forward_impl(**settings)
-            return output
-        return functional.linear(settings["input"], settings["weight"], settings["bias"])
+            return super()._forward_impl(**settings)
+        way = accumulating_linear if settings["gradient_accumulation_fusion"] else functional.linear
+        return way(settings["input"], settings["weight"], settings["bias"])
 
 
 class InnerMLP(MLP):  # type: ignore[misc]
@@ -92,12 +118,18 @@ class InnerMLP(MLP):  # type: ignore[misc]
             ffn_hidden_size=config.ffn_hidden_size,
             tp_group=get_tensor_model_parallel_group(),
         )
-        # Megatron leaves this bias to fused activations, which we do not use.
-        self.linear_fc1.skip_bias_add = False
+        # Where ranks wait for each other, Megatron's product adds its bias in a pass of its own: the fused
+        # activation does it instead. Elsewhere the product adds it on its way.
+        self._fuses = config.fuses
+        self.linear_fc1.skip_bias_add = config.fuses and config.tensor_model_parallel_size > 1
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[R or R / tp, B, H], normalized -> [R, B, inner size / tp]."""
-        inner, _ = self.linear_fc1(hidden_states)
+        inner, bias = self.linear_fc1(hidden_states)
+        if bias is not None:
+            return biased_gelu(inner, bias)
+        if self._fuses and self.config.gated_linear_unit:
+            return gated_silu(inner)
         gate, linear = inner.chunk(2, dim=-1) if self.config.gated_linear_unit else (inner, None)
         activated: Tensor = self.config.activation_func(gate)
         return activated if linear is None else activated * linear
@@ -108,6 +140,7 @@ def add_products(
     *products: tuple[RowParallelLinear, Tensor],
     axis: TensorAxis,
     partial: Tensor | None = None,
+    fuses: bool = False,
 ) -> Tensor:
     """Add the outputs of row-parallel linear layers to the residual stream.
 
@@ -118,15 +151,30 @@ def add_products(
         products: layers of which each rank has a part, and their inputs, [R, B, inner size / tp].
         axis: of these ranks; one reduction serves all products.
         partial: what this rank has already computed of another sum over ranks, [R, B, H].
+        fuses: add what is not part of a product by one function.
     Returns:
         [R or R / tp, B, H].
     """
     if axis.size > 1:
-        return add_one_by_one(residual, *products, axis=axis, partial=partial)
+        return add_one_by_one(residual, *products, axis=axis, partial=partial, fuses=fuses)
     if partial is not None:
         residual = residual + partial
     operands = [x for linear, inputs in products for x in (inputs, linear.weight, linear.bias)]
-    total: Tensor = _AddProducts.apply(residual, *operands)  # type: ignore[no-untyped-call]
+    if not torch.is_grad_enabled():
+        return _total(residual, operands)
+    accumulates = all(linear.gradient_accumulation_fusion for linear, _ in products)
+    total: Tensor = _AddProducts.apply(accumulates, residual, *operands)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _total(residual: Tensor, operands: Sequence[Any]) -> Tensor:
+    """Return residual + sum of ``x w^T + b``, for triples (x, w, b or None)."""
+    inputs, weights, biases = operands[::3], operands[1::3], operands[2::3]
+    given = [bias for bias in biases if bias is not None]
+    total = residual + sum(given) if given else residual.clone(memory_format=torch.contiguous_format)
+    rows = total.flatten(0, 1)
+    for x, weight in zip(inputs, weights, strict=True):
+        torch.addmm(rows, x.flatten(0, 1), weight.t(), out=rows)
     return total
 
 
@@ -135,43 +183,44 @@ def add_one_by_one(
     *products: tuple[RowParallelLinear, Tensor],
     axis: TensorAxis,
     partial: Tensor | None = None,
+    fuses: bool = False,
 ) -> Tensor:
     """See :func:`add_products`; biases are added after the reduction, so that each is added once."""
     biases = [linear.bias for linear, _ in products if linear.bias is not None]
     partial_sums = [linear(inputs)[0] for linear, inputs in products]
     if partial is not None:
         partial_sums.append(partial)
+    if fuses:
+        return sum_with_biases(residual, axis.from_partial_sums(sum(partial_sums)), *biases)
     return sum(biases, start=residual + axis.from_partial_sums(sum(partial_sums)))
 
 
 class _AddProducts(torch.autograd.Function):
-    """residual + sum of ``x w^T + b``, for triples (x, w, b or None)."""
+    """:func:`_total` with gradients."""
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, *operands: Any) -> Tensor:
-        inputs, weights, biases = operands[::3], operands[1::3], operands[2::3]
-        ctx.save_for_backward(*inputs, *weights)
-        given = [bias for bias in biases if bias is not None]
-        total = residual + sum(given) if given else residual.clone(memory_format=torch.contiguous_format)
-        rows = total.flatten(0, 1)
-        for x, weight in zip(inputs, weights, strict=True):
-            torch.addmm(rows, x.flatten(0, 1), weight.t(), out=rows)
-        return total
+    def forward(ctx: Any, accumulates: bool, residual: Tensor, *operands: Any) -> Tensor:
+        ctx.accumulates = accumulates
+        ctx.save_for_backward(*operands[::3], *operands[1::3])
+        return _total(residual, operands)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         half = len(saved) // 2
         rows = gradient.flatten(0, 1)
-        is_needed = ctx.needs_input_grad[1:]
+        is_needed = ctx.needs_input_grad[2:]
         # The same for every bias.
         of_bias = rows.sum(dim=0) if any(is_needed[2::3]) else None
-        results: list[Tensor | None] = [gradient]
+        results: list[Tensor | None] = [None, gradient]
         for number, (x, weight) in enumerate(zip(saved[:half], saved[half:], strict=True)):
             needs_x, needs_weight, needs_bias = is_needed[3 * number : 3 * number + 3]
+            of_weight = None
+            if needs_weight:
+                of_weight = weight_gradient(weight, rows, x.flatten(0, 1), accumulates=ctx.accumulates)
             results += [
                 (rows @ weight).view(x.shape) if needs_x else None,
-                rows.t() @ x.flatten(0, 1) if needs_weight else None,
+                of_weight,
                 of_bias if needs_bias else None,
             ]
         return tuple(results)
@@ -202,12 +251,13 @@ class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
         Returns:
             The new hidden states of the rows that are read, and None for Megatron's cross-attention context.
         """
-        attended = self._attend(hidden_states, attention_mask, rotary_pos_emb, packed_seq_params)
-        projection, axis = self.self_attention.linear_proj, self._axis
+        attended, hidden_states = self._attend(
+            hidden_states, attention_mask, rotary_pos_emb, packed_seq_params
+        )
         hidden_states = self._rows_read(hidden_states, packed_seq_params)
-        hidden_states = add_products(hidden_states, (projection, attended), axis=axis)
-        inner = self.mlp(self.pre_mlp_layernorm(hidden_states))
-        return add_products(hidden_states, (self.mlp.linear_fc2, inner), axis=axis), None
+        hidden_states = self._add(hidden_states, (self.self_attention.linear_proj, attended))
+        hidden_states, normed = self._normed(hidden_states, self.pre_mlp_layernorm)
+        return self._add(hidden_states, (self.mlp.linear_fc2, self.mlp(normed))), None
 
     def _attend(
         self,
@@ -215,18 +265,31 @@ class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
         attention_mask: Tensor | None,
         rotary_pos_emb: Tensor | None,
         packed_seq_params: RowContext | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Return what attention gives, and the residual stream."""
         assert packed_seq_params is not None, "the model gives every pass a context"
         repeated = packed_seq_params.repeated_in(self.layer_number)
         if repeated is None:
-            mixed = self._project(hidden_states)
+            hidden_states, normed = self._normed(hidden_states, self.input_layernorm)
+            mixed = self.self_attention.project(normed)
         else:
             num_slots = packed_seq_params.num_slots
             mixed = repeated.run("heads", self._project, hidden_states, num_slots=num_slots)
         attended: Tensor = self.self_attention(
             mixed, attention_mask, rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params
         )
-        return attended
+        return attended, hidden_states
+
+    def _normed(self, hidden_states: Tensor, norm: nn.LayerNorm | nn.RMSNorm) -> tuple[Tensor, Tensor]:
+        """Return the residual stream, for further use, and its norm."""
+        if self.config.fuses:
+            return normed_beside(hidden_states, norm)
+        return hidden_states, norm(hidden_states)
+
+    def _add(
+        self, residual: Tensor, *products: tuple[RowParallelLinear, Tensor], partial: Tensor | None = None
+    ) -> Tensor:
+        return add_products(residual, *products, axis=self._axis, partial=partial, fuses=self.config.fuses)
 
     def _project(self, hidden_states: Tensor) -> Tensor:
         heads: Tensor = self.self_attention.project(self.input_layernorm(hidden_states))
@@ -236,7 +299,7 @@ class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
         read = None if context is None else context.read_after(self.layer_number)
         return hidden_states if read is None else read.take(hidden_states)
 
-    @property
+    @cached_property
     def _axis(self) -> TensorAxis:
         return TensorAxis(self.tp_group, self.config.sequence_parallel)
 
@@ -256,14 +319,16 @@ class ParallelResidualLayer(SequentialResidualLayer):
         **_: Any,
     ) -> tuple[Tensor, None]:
         """Run the layer; arguments and results are those of the base."""
-        attended = self._attend(hidden_states, attention_mask, rotary_pos_emb, packed_seq_params)
+        attended, hidden_states = self._attend(
+            hidden_states, attention_mask, rotary_pos_emb, packed_seq_params
+        )
         hidden_states = self._rows_read(hidden_states, packed_seq_params)
         assert packed_seq_params is not None, "the model gives every pass a context"
         if packed_seq_params.repeated_in(self.layer_number) is not None:
             return self._add_with_repeated_slot(hidden_states, attended, packed_seq_params), None
-        inner = self.mlp(self.pre_mlp_layernorm(hidden_states))
-        products = ((self.self_attention.linear_proj, attended), (self.mlp.linear_fc2, inner))
-        return add_products(hidden_states, *products, axis=self._axis), None
+        hidden_states, normed = self._normed(hidden_states, self.pre_mlp_layernorm)
+        products = ((self.self_attention.linear_proj, attended), (self.mlp.linear_fc2, self.mlp(normed)))
+        return self._add(hidden_states, *products), None
 
     def _add_with_repeated_slot(self, hidden_states: Tensor, attended: Tensor, context: RowContext) -> Tensor:
         """Add both branches, where the MLP of slot 0 is the same in every pass.
@@ -275,17 +340,18 @@ class ParallelResidualLayer(SequentialResidualLayer):
         repeated, read = context.repeated_in(self.layer_number), context.read_after(self.layer_number)
         assert repeated is not None, "there is no repeated slot"
         slots = range(context.num_slots) if read is None else read.slots
-        projection, output, axis = self.self_attention.linear_proj, self.mlp.linear_fc2, self._axis
+        projection, output = self.self_attention.linear_proj, self.mlp.linear_fc2
 
         def branch(rows: Tensor) -> Tensor:
             inner = self.mlp(self.pre_mlp_layernorm(rows))
-            return functional.linear(inner, output.weight)
+            way = accumulating_linear if output.gradient_accumulation_fusion else functional.linear
+            return way(inner, output.weight)
 
         partial = repeated.run("mlp", branch, hidden_states, num_slots=len(slots), first=slots.start)
         if output.bias is not None:
             # Once, not by every rank.
             hidden_states = hidden_states + output.bias
-        return add_products(hidden_states, (projection, attended), axis=axis, partial=partial)
+        return self._add(hidden_states, (projection, attended), partial=partial)
 
 
 def block_spec(config: PonderTransformerConfig) -> TransformerBlockSubmodules:

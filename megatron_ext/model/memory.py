@@ -71,6 +71,10 @@ class PassMemory:
         """Let go of a tensor that no later pass recalls, if it was kept."""
         self._kept.pop(name, None)
 
+    def clear(self) -> None:
+        """Let go of everything, when no pass of the micro-batch is left, in either direction."""
+        self._kept.clear()
+
     def recall(self, name: str) -> Tensor:
         """Return the tensor that an earlier pass has kept.
 

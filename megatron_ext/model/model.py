@@ -217,9 +217,17 @@ class PonderModel(ModelStage):
         self, micro_batch: MicroBatch, num_slots: int, segments: Segments | None
     ) -> SharedRows | None:
         """Return what the rows of a pass attend to where several ranks share them."""
-        axis = self.context_axis
-        if axis.size == 1:
+        if self.context_axis.size == 1:
             return None
+        of_rows = self._rows_of_ranks(micro_batch, num_slots, segments)
+        if num_slots == 1:
+            return of_rows
+        return replace(of_rows, of_tokens=self._rows_of_ranks(micro_batch, 1, micro_batch.segments))
+
+    def _rows_of_ranks(
+        self, micro_batch: MicroBatch, num_slots: int, segments: Segments | None
+    ) -> SharedRows:
+        axis = self.context_axis
         batch_size, length = micro_batch.batch.tokens.shape
         pieces, chunks = (
             cut(
@@ -359,11 +367,11 @@ class PonderModel(ModelStage):
         # From here on every rank works on all tokens.
         whole = self.context_axis.to_full_use
         if readout.penalty_of is None:
-            losses = whole(token_losses(logits, labels, self.axis))
+            losses = whole(self._token_losses(logits, labels))
         else:
             # Before the losses, which work on the logits in place.
             is_first = self.context_axis.gather(label_is_first(logits, labels, self.axis))
-            losses = whole(token_losses(logits, labels, self.axis))
+            losses = whole(self._token_losses(logits, labels))
             penalty = readout.penalty_of(LabelScores(nll=losses.detach(), is_first=is_first))
         of_steps = self._losses_of_steps(readout, micro_batch)
         self._record_losses(losses, readout.steps, micro_batch)
@@ -386,12 +394,12 @@ class PonderModel(ModelStage):
         labels, whole = micro_batch.batch.labels.transpose(0, 1), self.context_axis.to_full_use
         losses = torch.stack(
             [
-                whole(token_losses(self.logits(hidden.contiguous()), labels, self.axis))
+                whole(self._token_losses(self.logits(hidden.contiguous()), labels))
                 for hidden in readout.of_steps.unbind(1)
             ]
         )
         if readout.one_step_more is not None:
-            more = whole(token_losses(self.logits(readout.one_step_more), labels, self.axis))
+            more = whole(self._token_losses(self.logits(readout.one_step_more), labels))
             micro_batch.context.statistics |= {
                 "measured_tokens": micro_batch.context.has_label.sum().reshape(1).to(losses.dtype),
                 "step_nll": losses.detach().sum(dim=(1, 2)),
@@ -399,12 +407,15 @@ class PonderModel(ModelStage):
             }
         return losses
 
+    def _token_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return token_losses(logits, labels, self.axis, fuses=self.config.fuses)
+
     @torch.no_grad()
     def _score_labels(self, hidden: Tensor, *, labels: Tensor) -> LabelScores:
         """Predict labels, [S, B], from hidden states, [S or S / tp, B, H]; the scores are of all tokens."""
         logits, whole = self.logits(hidden), self.context_axis.gather
         is_first = whole(label_is_first(logits, labels, self.axis))
-        return LabelScores(nll=whole(token_losses(logits, labels, self.axis)), is_first=is_first)
+        return LabelScores(nll=whole(self._token_losses(logits, labels)), is_first=is_first)
 
     @torch.no_grad()
     def _record_losses(self, losses: Tensor, steps: Tensor | None, micro_batch: MicroBatch) -> None:

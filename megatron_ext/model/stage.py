@@ -13,7 +13,6 @@ from megatron.core.enums import ModelType
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
@@ -22,10 +21,16 @@ from megatron_ext.initialization import seeded_initialization
 from megatron_ext.methods.registry import build_method
 from megatron_ext.model.attention import RowContext
 from megatron_ext.model.config import PonderTransformerConfig
-from megatron_ext.model.layers import TorchNorm, block_spec
+from megatron_ext.model.layers import AccumulatingLinear, TorchNorm, block_spec
 from megatron_ext.parallel.context import ContextAxis, TokenAxes
 from megatron_ext.parallel.tensor import TensorAxis
-from megatron_ext.parallel.vocabulary import mask_padding_rows, mix_embeddings
+from megatron_ext.parallel.vocabulary import (
+    hide_padding_rows,
+    mask_padding_rows,
+    mix_embeddings,
+    num_real_rows,
+)
+from megatron_ext.parallel.vocabulary_in_parts import mix_in_parts
 from megatron_ext.ponder.config import Mixture
 from megatron_ext.ponder.heads import key_columns, rotary_turns
 from megatron_ext.ponder.rotary import rotary_angles
@@ -96,6 +101,7 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
         num_slots: int = 1,
         log_weight: Tensor | None = None,
         context: RowContext | None = None,
+        turns: Tensor | None = None,
     ) -> Tensor:
         """Run rows through this stage's layers once.
 
@@ -105,18 +111,11 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
             num_slots: n.
             log_weight: log w of the key columns, [B, S * n], or None.
             context: documents, kept keys, or the cache of decoding.
+            turns: of the positions, from :meth:`turns`, if they are known already.
         Returns:
             [S * n or S * n / tp, B, H], before the final norm.
         """
-        angles = rotary_angles(
-            position_ids,
-            num_slots=num_slots,
-            rotary_size=self.config.rotary_size,
-            base=self.config.rotary_base,
-            dtype=torch.promote_types(self.config.params_dtype, torch.float32),
-        )
-
-        turns = rotary_turns(angles, self.config.params_dtype)
+        turns = self.turns(position_ids, num_slots=num_slots) if turns is None else turns
         context = self._with_key_columns(context or RowContext(), log_weight)
 
         def run(rows: Tensor, log_weight: Tensor | None) -> Tensor:
@@ -130,27 +129,57 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
             return recomputed
         return run(rows, log_weight)
 
+    def turns(self, position_ids: Tensor, *, num_slots: int = 1) -> Tensor:
+        """Return the cosines and sines of rows at positions: [B, S] -> [2, S * n, B, 1, rotary size / 2]."""
+        angles = rotary_angles(
+            position_ids,
+            num_slots=num_slots,
+            rotary_size=self.config.rotary_size,
+            base=self.config.rotary_base,
+            dtype=torch.promote_types(self.config.params_dtype, torch.float32),
+        )
+        return rotary_turns(angles, self.config.params_dtype)
+
     def _with_key_columns(self, context: RowContext, log_weight: Tensor | None) -> RowContext:
-        """Compute what all layers of a pass append to their keys; a cache of decoding does it on its own."""
-        if log_weight is None or context.store is not None or context.passes is not None:
+        """Compute what all layers of a pass append to their keys."""
+        if log_weight is None or context.passes is not None:
             return context
         scaled_size = self.config.kv_channels + self.config.ponder.form.attention_scale_extra
         return replace(context, key_columns=key_columns(log_weight, scaled_size, self.config.params_dtype))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits of this rank's vocabulary: [S or S / tp, B, H] -> [S, B, V / tp], -inf at padding."""
-        logits, _ = self.output_layer(hidden, weight=self._head_weight())
+        weight = self._head_weight()
+        if self.axis.is_alone:
+            logits = torch.matmul(hidden, weight.t())
+        else:
+            logits, _ = self.output_layer(hidden, weight=weight)
+        if self.config.fuses:
+            hide_padding_rows(logits, self.config.vocab_size, self.axis)
+            return logits
         return mask_padding_rows(logits, self.config.vocab_size, self.axis)
 
     def mix_embeddings(self, rows: Tensor) -> Tensor:
         """Return the softmax mixture of unscaled embeddings that the head predicts: [R, B, H] -> same."""
-        ponder = self.ponder.config
+        ponder, head, embedding = self.ponder.config, self._head_weight(), self.last_stage_embedding()
+        topk = ponder.mixture_top_k if ponder.mixture is Mixture.TOP_K else None
+        if self.config.fuses:
+            return mix_in_parts(
+                rows,
+                head,
+                embedding,
+                num_real=num_real_rows(len(head), self.config.vocab_size, self.axis),
+                topk=topk,
+                axis=self.axis,
+                temperature=ponder.softmax_temperature,
+                accumulates=self.config.gradient_accumulation_fusion,
+            )
         return mix_embeddings(
             rows,
-            self._head_weight(),
-            self.last_stage_embedding(),
+            head,
+            embedding,
             vocab_size=self.config.vocab_size,
-            topk=ponder.mixture_top_k if ponder.mixture is Mixture.TOP_K else None,
+            topk=topk,
             axis=self.axis,
             temperature=ponder.softmax_temperature,
         )
@@ -194,9 +223,9 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
                 tp_group=self.tp_group,
             )
 
-    def _build_head(self) -> ColumnParallelLinear:
+    def _build_head(self) -> AccumulatingLinear:
         with seeded_initialization(self.config.initialization_seed, "head"):
-            return ColumnParallelLinear(
+            return AccumulatingLinear(
                 self.config.hidden_size,
                 self.config.padded_vocab_size,
                 config=self.config,

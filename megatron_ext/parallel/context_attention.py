@@ -28,6 +28,7 @@ from megatron_ext.ponder.joined_attention import (
     gradients_of_set,
     sum_over_groups,
 )
+from megatron_ext.ponder.slots import split_slots
 
 
 class Exchange(Protocol):
@@ -50,11 +51,13 @@ class SharedRows:
         exchange: with the other ranks.
         pieces: what this rank's rows attend to, each of one document.
         chunks: the same, each of a whole chunk, for kernels that take documents.
+        of_tokens: the same with one row for each token, where a token has several rows, else None.
     """
 
     exchange: Exchange
     pieces: tuple[Piece, ...]
     chunks: tuple[Piece, ...]
+    of_tokens: "SharedRows | None" = None
 
     def pieces_for(self, kernel: Kernel) -> tuple[Piece, ...]:
         """Return the pieces, as few as the kernel can do with."""
@@ -85,6 +88,32 @@ def attention_over_ranks(
         query, rows, tuple(ran), 1.0 / math.sqrt(scaled_size), *keys, *values
     )
     return output
+
+
+def last_slot_over_ranks(
+    query: Tensor, key: Tensor, value: Tensor, *, num_slots: int, rows: SharedRows, scaled_size: int
+) -> Tensor:
+    """Let the last slot of each token attend to a pass: it sees all slots of tokens up to its own.
+
+    Args:
+        query: [S * n, B, A, w], of which the last slots are used; S of this rank.
+        key, value: [S * n, B, G, w].
+        num_slots: n, at least 2.
+        rows, scaled_size: see :func:`attention_over_ranks`.
+    Returns:
+        [B, A, S, w].
+    """
+    assert rows.of_tokens is not None, "tokens have several slots"
+    # [S * n, B, A, w] -> n times [S, B, A, w]
+    keys, values = (split_slots(x, num_slots).unbind(1) for x in (key, value))
+    return attention_over_ranks(
+        split_slots(query, num_slots)[:, -1],
+        keys,
+        values,
+        rows=rows.of_tokens,
+        scaled_size=scaled_size,
+        ran=[None] * num_slots,
+    )
 
 
 class _AttentionOverRanks(torch.autograd.Function):

@@ -33,6 +33,11 @@ class TensorAxis:
         return self.group.size()
 
     @property
+    def is_alone(self) -> bool:
+        """Whether there is neither another rank nor a gradient, so that nothing is left to communicate."""
+        return self.size == 1 and not torch.is_grad_enabled()
+
+    @property
     def rank(self) -> int:
         """This rank's coordinate."""
         return self.group.rank()
@@ -47,6 +52,8 @@ class TensorAxis:
         Returns:
             [R, ...].
         """
+        if self.is_alone:
+            return rows
         if self.shards_tokens:
             gathered: Tensor = tensor_parallel.gather_from_sequence_parallel_region(
                 rows, True, group=self.group
@@ -75,6 +82,8 @@ class TensorAxis:
 
     def sum_over_ranks(self, partial: Tensor) -> Tensor:
         """Add up partial values over ranks; every rank gets the sum, and backward is the identity."""
+        if self.is_alone:
+            return partial
         # Megatron reduces a contiguous copy of its argument and returns the argument.
         total: Tensor = tensor_parallel.reduce_from_tensor_model_parallel_region(
             partial.contiguous(), group=self.group

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_ext.parallel.tensor import TensorAxis
+from megatron_ext.parallel.vocabulary_in_parts import cross_entropy_in_place
 
 IGNORED_LABEL = -100
 
@@ -24,14 +25,26 @@ def mask_padding_rows(logits: Tensor, vocab_size: int, axis: TensorAxis) -> Tens
         [..., V / tp], with -inf at padding rows.
     """
     partition = logits.shape[-1]
-    num_real = min(max(vocab_size - axis.rank * partition, 0), partition)
+    num_real = num_real_rows(partition, vocab_size, axis)
     if num_real == partition:
         return logits
     is_padding = torch.arange(partition, device=logits.device) >= num_real
     return logits.masked_fill(is_padding, float("-inf"))
 
 
-def token_losses(logits: Tensor, labels: Tensor, axis: TensorAxis) -> Tensor:
+@torch.no_grad()
+def hide_padding_rows(logits: Tensor, vocab_size: int, axis: TensorAxis) -> None:
+    """Do the same in place and behind autograd, for what gives a logit of -inf no gradient."""
+    num_real = num_real_rows(logits.shape[-1], vocab_size, axis)
+    logits[..., num_real:] = float("-inf")
+
+
+def num_real_rows(partition: int, vocab_size: int, axis: TensorAxis) -> int:
+    """Return how many of the `partition` rows of this rank stand for a piece of the tokenizer."""
+    return min(max(vocab_size - axis.rank * partition, 0), partition)
+
+
+def token_losses(logits: Tensor, labels: Tensor, axis: TensorAxis, *, fuses: bool = False) -> Tensor:
     """Return the cross-entropy of each position in nats; 0 where the label is -100.
 
     The logits may be overwritten: Megatron's cross-entropy works in place.
@@ -39,13 +52,17 @@ def token_losses(logits: Tensor, labels: Tensor, axis: TensorAxis) -> Tensor:
     Args:
         logits: [S, B, V / tp].
         labels: [S, B] int64.
+        axis: of the ranks that share the vocabulary.
+        fuses: make no copy of the logits.
     Returns:
         [S, B], float32 (float64 for float64 logits).
     """
     has_label = labels != IGNORED_LABEL
     # Megatron views the targets as one row, which a transposed tensor does not allow.
     targets = labels.clamp_min(0).contiguous()
-    if logits.dtype == torch.float64:
+    if fuses:
+        losses = cross_entropy_in_place(logits, targets, axis)
+    elif logits.dtype == torch.float64:
         losses = _exact_cross_entropy(logits, targets, axis)
     else:
         losses = vocab_parallel_cross_entropy(logits.contiguous(), targets)

@@ -85,6 +85,7 @@ def stored_attention(
     keys: Tensor,
     values: Tensor,
     *,
+    head_size: int | None = None,
     causal: bool = False,
     visible: Tensor | None = None,
     scale_extra: int = 0,
@@ -92,20 +93,21 @@ def stored_attention(
     """Attend to stored keys, which already carry their weights.
 
     Args:
-        query: [B, A, Q, d].
+        query: [B, A, Q, d], or [B, A, Q, w] from :func:`widened_query`.
         keys: [B, G, R, w] from :func:`extended_keys`, G a divisor of A, w at least d.
         values: [B, G, R, w] from :func:`extended_values`.
+        head_size: d, of a query that is as wide as the keys.
         causal: Q is R and query row i sees key rows 0..i.
         visible: bool, [Q, R] or [B, 1, Q, R], or [B, R] where Q is 1; None where every query row sees all
-            keys, or where `causal` decides.
+            keys, or where `causal` decides. Instead of a bool, what is added to the logits.
         scale_extra: see :func:`key_weighted_attention`; the same that the keys' weights were stored with.
     Returns:
         [B, A, Q, d].
     """
-    head_size, width = query.shape[-1], keys.shape[-1]
+    head_size, width = head_size or query.shape[-1], keys.shape[-1]
     scale = 1.0 / math.sqrt(head_size + scale_extra)
     # Where a key has no weight it is padded by zeros, so that every further channel of the query may be one.
-    wide = widened_query(query, width) if width > head_size else query
+    wide = widened_query(query, width) if width > query.shape[-1] else query
     if query.shape[2] == 1:
         # The heads that share keys take the place of rows: [B, A, 1, w] -> [B, G, A / G, w]
         grouped = wide.squeeze(2).unflatten(1, (keys.shape[1], -1))

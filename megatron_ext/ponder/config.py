@@ -599,6 +599,7 @@ FACTS: Mapping[Method, MethodFacts] = {
         ),
         sees_earlier_steps=True,
         predicts_each_step=True,
+        continues=(Method.VANILLA, Method.PONDERLM2),
         settings=(*_STEPS, "step_input_scale", *_HALTING, "penalty_exponent"),
         defaults={"penalty_weight": 0.1, "pruning_threshold": 0.05},
     ),

@@ -79,16 +79,7 @@ def attend_to_documents(
     Returns:
         [B, A, R, w].
     """
-    # Exported models bring this file along, to releases of torch that may lack it and never get here.
-    from torch.nn.attention.varlen import varlen_attn
-
-    output = varlen_attn(
-        *(_one_after_another(x) for x in (query, key, value)),
-        *_borders(whole_documents(segments), query.device),
-        scale=scale,
-        window_size=_CAUSAL,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    output = _varlen_attention(query, key, value, whole_documents(segments), scale=scale)
     assert isinstance(output, Tensor), "only a request for more returns more"
     return _by_sequence(output, len(query))
 
@@ -106,16 +97,7 @@ def forward_over_documents(
     Returns:
         The result, [B, A, Q, w], and the logarithm of each row's sum, [B, A, Q].
     """
-    from torch.nn.attention.varlen import AuxRequest, varlen_attn
-
-    output, log_sum = varlen_attn(
-        *(_one_after_another(x) for x in (query, key, value)),
-        *_borders(documents, query.device),
-        return_aux=AuxRequest(lse=True),
-        scale=scale,
-        window_size=_CAUSAL,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    output, log_sum = _varlen_attention(query, key, value, documents, scale=scale, returns_log_sum=True)
     # [A, B * Q] -> [A, B, Q] -> [B, A, Q]
     return _by_sequence(output, len(query)), log_sum.unflatten(1, (len(query), -1)).transpose(0, 1)
 
@@ -154,6 +136,35 @@ def backward_over_documents(
     )
     of_query, of_key, of_value = (_by_sequence(x, len(query)) for x in gradients)
     return of_query, of_key, of_value
+
+
+def _varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Documents,
+    *,
+    scale: float,
+    returns_log_sum: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return the result, [B * Q, A, w], and if asked for the logarithm of each row's sum, [A, B * Q]."""
+    # Exported models bring this file along, to releases of torch that may lack it and never get here.
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
+
+    from_query, from_key, longest_query, longest_key = _borders(documents, query.device)
+    return varlen_attn(
+        _one_after_another(query),
+        _one_after_another(key),
+        _one_after_another(value),
+        from_query,
+        from_key,
+        longest_query,
+        longest_key,
+        return_aux=AuxRequest(lse=True) if returns_log_sum else None,
+        scale=scale,
+        window_size=_CAUSAL,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
 
 
 def _one_after_another(rows: Tensor) -> Tensor:

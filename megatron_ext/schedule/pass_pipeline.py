@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from megatron_ext.device import device
 from megatron_ext.methods.base import PassRows
 from megatron_ext.model.config import PonderTransformerConfig
+from megatron_ext.model.memory import PassMemory
 from megatron_ext.model.micro_batch import ForwardSettings, MicroBatch, ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.decode.think import Observer
@@ -68,6 +69,7 @@ def run_passes(
     plan = module.ponder.under(settings.limits).plan(settings.num_jacobi_iterations)
     plan = plan.truncated(settings.gradient_passes)
     in_flight = [_InFlight(batch) for batch in batches]
+    done: list[_InFlight] = []
 
     def forward_step(iterator: Iterator[_InFlight], view: _PassView) -> tuple[Tensor, Any]:
         # Called by the schedule once per micro-batch and view, on each stage in an order of its own, but
@@ -76,6 +78,11 @@ def run_passes(
         if progress is not None:
             progress()
         if view.passes[0] == 0:
+            if module.pp_group.size() == 1:
+                # Megatron's schedule holds the graph of the one before until this one's forward is done.
+                for earlier in done:
+                    earlier.release()
+                done[:] = [item]
             item.start(module, settings, observe)
         moving = view(item.micro_batch, item.take_handed())
         if plan.is_final(view.passes[-1]):
@@ -157,10 +164,12 @@ class _InFlight:
 
     batch: TokenBatch
     _micro_batch: MicroBatch | None = None
+    _memory: PassMemory | None = None
     _handed: Tensor | None = None
 
     def start(self, module: PonderModel, settings: ForwardSettings, observe: Observer | None) -> None:
         self._micro_batch = module.begin(self.batch.to(device()), settings, observe)
+        self._memory = self._micro_batch.context.memory
 
     @property
     def micro_batch(self) -> MicroBatch:
@@ -180,6 +189,14 @@ class _InFlight:
     def finish(self) -> None:
         """Release it after the last pass on this stage; the graph keeps what backward needs."""
         self._micro_batch = None
+
+    def release(self) -> None:
+        """Release what its passes have kept for each other, after its backward.
+
+        Functions that recompute a pass refer to it for as long as the graph lives.
+        """
+        if self._memory is not None:
+            self._memory.clear()
 
 
 class _PassView(nn.Module):

@@ -58,8 +58,7 @@ def _memory(config: RunConfig) -> list[str]:
     size, device = _vocab_size(config), DEVICES.get(config.submit.gpu)
     if size is None or device is None:
         return []
-    # The time, for which the share of the peak is needed, is not shown.
-    planned = plan_run(config, size, Assumptions(device=device, mfu=0.4, reserve_bytes=0))
+    planned = plan_run(config, size, Assumptions(device=device, reserve_bytes=0))
     return [f"memory: {planned.needed_bytes / GIB:.2f} GiB on the fullest rank, without the device's own"]
 
 

@@ -43,9 +43,13 @@ NumGpus = Annotated[
     ),
 ]
 Mfu = Annotated[
-    float,
+    float | None,
     typer.Option(
-        min=0.01, max=1.0, metavar="SHARE", help="Assumed model FLOPs utilization, for time and throughput."
+        min=0.01,
+        max=1.0,
+        metavar="SHARE",
+        show_default=False,
+        help="Assumed model FLOPs utilization, for time and throughput; default: that of a roofline.",
     ),
 ]
 Reserve = Annotated[
@@ -81,7 +85,7 @@ def plan(
     overrides: Overrides = None,
     gpu: GpuOrCpu = "h100-80g",
     num_gpus: NumGpus = None,
-    mfu: Mfu = 0.4,
+    mfu: Mfu = None,
     reserve: Reserve = 6.0,
     mean_steps: MeanSteps = None,
     vocab_size: VocabSize = None,

@@ -167,10 +167,17 @@ class TrainingConfig(Section):
         "flash: FlashAttention alone; cudnn: cuDNN's for rows of one document, which is faster on recent "
         "devices; never for documents or decoding; checked against float64 at the start",
     )
+    fused: Literal["auto", "never"] = Field(
+        "auto",
+        description="on CUDA, compile what lies between the products of a layer with torch.compile, work on "
+        "distributions over the vocabulary in parts, and sum gradients of weights in fp32 inside of their "
+        "products; auto: where Triton is installed, but not with deterministic; never: operation by "
+        "operation, as on CPUs",
+    )
     deterministic: Switch = Field(
         False,
-        description="on GPUs, the same bits in every run of the same layout on the same machines; slower (on "
-        "CPUs runs always repeat)",
+        description="on GPUs, bitwise equal runs on the same layout and machines; slower (on CPUs runs "
+        "always are)",
     )
     exit_interval: Count | None = Field(
         None, description="save and exit with code 0 at every multiple of this iteration"
@@ -464,6 +471,11 @@ class RunConfig(Section):
         """Whether an evaluation precedes the first step."""
         at_start = self.evaluation.at_start
         return self.init_from.path is not None if at_start is None else at_start
+
+    @property
+    def fuses(self) -> bool:
+        """Whether a training on CUDA consists of fused functions, if they can be compiled there."""
+        return self.training.fused == "auto" and not self.training.deterministic
 
     @property
     def num_micro_batches(self) -> int:

@@ -14,7 +14,7 @@ from pipeline.conversion.hf_config import SourceModel
 from pipeline.shared.errors import ConversionError
 from pipeline.step.megatron_config import transformer_config
 
-# Stands for the data where --set gives none: an evaluation then reports that there are none.
+# Stands for the data where no KEY=VALUE gives any: an evaluation then reports that there are none.
 NO_DATA = "no-data-were-given"
 
 
@@ -91,14 +91,14 @@ def _refuse_a_missing_pause_row(config: RunConfig, source: SourceModel) -> None:
     if is_new and config.ponder.pause_token_id is None:
         raise ConversionError(
             "ponder.pause_token_id must name the embedding row of pause tokens, as a converted embedding "
-            "has only the source's rows; choose one that the tokenizer does not use with --set "
+            "has only the source's rows; choose one that the tokenizer does not use with "
             "ponder.pause_token_id=N"
         )
 
 
 def _refuse_contradictions(config: RunConfig, source: SourceModel) -> None:
     differing = [
-        f"model.{name} is {as_written(value)} there and {as_written(getattr(config.model, name))} in --set"
+        f"model.{name} is {as_written(value)} there, but {as_written(getattr(config.model, name))} here"
         for name, value in source.model.items()
         if getattr(config.model, name) != value
     ]

@@ -7,6 +7,7 @@ which they are made. `python -m tests.bench memory` compares the sums with what 
 from dataclasses import dataclass
 
 from megatron_ext.ponder.config import Mixture
+from megatron_ext.ponder.parts import PART_ELEMENTS
 from pipeline.cost.rank_sizes import BOOL, FLOAT32, RankSizes
 
 
@@ -22,6 +23,7 @@ class PassBytes:
         noted: tensors that are freed when the micro-batch's last forward is done.
         vocabulary: distributions of the mixtures at its end.
         again: what recomputation holds at a time: the tensors of one layer, or of all layers.
+        waiting: gradients that wait for the pass's backward, of keys and values that later passes have used.
         working: what backward through a layer needs in addition.
         mixing: what the mixtures need in addition to what they keep, forward or backward.
     """
@@ -32,6 +34,7 @@ class PassBytes:
     noted: float
     vocabulary: float
     again: float
+    waiting: float
     working: float
     mixing: float
 
@@ -70,8 +73,9 @@ def _without_gradient(sizes: RankSizes, whole: PassBytes, index: int, stage: int
         noted=whole.noted if is_next_to_gradients else 0,
         vocabulary=0,
         again=0,
+        waiting=0,
         working=_layer_kept(sizes, rows, index) + whole.noted,
-        mixing=mixed * 3 * FLOAT32,
+        mixing=_mixing(sizes, mixed, 0),
     )
 
 
@@ -99,9 +103,9 @@ def _whole_pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
         noted=(_noted(sizes, index) if is_last else 0) + (0 if _is_cut(sizes) else of_slot),
         vocabulary=mixed * mixture,
         again=again,
-        working=_layer_working(sizes, rows, index) + _later_gradients(sizes, rows, index, num_layers),
-        # Logits, their distance to the largest and its exponential, all in float32.
-        mixing=mixed * max(3 * FLOAT32 - mixture, 0) + (_predictions(sizes, index) if is_last else 0),
+        waiting=_later_gradients(sizes, rows, index, num_layers),
+        working=_layer_working(sizes, rows, index),
+        mixing=_mixing(sizes, mixed, mixture) + (_predictions(sizes, index) if is_last else 0),
     )
 
 
@@ -120,9 +124,12 @@ def readout_bytes(sizes: RankSizes) -> float:
     """Return the bytes of a micro-batch's logits: as computed, and in float32 for the cross-entropy.
 
     With padding rows there is a second copy without them; in float32 that is where the softmax is computed.
+    Where it is fused there is no copy at all.
     """
     is_padded = sizes.shape.padded_vocab_size != sizes.shape.vocab_size
     num_readings = 1 + (sizes.plan.slots[-1] if sizes.supervises_steps else 0)
+    if sizes.fuses:
+        return num_readings * sizes.vocabulary_elements * sizes.value_bytes
     if sizes.value_bytes == FLOAT32:
         return num_readings * sizes.vocabulary_elements * FLOAT32 * (2 if is_padded else 1)
     return num_readings * sizes.vocabulary_elements * (FLOAT32 + sizes.value_bytes)
@@ -130,8 +137,19 @@ def readout_bytes(sizes: RankSizes) -> float:
 
 def _mixture_kept(sizes: RankSizes) -> float:
     """Per row and piece: the weights in float32, as they are multiplied, and the mask of the largest."""
+    if sizes.fuses:
+        return 0
     narrow = sizes.value_bytes if sizes.value_bytes < FLOAT32 else 0
     return FLOAT32 + narrow + (BOOL if sizes.mixture is Mixture.TOP_K else 0)
+
+
+def _mixing(sizes: RankSizes, elements: float, kept: float) -> float:
+    """Bytes of making distributions of so many elements, beside the `kept` ones of each."""
+    if sizes.fuses:
+        # Of a part: logits, weights, and the gradients of both.
+        return 4 * sizes.value_bytes * min(elements, PART_ELEMENTS)
+    # Logits, their distance to the largest and its exponential, all in float32.
+    return elements * max(3 * FLOAT32 - kept, 0)
 
 
 def _turns(sizes: RankSizes, rows: float) -> float:
@@ -148,12 +166,11 @@ def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> fl
 
 
 def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
-    """Gradients for keys and values that are kept, while a pass runs backward.
+    """Gradients for keys and values of all layers that are kept, before and while a pass runs backward.
 
     Later passes have left them for its own; a pass that sees all earlier ones leaves them for theirs.
-    Within one graph autograd uses them up layer by layer; between graphs those of all layers wait.
     """
-    if not sizes.facts.halts_in_training or not _is_cut(sizes):
+    if not sizes.facts.halts_in_training:
         return 0
     num_passes = 0 if sizes.plan.is_final(index) else 1
     if sizes.facts.sees_earlier_steps:
@@ -213,9 +230,8 @@ def _spared_by_last_layer(sizes: RankSizes, index: int) -> float:
     if sizes.has_weighted_keys(index):
         attended = unread * query
     else:
-        # The last slot alone attends by itself, if the rank has the whole row.
-        is_alone = unread == num_slots - 1 and sizes.context == 1
-        attended = unread * query if is_alone else -num_read * query
+        # The last slot alone attends by itself.
+        attended = unread * query if unread == num_slots - 1 else -num_read * query
     return norms + attended + unread * _mlp(sizes)
 
 
@@ -361,6 +377,11 @@ def _attended(sizes: RankSizes, index: int) -> float:
 
 
 def _mlp(sizes: RankSizes) -> float:
-    """Per row: before and after the activation; of a gated MLP also the other half and the product."""
-    num_kept = 4 if sizes.shape.is_gated else 2
+    """Per row: before and after the activation; of a gated MLP also the other half and the product.
+
+    A fused activation keeps what it is given alone.
+    """
+    num_kept = 2
+    if sizes.shape.is_gated:
+        num_kept = 3 if sizes.fuses else 4
     return num_kept * sizes.value_bytes * sizes.shape.ffn_hidden_size / sizes.tensor

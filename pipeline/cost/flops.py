@@ -171,6 +171,12 @@ class FlopsAccount:
         return self.facts.halts or self.signal is not None
 
     @property
+    def scores_fewer_steps(self) -> bool:
+        """Whether the penalty asks how well labels are predicted from fewer steps."""
+        is_asked = self.facts.weighs_slots and self.penalty.is_adaptive
+        return is_asked and self.num_latent_thoughts > 0
+
+    @property
     def built_for(self) -> int:
         """K of the weights."""
         return self.num_latent_thoughts if self.built_latent_thoughts is None else self.built_latent_thoughts
@@ -276,9 +282,9 @@ class FlopsAccount:
         return InferenceFlops(
             layers=2 * rows * self.shape.num_layers * self.shape.layer_weights,
             attention=self._product_flops(pairs * self.shape.query_size),
-            head=(1 + self._share_of_judged_predictions(rows)) * self._head_flops(),
-            decider=self._decisions_per_token(rows, shares) * self._decider_flops(),
-            mixture=(rows - 1) * self._mixture_flops(),
+            head=(1 + self._share_of_judged_predictions(rows)) * self.flops_of_head,
+            decider=self._decisions_per_token(rows, shares) * self.flops_of_decider,
+            mixture=(rows - 1) * self.flops_of_mixture,
             weight_columns=self._product_flops(pairs * channels) if self.facts.weighs_slots else 0.0,
         )
 
@@ -306,21 +312,32 @@ class FlopsAccount:
             build_up=passes["build_up"],
             sweeps=passes["sweep"],
             final=passes["final"],
-            head=step * (1 + self.supervises_steps * (self.num_latent_thoughts + 1)) * self._head_flops(),
-            predictions=self._num_predictions(plan) * self._head_flops(),
-            decider=decisions * self._decider_flops(),
-            mixture=mixtures * self._mixture_flops(),
+            head=step * (1 + self.supervises_steps * (self.num_latent_thoughts + 1)) * self.flops_of_head,
+            predictions=self._num_predictions(plan) * self.flops_of_head,
+            decider=decisions * self.flops_of_decider,
+            mixture=mixtures * self.flops_of_mixture,
             recompute=self._recompute_flops(plan),
             weight_columns=self._product_flops(self._weighted_channels(plan, attention_steps)),
             masked=self._product_flops(self._masked_channels(plan, attention_steps)),
         )
 
+    def product_flops(self, index: int, plan: PassPlan) -> float:
+        """Return the operations per token of one forward through all layers, attention left out."""
+        weights = self._rows(index, plan) * self.shape.num_layers * self.shape.layer_weights
+        return 2 * (weights - self._spared_weights(index, plan))
+
+    def attention_flops(self, index: int, plan: PassPlan) -> float:
+        """Return the operations per token of attention in one forward, without the columns of weights."""
+        pairs = self._key_sets(index) * self._visible_pairs(index, plan)
+        return self._product_flops(pairs * self.shape.query_size)
+
+    def column_flops(self, index: int, plan: PassPlan) -> float:
+        """Return the operations per token of one forward that the columns of ``log w`` add to attention."""
+        return self._product_flops(self._weights_of_pass(index, plan, self._visible_pairs))
+
     def _pass_flops(self, index: int, plan: PassPlan) -> float:
         """Operations per token of one trip through all layers."""
-        weights = self._rows(index, plan) * self.shape.num_layers * self.shape.layer_weights
-        pairs = self._key_sets(index) * self._visible_pairs(index, plan)
-        linear = 2 * (weights - self._spared_weights(index, plan))
-        return linear + self._product_flops(pairs * self.shape.query_size)
+        return self.product_flops(index, plan) + self.attention_flops(index, plan)
 
     def _spared_weights(self, index: int, plan: PassPlan) -> float:
         """Elements of weights that rows of a pass are not multiplied with, per token.
@@ -347,7 +364,7 @@ class FlopsAccount:
         if self.facts.predicts_each_step:
             return plan.num_passes - 1
         # As many times as there are thoughts, after which the sweeps begin.
-        return plan.first_sweep if self.facts.weighs_slots and self.penalty.is_adaptive else 0
+        return plan.first_sweep if self.scores_fewer_steps else 0
 
     def _product_flops(self, pair_channels: float) -> float:
         """Scores and weighted values of all layers, for so many channels of pairs of rows per token."""
@@ -408,25 +425,30 @@ class FlopsAccount:
     def _weights_of_later_passes(
         self, plan: PassPlan, runs: Sequence[int], pairs_of: Callable[[int, PassPlan], float]
     ) -> float:
-        # All ran step 0, so that its keys need no weights.
-        pairs = sum(
-            number * (index if self.facts.sees_earlier_steps else 1) * pairs_of(index, plan)
-            for index, number in enumerate(runs)
-            if index > 0
-        )
-        return pairs * self._weight_channels * self.shape.num_attention_heads
+        return sum(number * self._weights_of_pass(index, plan, pairs_of) for index, number in enumerate(runs))
 
-    def _head_flops(self) -> float:
+    def _weights_of_pass(
+        self, index: int, plan: PassPlan, pairs_of: Callable[[int, PassPlan], float]
+    ) -> float:
+        # All ran step 0, so that its keys need no weights.
+        num_sets = index if self.facts.sees_earlier_steps else min(index, 1)
+        return num_sets * pairs_of(index, plan) * self._weight_channels * self.shape.num_attention_heads
+
+    @property
+    def flops_of_head(self) -> float:
+        """Operations for one prediction."""
         return 2 * self.shape.vocabulary_weights
 
-    def _mixture_flops(self) -> float:
+    @property
+    def flops_of_mixture(self) -> float:
         """Operations for one mixture of embeddings: the distribution, then the product.
 
         A mixture of the largest logits is computed by masking the others, so it costs no less.
         """
-        return 2 * self._head_flops() if self.facts.mixes(self.mixture) else 0
+        return 2 * self.flops_of_head if self.facts.mixes(self.mixture) else 0
 
-    def _decider_flops(self) -> float:
+    @property
+    def flops_of_decider(self) -> float:
         """Operations for one token through the router, or one gate."""
         decider = self.decider
         return 2 * decider.num_weights(self.shape.hidden_size, self.built_for) if decider else 0

@@ -107,21 +107,30 @@ def _moments_of_one_stage(
             communication=communication,
         )
     yield Moment(name="loss", by_pass=noted, vocabulary=readout_bytes(sizes), communication=communication)
+    if sizes.account.scores_fewer_steps:
+        yield Moment(
+            name="scores of fewer steps",
+            by_pass=noted,
+            vocabulary=readout_bytes(sizes),
+            working=_scoring(sizes),
+            communication=communication,
+        )
     sums = _gradient_sums(sizes, parameters)
     for index, each in reversed(list(enumerate(passes))[first:]):
-        waiting = sums if index < len(passes) - 1 else 0.0
+        sums_so_far = sums if index < len(passes) - 1 else 0.0
         yield Moment(
             name=f"mixing after pass {index}",
             by_pass=tuple(kept[: index + 1]),
             vocabulary=each.mixing,
-            gradient_sums=waiting,
+            working=each.waiting,
+            gradient_sums=sums_so_far,
             communication=communication,
         )
         yield Moment(
             name=f"backward of pass {index}",
             by_pass=(*kept[:index], each.layers + each.keys),
-            working=each.again + each.working,
-            gradient_sums=waiting,
+            working=each.again + each.waiting + each.working,
+            gradient_sums=sums_so_far,
             communication=communication,
         )
     # The embedding's gradient is as large as the embedding, and comes last.
@@ -170,7 +179,7 @@ def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -
             yield Moment(
                 name=f"backward of pass {index}",
                 by_pass=tuple(held),
-                working=waiting + each.again + each.working,
+                working=waiting + each.again + each.waiting + each.working,
                 communication=communication,
             )
             held[index] -= each.kept
@@ -191,6 +200,17 @@ def _handed_round(sizes: RankSizes, stage: int) -> float:
     return sizes.num_micro_batches * sizes.hidden_bytes * num_rows
 
 
+def _scoring(sizes: RankSizes) -> float:
+    """What scores of fewer steps need beside logits: a mixture, and the rows of the pass, which is not over.
+
+    The first layer has kept these rows, unless it computes those of slot 0 once for all passes and keeps only
+    what it made of the others.
+    """
+    is_repeated = sizes.facts.repeats_embeddings and not sizes.skips_pruned_rows
+    is_kept = sizes.recomputes_layers or not is_repeated
+    return sizes.hidden_bytes * (1 if is_kept else 1 + sizes.plan.slots[-1])
+
+
 def _gradient_sums(sizes: RankSizes, parameters: RankParameters) -> float:
     """Gradients of weights that several passes of one graph use: autograd sums them before it returns any.
 
@@ -198,8 +218,12 @@ def _gradient_sums(sizes: RankSizes, parameters: RankParameters) -> float:
     """
     if sizes.num_passes - sizes.plan.first_with_gradient == 1:
         return 0
-    weights = parameters.method
-    if not sizes.recomputes_layers:
+    weights: float = parameters.method
+    decider = sizes.account.decider
+    if decider is not None and decider.per_iteration:
+        # Each gate is used once, so that the final norm remains.
+        weights = sizes.shape.norm_parameters
+    if not sizes.recomputes_layers and not sizes.accumulates:
         weights += parameters.layers
     if sizes.mixes:
         weights += parameters.vocabulary

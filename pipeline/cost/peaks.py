@@ -76,6 +76,21 @@ CPU = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bandwidth:
+    """Bytes per second that a device can move, by data sheet.
+
+    Attributes:
+        memory: read or written in its own memory.
+        link: received from the other devices of its machine, by NVLink or PCI Express.
+        network: received from other machines.
+    """
+
+    memory: float
+    link: float
+    network: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """What a rank of a run can be planned for.
 
@@ -83,11 +98,15 @@ class Device:
         name: used on the command line.
         memory_bytes: what nvidia-smi shows as total, or a rank's share of a machine's memory.
         peak: dense matrix products per second; None for a CPU, where it is unknown.
+        bandwidth: of memory and connections; None where it is unknown.
+        is_hopper: whether its attention kernels reach the share of the peak that was measured on an H200.
     """
 
     name: str
     memory_bytes: int
     peak: DensePeak | None
+    bandwidth: Bandwidth | None = None
+    is_hopper: bool = False
 
     @property
     def is_cpu(self) -> bool:
@@ -95,18 +114,32 @@ class Device:
         return self.name == CPU
 
 
-def _device(name: str, memory_mib: int, peak: DensePeak) -> Device:
-    return Device(name=name, memory_bytes=memory_mib * MIB, peak=peak)
+# One adapter of 400 Gbit/s for each device, as in NVIDIA's DGX H100, and one of 200 Gbit/s in a DGX A100.
+_DGX_H100, _DGX_A100 = 50e9, 25e9
+# Half of what is advertised for both directions together: NVLink 4, NVLink 3, and PCI Express 4.0 x16.
+_NVLINK_4, _NVLINK_3, _PCI_EXPRESS_4 = 450e9, 300e9, 32e9
 
 
-# The SXM versions and the RTX 4090; memory as nvidia-smi shows it.
+def _device(
+    name: str, memory_mib: int, peak: DensePeak, *, memory: float, link: float, network: float
+) -> Device:
+    return Device(
+        name=name,
+        memory_bytes=memory_mib * MIB,
+        peak=peak,
+        bandwidth=Bandwidth(memory=memory, link=link, network=network),
+        is_hopper=peak is H100_SXM,
+    )
+
+
+# The SXM versions and the RTX 4090; memory as nvidia-smi shows it, bandwidths by NVIDIA's data sheets.
 DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in (
-        _device("h100-80g", 81_559, H100_SXM),
-        _device("h200-141g", 143_771, H100_SXM),
-        _device("a100-80g", 81_920, A100),
-        _device("a100-40g", 40_960, A100),
-        _device("rtx4090-24g", 24_564, RTX_4090),
+        _device("h100-80g", 81_559, H100_SXM, memory=3.35e12, link=_NVLINK_4, network=_DGX_H100),
+        _device("h200-141g", 143_771, H100_SXM, memory=4.8e12, link=_NVLINK_4, network=_DGX_H100),
+        _device("a100-80g", 81_920, A100, memory=2.039e12, link=_NVLINK_3, network=_DGX_A100),
+        _device("a100-40g", 40_960, A100, memory=1.555e12, link=_NVLINK_3, network=_DGX_A100),
+        _device("rtx4090-24g", 24_564, RTX_4090, memory=1.008e12, link=_PCI_EXPRESS_4, network=_DGX_A100),
     )
 }

@@ -1,4 +1,4 @@
-"""The run plan: memory of the fullest rank, operations, speed and duration at a stated utilisation."""
+"""The run plan: memory of the fullest rank, operations, speed and duration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from pipeline.cost.flops import TrainingFlops
 from pipeline.cost.memory import RankMemory, rank_memories
 from pipeline.cost.peaks import Device
 from pipeline.cost.rank_sizes import rank_sizes
+from pipeline.cost.roofline import StepTime, step_time
 from pipeline.cost.traffic import RankTraffic, rank_traffic
 
 SECONDS_PER_DAY = 86_400
@@ -22,16 +23,16 @@ class Assumptions:
 
     Attributes:
         device: of every rank.
-        mfu: model FLOPs utilisation: operations of the model, recomputation not counted, over the device's
-            dense peak.
         reserve_bytes: memory of a device that tensors cannot have: the CUDA context, communication
             libraries, workspaces of kernels, and what the allocator loses to fragments.
+        mfu: model FLOPs utilisation: operations of the model, recomputation not counted, over the device's
+            dense peak; None: that of the roofline.
         mean_steps: extra steps that a token takes at inference, where tokens halt; None: unknown.
     """
 
     device: Device
-    mfu: float
     reserve_bytes: float
+    mfu: float | None = None
     mean_steps: float | None = None
 
 
@@ -67,7 +68,9 @@ class RunPlan:
         update_flops: of Muon's Newton-Schulz iterations in a step, on the device with most; 0 with AdamW.
         inference_flops: per token at the fewest and the most steps, and at the assumed mean.
         tokens: of the whole run.
-        tokens_per_second: over all ranks, at the assumed utilisation; None where no peak is known.
+        mfu: assumed, or by the roofline; None where neither is known.
+        step_time: by the roofline; None where the utilisation is assumed, or the device's speed unknown.
+        tokens_per_second: over all ranks; None where no peak is known.
     """
 
     name: str
@@ -87,6 +90,8 @@ class RunPlan:
     inference_flops: tuple[float, float]
     expected_inference_flops: float | None
     tokens: int
+    mfu: float | None
+    step_time: StepTime | None
     tokens_per_second: float | None
 
     @property
@@ -105,9 +110,11 @@ class RunPlan:
         return self.needed_bytes <= self.assumptions.device.memory_bytes
 
     @property
-    def hfu(self) -> float:
-        """Hardware FLOPs utilisation at the assumed MFU: recomputation included."""
-        return self.assumptions.mfu * self.training_flops.hardware / self.training_flops.model
+    def hfu(self) -> float | None:
+        """Hardware FLOPs utilisation at that MFU: recomputation included."""
+        if self.mfu is None:
+            return None
+        return self.mfu * self.training_flops.hardware / self.training_flops.model
 
     @property
     def days(self) -> float | None:
@@ -124,6 +131,7 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
         vocab_size: the tokenizer's, without padding.
         assumptions: device, utilisation and reserve.
     """
+    time = None if assumptions.mfu is not None else step_time(config, vocab_size, assumptions.device)
     account, parallel = flops_account(config, vocab_size), config.parallel
     step = mean_step(config, account)
     training = step.flops
@@ -151,23 +159,45 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
             account.inference_per_token(account.num_latent_thoughts),
         ),
         expected_inference_flops=None if mean_steps is None else account.inference_per_token(mean_steps),
-        tokens=config.training.train_iters * config.training.global_batch_size * config.training.seq_length,
-        tokens_per_second=_tokens_per_second(config, assumptions, training.model, update_flops),
+        tokens=config.training.train_iters * _tokens_per_step(config),
+        mfu=_utilisation(config, assumptions, training.model, time),
+        step_time=time,
+        tokens_per_second=_tokens_per_second(config, assumptions, training.model, update_flops, time),
     )
 
 
-def _tokens_per_second(
-    config: RunConfig, assumptions: Assumptions, model_flops: float, update_flops: float
+def _utilisation(
+    config: RunConfig, assumptions: Assumptions, model_flops: float, time: StepTime | None
 ) -> float | None:
-    """Return the speed at the assumed utilisation, of the update as of the model; Muon computes in bf16."""
+    """Return the assumed utilisation, or that of the roofline."""
     peak = assumptions.device.peak
-    if peak is None:
+    if time is None or peak is None:
+        return assumptions.mfu
+    per_device = _tokens_per_step(config) / config.parallel.world_size
+    return per_device * model_flops / time.total / peak.at(config.training.precision)
+
+
+def _tokens_per_second(
+    config: RunConfig,
+    assumptions: Assumptions,
+    model_flops: float,
+    update_flops: float,
+    time: StepTime | None,
+) -> float | None:
+    """Return the speed by the roofline, or at the assumed utilisation, of the update as of the model."""
+    peak, mfu = assumptions.device.peak, assumptions.mfu
+    tokens = _tokens_per_step(config)
+    if time is not None:
+        return tokens / time.total
+    if peak is None or mfu is None:
         return None
-    speed = assumptions.mfu * peak.at(config.training.precision) * config.parallel.world_size / model_flops
-    if not update_flops:
-        return speed
-    tokens = config.training.global_batch_size * config.training.seq_length
-    return tokens / (tokens / speed + update_flops / (assumptions.mfu * peak.bfloat16_flops))
+    speed = mfu * peak.at(config.training.precision) * config.parallel.world_size / model_flops
+    # Muon computes in bf16.
+    return tokens / (tokens / speed + update_flops / (mfu * peak.bfloat16_flops))
+
+
+def _tokens_per_step(config: RunConfig) -> int:
+    return config.training.global_batch_size * config.training.seq_length
 
 
 def layout_advice(config: RunConfig, device: Device) -> list[Advice]:
@@ -213,8 +243,10 @@ def plan_values(plan: RunPlan) -> Mapping[str, Any]:
         "update_flops": plan.update_flops,
         "inference_flops_per_token": list(plan.inference_flops),
         "expected_inference_flops_per_token": plan.expected_inference_flops,
-        "mfu": plan.assumptions.mfu,
+        "mfu": plan.mfu,
         "hfu": plan.hfu,
+        "mfu_is_assumed": plan.step_time is None,
+        "step_seconds": None if plan.step_time is None else dict(plan.step_time.parts),
         "tokens": plan.tokens,
         "tokens_per_second": plan.tokens_per_second,
         "days": plan.days,

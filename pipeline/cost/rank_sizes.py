@@ -41,6 +41,9 @@ class RankSizes:
         supervises_steps: every step of the final pass is read alone too.
         num_ns_steps: Newton-Schulz iterations of Muon; 0: AdamW updates all weights.
         has_fused_norms: whether RMSNorm is one kernel, as on GPUs, and not several operations, as on CPUs.
+        fuses: whether layers consist of fused functions, and distributions over the vocabulary are worked on
+            in parts.
+        accumulates: whether gradients of weights are added to their sums inside of the products.
     """
 
     account: FlopsAccount
@@ -61,6 +64,8 @@ class RankSizes:
     supervises_steps: bool = False
     num_ns_steps: int = 0
     has_fused_norms: bool = True
+    fuses: bool = False
+    accumulates: bool = False
 
     @property
     def shape(self) -> ModelShape:
@@ -150,9 +155,10 @@ def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = Tr
     Args:
         config: the run.
         vocab_size: the tokenizer's, without padding.
-        has_fused_norms: see :class:`RankSizes`.
+        has_fused_norms: see :class:`RankSizes`; without, nothing else is fused either.
     """
     account, parallel = flops_account(config, vocab_size), config.parallel
+    fuses = has_fused_norms and config.fuses
     return RankSizes(
         account=account,
         plan=account.limited_to(step_kinds(config)[-1].num_latent_thoughts).plan(max_sweeps(config.ponder)),
@@ -172,4 +178,6 @@ def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = Tr
         supervises_steps=account.supervises_steps,
         num_ns_steps=config.optimizer.muon_num_ns_steps if config.optimizer.name == "muon" else 0,
         has_fused_norms=has_fused_norms,
+        fuses=fuses,
+        accumulates=fuses and not parallel.overlap_grad_reduce,
     )

@@ -12,6 +12,19 @@ from pipeline.shared.tables import Table
 from pipeline.shared.units import metric
 
 MOST_PASSES_SHOWN = 12
+LEAST_SHARE_SHOWN = 0.005
+# For people, by the names of :class:`pipeline.cost.roofline.StepTime`.
+_PARTS = {
+    "products": "products",
+    "attention": "attention",
+    "elementwise": "other work of layers",
+    "vocabulary": "head and mixtures",
+    "decider": "router or gates",
+    "launches": "waiting for launches",
+    "exchange": "exchange",
+    "bubble": "bubble",
+    "update": "update",
+}
 
 
 def render_memory(plan: RunPlan) -> Table:
@@ -64,6 +77,7 @@ def render_plan(plan: RunPlan) -> Table:
         *_update(plan),
         ("FLOPs per token, inference", _inference(plan)),
         ("speed", _speed(plan)),
+        *_time(plan),
         ("received by a rank", _traffic(plan)),
         ("duration", _duration(plan)),
     ]
@@ -121,10 +135,23 @@ def _speed(plan: RunPlan) -> str:
     speed = plan.tokens_per_second
     if speed is None:
         return f"unknown, as the peak of a {plan.assumptions.device.name} is"
+    assert plan.mfu is not None, "a speed follows from it"
+    assert plan.hfu is not None, "a speed follows from it"
+    source = "assumed" if plan.step_time is None else "estimated"
     return (
-        f"{speed:,.0f} tokens/s, {speed / plan.num_ranks:,.0f} per device, at {plan.assumptions.mfu:.0%} MFU "
+        f"{speed:,.0f} tokens/s, {speed / plan.num_ranks:,.0f} per device, at {plan.mfu:.0%} MFU, {source} "
         f"({plan.hfu:.0%} HFU)"
     )
+
+
+def _time(plan: RunPlan) -> list[tuple[str, str]]:
+    """Format the parts of a step, largest first, without those below half a percent."""
+    time = plan.step_time
+    if time is None:
+        return []
+    shares = sorted(((seconds / time.total, name) for name, seconds in time.parts.items()), reverse=True)
+    shown = ", ".join(f"{_PARTS[name]} {share:.0%}" for share, name in shares if share >= LEAST_SHARE_SHOWN)
+    return [("time of a step", f"{time.total:,.3g} s: {shown}")]
 
 
 def _duration(plan: RunPlan) -> str:

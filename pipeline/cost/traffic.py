@@ -35,9 +35,9 @@ def rank_traffic(sizes: RankSizes) -> RankTraffic:
     passes = range(sizes.num_passes)
     of_layers = sizes.num_micro_batches * num_layers
     return RankTraffic(
-        tensor=of_layers * sum(_tensor(sizes, index) for index in passes) + _matrices(sizes, num_layers),
+        tensor=of_layers * sum(tensor_bytes(sizes, index) for index in passes) + _matrices(sizes, num_layers),
         context=of_layers * sum(context_bytes(sizes, index) for index in passes),
-        pipeline=sizes.num_micro_batches * sum(_pipeline(sizes, index) for index in passes),
+        pipeline=sizes.num_micro_batches * sum(pipeline_bytes(sizes, index) for index in passes),
         data=_data(sizes, stage),
     )
 
@@ -58,9 +58,10 @@ def _num_forwards(sizes: RankSizes, index: int) -> int:
     return 1 + (sizes.recomputes_layers and sizes.plan.has_gradient(index))
 
 
-def _tensor(sizes: RankSizes, index: int) -> float:
-    """Attention and MLP each gather their input and scatter the sum of their outputs, or sum it for all.
+def tensor_bytes(sizes: RankSizes, index: int) -> float:
+    """Return what one layer receives from tensor-parallel ranks in one pass of one micro-batch.
 
+    Attention and MLP each gather their input and scatter the sum of their outputs, or sum it for all.
     With parallel residuals one sum serves both. Sequence parallelism gathers the inputs once more for the
     gradients of weights.
     """
@@ -75,7 +76,8 @@ def _tensor(sizes: RankSizes, index: int) -> float:
     return once * (forward * _num_forwards(sizes, index) + (backward if has_gradient else 0))
 
 
-def _pipeline(sizes: RankSizes, index: int) -> float:
+def pipeline_bytes(sizes: RankSizes, index: int) -> float:
+    """Return what a stage receives from its neighbours in one pass of one micro-batch, in both directions."""
     if sizes.num_stages == 1:
         return 0
     return sizes.hidden_bytes * sizes.plan.slots[index] * (2 if sizes.plan.has_gradient(index) else 1)

@@ -3,7 +3,7 @@
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -85,6 +85,7 @@ class Ledger(TorchDispatchMode):
         self._owner = "other"
         self._phase = "step"
         self._has_kernel: dict[Any, bool] = {}
+        self._is_inside_kernel = False
         self._clear()
 
     def restart(self) -> None:
@@ -112,6 +113,19 @@ class Ledger(TorchDispatchMode):
             yield
         finally:
             self._phase, self._owner = before
+
+    def run_as_kernel(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a function that a compiler makes one kernel of: of its tensors, only the results are held."""
+        before, self._is_inside_kernel = self._is_inside_kernel, True
+        try:
+            result = function(*args)
+        finally:
+            self._is_inside_kernel = before
+        self.count_kernels(1)
+        for value in tree_iter(result):
+            if isinstance(value, Tensor) and value.is_meta:
+                self._track(value)
+        return result
 
     def count_kernels(self, number: int) -> None:
         """Count kernels of which no operation of torch tells."""
@@ -150,7 +164,7 @@ class Ledger(TorchDispatchMode):
     def _take_result(self, func: Any, given: list[Tensor], result: Any, args: Any, kwargs: Any) -> None:
         made = [value for value in tree_iter(result) if isinstance(value, Tensor) and value.is_meta]
         on_device = made or any(tensor.is_meta for tensor in given)
-        if not on_device:
+        if not on_device or self._is_inside_kernel:
             return
         if func is aten._to_copy.default and not given[0].is_meta and not kwargs.get("non_blocking"):
             self.wait("copy from the host")
@@ -158,7 +172,9 @@ class Ledger(TorchDispatchMode):
             self.kernels[self._phase] += _KERNELS.get(func._schema.name, 1)
             count = flop_registry.get(func._overloadpacket)
             if count is not None:
-                self.flops[self._phase] += count(*args, **kwargs, out_val=result)
+                # Torch's formulas do not know the dtype of a product of mixed precision.
+                plain = [arg for arg in args if not isinstance(arg, torch.dtype)]
+                self.flops[self._phase] += count(*plain, **kwargs, out_val=result)
         for tensor in made:
             self._track(tensor)
 

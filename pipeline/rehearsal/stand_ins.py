@@ -13,6 +13,7 @@ from torch.nn import functional
 import megatron_ext.adamw
 from megatron_ext.model.kernels import is_cudnn_preferred
 from megatron_ext.ponder import attention, documents, joined_attention
+from megatron_ext.ponder.fusing import compiler
 from pipeline.rehearsal.ledger import Ledger
 
 aten = torch.ops.aten
@@ -43,6 +44,7 @@ def device_kernels(ledger: Ledger) -> Iterator[None]:
         replace(joined_attention, "has_fused_kernel", _takes_flash(joined_attention.has_fused_kernel))
         replace(joined_attention, "kernel_of", _kernel(joined_attention.kernel_of))
         replace(megatron_ext.adamw, "adamw", _adamw(ledger))
+        replace(compiler, "run", ledger.run_as_kernel)
         replace(torch, "tensor", _tensor(ledger))
         replace(torch.distributed, "new_group", _new_group(torch.distributed.new_group))
         yield

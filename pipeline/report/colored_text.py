@@ -10,8 +10,8 @@ from pipeline.report.colors import LIGHT, LIGHT_RAMP, line_widths, step_colors
 
 _BOX = "padding: 12px 14px; border: 1px solid {line}; background: {page}; color: {ink}".format(**LIGHT)
 _FONT = (
-    "white-space: pre-wrap; overflow-wrap: anywhere; "
-    "font: 13.5px/1.9 'DejaVu Sans Mono', Menlo, Consolas, monospace"
+    "margin: 6px 0 0; padding: 0; background: none; color: inherit; white-space: pre-wrap; "
+    "overflow-wrap: anywhere; font: 13.5px/1.9 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 )
 
 
@@ -55,7 +55,8 @@ class ColoredText:
             )
             for piece, steps in zip(self.pieces, self.steps, strict=True)
         )
-        return Markup('<div style="{}"><div>steps: {}</div><div style="{}">{}</div></div>').format(
+        # In `pre`, where programs that shorten pages leave spaces alone.
+        return Markup('<div style="{}"><div>steps: {}</div><pre style="{}">{}</pre></div>').format(
             _BOX, legend, Markup(_FONT), text
         )
 

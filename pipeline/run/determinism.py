@@ -1,4 +1,4 @@
-"""The same bits in every run, on devices where that has to be asked for."""
+"""Bitwise reproducible runs, on devices where that has to be requested."""
 
 import torch
 import torch.backends.cudnn

@@ -96,7 +96,7 @@ def _advice(config: RunConfig) -> list[str]:
     total = (device_memory_bytes() or (0, psutil.virtual_memory().total))[1]
     # Only the memory counts here, not the speed.
     here = Device(name=device_name(), memory_bytes=total, peak=None)
-    assumptions = Assumptions(device=here, mfu=0.4, reserve_bytes=_RESERVE_BYTES)
+    assumptions = Assumptions(device=here, reserve_bytes=_RESERVE_BYTES)
     plan = plan_run(config, vocab_size, assumptions)
     return [
         as_text(render_memory(plan), width=_TABLE_WIDTH),

@@ -22,6 +22,7 @@ from pipeline.data.dataset import SampleSource
 from pipeline.data.opening import Reading, open_heldout, open_training, training_order
 from pipeline.data.order import SampleOrder
 from pipeline.data.prefetch import PrefetchedBatches
+from pipeline.step.fusing import can_fuse
 from pipeline.step.megatron_config import (
     ddp_config,
     muon_settings,
@@ -107,11 +108,15 @@ def build_module(
 
     Args:
         config, vocab_size, groups: the run.
-        is_trained: whether its rows have one length in all steps, so that training.attention counts.
+        is_trained: whether its rows have one length in all steps, so that training.attention and
+            training.fused count.
         draws: whether the weights of the backbone are drawn; else they are 0, to be read from a checkpoint.
     """
     prefers_cudnn = is_trained and config.training.attention == "cudnn"
     settings = transformer_config(config, vocab_size, prefers_cudnn=prefers_cudnn, draws=draws)
+    settings.fuses = is_trained and can_fuse(config, settings, groups)
+    # Reductions that overlap with backward wait for a gradient of each weight.
+    settings.gradient_accumulation_fusion = settings.fuses and not config.parallel.overlap_grad_reduce
     # Initialized on the host, so that the weights do not depend on the device.
     module = PonderModel(settings, groups.pg_collection)
     module.to(device())

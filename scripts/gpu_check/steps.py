@@ -92,6 +92,21 @@ def methods(place: Place) -> Findings:
     return found
 
 
+def fused(place: Place) -> Findings:
+    """Measure a step with training.fused and without: time, memory, and the same loss."""
+    found = Findings()
+    with one_rank() as groups:
+        for kind in ("auto", "never"):
+            config = _config(place, PONDERLM3, 1, 1, FIXED_SWEEPS, f"training.fused={kind}")
+            found.figures[kind] = _measured_run(config, groups, repeats=place.choose(3, 1))
+            _judge(found, f"fused {kind}", found.figures[kind])
+    auto, never = (found.figures[kind]["losses"][0] for kind in ("auto", "never"))
+    gap = abs(auto - never) / never
+    found.expect(gap < KERNEL_TOLERANCE, f"the loss of the first step differs by {gap:.2g}: {auto}, {never}")
+    found.summary = "; ".join(f"{kind}: {_summary(found.figures[kind])}" for kind in ("auto", "never"))
+    return found
+
+
 def cudnn(place: Place) -> Findings:
     """Measure a step with each of the two kernels that training.attention can ask for."""
     kinds = place.choose(("flash", "cudnn"), ("flash",))

@@ -95,6 +95,8 @@ def _write_recipe(folder: Path) -> Path:
             "global_batch_size": 4,
             "train_iters": NUM_STEPS,
             "precision": "bf16",
+            # Compiling would take longer than the runs.
+            "fused": "never",
         },
         "optimizer": {"lr": 1e-3},
         "data": {"path": str(folder / "data"), "format": "rows", "eod_id": 0},

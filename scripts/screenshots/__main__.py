@@ -1,6 +1,9 @@
 """`python -m scripts.screenshots RUN`: make the pictures of the documentation from a finished run."""
 
 import asyncio
+import base64
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,10 +12,12 @@ import typer
 from pipeline.commands.shared import exit_on_user_error
 from pipeline.shared.console import say
 from scripts.screenshots.board import serve_board, shown_charts
-from scripts.screenshots.browser import open_page
-from scripts.screenshots.terminal import render_terminal, shown_by
+from scripts.screenshots.browser import Page, open_page
+from scripts.screenshots.terminal import render_terminal, shown_by, size_of
 
 PICTURES = Path("docs/pictures")
+# That of the demo.
+PROMPT = 'def read_lines(path):\n    """Return the lines of a file."""\n'
 WIDTHS = {"wide": (1280, 1100), "phone": (390, 844)}
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
@@ -20,7 +25,7 @@ SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 def main(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that has a report.")],
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="For the pictures.")] = PICTURES,
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="That the model continues.")] = "import os",
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="That the model continues.")] = PROMPT,
     whole: Annotated[
         bool, typer.Option("--whole", help="Whole pages of the report, not their tops.")
     ] = False,
@@ -28,19 +33,23 @@ def main(
     """Make the pictures: the report wide and on a phone, light and dark; TensorBoard; the terminal."""
     with exit_on_user_error():
         output.mkdir(parents=True, exist_ok=True)
-        asyncio.run(_pages(run, output, is_whole_page=whole))
-        checkpoints = str(run / "checkpoints")
+        # A small model repeats itself when it always takes the most likely token.
+        sampling = ("--temperature", "0.8", "--top-p", "0.9", "--seed", "1")
         commands = {
             "doctor": ["doctor"],
-            "generate": ["generate", checkpoints, "--prompt", prompt, "--max-new-tokens", "60"],
+            "generate": ["generate", str(run), "--prompt", prompt, "--max-new-tokens", "60", *sampling],
         }
-        for name, words in commands.items():
-            render_terminal(f"megaponder {' '.join(words)}", shown_by(*words), output / f"{name}.svg")
-            say(f"written to {output / name}.svg")
+        terminals = {
+            name: render_terminal(f"megaponder {shlex.join(words)}", shown_by(*words))
+            for name, words in commands.items()
+        }
+        asyncio.run(_pictures(run, output, terminals, is_whole_page=whole))
 
 
-async def _pages(run: Path, output: Path, *, is_whole_page: bool) -> None:
+async def _pictures(run: Path, output: Path, terminals: Mapping[str, str], *, is_whole_page: bool) -> None:
     async with open_page() as page:
+        for name, svg in terminals.items():
+            _write(output / f"{name}.png", await picture_of_terminal(page, svg))
         for size, (width, height) in WIDTHS.items():
             for scheme in SCHEMES:
                 await page.emulate(width=width, height=height, scheme=scheme)
@@ -52,6 +61,20 @@ async def _pages(run: Path, output: Path, *, is_whole_page: bool) -> None:
             await page.emulate(width=1280, height=900, scheme="light")
             await shown_charts(page, address)
             _write(output / "tensorboard.png", await page.screenshot())
+
+
+async def picture_of_terminal(page: Page, svg: str) -> bytes:
+    """Return a terminal as PNG.
+
+    Args:
+        page: of a browser.
+        svg: of :func:`render_terminal`.
+    """
+    width, height = size_of(svg)
+    await page.emulate(width=width, height=height, scheme="light")
+    encoded = base64.b64encode(svg.encode()).decode("ascii")
+    await page.open(f"data:image/svg+xml;base64,{encoded}")
+    return await page.screenshot()
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -1,19 +1,23 @@
 """What a command shows on a terminal of 80 columns, as a picture."""
 
+import math
 import os
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from scripts.commands import CommandError
 
-__all__ = ["render_terminal", "shown_by"]
+__all__ = ["render_terminal", "shown_by", "size_of"]
 
 _COLUMNS = 80
 _LIMIT_SECONDS = 600
+# A picture takes no fonts from other servers.
+_FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
+_VIEW_BOX = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
 
 
 def shown_by(*words: str) -> str:
@@ -22,7 +26,8 @@ def shown_by(*words: str) -> str:
     Raises:
         CommandError: it cannot be run.
     """
-    environment = {**os.environ, "COLUMNS": str(_COLUMNS), "FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    environment = {**os.environ, "COLUMNS": str(_COLUMNS), "FORCE_COLOR": "1"}
+    environment |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
     done = subprocess.run(
         [sys.executable, "-P", "-m", "pipeline.cli", *words],
         env=environment,
@@ -37,13 +42,12 @@ def shown_by(*words: str) -> str:
     return done.stdout
 
 
-def render_terminal(command: str, output: str, file: Path) -> None:
-    """Write a terminal with a command and its output as SVG.
+def render_terminal(command: str, output: str) -> str:
+    """Return a terminal with a command and its output as SVG.
 
     Args:
         command: as it was typed.
         output: with escape sequences.
-        file: to write.
     """
     # Recorded, and shown nowhere.
     with open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123 (a device, not a path)
@@ -52,4 +56,11 @@ def render_terminal(command: str, output: str, file: Path) -> None:
         )
         console.print(Text(f"$ {command}", style="bold"))
         console.print(Text.from_ansi(output.rstrip("\n")))
-    console.save_svg(str(file), title="megaponder")
+    return _FONT_FACE.sub("", console.export_svg(title="megaponder"))
+
+
+def size_of(svg: str) -> tuple[int, int]:
+    """Return width and height of a terminal in pixels."""
+    found = _VIEW_BOX.search(svg)
+    assert found is not None, "rich gives its pictures a size"
+    return math.ceil(float(found[1])), math.ceil(float(found[2]))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.ponder.attention import dense_bias_attention, key_weighted_attention
+from pipeline.shared.progress import Progress
 from tests.bench.timing import median_seconds
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -46,7 +47,12 @@ class AttentionTimes:
 
 
 def time_attention(
-    sizes: AttentionSizes, *, repeats: int, device: torch.device, seed: int = 1234
+    sizes: AttentionSizes,
+    *,
+    repeats: int,
+    device: torch.device,
+    seed: int = 1234,
+    progress: Progress | None = None,
 ) -> AttentionTimes:
     """Time both attentions, forward and backward, on the same inputs."""
     inputs = random_inputs(sizes, device=device, seed=seed)
@@ -59,6 +65,7 @@ def time_attention(
         },
         repeats=repeats,
         device=device,
+        progress=progress,
     )
     return AttentionTimes(
         weighted_seconds=seconds["weighted"],
@@ -92,14 +99,20 @@ class DocumentTimes:
 
 
 def time_documents(
-    sizes: AttentionSizes, counts: Sequence[int], *, repeats: int, device: torch.device, seed: int = 1234
+    sizes: AttentionSizes,
+    counts: Sequence[int],
+    *,
+    repeats: int,
+    device: torch.device,
+    seed: int = 1234,
+    progress: Progress | None = None,
 ) -> list[DocumentTimes]:
     """Time rows of so many documents, forward and backward, in turns.
 
     Args:
         sizes: of the rows.
         counts: documents of a row, divisors of its length.
-        repeats, device, seed: as for :func:`time_attention`.
+        repeats, device, seed, progress: as for :func:`time_attention`.
     """
     inputs = random_inputs(sizes, device=device, seed=seed)
     ways: dict[str, Callable[[], tuple[Tensor, ...]]] = {}
@@ -107,7 +120,7 @@ def time_documents(
         ways[f"packed {count}"] = partial(forward_and_backward, _packed(sizes, count), inputs)
         apart = tuple(_as_sequences(x, count).contiguous() for x in inputs)
         ways[f"batched {count}"] = partial(forward_and_backward, key_weighted_attention, apart)
-    seconds = median_seconds(ways, repeats=repeats, device=device)
+    seconds = median_seconds(ways, repeats=repeats, device=device, progress=progress)
     return [
         DocumentTimes(
             num_documents=count,

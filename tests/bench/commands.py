@@ -1,10 +1,12 @@
 """The commands of `python -m tests.bench`: options, tables and exit codes of every benchmark."""
 
 import json
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -102,7 +104,9 @@ def attention(
         head_size=head_size,
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
     )
-    times = time_attention(sizes, repeats=repeats, device=device())
+    with open_bar("rounds", total=2 * (repeats + 1)) as bar:
+        times = time_attention(sizes, repeats=repeats, device=device(), progress=bar)
+        by_documents = time_documents(sizes, counts, repeats=repeats, device=device(), progress=bar)
     table = Table(
         title=f"{batch_size} x {rows} rows, {heads} heads ({groups} key heads) of {head_size}, {precision}, "
         f"{device()} with {torch.get_num_threads()} thread(s)"
@@ -114,7 +118,7 @@ def attention(
     console = Console()
     console.print(table)
     console.print(f"largest relative difference of outputs and gradients: {times.largest_difference:.1e}")
-    console.print(_document_table(time_documents(sizes, counts, repeats=repeats, device=device())))
+    console.print(_document_table(by_documents))
     too_slow = minimum_speedup is not None and times.speedup < minimum_speedup
     raise typer.Exit(ExitCode.CRASH if too_slow else ExitCode.DONE)
 
@@ -336,6 +340,58 @@ def _compare_and_print(comparison: "Comparison", *, note: str, json_file: Path |
 
 @app.command(
     epilog=examples(
+        "python -m tests.bench context",
+        "python -m tests.bench context --tokens 8192 --layers 4 --hidden-size 256 --rounds 5",
+    )
+)
+def context(
+    tokens: Annotated[int, typer.Option(min=8, metavar="N", help="Tokens of the row of a step.")] = 4096,
+    layers: Annotated[int, typer.Option(min=1, metavar="N")] = 2,
+    hidden_size: Annotated[int, typer.Option(min=16, metavar="N", help="A multiple of 16.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Timed steps; medians are shown.")] = 3,
+) -> None:
+    """Time training steps on one long row by layout: one rank, two of the tensor or the context axis.
+
+    All train the same PonderLM-3 (K = 1, J = 1, fp32) on the CPU, on the same random tokens, a rank on one
+    thread, in turns after a comparison of the losses. Give it as many cores as ranks: two. Reads no data.
+    """
+    # The ranks communicate by gloo.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+    from tests.bench.context import ContextSizes, time_layouts
+    from tests.bench.machine import machine_name
+
+    if tokens % 4 or hidden_size % 16:
+        raise typer.BadParameter("--tokens must be a multiple of 4 and --hidden-size of 16")
+    sizes = ContextSizes(seq_length=tokens, num_layers=layers, hidden_size=hidden_size)
+    with open_bar("rounds", total=rounds + 1) as bar:
+        found = time_layouts(sizes, rounds=rounds, progress=bar)
+    table = Table(title=f"Seconds of a training step on {tokens:,} tokens, {machine_name()}")
+    for column in (
+        "layout",
+        "median",
+        "range",
+        "us per token",
+        "of one rank",
+        "CPU seconds of all ranks",
+        "loss",
+    ):
+        table.add_column(column, justify="left" if column == "layout" else "right")
+    for one in found.layouts:
+        table.add_row(
+            one.layout,
+            f"{median(one.seconds):.2f}",
+            f"{min(one.seconds):.2f}..{max(one.seconds):.2f}",
+            f"{1e6 * median(one.seconds) / tokens:.0f}",
+            f"{one.share_of(found.layouts[0]):.2f}",
+            f"{median(one.cpu_seconds):.2f}",
+            f"{one.loss:.6f}",
+        )
+    open_console().print(table, f"load of the machine: {found.load[0]:.1f} to {found.load[1]:.1f}")
+
+
+@app.command(
+    epilog=examples(
         "python -m tests.bench convert",
         "python -m tests.bench convert --layers 24 --hidden-size 1024 --heads 16 --ffn-size 4096",
     )
@@ -490,18 +546,49 @@ def data(
         "python -m tests.bench decode --config pipeline/recipes/ponderlm3_70m.yaml model.vocab_size=2048 "
         "training.precision=fp32 --json decode.json",
         "python -m tests.bench decode --config run.yaml --batch-size 32 training.precision=bf16",
+        "python -m tests.bench decode --config run.yaml --other ../another-checkout",
     )
 )
 def decode(
     config: ConfigFile,
     overrides: Overrides = None,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences.")] = 8,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, metavar="N", help="Sequences; may be repeated; default: 8, then 1.", show_default=False
+        ),
+    ] = None,
     prompt_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Tokens before the timed ones.")
-    ] = 32,
-    new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Timed tokens of each sequence.")] = 32,
-    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Timed rounds; medians are shown.")] = 5,
+    ] = 16,
+    new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Timed tokens of each sequence.")] = 12,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Also time N steps for every token; may be repeated; default: 1.",
+            show_default=False,
+        ),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Timed rounds at most; medians are shown.")
+    ] = 5,
+    seconds: Annotated[
+        float,
+        typer.Option(min=0.0, metavar="N", help="No round begins that would end later."),
+    ] = 240.0,
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the CPU.")] = 1,
+    other: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            metavar="FOLDER",
+            help="Another checkout of this program, whose decoder takes its turns.",
+            show_default=False,
+        ),
+    ] = None,
     minimum_speedup: Annotated[
         float | None,
         typer.Option(
@@ -527,21 +614,24 @@ def decode(
 ) -> None:
     """Time cached decoding of a PonderLM-3 by the steps its tokens take, on one rank and random tokens.
 
-    The router is biased so that every token takes 0, 1, .. K steps, or that given shares of the tokens take
-    each; these also token by token, all texts waiting for the slowest. Baselines are the same model without
-    pruning, the same sizes without thoughts, and for GPT-NeoX, if transformers is installed, its decoding.
-    All take turns, after one untimed round; the table shows medians over the rounds, calls of the layers per
-    token, the shares of FLOPs and of time saved, and what share of the FLOPs' gain the time reaches. Prompts
-    are read before the clock starts. Reads no data.
+    The router is biased so that every token takes the same number of steps, or that given shares of the
+    tokens take 0, 1, .. steps; these also token by token, all texts waiting for the slowest. Baselines are
+    the same model without pruning, the same sizes without thoughts, and for GPT-NeoX, if transformers is
+    installed, its decoding. All take turns, after one untimed round. The tables show medians over the rounds,
+    calls of the layers per token, rows per call, and the time saved next to what FLOPs and what calls
+    promise. With one thread of a CPU, ratios are of CPU seconds. Prompts are read before the clock starts.
+    Reads no data.
     """
     set_up_logging()
 
     import torch
 
+    from megatron_ext.device import device
     from megatron_ext.ponder.config import Method
     from pipeline.shared.files import write_atomically
     from tests.bench.decode import DecodeSizes, time_decoding
     from tests.bench.decode_figures import decode_figures, figures_json, render_figures
+    from tests.bench.decode_other import other_ways
     from tests.bench.decode_transformers import transformers_ways
     from tests.bench.machine import machine_name
 
@@ -552,27 +642,40 @@ def decode(
             f"must be a run of ponderlm3, but is a run of {run.ponder.method}", param_hint="--config"
         )
     torch.set_num_threads(threads)
-    sizes = DecodeSizes(batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
-    with open_bar("rounds", total=repeats + 1) as bar:
+    sizes = [
+        DecodeSizes(batch_size=size, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+        for size in dict.fromkeys(batch_size or (8, 1))
+    ]
+    load = os.getloadavg()[0]
+    with ExitStack() as stack:
+        others = [] if other is None else stack.enter_context(other_ways(other, run, sizes, threads=threads))
+        bar = stack.enter_context(open_bar("decoding", total=1))
         times = time_decoding(
             run,
             sizes,
             repeats=repeats,
-            further=lambda: transformers_ways(run, sizes),
-            advance=bar.advance,
+            steps=steps or (1,),
+            most_seconds=seconds,
+            further=lambda of_sizes: [*transformers_ways(run, of_sizes), *others],
+            watch=lambda share: bar.update(share, f"{share:.0%}"),
         )
-    figures = decode_figures(times)
-    what = f"{batch_size} sequences, {prompt_tokens} + {new_tokens} tokens, {run.training.precision}"
-    machine = f"{machine_name()}, {threads} thread(s)"
+    by_cpu = threads == 1 and device().type == "cpu"
+    figures = decode_figures(times, by_cpu=by_cpu)
+    loads = (load, os.getloadavg()[0])
+    machine = f"{machine_name()}, {threads} thread(s), load {loads[0]:.1f} to {loads[1]:.1f}"
+    what = f"{prompt_tokens} + {new_tokens} tokens, {run.training.precision}, {len(times[0].rounds)} round(s)"
     console = open_console()
-    for table in render_figures(figures, title=f"{run.name}: {what}; {machine}"):
-        console.print(table)
+    for one in figures:
+        title = f"{run.name}: {one.batch_size} sequences, {what}; {machine}"
+        for table in render_figures(one, title=title):
+            console.print(table)
     if json_file is not None:
-        settings = {"run": run.name, "what": what, "machine": machine, "repeats": repeats}
+        settings = {"run": run.name, "what": what, "machine": machine}
         write_atomically(json_file, figures_json(figures, settings))
         typer.echo(f"written to {json_file}")
-    too_slow = minimum_speedup is not None and (figures.speedup_at_one_step or 0.0) < minimum_speedup
-    over = maximum_ratio is not None and (figures.ratio_to_transformers or 0.0) > maximum_ratio
+    first = figures[0]
+    too_slow = minimum_speedup is not None and (first.speedup_at_one_step or 0.0) < minimum_speedup
+    over = maximum_ratio is not None and (first.ratio_to_transformers or 0.0) > maximum_ratio
     raise typer.Exit(ExitCode.CRASH if too_slow or over else ExitCode.DONE)
 
 

@@ -1,13 +1,18 @@
 """Time of a decoded token by the steps it takes, relative to vanilla decoding, with the FLOPs of each.
 
-The router of a PonderLM-3 with random weights is biased, so that every token takes exactly 0, 1, .. K steps,
+The router of a PonderLM-3 with random weights is biased, so that every token takes the same number of steps,
 or as many as random router weights decide, or given shares of the tokens take 0, 1, .. K steps. Where steps
 differ, sequences are also decoded token by token: all wait for the one that takes most steps. Prompts are
-read before the clock starts. All ways take turns, so that a drift of the machine's speed affects them all.
+read before the clock starts, and timed by themselves. All ways take turns, so that a drift of the machine's
+speed affects them all.
+
+The process that decodes with another checkout loads this file too, which therefore uses only what has long
+been there, besides decoding row by row.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Protocol
@@ -52,81 +57,130 @@ class DecodeSizes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What decoding once took.
+
+    Attributes:
+        seconds, cpu_seconds: for one token of each sequence; of this process, on all its threads.
+        reading_seconds, reading_cpu_seconds: of the prompts.
+        mean_steps: extra steps of the timed tokens.
+        calls_per_token: calls of the layers for one token of each sequence.
+        rows_per_call: rows of such a call, of all sequences together.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    reading_seconds: float
+    reading_cpu_seconds: float
+    mean_steps: float = 0.0
+    calls_per_token: float = 1.0
+    rows_per_call: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeTime:
-    """Cost of one way to decode.
+    """Cost of one way to decode: medians over its rounds.
 
     Attributes:
         name: of the way.
-        mean_steps: extra steps of the timed tokens.
-        calls_per_token: calls of the layers for one token of each sequence; None where they were not counted.
-        seconds_per_token: for one token of each sequence, median over the rounds.
-        seconds_of_rounds: the same of every round.
+        batch_size: sequences that are decoded together.
+        rounds: of which the medians are taken.
         flops_per_token: for one token of one sequence in the middle of the timed ones, computed from the
             shape of the model.
     """
 
     name: str
-    mean_steps: float
-    calls_per_token: float | None
-    seconds_per_token: float
-    seconds_of_rounds: tuple[float, ...]
+    batch_size: int
+    rounds: tuple[Round, ...]
     flops_per_token: float
+
+    def median(self, figure: str) -> float:
+        """Return the median of a figure of the rounds."""
+        return median(float(getattr(one, figure)) for one in self.rounds)
 
 
 class Way(Protocol):
-    """A way to decode, with the times of its rounds."""
+    """A way to decode.
+
+    Attributes:
+        name: shown in the table.
+        sizes: what is decoded.
+    """
 
     name: str
-    seconds: list[float]
-    steps: list[float]
+    sizes: DecodeSizes
 
-    def run(self, *, is_timed: bool) -> None:
+    @property
+    def ponders(self) -> bool:
+        """Whether tokens may take extra steps."""
+
+    def run(self, *, is_timed: bool) -> Round:
         """Decode once."""
 
 
 def time_decoding(
     config: RunConfig,
-    sizes: DecodeSizes,
+    sizes: Sequence[DecodeSizes],
     *,
     repeats: int,
-    further: Callable[[], Sequence[Way]] = tuple,
-    advance: Callable[[], None] = lambda: None,
+    steps: Sequence[int] = (1,),
+    most_seconds: float = float("inf"),
+    further: Callable[[Sequence[DecodeSizes]], Sequence[Way]] = lambda sizes: (),
+    watch: Callable[[float], None] = lambda share: None,
 ) -> list[DecodeTime]:
     """Time all ways in turns, on one rank and random tokens.
 
     Args:
         config: a PonderLM-3.
-        sizes: what is decoded.
+        sizes: what is decoded, by one batch size after the other.
         repeats: timed rounds, after one untimed round.
-        further: builds other ways to decode without thoughts, which take their turns too.
-        advance: called after every round.
+        steps: numbers of steps that all tokens take, each a way of its own.
+        most_seconds: after the first timed round none begins that would end later.
+        further: builds other ways to decode, which take their turns too.
+        watch: called with the share of the work that is done, or of the time if that is larger.
     Returns:
-        Times without pruning, with 0..K steps, with steps that differ by token in several ways, each also
-        token by token, of vanilla, of ``further``.
+        Times without pruning, with some numbers of steps, with steps that differ by token in several ways,
+        these also token by token, of vanilla, of ``further``.
     """
     assert config.ponder.method is Method.PONDERLM3, "steps are controlled by the router of PonderLM-3"
+    started = time.monotonic()
+    with one_rank(config) as groups:
+        ways: list[Way] = [*native_ways(config, sizes, groups, steps=steps), *further(sizes)]
+        rounds: list[list[Round]] = [[] for _ in ways]
+        for turn in range(repeats + 1):
+            began = time.monotonic()
+            # Rotate the order: whatever comes first in a round may find caches in another state.
+            order = [(turn + index) % len(ways) for index in range(len(ways))] if turn else range(len(ways))
+            for count, index in enumerate(order, start=1):
+                result = ways[index].run(is_timed=turn > 0)
+                rounds[index] += [result] if turn > 0 else []
+                done = (turn + count / len(ways)) / (repeats + 1)
+                watch(max(done, min((time.monotonic() - started) / most_seconds, 1.0)))
+            now = time.monotonic()
+            if turn > 0 and now - started + (now - began) > most_seconds:
+                break
+        return [_time_of(*one, config) for one in zip(ways, rounds, strict=True)]
+
+
+@contextmanager
+def one_rank(config: RunConfig) -> Iterator[ParallelGroups]:
+    """Start the only rank of a run."""
     prepare_host()
     start_process_group(Ranks.from_environment({}), timeout_seconds=TIMEOUT_SECONDS)
     try:
-        ways = [*_ways(config, sizes, initialize_groups(seed=config.seed)), *further()]
-        for turn in range(repeats + 1):
-            # Rotate the order: whatever comes first in a round may find caches in another state.
-            first = turn % len(ways)
-            for way in (*ways[first:], *ways[:first]):
-                way.run(is_timed=turn > 0)
-            advance()
-        return [_time_of(way, config, sizes) for way in ways]
+        yield initialize_groups(seed=config.seed)
     finally:
         destroy_groups()
         stop_process_group()
 
 
 @dataclass(slots=True)
-class _Way:
-    """A native model, and the times and steps of its rounds.
+class NativeWay:
+    """A native model.
 
     Attributes:
         token_by_token: all sequences wait for the one that takes most steps, instead of row by row.
+        calls: the rows of every call of the round.
     """
 
     name: str
@@ -134,11 +188,14 @@ class _Way:
     sizes: DecodeSizes
     vocab_size: int
     token_by_token: bool = False
-    num_calls: int = 0
-    seconds: list[float] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
+    calls: list[int] = field(default_factory=list)
 
-    def run(self, *, is_timed: bool) -> None:
+    @property
+    def ponders(self) -> bool:
+        """See :class:`Way`."""
+        return self.name != VANILLA
+
+    def run(self, *, is_timed: bool) -> Round:
         """Read prompts, then time the tokens after them."""
         sizes = self.sizes
         sequences = range(sizes.batch_size)
@@ -149,23 +206,36 @@ class _Way:
         )
         tokens = random_tokens(sizes, self.vocab_size)
         prompts, news = tokens[:, : sizes.prompt_tokens], tokens[:, sizes.prompt_tokens :]
+        started = clocks()
         decoder.read_prompts(sequences, prompts.tolist(), sweeps=Sweeps(number=0))
-        decoder.observe = self._count_calls
-        self.num_calls = 0
+        read = clocks()
+        decoder.observe = self._count_rows
+        self.calls.clear()
         decode = _token_by_token if self.token_by_token else _row_by_row
-        wait_for_device()
-        started = time.perf_counter()
         taken = decode(decoder, news.tolist(), sizes.new_tokens)
-        wait_for_device()
-        if is_timed:
-            self.seconds.append((time.perf_counter() - started) / sizes.new_tokens)
-            self.steps.append(float(taken.double().mean()))
-        else:
+        ended = clocks()
+        if not is_timed:
             _settle_router(self.model)
+        return Round(
+            seconds=(ended[0] - read[0]) / sizes.new_tokens,
+            cpu_seconds=(ended[1] - read[1]) / sizes.new_tokens,
+            reading_seconds=read[0] - started[0],
+            reading_cpu_seconds=read[1] - started[1],
+            mean_steps=float(taken.double().mean()),
+            calls_per_token=len(self.calls) / sizes.new_tokens,
+            rows_per_call=sum(self.calls) / len(self.calls),
+        )
 
-    def _count_calls(self, name: str, value: torch.Tensor) -> None:
-        del value
-        self.num_calls += name == "rows/sequences"
+    def _count_rows(self, name: str, value: torch.Tensor) -> None:
+        if name == "rows/sequences":
+            self.calls.append(len(value))
+
+
+def clocks() -> tuple[float, float]:
+    """Return elapsed and CPU seconds once the device has done its work."""
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
 
 
 def _token_by_token(decoder: BatchDecoder, texts: Sequence[Sequence[int]], num_tokens: int) -> torch.Tensor:
@@ -202,9 +272,38 @@ def _vocab_size(config: RunConfig) -> int:
     return config.model.vocab_size or DEFAULT_VOCAB_SIZE
 
 
-def _ways(config: RunConfig, sizes: DecodeSizes, groups: ParallelGroups) -> list[_Way]:
-    vocab_size = _vocab_size(config)
-    settings = transformer_config(config, vocab_size)
+def native_ways(
+    config: RunConfig,
+    sizes: Sequence[DecodeSizes],
+    groups: ParallelGroups,
+    *,
+    steps: Sequence[int],
+    waiting: Sequence[str] = (MIXED, *ROUTERS),
+) -> list[NativeWay]:
+    """Build the models, which all ways of a name share, and the ways to decode, by batch size.
+
+    Args:
+        config, sizes, steps: see :func:`time_decoding`.
+        groups: of the only rank.
+        waiting: names of models that also decode token by token.
+    """
+    models, vocab_size = _models(config, groups, steps), _vocab_size(config)
+    return [
+        way
+        for of_size in sizes
+        for way in (
+            *(NativeWay(name, model, of_size, vocab_size) for name, model in models.items()),
+            *(
+                NativeWay(name + TOKEN_BY_TOKEN, models[name], of_size, vocab_size, token_by_token=True)
+                for name in waiting
+                if name in models
+            ),
+        )
+    ]
+
+
+def _models(config: RunConfig, groups: ParallelGroups, steps: Sequence[int]) -> dict[str, PonderModel]:
+    settings = transformer_config(config, _vocab_size(config))
 
     def build(ponder: PonderConfig, bias: Sequence[float], spread: float = 0.0) -> PonderModel:
         model = PonderModel(replace(settings, ponder=ponder), groups.pg_collection)
@@ -217,7 +316,7 @@ def _ways(config: RunConfig, sizes: DecodeSizes, groups: ParallelGroups) -> list
     slots = range(ponder.num_slots)
     certain = [[CERTAIN * (step == slot) for slot in slots] for step in slots]
     models = {UNPRUNED: build(replace(ponder, pruning_threshold=0.0), certain[0])}
-    models |= {f"{step} steps": build(ponder, certain[step]) for step in slots}
+    models |= {f"{step} steps": build(ponder, certain[step]) for step in steps if step in slots}
     models[MIXED] = build(ponder, [0.0 for _ in slots], DIVERSE)
     for name, shares in ROUTERS.items():
         if len(shares) <= len(slots):
@@ -225,16 +324,8 @@ def _ways(config: RunConfig, sizes: DecodeSizes, groups: ParallelGroups) -> list
             models[name].ponder.router = nn.Sequential(
                 RouterOfShares(shares, len(slots), settings.hidden_size)
             )
-    vanilla = build(PonderConfig(method=Method.VANILLA, num_latent_thoughts=0), [])
-    return [
-        *(_Way(name, model, sizes, vocab_size) for name, model in models.items()),
-        *(
-            _Way(name + TOKEN_BY_TOKEN, models[name], sizes, vocab_size, token_by_token=True)
-            for name in (UNPRUNED, MIXED, *ROUTERS)
-            if name in models
-        ),
-        _Way(VANILLA, vanilla, sizes, vocab_size),
-    ]
+    models[VANILLA] = build(PonderConfig(method=Method.VANILLA, num_latent_thoughts=0), [])
+    return models
 
 
 class RouterOfShares(nn.Module):
@@ -290,23 +381,15 @@ def _set_router(method: PonderLM3, bias: Sequence[float], spread: float) -> None
     output.bias.copy_(torch.tensor(bias))
 
 
-def _time_of(way: Way, config: RunConfig, sizes: DecodeSizes) -> DecodeTime:
+def _time_of(way: Way, rounds: Sequence[Round], config: RunConfig) -> DecodeTime:
     account = flops_account(config, _vocab_size(config))
-    if not isinstance(way, _Way) or way.name == VANILLA:
+    if not way.ponders:
         account = replace(account, method=Method.VANILLA, num_latent_thoughts=0)
-    mean_steps = sum(way.steps) / len(way.steps)
-    middle = sizes.prompt_tokens + (sizes.new_tokens - 1) / 2
+    mean_steps = median(one.mean_steps for one in rounds)
+    middle = way.sizes.prompt_tokens + (way.sizes.new_tokens - 1) / 2
     return DecodeTime(
         name=way.name,
-        mean_steps=mean_steps,
-        calls_per_token=way.num_calls / sizes.new_tokens if isinstance(way, _Way) else None,
-        seconds_per_token=median(way.seconds),
-        seconds_of_rounds=tuple(way.seconds),
+        batch_size=way.sizes.batch_size,
+        rounds=tuple(rounds),
         flops_per_token=account.inference_flops(mean_steps, tokens_before=middle).model,
     )
-
-
-def wait_for_device() -> None:
-    """Synchronize with the device before the clock is read."""
-    if device().type == "cuda":
-        torch.cuda.synchronize()

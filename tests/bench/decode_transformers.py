@@ -1,40 +1,53 @@
 """Vanilla GPT-NeoX decoding with transformers, at the sizes of a run."""
 
-import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from megatron_ext.device import device
 from pipeline.config.schema import RunConfig
-from tests.bench.decode import DecodeSizes, random_tokens, wait_for_device
+from tests.bench.decode import DecodeSizes, Round, clocks, random_tokens
 from tests.bench.random_batches import DEFAULT_VOCAB_SIZE
+from tests.bench.reference_worker import generate_greedily
 
 THEIRS = "vanilla by transformers"
 
 
 @dataclass(slots=True)
 class TransformersWay:
-    """Greedy ``generate`` of transformers with a cache and random weights, and its times."""
+    """Greedy ``generate`` of transformers with a cache; a :class:`tests.bench.decode.Way`."""
 
     model: Any
     sizes: DecodeSizes
     name: str = THEIRS
-    seconds: list[float] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
+    ponders: bool = False
 
-    def run(self, *, is_timed: bool) -> None:
+    def run(self, *, is_timed: bool) -> Round:
         """Generate, and time from the first new token on, at which the prompts have been read."""
+        del is_timed
         sizes = self.sizes
         tokens = random_tokens(sizes, self.model.config.vocab_size)
-        times = _token_times(self.model, tokens[:, : sizes.prompt_tokens].to(device()), sizes.new_tokens + 1)
-        if is_timed:
-            self.seconds.append((times[-1] - times[0]) / sizes.new_tokens)
-            self.steps.append(0.0)
+        prompts = tokens[:, : sizes.prompt_tokens].to(device())
+        cpu_seconds: list[float] = []
+
+        def note() -> None:
+            cpu_seconds.append(clocks()[1])
+
+        started = clocks()
+        with torch.no_grad():
+            _, times = generate_greedily(self.model, prompts, sizes.new_tokens + 1, note)
+        return Round(
+            seconds=(times[-1] - times[0]) / sizes.new_tokens,
+            cpu_seconds=(cpu_seconds[-1] - cpu_seconds[0]) / sizes.new_tokens,
+            reading_seconds=times[0] - started[0],
+            reading_cpu_seconds=cpu_seconds[0] - started[1],
+            rows_per_call=float(sizes.batch_size),
+        )
 
 
-def transformers_ways(config: RunConfig, sizes: DecodeSizes) -> list[TransformersWay]:
+def transformers_ways(config: RunConfig, sizes: Sequence[DecodeSizes]) -> list[TransformersWay]:
     """Build GPT-NeoX of transformers at the sizes of a run.
 
     Returns:
@@ -46,7 +59,8 @@ def transformers_ways(config: RunConfig, sizes: DecodeSizes) -> list[Transformer
         import transformers
     except ImportError:
         return []
-    return [TransformersWay(_gpt_neox(transformers, config), sizes)]
+    model = _gpt_neox(transformers, config)
+    return [TransformersWay(model, of_size) for of_size in sizes]
 
 
 def _gpt_neox(transformers: Any, config: RunConfig) -> Any:
@@ -64,25 +78,3 @@ def _gpt_neox(transformers: Any, config: RunConfig) -> Any:
     )
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     return transformers.GPTNeoXForCausalLM(settings).to(device(), dtype).eval()
-
-
-@torch.no_grad()
-def _token_times(model: Any, prompts: torch.Tensor, num_tokens: int) -> list[float]:
-    """Return the time at which the logits of each token were computed."""
-    times: list[float] = []
-
-    def note(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        wait_for_device()
-        times.append(time.perf_counter())
-        return logits
-
-    model.generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        max_new_tokens=num_tokens,
-        min_new_tokens=num_tokens,
-        do_sample=False,
-        pad_token_id=0,
-        logits_processor=[note],
-    )
-    return times

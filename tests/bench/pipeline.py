@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -36,7 +36,17 @@ ONE_PROCESS = (
 )
 # Relative differences of gradients that are rounding, by precision of the weights.
 ROUNDING = {"fp32": 2e-5, "bf16": 2e-2}
-COLUMNS = ("stages", "micro-batches", "looping", "flushing", "gain", "expected", "expected bubbles")
+COLUMNS = (
+    "stages",
+    "micro-batches",
+    "looping",
+    "flushing",
+    "gain",
+    "expected",
+    "expected bubbles",
+    "one process",
+    "CPU seconds of stages / of one process",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +59,9 @@ class PassTimes:
         looping_seconds: passes as virtual stages.
         flushing_seconds: with a pipeline flush between passes.
         largest_difference: of the two ways' gradients, relative to the largest element of each weight.
+        stage_cpu_seconds: what each stage computed in a looping step; the rest of the time it waited for
+            others, or for a core.
+        one_process_seconds, one_process_cpu_seconds: of the same step on a single stage.
     """
 
     num_stages: int
@@ -57,6 +70,9 @@ class PassTimes:
     looping_seconds: float
     flushing_seconds: float
     largest_difference: float
+    stage_cpu_seconds: tuple[float, ...] = ()
+    one_process_seconds: float | None = None
+    one_process_cpu_seconds: float | None = None
 
     @property
     def speedup(self) -> float:
@@ -83,7 +99,7 @@ def load_bench_config(file: Path | None, overrides: Sequence[str], *, num_stages
 
 
 def time_passes(config: RunConfig, micro_batches: Sequence[int], *, repeats: int) -> list[PassTimes]:
-    """Time both ways on local ranks, in turns.
+    """Time both ways on local ranks, in turns, and then one process.
 
     Args:
         config: the run, with pipeline parallelism only.
@@ -93,6 +109,19 @@ def time_passes(config: RunConfig, micro_batches: Sequence[int], *, repeats: int
     Raises:
         RuntimeError: a rank failed.
     """
+    parallel = config.parallel.model_copy(update={"pipeline": 1})
+    alone = _time_on_ranks(config.model_copy(update={"parallel": parallel}), micro_batches, repeats=repeats)
+    return [
+        replace(
+            row,
+            one_process_seconds=one.looping_seconds,
+            one_process_cpu_seconds=sum(one.stage_cpu_seconds),
+        )
+        for row, one in zip(_time_on_ranks(config, micro_batches, repeats=repeats), alone, strict=True)
+    ]
+
+
+def _time_on_ranks(config: RunConfig, micro_batches: Sequence[int], *, repeats: int) -> list[PassTimes]:
     with tempfile.TemporaryDirectory() as scratch:
         file, output = Path(scratch, "config.yaml"), Path(scratch, "times.json")
         dump_config(config, file)
@@ -105,7 +134,8 @@ def time_passes(config: RunConfig, micro_batches: Sequence[int], *, repeats: int
         if code != 0:
             raise RuntimeError(f"the ranks that time the passes exited with code {code}")
         rows = json.loads(output.read_text(encoding="utf-8"))
-    return [PassTimes(**{**row, "slots": tuple(row["slots"])}) for row in rows]
+    lists = ("slots", "stage_cpu_seconds")
+    return [PassTimes(**{**row, **{name: tuple(row[name]) for name in lists}}) for row in rows]
 
 
 def render_pass_times(config: RunConfig, times: Sequence[PassTimes]) -> RenderableType:
@@ -125,6 +155,7 @@ def render_pass_times(config: RunConfig, times: Sequence[PassTimes]) -> Renderab
     lines = [
         "gain: speed of looping relative to flushing; expected: from the order of the work and the rows of "
         "each pass alone, on stages of equal speed",
+        "one process: time of a single stage, and the speed relative to it",
         f"largest relative difference of gradients: {largest:.1e}",
     ]
     most = max(row.num_stages for row in times)
@@ -141,6 +172,7 @@ def _cells(row: PassTimes, backward_per_forward: int) -> list[str]:
         timeline(row.num_stages, row.num_micro_batches, row.slots, backward_per_forward=backward_per_forward)
         for timeline in (looping_timeline, flushing_timeline)
     )
+    alone, stages = row.one_process_seconds, ", ".join(f"{one:.2f}" for one in row.stage_cpu_seconds)
     return [
         str(row.num_stages),
         str(row.num_micro_batches),
@@ -149,4 +181,6 @@ def _cells(row: PassTimes, backward_per_forward: int) -> list[str]:
         f"{row.speedup:.2f} x",
         f"{flushing.duration / looping.duration:.2f} x",
         f"{looping.bubble_share:.1%} and {flushing.bubble_share:.1%}",
+        "" if alone is None else f"{1e3 * alone:.0f} ms, {alone / row.looping_seconds:.2f} x",
+        f"{stages} / {row.one_process_cpu_seconds or 0:.2f}",
     ]

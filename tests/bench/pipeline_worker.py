@@ -3,10 +3,12 @@
 import argparse
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -94,9 +96,11 @@ def time_both(bench: PassBench, num_micro_batches: int, *, repeats: int) -> Pass
         repeats: timed rounds.
     """
     batches = random_batches(bench.config, bench.vocab_size, num_micro_batches)
-    ways: dict[str, Callable[[], object]] = {
-        name: partial(bench.step, run, batches) for name, run in WAYS.items()
-    }
+    # A single stage has nothing to flush.
+    names = list(WAYS) if bench.groups.pp_size > 1 else ["looping"]
+    ways: dict[str, Callable[[], object]] = {name: partial(bench.step, WAYS[name], batches) for name in names}
+    used: list[float] = []
+    ways["looping"] = partial(_noting_cpu_seconds, ways["looping"], used)
     gradients = {}
     for name, step in ways.items():
         step()
@@ -107,9 +111,23 @@ def time_both(bench: PassBench, num_micro_batches: int, *, repeats: int) -> Pass
         num_micro_batches=num_micro_batches,
         slots=bench.parts.module.ponder.plan(bench.settings.num_jacobi_iterations).slots,
         looping_seconds=seconds["looping"],
-        flushing_seconds=seconds["flushing"],
-        largest_difference=_largest_difference(gradients["looping"], gradients["flushing"], bench.groups),
+        flushing_seconds=seconds[names[-1]],
+        largest_difference=_largest_difference(gradients["looping"], gradients[names[-1]], bench.groups),
+        stage_cpu_seconds=_of_all_stages(median(used[-repeats:]), bench.groups),
     )
+
+
+def _noting_cpu_seconds(step: Callable[[], object], used: list[float]) -> None:
+    started = time.process_time()
+    step()
+    used.append(time.process_time() - started)
+
+
+def _of_all_stages(seconds: float, groups: ParallelGroups) -> tuple[float, ...]:
+    own = torch.tensor([seconds], dtype=torch.float64, device=device())
+    every = [torch.empty_like(own) for _ in range(groups.pp_size)]
+    dist.all_gather(every, own, group=groups.pp)
+    return tuple(float(one) for one in every)
 
 
 def gradients_of(bench: PassBench) -> list[Tensor]:

@@ -25,7 +25,7 @@ from pipeline.ranks.environment import Ranks
 from pipeline.step.build import build_module, build_training
 from pipeline.step.settings import StepSettings
 from pipeline.step.train import train_step
-from tests.bench.reference_worker import answer, measure_steps, measure_texts
+from tests.bench.reference_worker import Action, answer, measure_steps, measure_texts
 
 
 def export(task: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _one_rank(config: RunConfig) -> Iterator[ParallelGroups]:
         stop_process_group()
 
 
-ACTIONS = {"export": export, "train": train, "decode": decode}
+ACTIONS: dict[str, Action] = {"export": export, "train": train, "decode": decode}
 
 if __name__ == "__main__":
     answer(ACTIONS)

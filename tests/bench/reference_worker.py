@@ -28,9 +28,11 @@ import torch
 
 # A training step, which returns its loss.
 Step = Callable[[], float]
+# Does a task, and returns what it measured.
+Action = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def answer(actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
+def answer(actions: dict[str, Action]) -> None:
     """Do what the task in the first argument's file asks for, and print the result."""
     # Libraries may print; what the parent reads has a file descriptor of its own.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -39,9 +41,7 @@ def answer(actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> No
     print(json.dumps(do(task, actions)), file=answers, flush=True)
 
 
-def do(
-    task: dict[str, Any], actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]
-) -> dict[str, Any]:
+def do(task: dict[str, Any], actions: dict[str, Action]) -> dict[str, Any]:
     """Return the result of a task, or of each of several tasks, with versions and the process's peak."""
     torch.set_num_threads(task["threads"])
     if task["action"] == "each":
@@ -151,7 +151,8 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(parameters, clip_grad)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        value: float = loss.item()
+        return value
 
     return measure_steps(step, task["num_steps"])
 
@@ -173,7 +174,16 @@ def decode(task: dict[str, Any]) -> dict[str, Any]:
 def generate_greedily(
     network: Any, prompts: torch.Tensor, num_tokens: int, wait: Callable[[], None] = lambda: None
 ) -> tuple[torch.Tensor, list[float]]:
-    """Return prompts and new tokens, [B, P + T], and the time at which the logits of each were computed."""
+    """Return prompts and new tokens, [B, P + T], and the time at which the logits of each were computed.
+
+    Args:
+        network: of transformers, in evaluation mode.
+        prompts: [B, P].
+        num_tokens: T.
+        wait: synchronizes with the device before the clock is read.
+    """
+    from transformers import LogitsProcessorList
+
     times: list[float] = []
 
     def note(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -188,12 +198,12 @@ def generate_greedily(
         min_new_tokens=num_tokens,
         do_sample=False,
         pad_token_id=0,
-        logits_processor=[note],
+        logits_processor=LogitsProcessorList([note]),
     )
     return texts, times
 
 
-ACTIONS = {"train": train, "decode": decode}
+ACTIONS: dict[str, Action] = {"train": train, "decode": decode}
 
 if __name__ == "__main__":
     answer(ACTIONS)

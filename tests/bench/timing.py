@@ -6,9 +6,15 @@ from statistics import median
 
 import torch
 
+from pipeline.shared.progress import Progress
+
 
 def median_seconds(
-    ways: Mapping[str, Callable[[], object]], *, repeats: int, device: torch.device
+    ways: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int,
+    device: torch.device,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Time each way `repeats` times, in turns, after one untimed round.
 
@@ -18,6 +24,7 @@ def median_seconds(
         ways: functions to run, by name.
         repeats: timed rounds, at least 1.
         device: synchronized before the clock is read.
+        progress: of rounds, the untimed one included.
 
     Returns:
         median seconds by name.
@@ -31,4 +38,6 @@ def median_seconds(
                 torch.cuda.synchronize(device)
             if turn > 0:
                 seconds[name].append(time.perf_counter() - started)
+        if progress is not None:
+            progress.advance()
     return {name: median(taken) for name, taken in seconds.items()}

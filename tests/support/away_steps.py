@@ -60,6 +60,8 @@ def trained(
     groups: ParallelGroups,
     away: AwayDevice | None = None,
     layout: Layout = ONE_PROCESS,
+    *,
+    fused: str = "never",
     folder: Path | None = None,
 ) -> Trained:
     """Train on documents and padding.
@@ -69,10 +71,12 @@ def trained(
         groups: of the layout.
         away: the device, where it trains on that.
         layout: as many micro-batches as it has stages make a step.
+        fused: see training.fused; fused functions round differently.
         folder: where the run is saved after the first step, and resumed from; None: it continues.
     """
     away = AwayDevice() if away is None else away
-    parts = build_training(MODELS[name].config(layout), VOCAB_SIZE, groups)
+    config = MODELS[name].config(layout, training={"fused": fused})
+    parts = build_training(config, VOCAB_SIZE, groups)
     statistics = StatisticsAccumulator(parts.module.statistics_layout(), device=device())
     settings = StepSettings(num_jacobi_iterations=1, penalty_weight=0.3)
     batches, number = own_batches(groups), layout.pipeline

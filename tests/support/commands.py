@@ -82,6 +82,7 @@ def megaponder(
     is_read: bool = True,
     before: Callable[[], object] | None = None,
     kill_after_seconds: float | None = None,
+    folder: Path = REPOSITORY,
 ) -> Finished:
     """Run `megaponder <arguments>` in a forked process, which need not import torch and Megatron again.
 
@@ -94,9 +95,15 @@ def megaponder(
         is_read: False: its output goes into a pipe that nobody reads.
         before: what the process does before it becomes the command, such as setting a limit; importable.
         kill_after_seconds: kill it and all that it has started if it still runs then.
+        folder: where it runs.
     """
     becoming = _Becoming(
-        module="pipeline.cli", arguments=arguments, variables=variables or {}, is_read=is_read, before=before
+        module="pipeline.cli",
+        arguments=arguments,
+        variables=variables or {},
+        is_read=is_read,
+        before=before,
+        folder=folder,
     )
     with _forked(becoming) as command:
         if kill_after_seconds is not None and not command.has_ended(within_seconds=kill_after_seconds):
@@ -121,6 +128,7 @@ class _Becoming:
     variables: Mapping[str, str | None] = field(default_factory=dict)
     is_read: bool = True
     before: Callable[[], object] | None = None
+    folder: Path = REPOSITORY
 
     @property
     def forks_ranks(self) -> bool:
@@ -169,7 +177,7 @@ def _main(becoming: _Becoming, environment: Mapping[str, str], outputs: tuple[Pa
     sys.argv = ["megaponder", *becoming.arguments]
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(REPOSITORY)
+    os.chdir(becoming.folder)
     if becoming.before is not None:
         becoming.before()
     if becoming.forks_ranks:

@@ -15,6 +15,8 @@ import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from torch import Tensor
 
+import megatron_ext.ponder.parts
+import pipeline.step.build
 from megatron_ext.model import layers
 from megatron_ext.model.micro_batch import TokenBatch
 from megatron_ext.model.model import PonderModel
@@ -109,6 +111,15 @@ def compare_with_references(cases: Sequence[Case], file: Path) -> list[Compared]
         destroy_groups()
 
 
+def compare_fused_with_references(cases: Sequence[Case], file: Path) -> list[Compared]:
+    """Do the same with the fused functions that CUDA gets, on parts of few rows."""
+    with (
+        patch.object(pipeline.step.build, "can_fuse", lambda *_: True),
+        patch.object(megatron_ext.ponder.parts, "PART_ELEMENTS", 5 * VOCAB_SIZE),
+    ):
+        return compare_with_references(cases, file)
+
+
 def groups_of(layout: Layout) -> ParallelGroups:
     """Start the groups of a layout on the ranks that call this together."""
     return initialize_groups(tensor=layout.tensor, context=layout.context, pipeline=layout.pipeline)
@@ -128,7 +139,7 @@ def own_batches(groups: ParallelGroups) -> list[TokenBatch]:
 
 def built_model(config: RunConfig, groups: ParallelGroups) -> tuple[PonderModel, Values]:
     """Return a model in which every weight matters, and the full initial weights that it had before."""
-    module = build_module(config, VOCAB_SIZE, groups)
+    module = build_module(config, VOCAB_SIZE, groups, is_trained=True)
     start = {name: value.clone() for name, value in whole_tensors(module, lambda weight: weight).items()}
     load_weights(module, random_weights(module, seed=3))
     return module, start

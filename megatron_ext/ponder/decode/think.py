@@ -385,22 +385,33 @@ def think_in_slots(
     # [1, N, H] -> [N, K + 1, H]
     hidden = first.new_zeros(first.shape[1], num_thoughts + 1, first.shape[2])
     hidden[:, 0] = first[0]
-    steps = decision.steps
+    steps, taken = decision.steps, decision.steps.tolist()
     for step in range(1, num_thoughts + 2):
         if halting is not None and step <= num_thoughts:
             steps = torch.where(halting.ends_before(step, hidden), steps.clamp_max(step - 1), steps)
-        ended = (steps == step - 1).nonzero().flatten()
-        if len(ended) > 0:
+            taken = steps.tolist()
+        if step - 1 in taken:
             last = decision if halting is None else decision.ended_at(steps)
-            thought = last.of_tokens(ended).read(hidden[ended])
+            ended = _where([one == step - 1 for one in taken], like=steps)
+            thought = last.read(hidden) if ended is None else last.of_tokens(ended).read(hidden[ended])
             yield Ended(tokens=ended, hidden=thought.hidden, steps=step - 1)
-        active = (steps >= step).nonzero().flatten()
-        if len(active) == 0:
+        if max(taken) < step:
             return
-        weight = None if decision.log_weight is None else decision.log_weight[active, step]
-        thoughts = yield FedBack(hidden=hidden[active, step - 1].unsqueeze(0), make=next_thought)
+        # Indexing by a slice makes no copy.
+        active = _where([one >= step for one in taken], like=steps)
+        chosen = slice(None) if active is None else active
+        weight = None if decision.log_weight is None else decision.log_weight[chosen, step]
+        thoughts = yield FedBack(hidden=hidden[chosen, step - 1].unsqueeze(0), make=next_thought)
         of_slot = yield Rows(rows=thoughts, tokens=active, log_weight=weight)
-        hidden[active, step] = of_slot[0]
+        hidden[chosen, step] = of_slot[0]
+
+
+def _where(chosen: Sequence[bool], *, like: Tensor) -> Tensor | None:
+    """Return the numbers of the chosen tokens, [R] int64; None where all are."""
+    if all(chosen):
+        return None
+    numbers = [number for number, is_chosen in enumerate(chosen) if is_chosen]
+    return torch.tensor(numbers, dtype=torch.int64, device=like.device)
 
 
 def think_in_loops(rows: Tensor, *, num_iterations: int) -> Thinking:

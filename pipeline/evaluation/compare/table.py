@@ -28,7 +28,7 @@ def render_comparison(curves: Sequence[PruningCurve], labels: Sequence[str]) -> 
     best = front(points)
     title = "held-out loss by inference cost"
     if sizes:
-        title += "; ms: per token, so many texts together; gain: time saved over FLOPs saved"
+        title += "; ms xN: per token, N texts together; gain: time saved per FLOPs saved"
     times = [f"ms x{size}" for size in sizes] + (["gain"] if sizes else [])
     table = Table(title=title, box=SIMPLE_HEAD, optional=("method", *reversed(times)))
     for column in ("run", "method", "limit", "steps", "loss", "FLOPs/token", *times, "front"):

@@ -8,9 +8,10 @@ from tests.bench.commands import app
 COMMANDS = {
     "attention": {"--rows", "--batch-size", "--heads", "--query-groups", "--head-size", "--precision"},
     "compare_reference": {"--python", "--case", "--precision", "--part", "--rounds", "--json", "--table"},
+    "context": {"--tokens", "--layers", "--hidden-size", "--rounds"},
     "convert": {"--layers", "--hidden-size", "--vocab-size", "--dtype", "--folder", "--maximum-gib"},
     "data": {"--corpus-mb", "--workers", "--tokenizer", "--rows-per-step", "--minimum-lead", "--json"},
-    "decode": {"--config", "--prompt-tokens", "--new-tokens", "--threads", "--minimum-speedup", "--json"},
+    "decode": {"--config", "--new-tokens", "--steps", "--seconds", "--threads", "--other", "--json"},
     "memory": {"--config", "--maximum-error"},
     "metrics": {"--config", "--intervals", "--maximum-share"},
     "pipeline": {"--config", "--stages", "--micro-batches", "--repeats"},

@@ -69,14 +69,18 @@ def test_the_table_has_measured_and_expected_speedups() -> None:
         looping_seconds=1.0,
         flushing_seconds=1.25,
         largest_difference=3e-7,
+        stage_cpu_seconds=(0.75, 0.5),
+        one_process_seconds=1.5,
+        one_process_cpu_seconds=1.25,
     )
-    console = Console(width=110)
+    console = Console(width=160)
     with console.capture() as captured:
         console.print(render_pass_times(config, [row]))
     text = captured.get()
 
     # Three equal passes: 12 units of work and 1 of waiting, against 3 times 4 and 1.
     cells = ("1000 ms", "1250 ms", "1.25 x", f"{15 / 13:.2f} x", "7.7% and 20.0%", "3.0e-07")
+    cells += ("1500 ms, 1.50 x", "0.75, 0.50 / 1.25")
     assert [cell for cell in cells if cell not in text] == []
     assert machine_name() in text
 

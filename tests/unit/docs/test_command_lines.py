@@ -90,6 +90,20 @@ def test_a_command_line_is_one_that_the_program_takes(page: str, line: str) -> N
             assert find_recipe(value) is not None or (REPOSITORY / value).is_file(), f"{value} is missing"
 
 
+def test_the_page_of_commands_lists_all_of_them() -> None:
+    page = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
+    listed: set[tuple[str, ...]] = set()
+    for row in re.findall(r"^\| (`[a-z][^|]*) \| ", page, re.MULTILINE):
+        first, *others = re.findall(r"`([a-z -]+)`", row)
+        group = first.split()[:-1]
+        listed |= {tuple(first.split()), *((*group, other) for other in others)}
+    existing: set[tuple[str, ...]] = set()
+    for entry in cli.COMMANDS:
+        inner = getattr(load_command(entry), "commands", None)
+        existing |= {(entry.name,)} if inner is None else {(entry.name, name) for name in inner}
+    assert listed == existing
+
+
 def test_the_command_lines_are_found() -> None:
     block = "```\n$ megaponder train \\\n   -c x  # why\ntorchrun -m pipeline.cli eval y\n```\n"
     text = f"`megaponder eval`\n{block}"

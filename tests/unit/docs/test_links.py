@@ -57,5 +57,6 @@ def test_every_page_is_in_the_navigation_of_the_site() -> None:
         for entry in entries
         for page in ([entry] if isinstance(entry, str) else [p for one in entry for p in one.values()])
     }
-    pages = {page.name for page in (REPOSITORY / "docs").glob("*.md")}
+    docs = REPOSITORY / "docs"
+    pages = {str(page.relative_to(docs)) for kind in ("*.md", "*.ipynb") for page in docs.rglob(kind)}
     assert listed == pages | {"index.md"}

@@ -223,8 +223,8 @@ def test_sequences_of_one_length_are_attended_together(groups: ParallelGroups, m
     store = decoder.store
     places = [store.num_rows[0]] * 3
 
-    together = store.places([0, 1, 2], places).extend(1, *some_keys(3, decoder), None)
-    apart = store.places([0, 2], places[:2]).extend(1, *some_keys(2, decoder), None)
+    together = store.places([0, 1, 2], places).extend(1, *some_keys(3, decoder))
+    apart = store.places([0, 2], places[:2]).extend(1, *some_keys(2, decoder))
 
     assert [part.rows for part in together] == [slice(0, 3)]
     assert [part.rows for part in apart] == [slice(0, 1), slice(1, 2)]
@@ -236,14 +236,14 @@ def test_sequences_attend_together_unless_too_many_keys_are_read_in_vain(groups:
     store = decoder.store
 
     def parts_at(places: list[int]) -> list[slice]:
-        return [part.rows for part in store.places(range(4), places).extend(1, *some_keys(4, decoder), None)]
+        return [part.rows for part in store.places(range(4), places).extend(1, *some_keys(4, decoder))]
 
     # Together they read 4 * 20 keys, of which they see 20 + 15 + 10 + 3.
     assert parts_at([19, 14, 9, 2]) == [slice(0, 4)]
     # Three would read 60 keys and see 26.
     assert parts_at([19, 2, 2, 2]) == [slice(0, 2), slice(2, 4)]
     # A part with several lengths says which keys each row sees.
-    (part,) = store.places(range(4), [3, 2, 3, 1]).extend(1, *some_keys(4, decoder), None)
+    (part,) = store.places(range(4), [3, 2, 3, 1]).extend(1, *some_keys(4, decoder))
     assert part.visible is not None
     assert part.visible.sum(dim=1).tolist() == [4, 3, 4, 2]
 

@@ -66,6 +66,23 @@ def test_training_steps_are_those_of_the_cpu_to_the_bit_and_wait_twice(
     assert sorted(place.rsplit(":", 1)[0] for _, place in found.waits) == sorted(NEEDED_WAITS)
 
 
+def test_fused_functions_train_as_separate_operations_do(groups: ParallelGroups) -> None:
+    name = "adaponderlm, llama"
+    with by_products():
+        expected = trained(name, groups)
+        with away_device() as away:
+            found = trained(name, groups, away, fused="auto")
+
+    # Rounded differently, or nothing was fused.
+    assert found.differences(expected)
+    for key, value in expected.values.items():
+        torch.testing.assert_close(found.values[key], value, rtol=1e-4, atol=1e-5)
+    for one, other in zip(found.steps, expected.steps, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-5)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
+    assert sorted(place.rsplit(":", 1)[0] for _, place in found.waits) == sorted(NEEDED_WAITS)
+
+
 @pytest.mark.parametrize(
     ("method", "prefill"),
     [

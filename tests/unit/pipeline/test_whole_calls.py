@@ -105,7 +105,7 @@ def _config(name: str, data: Path, output: Path) -> RunConfig:
         ONE_PROCESS,
         model={"num_layers": 2},
         ponder={"num_jacobi_iterations": 1} if model.sweeps else {},
-        training={"global_batch_size": 2},
+        training={"global_batch_size": 2, "fused": "never"},
         data={"path": str(data), "format": "rows", "eod_id": 0, "heldout_split": "heldout"},
         checkpoint={"interval": 2, "async_save": True},
         evaluation={"interval": 2, "iters": 1},

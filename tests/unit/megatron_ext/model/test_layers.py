@@ -27,7 +27,11 @@ def test_products_add_up_to_those_of_linear_layers(
     torch.manual_seed(0)
     residual = random(ROWS, BATCH, HIDDEN)
     layers = [
-        SimpleNamespace(weight=random(HIDDEN, INNER), bias=random(HIDDEN) if has_biases else None)
+        SimpleNamespace(
+            weight=random(HIDDEN, INNER),
+            bias=random(HIDDEN) if has_biases else None,
+            gradient_accumulation_fusion=False,
+        )
         for _ in range(num_products)
     ]
     products: list[Any] = [(layer, random(ROWS, BATCH, INNER)) for layer in layers]
@@ -50,7 +54,11 @@ def test_products_add_up_to_those_of_linear_layers(
 
 def test_frozen_weights_have_no_gradient(groups: ParallelGroups) -> None:
     residual, given = random(ROWS, BATCH, HIDDEN), random(ROWS, BATCH, INNER)
-    layer: Any = SimpleNamespace(weight=random(HIDDEN, INNER).detach(), bias=random(HIDDEN).detach())
+    layer: Any = SimpleNamespace(
+        weight=random(HIDDEN, INNER).detach(),
+        bias=random(HIDDEN).detach(),
+        gradient_accumulation_fusion=False,
+    )
 
     add_products(residual, (layer, given), axis=TensorAxis(groups.tp, False)).sum().backward()
 

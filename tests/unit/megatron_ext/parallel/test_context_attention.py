@@ -1,6 +1,7 @@
 """Attention over context-parallel ranks against one dense mask, with gradients, all ranks in one process."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from megatron_ext.parallel.context_attention import SharedRows, attention_over_ranks
-from megatron_ext.ponder.attention import Segments, dense_bias_attention
+from megatron_ext.parallel.context_attention import (
+    SharedRows,
+    attention_over_ranks,
+    last_slot_over_ranks,
+)
+from megatron_ext.ponder.attention import Segments, dense_bias_attention, extended_attention
 from megatron_ext.ponder.chunks import chunks_of_documents, own_chunks, pieces_of_rank, whole_from_ranks
+from megatron_ext.ponder.masks import scale_segments
 from tests.support.document_kernel import kernel_for_documents
 
 BATCH, HEADS, ROWS, SIZE = 2, 4, 24, 16
@@ -173,6 +179,50 @@ def test_one_call_for_the_documents_of_a_chunk_equals_the_loop(
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == dtype
         assert (one - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.parametrize("kernel", [nullcontext, kernel_for_documents], ids=["loop", "one call"])
+@pytest.mark.parametrize("groups", [HEADS, 2])
+def test_the_last_slot_of_each_token_attends_as_among_all_rows(kernel: Any, groups: int) -> None:
+    num_slots, size = 3, 2
+    query, keys, values = drawn(groups, num_slots, torch.float64)
+    # [S, n, B, A, d], of which the last slots count
+    queries = torch.stack([torch.zeros_like(query)] * (num_slots - 1) + [query], dim=1).requires_grad_()
+    key, value = (torch.stack(one, dim=1).requires_grad_() for one in (keys, values))
+    weight = torch.linspace(-1, 1, query.numel(), dtype=torch.float64).reshape(query.shape)
+    rows = [x.flatten(0, 1).permute(1, 2, 0, 3) for x in (queries, key, value)]
+    attended = extended_attention(
+        *rows, scaled_size=SCALED_SIZE, segments=scale_segments(SEGMENTS, num_slots)
+    )
+    # [B, A, S * n, d] -> [S, B, A, d]
+    expected = attended.unflatten(2, (ROWS, num_slots))[:, :, :, -1].permute(2, 0, 1, 3)
+    of_query, *expected_gradients = torch.autograd.grad((expected * weight).sum(), (queries, key, value))
+
+    whole, results, gradients, added = torch.cat([*keys, *values]).unflatten(0, (-1, ROWS)), [], [], []
+    for rank in range(size):
+        pieces, chunks = (
+            cut(rank, size, batch_size=BATCH, num_rows=ROWS, segments=SEGMENTS)
+            for cut in (pieces_of_rank, chunks_of_documents)
+        )
+        exchange = Together(rank, size, whole.transpose(0, 1))
+        of_tokens = SharedRows(exchange=exchange, pieces=pieces, chunks=chunks)
+        own = [own_chunks(x.detach(), rank, size, dim=0).requires_grad_() for x in (queries, key, value)]
+        with kernel():
+            found = last_slot_over_ranks(
+                *(x.flatten(0, 1) for x in own),
+                num_slots=num_slots,
+                rows=SharedRows(exchange=exchange, pieces=(), chunks=(), of_tokens=of_tokens),
+                scaled_size=SCALED_SIZE,
+            ).permute(2, 0, 1, 3)
+            (found * own_chunks(weight, rank, size, dim=0)).sum().backward()
+        results.append(found.detach())
+        gradients.append(own[0].grad)
+        added += exchange.added
+
+    torch.testing.assert_close(whole_from_ranks(torch.cat(results), size), expected.detach())
+    torch.testing.assert_close(whole_from_ranks(torch.cat(gradients), size), of_query)
+    # [S, 2 n, B, G, d]
+    torch.testing.assert_close(torch.stack(added).sum(dim=0), torch.cat(expected_gradients, dim=1))
 
 
 @pytest.mark.gpu

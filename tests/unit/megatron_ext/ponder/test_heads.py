@@ -48,7 +48,9 @@ def one_by_one(mixed: Tensor, log_weight: Tensor | None, rotary_size: int, scale
     return output.permute(2, 0, 1, 3).flatten(2)
 
 
-def in_one(mixed: Tensor, log_weight: Tensor | None, rotary_size: int, scale_extra: int) -> Tensor:
+def in_one(
+    mixed: Tensor, log_weight: Tensor | None, rotary_size: int, scale_extra: int, fuses: bool = False
+) -> Tensor:
     of_pass = angles(rotary_size).to(torch.promote_types(mixed.dtype, torch.float32))
     scaled_size = HEAD_SIZE + scale_extra
     columns = None if log_weight is None else key_columns(log_weight, scaled_size, mixed.dtype)
@@ -59,9 +61,10 @@ def in_one(mixed: Tensor, log_weight: Tensor | None, rotary_size: int, scale_ext
         columns,
         head_size=HEAD_SIZE,
         scale_extra=scale_extra,
+        fuses=fuses,
     )
     by_head = [x.permute(1, 2, 0, 3) for x in heads]
-    return merged_heads(extended_attention(*by_head, scaled_size=scaled_size), HEAD_SIZE)
+    return merged_heads(extended_attention(*by_head, scaled_size=scaled_size), HEAD_SIZE, fuses=fuses)
 
 
 def with_gradients(way: Any, mixed: Tensor, log_weight: Tensor | None, *arguments: int) -> list[Tensor]:
@@ -71,18 +74,19 @@ def with_gradients(way: Any, mixed: Tensor, log_weight: Tensor | None, *argument
     return [output, *torch.autograd.grad(output, used, along)]
 
 
+@pytest.mark.parametrize("fuses", [False, True])
 @pytest.mark.parametrize("is_weighted", [False, True])
 @pytest.mark.parametrize(("rotary_size", "scale_extra"), [(HEAD_SIZE, 0), (4, 0), (2, 8)])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
 )
 def test_values_and_gradients_are_those_of_separate_operations(
-    dtype: torch.dtype, tolerance: float, rotary_size: int, scale_extra: int, is_weighted: bool
+    dtype: torch.dtype, tolerance: float, rotary_size: int, scale_extra: int, is_weighted: bool, fuses: bool
 ) -> None:
     mixed, log_weight = inputs(dtype)
     weight = log_weight if is_weighted else None
 
-    found = with_gradients(in_one, mixed, weight, rotary_size, scale_extra)
+    found = with_gradients(in_one, mixed, weight, rotary_size, scale_extra, fuses)
     wanted = with_gradients(one_by_one, mixed, weight, rotary_size, scale_extra)
 
     for one, other in zip(found, wanted, strict=True):
@@ -90,10 +94,11 @@ def test_values_and_gradients_are_those_of_separate_operations(
         assert float((one - other).abs().max()) <= tolerance * max(float(other.abs().max()), 1.0)
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+@pytest.mark.parametrize("fuses", [False, True])
+def test_gradients_are_those_of_finite_differences(fuses: bool) -> None:
     mixed, log_weight = inputs()
 
-    assert torch.autograd.gradcheck(lambda a, b: in_one(a, b, 4, 0), (mixed, log_weight))
+    assert torch.autograd.gradcheck(lambda a, b: in_one(a, b, 4, 0, fuses), (mixed, log_weight))
 
 
 def test_turns_are_cosines_and_sines_of_one_half() -> None:

@@ -121,6 +121,17 @@ def test_keys_values_and_their_gradients_are_what_context_parallel_ranks_exchang
     assert sum(wait.calls for wait in found.waits) <= 2
 
 
+@pytest.mark.parametrize("method", [Method.PONDERLM3, Method.ADAPONDERLM])
+def test_nothing_of_a_micro_batch_is_held_during_the_next(method: Method) -> None:
+    one, two = (
+        rehearse_rank(run_of(method, {"recompute": "full"}, global_batch_size=size), VOCAB_SIZE, 0)
+        for size in (2, 4)
+    )
+
+    # Their random numbers and statistics remain.
+    assert two.peak_bytes == pytest.approx(one.peak_bytes, rel=0.001)
+
+
 @pytest.mark.parametrize("parallel", [{}, {"context": 2}], ids=str)
 def test_more_documents_need_no_more_kernels(parallel: dict[str, Any]) -> None:
     run = run_of(Method.ADAPTIVE_LATENT_COT, parallel, global_batch_size=2)
@@ -240,10 +251,29 @@ def test_the_peak_is_that_of_live_tensors() -> None:
     assert found.live_bytes == 0
 
 
-@pytest.mark.parametrize("recipe", ["pause_70m", "adaponderlm_70m"])
-def test_the_plan_of_a_recipe_agrees_with_its_rehearsal(repository: Path, recipe: str) -> None:
-    config = load_config(repository / "pipeline" / "recipes" / f"{recipe}.yaml")
-    found = rehearse_rank(config, PILE_VOCAB_SIZE, 0)
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("pause_70m", ()),
+        ("adaponderlm_70m", ()),
+        ("demo", ()),
+        # Fewer layers and passes, for time.
+        (
+            "llama_410m_ponderlm3_authors",
+            (
+                "model.num_layers=2",
+                "ponder.num_jacobi_iterations=2",
+                "ponder.random_jacobi_iterations=[2, 2]",
+            ),
+        ),
+        ("pythia_2.8b_adaponderlm", ("model.num_layers=2",)),
+    ],
+)
+def test_the_plan_of_a_recipe_agrees_with_its_rehearsal(
+    repository: Path, recipe: str, overrides: tuple[str, ...]
+) -> None:
+    config = load_config(repository / "pipeline" / "recipes" / f"{recipe}.yaml", overrides)
+    found = rehearse_rank(config, config.model.vocab_size or PILE_VOCAB_SIZE, 0)
 
     assert abs(found.plan_error) < 0.01
     assert found.planned.state.total == pytest.approx(found.state_bytes, rel=0.001)

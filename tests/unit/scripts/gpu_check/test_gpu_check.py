@@ -11,7 +11,7 @@ from scripts.gpu_check.outcome import OUTCOME_NAME, Status, load_outcome
 from scripts.gpu_check.running import LEAST_SECONDS, run_check, run_checks
 
 # The others run commands, or all golden vectors, which have tests of their own.
-IN_THIS_PROCESS = ("machine", "attention", "step", "documents", "methods", "cudnn", "decode")
+IN_THIS_PROCESS = ("machine", "attention", "step", "documents", "methods", "fused", "cudnn", "decode")
 
 
 @pytest.mark.parametrize("name", IN_THIS_PROCESS)
