@@ -144,8 +144,8 @@ def process_group_backend() -> str:
 def device_backend() -> str | None:
     """Return the backend of process groups that only exchange tensors of :func:`device`; None is the default.
 
-    A group of the default backend has one of gloo beside that of NCCL: for every group two more threads on
-    each rank, and connections between all of its ranks.
+    A group of the default backend has one of gloo beside that of NCCL, with threads of its own on each rank,
+    and connections between all of its ranks.
     """
     if _stand_ins:
         return _stand_ins[-1][1]
