@@ -105,12 +105,14 @@ class Way(Protocol):
     Attributes:
         name: shown in the table.
         sizes: what is decoded.
-        ponders: whether tokens may take extra steps.
     """
 
     name: str
     sizes: DecodeSizes
-    ponders: bool
+
+    @property
+    def ponders(self) -> bool:
+        """Whether tokens may take extra steps."""
 
     def run(self, *, is_timed: bool) -> Round:
         """Decode once."""

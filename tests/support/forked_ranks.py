@@ -51,7 +51,7 @@ def fork_ranks(mark: str = "", *, modules: Sequence[str] = _MODULES) -> None:
         modules: that ranks run.
     """
     _ForkingPopen.mark, _ForkingPopen.modules = mark, modules
-    subprocess.Popen = _ForkingPopen  # type: ignore[misc]
+    subprocess.Popen = _ForkingPopen  # type: ignore[misc, assignment]
 
 
 def name_of_rank(mark: str, rank: str) -> str:
@@ -95,7 +95,7 @@ class _ForkingPopen(subprocess.Popen[bytes]):
             environment = dict(os.environ if env is None else env)
             # It does not return, so that nothing is executed.
             preexec_fn = partial(_become, started, environment, preexec_fn, self.mark)
-        super().__init__(args, *further, env=env, preexec_fn=preexec_fn, **named)
+        super().__init__(args, *further, env=env, preexec_fn=preexec_fn, **named)  # type: ignore[call-overload]
 
 
 def _can_fork() -> bool:
@@ -151,7 +151,7 @@ def _forget_the_parent() -> None:
     logging.root.handlers.clear()
     logging.root.setLevel(logging.WARNING)
     sys.stdin = os.fdopen(0, closefd=False)
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # type: ignore[assignment]
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
     # The parent waits until its pipe to this process is closed; its locks are not ours.
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
@@ -182,7 +182,7 @@ def _code_of(main: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
         code = 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()

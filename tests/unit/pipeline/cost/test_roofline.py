@@ -136,6 +136,7 @@ def test_a_utilisation_of_ones_own_replaces_the_roofline() -> None:
 
     assert (assumed.mfu, assumed.step_time) == (0.4, None)
     assert estimated.step_time is not None
+    assert estimated.tokens_per_second is not None
     assert estimated.tokens_per_second == pytest.approx(8 * 2048 / estimated.step_time.total)
     speed = estimated.training_flops.model * estimated.tokens_per_second
     assert estimated.mfu == pytest.approx(speed / 989.4e12)
@@ -145,7 +146,8 @@ def test_nothing_is_estimated_for_a_device_of_unknown_speed() -> None:
     cpu = Device(name=CPU, memory_bytes=40 * GIB, peak=None)
     plan = plan_run(run_of("llama_410m_vanilla"), VOCAB_SIZE, Assumptions(device=cpu, reserve_bytes=GIB))
 
-    assert plan.mfu is plan.hfu is plan.step_time is plan.tokens_per_second is plan.days is None
+    found = (plan.mfu, plan.hfu, plan.step_time, plan.tokens_per_second, plan.days)
+    assert found == (None,) * 5
 
 
 def test_a_large_step_is_bound_by_the_memory_of_logits_where_nothing_else_counts() -> None:
