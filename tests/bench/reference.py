@@ -37,8 +37,8 @@ NUM_CHECK_STEPS = 3
 NUM_UNTIMED = 1
 # Relative differences of losses that rounding explains: before the first update, and after some. AdamW's
 # first updates are about the sign of a gradient, which rounding decides where the gradient is almost zero.
-FIRST_LOSS_TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-5, "bf16": 5e-3}
-LATER_LOSS_TOLERANCE: Mapping[Precision, float] = {"fp32": 2e-3, "bf16": 5e-2}
+FIRST_LOSS_TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-5, "bf16": 1e-3}
+LATER_LOSS_TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-3, "bf16": 1e-2}
 # Costs of the start of a process and of a check, in rows per token of training steps at the default sizes,
 # for the time left.
 START_ROWS = 4
