@@ -31,6 +31,7 @@ from megatron_ext.parallel.vocabulary import (
     num_real_rows,
 )
 from megatron_ext.parallel.vocabulary_in_parts import mix_in_parts
+from megatron_ext.parallel.weight_gradients import accumulating_linear
 from megatron_ext.ponder.config import Mixture
 from megatron_ext.ponder.heads import key_columns, rotary_turns
 from megatron_ext.ponder.rotary import rotary_angles
@@ -150,7 +151,9 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits of this rank's vocabulary: [S or S / tp, B, H] -> [S, B, V / tp], -inf at padding."""
         weight = self._head_weight()
-        if self.axis.is_alone:
+        if self.axis.is_alone and self.config.gradient_accumulation_fusion:
+            logits = accumulating_linear(hidden, weight)
+        elif self.axis.is_alone:
             logits = torch.matmul(hidden, weight.t())
         else:
             logits, _ = self.output_layer(hidden, weight=weight)

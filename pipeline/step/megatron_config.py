@@ -108,7 +108,7 @@ def transformer_config(
 
 
 # Filling with 0 instead of drawing leaves Megatron's marks on the weights.
-_NOT_DRAWN = dict.fromkeys(
+_NOT_DRAWN: dict[str, Any] = dict.fromkeys(
     ("init_method", "embedding_init_method", "output_layer_init_method"), torch.nn.init.zeros_
 )
 

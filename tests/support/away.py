@@ -117,8 +117,9 @@ class AwayTensor(Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("a tensor of a device that is sent to another process arrives on the sender's device")
 
-    def new_tensor(self, data: Any, **kwargs: Any) -> Tensor:
-        """Torch makes it without an operation, as :func:`torch.tensor` does, which the device replaces."""
+    def new_tensor(self, data: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Torch makes it without an operation of its own, as in `torch.tensor`, which the device replaces."""
+        assert not args, "dtype and device are given by name"
         return torch.tensor(data, **{"dtype": self.dtype, "device": AWAY} | kwargs)
 
     def tolist(self) -> Any:

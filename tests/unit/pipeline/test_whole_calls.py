@@ -225,7 +225,7 @@ def _measured_under_limits(opened: OpenedCheckpoint) -> list[Any]:
     )
     (speeds,) = decoding_speeds(opened, [StepLimits(threshold=0.3)], batch_sizes=(2,))
     points = [(one.limits, one.loss, one.steps_count) for one in (met, by_signal)]
-    readings = [replace(one, milliseconds=0.0) for one in convergence.readings]
+    readings = tuple(replace(one, milliseconds=0.0) for one in convergence.readings)
     return [points, replace(convergence, readings=readings), [speed.mean_steps for speed in speeds]]
 
 

@@ -99,7 +99,11 @@ def test_what_is_computed_again_is_not_kept() -> None:
 
 def test_a_graph_of_several_passes_collects_weights_gradients() -> None:
     sizes = sizes_of(
-        ponder={"method": "loop"}, training__seq_length=1, model__vocab_size=50, training__micro_batch_size=1
+        ponder={"method": "loop"},
+        training__seq_length=1,
+        model__vocab_size=50,
+        training__micro_batch_size=1,
+        training__fused="never",
     )
     (memory,) = rank_memories(sizes)
     parameters = rank_parameters(sizes, 0)
@@ -108,6 +112,19 @@ def test_a_graph_of_several_passes_collects_weights_gradients() -> None:
     assert memory.fullest.gradient_sums == 2 * (parameters.layers + parameters.method)
     (recomputed,) = rank_memories(replace(sizes, recompute="full"))
     assert recomputed.fullest.gradient_sums < memory.fullest.gradient_sums
+    # Products add the gradients of their weights to the state.
+    (fused,) = rank_memories(replace(sizes, fuses=True, accumulates=True))
+    assert fused.fullest.gradient_sums == 2 * parameters.method
+
+
+@pytest.mark.parametrize("method", ["vanilla", "adaponderlm", "ponderlm3"])
+def test_fused_functions_keep_less(method: str) -> None:
+    never, auto = (
+        rank_memories(sizes_of(ponder={"method": method}, training__fused=fused))[0].peak
+        for fused in ("never", "auto")
+    )
+
+    assert auto < never
 
 
 def test_sequence_parallelism_splits_what_tensor_parallelism_leaves_whole() -> None:

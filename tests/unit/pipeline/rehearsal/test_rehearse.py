@@ -132,9 +132,8 @@ def test_nothing_of_a_micro_batch_is_held_during_the_next(method: Method) -> Non
     assert two.peak_bytes == pytest.approx(one.peak_bytes, rel=0.001)
 
 
-@pytest.mark.parametrize("parallel", [{}, {"context": 2}], ids=str)
-def test_more_documents_need_no_more_kernels(parallel: dict[str, Any]) -> None:
-    run = run_of(Method.ADAPTIVE_LATENT_COT, parallel, global_batch_size=2)
+def test_more_documents_need_no_more_kernels() -> None:
+    run = run_of(Method.ADAPTIVE_LATENT_COT, {"context": 2}, global_batch_size=2)
     few, many = (rehearse_rank(run, VOCAB_SIZE, 0, documents_per_row=number) for number in (2, 8))
 
     assert many.kernels == few.kernels > 0
