@@ -94,9 +94,10 @@ def _moments_of_one_stage(
     sizes: RankSizes, parameters: RankParameters, passes: list[PassBytes]
 ) -> Iterator[Moment]:
     """One micro-batch at a time: all passes forward, then backward."""
-    kept = [each.kept for each in passes]
     communication = _gathered(sizes)
     noted = tuple(each.kept + each.noted for each in passes)
+    # Functions that compute a pass again refer to all that passes keep for each other.
+    kept = noted if sizes.recomputes_layers else tuple(each.kept for each in passes)
     first = sizes.plan.first_with_gradient
     for index, each in enumerate(passes[:first]):
         yield Moment(
@@ -120,7 +121,7 @@ def _moments_of_one_stage(
         sums_so_far = sums if index < len(passes) - 1 else 0.0
         yield Moment(
             name=f"mixing after pass {index}",
-            by_pass=tuple(kept[: index + 1]),
+            by_pass=kept[: index + 1],
             vocabulary=each.mixing,
             working=each.waiting,
             gradient_sums=sums_so_far,
