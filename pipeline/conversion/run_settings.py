@@ -14,7 +14,7 @@ from pipeline.conversion.hf_config import SourceModel
 from pipeline.shared.errors import ConversionError
 from pipeline.step.megatron_config import transformer_config
 
-# Stands for the data where no KEY=VALUE gives any: an evaluation then reports that there are none.
+# Taken as the data where no KEY=VALUE names any: an evaluation then reports that there are none.
 NO_DATA = "no-data-were-given"
 
 
