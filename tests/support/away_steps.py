@@ -131,7 +131,7 @@ def trained_twice(name: str, layout: str, folder: Path) -> tuple[Trained, Traine
     def on_layout(away: AwayDevice | None = None, folder: Path | None = None) -> Trained:
         groups = groups_of(LAYOUTS[layout])
         try:
-            return trained(name, groups, away, LAYOUTS[layout], folder)
+            return trained(name, groups, away, LAYOUTS[layout], folder=folder)
         finally:
             destroy_groups()
 
