@@ -11,6 +11,7 @@ backward, and no gradients are communicated. What the last of them hands on goes
 first for all micro-batches, then the others follow; the pipeline is flushed once in between.
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,12 +165,13 @@ class _InFlight:
 
     batch: TokenBatch
     _micro_batch: MicroBatch | None = None
-    _memory: PassMemory | None = None
+    _memory: weakref.ref[PassMemory] | None = None
     _handed: Tensor | None = None
 
     def start(self, module: PonderModel, settings: ForwardSettings, observe: Observer | None) -> None:
         self._micro_batch = module.begin(self.batch.to(device()), settings, observe)
-        self._memory = self._micro_batch.context.memory
+        # Weak: without functions that recompute a pass, it ends with the micro-batch.
+        self._memory = weakref.ref(self._micro_batch.context.memory)
 
     @property
     def micro_batch(self) -> MicroBatch:
@@ -195,8 +197,9 @@ class _InFlight:
 
         Functions that recompute a pass refer to it for as long as the graph lives.
         """
-        if self._memory is not None:
-            self._memory.clear()
+        memory = None if self._memory is None else self._memory()
+        if memory is not None:
+            memory.clear()
 
 
 class _PassView(nn.Module):

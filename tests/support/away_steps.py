@@ -15,6 +15,7 @@ from megatron_ext.weights import whole_tensors
 from pipeline.checkpoint.loading import load_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.writing import Destination, prepare_save, write_save
+from pipeline.config.schema import RunConfig
 from pipeline.metrics.statistics import StatisticsAccumulator
 from pipeline.step.build import TrainingParts, build_training
 from pipeline.step.settings import StepSettings
@@ -84,7 +85,7 @@ def trained(
     steps = []
     for own in (batches[middle - number : middle], batches[middle : middle + number]):
         if steps and folder is not None:
-            parts = _saved_and_resumed(parts, name, groups, layout, folder)
+            parts = _saved_and_resumed(parts, config, groups, folder)
         away.waits.clear()
         steps.append(train_step(parts, own, settings, groups=groups, statistics=statistics))
     of_last = list(away.waits.elements())
@@ -95,12 +96,12 @@ def trained(
 
 
 def _saved_and_resumed(
-    parts: TrainingParts, name: str, groups: ParallelGroups, layout: Layout, folder: Path
+    parts: TrainingParts, config: RunConfig, groups: ParallelGroups, folder: Path
 ) -> TrainingParts:
     """Return parts of another seed that were loaded with what these were saved with."""
-    config = folder / "config.yaml"
+    config_file = folder / "config.yaml"
     if groups.rank == 0:
-        config.touch()
+        config_file.touch()
     state = TrainState(iteration=1, consumed_samples=8)
     prepared = prepare_save(
         state,
@@ -110,8 +111,8 @@ def _saved_and_resumed(
         groups=groups,
         copies=True,
     )
-    write_save(prepared, Destination(directory=folder, config_file=config))
-    resumed = build_training(MODELS[name].config(layout, seed=2), VOCAB_SIZE, groups)
+    write_save(prepared, Destination(directory=folder, config_file=config_file))
+    resumed = build_training(config.model_copy(update={"seed": 2}), VOCAB_SIZE, groups)
     load_checkpoint(
         folder,
         module=resumed.module,
