@@ -136,8 +136,6 @@ def _script(spec: JobSpec) -> str:
         "#!/bin/bash",
         f"# {spec.name}: {ranks} rank(s) on this machine, restarted up to {restarts} times.",
         "set -e",
-        "# A stop request is left in a file, which the supervisor reads when it has started.",
-        "trap '' TERM",
         f"cd {shlex.quote(str(spec.working_directory))}",
         *(f"export {name}={shlex.quote(value)}" for name, value in spec.environment),
         *spec.setup,
@@ -168,8 +166,14 @@ def _start(job_folder: Path, log_folder: Path) -> None:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=_ignore_stop_signals,
         )
     save_supervisor(job_folder, Supervisor.of_process(started.pid))
+
+
+def _ignore_stop_signals() -> None:
+    # Until the supervisor handles them: it reads the request, which is in a file, when it has started.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _state(record: JobRecord, *, has_started: bool) -> tuple[JobState, str, int | None]:
