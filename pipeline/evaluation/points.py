@@ -7,6 +7,7 @@ from megatron_ext.methods.base import Column
 from megatron_ext.model.micro_batch import ModelOutput, TokenBatch
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
+from megatron_ext.ponder.config import Reading
 from megatron_ext.ponder.step_limits import StepLimits
 from pipeline.cost.flops import FlopsAccount
 from pipeline.metrics.ponder_scalars import fractions, mean_steps_of
@@ -112,11 +113,12 @@ def evaluate_under(
 def counted_steps(limits: StepLimits, module: PonderModel, found: Evaluation) -> Sequence[float] | None:
     """Return how many tokens took 0..K steps in an evaluation under limits; None where all take K.
 
-    A soft mask weighs all steps: its loss is that of taking them all, whatever pruning would leave out.
+    A mixture reads all steps, under a hard mask too, which hides keys alone: its loss is that of taking them
+    all, whatever pruning would leave out.
     """
     is_weighted = limits.threshold is None and module.ponder.column is Column.LOG_WEIGHT
-    is_soft = is_weighted and not module.ponder.prunes_in_training
-    return None if is_soft else found.sums.get("steps_count")
+    ends_early = module.ponder.prunes_in_training and module.ponder.config.reading is Reading.LAST_STEP
+    return None if is_weighted and not ends_early else found.sums.get("steps_count")
 
 
 def loss_point(

@@ -17,8 +17,8 @@ from scripts.ladder.plan import Ladder
 from scripts.ladder.run import RESULT_FILE
 
 HEADINGS = (
-    *("part", "row", "lr", "seeds", "held-out loss", "- vanilla", "loss by steps 0..K", "mean steps"),
-    *("MFLOPs per token", "training TFLOPs", "seconds"),
+    *("part", "row", "lr", "seeds", "loss, all steps", "- vanilla", "loss by steps 0..K", "steps at tau"),
+    *("MFLOPs at tau", "training TFLOPs", "seconds"),
 )
 # Shares of the inference FLOPs of all steps.
 BUDGETS = ("50%", "60%", "70%", "80%", "90%")

@@ -6,12 +6,12 @@ import torch
 from megatron_ext.decoding import BatchDecoder
 from megatron_ext.parallel.groups import ParallelGroups
 from megatron_ext.ponder import halting
-from megatron_ext.ponder.config import Method
+from megatron_ext.ponder.config import Method, Reading, RouterForm, TrainingMask
 from megatron_ext.ponder.decode.sweeps import Sweeps
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
 from megatron_ext.weights import load_weights, whole_tensors
 from pipeline.cost.account import flops_account
-from pipeline.evaluation.points import LimitSettings, points_under_limits
+from pipeline.evaluation.points import LimitSettings, counted_steps, points_under_limits
 from pipeline.step.evaluate import evaluate
 from tests.support.layout_steps import built_model, own_batches
 from tests.support.layouts import LARGEST_J, MODELS, ONE_PROCESS, VOCAB_SIZE
@@ -122,6 +122,20 @@ def test_hard_pruning_at_a_tiny_threshold_changes_next_to_nothing(groups: Parall
 
     assert at_tiny.loss == pytest.approx(soft.loss, abs=1e-4)
     assert abs(at_large.loss - soft.loss) > 1e-3
+
+
+@pytest.mark.parametrize(("reading", "reads_all"), [(Reading.MIXTURE, True), (Reading.LAST_STEP, False)])
+def test_a_hard_mask_without_pruning_counts_the_steps_that_are_read(
+    groups: ParallelGroups, reading: Reading, reads_all: bool
+) -> None:
+    form = RouterForm(mask_in_training=TrainingMask.HARD)
+    settings = {"form": form, "pruning_threshold": 0.3, "reading": reading}
+    model = tiny_model(groups, Method.PONDERLM3, ponder=settings)
+    found = evaluate(model, [[batch_of(random_tokens())]], num_jacobi_iterations=LARGEST_J, groups=groups)
+    assert found is not None
+    assert sum(found.sums["steps_count"][:2]) > 0
+
+    assert (counted_steps(StepLimits(num_steps=2), model, found) is None) == reads_all
 
 
 def test_a_sweep_that_is_cut_short_has_no_points(groups: ParallelGroups) -> None:
