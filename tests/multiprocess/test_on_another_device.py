@@ -22,11 +22,13 @@ pytestmark = pytest.mark.multiprocess
 
 LAYOUTS_OF_TWO = ("TP2", "TP2+SP", "PP2", "DP2", "CP2")
 USUAL = {("ponderlm3, llama", "TP2+SP"), ("adaponderlm, llama", "PP2")}
+# Without tied embeddings on two stages: Megatron moves the data of the copy in its constructor, which a
+# tensor of this device, unlike one of CUDA, does not allow.
 MORE = {
     *(("ponderlm3, llama", layout) for layout in LAYOUTS_OF_TWO),
-    *(("ponderlm3, neox tied", layout) for layout in ("TP2", "PP2", "DP2")),
+    *(("ponderlm3, neox tied", layout) for layout in ("TP2", "DP2")),
     *(("adaponderlm, llama", layout) for layout in ("TP2", "PP2", "CP2")),
-    ("ponderlm2, llama tied top-k", "PP2"),
+    ("ponderlm2, llama tied top-k", "TP2"),
     ("adaptive_latent_cot, llama", "TP2+SP"),
 }
 
