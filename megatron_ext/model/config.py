@@ -47,7 +47,7 @@ class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megat
         stage_layers: layers of each pipeline stage.
         recompute_passes: keep only the input of every pass, and run its layers again in backward.
         prefers_cudnn: on CUDA, cuDNN's kernel computes the attention of rows that are one document each.
-        fuses: what lies between the products of layers, and at the vocabulary, runs as functions with a
+        fuses: the element-wise work of layers, and the work over the vocabulary, runs as functions with a
             backward of their own, which can be compiled and keep less.
     """
 

@@ -1,4 +1,4 @@
-"""Functions of which torch.compile makes one kernel, or a few, where this process is told to compile.
+"""Functions that torch.compile turns into one kernel, or a few, once this process is told to compile.
 
 Between the matrix products of a layer, most time goes into reading and writing memory and into starting
 kernels. Such a stretch is one function here, marked with :func:`fused`, and its gradient is another; both run

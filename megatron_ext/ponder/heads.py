@@ -116,6 +116,15 @@ def _split_and_rotated(
     return query.flatten(2, 3), key, value
 
 
+def _remember(
+    ctx: Any, turns: Tensor, log_weight: Tensor | None, head_size: int, weight_scale: float
+) -> None:
+    """Keep what backward needs of a forward of heads, which is nothing of the heads themselves."""
+    ctx.save_for_backward(turns)
+    ctx.head_size, ctx.weight_scale = head_size, weight_scale
+    ctx.weight_dtype = None if log_weight is None else log_weight.dtype
+
+
 class _RotatedHeads(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -127,9 +136,7 @@ class _RotatedHeads(torch.autograd.Function):
         head_size: int,
         weight_scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(turns)
-        ctx.head_size, ctx.weight_scale = head_size, weight_scale
-        ctx.weight_dtype = None if log_weight is None else log_weight.dtype
+        _remember(ctx, turns, log_weight, head_size, weight_scale)
         return _split_and_rotated(mixed, turns, columns, ctx.weight_dtype, head_size)
 
     @staticmethod
@@ -162,9 +169,7 @@ class _FusedRotatedHeads(torch.autograd.Function):
         head_size: int,
         weight_scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(turns)
-        ctx.head_size, ctx.weight_scale = head_size, weight_scale
-        ctx.weight_dtype = None if log_weight is None else log_weight.dtype
+        _remember(ctx, turns, log_weight, head_size, weight_scale)
         size = extended_size(head_size, ctx.weight_dtype, mixed.dtype)
         return _heads_of(mixed, turns, columns, head_size, size)
 

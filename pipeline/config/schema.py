@@ -169,8 +169,8 @@ class TrainingConfig(Section):
     )
     fused: Literal["auto", "never"] = Field(
         "auto",
-        description="on CUDA, compile what lies between the products of a layer with torch.compile, work on "
-        "distributions over the vocabulary in parts, and sum gradients of weights in fp32 inside of their "
+        description="on CUDA, compile the element-wise work of layers with torch.compile, compute losses and "
+        "mixtures over the vocabulary in chunks, and accumulate weight gradients in fp32 within their "
         "products; auto: where Triton is installed, but not with deterministic; never: operation by "
         "operation, as on CPUs",
     )

@@ -24,7 +24,7 @@ def can_fuse(config: RunConfig, settings: PonderTransformerConfig, groups: Paral
     """Return whether the model of a training consists of fused functions, the same on all ranks.
 
     On CUDA they are compiled and compared with what they replace; where that fails on any rank, none uses
-    them and the log says why. What stands in for CUDA runs them as they are. Every rank calls it.
+    them and the log says why. A stand-in for CUDA runs them uncompiled. Every rank calls it.
 
     Args:
         config: the run.
