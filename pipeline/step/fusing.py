@@ -63,7 +63,8 @@ def _problem(settings: PonderTransformerConfig, micro_batch_size: int) -> str | 
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler may raise, down to a missing C compiler
-        return f"torch.compile failed ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        first_line = next(iter(str(error).strip().splitlines()), "no message")
+        return f"torch.compile failed ({type(error).__name__}: {first_line})"
     worst = max(errors, key=lambda name: errors[name])
     if errors[worst] <= LARGEST_RATIO:
         return None
