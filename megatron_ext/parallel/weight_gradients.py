@@ -16,7 +16,7 @@ from torch.nn import functional
 
 
 def sum_of_gradients(weight: Tensor) -> Tensor | None:
-    """Return the sum of a weight's gradients from Megatron's data parallelism, [O, I]; None: it is not trained.
+    """Return the sum of a weight's gradients from Megatron's data parallelism, [O, I]; None: it has none.
 
     A weight that autograd has saved may be a copy without this attribute.
     """

@@ -81,7 +81,7 @@ def extended_attention(
 
 
 def is_one_call(query: Tensor, segments: Segments | None) -> bool:
-    """Return whether :func:`extended_attention` is one call of a kernel, which keeps its result for backward."""
+    """Return whether :func:`extended_attention` is one call of a kernel, which keeps its result."""
     return segments is None or has_kernel_for_documents(query)
 
 

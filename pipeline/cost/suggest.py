@@ -17,6 +17,8 @@ SPLITS = (1, 2, 4, 8)
 LARGEST_MICRO_BATCH = 64
 # Assumed overhead of the tensor axis: 7 % for each doubling. A guess, not measured.
 TENSOR_COST_EXPONENT = 0.1
+# What selective recompute reads and writes again, over the time of a step: by the roofline of an H200.
+SELECTIVE_COST = 1.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +152,8 @@ def _stage_cost(pipeline: int, num_micro_batches: int, num_passes: float) -> flo
 
 def _recompute_cost(config: RunConfig, account: FlopsAccount, recompute: Recompute) -> float:
     training = mean_step(config, replace(account, recompute=recompute)).flops
-    return training.hardware / training.model
+    cheap = SELECTIVE_COST if recompute == "selective" else 1.0
+    return cheap * training.hardware / training.model
 
 
 def _with(config: RunConfig, choice: _Choice, *, shards_tokens: bool) -> RunConfig | None:

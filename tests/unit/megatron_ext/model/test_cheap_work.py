@@ -1,4 +1,4 @@
-"""Cheap work that backward does again: the gradients are those of keeping it, bit for bit, and less is kept."""
+"""Cheap work that backward does again: gradients are bit for bit those of keeping it, and less is kept."""
 
 from collections.abc import Callable
 from typing import Any
