@@ -90,7 +90,7 @@ class ParallelConfig(Section):
         False,
         description="tensor-parallel ranks also share the activations between layers, along the sequence",
     )
-    recompute: Literal["none", "selective", "full", "per_pass"] = Field(
+    recompute: Literal["none", "full", "per_pass", "selective"] = Field(
         "none",
         description="activations that backward recomputes instead of storing: what takes no matrix product, "
         "as norms and activation functions (selective), those of every layer (full), or of a whole pass "

@@ -357,6 +357,9 @@ def _norms(sizes: RankSizes) -> float:
     else:
         # Several operations: the input and the normed input, both in float32.
         inputs = num_inputs * 2 * FLOAT32 * shape.hidden_size
+        if sizes.recomputes_cheap_work and value < FLOAT32:
+            # To begin with again: the input as it is given.
+            inputs += num_inputs * value * shape.hidden_size
     return (outputs + inputs) / _token_split(sizes)
 
 

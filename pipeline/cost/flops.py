@@ -19,7 +19,7 @@ from megatron_ext.ponder.passes import PassPlan, mean_over_sweeps
 from megatron_ext.ponder.step_limits import HaltingSignal
 from pipeline.cost.shape import ModelShape, ParameterCount, Precision
 
-Recompute = Literal["none", "selective", "full", "per_pass"]
+Recompute = Literal["none", "full", "per_pass", "selective"]
 # With these, backward does all products and attention of forward once more.
 RECOMPUTING_LAYERS: tuple[Recompute, ...] = ("full", "per_pass")
 
