@@ -267,18 +267,16 @@ class RotatedAttention(SelfAttention):  # type: ignore[misc]  # Megatron is unty
         Returns:
             [R, B, A * d], of this rank's heads, for the rows that are read.
         """
-        columns = packed_seq_params.key_columns
-        heads = partial(
-            rotated_heads,
+        weighs_here = packed_seq_params.key_columns is not None
+        query, key, value = rotated_heads(
+            mixed,
+            rotary_pos_emb,
+            attention_mask if weighs_here else None,
+            packed_seq_params.key_columns,
             head_size=self.hidden_size_per_attention_head,
             scale_extra=self.config.ponder.form.attention_scale_extra,
             fuses=self.config.fuses,
         )
-        if columns is None:
-            # Heads without columns are as large as what they come from.
-            query, key, value = heads(mixed, rotary_pos_emb)
-        else:
-            query, key, value = cheap(heads, mixed, rotary_pos_emb, attention_mask, columns)
         attended: Tensor = self.core_attention(
             query, key, value, attention_mask, packed_seq_params=packed_seq_params
         )

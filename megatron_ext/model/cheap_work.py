@@ -1,8 +1,9 @@
 """Selective activation recompute: backward computes again what is cheap, and keeps what is not.
 
-The results of matrix products and of attention are kept. Norms, activations and the copies that attention
-kernels read and products take follow from them by functions of single rows, which cost reading and writing
-and no product. Where an operation would keep the result of such a function for its backward, autograd's hooks
+The results of matrix products and of attention are kept, and what attention takes. Norms, activations and
+copies of attended values follow from them by functions of single rows, which read and write two or three
+values for each one that need not be kept. (To widen queries, keys and values by the columns of weights again
+would take 17.) Where an operation would keep the result of such a function for its backward, autograd's hooks
 on saved tensors put the function and its inputs in its place.
 
 Unlike a checkpoint, of :mod:`torch.utils.checkpoint` or Megatron's ``CheckpointWithoutOutput``, this leaves

@@ -364,13 +364,13 @@ def _norms(sizes: RankSizes) -> float:
 
 
 def _attention(sizes: RankSizes, index: int) -> float:
-    """Per row: what the product of queries and keys takes, or is made from, and the attended values."""
+    """Per row: what the product of queries and keys takes, and the attended values."""
     shape, value = sizes.shape, sizes.value_bytes
     query, key = shape.query_size / sizes.tensor, shape.key_value_size / 2 / sizes.tensor
     heads = shape.num_attention_heads / sizes.tensor
     taken = query + 2 * key
     is_weighted = sizes.has_weighted_keys(index)
-    if is_weighted and not _splits_again(sizes):
+    if is_weighted:
         taken *= sizes.weighted_head_size / shape.kv_channels
     # Removing the columns of log w, or joining documents, makes a copy.
     is_copied = is_weighted or (sizes.separates_documents and sizes.context == 1)
@@ -381,12 +381,6 @@ def _attention(sizes: RankSizes, index: int) -> float:
 def _merges_again(sizes: RankSizes) -> bool:
     """Whether backward makes the input of the output projection again, from what attention keeps."""
     return sizes.recomputes_cheap_work and not (sizes.facts.halts_in_training or _attends_one_by_one(sizes))
-
-
-def _splits_again(sizes: RankSizes) -> bool:
-    """Whether backward makes weighted keys again; of several texts a kernel for documents has a copy."""
-    has_own = sizes.separates_documents and sizes.context == 1 and sizes.micro_batch_size > 1
-    return sizes.recomputes_cheap_work and (not has_own or _attends_one_by_one(sizes))
 
 
 def _attends_one_by_one(sizes: RankSizes) -> bool:

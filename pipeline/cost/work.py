@@ -12,7 +12,7 @@ from typing import Literal
 
 from pipeline.cost.rank_sizes import RankSizes
 
-# The last one is what backward computes again of norms, activations and copies of heads.
+# The last one is what backward computes again of norms, activations and attended values.
 Phase = Literal["forward", "backward", "again"]
 
 
@@ -132,8 +132,8 @@ MEASURED = ProgramWork(
     weighted=LayerWork(
         forward=Counts(heads=1.5, launches=12),
         backward=Counts(heads=0.8, launches=11),
-        # All heads are read and written once, and the attended values.
-        again=Counts(heads=2.8, launches=2),
+        # Of these a third is attended values, which are read and written.
+        again=Counts(heads=0.7, launches=1),
     ),
     kept=LayerWork(forward=Counts(heads=2.3, launches=3), backward=Counts(heads=3.6, launches=9)),
     # A copy of the earlier keys and values, and their gradients; not among the measured methods.
