@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-Results = TypeVar("Results", Tensor, tuple[Tensor, ...], tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor])
+Results = TypeVar("Results", bound=Tensor | tuple[Tensor, ...])
 
 
 @contextmanager
@@ -37,7 +37,6 @@ def recomputing_cheap_work(is_on: bool) -> Iterator[None]:
     marks = _Marks()
     token = _current.set(marks)
     try:
-        # Its parameters are untyped in torch.
         with saved_tensors_hooks(marks.pack, _unpack):
             yield
     finally:
@@ -137,7 +136,7 @@ def _unpack(kept: Tensor | _Kept) -> Tensor:
 
 
 def _storage(tensor: Tensor) -> StorageWeakRef:
-    return StorageWeakRef(tensor.untyped_storage())
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]  # of torch
 
 
 def _as_tuple(results: Any) -> tuple[Tensor, ...]:

@@ -20,7 +20,8 @@ def sum_of_gradients(weight: Tensor) -> Tensor | None:
 
     A weight that autograd has saved may be a copy without this attribute.
     """
-    return getattr(weight, "main_grad", None) if weight.requires_grad else None
+    total: Tensor | None = getattr(weight, "main_grad", None)
+    return total if weight.requires_grad else None
 
 
 def weight_gradient(gradient: Tensor, inputs: Tensor, total: Tensor | None) -> Tensor | None:
