@@ -275,9 +275,10 @@ def test_the_peak_is_that_of_live_tensors() -> None:
                     "ponder.num_jacobi_iterations=1",
                     "ponder.random_jacobi_iterations=[1, 1]",
                     "parallel.recompute=selective",
+                    f"training.fused={fused}",
                 ),
             )
-            for recipe in ("llama_410m_ponderlm3", "pythia_2.8b_ponderlm3")
+            for recipe, fused in (("llama_410m_ponderlm3", "auto"), ("pythia_2.8b_ponderlm3", "never"))
         ),
     ],
 )
