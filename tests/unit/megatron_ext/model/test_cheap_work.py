@@ -112,11 +112,18 @@ def assert_same_bits(groups: ParallelGroups, *arguments: Any, **settings: Any) -
 
 
 @each_model
-@pytest.mark.parametrize("fuses", [False, True])
 def test_gradients_are_those_of_keeping_everything(
-    groups: ParallelGroups, method: Method, architecture: Architecture, fuses: bool
+    groups: ParallelGroups, method: Method, architecture: Architecture
 ) -> None:
-    assert_same_bits(groups, method, architecture, dtype=torch.float32, fuses=fuses)
+    assert_same_bits(groups, method, architecture, dtype=torch.float32, fuses=True)
+
+
+@pytest.mark.parametrize("architecture", list(Architecture))
+@pytest.mark.parametrize("method", [Method.PONDERLM3, Method.ADAPONDERLM])
+def test_gradients_of_separate_operations_are_too(
+    groups: ParallelGroups, method: Method, architecture: Architecture
+) -> None:
+    assert_same_bits(groups, method, architecture, dtype=torch.float32, fuses=False)
 
 
 @pytest.mark.parametrize("architecture", list(Architecture))
