@@ -125,7 +125,7 @@ class _Marks:
             return tensor if tensor.grad_fn is None else tensor.detach()
         again, index = source
         again.keep()
-        return _Kept(again, index, tensor.size(), tensor.stride(), tensor.storage_offset())
+        return _Kept(again, index, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
 
 _current: ContextVar[_Marks | None] = ContextVar("cheap_work", default=None)
@@ -136,7 +136,7 @@ def _unpack(kept: Tensor | _Kept) -> Tensor:
 
 
 def _storage(tensor: Tensor) -> StorageWeakRef:
-    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]  # of torch
+    return StorageWeakRef(tensor.untyped_storage())
 
 
 def _as_tuple(results: Any) -> tuple[Tensor, ...]:
