@@ -359,6 +359,8 @@ def _attention(sizes: RankSizes, index: int) -> float:
     shape, value = sizes.shape, sizes.value_bytes
     query, key = shape.query_size / sizes.tensor, shape.key_value_size / 2 / sizes.tensor
     heads = shape.num_attention_heads / sizes.tensor
+    if _keeps_scores(sizes, index):
+        return value * (_attended_by_products(sizes, index) + _attended(sizes, index))
     taken = query + 2 * key
     is_weighted = sizes.has_weighted_keys(index)
     if is_weighted:
@@ -367,6 +369,28 @@ def _attention(sizes: RankSizes, index: int) -> float:
     is_copied = is_weighted or (sizes.separates_documents and sizes.context == 1)
     attended = _attended(sizes, index) + (query if is_copied else 0)
     return value * (taken + attended) + FLOAT32 * heads
+
+
+def _keeps_scores(sizes: RankSizes, index: int) -> bool:
+    """Whether autograd keeps scores: GPUs have no kernel for float32 whose results could be joined."""
+    is_joined = sizes.facts.sees_earlier_steps and index > 0 and sizes.context == 1
+    return is_joined and sizes.has_fused_norms and sizes.value_bytes == FLOAT32
+
+
+def _attended_by_products(sizes: RankSizes, index: int) -> float:
+    """Values per row: the scores of all steps so far, and what their products take.
+
+    The keys of step 0 are taken as they are; those of later steps, and the queries for them, are copies with a
+    column that hides absent tokens. Every query head has keys of its own.
+    """
+    shape = sizes.shape
+    query, key_value = shape.query_size / sizes.tensor, shape.key_value_size / sizes.tensor
+    scores = shape.num_attention_heads / sizes.tensor * (index + 1) * shape.seq_length
+    copied = 3 * index * query * shape.weighted_head_size("fp32") / shape.kv_channels
+    repeated = 2 * query if shape.num_query_groups < shape.num_attention_heads else 0
+    # Later steps take the keys themselves, not the copies.
+    own = 0 if sizes.plan.is_final(index) else key_value
+    return scores + query + copied + repeated + own
 
 
 def _attended(sizes: RankSizes, index: int) -> float:
