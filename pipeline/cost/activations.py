@@ -231,7 +231,8 @@ def _spared_by_last_layer(sizes: RankSizes, index: int) -> float:
         attended = unread * query
     else:
         # The last slot alone attends by itself.
-        attended = unread * query if unread == num_slots - 1 else -num_read * query
+        is_alone = unread == num_slots - 1 and sizes.joins_attention
+        attended = unread * query if is_alone else -num_read * query
     return norms + attended + unread * _mlp(sizes)
 
 
@@ -374,14 +375,14 @@ def _attention(sizes: RankSizes, index: int) -> float:
 def _keeps_scores(sizes: RankSizes, index: int) -> bool:
     """Whether autograd keeps scores: GPUs have no kernel for float32 whose results could be joined."""
     is_joined = sizes.facts.sees_earlier_steps and index > 0 and sizes.context == 1
-    return is_joined and sizes.has_fused_norms and sizes.value_bytes == FLOAT32
+    return is_joined and not sizes.joins_attention
 
 
 def _attended_by_products(sizes: RankSizes, index: int) -> float:
     """Values per row: the scores of all steps so far, and what their products take.
 
-    The keys of step 0 are taken as they are; those of later steps, and the queries for them, are copies with a
-    column that hides absent tokens. Every query head has keys of its own.
+    The keys of step 0 are taken as they are; those of later steps, and the queries for them, are copies with
+    a column that hides absent tokens. Every query head has keys of its own.
     """
     shape = sizes.shape
     query, key_value = shape.query_size / sizes.tensor, shape.key_value_size / sizes.tensor

@@ -16,12 +16,12 @@ from pipeline.config.schema import RunConfig
 from pipeline.cost import muon
 from pipeline.cost.account import step_kinds
 from pipeline.cost.activations import mixture_rows
-from pipeline.cost.flops import BACKWARD_PER_FORWARD
+from pipeline.cost.flops import BACKWARD_PER_FORWARD, Phase
 from pipeline.cost.parameters import rank_parameters
 from pipeline.cost.peaks import Bandwidth, DensePeak, Device
 from pipeline.cost.rank_sizes import FLOAT32, RankSizes, rank_sizes
 from pipeline.cost.traffic import context_bytes, pipeline_bytes, rank_traffic, tensor_bytes
-from pipeline.cost.work import MEASURED, Phase, ProgramWork, weighs_keys
+from pipeline.cost.work import MEASURED, ProgramWork, weighs_keys
 
 # Products of a 410M step: 165 TFLOP in 216 ms, of 989 TFLOP/s. A product of size 8,192 reaches 0.81.
 PRODUCTS_SHARE = 0.77

@@ -8,11 +8,9 @@ since then has not been measured there and is not counted.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
+from pipeline.cost.flops import Phase
 from pipeline.cost.rank_sizes import RankSizes
-
-Phase = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
