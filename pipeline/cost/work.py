@@ -1,13 +1,15 @@
 """What a step does beside products and attention: values read and written, and launches.
 
-They say what the program does, not how fast: that is in :mod:`pipeline.cost.roofline`. The numbers are those
-of the program that was measured on a GPU (docs/results.md): bytes from a rehearsal, every operand of every
-operation once, and launches from profiles of two steps, divided up as in the rehearsal. What has been fused
-since then has not been measured there and is not counted.
+They say what the program does, not how fast: that is in :mod:`pipeline.cost.roofline`. Of two programs:
+
+* What was measured on a GPU (docs/results.md), operation by operation: bytes from a rehearsal, every operand
+  of every operation once, and launches from profiles of two steps, divided up as in the rehearsal. A program
+  without fused functions does less of both today, which has not been measured and is not counted.
+* Fused functions: all from rehearsals, where each is one kernel. No such step has been measured on a GPU.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.cost.flops import Phase
 from pipeline.cost.rank_sizes import RankSizes
@@ -53,6 +55,8 @@ class ProgramWork:
         steps: in addition, for each earlier pass whose keys are attended to.
         loss_forward, loss_backward: bytes per piece of the vocabulary and prediction, product left out.
         mixture_forward, mixture_backward: the same of a mixture of embeddings.
+        mixture_launches_forward, mixture_launches_backward: for each part of the rows that are mixed; 0 where
+            they are mixed at once.
         pass_launches: of kernels before and after the layers of a pass, in each direction.
         update_launches: per weight, in an update.
         parameter_bytes: per parameter of a rank, in an update.
@@ -68,6 +72,8 @@ class ProgramWork:
     loss_backward: float
     mixture_forward: float
     mixture_backward: float
+    mixture_launches_forward: float
+    mixture_launches_backward: float
     pass_launches: float
     update_launches: float
     parameter_bytes: float
@@ -80,6 +86,10 @@ class ProgramWork:
     def mixture(self, phase: Phase) -> float:
         """Return the bytes of a mixture in one direction."""
         return self.mixture_forward if phase == "forward" else self.mixture_backward
+
+    def mixture_launches(self, phase: Phase) -> float:
+        """Return the launches for a part of the rows that are mixed, in one direction."""
+        return self.mixture_launches_forward if phase == "forward" else self.mixture_launches_backward
 
     def layer_launches(self, sizes: RankSizes, index: int, phase: Phase) -> float:
         """Return the launches of one layer in pass `index`."""
@@ -130,8 +140,34 @@ MEASURED = ProgramWork(
     loss_backward=30,
     mixture_forward=41,
     mixture_backward=42,
+    mixture_launches_forward=0,
+    mixture_launches_backward=0,
     pass_launches=30,
     update_launches=4.1,
     parameter_bytes=12,
     owned_bytes=60,
 )
+
+FUSED = replace(
+    MEASURED,
+    llama=LayerWork(
+        forward=Counts(hidden=8, heads=2.7, inner=3, launches=12),
+        backward=Counts(hidden=12, heads=2.7, inner=5, launches=18),
+    ),
+    gpt_neox=LayerWork(
+        forward=Counts(hidden=6, heads=2.7, inner=2, launches=12),
+        backward=Counts(hidden=15, heads=3.7, inner=4, launches=22),
+    ),
+    weighted=LayerWork(forward=Counts(heads=0.2), backward=Counts(heads=0.6, launches=2)),
+    loss_forward=2,
+    loss_backward=4,
+    mixture_forward=4,
+    mixture_backward=8,
+    mixture_launches_forward=3,
+    mixture_launches_backward=6,
+)
+
+
+def program_of(sizes: RankSizes) -> ProgramWork:
+    """Return the work of a run's program."""
+    return FUSED if sizes.fuses else MEASURED
