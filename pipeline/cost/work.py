@@ -1,11 +1,12 @@
 """What a step does beside products and attention: values read and written, and launches.
 
-They say what the program does, not how fast: that is in :mod:`pipeline.cost.roofline`. Of two programs:
+They say what the program does, not how fast: that is in :mod:`pipeline.cost.roofline`. There are three:
 
-* What was measured on a GPU (docs/results.md), operation by operation: bytes from a rehearsal, every operand
-  of every operation once, and launches from profiles of two steps, divided up as in the rehearsal. A program
-  without fused functions does less of both today, which has not been measured and is not counted.
-* Fused functions: all from rehearsals, where each is one kernel. No such step has been measured on a GPU.
+* MEASURED is the program whose steps were measured on a GPU (docs/results.md), an earlier one without fused
+  functions: bytes from a rehearsal, every operand of every operation once, and launches from profiles of two
+  steps, divided up as in the rehearsal. The rates of the roofline are those with which it takes as long.
+* UNFUSED and FUSED are the program of today, by `training.fused`, from rehearsals alone. A fused function
+  counts as one kernel. No step of theirs has been measured on a GPU.
 """
 
 from collections.abc import Iterator
@@ -148,17 +149,29 @@ MEASURED = ProgramWork(
     owned_bytes=60,
 )
 
+UNFUSED = replace(
+    MEASURED,
+    llama=LayerWork(
+        forward=Counts(hidden=8, heads=5, inner=5, launches=20),
+        backward=Counts(hidden=12, heads=5, inner=13, launches=36),
+    ),
+    gpt_neox=LayerWork(
+        forward=Counts(hidden=6, heads=3.7, inner=2, launches=22),
+        backward=Counts(hidden=13, heads=4.7, inner=4, launches=45),
+    ),
+)
+
 FUSED = replace(
     MEASURED,
     llama=LayerWork(
-        forward=Counts(hidden=8, heads=2.7, inner=3, launches=12),
-        backward=Counts(hidden=12, heads=2.7, inner=5, launches=18),
+        forward=Counts(hidden=8, heads=2, inner=3, launches=11),
+        backward=Counts(hidden=12, heads=2, inner=5, launches=19),
     ),
     gpt_neox=LayerWork(
-        forward=Counts(hidden=6, heads=2.7, inner=2, launches=12),
-        backward=Counts(hidden=15, heads=3.7, inner=4, launches=22),
+        forward=Counts(hidden=6, heads=2, inner=2, launches=12),
+        backward=Counts(hidden=15, heads=3, inner=4, launches=31),
     ),
-    weighted=LayerWork(forward=Counts(heads=0.2), backward=Counts(heads=0.6, launches=2)),
+    weighted=LayerWork(forward=Counts(heads=0.8, launches=1), backward=Counts(heads=1.2, launches=3)),
     loss_forward=2,
     loss_backward=4,
     mixture_forward=4,
@@ -169,5 +182,5 @@ FUSED = replace(
 
 
 def program_of(sizes: RankSizes) -> ProgramWork:
-    """Return the work of a run's program."""
-    return FUSED if sizes.fuses else MEASURED
+    """Return the work of the program of today with the settings of a run."""
+    return FUSED if sizes.fuses else UNFUSED
