@@ -52,9 +52,8 @@ def run_of(ponder: dict[str, Any], architecture: str, fused: str, num_layers: in
         ({"method": "vanilla"}, "llama"),
         ({"method": "vanilla"}, "gpt_neox"),
         ({"method": "ponderlm3", "num_latent_thoughts": 1, "num_jacobi_iterations": 1}, "llama"),
-        ({"method": "adaponderlm", "num_latent_thoughts": 1}, "llama"),
     ],
-    ids=["llama", "gpt_neox", "weighted", "kept"],
+    ids=["llama", "gpt_neox", "weighted"],
 )
 def test_a_layer_moves_and_launches_as_much_as_planned(
     ponder: dict[str, Any], architecture: str, fused: str
