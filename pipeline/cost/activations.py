@@ -105,7 +105,9 @@ def _whole_pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
         again=again,
         waiting=_later_gradients(sizes, rows, index, num_layers),
         working=_layer_working(sizes, rows, index),
-        mixing=_mixing(sizes, mixed, mixture) + (_predictions(sizes, index) if is_last else 0),
+        mixing=_mixing(sizes, mixed, mixture)
+        + (_summed_parts(sizes) if mixed else 0)
+        + (_predictions(sizes, index) if is_last else 0),
     )
 
 
@@ -150,6 +152,14 @@ def _mixing(sizes: RankSizes, elements: float, kept: float) -> float:
         return 4 * sizes.value_bytes * min(elements, PART_ELEMENTS)
     # Logits, their distance to the largest and its exponential, all in float32.
     return elements * max(3 * FLOAT32 - kept, 0)
+
+
+def _summed_parts(sizes: RankSizes) -> float:
+    """Gradients of head and embedding that a mixture's backward sums over its parts, and what it returns."""
+    if not sizes.fuses or sizes.accumulates:
+        return 0
+    narrow = sizes.value_bytes if sizes.value_bytes < FLOAT32 else 0
+    return 2 * (FLOAT32 + narrow) * sizes.shape.vocabulary_weights / sizes.tensor
 
 
 def _turns(sizes: RankSizes, rows: float) -> float:
