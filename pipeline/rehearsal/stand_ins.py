@@ -13,7 +13,7 @@ from torch.nn import functional
 import megatron_ext.adamw
 import megatron_ext.model.attention
 from megatron_ext.model.kernels import is_cudnn_preferred
-from megatron_ext.ponder import attention, documents, joined_attention
+from megatron_ext.ponder import attention, documents, joined_attention, step_attention
 from megatron_ext.ponder.fusing import compiler
 from pipeline.rehearsal.ledger import Ledger
 
@@ -44,8 +44,7 @@ def device_kernels(ledger: Ledger) -> Iterator[None]:
         replace(attention, "has_kernel_for_documents", _takes_flash(documents.has_kernel_for_documents))
         replace(joined_attention, "has_fused_kernel", _takes_flash(joined_attention.has_fused_kernel))
         replace(joined_attention, "kernel_of", _kernel(joined_attention.kernel_of))
-        layers = megatron_ext.model.attention
-        replace(layers, "can_join", _takes_flash(layers.can_join))
+        replace(megatron_ext.model.attention, "can_join", _takes_flash(step_attention.can_join))
         replace(megatron_ext.adamw, "adamw", _adamw(ledger))
         replace(compiler, "run", ledger.run_as_kernel)
         replace(torch, "tensor", _tensor(ledger))

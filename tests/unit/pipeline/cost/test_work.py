@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
+from pipeline.cost.flops import Phase
 from pipeline.cost.rank_sizes import rank_sizes
 from pipeline.cost.work import program_of
 from pipeline.rehearsal.rehearse import rehearse_rank
@@ -14,6 +15,7 @@ VOCAB_SIZE = 64
 # So many that nothing else counts, neither weights nor what happens once in a step.
 NUM_TOKENS = 2**15
 NUM_MICRO_BATCHES = 1000
+PHASES: tuple[Phase, ...] = ("forward", "backward")
 
 
 def run_of(ponder: dict[str, Any], architecture: str, fused: str, num_layers: int) -> RunConfig:
@@ -64,7 +66,7 @@ def test_a_layer_moves_and_launches_as_much_as_planned(
     )
     sizes = rank_sizes(run_of(ponder, architecture, fused, 3), VOCAB_SIZE)
     program = program_of(sizes)
-    planned = [(index, phase) for index in range(sizes.num_passes) for phase in ("forward", "backward")]
+    planned = [(index, phase) for index in range(sizes.num_passes) for phase in PHASES]
 
     moved, launches = (
         sum(count(sizes, index, phase) for index, phase in planned)
@@ -83,5 +85,5 @@ def test_a_loss_and_a_mixture_move_as_much_of_the_vocabulary_as_planned(fused: s
     program = program_of(rank_sizes(run, VOCAB_SIZE))
 
     moved = (larger.moved_bytes - smaller.moved_bytes) / NUM_MICRO_BATCHES / NUM_TOKENS / 1024
-    planned = sum(program.loss(phase) + program.mixture(phase) for phase in ("forward", "backward"))
+    planned = sum(program.loss(phase) + program.mixture(phase) for phase in PHASES)
     assert moved == pytest.approx(planned, rel=0.03)
