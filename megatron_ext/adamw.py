@@ -120,4 +120,7 @@ def exact_norm(
 
 def _parts_of(tensor: Tensor) -> Sequence[Tensor]:
     """Return parts whose float64 copies, on which a CPU's kernel works, stay in its cache."""
-    return [tensor] if tensor.device.type != "cpu" else tensor.flatten().split(NORM_PART_ELEMENTS)
+    if tensor.device.type != "cpu":
+        return [tensor]
+    parts: Sequence[Tensor] = tensor.flatten().split(NORM_PART_ELEMENTS)
+    return parts

@@ -76,7 +76,6 @@ class BatchDecoder:
         dtype: of the weights.
         halting: how tokens halt by a signal; None where the limits have none.
         iterates: whether a token keeps its place and has versions there.
-        mixes: whether mixtures of embeddings are fed back.
         observe: called with the name and value of intermediate results of the tokens that are consumed.
     """
 
@@ -103,7 +102,6 @@ class BatchDecoder:
         if limits.signal is not None:
             self.halting = self._method.halting = self._halting(limits.signal, limits.threshold)
         self.iterates = self._method.iterates
-        self.mixes = self._method.mixes_embeddings
         self.store = self._reserve(num_sequences, max_tokens)
         self.num_tokens = [0] * num_sequences
         self.dtype = model.config.params_dtype
@@ -191,26 +189,16 @@ class BatchDecoder:
                 yield self._decoded(ended)
 
     def _decoded(self, ended: Sequence[EndedTokens], order: Sequence[int] | None = None) -> DecodedTokens:
-        """Run the head once on all tokens that have ended and have no logits yet.
-
-        The result is in the order of the sequences, if one is given.
-        """
-        # First those on which the head has to run.
-        ended = sorted(ended, key=lambda one: one.logits is not None)
+        """Run the head once on all tokens that have ended, in the order of the sequences or as they came."""
         sequences = list(chain.from_iterable(one.sequences for one in ended))
         hidden = torch.cat([one.hidden for one in ended], dim=1)
-        known = [one.logits for one in ended if one.logits is not None]
-        num_new = hidden.shape[1] - sum(one.shape[1] for one in known)
-        new = [self.head(hidden[:, :num_new])] if num_new > 0 else []
-        logits = self._whole(torch.cat([*new, *known], dim=1) if known else new[0])
         steps = list(chain.from_iterable([one.steps] * len(one.sequences) for one in ended))
         if order is not None and sequences != list(order):
             index = [sequences.index(sequence) for sequence in order]
-            places = as_integers(index)
-            hidden, logits, steps = hidden[:, places], logits[places], [steps[place] for place in index]
+            hidden, steps = hidden[:, as_integers(index)], [steps[place] for place in index]
             sequences = list(order)
         self.observe("hidden", hidden)
-        return DecodedTokens(sequences=sequences, logits=logits, steps=as_integers(steps))
+        return DecodedTokens(sequences=sequences, logits=self._logits(hidden), steps=as_integers(steps))
 
     @torch.inference_mode()
     def read_prompts(
@@ -302,19 +290,8 @@ class BatchDecoder:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """[1, N, H] -> [N, V]."""
-        return self._whole(self.head(hidden))
-
-    def _whole(self, logits: Tensor) -> Tensor:
-        """[1, N, V / tp] -> [N, V], without padding rows, on every rank."""
-        return self._model.axis.gather_last_dim(logits)[0, :, : self._model.config.vocab_size]
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Return logits of this rank's vocabulary: [1, N, H] -> [1, N, V / tp]."""
-        return self._model.logits(hidden)
-
-    def mix_by_logits(self, logits: Tensor) -> Tensor:
-        """Return the mixtures of embeddings that logits predict: [1, N, V / tp] -> [1, N, H]."""
-        return self._model.mix_by_logits(logits)
+        logits = self._model.axis.gather_last_dim(self._model.logits(hidden))
+        return logits[0, :, : self._model.config.vocab_size]
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """Return the rows that tokens, [B, S], start with, [S * n, B, H]."""

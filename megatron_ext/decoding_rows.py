@@ -1,12 +1,12 @@
 """Calls of the layers in decoding: the next row of every sequence, or all rows of prompts.
 
-R = rows of a call, N = tokens, H = hidden size, V / tp = this rank's part of the padded vocabulary.
+R = rows of a call, N = tokens, H = hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megatron_ext.decoding_store import JoinedCalls, StoredCall, WholeRows
 from megatron_ext.device import as_integers
-from megatron_ext.ponder.decode.think import ByMixture, Ended, FedBack, Rows, Thinking
+from megatron_ext.ponder.decode.think import Ended, FedBack, Rows, Thinking
 
 if TYPE_CHECKING:
     from megatron_ext.decoding import BatchDecoder
@@ -29,13 +29,11 @@ class EndedTokens:
         sequences: whose tokens they are, R.
         hidden: [1, R, H], goes to the head.
         steps: extra steps that each of them took.
-        logits: of this rank's vocabulary, [1, R, V / tp], where the head has run on them already, else None.
     """
 
     sequences: list[int]
     hidden: Tensor
     steps: int
-    logits: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -101,14 +99,17 @@ class RowByRow:
         group.resume(None)
         self._groups.append(group)
         self._busy.update(sequences)
-        self._feed_back([])
+        self._feed_back()
 
     def advance(self) -> list[EndedTokens]:
         """Run the next row of every token that has not ended; return the tokens that end with it."""
         groups = self._groups
         for group, hidden in zip(groups, self._run(groups), strict=True):
             group.resume(hidden)
-        ended = self._feed_back(self._take_ended()) + self._take_ended()
+        self._feed_back()
+        ended = [one for group in groups for one in group.ended]
+        for group in groups:
+            group.ended.clear()
         self._groups = [group for group in groups if group.need is not None]
         for one in ended:
             self._busy.difference_update(one.sequences)
@@ -116,51 +117,15 @@ class RowByRow:
                 self._decoder.num_tokens[sequence] += 1
         return ended
 
-    def _take_ended(self) -> list[EndedTokens]:
-        ended = [one for group in self._groups for one in group.ended]
-        for group in self._groups:
-            group.ended.clear()
-        return ended
-
-    def _feed_back(self, ended: list[EndedTokens]) -> list[EndedTokens]:
-        """Answer all that needs feedback, equal functions once, until only rows are needed.
-
-        Where a mixture is fed back, the product with the head that it begins with serves the tokens that have
-        ended too: the head of a large vocabulary is read once in a call.
-
-        Args:
-            ended: of this call.
-        Returns:
-            The same, with logits where the head has run.
-        """
+    def _feed_back(self) -> None:
+        """Answer all that needs feedback, equal functions once, until only rows are needed."""
         while needs := [(group, group.need) for group in self._groups if isinstance(group.need, FedBack)]:
             make: Callable[[Tensor], Tensor] = needs[0][1].make
             alike = [(group, need.hidden) for group, need in needs if need.make == make]
             sizes = [hidden.shape[1] for _, hidden in alike]
-            joined = _joined([hidden for _, hidden in alike])
-            if self._decoder.mixes and isinstance(make, ByMixture):
-                joined, ended = self._mixed(make, joined, ended)
-            else:
-                joined = make(joined)
-            for (group, _), answer in zip(alike, joined.split(sizes, dim=1), strict=True):
+            answers = make(_joined([hidden for _, hidden in alike])).split(sizes, dim=1)
+            for (group, _), answer in zip(alike, answers, strict=True):
                 group.resume(answer)
-        return ended
-
-    def _mixed(
-        self, make: ByMixture, hidden: Tensor, ended: list[EndedTokens]
-    ) -> tuple[Tensor, list[EndedTokens]]:
-        """Return what is fed back, and the tokens that have ended with their logits, by one product."""
-        decoder = self._decoder
-        of_ended = [one.hidden for one in ended if one.logits is None]
-        if not of_ended:
-            return make(hidden), ended
-        sizes = [hidden.shape[1], *(one.shape[1] for one in of_ended)]
-        # The rows are few: none is kept beyond the token.
-        fed_back, *logits = decoder.head(torch.cat([hidden, *of_ended], dim=1)).split(sizes, dim=1)
-        mixture = decoder.mix_by_logits(fed_back)
-        rest = iter(logits)
-        ended = [replace(one, logits=next(rest)) if one.logits is None else one for one in ended]
-        return replace(make, mix_embeddings=lambda _: mixture)(hidden), ended
 
     def _run(self, groups: Sequence[_Group]) -> Iterator[Tensor]:
         """Run the rows that all groups need in one call; yield the hidden states of each, [1, R, H]."""

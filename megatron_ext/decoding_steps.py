@@ -7,7 +7,7 @@ R = rows of a call, B = sequences, G = key/value heads of this rank, w = channel
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -59,11 +59,10 @@ class StepStore(RowStore):
             tokens = self.tokens[version][sequence]
             own_places.append(len(tokens))
             tokens.append(token)
-        parts = list(parts_by_sequence(sequences, places))
-        lengths = whole_lengths(parts, len(sequences))
+        lengths = whole_lengths(sequences, places)
         if version == 0 and lengths is not None:
             return WholeRows(self, sequences, lengths, version)
-        return StoredSteps(self, sequences, places, own_places, version, parts)
+        return StoredSteps(self, sequences, places, own_places, version)
 
     def write_beginnings(
         self, layer_number: int, version: int, sequences: Tensor, key: Tensor, value: Tensor
@@ -94,16 +93,15 @@ class StoredSteps:
         tokens: Sequence[int],
         places: Sequence[int],
         step: int,
-        parts: Iterable[Part],
     ) -> None:
-        """See :meth:`StepStore.places`; `places` are within the step, `parts` the rows of each sequence."""
+        """See :meth:`StepStore.places`; `places` are those within the step."""
         self._store, self._step = store, step
         self.sequences = torch.tensor(sequences, device=device())
         self._places = torch.tensor(places, device=device())
         # The same in every layer.
         self._parts = [
             (part, [self._seen(part, tokens, of_step) for of_step in range(step + 1)])
-            for part in merged_parts(parts)
+            for part in merged_parts(parts_by_sequence(sequences, tokens))
         ]
 
     def extend(self, layer_number: int, key: Tensor, value: Tensor) -> Sequence[StoredKeys]:

@@ -9,7 +9,7 @@ column included.
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Protocol
@@ -90,11 +90,10 @@ class RowStore:
             IndexError: the store is full.
         """
         self.take(sequences, places)
-        parts = list(parts_by_sequence(sequences, places))
-        lengths = whole_lengths(parts, len(sequences))
+        lengths = whole_lengths(sequences, places)
         if lengths is not None:
             return WholeRows(self, sequences, lengths, version)
-        return StoredRows(self, sequences, places, version, parts)
+        return StoredRows(self, sequences, places, version)
 
     def take(self, sequences: Sequence[int], places: Sequence[int]) -> None:
         """Count places as taken.
@@ -163,8 +162,9 @@ class Part:
     @property
     def has_one_row_each(self) -> bool:
         """Whether there are as many rows as sequences."""
-        num_rows: int = self.rows.stop - self.rows.start
-        return num_rows == self.sequences.stop - self.sequences.start
+        return len(range(self.rows.start, self.rows.stop)) == len(
+            range(self.sequences.start, self.sequences.stop)
+        )
 
     @property
     def sees_all(self) -> bool:
@@ -184,25 +184,20 @@ class StoredRows:
     """
 
     def __init__(
-        self,
-        store: RowStore,
-        sequences: Sequence[int],
-        places: Sequence[int],
-        version: int,
-        parts: Iterable[Part],
+        self, store: RowStore, sequences: Sequence[int], places: Sequence[int], version: int
     ) -> None:
-        """See :meth:`RowStore.places`; `parts` are the rows of each sequence."""
+        """See :meth:`RowStore.places`."""
         self._store = store
         self.version = version
         self.sequences = torch.tensor(sequences, device=device())
         self.places = torch.tensor(places, device=device())
-        merged = list(merged_parts(parts))
-        self.common_sequences = merged[0].sequences
+        parts = list(merged_parts(parts_by_sequence(sequences, places)))
+        self.common_sequences = parts[0].sequences
         self.common_place = (
-            places[0] if len(merged) == 1 and merged[0].has_one_row_each and len({*places}) == 1 else None
+            places[0] if len(parts) == 1 and parts[0].has_one_row_each and len({*places}) == 1 else None
         )
         # The same in every layer.
-        self._parts = [(part, *self._visible(part)) for part in merged]
+        self._parts = [(part, *self._visible(part)) for part in parts]
 
     def extend(self, layer_number: int, key: Tensor, value: Tensor) -> Sequence[StoredKeys]:
         """See :class:`megatron_ext.model.attention.KeyValueStore`."""
@@ -226,16 +221,13 @@ class StoredRows:
         return visible, bias.masked_fill_(~visible, -math.inf)
 
 
-def whole_lengths(parts: Sequence[Part], num_rows: int) -> list[int] | None:
+def whole_lengths(sequences: Sequence[int], places: Sequence[int]) -> list[int] | None:
     """Return how many rows each sequence has in a call with all of its rows; None where one has others too.
 
     A call of one row of each sequence is not meant.
-
-    Args:
-        parts: of each sequence.
-        num_rows: of the call.
     """
-    if len(parts) == num_rows or not all(part.is_whole for part in parts):
+    parts = list(parts_by_sequence(sequences, places))
+    if len(parts) == len(sequences) or not all(part.is_whole for part in parts):
         return None
     return [part.num_visible for part in parts]
 
@@ -337,10 +329,10 @@ def parts_by_sequence(sequences: Sequence[int], places: Sequence[int]) -> Iterat
         start = stop
 
 
-def merged_parts(parts: Iterable[Part]) -> Iterator[Part]:
+def merged_parts(parts: Iterator[Part]) -> Iterator[Part]:
     """Join single rows of neighbouring sequences that see about equally many rows, for one call."""
-    current, *others = parts
-    for part in others:
+    current = next(parts)
+    for part in parts:
         joined = _joined(current, part)
         if joined is None:
             yield current

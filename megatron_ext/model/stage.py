@@ -15,7 +15,6 @@ from megatron.core.models.common.language_module.language_module import Language
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
-from torch.nn import functional
 
 from megatron_ext.device import device
 from megatron_ext.initialization import seeded_initialization
@@ -28,7 +27,6 @@ from megatron_ext.parallel.tensor import TensorAxis
 from megatron_ext.parallel.vocabulary import (
     hide_padding_rows,
     mask_padding_rows,
-    mix_by_logits,
     mix_embeddings,
     num_real_rows,
 )
@@ -89,11 +87,6 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return scaled token embeddings: [B, S] -> [S or S / tp, B, H]."""
-        if self.axis.is_alone:
-            # What is left of Megatron's forward here; for the few rows of decoding the rest takes its time.
-            weight = self.embedding.word_embeddings.weight
-            alone: Tensor = functional.embedding(tokens.transpose(0, 1), weight) * self.ponder.embedding_scale
-            return alone
         embeddings = self.embedding(tokens, None)
         if self.config.padding_token_id is not None:
             is_padding = self.axis.own_tokens(tokens.transpose(0, 1)) == self.config.padding_token_id
@@ -171,16 +164,17 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
 
     def mix_embeddings(self, rows: Tensor) -> Tensor:
         """Return the softmax mixture of unscaled embeddings that the head predicts: [R, B, H] -> same."""
-        head, embedding = self._head_weight(), self.last_stage_embedding()
+        ponder, head, embedding = self.ponder.config, self._head_weight(), self.last_stage_embedding()
+        topk = ponder.mixture_top_k if ponder.mixture is Mixture.TOP_K else None
         if self.config.fuses:
             return mix_in_parts(
                 rows,
                 head,
                 embedding,
                 num_real=num_real_rows(len(head), self.config.vocab_size, self.axis),
-                topk=self._mixture_top_k,
+                topk=topk,
                 axis=self.axis,
-                temperature=self.ponder.config.softmax_temperature,
+                temperature=ponder.softmax_temperature,
                 accumulates=self.config.gradient_accumulation_fusion,
             )
         return mix_embeddings(
@@ -188,25 +182,10 @@ class ModelStage(LanguageModule):  # type: ignore[misc]  # Megatron is untyped
             head,
             embedding,
             vocab_size=self.config.vocab_size,
-            topk=self._mixture_top_k,
+            topk=topk,
             axis=self.axis,
-            temperature=self.ponder.config.softmax_temperature,
+            temperature=ponder.softmax_temperature,
         )
-
-    def mix_by_logits(self, logits: Tensor) -> Tensor:
-        """Return the mixture of :meth:`mix_embeddings` from :meth:`logits`: [R, B, V / tp] -> [R, B, H]."""
-        return mix_by_logits(
-            logits,
-            self.last_stage_embedding(),
-            topk=self._mixture_top_k,
-            axis=self.axis,
-            temperature=self.ponder.config.softmax_temperature,
-        )
-
-    @property
-    def _mixture_top_k(self) -> int | None:
-        ponder = self.ponder.config
-        return ponder.mixture_top_k if ponder.mixture is Mixture.TOP_K else None
 
     def copied_embedding(self) -> torch.nn.Parameter | None:
         """Return the embedding on the first stage or its copy on the last, where there are two; else None.

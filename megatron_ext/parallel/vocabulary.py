@@ -111,23 +111,8 @@ def mix_embeddings(
     Returns:
         [R or R / tp, B, H].
     """
-    logits = mask_padding_rows(functional.linear(axis.to_partial_use(rows), head), vocab_size, axis)
-    return mix_by_logits(logits, embedding, topk=topk, axis=axis, temperature=temperature)
-
-
-def mix_by_logits(
-    logits: Tensor, embedding: Tensor, *, topk: int | None, axis: TensorAxis, temperature: float = 1.0
-) -> Tensor:
-    """Do the same with logits that are known.
-
-    Args:
-        logits: ``head h``, [R, B, V / tp], with -inf at padding rows.
-        embedding, topk, axis, temperature: see :func:`mix_embeddings`.
-    Returns:
-        [R or R / tp, B, H], in the dtype of `logits`.
-    """
-    dtype = logits.dtype
-    logits = logits.to(torch.promote_types(dtype, torch.float32))
+    logits = functional.linear(axis.to_partial_use(rows), head)
+    logits = mask_padding_rows(logits, vocab_size, axis).to(torch.promote_types(rows.dtype, torch.float32))
     logits = logits if temperature == 1.0 else logits / temperature
     if topk is not None:
         logits = logits.masked_fill(logits < _kth_largest(logits, topk, axis), float("-inf"))
@@ -135,7 +120,7 @@ def mix_by_logits(
     weights = torch.exp(logits - largest)
     total = axis.from_partial_sums(weights.sum(dim=-1, keepdim=True))
     product = axis.from_partial_sums(weights.to(embedding.dtype) @ embedding)
-    return (product / total).to(dtype)
+    return (product / total).to(rows.dtype)
 
 
 def _kth_largest(logits: Tensor, k: int, axis: TensorAxis) -> Tensor:

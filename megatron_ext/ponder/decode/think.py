@@ -166,6 +166,14 @@ class SlotDecision:
     log_weight: Tensor | None = None
     shares: Tensor | None = None
 
+    def of_tokens(self, tokens: Tensor) -> "SlotDecision":
+        """Return the decision on some of the tokens, [R]."""
+        return SlotDecision(
+            steps=self.steps[tokens],
+            log_weight=None if self.log_weight is None else self.log_weight[tokens],
+            shares=None if self.shares is None else self.shares[tokens],
+        )
+
     def read(self, hidden: Tensor) -> Thought:
         """Read the slots of tokens, [N, K + 1, H]; shares of pruned slots are dropped, not redistributed."""
         if self.shares is None:
@@ -173,17 +181,9 @@ class SlotDecision:
             return Thought(hidden=hidden[tokens, self.steps].unsqueeze(0), steps=self.steps)
         slot = torch.arange(hidden.shape[1], device=hidden.device)
         shares = torch.where(slot <= self.steps.unsqueeze(1), self.shares, 0.0)
-        return Thought(hidden=_mixed(hidden, shares), steps=self.steps)
-
-    def read_some(self, hidden: Tensor, tokens: Tensor | None, step: int) -> Tensor:
-        """Do the same for those tokens, [R], that took `step` steps; None is all: -> [1, R, H]."""
-        chosen = slice(None) if tokens is None else tokens
-        if self.shares is None:
-            return hidden[chosen, step].unsqueeze(0)
-        shares = self.shares[chosen]
-        if step + 1 < hidden.shape[1]:
-            shares = torch.cat([shares[:, : step + 1], torch.zeros_like(shares[:, step + 1 :])], dim=1)
-        return _mixed(hidden[chosen], shares)
+        # [N, K + 1, H] -> [1, K + 1, N, H]; [N, K + 1] -> [1, K + 1, N]
+        mixed = mix_steps(hidden.transpose(0, 1).unsqueeze(0), shares.T.unsqueeze(0))
+        return Thought(hidden=mixed, steps=self.steps)
 
     def ended_at(self, steps: Tensor) -> "SlotDecision":
         """Return the decision to take no slots after others, [N]; the last one gets the shares beyond."""
@@ -194,12 +194,6 @@ class SlotDecision:
         slot = torch.arange(self.shares.shape[1], device=steps.device)
         shares = torch.where(slot == steps.unsqueeze(1), beyond, self.shares)
         return replace(self, steps=steps, shares=shares)
-
-
-def _mixed(hidden: Tensor, shares: Tensor) -> Tensor:
-    """[N, K + 1, H] and [N, K + 1] -> [1, N, H]."""
-    # [N, K + 1, H] -> [1, K + 1, N, H]; [N, K + 1] -> [1, K + 1, N]
-    return mix_steps(hidden.transpose(0, 1).unsqueeze(0), shares.T.unsqueeze(0))
 
 
 def all_slots(token_hidden: Tensor, num_thoughts: int) -> SlotDecision:
@@ -399,7 +393,8 @@ def think_in_slots(
         if step - 1 in taken:
             last = decision if halting is None else decision.ended_at(steps)
             ended = _where([one == step - 1 for one in taken], like=steps)
-            yield Ended(tokens=ended, hidden=last.read_some(hidden, ended, step - 1), steps=step - 1)
+            thought = last.read(hidden) if ended is None else last.of_tokens(ended).read(hidden[ended])
+            yield Ended(tokens=ended, hidden=thought.hidden, steps=step - 1)
         if max(taken) < step:
             return
         # Indexing by a slice makes no copy.
