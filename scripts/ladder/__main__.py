@@ -14,9 +14,18 @@ from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 from scripts.commands import megaponder
 from scripts.ladder.corpus import find_documentation, write_pages
+from scripts.ladder.measure import compare_words, steps_words
 from scripts.ladder.plan import Ladder, load_ladder
-from scripts.ladder.plots import flops_of, milliseconds_of, render_inference_png, render_training_png
-from scripts.ladder.results import RowResult, collect, compare_words, read_row, render_markdown, render_table
+from scripts.ladder.plots import (
+    flops_of,
+    milliseconds_of,
+    render_halting_png,
+    render_quartiles_png,
+    render_steps_png,
+    render_training_png,
+)
+from scripts.ladder.points import RowPoints, collect_points
+from scripts.ladder.results import collect, read_row, render_markdown, render_table
 from scripts.ladder.run import Runner
 
 HERE = Path(__file__).parent
@@ -118,7 +127,8 @@ def measure(
 ) -> None:
     """Evaluate every reported run under limits on its steps, with `megaponder compare`; time one of each row.
 
-    A run that has been evaluated is not evaluated again.
+    The steps of easy and hard tokens are measured at one budget, with `megaponder eval`. A run that has been
+    evaluated is not evaluated again.
     """
     set_up_logging()
     wanted = load_ladder(ladder)
@@ -128,6 +138,8 @@ def measure(
             runs = read_row(path, exclude_seed=wanted.tuning_seed)
             for number, run in enumerate(runs.values()):
                 megaponder(*compare_words(run.folder, timing=number == 0))
+                if words := steps_words(run.folder):
+                    megaponder(*words)
 
 
 @app.command(
@@ -147,7 +159,9 @@ def results(
     plots: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Write plots of each part here; needs `measure`.", show_default=False
+            metavar="DIR",
+            help="Write plots of each part here; most need `measure`.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -159,8 +173,9 @@ def results(
         write_atomically(output, render_markdown(rows))
     if plots is not None:
         plots.mkdir(parents=True, exist_ok=True)
-        for part_name in dict.fromkeys(row.part for row in rows if row.part != "base"):
-            _write_plots(plots, part_name, [row for row in rows if row.part == part_name])
+        for part_name in wanted.part_names():
+            if points := collect_points(_runs_of(wanted, ladder, folder), wanted, part_name):
+                _write_plots(plots, part_name, points)
 
 
 def _runs_of(ladder: Ladder, file: Path, folder: Path) -> Path:
@@ -168,11 +183,21 @@ def _runs_of(ladder: Ladder, file: Path, folder: Path) -> Path:
     return folder / (ladder.runs or file.stem)
 
 
-def _write_plots(folder: Path, part: str, rows: list[RowResult]) -> None:
-    costs = {"flops": (flops_of, "inference FLOPs per token"), "time": (milliseconds_of, "ms per token")}
-    write_atomically(folder / f"{part}_training.png", render_training_png(rows))
-    for name, (cost_of, label) in costs.items():
-        write_atomically(folder / f"{part}_{name}.png", render_inference_png(rows, cost_of, label))
+def _write_plots(folder: Path, part: str, rows: list[RowPoints]) -> None:
+    flops, time = "inference FLOPs per token", "ms per token, one text alone"
+    plots = {
+        "training": render_training_png(rows),
+        "flops": render_steps_png(rows, flops_of, flops),
+        "time": render_steps_png(rows, milliseconds_of, time),
+        "halting_flops": render_halting_png(rows, flops_of, flops),
+        "halting_time": render_halting_png(rows, milliseconds_of, time),
+        "steps": render_quartiles_png(rows),
+    }
+    for name, content in plots.items():
+        if content is None:
+            logger.info("%s_%s.png: not measured", part, name)
+        else:
+            write_atomically(folder / f"{part}_{name}.png", content)
 
 
 if __name__ == "__main__":
