@@ -11,27 +11,20 @@ from scripts.ladder.run import RESULT_FILE
 BUDGETS = ("70%", "80%", "90%")
 # The one at which the steps of easy and of hard tokens are compared.
 STEPS_BUDGET = "80%"
-# With fewer tokens their steps, and with them the time, would differ from those of the whole text.
-TIMED_TOKENS = 64
 # As in the schema, for runs that do not set one.
 DEFAULT_THRESHOLD = 1e-4
 
 
-def compare_words(run: Path, *, timing: bool) -> list[str]:
-    """Return the command that measures loss, and time, under limits on the steps."""
+def compare_words(run: Path) -> list[str] | None:
+    """Return the command that measures the loss within budgets; None where tokens take no steps."""
     settings = json.loads((run / RESULT_FILE).read_text(encoding="utf-8"))["settings"]
-    num_thoughts = settings.get("ponder.num_latent_thoughts", 0)
-    words = ["compare", str(run), "--output", str(run / "compare.png")]
-    if num_thoughts:
-        # Without a threshold `compare` evaluates at eight of them.
-        words += ["--threshold", f"{settings.get('ponder.pruning_threshold', DEFAULT_THRESHOLD):g}"]
-        words += [word for budget in BUDGETS for word in ("--budget", budget)]
-    if not timing:
-        return [*words, "--no-timing"]
-    # Their losses are in the record of the run, their times are not.
-    limits = range(num_thoughts + 1) if num_thoughts else ()
-    words += [word for steps in limits for word in ("--max-steps", str(steps))]
-    return [*words, "--timing", "--timed-tokens", str(TIMED_TOKENS)]
+    if not settings.get("ponder.num_latent_thoughts", 0):
+        return None
+    # Without a threshold `compare` evaluates at eight of them.
+    threshold = f"{settings.get('ponder.pruning_threshold', DEFAULT_THRESHOLD):g}"
+    budgets = [word for budget in BUDGETS for word in ("--budget", budget)]
+    output = ("--output", str(run / "compare.png"))
+    return ["compare", str(run), "--threshold", threshold, *budgets, "--no-timing", *output]
 
 
 def steps_words(run: Path) -> list[str] | None:

@@ -1,23 +1,26 @@
-"""The plots of a ladder: held-out loss against what a token or the training costs, over seeds.
-
-Seeds differ more from each other than rows do, so that rows are shown by their difference to the control on
-the same seed, where the control has run.
-"""
+"""The plots of a ladder: held-out loss against what a token or the training costs, over seeds."""
 
 import statistics
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from pipeline.metrics.records import LossPoint
 from pipeline.report.colors import LIGHT, NUM_CURVE_COLORS, curve_role
 from pipeline.report.style import render_figure_png, styled_figure
+from scripts.ladder.means import (
+    CostOf,
+    Limit,
+    MeanPoint,
+    compared,
+    has_control,
+    mean_curve,
+    mean_point,
+    quartile_curve,
+)
 from scripts.ladder.measure import STEPS_BUDGET
-from scripts.ladder.points import RowPoints, SeedPoints
+from scripts.ladder.points import RowPoints
 
 SIZE = (900.0, 460.0)
 PANEL_SIZE, MOST_COLUMNS = (310.0, 330.0), 3
@@ -28,17 +31,6 @@ TICKS = (-0.05, -0.02, -0.01, 0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.
 # Rows of about equal cost are drawn so far apart, in pixels, that their bars can be told apart.
 DODGE = 3.0
 
-CostOf = Callable[[LossPoint], float | None]
-
-
-class Limit(StrEnum):
-    """What keeps a token from taking all steps."""
-
-    ROUTER = "learned halting"
-    BASELINE = "halting by entropy, not trained"
-    FIXED = "the same steps for all tokens"
-
-
 _LOOKS = {
     Limit.ROUTER: {"color": LIGHT["c2"], "marker": "o", "linestyle": "solid"},
     Limit.BASELINE: {"color": LIGHT["c1"], "marker": "s", "linestyle": "dashed"},
@@ -46,38 +38,11 @@ _LOOKS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeanPoint:
-    """A point of a plot.
-
-    Attributes:
-        x, y: means over seeds.
-        spread: standard deviation of y; 0 for one seed.
-        num_seeds: how many.
-    """
-
-    x: float
-    y: float
-    spread: float
-    num_seeds: int
-
-
-def flops_of(point: LossPoint) -> float | None:
-    """Return the inference FLOPs per token of a point."""
-    return point.flops_per_token
-
-
-def milliseconds_of(point: LossPoint) -> float | None:
-    """Return the measured milliseconds per token of one text alone, or None where it was not timed."""
-    alone = [speed.milliseconds_per_token for speed in point.speeds if speed.batch_size == 1]
-    return alone[0] if alone else None
-
-
 def render_training_png(rows: Sequence[RowPoints]) -> bytes | None:
     """Draw the loss of each row with all steps against the FLOPs of its training."""
     curves = {
-        row.row: [_mean_point([row.training_flops], [run.whole.loss for run in row.seeds.values()])]
-        for row in _compared(rows)
+        row.row: [mean_point("", [row.training_flops], [run.whole.loss for run in row.seeds.values()])]
+        for row in compared(rows)
     }
     return _render_rows(curves, rows, "FLOPs of training", "Held-out loss by cost of training")
 
@@ -87,7 +52,7 @@ def render_steps_png(rows: Sequence[RowPoints], cost_of: CostOf, cost: str) -> b
 
     None where no row has a cost.
     """
-    curves = {row.row: mean_curve(row, Limit.FIXED, cost_of) for row in _compared(rows)}
+    curves = {row.row: mean_curve(row, Limit.FIXED, cost_of) for row in compared(rows)}
     title = "Held-out loss by cost of a token, with the same number of steps for all tokens"
     return _render_rows(curves, rows, cost, title)
 
@@ -97,7 +62,7 @@ def render_halting_png(rows: Sequence[RowPoints], cost_of: CostOf, cost: str) ->
 
     None where no row has a cost within a budget.
     """
-    by_row = {row.row: {limit: mean_curve(row, limit, cost_of) for limit in Limit} for row in _compared(rows)}
+    by_row = {row.row: {limit: mean_curve(row, limit, cost_of) for limit in Limit} for row in compared(rows)}
     shown = {row: curves for row, curves in by_row.items() if curves[Limit.ROUTER]}
     if not shown:
         return None
@@ -138,69 +103,8 @@ def render_quartiles_png(rows: Sequence[RowPoints]) -> bytes | None:
         return render_figure_png(figure)
 
 
-def mean_curve(row: RowPoints, limit: Limit, cost_of: CostOf) -> list[MeanPoint]:
-    """Return the points of a row under one kind of limit, by rising cost.
-
-    Only seeds count that were measured under this limit, and only points that all of these have; what a point
-    costs is the mean over those of them whose cost is known. Curves of budgets end at the point of all steps.
-    """
-    of_seeds = [points for points in (_points_under(run, limit) for run in row.seeds.values()) if points]
-    means = []
-    for setting in of_seeds[0] if of_seeds else ():
-        found = [points[setting] for points in of_seeds if setting in points]
-        costs = [cost for cost in map(cost_of, found) if cost is not None]
-        if costs and len(found) == len(of_seeds):
-            means.append(_mean_point(costs, [point.loss for point in found]))
-    return sorted(means, key=lambda point: point.x)
-
-
-def quartile_curve(row: RowPoints) -> list[MeanPoint]:
-    """Return the mean steps of each quarter of the tokens by their mean loss; empty where not measured."""
-    of_seeds = [run.quartiles for run in row.seeds.values() if run.quartiles]
-    return [
-        _mean_point([part.mean_nll for part in quarter], [part.mean_steps for part in quarter])
-        for quarter in zip(*of_seeds, strict=True)
-    ]
-
-
-def _mean_point(x: Sequence[float], y: Sequence[float]) -> MeanPoint:
-    spread = statistics.stdev(y) if len(y) > 1 else 0.0
-    return MeanPoint(x=statistics.fmean(x), y=statistics.fmean(y), spread=spread, num_seeds=len(y))
-
-
-def _points_under(run: SeedPoints, limit: Limit) -> Mapping[Hashable, LossPoint]:
-    """Return the points of a run under one kind of limit, by what they have in common over seeds."""
-    if limit is Limit.FIXED:
-        return {point.step_limit: point for point in run.points if point.budget is None}
-    found = {
-        point.budget: point
-        for point in run.points
-        if point.budget is not None and (point.signal is not None) == (limit is Limit.BASELINE)
-    }
-    return found and {**found, None: run.whole}
-
-
-def _compared(rows: Sequence[RowPoints]) -> list[RowPoints]:
-    """Return rows with losses relative to the control, on its seeds; as they are where it has not run."""
-    if not _has_control(rows):
-        return list(rows)
-    compared = [replace(row, seeds=dict(_relative(row))) for row in rows]
-    return [row for row in compared if row.seeds]
-
-
-def _relative(row: RowPoints) -> Iterator[tuple[int, SeedPoints]]:
-    for seed, run in row.seeds.items():
-        if run.control is not None:
-            points = [replace(point, loss=point.loss - run.control) for point in run.points]
-            yield seed, replace(run, points=points)
-
-
-def _has_control(rows: Sequence[RowPoints]) -> bool:
-    return any(run.control is not None for row in rows for run in row.seeds.values())
-
-
 def _loss_label(rows: Sequence[RowPoints]) -> str:
-    if not _has_control(rows):
+    if not has_control(rows):
         return "held-out loss, nats per token"
     control = {
         seed: run.control for row in rows for seed, run in row.seeds.items() if run.control is not None
@@ -263,7 +167,7 @@ def _scale(axes: Axes, rows: Sequence[RowPoints], points: Sequence[MeanPoint]) -
     """Show differences to the control around a line at 0, large ones by their logarithm."""
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.margins(x=0.1, y=0.1)
-    if not _has_control(rows):
+    if not has_control(rows):
         return
     axes.axhline(0, color=LIGHT["axis"], linewidth=2.0, zorder=1)
     if max(abs(point.y) + point.spread for point in points) > 2 * LINEAR_TO:

@@ -1,7 +1,7 @@
 """What the plots of a ladder show: loss and cost of every run under limits on its steps, by seed."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_ext.ponder.config import Reading
@@ -15,6 +15,7 @@ from pipeline.metrics.records import LossPoint
 from pipeline.shared.errors import DataError
 from scripts.ladder.plan import Ladder
 from scripts.ladder.results import CONTROL, RunResult, read_part
+from scripts.ladder.times import load_times
 
 CONFIG_FILE = "run_config.yaml"
 
@@ -85,7 +86,11 @@ def points_of(run: RunResult) -> tuple[LossPoint, ...]:
     """
     file = run.folder / CURVE_FILE
     measured = load_curve(file).all_points if file.is_file() else ()
-    return (*_fixed_points(run, measured), *(point for point in measured if point.budget is not None))
+    times = load_times(run.folder)
+    points = (*_fixed_points(run, measured), *(point for point in measured if point.budget is not None))
+    return tuple(
+        replace(point, speeds=tuple(timed.speed for timed in times if timed.is_at(point))) for point in points
+    )
 
 
 def _fixed_points(run: RunResult, measured: Sequence[LossPoint]) -> Iterator[LossPoint]:
@@ -93,10 +98,7 @@ def _fixed_points(run: RunResult, measured: Sequence[LossPoint]) -> Iterator[Los
     config = load_stored_config(run.folder / CONFIG_FILE)
     account = flops_account(config, _vocab_size(run, config))
     most = account.num_latent_thoughts
-    # A method that has no thresholds is measured without a limit too.
-    fixed = [point for point in measured if point.pruning_threshold is None and point.budget is None]
-    by_limit = {most if point.step_limit is None else point.step_limit: point for point in fixed}
-    losses = {limit: point.loss for limit, point in by_limit.items()}
+    losses = {point.step_limit: point.loss for point in measured if point.step_limit is not None}
     losses |= dict(enumerate(run.losses_by_steps)) | {most: run.loss}
     recorded = run.costs_by_steps if _ends_early(config, account) else {}
     for limit, loss in sorted(losses.items()):
@@ -108,7 +110,6 @@ def _fixed_points(run: RunResult, measured: Sequence[LossPoint]) -> Iterator[Los
             loss=loss,
             mean_steps=mean_steps,
             flops_per_token=flops,
-            speeds=by_limit[limit].speeds if limit in by_limit else (),
         )
 
 

@@ -186,5 +186,11 @@ def render_table(rows: Iterable[RowResult]) -> Table:
 
 def render_markdown(rows: Iterable[RowResult]) -> str:
     """Return the rows as a Markdown table."""
-    lines = [HEADINGS, ("---",) * len(HEADINGS), *(row.cells() for row in rows)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return render_cells([HEADINGS, *(row.cells() for row in rows)])
+
+
+def render_cells(lines: Sequence[tuple[str, ...]]) -> str:
+    """Return a Markdown table of a line of headings and others."""
+    headings, *others = lines
+    rule = ("---",) * len(headings)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, rule, *others))

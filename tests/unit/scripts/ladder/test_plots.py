@@ -6,12 +6,9 @@ import pytest
 
 from pipeline.evaluation.results import LossQuartile
 from pipeline.metrics.records import DecodingSpeed, LossPoint
+from scripts.ladder.limits_table import render_limits_markdown
+from scripts.ladder.means import Limit, flops_of, mean_curve, milliseconds_of, quartile_curve
 from scripts.ladder.plots import (
-    Limit,
-    flops_of,
-    mean_curve,
-    milliseconds_of,
-    quartile_curve,
     render_halting_png,
     render_quartiles_png,
     render_steps_png,
@@ -125,3 +122,21 @@ def test_rows_are_compared_on_the_seeds_of_the_control_only() -> None:
 
     drawn, alone = (render_training_png(rows) for rows in ([with_control, without], [with_control]))
     assert drawn == alone
+
+
+def test_the_table_has_every_point_once_relative_to_the_control() -> None:
+    row = row_of(seed(1.0, "80%", control=1.5, milliseconds=4.0), seed(2.0, "80%", control=2.5))
+
+    headings, _, *lines = render_limits_markdown([row]).splitlines()
+
+    assert "vanilla" in headings
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [line[1:3] for line in cells] == [
+        [Limit.ROUTER, "80%"],
+        [Limit.BASELINE, "80%"],
+        [Limit.FIXED, "0 steps"],
+        [Limit.FIXED, "2 steps"],
+    ]
+    assert [line[5] for line in cells] == ["4.00", "", "", "4.00"]
+    assert cells[0][6] == "+0.0000 ± 0.0000"
+    assert cells[3][6] == "-0.5000 ± 0.0000"

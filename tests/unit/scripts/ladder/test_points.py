@@ -1,10 +1,10 @@
 """Loss and cost of a ladder's runs, read from their files."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from pipeline.config.load import dump_config, load_config
 from pipeline.config.schema import RunConfig
@@ -15,6 +15,7 @@ from pipeline.metrics.records import DecodingSpeed, LossPoint
 from pipeline.shared.errors import DataError
 from scripts.ladder.points import points_of
 from scripts.ladder.results import RunResult
+from scripts.ladder.times import TIMES_FILE, TimedPoint, load_times
 
 SPEED = DecodingSpeed(
     batch_size=1,
@@ -89,40 +90,42 @@ def test_tokens_that_halt_in_every_evaluation_cost_what_was_counted(tmp_path: Pa
     assert costs == [(0.0, 1.0), (0.9, 2.0), (1.2, 2.5)]
 
 
-def test_a_run_without_limits_is_one_point_with_the_time_that_was_measured(tmp_path: Path) -> None:
+def test_a_run_without_steps_is_one_point(tmp_path: Path) -> None:
     run = run_of(tmp_path, config_of("ponderlm2", 0), 1.5)
-    (before,) = points_of(run)
-    save_points(tmp_path, (LossPoint(loss=1.6, mean_steps=0.0, flops_per_token=1.0, speeds=(SPEED,)),))
 
     (point,) = points_of(run)
 
-    assert (point.step_limit, point.loss, before.speeds, point.speeds) == (0, 1.5, (), (SPEED,))
+    assert (point.step_limit, point.loss, point.mean_steps, point.speeds) == (0, 1.5, 0.0, ())
 
 
-def test_measured_points_of_budgets_follow_those_of_steps(tmp_path: Path) -> None:
+def test_measured_points_of_budgets_follow_those_of_steps_and_have_their_times(tmp_path: Path) -> None:
     cost = {"mean_steps": 1.0, "flops_per_token": 1.0}
     own = LossPoint(pruning_threshold=0.1, budget="80%", loss=1.7, **cost)
     other = LossPoint(pruning_threshold=2.0, signal="entropy", budget="80%", loss=1.8, **cost)
-    limited = LossPoint(step_limit=1, loss=2.1, speeds=(SPEED,), **cost)
+    limited = LossPoint(step_limit=1, loss=2.1, **cost)
     save_points(tmp_path, (replace(own, budget=None), limited, own), (other,))
+    timed = TimedPoint(step_limit=None, budget="80%", signal="entropy", speed=SPEED)
+    (tmp_path / TIMES_FILE).write_bytes(TypeAdapter(list[TimedPoint]).dump_json([timed]))
     run = run_of(tmp_path, config_of("ponderlm3", 2), 1.5)
 
     points = points_of(run)
 
-    assert points[2:] == (own, other)
+    assert points[2:] == (own, replace(other, speeds=(SPEED,)))
     assert [(point.step_limit, point.loss, point.speeds) for point in points[:2]] == [
-        (1, 2.1, (SPEED,)),
+        (1, 2.1, ()),
         (2, 1.5, ()),
     ]
+
+
+def test_a_file_of_times_that_is_not_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / TIMES_FILE).write_text("[1]")
+
+    with pytest.raises(DataError):
+        load_times(tmp_path)
 
 
 def test_a_recipe_must_tell_the_size_of_its_vocabulary(tmp_path: Path) -> None:
     run = run_of(tmp_path, config_of("ponderlm2", 0, "model.vocab_size=null"), 1.5)
 
-    with pytest.raises(DataError, match="model.vocab_size"):
+    with pytest.raises(DataError, match=r"model\.vocab_size"):
         points_of(run)
-
-
-def test_records_are_read_as_they_are_written() -> None:
-    # The two keys of a recorded point that have no name of their own.
-    assert {"mean-steps", "flops-per-token"} <= set(json.loads(json.dumps(sweep((1.0, 0.0, 1.0))[0])))
