@@ -27,7 +27,7 @@ from scripts.ladder.plots import (
 from scripts.ladder.points import RowPoints, collect_points, points_of
 from scripts.ladder.results import RunResult, collect, read_part, render_markdown, render_table
 from scripts.ladder.run import Runner
-from scripts.ladder.times import load_times, time_points
+from scripts.ladder.times import time_points
 
 HERE = Path(__file__).parent
 logger = logging.getLogger(__name__)
@@ -143,8 +143,9 @@ def _measure(run: RunResult, *, timing: bool) -> None:
     for words_of in (compare_words, steps_words):
         if words := words_of(run.folder):
             megaponder(*words)
-    if timing and not load_times(run.folder):
-        time_points(run.folder, points_of(run))
+    points = points_of(run)
+    if timing and not all(point.speeds for point in points):
+        time_points(run.folder, points)
 
 
 @app.command(

@@ -73,6 +73,14 @@ def has_control(rows: Sequence[RowPoints]) -> bool:
     return any(run.control is not None for row in rows for run in row.seeds.values())
 
 
+def measured_seeds(row: RowPoints) -> RowPoints:
+    """Return a row with the seeds that have points of budgets, so that all its curves are of the same ones."""
+    seeds = {
+        seed: run for seed, run in row.seeds.items() if any(point.budget is not None for point in run.points)
+    }
+    return replace(row, seeds=seeds)
+
+
 def mean_curve(row: RowPoints, limit: Limit, cost_of: CostOf) -> list[MeanPoint]:
     """Return the points of a row under one kind of limit, by rising cost.
 

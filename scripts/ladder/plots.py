@@ -17,9 +17,9 @@ from scripts.ladder.means import (
     has_control,
     mean_curve,
     mean_point,
+    measured_seeds,
     quartile_curve,
 )
-from scripts.ladder.measure import STEPS_BUDGET
 from scripts.ladder.points import RowPoints
 
 SIZE = (900.0, 460.0)

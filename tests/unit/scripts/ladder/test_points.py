@@ -28,7 +28,10 @@ SPEED = DecodingSpeed(
 
 
 def config_of(method: str, num_thoughts: int, *more: str) -> RunConfig:
-    settings = (f"ponder.method={method}", f"ponder.num_latent_thoughts={num_thoughts}", *more)
+    settings = (
+        *(f"ponder.method={method}", f"ponder.num_latent_thoughts={num_thoughts}"),
+        *("training.train_iters=1", "optimizer.lr=1.0e-3", *more),
+    )
     return load_config(Path("scripts/ladder/s_recipe.yaml"), settings)
 
 
