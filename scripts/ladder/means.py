@@ -74,7 +74,7 @@ def has_control(rows: Sequence[RowPoints]) -> bool:
 
 
 def measured_seeds(row: RowPoints) -> RowPoints:
-    """Return a row with the seeds that have points of budgets, so that all its curves are of the same ones."""
+    """Return a row with the seeds that have points of budgets; all its curves are then of the same."""
     seeds = {
         seed: run for seed, run in row.seeds.items() if any(point.budget is not None for point in run.points)
     }

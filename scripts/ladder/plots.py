@@ -2,13 +2,15 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from pipeline.report.colors import LIGHT, NUM_CURVE_COLORS, curve_role
-from pipeline.report.style import render_figure_png, styled_figure
+from pipeline.report.style import PIXELS_PER_INCH, render_figure_png, styled_figure
 from scripts.ladder.means import (
     CostOf,
     Limit,
@@ -62,7 +64,10 @@ def render_halting_png(rows: Sequence[RowPoints], cost_of: CostOf, cost: str) ->
 
     None where no row has a cost within a budget.
     """
-    by_row = {row.row: {limit: mean_curve(row, limit, cost_of) for limit in Limit} for row in compared(rows)}
+    by_row = {
+        row.row: {limit: mean_curve(row, limit, cost_of) for limit in Limit}
+        for row in map(measured_seeds, compared(rows))
+    }
     shown = {row: curves for row, curves in by_row.items() if curves[Limit.ROUTER]}
     if not shown:
         return None
@@ -95,9 +100,7 @@ def render_quartiles_png(rows: Sequence[RowPoints]) -> bytes | None:
         _draw_rows(axes, curves, linestyle="solid")
         axes.set_xlabel("loss of a token: mean of each quarter, from the easiest to the hardest, nats")
         axes.set_ylabel("mean steps")
-        axes.set_title(
-            f"Steps by loss of the token, with {STEPS_BUDGET} of the FLOPs of all steps", fontsize="medium"
-        )
+        axes.set_title("Steps by the token's own loss, where steps are pruned", fontsize="medium")
         axes.margins(x=0.05, y=0.1)
         figure.legend(*_legend_of([axes]), loc="outside right upper", fontsize="small")
         return render_figure_png(figure)
@@ -136,16 +139,17 @@ def _draw_rows(axes: Axes, curves: Mapping[str, Sequence[MeanPoint]], *, linesty
         if not curve:
             continue
         pixels = DODGE * (number - (len(curves) - 1) / 2)
-        shift = ScaledTranslation(pixels / 72, 0, axes.figure.dpi_scale_trans)
-        _draw(
+        drawn = _draw(
             axes,
             curve,
             label=row if curve[0].num_seeds > 1 else f"{row} (1 seed)",
             color=LIGHT[curve_role(number)],
             marker=MARKERS[(number + number // NUM_CURVE_COLORS) % len(MARKERS)],
             linestyle=linestyle,
-            transform=axes.transData + shift,
         )
+        shift = ScaledTranslation(pixels / PIXELS_PER_INCH, 0, axes.figure.dpi_scale_trans)
+        for artist in drawn.get_children():
+            artist.set_transform(axes.transData + shift)
 
 
 def _draw_panel(axes: Axes, row: str, curves: Mapping[Limit, Sequence[MeanPoint]]) -> None:
@@ -157,10 +161,10 @@ def _draw_panel(axes: Axes, row: str, curves: Mapping[Limit, Sequence[MeanPoint]
     axes.set_title(f"{row}, {num_seeds} {'seed' if num_seeds == 1 else 'seeds'}", fontsize="medium")
 
 
-def _draw(axes: Axes, curve: Sequence[MeanPoint], **look: object) -> None:
+def _draw(axes: Axes, curve: Sequence[MeanPoint], **look: Any) -> ErrorbarContainer:
     bars = [point.spread for point in curve] if curve[0].num_seeds > 1 else None
     x, y = [point.x for point in curve], [point.y for point in curve]
-    axes.errorbar(x, y, yerr=bars, capsize=2, elinewidth=1.4, **look)
+    return axes.errorbar(x, y, yerr=bars, capsize=2, elinewidth=1.4, **look)
 
 
 def _scale(axes: Axes, rows: Sequence[RowPoints], points: Sequence[MeanPoint]) -> None:
