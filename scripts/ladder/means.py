@@ -5,12 +5,12 @@ on the same seed, where the control has run.
 """
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from pipeline.metrics.records import LossPoint
-from pipeline.report.figures import QUARTILE_NAMES
 from scripts.ladder.points import RowPoints, SeedPoints
 
 CostOf = Callable[[LossPoint], float | None]
@@ -32,7 +32,7 @@ class MeanPoint:
         x, y: means over seeds.
         spread: standard deviation of y; 0 for one seed.
         num_seeds: how many.
-        name: of the limit.
+        name: the limit, threshold or budget.
     """
 
     x: float
@@ -98,11 +98,18 @@ def mean_curve(row: RowPoints, limit: Limit, cost_of: CostOf) -> list[MeanPoint]
 
 
 def quartile_curve(row: RowPoints) -> list[MeanPoint]:
-    """Return the mean steps of each quarter of the tokens by their mean loss; empty where not measured."""
-    of_seeds = [run.quartiles for run in row.seeds.values() if run.quartiles]
+    """Return the mean steps of each quarter of the tokens by their mean loss; empty where not measured.
+
+    Only seeds count that were pruned at the same budget or threshold, that of most of them, which is the name.
+    """
+    measured = [run for run in row.seeds.values() if run.quartiles]
+    if not measured:
+        return []
+    ((name, _),) = Counter(run.pruned_at for run in measured).most_common(1)
+    of_seeds = [run.quartiles for run in measured if run.pruned_at == name]
     return [
         mean_point(name, [part.mean_nll for part in quarter], [part.mean_steps for part in quarter])
-        for name, quarter in zip(QUARTILE_NAMES, zip(*of_seeds, strict=True), strict=False)
+        for quarter in zip(*of_seeds, strict=True)
     ]
 
 

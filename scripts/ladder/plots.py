@@ -30,8 +30,8 @@ MARKERS = "os^vDP*X"
 # Up to this difference, in nats, the scale is linear, beyond it logarithmic: one plot shows 0.01 and 0.3.
 LINEAR_TO = 0.02
 TICKS = (-0.05, -0.02, -0.01, 0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-# Rows of about equal cost are drawn so far apart, in pixels, that their bars can be told apart.
-DODGE = 3.0
+# Rows whose costs differ by at most this share of the axis are drawn so many pixels apart.
+NEAR, DODGE = 0.02, 5.0
 
 _LOOKS = {
     Limit.ROUTER: {"color": LIGHT["c2"], "marker": "o", "linestyle": "solid"},
@@ -92,6 +92,7 @@ def render_halting_png(rows: Sequence[RowPoints], cost_of: CostOf, cost: str) ->
 def render_quartiles_png(rows: Sequence[RowPoints]) -> bytes | None:
     """Draw the mean steps of the tokens of each quarter of losses; None where no row has them."""
     curves = {row.row: quartile_curve(row) for row in rows}
+    curves = {f"{row}, {curve[0].name}" if curve else row: curve for row, curve in curves.items()}
     if not any(curves.values()):
         return None
     with styled_figure(SIZE, LIGHT.__getitem__) as figure:
@@ -135,10 +136,10 @@ def _render_rows(
 
 def _draw_rows(axes: Axes, curves: Mapping[str, Sequence[MeanPoint]], *, linestyle: str) -> None:
     """Draw a line of points for each row; its look depends on its place among all rows, so plots agree."""
+    pixels = _dodges({row: curve[-1].x for row, curve in curves.items() if curve})
     for number, (row, curve) in enumerate(curves.items()):
         if not curve:
             continue
-        pixels = DODGE * (number - (len(curves) - 1) / 2)
         drawn = _draw(
             axes,
             curve,
@@ -147,9 +148,23 @@ def _draw_rows(axes: Axes, curves: Mapping[str, Sequence[MeanPoint]], *, linesty
             marker=MARKERS[(number + number // NUM_CURVE_COLORS) % len(MARKERS)],
             linestyle=linestyle,
         )
-        shift = ScaledTranslation(pixels / PIXELS_PER_INCH, 0, axes.figure.dpi_scale_trans)
+        shift = ScaledTranslation(pixels[row] / PIXELS_PER_INCH, 0, axes.figure.dpi_scale_trans)
         for artist in drawn.get_children():
             artist.set_transform(axes.transData + shift)
+
+
+def _dodges(costs: Mapping[str, float]) -> dict[str, float]:
+    """Return how many pixels to the right each row is drawn: 0, but for rows of about equal costs."""
+    near = NEAR * (max(costs.values()) - min(costs.values()))
+    groups: list[list[str]] = []
+    for row in sorted(costs, key=lambda one: costs[one]):
+        if groups and costs[row] - costs[groups[-1][-1]] <= near:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return {
+        row: DODGE * (number - (len(group) - 1) / 2) for group in groups for number, row in enumerate(group)
+    }
 
 
 def _draw_panel(axes: Axes, row: str, curves: Mapping[Limit, Sequence[MeanPoint]]) -> None:

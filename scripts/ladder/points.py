@@ -28,13 +28,15 @@ class SeedPoints:
         control: the loss of the part's control on the same seed; None where that has not run.
         points: those with `step_limit`, of which the last one takes all steps, then those of budgets that
             have been measured.
-        quartiles: steps of the tokens at one budget, from the easiest to the hardest quarter; empty where
-            not measured.
+        quartiles: steps of the tokens where they are pruned, from the easiest to the hardest quarter; empty
+            where not measured.
+        pruned_at: the budget, or the threshold, at which they were measured.
     """
 
     control: float | None
     points: Sequence[LossPoint]
     quartiles: Sequence[LossQuartile] = ()
+    pruned_at: str = ""
 
     @property
     def whole(self) -> LossPoint:
@@ -65,12 +67,7 @@ def collect_points(folder: Path, ladder: Ladder, part_name: str) -> list[RowPoin
         RowPoints(
             row=row,
             training_flops=sum(run.training_flops() for run in runs.values()) / len(runs),
-            seeds={
-                seed: SeedPoints(
-                    control=control.get(seed), points=points_of(run), quartiles=_quartiles(run.folder)
-                )
-                for seed, run in runs.items()
-            },
+            seeds={seed: _seed_points(run, control.get(seed)) for seed, run in runs.items()},
         )
         for row, runs in rows.items()
     ]
@@ -128,6 +125,15 @@ def _vocab_size(run: RunResult, config: RunConfig) -> int:
     return config.model.vocab_size
 
 
-def _quartiles(run: Path) -> Sequence[LossQuartile]:
-    file = run / LIMITED_EVALUATION_FILE
-    return load_evaluation(file).loss_quartiles if file.is_file() else ()
+def _seed_points(run: RunResult, control: float | None) -> SeedPoints:
+    points, file = points_of(run), run.folder / LIMITED_EVALUATION_FILE
+    if not file.is_file():
+        return SeedPoints(control=control, points=points)
+    pruned = load_evaluation(file)
+    budgets = {point.pruning_threshold: point.budget for point in points if point.signal is None}
+    return SeedPoints(
+        control=control,
+        points=points,
+        quartiles=pruned.loss_quartiles,
+        pruned_at=budgets.get(pruned.pruning_threshold) or f"tau {pruned.pruning_threshold:g}",
+    )

@@ -1,6 +1,7 @@
 """Means over seeds, and the plots of a ladder."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -86,7 +87,8 @@ def test_the_time_is_that_of_the_seeds_that_were_timed() -> None:
 
 
 def test_quarters_are_averaged_over_the_seeds_that_have_them() -> None:
-    row = row_of(seed(1.0, steps=1), seed(1.0, steps=2), seed(1.0))
+    elsewhere = replace(seed(1.0, steps=7), pruned_at="80%")
+    row = row_of(seed(1.0, steps=1), seed(1.0, steps=2), seed(1.0), elsewhere)
 
     assert [(one.x, one.y, one.num_seeds) for one in quartile_curve(row)] == [(1.0, 2.5, 2), (2.0, 3.5, 2)]
 
