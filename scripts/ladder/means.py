@@ -100,7 +100,7 @@ def mean_curve(row: RowPoints, limit: Limit, cost_of: CostOf) -> list[MeanPoint]
 def quartile_curve(row: RowPoints) -> list[MeanPoint]:
     """Return the mean steps of each quarter of the tokens by their mean loss; empty where not measured.
 
-    Only seeds count that were pruned at the same budget or threshold, that of most of them, which is the name.
+    Only seeds count that were pruned at one budget or threshold, that of most of them; it is the name.
     """
     measured = [run for run in row.seeds.values() if run.quartiles]
     if not measured:
