@@ -256,7 +256,11 @@ def _evaluate(config: RunConfig, step: EvaluateStep) -> StepWork:
 def _export(config: RunConfig, step: ExportStep) -> StepWork:
     output = step.output or config.output_dir / step.name
     options = {"--output": output, "--dtype": step.dtype, "--tokenizer": step.tokenizer}
-    inputs: dict[str, Identity] = {"checkpoint": partial(identity_of_checkpoint, config.checkpoint_directory)}
+    inputs: dict[str, Identity] = {
+        "checkpoint": partial(identity_of_checkpoint, config.checkpoint_directory),
+        # The model card holds their figures.
+        **_scores(config),
+    }
     if step.tokenizer is not None:
         inputs["tokenizer"] = partial(identity_of_folder, step.tokenizer)
     return StepWork(
@@ -269,7 +273,7 @@ def _export(config: RunConfig, step: ExportStep) -> StepWork:
         inputs=inputs,
         output=partial(identity_of_file, output / _CERTIFICATE),
         folders=() if step.tokenizer is None else (step.tokenizer,),
-        needs=_names_of(config, "train"),
+        needs=_names_of(config, "train", "evaluate"),
     )
 
 
@@ -292,17 +296,24 @@ def _generate(config: RunConfig, step: GenerateStep) -> StepWork:
 
 def _report(config: RunConfig, step: ReportStep) -> StepWork:
     output = step.output or config.output_dir / _REPORT
-    read = {name: config.output_dir / name for name in (METRICS_FILE, _EVALUATION, _TASKS)}
-    inputs: dict[str, Identity] = {name: partial(identity_of_file, path) for name, path in read.items()}
     return StepWork(
         name=step.name,
         arguments=("report", str(config.output_dir), *_options({"--output": output})),
         settings={"output": str(output)},
-        inputs={**inputs, "samples": partial(identity_of_files, config.output_dir, _SAMPLES)},
+        inputs={
+            METRICS_FILE: partial(identity_of_file, config.output_dir / METRICS_FILE),
+            **_scores(config),
+            "samples": partial(identity_of_files, config.output_dir, _SAMPLES),
+        },
         output=partial(identity_of_file, output),
         folders=config.data.training_paths,
         needs=_names_of(config, "train", "evaluate", "generate"),
     )
+
+
+def _scores(config: RunConfig) -> dict[str, Identity]:
+    """Return the inputs of a step that shows what evaluations have found."""
+    return {name: partial(identity_of_file, config.output_dir / name) for name in (_EVALUATION, _TASKS)}
 
 
 def _names_of(config: RunConfig, *commands: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pipeline.config.errors import ConfigProblem
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
 
-# Evaluation, generation and export all follow the training, and not each other.
+# Evaluation, generation and export all follow the training, in any order.
 _PLACES = {"tokenizer": 0, "prepare": 1, "train": 2, "evaluate": 3, "generate": 3, "export": 3, "report": 4}
 _ONLY_ONE = ("tokenizer", "train", "report")
 

@@ -176,7 +176,12 @@ def _compared(
 
 
 def _with_range(values: Sequence[float]) -> str:
-    return f"{median(values):.3g} ({min(values):.3g}..{max(values):.3g})"
+    return f"{_figures(median(values))} ({_figures(min(values))}..{_figures(max(values))})"
+
+
+def _figures(value: float) -> str:
+    """Three significant figures, never in powers of ten."""
+    return f"{float(f'{value:.3g}'):,g}"
 
 
 def record_json(record: Mapping[str, Any]) -> str:

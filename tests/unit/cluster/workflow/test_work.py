@@ -75,6 +75,17 @@ def test_steps_need_the_steps_whose_output_they_read() -> None:
     }
 
 
+def test_an_export_waits_for_the_evaluation_that_its_model_card_shows(tmp_path: Path) -> None:
+    steps: list[dict[str, Any]] = [{"command": "train"}, {"command": "evaluate"}, {"command": "export"}]
+    run = build_config(changed_settings(workflow=steps, output_dir=tmp_path))
+    work = work_of(run, run.workflow[2], Path("config.yaml"))
+    assert work.needs == ("train", "evaluate")
+    before = {name: identity() for name, identity in work.inputs.items()}
+    (tmp_path / EVALUATION_FILE).write_text("{}")
+    after = {name: identity() for name, identity in work.inputs.items()}
+    assert {name for name in before if before[name] != after[name]} == {EVALUATION_FILE}
+
+
 @pytest.mark.parametrize("name", [TASKS_FILE, SAMPLE_FILE, "sample_of_a_poem.json", EVALUATION_FILE])
 def test_a_report_is_rendered_again_after_what_it_shows_has_changed(tmp_path: Path, name: str) -> None:
     assert PurePath(name).match(SAMPLE_FILES) or name in (TASKS_FILE, EVALUATION_FILE)
