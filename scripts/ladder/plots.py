@@ -27,6 +27,7 @@ from scripts.ladder.points import RowPoints
 SIZE = (900.0, 460.0)
 PANEL_SIZE, MOST_COLUMNS = (310.0, 330.0), 3
 MARKERS = "os^vDP*X"
+LOSS, LOSS_DIFFERENCE = "held-out loss, nats per token", "held-out loss, nats, minus the control's"
 # Up to this difference, in nats, the scale is linear, beyond it logarithmic: one plot shows 0.01 and 0.3.
 LINEAR_TO = 0.02
 TICKS = (-0.05, -0.02, -0.01, 0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -73,7 +74,8 @@ def render_halting_png(rows: Sequence[RowPoints], cost_of: CostOf, cost: str) ->
         return None
     num_columns = min(len(shown), MOST_COLUMNS)
     num_lines = -(-len(shown) // num_columns)
-    size = (PANEL_SIZE[0] * num_columns, PANEL_SIZE[1] * num_lines)
+    # The legend needs the width of two panels.
+    size = (PANEL_SIZE[0] * max(num_columns, 2), PANEL_SIZE[1] * num_lines)
     with styled_figure(size, LIGHT.__getitem__) as figure:
         grid = figure.subplots(num_lines, num_columns, sharex=True, sharey=True, squeeze=False)
         for axes in grid.flat[len(shown) :]:
@@ -85,7 +87,8 @@ def render_halting_png(rows: Sequence[RowPoints], cost_of: CostOf, cost: str) ->
             *_legend_of(figure.axes), loc="outside upper center", ncols=len(Limit), fontsize="small"
         )
         figure.supxlabel(cost, fontsize="medium", color=LIGHT["muted"])
-        figure.supylabel(_loss_label(rows), fontsize="medium", color=LIGHT["muted"])
+        label = LOSS_DIFFERENCE if has_control(rows) else LOSS
+        figure.supylabel(label, fontsize="medium", color=LIGHT["muted"])
         return render_figure_png(figure)
 
 
@@ -109,11 +112,11 @@ def render_quartiles_png(rows: Sequence[RowPoints]) -> bytes | None:
 
 def _loss_label(rows: Sequence[RowPoints]) -> str:
     if not has_control(rows):
-        return "held-out loss, nats per token"
+        return LOSS
     control = {
         seed: run.control for row in rows for seed, run in row.seeds.items() if run.control is not None
     }
-    return f"held-out loss minus the control's ({statistics.fmean(control.values()):.3f}), nats"
+    return f"{LOSS_DIFFERENCE} ({statistics.fmean(control.values()):.3f})"
 
 
 def _render_rows(
