@@ -129,9 +129,9 @@ def _points_under(run: SeedPoints, limit: Limit) -> Mapping[Hashable, LossPoint]
     """Return the points of a run under one kind of limit, by what they have in common over seeds."""
     if limit is Limit.FIXED:
         return {point.step_limit: point for point in run.points if point.budget is None}
-    found = {
+    found: dict[Hashable, LossPoint] = {
         point.budget: point
         for point in run.points
         if point.budget is not None and (point.signal is not None) == (limit is Limit.BASELINE)
     }
-    return found and {**found, None: run.whole}
+    return {**found, None: run.whole} if found else {}

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
@@ -33,6 +33,12 @@ LINEAR_TO = 0.02
 TICKS = (-0.05, -0.02, -0.01, 0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # Rows whose costs differ by at most this share of the axis are drawn so many pixels apart.
 NEAR, DODGE = 0.02, 5.0
+
+
+class _Legend(TypedDict):
+    handles: list[Any]
+    labels: list[str]
+
 
 _LOOKS = {
     Limit.ROUTER: {"color": LIGHT["c2"], "marker": "o", "linestyle": "solid"},
@@ -84,7 +90,7 @@ def render_halting_png(rows: Sequence[RowPoints], cost_of: CostOf, cost: str) ->
             _draw_panel(axes, row, curves)
             _scale(axes, rows, [point for curve in curves.values() for point in curve])
         figure.legend(
-            *_legend_of(figure.axes), loc="outside upper center", ncols=len(Limit), fontsize="small"
+            **_legend_of(figure.axes), loc="outside upper center", ncols=len(Limit), fontsize="small"
         )
         figure.supxlabel(cost, fontsize="medium", color=LIGHT["muted"])
         label = LOSS_DIFFERENCE if has_control(rows) else LOSS
@@ -106,7 +112,7 @@ def render_quartiles_png(rows: Sequence[RowPoints]) -> bytes | None:
         axes.set_ylabel("mean steps")
         axes.set_title("Steps by the token's own loss, where steps are pruned", fontsize="medium")
         axes.margins(x=0.05, y=0.1)
-        figure.legend(*_legend_of([axes]), loc="outside right upper", fontsize="small")
+        figure.legend(**_legend_of([axes]), loc="outside right upper", fontsize="small")
         return render_figure_png(figure)
 
 
@@ -133,7 +139,7 @@ def _render_rows(
         axes.set_xlabel(cost)
         axes.set_ylabel(_loss_label(rows))
         axes.set_title(f"{title}\nmean and standard deviation over seeds", fontsize="medium")
-        figure.legend(*_legend_of([axes]), loc="outside right upper", fontsize="small")
+        figure.legend(**_legend_of([axes]), loc="outside right upper", fontsize="small")
         return render_figure_png(figure)
 
 
@@ -199,10 +205,10 @@ def _scale(axes: Axes, rows: Sequence[RowPoints], points: Sequence[MeanPoint]) -
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}" if value else "0"))
 
 
-def _legend_of(panels: Sequence[Axes]) -> tuple[list[object], list[str]]:
+def _legend_of(panels: Sequence[Axes]) -> _Legend:
     """Return the distinct entries of a legend of all panels."""
-    entries = {}
+    entries: dict[str, Any] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
-        entries.update({label: handle for handle, label in zip(handles, labels, strict=True)})
-    return list(entries.values()), list(entries)
+        entries.update(zip(labels, handles, strict=True))
+    return {"handles": list(entries.values()), "labels": list(entries)}
