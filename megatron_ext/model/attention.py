@@ -12,6 +12,7 @@ needs, so that none of Megatron's layers has to be rewritten:
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from megatron_ext.model.cheap_work import cheap
 from megatron_ext.model.config import PonderTransformerConfig
 from megatron_ext.model.kernels import preferring_cudnn
 from megatron_ext.model.memory import PassMemory
@@ -28,6 +30,7 @@ from megatron_ext.ponder.attention import (
     Segments,
     attention_to_parts,
     extended_attention,
+    is_one_call,
     key_weighted_attention,
     stored_attention,
 )
@@ -340,6 +343,13 @@ class KeyWeightedAttention(MegatronModule):  # type: ignore[misc]  # Megatron is
                 scaled_size=scaled_size,
                 segments=context.segments,
             )
+        merge = partial(self._merged, read=read)
+        # Documents one by one keep their own results, not these, which are then kept once as well.
+        is_kept = context.shared is not None or is_one_call(query, context.segments)
+        return cheap(merge, output) if is_kept else merge(output)
+
+    def _merged(self, output: Tensor, *, read: ReadSlots | None) -> Tensor:
+        """[B, A, R, w] -> [R, B, A * d], for the rows that are read."""
         merged = merged_heads(output, self._head_size, fuses=self._fuses)
         return merged if read is None else read.take(merged)
 

@@ -46,6 +46,7 @@ class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megat
         initialization_seed: decides the initial weights, together with each weight's name.
         stage_layers: layers of each pipeline stage.
         recompute_passes: keep only the input of every pass, and run its layers again in backward.
+        recompute_cheap_work: backward computes again what layers do beside products and attention.
         prefers_cudnn: on CUDA, cuDNN's kernel computes the attention of rows that are one document each.
         fuses: the element-wise work of layers, and the work over the vocabulary, runs as functions with a
             backward of their own, which can be compiled and keep less.
@@ -62,6 +63,7 @@ class PonderTransformerConfig(TransformerConfig):  # type: ignore[misc]  # Megat
     initialization_seed: int = 1234
     stage_layers: tuple[int, ...] = ()
     recompute_passes: bool = False
+    recompute_cheap_work: bool = False
     prefers_cudnn: bool = False
     fuses: bool = False
 

@@ -21,10 +21,16 @@ from torch.nn import functional
 from megatron_ext.device import device
 from megatron_ext.initialization import seeded_initialization
 from megatron_ext.model.attention import KeyWeightedAttention, RotatedAttention, RowContext
+from megatron_ext.model.cheap_work import cheap, recomputing_cheap_work
 from megatron_ext.model.config import Architecture, PonderTransformerConfig
 from megatron_ext.model.fused_layers import biased_gelu, gated_silu, normed_beside, sum_with_biases
 from megatron_ext.parallel.tensor import TensorAxis
-from megatron_ext.parallel.weight_gradients import accumulating_linear, for_megatron, weight_gradient
+from megatron_ext.parallel.weight_gradients import (
+    accumulating_linear,
+    for_megatron,
+    sum_of_gradients,
+    weight_gradient,
+)
 
 
 class TorchNorm:
@@ -127,12 +133,16 @@ class InnerMLP(MLP):  # type: ignore[misc]
         """[R or R / tp, B, H], normalized -> [R, B, inner size / tp]."""
         inner, bias = self.linear_fc1(hidden_states)
         if bias is not None:
-            return biased_gelu(inner, bias)
-        if self._fuses and self.config.gated_linear_unit:
-            return gated_silu(inner)
-        gate, linear = inner.chunk(2, dim=-1) if self.config.gated_linear_unit else (inner, None)
-        activated: Tensor = self.config.activation_func(gate)
-        return activated if linear is None else activated * linear
+            return cheap(biased_gelu, inner, bias)
+        if not self.config.gated_linear_unit:
+            activated: Tensor = cheap(self.config.activation_func, inner)
+            return activated
+        return cheap(gated_silu if self._fuses else self._gated, inner)
+
+    def _gated(self, inner: Tensor) -> Tensor:
+        gate, linear = inner.chunk(2, dim=-1)
+        activated: Tensor = cheap(self.config.activation_func, gate)
+        return activated * linear
 
 
 def add_products(
@@ -200,7 +210,8 @@ class _AddProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, accumulates: bool, residual: Tensor, *operands: Any) -> Tensor:
-        ctx.accumulates = accumulates
+        # Apart from the weights, of which saved tensors are copies without their sums.
+        ctx.sums = [sum_of_gradients(weight) if accumulates else None for weight in operands[1::3]]
         ctx.save_for_backward(*operands[::3], *operands[1::3])
         return _total(residual, operands)
 
@@ -217,7 +228,7 @@ class _AddProducts(torch.autograd.Function):
             needs_x, needs_weight, needs_bias = is_needed[3 * number : 3 * number + 3]
             of_weight = None
             if needs_weight:
-                of_weight = weight_gradient(weight, rows, x.flatten(0, 1), accumulates=ctx.accumulates)
+                of_weight = weight_gradient(rows, x.flatten(0, 1), ctx.sums[number])
             results += [
                 (rows @ weight).view(x.shape) if needs_x else None,
                 of_weight,
@@ -251,40 +262,47 @@ class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
         Returns:
             The new hidden states of the rows that are read, and None for Megatron's cross-attention context.
         """
-        attended, hidden_states = self._attend(
-            hidden_states, attention_mask, rotary_pos_emb, packed_seq_params
-        )
-        hidden_states = self._rows_read(hidden_states, packed_seq_params)
+        assert packed_seq_params is not None, "the model gives every pass a context"
+        with recomputing_cheap_work(self.config.recompute_cheap_work):
+            return self._run(hidden_states, attention_mask, rotary_pos_emb, packed_seq_params), None
+
+    def _run(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        rotary_pos_emb: Tensor | None,
+        context: RowContext,
+    ) -> Tensor:
+        attended, hidden_states = self._attend(hidden_states, attention_mask, rotary_pos_emb, context)
+        hidden_states = self._rows_read(hidden_states, context)
         hidden_states = self._add(hidden_states, (self.self_attention.linear_proj, attended))
         hidden_states, normed = self._normed(hidden_states, self.pre_mlp_layernorm)
-        return self._add(hidden_states, (self.mlp.linear_fc2, self.mlp(normed))), None
+        return self._add(hidden_states, (self.mlp.linear_fc2, self.mlp(normed)))
 
     def _attend(
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None,
         rotary_pos_emb: Tensor | None,
-        packed_seq_params: RowContext | None,
+        context: RowContext,
     ) -> tuple[Tensor, Tensor]:
         """Return what attention gives, and the residual stream."""
-        assert packed_seq_params is not None, "the model gives every pass a context"
-        repeated = packed_seq_params.repeated_in(self.layer_number)
+        repeated = context.repeated_in(self.layer_number)
         if repeated is None:
             hidden_states, normed = self._normed(hidden_states, self.input_layernorm)
             mixed = self.self_attention.project(normed)
         else:
-            num_slots = packed_seq_params.num_slots
-            mixed = repeated.run("heads", self._project, hidden_states, num_slots=num_slots)
+            mixed = repeated.run("heads", self._project, hidden_states, num_slots=context.num_slots)
         attended: Tensor = self.self_attention(
-            mixed, attention_mask, rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params
+            mixed, attention_mask, rotary_pos_emb=rotary_pos_emb, packed_seq_params=context
         )
         return attended, hidden_states
 
     def _normed(self, hidden_states: Tensor, norm: nn.LayerNorm | nn.RMSNorm) -> tuple[Tensor, Tensor]:
         """Return the residual stream, for further use, and its norm."""
         if self.config.fuses:
-            return normed_beside(hidden_states, norm)
-        return hidden_states, norm(hidden_states)
+            return cheap(normed_beside, hidden_states, norm)
+        return hidden_states, cheap(norm, hidden_states)
 
     def _add(
         self, residual: Tensor, *products: tuple[RowParallelLinear, Tensor], partial: Tensor | None = None
@@ -292,11 +310,11 @@ class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
         return add_products(residual, *products, axis=self._axis, partial=partial, fuses=self.config.fuses)
 
     def _project(self, hidden_states: Tensor) -> Tensor:
-        heads: Tensor = self.self_attention.project(self.input_layernorm(hidden_states))
+        heads: Tensor = self.self_attention.project(cheap(self.input_layernorm, hidden_states))
         return heads
 
-    def _rows_read(self, hidden_states: Tensor, context: RowContext | None) -> Tensor:
-        read = None if context is None else context.read_after(self.layer_number)
+    def _rows_read(self, hidden_states: Tensor, context: RowContext) -> Tensor:
+        read = context.read_after(self.layer_number)
         return hidden_states if read is None else read.take(hidden_states)
 
     @cached_property
@@ -310,25 +328,20 @@ class ParallelResidualLayer(SequentialResidualLayer):
     Both branches are partial sums over the tensor-parallel ranks, so that one reduction serves both.
     """
 
-    def forward(
+    def _run(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        rotary_pos_emb: Tensor | None = None,
-        packed_seq_params: RowContext | None = None,
-        **_: Any,
-    ) -> tuple[Tensor, None]:
-        """Run the layer; arguments and results are those of the base."""
-        attended, hidden_states = self._attend(
-            hidden_states, attention_mask, rotary_pos_emb, packed_seq_params
-        )
-        hidden_states = self._rows_read(hidden_states, packed_seq_params)
-        assert packed_seq_params is not None, "the model gives every pass a context"
-        if packed_seq_params.repeated_in(self.layer_number) is not None:
-            return self._add_with_repeated_slot(hidden_states, attended, packed_seq_params), None
+        attention_mask: Tensor | None,
+        rotary_pos_emb: Tensor | None,
+        context: RowContext,
+    ) -> Tensor:
+        attended, hidden_states = self._attend(hidden_states, attention_mask, rotary_pos_emb, context)
+        hidden_states = self._rows_read(hidden_states, context)
+        if context.repeated_in(self.layer_number) is not None:
+            return self._add_with_repeated_slot(hidden_states, attended, context)
         hidden_states, normed = self._normed(hidden_states, self.pre_mlp_layernorm)
         products = ((self.self_attention.linear_proj, attended), (self.mlp.linear_fc2, self.mlp(normed)))
-        return self._add(hidden_states, *products), None
+        return self._add(hidden_states, *products)
 
     def _add_with_repeated_slot(self, hidden_states: Tensor, attended: Tensor, context: RowContext) -> Tensor:
         """Add both branches, where the MLP of slot 0 is the same in every pass.
@@ -343,7 +356,7 @@ class ParallelResidualLayer(SequentialResidualLayer):
         projection, output = self.self_attention.linear_proj, self.mlp.linear_fc2
 
         def branch(rows: Tensor) -> Tensor:
-            inner = self.mlp(self.pre_mlp_layernorm(rows))
+            inner = self.mlp(cheap(self.pre_mlp_layernorm, rows))
             way = accumulating_linear if output.gradient_accumulation_fusion else functional.linear
             return way(inner, output.weight)
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from megatron_ext.parallel.weight_gradients import add_product, has_sum
+from megatron_ext.parallel.weight_gradients import add_product, sum_of_gradients
 from megatron_ext.ponder.fusing import fused, wide
 from megatron_ext.ponder.parts import parts
 
@@ -186,8 +186,9 @@ class _Sum:
 
     def __init__(self, weight: Tensor, *, accumulates: bool) -> None:
         self._weight = weight
-        self._is_own = accumulates and has_sum(weight)
-        self._total: Tensor = weight.main_grad if self._is_own else torch.zeros_like(wide(weight))  # type: ignore[attr-defined]  # Megatron's
+        own = sum_of_gradients(weight) if accumulates else None
+        self._is_own = own is not None
+        self._total = torch.zeros_like(wide(weight)) if own is None else own
 
     def add(self, gradient: Tensor, inputs: Tensor) -> None:
         add_product(self._total, gradient, inputs)

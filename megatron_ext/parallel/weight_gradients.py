@@ -15,25 +15,28 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def has_sum(weight: Tensor) -> bool:
-    """Return whether a weight is trained, and has a sum of its gradients from Megatron's data parallelism."""
-    return weight.requires_grad and getattr(weight, "main_grad", None) is not None
+def sum_of_gradients(weight: Tensor) -> Tensor | None:
+    """Return the sum of a weight's gradients from Megatron's data parallelism, [O, I]; None: it has none.
+
+    A weight that autograd has saved may be a copy without this attribute.
+    """
+    total: Tensor | None = getattr(weight, "main_grad", None)
+    return total if weight.requires_grad else None
 
 
-def weight_gradient(weight: Tensor, gradient: Tensor, inputs: Tensor, *, accumulates: bool) -> Tensor | None:
-    """Return the gradient of a weight for one use, or add it to its sum.
+def weight_gradient(gradient: Tensor, inputs: Tensor, total: Tensor | None) -> Tensor | None:
+    """Return the gradient of a weight for one use, or add it to a sum.
 
     Args:
-        weight: [O, I].
         gradient: of the outputs, [R, O].
         inputs: [R, I].
-        accumulates: whether it goes to the sum, where there is one.
+        total: from :func:`sum_of_gradients`; None: there is none to add to.
     Returns:
         [O, I]; None where it has been added.
     """
-    if not accumulates or not has_sum(weight):
+    if total is None:
         return gradient.t() @ inputs
-    add_product(weight.main_grad, gradient, inputs)  # type: ignore[attr-defined]  # Megatron's attribute
+    add_product(total, gradient, inputs)
     return None
 
 
@@ -64,7 +67,7 @@ def accumulating_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = No
     Returns:
         [..., O].
     """
-    if not has_sum(weight):
+    if sum_of_gradients(weight) is None:
         return functional.linear(inputs, weight, bias)
     outputs: Tensor = _AccumulatingLinear.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
     return outputs
@@ -82,7 +85,7 @@ def for_megatron(settings: dict[str, Any]) -> dict[str, Any]:
     if not settings["gradient_accumulation_fusion"]:
         return settings
     weight = settings["weight"]
-    if not has_sum(weight) or not torch.is_grad_enabled():
+    if sum_of_gradients(weight) is None or not torch.is_grad_enabled():
         return settings | {"gradient_accumulation_fusion": False}
     view: Any = _View.apply(weight)  # type: ignore[no-untyped-call]
     view.main_grad = weight.main_grad
@@ -97,6 +100,7 @@ def megatron_add_product(inputs: Tensor, gradient: Tensor, total: Tensor) -> Non
 class _AccumulatingLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.total = sum_of_gradients(weight)
         ctx.save_for_backward(inputs, weight)
         return functional.linear(inputs, weight, bias)
 
@@ -107,7 +111,7 @@ class _AccumulatingLinear(torch.autograd.Function):
         rows = gradient.flatten(0, -2)
         of_weight = None
         if needs_weight:
-            of_weight = weight_gradient(weight, rows, inputs.flatten(0, -2), accumulates=True)
+            of_weight = weight_gradient(rows, inputs.flatten(0, -2), ctx.total)
         of_bias = rows.sum(dim=0) if needs_bias else None
         return gradient @ weight if needs_inputs else None, of_weight, of_bias
 

@@ -80,6 +80,11 @@ def extended_attention(
     return _attend_by_segment(query, key, value, segments=segments, scale=scale)
 
 
+def is_one_call(query: Tensor, segments: Segments | None) -> bool:
+    """Return whether :func:`extended_attention` is one call of a kernel, which keeps its result."""
+    return segments is None or has_kernel_for_documents(query)
+
+
 def stored_attention(
     query: Tensor,
     keys: Tensor,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.checkpoint.folder import CHECKPOINTS, CONFIG_NAME
 from pipeline.checkpoint.identity import RunIdentity, read_identity
-from pipeline.config.load import load_stored_config
+from pipeline.config.load import load_config
 from pipeline.config.schema import DataConfig, RunConfig
 from pipeline.shared.errors import DataError
 
@@ -58,7 +58,7 @@ def stored_checkpoint(folder: Path, overrides: Sequence[str] = (), *, data: Path
     Raises:
         CheckpointError, ConfigError: they cannot be read.
     """
-    config, identity = load_stored_config(folder / CONFIG_NAME, overrides), read_identity(folder)
+    config, identity = load_config(folder / CONFIG_NAME, overrides), read_identity(folder)
     directory = folder.resolve().parent
     own = _own_run(directory, config, identity)
     bases = _bases(own or directory, config, identity)
@@ -78,7 +78,7 @@ def stored_run(folder: Path) -> StoredRun:
     Raises:
         ConfigError: they cannot be read.
     """
-    config, identity = load_stored_config(folder / CONFIG_NAME), read_identity(folder)
+    config, identity = load_config(folder / CONFIG_NAME), read_identity(folder)
     here = folder.resolve()
     bases = _bases(here, config, identity)
     stored = _resolved(config, identity, bases, data=None)

@@ -55,7 +55,7 @@ def evaluate_tasks(
         raise typer.BadParameter("must name a task", param_hint="--tasks")
     check_checkpoint(checkpoint, iteration=iteration, data=data, reads_data=False)
     from pipeline.checkpoint.folder import CONFIG_NAME
-    from pipeline.config.load import load_stored_config
+    from pipeline.config.load import load_config
     from pipeline.evaluation.harness.run import run_tasks
     from pipeline.evaluation.opened import opened_checkpoint
     from pipeline.evaluation.tasks import TASKS_FILE, TaskSettings, task_report_text
@@ -76,7 +76,7 @@ def evaluate_tasks(
     with opened_checkpoint(
         checkpoint, iteration=iteration, overrides=batch, tensor_parallel=tensor_parallel, data=data
     ) as opened:
-        own = load_stored_config(opened.folder / CONFIG_NAME, ())
+        own = load_config(opened.folder / CONFIG_NAME, ())
         num_samples = own.evaluation.iters * own.training.global_batch_size
         applied, met = options.limits.limits(opened, num_samples=num_samples)
         if met is not None and speaks:

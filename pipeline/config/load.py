@@ -12,7 +12,7 @@ from pipeline.config.errors import ConfigError, ConfigProblem
 from pipeline.config.messages import problems_of
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.rules import broken_rules_of_part
-from pipeline.config.schema import WITHOUT_USE, RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.config.section import SHOW_SECRETS
 from pipeline.config.short_runs import fit_to_short_run
 from pipeline.shared.files import write_private
@@ -35,24 +35,6 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """
     settings, problems = read_settings(path) if path else ({}, [])
     return _checked(settings, problems, overrides, source=str(path) if path else "overrides")
-
-
-def load_stored_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read the configuration that a run or a checkpoint has stored, which may be of an earlier version.
-
-    A kind of recomputation that is refused today has had no influence on any result; it is read as none.
-
-    Args:
-        path, overrides: see :func:`load_config`.
-
-    Raises:
-        ConfigError: see :func:`load_config`.
-    """
-    settings, problems = read_settings(path)
-    parallel = settings.get("parallel")
-    if isinstance(parallel, dict) and parallel.get("recompute") == WITHOUT_USE:
-        parallel["recompute"] = "none"
-    return _checked(settings, problems, overrides, source=str(path))
 
 
 def _checked(

@@ -148,7 +148,7 @@ def _overlap(config: RunConfig) -> Iterator[ConfigProblem]:
     # In one graph, autograd accumulates all uses of a weight before it reports the gradient. Passes that run
     # on pipeline stages or are recomputed report it once each, and Megatron would reduce after the first.
     if ponder.num_latent_thoughts > 0 and not ponder.method.has_one_pass:
-        if parallel.recompute != "none":
+        if parallel.recomputes_layers:
             reasons.append(f"parallel.recompute {parallel.recompute}")
         if parallel.pipeline > 1:
             reasons.append(f"parallel.pipeline {parallel.pipeline}")

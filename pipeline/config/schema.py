@@ -5,10 +5,9 @@ section alone (tests, golden vectors) checks types and ranges only.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from megatron_ext.ponder.config import Method
 from pipeline.config.errors import ConfigError, ConfigProblem
@@ -73,22 +72,6 @@ class ModelConfig(Section):
     init_std: Positive = Field(0.02, description="standard deviation of init: megatron")
 
 
-# Megatron's third kind of recomputation: it would cost time and save nothing.
-WITHOUT_USE = "selective"
-
-
-def _of_use(value: Any) -> Any:
-    """Refuse a kind of recomputation without use, with the reason."""
-    if value == WITHOUT_USE:
-        raise PydanticCustomError(
-            "no_use",
-            "must be none, full or per_pass: fused attention keeps no scores, so that computing it again "
-            "would save no memory",
-            {"cure": "set it to none, or to per_pass or full to save memory"},
-        )
-    return value
-
-
 class ParallelConfig(Section):
     """How the model and its batches are distributed over ranks."""
 
@@ -107,10 +90,11 @@ class ParallelConfig(Section):
         False,
         description="tensor-parallel ranks also share the activations between layers, along the sequence",
     )
-    recompute: Annotated[Literal["none", "full", "per_pass"], BeforeValidator(_of_use)] = Field(
+    recompute: Literal["none", "full", "per_pass", "selective"] = Field(
         "none",
-        description="activations that backward recomputes instead of storing: those of every layer (full), "
-        "or of a whole pass through the layers (per_pass)",
+        description="activations that backward recomputes instead of storing: what takes no matrix product, "
+        "as norms and activation functions (selective), those of every layer (full), or of a whole pass "
+        "through the layers (per_pass)",
     )
     use_distributed_optimizer: Switch = Field(
         True,
@@ -131,6 +115,11 @@ class ParallelConfig(Section):
         description="seconds without a started micro-batch or finished step after which all ranks dump "
         "their stacks and the run ends with exit code 75; 0: no limit; default: half of timeout_seconds",
     )
+
+    @property
+    def recomputes_layers(self) -> bool:
+        """Whether backward runs layers again, each use of which is then a backward of its own."""
+        return self.recompute in ("full", "per_pass")
 
     @property
     def world_size(self) -> int:

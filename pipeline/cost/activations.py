@@ -22,7 +22,8 @@ class PassBytes:
         method: states handed on, router, gates.
         noted: tensors that are freed when the micro-batch's last forward is done.
         vocabulary: distributions of the mixtures at its end.
-        again: what recomputation holds at a time: the tensors of one layer, or of all layers.
+        again: what recomputation holds at a time: some tensors of one layer, all of them, or those of all
+            layers.
         waiting: gradients that wait for the pass's backward, of keys and values that later passes have used.
         working: what backward through a layer needs in addition.
         mixing: what the mixtures need in addition to what they keep, forward or backward.
@@ -92,6 +93,8 @@ def _whole_pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
         layers, again = num_layers * entered, whole - entered
     if sizes.recompute == "per_pass":
         layers, again = entered, all_layers - entered
+    if sizes.recomputes_cheap_work:
+        again = rows * _cheap_at_a_time(sizes, index)
     is_last = stage == sizes.num_stages - 1
     mixed = mixture_rows(sizes, index) if is_last else 0
     mixture = _mixture_kept(sizes)
@@ -160,7 +163,7 @@ def _turns(sizes: RankSizes, rows: float) -> float:
 def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
     """Keys and values kept for halted tokens, where attention is computed again and does not keep its own."""
     is_kept = sizes.facts.halts_in_training and not sizes.plan.is_final(index)
-    if not is_kept or sizes.recompute == "none":
+    if not is_kept or not sizes.recomputes_layers:
         return 0
     return num_layers * rows * sizes.shape.key_value_size / sizes.tensor * sizes.value_bytes
 
@@ -180,7 +183,7 @@ def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int)
 
 def _is_cut(sizes: RankSizes) -> bool:
     """Whether passes have graphs of their own, between which gradients wait."""
-    return sizes.recompute != "none" or sizes.num_stages > 1
+    return sizes.recomputes_layers or sizes.num_stages > 1
 
 
 def _repeated_slot(sizes: RankSizes, index: int, stage: int) -> float:
@@ -224,14 +227,17 @@ def _spared_by_last_layer(sizes: RankSizes, index: int) -> float:
     if unread == 0:
         return 0
     # A parallel residual has a copy of the rows that are read as the input of its second norm.
-    norms = (num_slots - 2 * num_read) * _hidden(sizes)
+    norms = ((0 if sizes.recomputes_cheap_work else unread) - num_read) * _hidden(sizes)
     if not shape.has_parallel_residual:
         norms = unread * _norms(sizes) / 2
+    is_merged_again = _merges_again(sizes)
     if sizes.has_weighted_keys(index):
+        attended = 0 if is_merged_again else unread * query
+    elif unread == num_slots - 1:
+        # The last slot alone attends by itself.
         attended = unread * query
     else:
-        # The last slot alone attends by itself.
-        attended = unread * query if unread == num_slots - 1 else -num_read * query
+        attended = 0 if is_merged_again else -num_read * query
     return norms + attended + unread * _mlp(sizes)
 
 
@@ -345,12 +351,15 @@ def _norms(sizes: RankSizes) -> float:
     """Per row: the input and the output of both norms; a parallel residual has one input for both."""
     shape, value = sizes.shape, sizes.value_bytes
     num_inputs = 1 if shape.architecture == "gpt_neox" else 2
-    outputs = 2 * value * shape.hidden_size
+    outputs = 0 if sizes.recomputes_cheap_work else 2 * value * shape.hidden_size
     if shape.has_biases or sizes.has_fused_norms:
         inputs: float = num_inputs * value * shape.hidden_size
     else:
         # Several operations: the input and the normed input, both in float32.
         inputs = num_inputs * 2 * FLOAT32 * shape.hidden_size
+        if sizes.recomputes_cheap_work and value < FLOAT32:
+            # To begin with again: the input as it is given.
+            inputs += num_inputs * value * shape.hidden_size
     return (outputs + inputs) / _token_split(sizes)
 
 
@@ -365,8 +374,19 @@ def _attention(sizes: RankSizes, index: int) -> float:
         taken *= sizes.weighted_head_size / shape.kv_channels
     # Removing the columns of log w, or joining documents, makes a copy.
     is_copied = is_weighted or (sizes.separates_documents and sizes.context == 1)
-    attended = _attended(sizes, index) + (query if is_copied else 0)
+    attended = _attended(sizes, index) + (query if is_copied and not _merges_again(sizes) else 0)
     return value * (taken + attended) + FLOAT32 * heads
+
+
+def _merges_again(sizes: RankSizes) -> bool:
+    """Whether backward makes the input of the output projection again, from what attention keeps."""
+    return sizes.recomputes_cheap_work and not (sizes.facts.halts_in_training or _attends_one_by_one(sizes))
+
+
+def _attends_one_by_one(sizes: RankSizes) -> bool:
+    """Whether no kernel takes all documents of a row."""
+    has_kernel = sizes.value_bytes < FLOAT32 and sizes.has_fused_norms
+    return sizes.separates_documents and sizes.context == 1 and not has_kernel
 
 
 def _attended(sizes: RankSizes, index: int) -> float:
@@ -381,7 +401,19 @@ def _mlp(sizes: RankSizes) -> float:
 
     A fused activation keeps what it is given alone.
     """
+    is_gated = sizes.shape.is_gated
     num_kept = 2
-    if sizes.shape.is_gated:
+    if is_gated:
         num_kept = 3 if sizes.fuses else 4
+    if sizes.recomputes_cheap_work:
+        num_kept = 2 if is_gated else 1
     return num_kept * sizes.value_bytes * sizes.shape.ffn_hidden_size / sizes.tensor
+
+
+def _cheap_at_a_time(sizes: RankSizes, index: int) -> float:
+    """Per row: the inputs of the products that add to the residual stream, as backward makes them again."""
+    inner, query = (each / sizes.tensor for each in (sizes.shape.ffn_hidden_size, sizes.shape.query_size))
+    is_merged_too = (
+        sizes.shape.has_parallel_residual and sizes.has_weighted_keys(index) and _merges_again(sizes)
+    )
+    return sizes.value_bytes * (inner + (query if is_merged_too else 0))

@@ -19,7 +19,9 @@ from megatron_ext.ponder.passes import PassPlan, mean_over_sweeps
 from megatron_ext.ponder.step_limits import HaltingSignal
 from pipeline.cost.shape import ModelShape, ParameterCount, Precision
 
-Recompute = Literal["none", "full", "per_pass"]
+Recompute = Literal["none", "full", "per_pass", "selective"]
+# With these, backward does all products and attention of forward once more.
+RECOMPUTING_LAYERS: tuple[Recompute, ...] = ("full", "per_pass")
 
 # A backward pass does two products of the same size for each product of the forward pass.
 BACKWARD_PER_FORWARD = 2
@@ -129,8 +131,8 @@ class FlopsAccount:
         mixture: what a step feeds back; mixtures cost a head and a product with embeddings.
         form: of the router; decides how large it is and how often training asks it.
         penalty: what is penalised; some kinds cost further heads.
-        recompute: what backward computes again: nothing, or all layers, one by one
-            (``full``) or a pass at a time (``per_pass``), which is the same work.
+        recompute: what backward computes again: nothing, what costs no products (``selective``), or all
+            layers, one by one (``full``) or a pass at a time (``per_pass``), which is the same work.
         precision: of weights and keys; decides how many channels the weight of a key takes.
         signal: what a decoder halts by in place of the method's own router; None: by that.
         supervises_steps: every step is read alone too, in training.
@@ -301,7 +303,8 @@ class FlopsAccount:
         step = 1 + BACKWARD_PER_FORWARD
         # Runs through each pass, in units of its forward; attention that is computed again runs once more.
         steps = [step if plan.has_gradient(index) else 1 for index in range(plan.num_passes)]
-        attention_steps = [runs + (runs == step and self.recompute != "none") for runs in steps]
+        again = self.recompute in RECOMPUTING_LAYERS
+        attention_steps = [runs + (runs == step and again) for runs in steps]
         passes = {"build_up": 0.0, "sweep": 0.0, "final": 0.0}
         decisions = mixtures = 0
         for index, runs in enumerate(steps):
@@ -494,7 +497,7 @@ class FlopsAccount:
         return (rows - 1) / max(self.num_latent_thoughts, 1)
 
     def _recompute_flops(self, plan: PassPlan) -> float:
-        if self.recompute == "none":
+        if self.recompute not in RECOMPUTING_LAYERS:
             return 0
         return sum(
             self._pass_flops(index, plan) for index in range(plan.num_passes) if plan.has_gradient(index)

@@ -11,7 +11,7 @@ from megatron_ext.ponder.config import MethodFacts, Mixture
 from megatron_ext.ponder.passes import PassPlan
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account, max_sweeps, step_kinds
-from pipeline.cost.flops import FlopsAccount, Recompute
+from pipeline.cost.flops import RECOMPUTING_LAYERS, FlopsAccount, Recompute
 from pipeline.cost.shape import ModelShape
 
 # Bytes of a value.
@@ -125,7 +125,12 @@ class RankSizes:
     @property
     def recomputes_layers(self) -> bool:
         """Whether layers keep nothing but their input."""
-        return self.recompute in ("full", "per_pass")
+        return self.recompute in RECOMPUTING_LAYERS
+
+    @property
+    def recomputes_cheap_work(self) -> bool:
+        """Whether layers keep the results of products and attention alone."""
+        return self.recompute == "selective"
 
     def has_weighted_keys(self, index: int) -> bool:
         """Whether the keys of pass `index` have log weights beside them."""

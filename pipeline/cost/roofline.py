@@ -237,6 +237,8 @@ def _micro_batch(sizes: RankSizes, stage: int, place: _Place, program: ProgramWo
                 _run_end(device, sizes, index, "backward", place, program)
             if sizes.recomputes_layers:
                 _run_layers(device, sizes, index, stage, "forward", place, program)
+            if sizes.recomputes_cheap_work:
+                _run_layers(device, sizes, index, stage, "again", place, program)
             _run_layers(device, sizes, index, stage, "backward", place, program)
     num_layers = sizes.stage_layers[stage]
     device.run(
@@ -256,10 +258,12 @@ def _run_layers(
     place: _Place,
     program: ProgramWork,
 ) -> None:
-    """One pass through the layers of a stage, forward or backward."""
+    """One phase of a pass through the layers of a stage."""
     account, plan, num_layers = sizes.account, sizes.plan, sizes.stage_layers[stage]
     share = sizes.tokens / sizes.tensor * num_layers / sizes.shape.num_layers
     pairs = account.attention_flops(index, plan) + account.column_flops(index, plan)
+    if phase == "again":
+        pairs = 0.0
     device.run(
         num_layers * program.layer_launches(sizes, index, phase) * HOST_SECONDS_PER_LAUNCH,
         products=place.products(_runs(phase) * share * account.product_flops(index, plan)),
@@ -270,7 +274,7 @@ def _run_layers(
 
 def _runs(phase: Phase) -> int:
     """Products of a phase for one of forward."""
-    return BACKWARD_PER_FORWARD if phase == "backward" else 1
+    return {"forward": 1, "backward": BACKWARD_PER_FORWARD, "again": 0}[phase]
 
 
 def _head_size(sizes: RankSizes, index: int) -> int:

@@ -16,15 +16,12 @@ from types import SimpleNamespace
 
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches, get_schedule_table
 
-from pipeline.cost.flops import BACKWARD_PER_FORWARD
-
-# With these it does all products of forward once more.
-RECOMPUTING_ALL = ("full", "per_pass")
+from pipeline.cost.flops import BACKWARD_PER_FORWARD, RECOMPUTING_LAYERS
 
 
 def backward_time(recompute: str) -> int:
     """Return the time of backward over that of forward for a setting of `parallel.recompute`."""
-    return BACKWARD_PER_FORWARD + (recompute in RECOMPUTING_ALL)
+    return BACKWARD_PER_FORWARD + (recompute in RECOMPUTING_LAYERS)
 
 
 @dataclass(frozen=True, slots=True)

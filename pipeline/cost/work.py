@@ -7,17 +7,18 @@ since then has not been measured there and is not counted.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.cost.rank_sizes import RankSizes
 
-Phase = Literal["forward", "backward"]
+# The last one is what backward computes again of norms, activations and attended values.
+Phase = Literal["forward", "backward", "again"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Work of one layer in one pass, in one direction.
+    """Work of one layer in one pass, in one phase.
 
     Attributes:
         hidden: values moved per row and channel of the hidden size, where sequence parallelism divides them.
@@ -34,14 +35,16 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWork:
-    """Work of one layer in one pass, in both directions."""
+    """Work of one layer in one pass, by phase."""
 
     forward: Counts
     backward: Counts
+    again: Counts = field(default_factory=Counts)
 
     def of(self, phase: Phase) -> Counts:
-        """Return one direction."""
-        return self.forward if phase == "forward" else self.backward
+        """Return one phase."""
+        counts: Counts = getattr(self, phase)
+        return counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +122,19 @@ MEASURED = ProgramWork(
     llama=LayerWork(
         forward=Counts(hidden=10.1, heads=9.1, inner=7, launches=38),
         backward=Counts(hidden=12.1, heads=10.8, inner=13, launches=47),
+        again=Counts(hidden=4, inner=3, launches=3),
     ),
     gpt_neox=LayerWork(
         forward=Counts(hidden=15.2, heads=5.0, inner=4, launches=40),
         backward=Counts(hidden=15.0, heads=6.5, inner=4, launches=53),
+        again=Counts(hidden=4, inner=2, launches=3),
     ),
-    weighted=LayerWork(forward=Counts(heads=1.5, launches=12), backward=Counts(heads=0.8, launches=11)),
+    weighted=LayerWork(
+        forward=Counts(heads=1.5, launches=12),
+        backward=Counts(heads=0.8, launches=11),
+        # Of these a third is attended values, which are read and written.
+        again=Counts(heads=0.7, launches=1),
+    ),
     kept=LayerWork(forward=Counts(heads=2.3, launches=3), backward=Counts(heads=3.6, launches=9)),
     # A copy of the earlier keys and values, and their gradients; not among the measured methods.
     steps=LayerWork(forward=Counts(heads=1.3, launches=2), backward=Counts(heads=2.0, launches=4)),

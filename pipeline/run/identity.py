@@ -20,7 +20,7 @@ from pipeline.checkpoint.identity import (
     settings_identity,
     tokenizer_identity,
 )
-from pipeline.config.load import load_stored_config
+from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.data.dataset import SampleSource
 from pipeline.data.fingerprint import stream_fingerprint
@@ -94,7 +94,7 @@ def identity_on_resuming(config: RunConfig, own: RunIdentity, folder: Path, *, i
             ``resume.accept_changes`` does not name.
     """
     stored = read_identity(folder)
-    before = stored or settings_identity(load_stored_config(folder / CONFIG_NAME))
+    before = stored or settings_identity(load_config(folder / CONFIG_NAME))
     if stored is None:
         logger.warning(
             "%s does not record its tokenizer, vocabulary and data, so that these could not be compared with "
@@ -137,7 +137,7 @@ def check_parameter_groups(config: RunConfig, folder: Path) -> None:
     Raises:
         CheckpointError: the optimizers differ, or only one has a group for the router or the gates.
     """
-    stored = load_stored_config(folder / CONFIG_NAME).optimizer
+    stored = load_config(folder / CONFIG_NAME).optimizer
     if config.optimizer.name != stored.name:
         raise CheckpointError(
             f"optimizer.name must stay the same when a run resumes, but is {config.optimizer.name} here and "

@@ -10,7 +10,7 @@ from pipeline.checkpoint.loading import content_of, of_the_model, read_sharded
 from pipeline.checkpoint.offline import OfflineReader
 from pipeline.checkpoint.resuming import check_intact
 from pipeline.checkpoint.tracker import resolve_checkpoint
-from pipeline.config.load import load_stored_config
+from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.shared.errors import CheckpointError
 from pipeline.step.build import TrainingParts
@@ -54,7 +54,7 @@ def load_initial_weights(
     start = config.init_from
     assert start.path is not None, "without a path there is nothing to start from"
     folder = resolve_checkpoint(converted or start.path, iteration=start.iteration)
-    source = load_stored_config(folder / CONFIG_NAME)
+    source = load_config(folder / CONFIG_NAME)
     _check_method(config, source, folder)
     _check_start(config, source, folder)
     _check_model(config, source, folder)

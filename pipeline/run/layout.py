@@ -114,7 +114,7 @@ def gradient_reduction(config: RunConfig) -> str:
     has_passes = ponder.num_latent_thoughts > 0 and not ponder.method.has_one_pass
     reasons = {
         "weights are used in several passes": has_passes
-        and (parallel.pipeline > 1 or parallel.recompute != "none"),
+        and (parallel.pipeline > 1 or parallel.recomputes_layers),
         "weights are frozen at first": ponder.freeze_backbone_tokens > 0,
     }
     found = " and ".join(reason for reason, holds in reasons.items() if holds)

@@ -216,6 +216,8 @@ def _shares_buffers(parallel: ParallelConfig, optimizer: OptimizerName) -> bool:
 def _recompute_settings(kind: str) -> dict[str, Any]:
     if kind == "none":
         return {}
+    if kind == "selective":
+        return {"recompute_cheap_work": True}
     if kind == "per_pass":
         return {"recompute_passes": True}
     return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}

@@ -59,10 +59,9 @@ class MemoryComparison:
 
 def bench_configs() -> Iterator[RunConfig]:
     """Yield small runs of every method with every kind of recomputation, alternating the two backbones."""
-    settings = product(Method, get_args(Recompute))
-    for index, (method, recompute) in enumerate(settings):
-        # Three kinds: each of them meets both.
-        architecture = ("gpt_neox", "llama")[index % 2]
+    for (row, method), (column, recompute) in product(enumerate(Method), enumerate(get_args(Recompute))):
+        # Each kind meets both.
+        architecture = ("gpt_neox", "llama")[(row + column) % 2]
         yield build_config(_settings(method, architecture, recompute))
 
 

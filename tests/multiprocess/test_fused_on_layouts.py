@@ -18,9 +18,9 @@ LARGEST_ERROR = 2e-5
 CASES = [
     Case(model="ponderlm3, neox tied", layout="TP2", recompute="none", sweeps="3"),
     Case(model="adaponderlm, neox tied top-k", layout="TP2", recompute="full", sweeps=None),
-    Case(model="ponderlm, neox", layout="TP2+SPxPP2", recompute="none", sweeps=None),
+    Case(model="ponderlm, neox", layout="TP2+SPxPP2", recompute="selective", sweeps=None),
     Case(model="ponderlm3, neox softmax", layout="TP2+SPxPP2", recompute="per_pass", sweeps="random"),
-    Case(model="ponderlm3, llama", layout="CP2", recompute="none", sweeps="3"),
+    Case(model="ponderlm3, llama", layout="CP2", recompute="selective", sweeps="3"),
 ]
 
 

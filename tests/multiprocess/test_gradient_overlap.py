@@ -34,6 +34,7 @@ RISING, FALLING = (1, 3), (3, 1)
 IN_ONE_GRAPH = [
     *((model, "DP2", "none") for model in MODELS if model.endswith(("llama", "neox"))),
     ("vanilla, neox tied", "DP2", "full"),
+    ("ponderlm3, neox softmax", "DP2", "selective"),
     ("vanilla, llama", "DP2xPP2", "none"),
     ("pause, neox tied", "DP2xPP2", "per_pass"),
 ]

@@ -30,7 +30,7 @@ TRAININGS = [
     Training(model="ponderlm3, llama", layout="DP2xPP2", recompute="full"),
     Training(model="ponderlm2, llama tied top-k", layout="DP2xPP2", recompute="per_pass"),
     Training(model="adaponderlm, neox", layout="DP2xPP2", recompute="full"),
-    Training(model="ponderlm3, llama", layout="DP2xPP2", freeze_backbone_tokens=150),
+    Training(model="ponderlm3, llama", layout="DP2xPP2", recompute="selective", freeze_backbone_tokens=150),
     Training(model="adaponderlm, llama", layout="PP4"),
     Training(model="ponderlm, llama", layout="TP2+SPxPP2", recompute="full"),
     Training(model="pause, neox tied", layout="TP2+SP"),
@@ -47,7 +47,9 @@ TRAININGS = [
     Training(model="ponderlm, llama", layout="DP2xPP2", ponder=BLENDED + DRAWN),
     Training(model="pause, llama", layout="TP2+SP", ponder=BLENDED + GROWN),
     Training(model="ponderlm3, llama", layout="PP2", ponder=GROWN),
-    Training(model="adaptive_latent_cot, llama", layout="DP2xPP2", ponder=HELD + DRAWN),
+    Training(
+        model="adaptive_latent_cot, llama", layout="DP2xPP2", recompute="selective", ponder=HELD + DRAWN
+    ),
     Training(model="adaptive_latent_cot, neox tied", layout="TP2+SP", recompute="full", ponder=HELD),
     Training(model="ponderlm3, llama", layout="TP2+SPxPP2", recompute="full", ponder=LAST_STEP),
     Training(model="ponderlm3, neox softmax", layout="DP2xPP2", ponder=LAST_STEP + DRAWN),

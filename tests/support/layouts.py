@@ -24,7 +24,7 @@ SWEEPS = {
     "3": (3,),
     "random": tuple(draw_jacobi_iterations(SEED, step, 1, LARGEST_J) for step in range(2)),
 }
-RECOMPUTE = ("none", "full", "per_pass")
+RECOMPUTE = ("none", "full", "per_pass", "selective")
 LLAMA = {"architecture": "llama", "num_query_groups": 2, "padding_token_id": 3}
 NEOX = {"architecture": "gpt_neox"}
 TIED = {"untie_embeddings_and_output_weights": False}

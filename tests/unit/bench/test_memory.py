@@ -18,6 +18,8 @@ CHOSEN = [
     "adaptive_latent_cot_llama_per_pass",
     "ponderlm3_gpt_neox_none",
     "ponderlm3_gpt_neox_per_pass",
+    "ponderlm3_llama_selective",
+    "adaponderlm_gpt_neox_selective",
 ]
 
 
@@ -29,7 +31,7 @@ def smaller(config: RunConfig) -> RunConfig:
 
 
 def test_every_method_is_compared_with_every_recomputation() -> None:
-    assert len(CONFIGS) == len(Method) * 3
+    assert len(CONFIGS) == len(Method) * 4
     assert {config.model.architecture for config in CONFIGS.values()} == {"gpt_neox", "llama"}
 
 

@@ -8,6 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from megatron_ext.model import fused_layers
+from megatron_ext.model.cheap_work import cheap, recomputing_cheap_work
 from megatron_ext.model.fused_check import check_fused
 from megatron_ext.model.kernels import LARGEST_RATIO
 from megatron_ext.parallel.groups import ParallelGroups
@@ -80,3 +81,13 @@ def test_passes_of_many_sizes_are_compiled_twice(captured: Captured) -> None:
 
     # With the sizes of the first pass, and with any number of rows.
     assert captured.num_graphs == 2
+
+
+def test_what_runs_again_in_backward_is_not_compiled_again(captured: Captured) -> None:
+    for is_on in (False, True):
+        inner = torch.randn(8, 2, 12, requires_grad=True)
+        with recomputing_cheap_work(is_on):
+            (cheap(fused_layers.gated_silu, inner) ** 2).sum().backward()  # type: ignore[no-untyped-call]
+
+        # Forward and backward.
+        assert captured.num_graphs == 2

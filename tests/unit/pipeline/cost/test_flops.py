@@ -133,9 +133,11 @@ def test_recomputation_by_passes_is_as_much_as_by_layers(method: str) -> None:
         FlopsAccount(
             shape=SHAPE, method=Method(method), num_latent_thoughts=2, recompute=kind
         ).training_flops(1)
-        for kind in ("per_pass", "full", "none")
+        for kind in ("per_pass", "full", "none", "selective")
     ]
     assert costs[0] == costs[1]
+    # Norms, activations and copies have no products.
+    assert costs[2] == costs[3]
     assert costs[2].recompute == 0
     # Everything but the head is gone through once more, a third of forward and backward.
     again = (costs[1].build_up + costs[1].sweeps + costs[1].final) / 3

@@ -137,6 +137,16 @@ def test_recomputation_costs_what_torch_counts(groups: ParallelGroups, method: M
     assert account.training_flops(SWEEPS).dense == pytest.approx(trained_flops(model), rel=1e-6)
 
 
+def test_selective_recomputation_costs_no_product_that_torch_counts(groups: ParallelGroups) -> None:
+    settings: dict[str, Any] = {"dtype": torch.float32}
+    plain, again = (
+        tiny_model(groups, Method.PONDERLM3, recompute_cheap_work=is_on, **settings).train()
+        for is_on in (False, True)
+    )
+
+    assert trained_flops(again) == trained_flops(plain)
+
+
 @pytest.mark.parametrize("num_steps", [0, 1, 2])
 @pytest.mark.parametrize("method", [Method.PAUSE, Method.PONDERLM3, Method.ADAPONDERLM])
 def test_a_step_with_fewer_thoughts_costs_what_torch_counts(

@@ -267,6 +267,19 @@ def test_the_peak_is_that_of_live_tensors() -> None:
             ),
         ),
         ("pythia_2.8b_adaponderlm", ("model.num_layers=2", "training.fused=never")),
+        *(
+            (
+                recipe,
+                (
+                    "model.num_layers=3",
+                    "ponder.num_jacobi_iterations=1",
+                    "ponder.random_jacobi_iterations=[1, 1]",
+                    "parallel.recompute=selective",
+                    f"training.fused={fused}",
+                ),
+            )
+            for recipe, fused in (("llama_410m_ponderlm3", "auto"), ("pythia_2.8b_ponderlm3", "never"))
+        ),
     ],
 )
 def test_the_plan_of_a_recipe_agrees_with_its_rehearsal(
