@@ -5,7 +5,7 @@ to decode take turns, so that a drift of the machine's speed affects them alike.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
@@ -35,6 +35,8 @@ def decoding_speeds(
     ways: Sequence[StepLimits],
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    num_tokens: int = PROMPT_TOKENS + TIMED_TOKENS,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[tuple[DecodingSpeed, ...]]:
     """Time decoding under some limits; all ranks call it together, each replica times itself.
 
@@ -42,6 +44,8 @@ def decoding_speeds(
         checkpoint: the model.
         ways: limits to decode under; they are compared with all steps of the trained model.
         batch_sizes: texts that are decoded together.
+        num_tokens: of each text, if they are so long; the second half is timed.
+        clock: in seconds; on a busy CPU the time of the process tells more than that of the wall.
     Returns:
         For each way its speeds by batch size.
     """
@@ -49,18 +53,20 @@ def decoding_speeds(
     distinct = list(dict.fromkeys([_all_steps(checkpoint), *ways]))
     speeds: dict[StepLimits, list[DecodingSpeed]] = {limits: [] for limits in distinct}
     for batch_size in batch_sizes:
-        tokens = heldout_tokens(checkpoint, batch_size)
+        tokens = heldout_tokens(checkpoint, batch_size, num_tokens=num_tokens)
         timed = [_Way(limits, account) for limits in distinct]
-        _take_turns(checkpoint, timed, tokens)
+        _take_turns(checkpoint, timed, tokens, clock)
         for way in timed:
             speeds[way.limits].append(_speed(way, timed[0], tokens))
     return [tuple(speeds[limits]) for limits in ways]
 
 
-def heldout_tokens(checkpoint: OpenedCheckpoint, batch_size: int) -> list[list[int]]:
+def heldout_tokens(
+    checkpoint: OpenedCheckpoint, batch_size: int, *, num_tokens: int = PROMPT_TOKENS + TIMED_TOKENS
+) -> list[list[int]]:
     """Return the beginnings of random held-out rows, equally long; the same ones every time."""
     heldout = checkpoint.heldout
-    length = min(PROMPT_TOKENS + TIMED_TOKENS, checkpoint.config.training.seq_length)
+    length = min(num_tokens, checkpoint.config.training.seq_length)
     order = SampleOrder(num_samples=len(heldout), seed=0, shuffled=True)
     rows = heldout.rows([int(index) for index in order.indices(0, batch_size)])
     length = min(length, int(rows.lengths.min()))
@@ -90,18 +96,28 @@ class _Way:
         return account.inference_flops(self.mean_steps, shares=self.shares, tokens_before=tokens_before).model
 
 
-def _take_turns(checkpoint: OpenedCheckpoint, ways: Sequence[_Way], tokens: Sequence[Sequence[int]]) -> None:
+def _take_turns(
+    checkpoint: OpenedCheckpoint,
+    ways: Sequence[_Way],
+    tokens: Sequence[Sequence[int]],
+    clock: Callable[[], float],
+) -> None:
     started = time.monotonic()
     for turn in range(NUM_ROUNDS + 1):
         for way in (*ways[turn % len(ways) :], *ways[: turn % len(ways)]):
-            _decode(checkpoint, way, tokens, is_timed=turn > 0)
+            _decode(checkpoint, way, tokens, clock, is_timed=turn > 0)
         # The first rank's clock decides for all: ranks that disagreed would wait for each other.
         if turn > 0 and _agreed(time.monotonic() - started > MOST_SECONDS):
             return
 
 
 def _decode(
-    checkpoint: OpenedCheckpoint, way: _Way, tokens: Sequence[Sequence[int]], *, is_timed: bool
+    checkpoint: OpenedCheckpoint,
+    way: _Way,
+    tokens: Sequence[Sequence[int]],
+    clock: Callable[[], float],
+    *,
+    is_timed: bool,
 ) -> None:
     """Read the first half of the texts, then time the rest."""
     num_prompt = len(tokens[0]) // 2
@@ -112,11 +128,11 @@ def _decode(
     decoder.read_prompts(texts, [text[:num_prompt] for text in tokens], sweeps=Sweeps(number=1))
     rest = [text[num_prompt:] for text in tokens]
     synchronize()
-    started = time.perf_counter()
+    started = clock()
     taken = [decoded.steps for decoded in decoder.follow(texts, rest)]
     synchronize()
     if is_timed:
-        way.seconds.append((time.perf_counter() - started) / len(rest[0]))
+        way.seconds.append((clock() - started) / len(rest[0]))
     steps = torch.cat(taken)
     way.mean_steps = float(steps.double().mean())
     num_steps = way.account.num_latent_thoughts if way.limits.num_steps is None else way.limits.num_steps

@@ -50,13 +50,19 @@ def styled_axes(size: tuple[float, float], color_of: ColorOf = css_placeholder) 
         size: width and height in pixels.
         color_of: the colour of each role; ``LIGHT.__getitem__`` for a PNG.
     """
-    with style.context(["default", _settings(color_of)]):
-        width, height = size
-        inches = (width / PIXELS_PER_INCH, height / PIXELS_PER_INCH)
-        figure = Figure(figsize=inches, dpi=PIXELS_PER_INCH, layout="constrained")
+    with styled_figure(size, color_of) as figure:
         axes = figure.add_subplot()
         axes.grid(axis="y")
         yield axes
+
+
+@contextmanager
+def styled_figure(size: tuple[float, float], color_of: ColorOf = css_placeholder) -> Iterator[Figure]:
+    """Provide a new figure without axes; see :func:`styled_axes`."""
+    with style.context(["default", _settings(color_of)]):
+        width, height = size
+        inches = (width / PIXELS_PER_INCH, height / PIXELS_PER_INCH)
+        yield Figure(figsize=inches, dpi=PIXELS_PER_INCH, layout="constrained")
 
 
 def render_svg(axes: Axes, description: str, marks: Sequence[Mark] = ()) -> Markup:
@@ -83,8 +89,13 @@ def render_svg(axes: Axes, description: str, marks: Sequence[Mark] = ()) -> Mark
 
 def render_png(axes: Axes) -> bytes:
     """Return the figure of ``axes`` as a PNG."""
+    return render_figure_png(_figure_of(axes))
+
+
+def render_figure_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG."""
     image = io.BytesIO()
-    _figure_of(axes).savefig(image, format="png", dpi=PNG_DOTS_PER_INCH, metadata={"Software": None})
+    figure.savefig(image, format="png", dpi=PNG_DOTS_PER_INCH, metadata={"Software": None})
     return image.getvalue()
 
 

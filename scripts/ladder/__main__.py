@@ -14,10 +14,20 @@ from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
 from scripts.commands import megaponder
 from scripts.ladder.corpus import find_documentation, write_pages
+from scripts.ladder.limits_table import render_limits, render_limits_markdown
+from scripts.ladder.means import flops_of, milliseconds_of
+from scripts.ladder.measure import compare_words, steps_words
 from scripts.ladder.plan import Ladder, load_ladder
-from scripts.ladder.plots import flops_of, milliseconds_of, render_inference_png, render_training_png
-from scripts.ladder.results import RowResult, collect, compare_words, read_row, render_markdown, render_table
+from scripts.ladder.plots import (
+    render_halting_png,
+    render_quartiles_png,
+    render_steps_png,
+    render_training_png,
+)
+from scripts.ladder.points import RowPoints, collect_points, points_of
+from scripts.ladder.results import RunResult, collect, read_part, render_markdown, render_table
 from scripts.ladder.run import Runner
+from scripts.ladder.times import time_points
 
 HERE = Path(__file__).parent
 logger = logging.getLogger(__name__)
@@ -116,18 +126,26 @@ def measure(
         list[PartName] | None, typer.Option(help="Which part; default: both.", show_default=False)
     ] = None,
 ) -> None:
-    """Evaluate every reported run under limits on its steps, with `megaponder compare`; time one of each row.
+    """Evaluate every reported run within budgets of steps, with `megaponder compare`; time one of each row.
 
-    A run that has been evaluated is not evaluated again.
+    The steps of easy and hard tokens are measured within one budget, with `megaponder eval`. What has been
+    measured is not measured again.
     """
     set_up_logging()
     wanted = load_ladder(ladder)
     for part_name in [name.value for name in part] if part else wanted.part_names():
-        for row in wanted.part(part_name).rows:
-            path = _runs_of(wanted, ladder, folder) / part_name / row
-            runs = read_row(path, exclude_seed=wanted.tuning_seed)
+        for runs in read_part(_runs_of(wanted, ladder, folder), wanted, part_name).values():
             for number, run in enumerate(runs.values()):
-                megaponder(*compare_words(run.folder, timing=number == 0))
+                _measure(run, timing=number == 0)
+
+
+def _measure(run: RunResult, *, timing: bool) -> None:
+    for words_of in (compare_words, steps_words):
+        if words := words_of(run.folder):
+            megaponder(*words)
+    points = points_of(run)
+    if timing and not all(point.speeds for point in points):
+        time_points(run.folder, points)
 
 
 @app.command(
@@ -141,26 +159,35 @@ def results(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write the table as Markdown.", show_default=False
+            "--output", "-o", metavar="FILE", help="Write the tables as Markdown.", show_default=False
         ),
     ] = None,
     plots: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Write plots of each part here; needs `measure`.", show_default=False
+            metavar="DIR",
+            help="Write plots of each part here; most need `measure`.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Show mean and standard deviation over seeds of every row that has run."""
+    """Show mean and standard deviation over seeds of every row that has run, and its loss under limits."""
     wanted = load_ladder(ladder)
-    rows = collect(_runs_of(wanted, ladder, folder), wanted)
-    open_console().print(render_table(rows))
+    runs = _runs_of(wanted, ladder, folder)
+    rows = collect(runs, wanted)
+    parts = {name: collect_points(runs, wanted, name) for name in wanted.part_names()}
+    parts = {name: points for name, points in parts.items() if points}
+    console = open_console()
+    console.print(render_table(rows))
+    for points in parts.values():
+        console.print(render_limits(points))
     if output is not None:
-        write_atomically(output, render_markdown(rows))
+        tables = [render_markdown(rows), *map(render_limits_markdown, parts.values())]
+        write_atomically(output, "\n".join(tables))
     if plots is not None:
         plots.mkdir(parents=True, exist_ok=True)
-        for part_name in dict.fromkeys(row.part for row in rows if row.part != "base"):
-            _write_plots(plots, part_name, [row for row in rows if row.part == part_name])
+        for part_name, points in parts.items():
+            _write_plots(plots, part_name, points)
 
 
 def _runs_of(ladder: Ladder, file: Path, folder: Path) -> Path:
@@ -168,11 +195,21 @@ def _runs_of(ladder: Ladder, file: Path, folder: Path) -> Path:
     return folder / (ladder.runs or file.stem)
 
 
-def _write_plots(folder: Path, part: str, rows: list[RowResult]) -> None:
-    costs = {"flops": (flops_of, "inference FLOPs per token"), "time": (milliseconds_of, "ms per token")}
-    write_atomically(folder / f"{part}_training.png", render_training_png(rows))
-    for name, (cost_of, label) in costs.items():
-        write_atomically(folder / f"{part}_{name}.png", render_inference_png(rows, cost_of, label))
+def _write_plots(folder: Path, part: str, rows: list[RowPoints]) -> None:
+    flops, time = "inference FLOPs per token", "ms per token, one text alone"
+    plots = {
+        "training": render_training_png(rows),
+        "flops": render_steps_png(rows, flops_of, flops),
+        "time": render_steps_png(rows, milliseconds_of, time),
+        "halting_flops": render_halting_png(rows, flops_of, flops),
+        "halting_time": render_halting_png(rows, milliseconds_of, time),
+        "steps": render_quartiles_png(rows),
+    }
+    for name, content in plots.items():
+        if content is None:
+            logger.info("%s_%s.png: not measured", part, name)
+        else:
+            write_atomically(folder / f"{part}_{name}.png", content)
 
 
 if __name__ == "__main__":

@@ -1,143 +1,214 @@
-"""The plots of a ladder: held-out loss against what a token costs, with the spread over seeds."""
+"""The plots of a ladder: held-out loss against what a token or the training costs, over seeds."""
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
+from matplotlib.container import ErrorbarContainer
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
-from pipeline.metrics.records import LossPoint
 from pipeline.report.colors import LIGHT, NUM_CURVE_COLORS, curve_role
-from pipeline.report.style import render_png, styled_axes
-from scripts.ladder.results import RowResult
+from pipeline.report.style import PIXELS_PER_INCH, render_figure_png, styled_figure
+from scripts.ladder.means import (
+    CostOf,
+    Limit,
+    MeanPoint,
+    compared,
+    has_control,
+    mean_curve,
+    mean_point,
+    measured_seeds,
+    quartile_curve,
+)
+from scripts.ladder.points import RowPoints
 
-SIZE = (720.0, 450.0)
+SIZE = (900.0, 460.0)
+PANEL_SIZE, MOST_COLUMNS = (310.0, 330.0), 3
 MARKERS = "os^vDP*X"
+LOSS, LOSS_DIFFERENCE = "held-out loss, nats per token", "held-out loss, nats, minus the control's"
+# Up to this difference, in nats, the scale is linear, beyond it logarithmic: one plot shows 0.01 and 0.3.
+LINEAR_TO = 0.02
+TICKS = (-0.05, -0.02, -0.01, 0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+# Rows whose costs differ by at most this share of the axis are drawn so many pixels apart.
+NEAR, DODGE = 0.02, 5.0
 
 
-class Limit(StrEnum):
-    """What keeps a token from taking all steps."""
-
-    ROUTER = "learned halting"
-    BASELINE = "halting without training"
-    FIXED = "the same number of steps for all tokens"
+class _Legend(TypedDict):
+    handles: list[Any]
+    labels: list[str]
 
 
-_STYLES = {Limit.ROUTER: "solid", Limit.BASELINE: "dashed", Limit.FIXED: "dotted"}
+_LOOKS = {
+    Limit.ROUTER: {"color": LIGHT["c2"], "marker": "o", "linestyle": "solid"},
+    Limit.BASELINE: {"color": LIGHT["c1"], "marker": "s", "linestyle": "dashed"},
+    Limit.FIXED: {"color": LIGHT["c3"], "marker": "D", "linestyle": "dotted"},
+}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeanPoint:
-    """A point over seeds.
+def render_training_png(rows: Sequence[RowPoints]) -> bytes | None:
+    """Draw the loss of each row with all steps against the FLOPs of its training."""
+    curves = {
+        row.row: [mean_point("", [row.training_flops], [run.whole.loss for run in row.seeds.values()])]
+        for row in compared(rows)
+    }
+    return _render_rows(curves, rows, "FLOPs of training", "Held-out loss by cost of training")
 
-    Attributes:
-        cost: mean.
-        loss: mean, nats per token.
-        spread: standard deviation of the loss; 0 for one seed.
+
+def render_steps_png(rows: Sequence[RowPoints], cost_of: CostOf, cost: str) -> bytes | None:
+    """Draw the loss of each row with 0..K steps for all tokens against what a token costs.
+
+    None where no row has a cost.
     """
-
-    cost: float
-    loss: float
-    spread: float
-
-
-def flops_of(point: LossPoint) -> float | None:
-    """Return the inference FLOPs per token of a point."""
-    return point.flops_per_token
+    curves = {row.row: mean_curve(row, Limit.FIXED, cost_of) for row in compared(rows)}
+    title = "Held-out loss by cost of a token, with the same number of steps for all tokens"
+    return _render_rows(curves, rows, cost, title)
 
 
-def milliseconds_of(point: LossPoint) -> float | None:
-    """Return the measured milliseconds per token of one text alone, or None where it was not timed."""
-    alone = [speed.milliseconds_per_token for speed in point.speeds if speed.batch_size == 1]
-    return alone[0] if alone else None
+def render_halting_png(rows: Sequence[RowPoints], cost_of: CostOf, cost: str) -> bytes | None:
+    """Draw learned halting, halting that needs no training, and fixed numbers of steps, a panel for each row.
 
-
-def render_training_png(rows: Sequence[RowResult]) -> bytes:
-    """Draw the loss of each row against the FLOPs of its training."""
-    with styled_axes(SIZE, LIGHT.__getitem__) as axes:
-        for number, row in enumerate(rows):
-            point = mean_point([row.training_flops] * len(row.losses), row.losses)
-            _draw(axes, [point], number, label=row.row, linestyle="none")
-        return _finished(axes, "training FLOPs", "held-out loss by cost of training")
-
-
-def render_inference_png(
-    rows: Sequence[RowResult], cost_of: Callable[[LossPoint], float | None], label: str
-) -> bytes:
-    """Draw the loss of each row against what a token costs, under each kind of limit on its steps.
-
-    Args:
-        rows: of one part; those without curves are left out.
-        cost_of: a point's cost; points without one are left out.
-        label: of the axis of costs.
+    None where no row has a cost within a budget.
     """
-    with styled_axes(SIZE, LIGHT.__getitem__) as axes:
-        for number, row in enumerate(rows):
-            shown = row.row
-            for limit, linestyle in _STYLES.items():
-                points = mean_curve(row, limit, cost_of)
-                if points:
-                    _draw(axes, points, number, label=shown, linestyle=linestyle)
-                    shown = ""
-        title = "held-out loss by cost of a token\n" + ", ".join(
-            f"{style}: {limit}" for limit, style in _STYLES.items()
+    by_row = {
+        row.row: {limit: mean_curve(row, limit, cost_of) for limit in Limit}
+        for row in map(measured_seeds, compared(rows))
+    }
+    shown = {row: curves for row, curves in by_row.items() if curves[Limit.ROUTER]}
+    if not shown:
+        return None
+    num_columns = min(len(shown), MOST_COLUMNS)
+    num_lines = -(-len(shown) // num_columns)
+    # The legend needs the width of two panels.
+    size = (PANEL_SIZE[0] * max(num_columns, 2), PANEL_SIZE[1] * num_lines)
+    with styled_figure(size, LIGHT.__getitem__) as figure:
+        grid = figure.subplots(num_lines, num_columns, sharex=True, sharey=True, squeeze=False)
+        for axes in grid.flat[len(shown) :]:
+            axes.remove()
+        for axes, (row, curves) in zip(grid.flat, shown.items(), strict=False):
+            _draw_panel(axes, row, curves)
+            _scale(axes, rows, [point for curve in curves.values() for point in curve])
+        figure.legend(
+            **_legend_of(figure.axes), loc="outside upper center", ncols=len(Limit), fontsize="small"
         )
-        return _finished(axes, label, title)
+        figure.supxlabel(cost, fontsize="medium", color=LIGHT["muted"])
+        label = LOSS_DIFFERENCE if has_control(rows) else LOSS
+        figure.supylabel(label, fontsize="medium", color=LIGHT["muted"])
+        return render_figure_png(figure)
 
 
-def mean_curve(row: RowResult, limit: Limit, cost_of: Callable[[LossPoint], float | None]) -> list[MeanPoint]:
-    """Return the points that all seeds of a row have under one kind of limit, by rising cost."""
-    by_setting: dict[object, list[LossPoint]] = {}
-    for curve in row.curves:
-        for point in curve.all_points:
-            if _has_limit(point, limit):
-                by_setting.setdefault((point.step_limit, point.budget), []).append(point)
-    means = []
-    for points in by_setting.values():
-        costs = [cost for cost in map(cost_of, points) if cost is not None]
-        if costs and len(points) == len(row.curves):
-            means.append(mean_point(costs, [point.loss for point in points]))
-    return sorted(means, key=lambda point: point.cost)
+def render_quartiles_png(rows: Sequence[RowPoints]) -> bytes | None:
+    """Draw the mean steps of the tokens of each quarter of losses; None where no row has them."""
+    curves = {row.row: quartile_curve(row) for row in rows}
+    curves = {f"{row}, {curve[0].name}" if curve else row: curve for row, curve in curves.items()}
+    if not any(curves.values()):
+        return None
+    with styled_figure(SIZE, LIGHT.__getitem__) as figure:
+        axes = figure.add_subplot()
+        axes.grid(axis="y")
+        _draw_rows(axes, curves, linestyle="solid")
+        axes.set_xlabel("loss of a token: mean of each quarter, from the easiest to the hardest, nats")
+        axes.set_ylabel("mean steps")
+        axes.set_title("Steps by the token's own loss, where steps are pruned", fontsize="medium")
+        axes.margins(x=0.05, y=0.1)
+        figure.legend(**_legend_of([axes]), loc="outside right upper", fontsize="small")
+        return render_figure_png(figure)
 
 
-def mean_point(costs: Iterable[float], losses: Sequence[float]) -> MeanPoint:
-    """Return means over seeds, and the standard deviation of the loss."""
-    return MeanPoint(
-        cost=statistics.fmean(costs),
-        loss=statistics.fmean(losses),
-        spread=statistics.stdev(losses) if len(losses) > 1 else 0.0,
-    )
+def _loss_label(rows: Sequence[RowPoints]) -> str:
+    if not has_control(rows):
+        return LOSS
+    control = {
+        seed: run.control for row in rows for seed, run in row.seeds.items() if run.control is not None
+    }
+    return f"{LOSS_DIFFERENCE} ({statistics.fmean(control.values()):.3f})"
 
 
-def _has_limit(point: LossPoint, limit: Limit) -> bool:
-    if point.step_limit is not None:
-        return limit is Limit.FIXED
-    if point.signal is not None:
-        return limit is Limit.BASELINE
-    # Thresholds that were not chosen for a budget lie elsewhere on each seed's curve.
-    return limit is Limit.ROUTER and (point.budget is not None or point.pruning_threshold is None)
+def _render_rows(
+    curves: Mapping[str, Sequence[MeanPoint]], rows: Sequence[RowPoints], cost: str, title: str
+) -> bytes | None:
+    points = [point for curve in curves.values() for point in curve]
+    if not points:
+        return None
+    with styled_figure(SIZE, LIGHT.__getitem__) as figure:
+        axes = figure.add_subplot()
+        axes.grid(axis="y")
+        _draw_rows(axes, curves, linestyle="dotted")
+        _scale(axes, rows, points)
+        axes.set_xlabel(cost)
+        axes.set_ylabel(_loss_label(rows))
+        axes.set_title(f"{title}\nmean and standard deviation over seeds", fontsize="medium")
+        figure.legend(**_legend_of([axes]), loc="outside right upper", fontsize="small")
+        return render_figure_png(figure)
 
 
-def _draw(axes: Axes, points: Sequence[MeanPoint], number: int, *, label: str, linestyle: str) -> None:
-    axes.errorbar(
-        [point.cost for point in points],
-        [point.loss for point in points],
-        yerr=[point.spread for point in points],
-        color=LIGHT[curve_role(number)],
-        marker=MARKERS[(number + number // NUM_CURVE_COLORS) % len(MARKERS)],
-        linestyle=linestyle,
-        capsize=2,
-        label=label or None,
-    )
+def _draw_rows(axes: Axes, curves: Mapping[str, Sequence[MeanPoint]], *, linestyle: str) -> None:
+    """Draw a line of points for each row; its look depends on its place among all rows, so plots agree."""
+    pixels = _dodges({row: curve[-1].x for row, curve in curves.items() if curve})
+    for number, (row, curve) in enumerate(curves.items()):
+        if not curve:
+            continue
+        drawn = _draw(
+            axes,
+            curve,
+            label=row if curve[0].num_seeds > 1 else f"{row} (1 seed)",
+            color=LIGHT[curve_role(number)],
+            marker=MARKERS[(number + number // NUM_CURVE_COLORS) % len(MARKERS)],
+            linestyle=linestyle,
+        )
+        shift = ScaledTranslation(pixels[row] / PIXELS_PER_INCH, 0, axes.figure.dpi_scale_trans)
+        for artist in drawn.get_children():
+            artist.set_transform(axes.transData + shift)
 
 
-def _finished(axes: Axes, cost: str, title: str) -> bytes:
-    axes.xaxis.set_major_formatter(EngFormatter())
-    axes.set_xlabel(cost)
-    axes.set_ylabel("held-out loss, nats per token")
-    axes.set_title(title, fontsize="medium")
+def _dodges(costs: Mapping[str, float]) -> dict[str, float]:
+    """Return how many pixels to the right each row is drawn: 0, but for rows of about equal costs."""
+    near = NEAR * (max(costs.values()) - min(costs.values()))
+    groups: list[list[str]] = []
+    for row in sorted(costs, key=lambda one: costs[one]):
+        if groups and costs[row] - costs[groups[-1][-1]] <= near:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return {
+        row: DODGE * (number - (len(group) - 1) / 2) for group in groups for number, row in enumerate(group)
+    }
+
+
+def _draw_panel(axes: Axes, row: str, curves: Mapping[Limit, Sequence[MeanPoint]]) -> None:
+    for limit, curve in curves.items():
+        if curve:
+            _draw(axes, curve, label=limit, **_LOOKS[limit])
+    num_seeds = curves[Limit.ROUTER][0].num_seeds
+    axes.grid(axis="y")
+    axes.set_title(f"{row}, {num_seeds} {'seed' if num_seeds == 1 else 'seeds'}", fontsize="medium")
+
+
+def _draw(axes: Axes, curve: Sequence[MeanPoint], **look: Any) -> ErrorbarContainer:
+    bars = [point.spread for point in curve] if curve[0].num_seeds > 1 else None
+    x, y = [point.x for point in curve], [point.y for point in curve]
+    return axes.errorbar(x, y, yerr=bars, capsize=2, elinewidth=1.4, **look)
+
+
+def _scale(axes: Axes, rows: Sequence[RowPoints], points: Sequence[MeanPoint]) -> None:
+    """Show differences to the control around a line at 0, large ones by their logarithm."""
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.margins(x=0.1, y=0.1)
-    axes.legend(fontsize="small")
-    return render_png(axes)
+    if not has_control(rows):
+        return
+    axes.axhline(0, color=LIGHT["axis"], linewidth=2.0, zorder=1)
+    if max(abs(point.y) + point.spread for point in points) > 2 * LINEAR_TO:
+        axes.set_yscale("symlog", linthresh=LINEAR_TO)
+        axes.yaxis.set_major_locator(FixedLocator(TICKS))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}" if value else "0"))
+
+
+def _legend_of(panels: Sequence[Axes]) -> _Legend:
+    """Return the distinct entries of a legend of all panels."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        entries.update(zip(labels, handles, strict=True))
+    return {"handles": list(entries.values()), "labels": list(entries)}

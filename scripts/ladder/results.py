@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 
-from pipeline.evaluation.compare.curve import CURVE_FILE, PruningCurve, load_curve
 from pipeline.metrics import names
 from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, read_events
 from pipeline.shared.tables import Table
@@ -20,8 +19,8 @@ HEADINGS = (
     *("part", "row", "lr", "seeds", "loss, all steps", "- vanilla", "loss by steps 0..K", "steps at tau"),
     *("MFLOPs at tau", "training TFLOPs", "seconds"),
 )
-# Shares of the inference FLOPs of all steps.
-BUDGETS = ("50%", "60%", "70%", "80%", "90%")
+# The row that all others of a part are compared with.
+CONTROL = "vanilla"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +38,6 @@ class RowResult:
         flops_per_token: of inference at the run's threshold, mean over seeds.
         training_flops: of the whole training, mean over seeds, the base not included.
         seconds: of training, mean.
-        curves: loss under limits on the steps, one of each seed that `measure` has measured.
     """
 
     part: str
@@ -52,7 +50,6 @@ class RowResult:
     flops_per_token: float
     training_flops: float
     seconds: float
-    curves: Sequence[PruningCurve]
 
     def cells(self) -> tuple[str, ...]:
         """Return the cells of a table."""
@@ -80,14 +77,20 @@ def collect(folder: Path, ladder: Ladder) -> list[RowResult]:
     """
     found = []
     for part_name in ([] if ladder.base is None else ["base"]) + ladder.part_names():
-        rows: dict[str, dict[int, RunResult]] = {}
-        for row in ladder.part(part_name).rows:
-            runs = read_row(folder / part_name / row, exclude_seed=ladder.tuning_seed)
-            if runs:
-                rows[row] = runs
-        control = rows.get("vanilla", {})
+        rows = read_part(folder, ladder, part_name)
+        control = rows.get(CONTROL, {})
         found += [_summary(part_name, row, runs, control) for row, runs in rows.items()]
     return found
+
+
+def read_part(folder: Path, ladder: Ladder, part_name: str) -> dict[str, dict[int, "RunResult"]]:
+    """Return the reported runs of a part that have ended, by row and seed; rows without any are left out."""
+    rows = {}
+    for row in ladder.part(part_name).rows:
+        runs = read_row(folder / part_name / row, exclude_seed=ladder.tuning_seed)
+        if runs:
+            rows[row] = runs
+    return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +108,24 @@ class RunResult:
     @property
     def losses_by_steps(self) -> list[float]:
         """Held-out loss with at most 0..K steps, nats per token; empty where not measured."""
+        return [float(point["loss"]) for point in self._sweep()]
+
+    @property
+    def costs_by_steps(self) -> dict[int, tuple[float, float]]:
+        """Mean steps and FLOPs per token by the most steps that a token may take, as the run counted them."""
+        evaluation = self.record["evaluation"]
+        costs = {
+            int(point["value"]): (float(point["mean-steps"]), float(point["flops-per-token"]))
+            for point in self._sweep()
+        }
+        if names.MEAN_STEPS in evaluation:
+            most = int(self.record["settings"].get("ponder.num_latent_thoughts", 0))
+            costs[most] = (evaluation[names.MEAN_STEPS], evaluation[names.FLOPS_PER_TOKEN_INFER])
+        return costs
+
+    def _sweep(self) -> list[dict[str, Any]]:
         points = self.record["evaluation"].get(names.EVAL_SWEEP, [])
-        return [float(point["loss"]) for point in points if point["kind"] == "steps"]
+        return [point for point in points if point["kind"] == "steps"]
 
     def training_flops(self) -> float:
         """Return what the training cost, as its steps reported it."""
@@ -137,7 +156,6 @@ def _summary(part: str, row: str, runs: dict[int, RunResult], control: dict[int,
     evaluations = [run.record["evaluation"] for run in runs.values()]
     by_steps = [run.losses_by_steps for run in runs.values()]
     steps = [evaluation[names.MEAN_STEPS] for evaluation in evaluations if names.MEAN_STEPS in evaluation]
-    curves = [run.folder / CURVE_FILE for run in runs.values()]
     return RowResult(
         part=part,
         row=row,
@@ -149,23 +167,7 @@ def _summary(part: str, row: str, runs: dict[int, RunResult], control: dict[int,
         flops_per_token=statistics.fmean(one[names.FLOPS_PER_TOKEN_INFER] for one in evaluations),
         training_flops=statistics.fmean(run.training_flops() for run in runs.values()),
         seconds=statistics.fmean(run.record["seconds"] for run in runs.values()),
-        curves=[load_curve(path) for path in curves if path.is_file()],
     )
-
-
-def compare_words(run: Path, *, timing: bool) -> list[str]:
-    """Return the command that measures a run under limits on its steps, for all rows at the same budgets."""
-    recorded = json.loads((run / RESULT_FILE).read_text(encoding="utf-8"))["settings"]
-    num_thoughts = recorded.get("ponder.num_latent_thoughts", 0)
-    # With K as a limit the curve of fixed numbers of steps ends at all steps.
-    limits = (
-        [word for steps in range(num_thoughts + 1) for word in ("--max-steps", str(steps))]
-        if num_thoughts
-        else []
-    )
-    budgets = [word for budget in BUDGETS for word in ("--budget", budget)] if num_thoughts else []
-    timed = "--timing" if timing else "--no-timing"
-    return ["compare", str(run), *limits, *budgets, timed, "--output", str(run / "compare.png")]
 
 
 def mean_and_spread(values: Sequence[float], *, sign: str = "") -> str:
@@ -184,5 +186,11 @@ def render_table(rows: Iterable[RowResult]) -> Table:
 
 def render_markdown(rows: Iterable[RowResult]) -> str:
     """Return the rows as a Markdown table."""
-    lines = [HEADINGS, ("---",) * len(HEADINGS), *(row.cells() for row in rows)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return render_cells([HEADINGS, *(row.cells() for row in rows)])
+
+
+def render_cells(lines: Sequence[tuple[str, ...]]) -> str:
+    """Return a Markdown table of a line of headings and others."""
+    headings, *others = lines
+    rule = ("---",) * len(headings)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, rule, *others))
