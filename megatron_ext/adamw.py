@@ -1,6 +1,6 @@
 """AdamW and the norm of all gradients: what fills Megatron's slots for apex, on torch's own kernels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,9 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 __all__ = ["AdamW", "exact_norm"]
+
+# 512 KiB in float64.
+NORM_PART_ELEMENTS = 2**16
 
 
 class AdamW(torch.optim.Optimizer):
@@ -107,5 +110,17 @@ def exact_norm(
         [1] float32, and None for the norms of each tensor.
     """
     del chunk_size, noop_flag, per_tensor
-    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensor_lists[0]]
+    norms = [
+        torch.linalg.vector_norm(part, dtype=torch.float64)
+        for tensor in tensor_lists[0]
+        for part in _parts_of(tensor)
+    ]
     return torch.linalg.vector_norm(torch.stack(norms)).float().reshape(1), None
+
+
+def _parts_of(tensor: Tensor) -> Sequence[Tensor]:
+    """Return parts whose float64 copies, on which a CPU's kernel works, stay in its cache."""
+    if tensor.device.type != "cpu":
+        return [tensor]
+    parts: Sequence[Tensor] = tensor.flatten().split(NORM_PART_ELEMENTS)
+    return parts

@@ -29,8 +29,14 @@ def model_shape(config: RunConfig, vocab_size: int) -> ModelShape:
     )
 
 
-def flops_account(config: RunConfig, vocab_size: int) -> FlopsAccount:
-    """Return the cost account of the run's model and method."""
+def flops_account(config: RunConfig, vocab_size: int, *, fuses: bool = False) -> FlopsAccount:
+    """Return the cost account of the run's model and method.
+
+    Args:
+        config: the run.
+        vocab_size: the tokenizer's, without padding.
+        fuses: whether training consists of fused functions, as on CUDA; what decoding costs is the same.
+    """
     ponder = config.ponder
     return FlopsAccount(
         shape=model_shape(config, vocab_size),
@@ -44,6 +50,7 @@ def flops_account(config: RunConfig, vocab_size: int) -> FlopsAccount:
         supervises_steps=ponder.step_loss_weight > 0,
         gradient_passes=None if ponder.gradient_passes == "all" else ponder.gradient_passes,
         share_of_thoughts=1.0 if ponder.skip_pruned_rows else None,
+        fuses=fuses,
     )
 
 

@@ -108,7 +108,9 @@ def _whole_pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
         again=again,
         waiting=_later_gradients(sizes, rows, index, num_layers),
         working=_layer_working(sizes, rows, index),
-        mixing=_mixing(sizes, mixed, mixture) + (_predictions(sizes, index) if is_last else 0),
+        mixing=_mixing(sizes, mixed, mixture)
+        + (_summed_parts(sizes) if mixed else 0)
+        + (_predictions(sizes, index) if is_last else 0),
     )
 
 
@@ -153,6 +155,14 @@ def _mixing(sizes: RankSizes, elements: float, kept: float) -> float:
         return 4 * sizes.value_bytes * min(elements, PART_ELEMENTS)
     # Logits, their distance to the largest and its exponential, all in float32.
     return elements * max(3 * FLOAT32 - kept, 0)
+
+
+def _summed_parts(sizes: RankSizes) -> float:
+    """Gradients of head and embedding that a mixture's backward sums over its parts, and what it returns."""
+    if not sizes.fuses or sizes.accumulates:
+        return 0
+    narrow = sizes.value_bytes if sizes.value_bytes < FLOAT32 else 0
+    return 2 * (FLOAT32 + narrow) * sizes.shape.vocabulary_weights / sizes.tensor
 
 
 def _turns(sizes: RankSizes, rows: float) -> float:
@@ -233,7 +243,7 @@ def _spared_by_last_layer(sizes: RankSizes, index: int) -> float:
     is_merged_again = _merges_again(sizes)
     if sizes.has_weighted_keys(index):
         attended = 0 if is_merged_again else unread * query
-    elif unread == num_slots - 1:
+    elif unread == num_slots - 1 and sizes.joins_attention:
         # The last slot alone attends by itself.
         attended = unread * query
     else:
@@ -368,6 +378,8 @@ def _attention(sizes: RankSizes, index: int) -> float:
     shape, value = sizes.shape, sizes.value_bytes
     query, key = shape.query_size / sizes.tensor, shape.key_value_size / 2 / sizes.tensor
     heads = shape.num_attention_heads / sizes.tensor
+    if _keeps_scores(sizes, index):
+        return value * (_attended_by_products(sizes, index) + _attended(sizes, index))
     taken = query + 2 * key
     is_weighted = sizes.has_weighted_keys(index)
     if is_weighted:
@@ -387,6 +399,28 @@ def _attends_one_by_one(sizes: RankSizes) -> bool:
     """Whether no kernel takes all documents of a row."""
     has_kernel = sizes.value_bytes < FLOAT32 and sizes.has_fused_norms
     return sizes.separates_documents and sizes.context == 1 and not has_kernel
+
+
+def _keeps_scores(sizes: RankSizes, index: int) -> bool:
+    """Whether autograd keeps scores: GPUs have no kernel for float32 whose results could be joined."""
+    is_joined = sizes.facts.sees_earlier_steps and index > 0 and sizes.context == 1
+    return is_joined and not sizes.joins_attention
+
+
+def _attended_by_products(sizes: RankSizes, index: int) -> float:
+    """Values per row: the scores of all steps so far, and what their products take.
+
+    The keys of step 0 are taken as they are; those of later steps, and the queries for them, are copies with
+    a column that hides absent tokens. Every query head has keys of its own.
+    """
+    shape = sizes.shape
+    query, key_value = shape.query_size / sizes.tensor, shape.key_value_size / sizes.tensor
+    scores = shape.num_attention_heads / sizes.tensor * (index + 1) * shape.seq_length
+    copied = 3 * index * query * shape.weighted_head_size("fp32") / shape.kv_channels
+    repeated = 2 * query if shape.num_query_groups < shape.num_attention_heads else 0
+    # Later steps take the keys themselves, not the copies.
+    own = 0 if sizes.plan.is_final(index) else key_value
+    return scores + query + copied + repeated + own
 
 
 def _attended(sizes: RankSizes, index: int) -> float:

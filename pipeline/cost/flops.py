@@ -22,6 +22,8 @@ from pipeline.cost.shape import ModelShape, ParameterCount, Precision
 Recompute = Literal["none", "full", "per_pass", "selective"]
 # With these, backward does all products and attention of forward once more.
 RECOMPUTING_LAYERS: tuple[Recompute, ...] = ("full", "per_pass")
+# The last one is what backward computes again of norms, activations and attended values.
+Phase = Literal["forward", "backward", "again"]
 
 # A backward pass does two products of the same size for each product of the forward pass.
 BACKWARD_PER_FORWARD = 2
@@ -42,7 +44,7 @@ class TrainingFlops:
             them.
         decider: the router or the gates.
         mixture: mixtures of embeddings.
-        recompute: what backward computes again.
+        recompute: what is computed again: layers, and where functions are fused the logits of mixtures.
         weight_columns: the further channels of keys and values through which kernels take ``log w``.
         masked: pairs of rows that do not see each other, in all of the above: a kernel that works on whole
             matrices, and ``torch.utils.flop_counter``, count them; flash attention skips most.
@@ -141,6 +143,7 @@ class FlopsAccount:
             that run; None: all run, and other rows that need not be computed are left out.
         built_latent_thoughts: K that the weights are made for, where forwards are limited to fewer steps;
             None: the same.
+        fuses: whether training mixes embeddings for some rows at a time and keeps no distribution.
     """
 
     shape: ModelShape
@@ -156,6 +159,7 @@ class FlopsAccount:
     gradient_passes: int | None = None
     share_of_thoughts: float | None = None
     built_latent_thoughts: int | None = None
+    fuses: bool = False
 
     @property
     def facts(self) -> MethodFacts:
@@ -319,7 +323,7 @@ class FlopsAccount:
             predictions=self._num_predictions(plan) * self.flops_of_head,
             decider=decisions * self.flops_of_decider,
             mixture=mixtures * self.flops_of_mixture,
-            recompute=self._recompute_flops(plan),
+            recompute=self._recompute_flops(plan) + self._logits_flops(plan),
             weight_columns=self._product_flops(self._weighted_channels(plan, attention_steps)),
             masked=self._product_flops(self._masked_channels(plan, attention_steps)),
         )
@@ -450,6 +454,15 @@ class FlopsAccount:
         """
         return 2 * self.flops_of_head if self.facts.mixes(self.mixture) else 0
 
+    def logits_made_again(self, phase: Phase) -> int:
+        """Return how often training computes the logits of a mixture beside :attr:`flops_of_mixture`.
+
+        In parts, backward needs them again; so does forward once it knows the least of the largest logits.
+        """
+        if not self.fuses or not self.facts.mixes(self.mixture):
+            return 0
+        return 1 if phase == "backward" else int(self.mixture == Mixture.TOP_K)
+
     @property
     def flops_of_decider(self) -> float:
         """Operations for one token through the router, or one gate."""
@@ -502,3 +515,12 @@ class FlopsAccount:
         return sum(
             self._pass_flops(index, plan) for index in range(plan.num_passes) if plan.has_gradient(index)
         )
+
+    def _logits_flops(self, plan: PassPlan) -> float:
+        """Operations per token of logits that training computes again for mixtures."""
+        forward, backward = self.logits_made_again("forward"), self.logits_made_again("backward")
+        number = sum(
+            plan.rows_handed(index) * (forward + plan.has_gradient(index) * backward)
+            for index in range(plan.num_passes)
+        )
+        return number * self.flops_of_head

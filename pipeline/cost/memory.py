@@ -224,7 +224,10 @@ def _gradient_sums(sizes: RankSizes, parameters: RankParameters) -> float:
     if decider is not None and decider.per_iteration:
         # Each gate is used once, so that the final norm remains.
         weights = sizes.shape.norm_parameters
-    if not sizes.recomputes_layers and not sizes.accumulates:
+    if sizes.accumulates:
+        # Products add to the buffer themselves.
+        return sizes.value_bytes * weights
+    if not sizes.recomputes_layers:
         weights += parameters.layers
     if sizes.mixes:
         weights += parameters.vocabulary

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.config.schema import RunConfig
 from pipeline.cost import muon
-from pipeline.cost.account import flops_account, mean_step
+from pipeline.cost.account import mean_step
 from pipeline.cost.flops import TrainingFlops
 from pipeline.cost.memory import RankMemory, rank_memories
 from pipeline.cost.peaks import Device
@@ -132,10 +132,10 @@ def plan_run(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> Ru
         assumptions: device, utilisation and reserve.
     """
     time = None if assumptions.mfu is not None else step_time(config, vocab_size, assumptions.device)
-    account, parallel = flops_account(config, vocab_size), config.parallel
+    sizes = rank_sizes(config, vocab_size, has_fused_norms=not assumptions.device.is_cpu)
+    account, parallel = sizes.account, config.parallel
     step = mean_step(config, account)
     training = step.flops
-    sizes = rank_sizes(config, vocab_size, has_fused_norms=not assumptions.device.is_cpu)
     update_flops = muon.update_flops(sizes) if sizes.num_ns_steps else 0.0
     least = 0 if account.halts else account.num_latent_thoughts
     mean_steps = assumptions.mean_steps

@@ -138,6 +138,11 @@ class RankSizes:
         return is_blended or (self.facts.weighs_slots and index > 0)
 
     @property
+    def joins_attention(self) -> bool:
+        """Whether there is a kernel whose results of several sets of keys can be joined; on GPUs in bf16."""
+        return self.value_bytes < FLOAT32 or not self.has_fused_norms
+
+    @property
     def skips_pruned_rows(self) -> bool:
         """Whether rows of pruned slots are left out, and then no others; a plan counts on none of them."""
         return self.account.share_of_thoughts is not None
@@ -162,8 +167,8 @@ def rank_sizes(config: RunConfig, vocab_size: int, *, has_fused_norms: bool = Tr
         vocab_size: the tokenizer's, without padding.
         has_fused_norms: see :class:`RankSizes`; without, nothing else is fused either.
     """
-    account, parallel = flops_account(config, vocab_size), config.parallel
-    fuses = has_fused_norms and config.fuses
+    fuses, parallel = has_fused_norms and config.fuses, config.parallel
+    account = flops_account(config, vocab_size, fuses=fuses)
     return RankSizes(
         account=account,
         plan=account.limited_to(step_kinds(config)[-1].num_latent_thoughts).plan(max_sweeps(config.ponder)),

@@ -12,16 +12,17 @@ were not measured.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
+from megatron_ext.ponder.parts import parts
 from pipeline.config.schema import RunConfig
 from pipeline.cost import muon
 from pipeline.cost.account import step_kinds
 from pipeline.cost.activations import mixture_rows
-from pipeline.cost.flops import BACKWARD_PER_FORWARD
+from pipeline.cost.flops import BACKWARD_PER_FORWARD, Phase
 from pipeline.cost.parameters import rank_parameters
 from pipeline.cost.peaks import Bandwidth, DensePeak, Device
 from pipeline.cost.rank_sizes import FLOAT32, RankSizes, rank_sizes
 from pipeline.cost.traffic import context_bytes, pipeline_bytes, rank_traffic, tensor_bytes
-from pipeline.cost.work import MEASURED, Phase, ProgramWork, weighs_keys
+from pipeline.cost.work import ProgramWork, program_of, weighs_keys
 
 # Products of a 410M step: 165 TFLOP in 216 ms, of 989 TFLOP/s. A product of size 8,192 reaches 0.81.
 PRODUCTS_SHARE = 0.77
@@ -171,7 +172,7 @@ def step_time(
     vocab_size: int,
     device: Device,
     *,
-    program: ProgramWork = MEASURED,
+    program: ProgramWork | None = None,
 ) -> StepTime | None:
     """Estimate a training step, mean over all K and J of the run.
 
@@ -179,7 +180,7 @@ def step_time(
         config: the run.
         vocab_size: the tokenizer's, without padding.
         device: of every rank.
-        program: what it does beside products and attention.
+        program: what it does beside products and attention; None: what the run's settings ask for.
     Returns:
         None for a device whose speed is unknown.
     """
@@ -194,6 +195,7 @@ def step_time(
         is_float32=config.training.precision == "fp32",
     )
     sizes = rank_sizes(config, vocab_size)
+    program = program or program_of(sizes)
     total: dict[str, float] = {}
     for share, kind in _kinds(config, sizes):
         for name, seconds in _step(kind, place, program).parts.items():
@@ -313,17 +315,30 @@ def _run_end(
     """What the last stage does after the layers of a pass: mixtures, router or gates, head and loss."""
     account, plan, runs = sizes.account, sizes.plan, _runs(phase)
     num_mixtures = plan.rows_handed(index) * sizes.tokens / sizes.tensor
-    flops = runs * num_mixtures * account.flops_of_mixture
+    flops = num_mixtures * runs * account.flops_of_mixture
+    flops += num_mixtures * account.logits_made_again(phase) * account.flops_of_head
     moved = program.mixture(phase) * mixture_rows(sizes, index)
+    num_parts = _mixture_parts(sizes, index)
+    if phase == "backward":
+        # Every part is added to the float32 gradients of head and embedding.
+        moved += num_parts * 2 * 2 * FLOAT32 * sizes.shape.vocabulary_weights / sizes.tensor
     num_predictions = _predictions(sizes, index, phase)
     flops += runs * num_predictions * sizes.tokens / sizes.tensor * account.flops_of_head
     moved += program.loss(phase) * num_predictions * sizes.vocabulary_elements
     decided = account.flops_of_decider if account.decides_after(index, plan) else 0.0
     device.run(
-        program.pass_launches * HOST_SECONDS_PER_LAUNCH,
+        (program.pass_launches + num_parts * program.mixture_launches(phase)) * HOST_SECONDS_PER_LAUNCH,
         vocabulary=place.products(flops) + place.large(moved),
         decider=place.products_in_float32(runs * sizes.own_tokens * decided),
     )
+
+
+def _mixture_parts(sizes: RankSizes, index: int) -> int:
+    """In how many parts the rows that a pass hands on are mixed; 0 where they are mixed at once."""
+    if not (sizes.mixes and sizes.fuses):
+        return 0
+    num_rows = sizes.tokens * sizes.plan.rows_handed(index)
+    return sum(1 for _ in parts(num_rows, sizes.shape.padded_vocab_size // sizes.tensor))
 
 
 def _predictions(sizes: RankSizes, index: int, phase: Phase) -> int:
@@ -337,15 +352,17 @@ def _weight_gradients(sizes: RankSizes, stage: int, place: _Place) -> float:
     """Seconds in which gradients of weights are added up: of all passes, and to the float32 buffer.
 
     Within one graph autograd adds up those of passes in the weights' own type. Between graphs each is added
-    to the buffer.
+    to the buffer, as it is where products add to it themselves, which need no gradient beside it.
     """
     number = sizes.num_passes - sizes.plan.first_with_gradient
     is_cut = sizes.recomputes_layers or sizes.num_stages > 1
-    to_buffer, to_sum = sizes.value_bytes + 2 * FLOAT32, 3 * sizes.value_bytes
-    per_weight = number * to_buffer if is_cut else (number - 1) * to_sum + to_buffer
+    to_buffer = 2 * FLOAT32 + (0 if sizes.accumulates else sizes.value_bytes)
+    to_sum = 3 * sizes.value_bytes
+    each_is_added = is_cut or sizes.accumulates
+    per_weight = number * to_buffer if each_is_added else (number - 1) * to_sum + to_buffer
     parameters = rank_parameters(sizes, stage)
-    # Embedding and head are used once, unless passes mix embeddings.
-    of_vocabulary = per_weight if sizes.mixes else to_buffer
+    # Embedding and head are used once, unless passes mix embeddings; parts of mixtures are counted with them.
+    of_vocabulary = per_weight if sizes.mixes and not sizes.accumulates else to_buffer
     return place.large(parameters.layers * per_weight + parameters.vocabulary * of_vocabulary)
 
 

@@ -1,19 +1,20 @@
 """What a step does beside products and attention: values read and written, and launches.
 
-They say what the program does, not how fast: that is in :mod:`pipeline.cost.roofline`. The numbers are those
-of the program that was measured on a GPU (docs/results.md): bytes from a rehearsal, every operand of every
-operation once, and launches from profiles of two steps, divided up as in the rehearsal. What has been fused
-since then has not been measured there and is not counted.
+They say what the program does, not how fast: that is in :mod:`pipeline.cost.roofline`. There are three:
+
+* MEASURED is the program whose steps were measured on a GPU (docs/results.md), an earlier one without fused
+  functions: bytes from a rehearsal, every operand of every operation once, and launches from profiles of two
+  steps, divided up as in the rehearsal. The rates of the roofline are those with which it takes as long.
+* UNFUSED and FUSED are the program of today, by `training.fused`, from rehearsals alone. A fused function
+  counts as one kernel; what keys of earlier passes cost is that of the measured program. No step of theirs
+  has been measured on a GPU.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
+from pipeline.cost.flops import Phase
 from pipeline.cost.rank_sizes import RankSizes
-
-# The last one is what backward computes again of norms, activations and attended values.
-Phase = Literal["forward", "backward", "again"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,8 @@ class ProgramWork:
         steps: in addition, for each earlier pass whose keys are attended to.
         loss_forward, loss_backward: bytes per piece of the vocabulary and prediction, product left out.
         mixture_forward, mixture_backward: the same of a mixture of embeddings.
+        mixture_launches_forward, mixture_launches_backward: for each part of the rows that are mixed; 0 where
+            they are mixed at once.
         pass_launches: of kernels before and after the layers of a pass, in each direction.
         update_launches: per weight, in an update.
         parameter_bytes: per parameter of a rank, in an update.
@@ -73,6 +76,8 @@ class ProgramWork:
     loss_backward: float
     mixture_forward: float
     mixture_backward: float
+    mixture_launches_forward: float
+    mixture_launches_backward: float
     pass_launches: float
     update_launches: float
     parameter_bytes: float
@@ -85,6 +90,10 @@ class ProgramWork:
     def mixture(self, phase: Phase) -> float:
         """Return the bytes of a mixture in one direction."""
         return self.mixture_forward if phase == "forward" else self.mixture_backward
+
+    def mixture_launches(self, phase: Phase) -> float:
+        """Return the launches for a part of the rows that are mixed, in one direction."""
+        return self.mixture_launches_forward if phase == "forward" else self.mixture_launches_backward
 
     def layer_launches(self, sizes: RankSizes, index: int, phase: Phase) -> float:
         """Return the launches of one layer in pass `index`."""
@@ -142,8 +151,59 @@ MEASURED = ProgramWork(
     loss_backward=30,
     mixture_forward=41,
     mixture_backward=42,
+    mixture_launches_forward=0,
+    mixture_launches_backward=0,
     pass_launches=30,
     update_launches=4.1,
     parameter_bytes=12,
     owned_bytes=60,
 )
+
+UNFUSED = replace(
+    MEASURED,
+    llama=LayerWork(
+        forward=Counts(hidden=8, heads=5, inner=5, launches=20),
+        backward=Counts(hidden=12, heads=5, inner=13, launches=36),
+        again=MEASURED.llama.again,
+    ),
+    gpt_neox=LayerWork(
+        forward=Counts(hidden=6, heads=3.7, inner=2, launches=22),
+        backward=Counts(hidden=13, heads=4.7, inner=4, launches=45),
+        again=MEASURED.gpt_neox.again,
+    ),
+    weighted=LayerWork(
+        forward=Counts(heads=0.9, launches=5),
+        backward=Counts(heads=1.1, launches=5),
+        again=MEASURED.weighted.again,
+    ),
+)
+
+FUSED = replace(
+    MEASURED,
+    llama=LayerWork(
+        forward=Counts(hidden=8, heads=2, inner=3, launches=11),
+        backward=Counts(hidden=12, heads=2, inner=5, launches=19),
+        again=MEASURED.llama.again,
+    ),
+    gpt_neox=LayerWork(
+        forward=Counts(hidden=6, heads=2, inner=2, launches=12),
+        backward=Counts(hidden=15, heads=3, inner=4, launches=31),
+        again=MEASURED.gpt_neox.again,
+    ),
+    weighted=LayerWork(
+        forward=Counts(heads=0.8, launches=1),
+        backward=Counts(heads=1.2, launches=3),
+        again=MEASURED.weighted.again,
+    ),
+    loss_forward=2,
+    loss_backward=4,
+    mixture_forward=4,
+    mixture_backward=8,
+    mixture_launches_forward=3,
+    mixture_launches_backward=6,
+)
+
+
+def program_of(sizes: RankSizes) -> ProgramWork:
+    """Return the work of the program of today with the settings of a run."""
+    return FUSED if sizes.fuses else UNFUSED

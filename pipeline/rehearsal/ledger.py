@@ -1,5 +1,6 @@
 """What a device would do and hold, counted operation by operation while code runs on the meta device."""
 
+import math
 import sys
 import weakref
 from collections import Counter
@@ -64,6 +65,7 @@ class Ledger(TorchDispatchMode):
         collectives: (phase, operation, group) -> calls; `collective_bytes` their bytes.
         sends, send_bytes: by direction, point to point.
         kernels, flops: by phase.
+        moved_bytes: by phase, of the operands and results of kernels other than products and attention.
         attention: (kernel, head size, grouped heads, mask) -> calls; filled by the stand-in of attention.
     """
 
@@ -102,6 +104,7 @@ class Ledger(TorchDispatchMode):
         self.send_bytes: Counter[tuple[str, str]] = Counter()
         self.kernels: Counter[str] = Counter()
         self.flops: Counter[str] = Counter()
+        self.moved_bytes: Counter[str] = Counter()
         self.attention: Counter[tuple[str, int, bool, bool]] = Counter()
 
     @contextmanager
@@ -121,15 +124,18 @@ class Ledger(TorchDispatchMode):
             result = function(*args)
         finally:
             self._is_inside_kernel = before
-        self.count_kernels(1)
-        for value in tree_iter(result):
-            if isinstance(value, Tensor) and value.is_meta:
-                self._track(value)
+        made = [value for value in tree_iter(result) if isinstance(value, Tensor) and value.is_meta]
+        given = [value for value in args if isinstance(value, Tensor) and value.is_meta]
+        # One that returns nothing writes to its first argument.
+        self.count_kernels(1, sum(map(_moved, (*given, *(made or given[:1])))))
+        for value in made:
+            self._track(value)
         return result
 
-    def count_kernels(self, number: int) -> None:
-        """Count kernels of which no operation of torch tells."""
+    def count_kernels(self, number: int, num_bytes: int) -> None:
+        """Count kernels of which no operation of torch tells, and what they read and write."""
         self.kernels[self._phase] += number
+        self.moved_bytes[self._phase] += num_bytes
 
     def count_attention(self, kernel: str, head_size: int, *, is_grouped: bool, has_mask: bool) -> None:
         """Count a call of attention."""
@@ -175,6 +181,9 @@ class Ledger(TorchDispatchMode):
                 # Torch's formulas do not know the dtype of a product of mixed precision.
                 plain = [arg for arg in args if not isinstance(arg, torch.dtype)]
                 self.flops[self._phase] += count(*plain, **kwargs, out_val=result)
+            else:
+                meta = [tensor for tensor in given if tensor.is_meta]
+                self.moved_bytes[self._phase] += sum(map(_moved, (*meta, *made)))
         for tensor in made:
             self._track(tensor)
 
@@ -280,6 +289,12 @@ class Ledger(TorchDispatchMode):
 
 def _is_host(device: Any) -> bool:
     return device is not None and torch.device(device).type == "cpu"
+
+
+def _moved(tensor: Tensor) -> int:
+    """Return the bytes of a tensor's values; those that it repeats are moved once."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.element_size() * math.prod(size for size, stride in sizes if stride)
 
 
 def _bytes(value: Any) -> int:

@@ -115,6 +115,7 @@ class Rehearsal:
         sent_bytes, received_bytes, messages: point to point, over the pipeline.
         flops: of matrix products and attention, the masked half of causal attention included.
         kernels: launches, about.
+        moved_bytes: read and written by kernels other than products and attention, every operand once.
     """
 
     rank: int
@@ -132,6 +133,7 @@ class Rehearsal:
     messages: int
     flops: float
     kernels: int
+    moved_bytes: int
     waits: tuple[Place, ...]
     mixed: tuple[Place, ...]
     attention: tuple[AttentionCall, ...]
@@ -334,6 +336,7 @@ def _rehearsal(
         messages=round(sum(ledger.sends.values()) * total / number),
         flops=sum(scaled(phase, flops) for phase, flops in ledger.flops.items()),
         kernels=sum(scaled(phase, kernels) for phase, kernels in ledger.kernels.items()),
+        moved_bytes=sum(scaled(phase, size) for phase, size in ledger.moved_bytes.items()),
         waits=places(ledger.waits),
         mixed=places(ledger.mixed),
         attention=tuple(

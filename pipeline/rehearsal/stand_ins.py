@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 import megatron_ext.adamw
+import megatron_ext.model.attention
 from megatron_ext.model.kernels import is_cudnn_preferred
-from megatron_ext.ponder import attention, documents, joined_attention
+from megatron_ext.ponder import attention, documents, joined_attention, step_attention
 from megatron_ext.ponder.fusing import compiler
 from pipeline.rehearsal.ledger import Ledger
 
@@ -43,6 +44,7 @@ def device_kernels(ledger: Ledger) -> Iterator[None]:
         replace(attention, "has_kernel_for_documents", _takes_flash(documents.has_kernel_for_documents))
         replace(joined_attention, "has_fused_kernel", _takes_flash(joined_attention.has_fused_kernel))
         replace(joined_attention, "kernel_of", _kernel(joined_attention.kernel_of))
+        replace(megatron_ext.model.attention, "can_join", _takes_flash(step_attention.can_join))
         replace(megatron_ext.adamw, "adamw", _adamw(ledger))
         replace(compiler, "run", ledger.run_as_kernel)
         replace(torch, "tensor", _tensor(ledger))
@@ -57,13 +59,17 @@ def attention_kernel(query: Tensor, key: Tensor, *, has_mask: bool) -> str:
     precision, and FlashAttention no mask, and heads of at most 256; the memory-efficient kernel takes float32
     and masks, but no groups of heads with them.
     """
-    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    is_half = _is_half(query)
     if is_half and is_cudnn_preferred() and query.shape[-1] <= CUDNN_LARGEST_HEAD:
         return "cudnn"
     if is_half and not has_mask and query.shape[-1] <= FLASH_LARGEST_HEAD:
         return "flash"
     is_grouped = query.shape[1] != key.shape[1]
     return "math" if query.dtype == torch.float64 or is_grouped else "efficient"
+
+
+def _is_half(query: Tensor) -> bool:
+    return query.dtype in (torch.float16, torch.bfloat16)
 
 
 def _attention(ledger: Ledger) -> Callable[..., Tensor]:
@@ -112,8 +118,9 @@ def _takes_flash(original: Callable[[Tensor], bool]) -> Callable[[Tensor], bool]
     def takes_flash(query: Tensor) -> bool:
         if not query.is_meta:
             return original(query)
-        is_flash = attention_kernel(query, query, has_mask=False) == "flash"
-        return is_flash and query.shape[-1] % _HEAD_STEP == 0
+        # Whatever kernel a call of attention would take.
+        size = query.shape[-1]
+        return _is_half(query) and size <= FLASH_LARGEST_HEAD and size % _HEAD_STEP == 0
 
     return takes_flash
 
@@ -137,14 +144,14 @@ def _rms_norm(ledger: Ledger) -> Callable[..., Tensor]:
         def forward(ctx: Any, values: Tensor, weight: Tensor) -> Tensor:
             scales = values.new_empty(values.shape[:-1], dtype=torch.float32)
             ctx.save_for_backward(values, weight, scales)
-            ledger.count_kernels(1)
+            ledger.count_kernels(1, 2 * values.nbytes)
             return torch.empty_like(values)
 
         @staticmethod
         def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
             values, weight, _ = ctx.saved_tensors
             del gradient
-            ledger.count_kernels(2)
+            ledger.count_kernels(2, 3 * values.nbytes)
             return torch.empty_like(values), torch.empty_like(weight)
 
     def norm(values: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
@@ -161,8 +168,12 @@ def _adamw(ledger: Ledger) -> Callable[..., None]:
     tensors_per_kernel = 24
 
     def update(params: list[Tensor], *args: Any, **kwargs: Any) -> None:
-        del args, kwargs
-        ledger.count_kernels(-(-len(params) // tensors_per_kernel))
+        del kwargs
+        # Gradients are read; weights and both moments are read and written.
+        gradients, *moments = args[:3]
+        updated = [*params, *(tensor for each in moments for tensor in each)]
+        num_bytes = sum(tensor.nbytes for tensor in (*gradients, *updated, *updated))
+        ledger.count_kernels(-(-len(params) // tensors_per_kernel), num_bytes)
 
     return update
 

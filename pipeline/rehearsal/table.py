@@ -75,7 +75,8 @@ def _summary(result: Rehearsal, name: str, device: Device, available_bytes: floa
         "micro-batches", f"{result.num_micro_batches}, of which {result.rehearsed_micro_batches} were run"
     )
     table.add_row("FLOPs", f"{metric(result.flops)} in products and attention")
-    table.add_row("kernels", f"about {result.kernels:,}")
+    moved = render_bytes(result.moved_bytes)
+    table.add_row("kernels", f"about {result.kernels:,}; but for products and attention they move {moved}")
     if result.messages:
         table.add_row(
             "between stages",

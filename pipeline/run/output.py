@@ -142,7 +142,13 @@ def show_summary(config: RunConfig, vocab_size: int, module: PonderModel, groups
     if groups.rank != 0:
         return
     counts = [stage.parameters for stage in stages]
-    summary = run_summary(config, vocab_size, parameters_per_rank=counts, device=device_name())
+    summary = run_summary(
+        config,
+        vocab_size,
+        parameters_per_rank=counts,
+        device=device_name(),
+        fuses=module.config.fuses,
+    )
     console = open_console(stderr=True)
     console.print(render_summary(summary))
     if groups.world_size > 1:

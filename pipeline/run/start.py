@@ -175,7 +175,7 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
     progress = open_run_progress(config, groups, start_iteration=state.iteration)
     meter = IntervalMeter(
         config,
-        flops_account(config, vocab_size),
+        flops_account(config, vocab_size, fuses=parts.module.config.fuses),
         parts.module.statistics_layout(),
         peak_flops=peak_flops(config),
     )

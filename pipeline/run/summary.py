@@ -49,7 +49,12 @@ class RunSummary:
 
 
 def run_summary(
-    config: RunConfig, vocab_size: int, *, parameters_per_rank: Sequence[int], device: str
+    config: RunConfig,
+    vocab_size: int,
+    *,
+    parameters_per_rank: Sequence[int],
+    device: str,
+    fuses: bool = False,
 ) -> RunSummary:
     """Build the start-up summary.
 
@@ -57,8 +62,9 @@ def run_summary(
         vocab_size: the tokenizer's, without padding.
         parameters_per_rank: parameters held by each model-parallel rank, as counted on the built model.
         device: such as ``cpu (2 threads)`` or ``NVIDIA H100``.
+        fuses: whether the model consists of fused functions.
     """
-    account, ponder = flops_account(config, vocab_size), config.ponder
+    account, ponder = flops_account(config, vocab_size, fuses=fuses), config.ponder
     step, parameters = mean_step(config, account), account.parameters()
     least = 0 if account.halts else ponder.num_latent_thoughts
     span = (least, ponder.num_latent_thoughts)

@@ -179,6 +179,16 @@ def test_passes_without_gradients_cost_what_torch_counts(
     assert account.training_flops(SWEEPS).dense == pytest.approx(counted, rel=1e-6)
 
 
+def test_fused_mixtures_without_gradient_cost_what_torch_counts(groups: ParallelGroups) -> None:
+    ponder = {"mixture": Mixture.TOP_K, "mixture_top_k": 5}
+    model = tiny_model(groups, Method.PONDERLM3, dtype=torch.float32, ponder=ponder, fuses=True).train()
+
+    account = replace(account_of(model, seq_length=LENGTH), fuses=True, gradient_passes=2)
+
+    counted = trained_flops(model, gradient_passes=2)
+    assert account.training_flops(SWEEPS).dense == pytest.approx(counted, rel=1e-6)
+
+
 def test_leaving_pruned_rows_out_costs_what_torch_counts(groups: ParallelGroups) -> None:
     model = tiny_model(groups, Method.PONDERLM3, dtype=torch.float32, num_latent_thoughts=1)
     batch = batch_of(random_tokens(1, LENGTH))
@@ -209,15 +219,18 @@ def test_reading_each_step_alone_costs_what_torch_counts(groups: ParallelGroups)
     assert account.training_flops(SWEEPS).dense == pytest.approx(trained_flops(model), rel=1e-6)
 
 
+@pytest.mark.parametrize("fuses", [False, True])
 @pytest.mark.parametrize("mixture", [Mixture.SOFTMAX, Mixture.TOP_K])
 @pytest.mark.parametrize("method", [Method.PONDERLM2, Method.PONDERLM3])
 def test_thoughts_that_are_mixtures_cost_what_torch_counts(
-    groups: ParallelGroups, method: Method, mixture: Mixture
+    groups: ParallelGroups, method: Method, mixture: Mixture, fuses: bool
 ) -> None:
-    model = tiny_model(groups, method, dtype=torch.float32, ponder={"mixture": mixture, "mixture_top_k": 5})
+    ponder = {"mixture": mixture, "mixture_top_k": 5}
+    model = tiny_model(groups, method, dtype=torch.float32, ponder=ponder, fuses=fuses)
 
-    account = account_of(model, seq_length=LENGTH)
+    account = replace(account_of(model, seq_length=LENGTH), fuses=fuses)
 
+    assert (account.training_flops(SWEEPS).recompute > 0) == fuses
     assert account.training_flops(SWEEPS).dense == pytest.approx(trained_flops(model), rel=1e-6)
 
 

@@ -21,7 +21,7 @@ from pipeline.cost.roofline import (
     step_time,
 )
 from pipeline.cost.traffic import rank_traffic
-from pipeline.cost.work import MEASURED, Counts, LayerWork
+from pipeline.cost.work import FUSED, MEASURED, Counts, LayerWork
 
 RECIPES = Path(__file__).parents[4] / "pipeline" / "recipes"
 VOCAB_SIZE = 50_277
@@ -53,6 +53,11 @@ def sweeps(number: int) -> tuple[str, str]:
     return "ponder.random_jacobi_iterations=null", f"ponder.num_jacobi_iterations={number}"
 
 
+def unfused(run: RunConfig) -> RunConfig:
+    """The same run operation by operation."""
+    return run.model_copy(update={"training": run.training.model_copy(update={"fused": "never"})})
+
+
 def time_of(run: RunConfig, device: Device = H200, **settings: Any) -> StepTime:
     found = step_time(run, run.model.vocab_size or VOCAB_SIZE, device, **settings)
     assert found is not None
@@ -67,19 +72,23 @@ def time_of(run: RunConfig, device: Device = H200, **settings: Any) -> StepTime:
         (run_of("llama_410m_ponderlm3", 1, 2, CUDNN, *sweeps(3)), 1388),
         (run_of("llama_410m_ponderlm3", 1, 2, FLASH, *sweeps(3)), 1575),
         (run_of("llama_410m_adaponderlm", 1, 1, CUDNN), 344),
-        (run_of("pythia_2.8b_ponderlm3", 1, 1, CUDNN, *sweeps(3), "parallel.recompute=per_pass"), 2929),
+        (
+            run_of("pythia_2.8b_ponderlm3", 1, 1, CUDNN, *sweeps(3), "parallel.recompute=per_pass"),
+            2929,
+        ),
         (run_of("ponderlm3_70m", 8, 2, CUDNN, *sweeps(4), "model.vocab_size=32768"), 1109),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_steps_measured_on_an_h200_take_as_long_as_estimated(run: RunConfig, milliseconds: float) -> None:
     # docs/results.md, "One NVIDIA H200"; docs/plan.md lists the estimates.
-    assert 1e3 * time_of(run).total == pytest.approx(milliseconds, rel=0.1)
+    assert 1e3 * time_of(unfused(run), program=MEASURED).total == pytest.approx(milliseconds, rel=0.1)
 
 
 def test_the_measured_kernels_take_as_long_as_estimated() -> None:
     # Of a PonderLM-3 step: 1,081 ms in kernels, 41 % of them in attention and 20 % in products.
-    parts = time_of(run_of("llama_410m_ponderlm3", 1, 2, CUDNN, *sweeps(3)))
+    run = unfused(run_of("llama_410m_ponderlm3", 1, 2, CUDNN, *sweeps(3)))
+    parts = time_of(run, program=MEASURED)
 
     assert 1e3 * parts.attention == pytest.approx(0.41 * 1081, rel=0.05)
     assert 1e3 * parts.products == pytest.approx(0.20 * 1081, rel=0.05)
@@ -99,15 +108,52 @@ def test_without_all_else_a_step_takes_its_products() -> None:
     assert parts.launches == parts.exchange == parts.bubble == 0
 
 
+@pytest.mark.parametrize(("mixture", "forward"), [("softmax", 2), ("top_k", 3)])
+def test_mixtures_compute_logits_again_where_functions_are_fused(mixture: str, forward: int) -> None:
+    boundless = replace(H200, bandwidth=Bandwidth(memory=LIMITLESS, link=LIMITLESS, network=LIMITLESS))
+    run = run_of("ponderlm_70m", 8, 1, f"ponder.mixture={mixture}")
+    fused, plain = (time_of(each, boundless) for each in (run, unfused(run)))
+
+    # Three mixtures and one loss, in products with head or embedding: forward, and twice as many in backward.
+    assert fused.vocabulary / plain.vocabulary == pytest.approx((3 * (forward + 5) + 3) / (3 * 6 + 3))
+    assert fused.products == plain.products
+
+
+def test_parts_of_mixtures_add_to_the_gradients_of_head_and_embedding() -> None:
+    run = run_of("ponderlm_70m", 8, 1)
+    peak = DensePeak(bfloat16_flops=LIMITLESS, float32_flops=LIMITLESS)
+    parts = time_of(
+        run, replace(H200, peak=peak), program=replace(FUSED, mixture_forward=0, mixture_backward=0)
+    )
+
+    # Rows of 50,304 logits, of which 333 have 2^24.
+    num_parts = -(-8 * 2048 // 333)
+    of_loss = 8 * 2048 * 50_304 * (FUSED.loss_forward + FUSED.loss_backward)
+    added = 3 * num_parts * 2 * 8 * 50_304 * 512
+    assert parts.vocabulary == pytest.approx((of_loss + added) / (LARGE_MEMORY_SHARE * 4.8e12))
+
+
+def test_fused_functions_move_less_and_take_fewer_launches() -> None:
+    run = run_of("llama_410m_ponderlm3", 1, 2)
+    fused, plain = time_of(run), time_of(unfused(run))
+
+    assert fused.elementwise < plain.elementwise
+    assert fused.launches < plain.launches
+    assert fused.vocabulary < plain.vocabulary
+    assert fused.products == plain.products
+    assert fused.attention == plain.attention
+    assert fused.update == plain.update
+
+
 def test_a_small_model_takes_the_time_of_its_launches() -> None:
     run = run_of("tiny_vanilla", 1, 2)
     peak = DensePeak(bfloat16_flops=LIMITLESS, float32_flops=LIMITLESS)
     fast = replace(H200, peak=peak, bandwidth=Bandwidth(memory=LIMITLESS, link=LIMITLESS, network=LIMITLESS))
     parts = time_of(run, fast)
 
-    counts = MEASURED.gpt_neox if run.model.architecture == "gpt_neox" else MEASURED.llama
+    counts = FUSED.gpt_neox if run.model.architecture == "gpt_neox" else FUSED.llama
     of_layers = run.model.num_layers * (counts.forward.launches + counts.backward.launches)
-    launches = 2 * (of_layers + 2 * MEASURED.pass_launches)
+    launches = 2 * (of_layers + 2 * FUSED.pass_launches)
     assert parts.launches == pytest.approx(launches * HOST_SECONDS_PER_LAUNCH)
     assert parts.total == pytest.approx(parts.launches + parts.update)
 
