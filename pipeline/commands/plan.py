@@ -101,7 +101,7 @@ def plan(
 
     from pipeline.cost.peaks import GIB
     from pipeline.cost.plan import Assumptions, layout_advice, plan_run, plan_values
-    from pipeline.cost.suggest import micro_batch_advice, on_devices, suggest
+    from pipeline.cost.suggest import on_devices, suggest
 
     run = load_config(config, overrides or [])
     if num_gpus is not None:
@@ -114,8 +114,6 @@ def plan(
     planned = plan_run(run, size, assumptions)
     suggestions = [] if planned.fits else suggest(run, size, assumptions)
     advice = layout_advice(run, device)
-    if planned.fits:
-        advice += micro_batch_advice(run, size, assumptions)
     values = dict(plan_values(planned))
     values["suggestions"] = [list(suggestion.overrides) for suggestion in suggestions]
     values["advice"] = [each.override for each in advice]

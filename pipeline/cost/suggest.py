@@ -10,7 +10,7 @@ from pipeline.config.messages import nearest_multiples
 from pipeline.config.schema import ParallelConfig, RunConfig
 from pipeline.cost.account import flops_account, mean_step
 from pipeline.cost.flops import FlopsAccount, Recompute
-from pipeline.cost.plan import Advice, Assumptions, RunPlan, plan_run
+from pipeline.cost.plan import Assumptions, RunPlan, plan_run
 
 # Tensor-parallel ranks communicate in every layer and belong on one machine, which has so many devices.
 SPLITS = (1, 2, 4, 8)
@@ -18,9 +18,7 @@ LARGEST_MICRO_BATCH = 64
 # Assumed overhead of the tensor axis: 7 % for each doubling. A guess, not measured.
 TENSOR_COST_EXPONENT = 0.1
 # What selective recompute reads and writes again, over the time of a step: by the roofline of an H200.
-SELECTIVE_COST = 1.025
-# Of a step, to be worth another setting.
-MOST_OF_TIME = 0.98
+SELECTIVE_COST = 1.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,35 +76,6 @@ def suggest(
         if len(taken) == len(get_args(Recompute)):
             break
     return [each for place, each in enumerate(found) if _is_worth_it(each, found[:place])]
-
-
-def micro_batch_advice(config: RunConfig, vocab_size: int, assumptions: Assumptions) -> list[Advice]:
-    """Look for larger micro-batches that selective recompute makes room for, and that take less time.
-
-    Args:
-        config: a run that fits; only one without recompute gets advice.
-        vocab_size: the tokenizer's, without padding.
-        assumptions: as for the run plan; without the time of a step there is no advice.
-    """
-    before = plan_run(config, vocab_size, assumptions).step_time
-    if config.parallel.recompute != "none" or before is None:
-        return []
-    # Stages take turns with as many micro-batches.
-    ranks = config.parallel.data * config.parallel.pipeline
-    sizes = _micro_batches(config.training.global_batch_size, ranks)
-    times = {}
-    for size in (each for each in sizes if each > config.training.micro_batch_size):
-        plain, again = (
-            plan_run(_resized(config, recompute, size), vocab_size, assumptions)
-            for recompute in ("none", "selective")
-        )
-        if again.fits and again.step_time is not None and not plain.fits:
-            times[size] = again.step_time.total
-    best = min(times, key=lambda size: times[size], default=None)
-    if best is None or times[best] > MOST_OF_TIME * before.total:
-        return []
-    reason = f"it fits, and by the roofline a step takes {1 - times[best] / before.total:.0%} less time"
-    return [Advice(reason=reason, override=f"parallel.recompute=selective training.micro_batch_size={best}")]
 
 
 def on_devices(config: RunConfig, num_devices: int) -> RunConfig:
@@ -203,10 +172,6 @@ def _with(config: RunConfig, choice: _Choice, *, shards_tokens: bool) -> RunConf
         return _changed(config, parallel, {"micro_batch_size": choice.micro_batch_size})
     except ConfigError:
         return None
-
-
-def _resized(config: RunConfig, recompute: str, micro_batch_size: int) -> RunConfig:
-    return _changed(config, {"recompute": recompute}, {"micro_batch_size": micro_batch_size})
 
 
 def _given_layers(config: RunConfig) -> list[int] | None:

@@ -1,15 +1,14 @@
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.config.errors import ConfigError
-from pipeline.config.load import build_config, load_config
+from pipeline.config.load import build_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.peaks import CPU, DEVICES, GIB, Device
 from pipeline.cost.plan import Assumptions, RunPlan, plan_run, plan_values
-from pipeline.cost.suggest import micro_batch_advice, on_devices, suggest
+from pipeline.cost.suggest import on_devices, suggest
 from tests.unit.pipeline.config.settings import changed_settings
 
 VOCAB_SIZE = 50_304
@@ -63,31 +62,6 @@ def test_recomputation_asks_more_of_the_hardware_not_of_the_model() -> None:
 
     assert again.tokens_per_second == plain.tokens_per_second
     assert 0.5 < again.hfu < 0.56
-
-
-def test_a_larger_micro_batch_is_advised_where_selective_recompute_makes_room_and_it_is_faster(
-    repository: Path,
-) -> None:
-    file = repository / "pipeline" / "recipes" / "llama_410m_ponderlm3.yaml"
-    h200 = Assumptions(device=DEVICES["h200-141g"], reserve_bytes=6 * GIB)
-
-    (advice,) = micro_batch_advice(load_config(file), VOCAB_SIZE, h200)
-
-    recompute, size = advice.override.split()
-    plain, larger, better = (
-        plan_run(load_config(file, overrides), VOCAB_SIZE, h200)
-        for overrides in ((), (size,), (recompute, size))
-    )
-    assert recompute == "parallel.recompute=selective"
-    assert better.fits
-    assert not larger.fits
-    assert better.step_time is not None
-    assert plain.step_time is not None
-    assert better.step_time.total < plain.step_time.total
-    assert micro_batch_advice(load_config(file, (recompute, size)), VOCAB_SIZE, h200) == []
-    # Nothing is known of its speed.
-    cpu = Assumptions(device=Device(name=CPU, memory_bytes=200 * GIB, peak=None), reserve_bytes=GIB)
-    assert micro_batch_advice(load_config(file), VOCAB_SIZE, cpu) == []
 
 
 def test_what_does_not_fit_gets_suggestions_that_do() -> None:
