@@ -18,7 +18,7 @@ LARGEST_MICRO_BATCH = 64
 # Assumed overhead of the tensor axis: 7 % for each doubling. A guess, not measured.
 TENSOR_COST_EXPONENT = 0.1
 # What selective recompute reads and writes again, over the time of a step: by the roofline of an H200.
-SELECTIVE_COST = 1.025
+SELECTIVE_COST = 1.03
 # Of a step, to be worth another setting.
 MOST_OF_TIME = 0.98
 
