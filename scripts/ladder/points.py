@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_ext.ponder.config import Reading
-from pipeline.config.load import load_stored_config
+from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.cost.account import flops_account
 from pipeline.cost.flops import FlopsAccount
@@ -92,7 +92,7 @@ def points_of(run: RunResult) -> tuple[LossPoint, ...]:
 
 def _fixed_points(run: RunResult, measured: Sequence[LossPoint]) -> Iterator[LossPoint]:
     """Yield the points of limits on the number of steps, by rising steps; the last one is the whole model."""
-    config = load_stored_config(run.folder / CONFIG_FILE)
+    config = load_config(run.folder / CONFIG_FILE)
     account = flops_account(config, _vocab_size(run, config))
     most = account.num_latent_thoughts
     losses = {point.step_limit: point.loss for point in measured if point.step_limit is not None}
