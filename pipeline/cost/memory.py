@@ -59,6 +59,11 @@ class RankMemory:
     fullest: Moment
 
     @property
+    def between_steps(self) -> float:
+        """Bytes of tensors between two steps: the state, and the buffers of the tensor axis, which remain."""
+        return self.state.total + self.fullest.communication
+
+    @property
     def peak(self) -> float:
         """Bytes of tensors at the fullest moment."""
         return self.state.total + self.fullest.total

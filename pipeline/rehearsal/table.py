@@ -101,7 +101,7 @@ def _memory(result: Rehearsal) -> Table:
         if size >= MIB:
             table.add_row(name, f"{size / GIB:.3f}")
     table.add_row("between steps", f"{result.state_bytes / GIB:.3f}")
-    table.add_row("between steps, planned", f"{result.planned.state.total / GIB:.3f}")
+    table.add_row("between steps, planned", f"{result.planned.between_steps / GIB:.3f}")
     return table
 
 

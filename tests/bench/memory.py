@@ -104,7 +104,7 @@ def compare_memory(config: RunConfig) -> MemoryComparison:
     (planned,) = rank_memories(replace(sizes, separates_documents=False))
     return MemoryComparison(
         name=config.name,
-        planned_state=planned.state.total,
+        planned_state=planned.between_steps,
         measured_state=state,
         planned_peak=planned.peak,
         measured_peak=peak,

@@ -186,7 +186,7 @@ def test_the_update_of_muon_is_planned_and_stays_on_its_device() -> None:
         update_flops(rank_sizes(run_of(Method.VANILLA, optimizer="muon"), VOCAB_SIZE))
     )
     assert all(each.mixed == () and sum(wait.calls for wait in each.waits) <= 2 for each in found)
-    assert found[0].planned.state.total == pytest.approx(max(each.state_bytes for each in found), rel=0.03)
+    assert found[0].planned.between_steps == pytest.approx(max(each.state_bytes for each in found), rel=0.03)
 
 
 def test_the_update_of_muon_is_the_fullest_moment_of_a_step_on_few_tokens() -> None:
@@ -293,7 +293,7 @@ def test_the_plan_of_a_recipe_agrees_with_its_rehearsal(
     found = rehearse_rank(config, config.model.vocab_size or PILE_VOCAB_SIZE, 0)
 
     assert abs(found.plan_error) < 0.01
-    assert found.planned.state.total == pytest.approx(found.state_bytes, rel=0.001)
+    assert found.planned.between_steps == pytest.approx(found.state_bytes, rel=0.001)
 
 
 def test_an_error_of_the_plan_is_relative_to_the_rehearsal() -> None:
