@@ -176,6 +176,8 @@ UNFUSED = replace(
         backward=Counts(heads=1.1, launches=5),
         again=MEASURED.weighted.again,
     ),
+    mixture_forward=40,
+    mixture_backward=36,
 )
 
 FUSED = replace(
