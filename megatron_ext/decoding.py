@@ -55,12 +55,21 @@ class ReadPrompt:
     Attributes:
         logits: [V], predicting the token after the prompt.
         steps: extra steps that ran, [S].
-        nll: loss in nats of the second to the last token, [S - 1].
-        most_likely: the most likely token at each of their places, [S - 1].
     """
 
     logits: Tensor
     steps: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredPrompt(ReadPrompt):
+    """The same with what the model predicted within the prompt.
+
+    Attributes:
+        nll: loss in nats of the second to the last token, [S - 1].
+        most_likely: the most likely token at each of their places, [S - 1].
+    """
+
     nll: Tensor
     most_likely: Tensor
 
@@ -203,7 +212,7 @@ class BatchDecoder:
     @torch.inference_mode()
     def read_prompts(
         self, sequences: Sequence[int], prompts: Sequence[Sequence[int]], *, sweeps: Sweeps | None
-    ) -> list[ReadPrompt]:
+    ) -> Sequence[ReadPrompt]:
         """Start some sequences over with prompts of any lengths.
 
         Args:
@@ -214,32 +223,50 @@ class BatchDecoder:
         Raises:
             ValueError: a prompt is empty.
         """
+        self._start_over(sequences, prompts)
+        if sweeps is None:
+            return self._read_token_by_token(sequences, prompts)
+        read = self._read_by_length(sequences, prompts, sweeps)
+        logits = self._logits(torch.cat([hidden[:, -1:] for hidden, _ in read], dim=1))
+        return [ReadPrompt(logits=own, steps=steps) for own, (_, steps) in zip(logits, read, strict=True)]
+
+    @torch.inference_mode()
+    def score_prompts(
+        self, sequences: Sequence[int], prompts: Sequence[Sequence[int]], *, sweeps: Sweeps | None
+    ) -> Sequence[ScoredPrompt]:
+        """Read prompts as :meth:`read_prompts` does, and run the head on all of their tokens."""
+        self._start_over(sequences, prompts)
+        if sweeps is None:
+            return self._read_token_by_token(sequences, prompts)
+        read = self._read_by_length(sequences, prompts, sweeps)
+        return [self._scored(prompt, *parts) for prompt, parts in zip(prompts, read, strict=True)]
+
+    def _start_over(self, sequences: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         assert not self.busy.intersection(sequences), "a token of a sequence has to end before it starts over"
         if not all(prompts):
             raise ValueError("a prompt must have at least one token, but one is empty; write some text")
         self.store.forget(sequences)
         for sequence in sequences:
             self.num_tokens[sequence] = 0
-        if sweeps is None:
-            return self._read_token_by_token(sequences, prompts)
-        # Prompts of one length run as one batch where they are neighbours.
-        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-        read = self._read_by_length([sequences[i] for i in order], [prompts[i] for i in order], sweeps)
-        return [read[order.index(number)] for number in range(len(prompts))]
 
     def _read_by_length(
         self, sequences: Sequence[int], prompts: Sequence[Sequence[int]], sweeps: Sweeps
-    ) -> list[ReadPrompt]:
-        thought = self._read_together(sequences, prompts, sweeps)
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return hidden states, [1, S, H], and steps, [S], of each prompt."""
+        # Prompts of one length run as one batch where they are neighbours.
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+        ordered = [prompts[number] for number in order]
+        thought = self._read_together([sequences[number] for number in order], ordered, sweeps)
         for sequence, prompt in zip(sequences, prompts, strict=True):
             self.num_tokens[sequence] = len(prompt)
-        lengths = [len(prompt) for prompt in prompts]
-        hidden, steps = thought.hidden.split(lengths, dim=1), thought.steps.split(lengths)
-        return [self._read_prompt(*parts) for parts in zip(prompts, hidden, steps, strict=True)]
+        lengths = [len(prompt) for prompt in ordered]
+        parts = zip(thought.hidden.split(lengths, dim=1), thought.steps.split(lengths), strict=True)
+        by_number = dict(zip(order, parts, strict=True))
+        return [by_number[number] for number in range(len(prompts))]
 
     def _read_token_by_token(
         self, sequences: Sequence[int], prompts: Sequence[Sequence[int]]
-    ) -> list[ReadPrompt]:
+    ) -> list[ScoredPrompt]:
         reading = {
             sequence: _PromptReading(prompt) for sequence, prompt in zip(sequences, prompts, strict=True)
         }
@@ -277,7 +304,7 @@ class BatchDecoder:
             of_prediction=of_prediction,
         )
 
-    def _read_prompt(self, prompt: Sequence[int], hidden: Tensor, steps: Tensor) -> ReadPrompt:
+    def _scored(self, prompt: Sequence[int], hidden: Tensor, steps: Tensor) -> ScoredPrompt:
         """Run the head on the hidden states of one prompt, [1, S, H]."""
         logits = self._logits(hidden[:, -1:])[0]
         nll, most_likely = [logits.new_zeros(0)], [as_integers([])]
@@ -286,7 +313,9 @@ class BatchDecoder:
             here = self._logits(hidden[:, start:stop])
             nll.append(token_nll(here, prompt[start + 1 : stop + 1]))
             most_likely.append(here.argmax(dim=-1))
-        return ReadPrompt(logits=logits, steps=steps, nll=torch.cat(nll), most_likely=torch.cat(most_likely))
+        return ScoredPrompt(
+            logits=logits, steps=steps, nll=torch.cat(nll), most_likely=torch.cat(most_likely)
+        )
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """[1, N, H] -> [N, V]."""
@@ -355,10 +384,10 @@ class _PromptReading:
         self._nll.append(token_nll(logits.unsqueeze(0), [token]))
         self._most_likely.append(logits.argmax().reshape(1))
 
-    def result(self) -> ReadPrompt:
+    def result(self) -> ScoredPrompt:
         """Return what reading the whole prompt gave."""
         (logits,) = self._logits
-        return ReadPrompt(
+        return ScoredPrompt(
             logits=logits,
             steps=torch.stack(self._steps),
             nll=torch.cat([logits.new_zeros(0), *self._nll]),

@@ -100,7 +100,7 @@ def _read_group(
     )
     seen: dict[str, Tensor] = {}
     decoder.observe = lambda name, value: seen.update({name: value}) if name.startswith("prompt_") else None
-    read = decoder.read_prompts(range(len(pieces)), [one.tokens for one in pieces], sweeps=sweeps)
+    read = decoder.score_prompts(range(len(pieces)), [one.tokens for one in pieces], sweeps=sweeps)
     losses = []
     for piece, prompt in zip(pieces, read, strict=True):
         last = int(labels[piece.first + len(piece.tokens) - 1])

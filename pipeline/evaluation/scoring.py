@@ -85,7 +85,7 @@ def _score_batch(
     decoder: BatchDecoder, texts: Sequence[TextToScore], sweeps: Sweeps | None
 ) -> list[ScoredText]:
     # What follows the last token is not asked for, so it is not read.
-    read = decoder.read_prompts(range(len(texts)), [text.tokens[:-1] for text in texts], sweeps=sweeps)
+    read = decoder.score_prompts(range(len(texts)), [text.tokens[:-1] for text in texts], sweeps=sweeps)
     results = []
     for text, prompt in zip(texts, read, strict=True):
         last = token_nll(prompt.logits.unsqueeze(0), text.tokens[-1:])

@@ -8,7 +8,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from megatron_ext.decoding import BatchDecoder, ReadPrompt, token_nll
+from megatron_ext.decoding import BatchDecoder, ScoredPrompt, token_nll
 from megatron_ext.model.model import PonderModel
 from megatron_ext.ponder.decode.sweeps import Sweeps
 from megatron_ext.ponder.step_limits import UNLIMITED, StepLimits
@@ -201,7 +201,7 @@ class _Batch:
         if not started:
             return
         prompts = [prompt for _, prompt in started.values()]
-        read = self._decoder.read_prompts(list(started), prompts, sweeps=self._sweeps)
+        read = self._decoder.score_prompts(list(started), prompts, sweeps=self._sweeps)
         for (place, (number, prompt)), result in zip(started.items(), read, strict=True):
             chooser = TokenChooser(self._settings.sampling, number=number)
             text = GrowingText(number, prompt, chooser, _prompt_tokens(prompt, result))
@@ -255,7 +255,7 @@ class _Batch:
         self._watch(text)
 
 
-def _prompt_tokens(prompt: Sequence[int], read: ReadPrompt) -> list[ConsumedToken]:
+def _prompt_tokens(prompt: Sequence[int], read: ScoredPrompt) -> list[ConsumedToken]:
     losses = [None, *read.nll.tolist()]
     return [
         ConsumedToken(token=token, steps=steps, nll=loss, is_prompt=True)

@@ -104,10 +104,14 @@ def test_a_batch_equals_the_oracle_on_each_of_its_sequences(
     texts, order = some_prompts(), (2, 0, 3, 1)
     decoder = BatchDecoder(model, num_sequences=4, max_tokens=16)
 
-    read = decoder.read_prompts(order, [texts[sequence] for sequence in order], sweeps=sweeps)
+    prompts = [texts[sequence] for sequence in order]
+    scored = decoder.score_prompts(order, prompts, sweeps=sweeps)
+    read = decoder.read_prompts(order, prompts, sweeps=sweeps)
 
-    for sequence, prompt in zip(order, read, strict=True):
+    for sequence, prompt, alike in zip(order, scored, read, strict=True):
         expected = oracle(model, texts[sequence])
+        assert prompt.steps.tolist() == alike.steps.tolist()
+        torch.testing.assert_close(prompt.logits, alike.logits, rtol=0, atol=EXACT)
         assert prompt.steps.tolist() == [one.steps for one in expected]
         torch.testing.assert_close(prompt.logits, expected[-1].logits, rtol=0, atol=EXACT)
         losses = [
