@@ -10,13 +10,23 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 
 from pipeline.metrics import names
-from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, read_events
+from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, VALIDATION, read_events
 from pipeline.shared.tables import Table
 from scripts.ladder.plan import Ladder
 from scripts.ladder.run import RESULT_FILE
 
 HEADINGS = (
-    *("part", "row", "lr", "seeds", "loss, all steps", "- vanilla", "loss by steps 0..K", "steps at tau"),
+    *(
+        "part",
+        "row",
+        "lr",
+        "seeds",
+        "loss before",
+        "loss, all steps",
+        "- vanilla",
+        "loss by steps 0..K",
+        "steps at tau",
+    ),
     *("MFLOPs at tau", "training TFLOPs", "seconds"),
 )
 # The row that all others of a part are compared with.
@@ -30,6 +40,8 @@ class RowResult:
     Attributes:
         part, row: names.
         learning_rate: the chosen one.
+        loss_before: held-out loss before the first iteration, mean over seeds; None where nothing had been
+            trained.
         losses: held-out loss of each seed, nats per token, with all steps.
         gains: the same minus the vanilla row of the part, paired by seed; empty where that has not run.
         losses_by_steps: mean over seeds with at most 0..K steps; empty where not measured.
@@ -43,6 +55,7 @@ class RowResult:
     part: str
     row: str
     learning_rate: float
+    loss_before: float | None
     losses: Sequence[float]
     gains: Sequence[float]
     losses_by_steps: Sequence[float]
@@ -58,6 +71,7 @@ class RowResult:
             self.row,
             f"{self.learning_rate:g}",
             str(len(self.losses)),
+            "" if self.loss_before is None else f"{self.loss_before:.4f}",
             mean_and_spread(self.losses),
             mean_and_spread(self.gains, sign="+") if self.gains else "",
             " / ".join(f"{loss:.4f}" for loss in self.losses_by_steps),
@@ -104,6 +118,14 @@ class RunResult:
     def loss(self) -> float:
         """Held-out loss with all steps, nats per token."""
         return float(self.record["evaluation"][names.LM_LOSS_VALIDATION])
+
+    @property
+    def loss_before(self) -> float | None:
+        """Held-out loss before the first iteration, nats per token; None: it was not measured."""
+        for event in read_events(self.folder / METRICS_FILE):
+            if event["event"] == VALIDATION:
+                return float(event[names.LM_LOSS_VALIDATION]) if event["iteration"] == 0 else None
+        return None
 
     @property
     def losses_by_steps(self) -> list[float]:
@@ -155,11 +177,13 @@ def _summary(part: str, row: str, runs: dict[int, RunResult], control: dict[int,
     paired = [seed for seed in runs if seed in control] if runs is not control else []
     evaluations = [run.record["evaluation"] for run in runs.values()]
     by_steps = [run.losses_by_steps for run in runs.values()]
+    before = [run.loss_before for run in runs.values()]
     steps = [evaluation[names.MEAN_STEPS] for evaluation in evaluations if names.MEAN_STEPS in evaluation]
     return RowResult(
         part=part,
         row=row,
         learning_rate=next(iter(runs.values())).record["settings"]["optimizer.lr"],
+        loss_before=None if None in before else statistics.fmean(filter(None, before)),
         losses=[run.loss for run in runs.values()],
         gains=[runs[seed].loss - control[seed].loss for seed in paired],
         losses_by_steps=[statistics.fmean(losses) for losses in zip(*by_steps, strict=True)],

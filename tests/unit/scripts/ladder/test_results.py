@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.metrics import names
-from pipeline.metrics.jsonl import METRICS_FILE, TRAINING
+from pipeline.metrics.jsonl import METRICS_FILE, TRAINING, VALIDATION
 from scripts.ladder.plan import Ladder, Part, Row
 from scripts.ladder.results import collect, render_markdown
 
@@ -42,7 +42,8 @@ def finish(
         | {names.ITERATION_TIME: 0.5, names.TOKENS_PER_SECOND: 2000.0}
         for at, flops in ((20, 5e6), (30, 8e6))
     ]
-    (target / METRICS_FILE).write_text("".join(json.dumps(step) + "\n" for step in steps))
+    before = {"event": VALIDATION, "iteration": 0, names.LM_LOSS_VALIDATION: loss + 1}
+    (target / METRICS_FILE).write_text("".join(json.dumps(event) + "\n" for event in (before, *steps)))
     return target
 
 
@@ -57,6 +58,7 @@ def test_rows_are_compared_with_the_control_seed_by_seed(tmp_path: Path) -> None
 
     assert (control.row, control.gains, control.learning_rate) == ("vanilla", [], 0.2)
     assert row.losses == [2.9, 3.7]
+    assert row.loss_before == pytest.approx(4.3)
     assert row.gains == pytest.approx([-0.1, -0.3])
     assert row.losses_by_steps == [6.5, 4.0]
     assert (row.mean_steps, row.flops_per_token) == (1.5, 3e6)
