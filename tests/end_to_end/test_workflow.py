@@ -92,9 +92,9 @@ def test_a_finished_workflow_submits_nothing(pipeline: Pipeline) -> None:
     assert pipeline.submit("--wait") == {}
 
 
-def test_a_changed_evaluation_runs_alone(pipeline: Pipeline) -> None:
+def test_a_changed_evaluation_runs_with_the_export_that_shows_it(pipeline: Pipeline) -> None:
     train = pipeline.marker("train")
-    assert list(pipeline.submit("--wait", "evaluation.iters=1")) == ["evaluate"]
+    assert list(pipeline.submit("--wait", "evaluation.iters=1")) == ["evaluate", "export"]
     assert pipeline.marker("evaluate")["settings"]["iters"] == 1  # type: ignore[index]  # of JSON
     assert pipeline.marker("train") == train
     assert pipeline.submit("--wait", "evaluation.iters=1") == {}

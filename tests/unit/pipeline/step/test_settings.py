@@ -55,6 +55,7 @@ def test_methods_without_sweeps_make_none(repository: Path, method: str) -> None
 
 
 RAMP = "ponder.penalty_ramp=[4,8]"
+WEIGHT = "ponder.penalty_weight=0.3"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ RAMP = "ponder.penalty_ramp=[4,8]"
 def test_ponderlm3_raises_lambda_and_keeps_q(
     repository: Path, penalty: str, iteration: int, share: float
 ) -> None:
-    found = settings_at(repository, "ponderlm3", iteration, RAMP, f"ponder.penalty={penalty}")
+    found = settings_at(repository, "ponderlm3", iteration, RAMP, WEIGHT, f"ponder.penalty={penalty}")
 
     assert found.penalty_weight == pytest.approx(0.3 * share)
     assert found.bottom_k_fraction == 0.25
@@ -72,7 +73,7 @@ def test_ponderlm3_raises_lambda_and_keeps_q(
 
 @pytest.mark.parametrize(("iteration", "weight"), [(0, 0.1), (4, 0.1), (5, 0.15), (8, 0.3), (99, 0.3)])
 def test_lambda_may_start_above_zero(repository: Path, iteration: int, weight: float) -> None:
-    found = settings_at(repository, "ponderlm3", iteration, RAMP, "ponder.penalty_start_weight=0.1")
+    found = settings_at(repository, "ponderlm3", iteration, RAMP, WEIGHT, "ponder.penalty_start_weight=0.1")
 
     assert found.penalty_weight == pytest.approx(weight)
 
@@ -139,7 +140,7 @@ def test_the_forward_gets_its_part_of_the_settings(repository: Path) -> None:
 def test_a_blended_start_and_held_decisions_follow_the_iteration(repository: Path) -> None:
     start = ("ponder.blended_start_iterations=4", "ponder.held_decisions_iterations=8")
 
-    found = [settings_at(repository, "ponderlm3", iteration, *start) for iteration in ITERATIONS]
+    found = [settings_at(repository, "ponderlm3", iteration, WEIGHT, *start) for iteration in ITERATIONS]
 
     assert [one.pondering_share for one in found] == [0, 0.25, 0.5, 0.75] + [1] * 8
     assert [one.holds_decisions for one in found] == [True] * 8 + [False] * 4
