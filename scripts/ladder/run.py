@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
@@ -71,33 +72,35 @@ class Runner:
             LadderError: with every training that failed; the others have run.
             OutOfTimeError: trainings remain for another call.
         """
-        bases = self._bases() if "continued" in parts else {}
+        bases = self._bases() if "continued" in parts else None
         tasks: list[Callable[[], object]] = []
         for part_name in parts:
             part = self.ladder.part(part_name)
-            starts = bases if part_name == "continued" else {}
+            starts = bases if part_name == "continued" else None
             tasks += [partial(self._run_row, part_name, part, row, starts) for row in part.rows]
         self._run_tasks(tasks)
 
     def _bases(self) -> dict[int, Path]:
-        """Train the base of every seed, the tuning seed included; return their checkpoints by seed."""
-        seeds = (self.ladder.tuning_seed, *self.ladder.seeds)
+        """Train the base of every seed, those of single rows included; return their checkpoints by seed."""
+        rows = self.ladder.part("continued").rows.values()
+        of_rows = chain.from_iterable(row.seeds or () for row in rows)
+        seeds = tuple(dict.fromkeys((self.ladder.tuning_seed, *self.ladder.seeds, *of_rows)))
         if self.checkpoint is not None:
             return dict.fromkeys(seeds, self.checkpoint)
         part = self.ladder.part("base")
         (row,) = part.rows
-        learning_rate = self._tuned("base", part, row, {})
+        learning_rate = self._tuned("base", part, row, None)
         runs = [run_of("base", part, row, learning_rate=learning_rate, seed=seed) for seed in seeds]
         self._run_tasks([partial(self.result_of, run) for run in runs])
         return {seed: self.folder / run.folder / "checkpoints" for seed, run in zip(seeds, runs, strict=True)}
 
-    def _run_row(self, part_name: str, part: Part, row_name: str, starts: dict[int, Path]) -> None:
+    def _run_row(self, part_name: str, part: Part, row_name: str, starts: dict[int, Path] | None) -> None:
         learning_rate = self._tuned(part_name, part, row_name, starts)
         for seed in part.rows[row_name].seeds or self.ladder.seeds:
             run = run_of(part_name, part, row_name, learning_rate=learning_rate, seed=seed)
-            self.result_of(self._started(run, starts.get(seed)))
+            self.result_of(self._started(run, seed, starts))
 
-    def _tuned(self, part_name: str, part: Part, row_name: str, starts: dict[int, Path]) -> float:
+    def _tuned(self, part_name: str, part: Part, row_name: str, starts: dict[int, Path] | None) -> float:
         """Return the candidate with the smallest held-out loss on the tuning seed."""
         row = part.rows[row_name]
         if row.learning_rate_of is not None:
@@ -114,22 +117,22 @@ class Runner:
         part: Part,
         row_name: str,
         candidates: Sequence[float],
-        starts: dict[int, Path],
+        starts: dict[int, Path] | None,
     ) -> float:
         seed = self.ladder.tuning_seed
         losses = {}
         for rate in candidates:
             run = run_of(part_name, part, row_name, learning_rate=rate, seed=seed)
-            losses[rate] = self.result_of(self._started(run, starts.get(seed)))[names.LM_LOSS_VALIDATION]
+            losses[rate] = self.result_of(self._started(run, seed, starts))[names.LM_LOSS_VALIDATION]
         best = min(losses, key=lambda rate: losses[rate])
         logger.info("%s/%s: learning rate %g of %s", part_name, row_name, best, losses)
         return best
 
-    def _started(self, run: Run, base: Path | None) -> Run:
-        if base is None:
+    def _started(self, run: Run, seed: int, starts: dict[int, Path] | None) -> Run:
+        if starts is None:
             return run
         settings = {
-            "init_from.path": str(base),
+            "init_from.path": str(starts[seed]),
             "init_from.method": self.ladder.base_method,
             **run.settings,
         }

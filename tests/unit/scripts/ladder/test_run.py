@@ -58,6 +58,24 @@ def test_a_learning_rate_is_chosen_on_the_tuning_seed_and_every_seed_starts_from
     assert "init_from.path" not in runs[0].settings
 
 
+def test_a_seed_that_only_one_row_has_gets_a_base_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[Run] = []
+
+    def train(self: Runner, run: Run) -> dict[str, float]:
+        runs.append(run)
+        return {names.LM_LOSS_VALIDATION: 1.0}
+
+    monkeypatch.setattr(Runner, "result_of", train)
+    part = Part(iterations=2, learning_rates=(0.1,), rows={"ponderlm3": Row(seeds=(1, 7))})
+    replace(runner(tmp_path), ladder=LADDER.model_copy(update={"continued": part})).run_all(["continued"])
+
+    starts = {run.settings["seed"]: run.settings.get("init_from.path") for run in runs}
+    assert starts[7] == str(tmp_path / "base/vanilla/lr-0.1/seed-7/checkpoints")
+    assert None not in (starts[1], starts[7])
+
+
 def test_rows_that_share_a_rate_tune_it_once_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
