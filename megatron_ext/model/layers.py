@@ -263,18 +263,14 @@ class SequentialResidualLayer(TransformerLayer):  # type: ignore[misc]
             The new hidden states of the rows that are read, and None for Megatron's cross-attention context.
         """
         assert packed_seq_params is not None, "the model gives every pass a context"
+        context = packed_seq_params
         with recomputing_cheap_work(self.config.recompute_cheap_work):
-            return self._run(hidden_states, attention_mask, rotary_pos_emb, packed_seq_params), None
+            attended, hidden_states = self._attend(hidden_states, attention_mask, rotary_pos_emb, context)
+            hidden_states = self._rows_read(hidden_states, context)
+            return self._with_branches(hidden_states, attended, context), None
 
-    def _run(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None,
-        rotary_pos_emb: Tensor | None,
-        context: RowContext,
-    ) -> Tensor:
-        attended, hidden_states = self._attend(hidden_states, attention_mask, rotary_pos_emb, context)
-        hidden_states = self._rows_read(hidden_states, context)
+    def _with_branches(self, hidden_states: Tensor, attended: Tensor, context: RowContext) -> Tensor:
+        """Add what attention gives and the MLP to the residual stream of the rows that are read."""
         hidden_states = self._add(hidden_states, (self.self_attention.linear_proj, attended))
         hidden_states, normed = self._normed(hidden_states, self.pre_mlp_layernorm)
         return self._add(hidden_states, (self.mlp.linear_fc2, self.mlp(normed)))
@@ -328,15 +324,7 @@ class ParallelResidualLayer(SequentialResidualLayer):
     Both branches are partial sums over the tensor-parallel ranks, so that one reduction serves both.
     """
 
-    def _run(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None,
-        rotary_pos_emb: Tensor | None,
-        context: RowContext,
-    ) -> Tensor:
-        attended, hidden_states = self._attend(hidden_states, attention_mask, rotary_pos_emb, context)
-        hidden_states = self._rows_read(hidden_states, context)
+    def _with_branches(self, hidden_states: Tensor, attended: Tensor, context: RowContext) -> Tensor:
         if context.repeated_in(self.layer_number) is not None:
             return self._add_with_repeated_slot(hidden_states, attended, context)
         hidden_states, normed = self._normed(hidden_states, self.pre_mlp_layernorm)

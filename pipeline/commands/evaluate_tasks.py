@@ -76,7 +76,7 @@ def evaluate_tasks(
     with opened_checkpoint(
         checkpoint, iteration=iteration, overrides=batch, tensor_parallel=tensor_parallel, data=data
     ) as opened:
-        own = load_config(opened.folder / CONFIG_NAME, ())
+        own = load_config(opened.folder / CONFIG_NAME)
         num_samples = own.evaluation.iters * own.training.global_batch_size
         applied, met = options.limits.limits(opened, num_samples=num_samples)
         if met is not None and speaks:
