@@ -97,34 +97,7 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
         return ExitCode.REQUEUE
     is_orderly = False
     try:
-        if config.training.deterministic:
-            compute_deterministically()
-        groups = initialize_groups(
-            tensor=config.parallel.tensor,
-            context=config.parallel.context,
-            pipeline=config.parallel.pipeline,
-            seed=config.seed,
-        )
-        watchdog = Watchdog(
-            ranks,
-            limit_seconds=config.parallel.watchdog_seconds,
-            folder=config.output_dir / STACKS_FOLDER,
-        )
-        with (
-            watchdog,
-            naming_lost_ranks(),
-            naming_unwritable_outputs(config),
-            answering_out_of_memory(config, groups),
-        ):
-            # There is no limit on how long reading a checkpoint may take.
-            with watchdog.paused("the start"):
-                loop = _prepare(config, groups, stop, watchdog)
-            start_iteration = loop.state.iteration
-            code = loop.run()
-        if groups.rank == 0:
-            record_end(config.output_dir, iteration=loop.state.iteration, exit_code=code)
-        if code is ExitCode.DONE and groups.rank == 0:
-            _say_closing(loop, start_iteration=start_iteration)
+        code = _train_on_ranks(config, stop, ranks)
         is_orderly = True
         return code
     except StoppedConvertingError as error:
@@ -144,6 +117,39 @@ def train(config: RunConfig, stop: StopFlag) -> ExitCode:
             stop_process_group()
         else:
             abandon_process_group()
+
+
+def _train_on_ranks(config: RunConfig, stop: StopFlag, ranks: Ranks) -> ExitCode:
+    """Train once the ranks are connected; see :func:`train`."""
+    if config.training.deterministic:
+        compute_deterministically()
+    groups = initialize_groups(
+        tensor=config.parallel.tensor,
+        context=config.parallel.context,
+        pipeline=config.parallel.pipeline,
+        seed=config.seed,
+    )
+    watchdog = Watchdog(
+        ranks,
+        limit_seconds=config.parallel.watchdog_seconds,
+        folder=config.output_dir / STACKS_FOLDER,
+    )
+    with (
+        watchdog,
+        naming_lost_ranks(),
+        naming_unwritable_outputs(config),
+        answering_out_of_memory(config, groups),
+    ):
+        # There is no limit on how long reading a checkpoint may take.
+        with watchdog.paused("the start"):
+            loop = _prepare(config, groups, stop, watchdog)
+        start_iteration = loop.state.iteration
+        code = loop.run()
+    if groups.rank == 0:
+        record_end(config.output_dir, iteration=loop.state.iteration, exit_code=code)
+        if code is ExitCode.DONE:
+            _say_closing(loop, start_iteration=start_iteration)
+    return code
 
 
 def _say_closing(loop: TrainingLoop, *, start_iteration: int) -> None:
