@@ -129,15 +129,19 @@ def readout_bytes(sizes: RankSizes) -> float:
     """Return the bytes of a micro-batch's logits: as computed, and in float32 for the cross-entropy.
 
     With padding rows there is a second copy without them; in float32 that is where the softmax is computed.
-    Where it is fused there is no copy at all.
+    Where it is fused there is no copy at all. Steps that are read alone too keep the same, and a copy of
+    their rows each; logits as computed are there for the current one, and where they are narrower also for
+    the first.
     """
     is_padded = sizes.shape.padded_vocab_size != sizes.shape.vocab_size
-    num_readings = 1 + (sizes.plan.slots[-1] if sizes.supervises_steps else 0)
+    is_narrow = sizes.value_bytes < FLOAT32
+    num_steps = sizes.plan.slots[-1] if sizes.supervises_steps else 0
+    copies = num_steps * sizes.hidden_bytes
     if sizes.fuses:
-        return num_readings * sizes.vocabulary_elements * sizes.value_bytes
-    if sizes.value_bytes == FLOAT32:
-        return num_readings * sizes.vocabulary_elements * FLOAT32 * (2 if is_padded else 1)
-    return num_readings * sizes.vocabulary_elements * (FLOAT32 + sizes.value_bytes)
+        return (1 + num_steps) * sizes.vocabulary_elements * sizes.value_bytes + copies
+    num_computed = (2 if num_steps else 1) if is_narrow else int(is_padded)
+    of_each_element = (1 + num_steps) * FLOAT32 + num_computed * sizes.value_bytes
+    return sizes.vocabulary_elements * of_each_element + copies
 
 
 def _mixture_kept(sizes: RankSizes) -> float:

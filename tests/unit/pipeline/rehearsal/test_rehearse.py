@@ -260,6 +260,15 @@ def test_the_peak_is_that_of_live_tensors() -> None:
         ("tiny_adaptive_latent_cot", ()),
         ("tiny_ponderlm2", ()),
         ("tiny_ponderlm", ()),
+        # Logits of every step, with padding rows and without.
+        *(
+            ("tiny_ponderlm3", ("ponder.step_loss_weight=0.3", *settings))
+            for settings in (
+                ("model.vocab_size=50277", "training.fused=never"),
+                ("model.vocab_size=50304", "training.precision=bf16", "training.fused=never"),
+                ("model.vocab_size=50304", "training.precision=bf16", "training.fused=auto"),
+            )
+        ),
         # Fewer layers and passes, for time.
         (
             "llama_410m_ponderlm3_authors",
