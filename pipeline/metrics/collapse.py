@@ -40,9 +40,9 @@ ADVICE = {
         "The router has closed: in the last {patience} logging intervals the mean tail mass of step {steps} "
         "was below {closed:g}, so this step hardly counts and hardly learns. Untrained steps lose to step 0: "
         "add the loss of each step (`ponder.step_loss_weight`), start blended "
-        "(`ponder.blended_start_iterations`), hold the router longer (`ponder.held_decisions_iterations`), or "
-        "lower `ponder.penalty_weight` (now {weight:g}); then start again, because a closed router does not "
-        "open."
+        "(`ponder.blended_start_iterations`), hold the router longer "
+        "(`ponder.held_decisions_iterations`), or lower `ponder.penalty_weight` (now {weight:g}); then start "
+        "again, because a closed router does not open."
     ),
 }
 
