@@ -185,13 +185,12 @@ def _kept_keys(sizes: RankSizes, rows: float, index: int, num_layers: int) -> fl
 def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int) -> float:
     """Gradients for keys and values of all layers that are kept, before and while a pass runs backward.
 
-    Later passes have left them for its own; a pass that sees all earlier ones leaves them for theirs.
+    Later passes have left them for its own; a pass that sees all earlier ones leaves them for theirs. Those
+    that the final pass leaves come layer by layer, as what its layers keep is released.
     """
-    if not sizes.facts.halts_in_training:
+    if not sizes.facts.halts_in_training or sizes.plan.is_final(index):
         return 0
-    num_passes = 0 if sizes.plan.is_final(index) else 1
-    if sizes.facts.sees_earlier_steps:
-        num_passes += index
+    num_passes = 1 + (index if sizes.facts.sees_earlier_steps else 0)
     return num_passes * num_layers * rows * sizes.shape.key_value_size / sizes.tensor * sizes.value_bytes
 
 
