@@ -373,6 +373,8 @@ class PonderModel(ModelStage):
             is_first = self.context_axis.gather(label_is_first(logits, labels, self.axis))
             losses = whole(self._token_losses(logits, labels))
             penalty = readout.penalty_of(LabelScores(nll=losses.detach(), is_first=is_first))
+        # The losses keep what they need of them, and each step has logits of its own.
+        del logits
         of_steps = self._losses_of_steps(readout, micro_batch)
         self._record_losses(losses, readout.steps, micro_batch)
         weight = micro_batch.method.config.step_loss_weight

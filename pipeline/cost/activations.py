@@ -130,18 +130,14 @@ def readout_bytes(sizes: RankSizes) -> float:
 
     With padding rows there is a second copy without them; in float32 that is where the softmax is computed.
     Where it is fused there is no copy at all. Steps that are read alone too keep the same, and a copy of
-    their rows each; logits as computed are there for the current one, and where they are narrower also for
-    the first.
+    their rows each; logits as computed are there for one reading at a time.
     """
-    is_padded = sizes.shape.padded_vocab_size != sizes.shape.vocab_size
-    is_narrow = sizes.value_bytes < FLOAT32
     num_steps = sizes.plan.slots[-1] if sizes.supervises_steps else 0
-    copies = num_steps * sizes.hidden_bytes
-    if sizes.fuses:
-        return (1 + num_steps) * sizes.vocabulary_elements * sizes.value_bytes + copies
-    num_computed = (2 if num_steps else 1) if is_narrow else int(is_padded)
-    of_each_element = (1 + num_steps) * FLOAT32 + num_computed * sizes.value_bytes
-    return sizes.vocabulary_elements * of_each_element + copies
+    kept = (1 + num_steps) * (sizes.value_bytes if sizes.fuses else FLOAT32)
+    is_padded = sizes.shape.padded_vocab_size != sizes.shape.vocab_size
+    is_copied = not sizes.fuses and (is_padded or sizes.value_bytes < FLOAT32)
+    computed = sizes.value_bytes if is_copied else 0
+    return sizes.vocabulary_elements * (kept + computed) + num_steps * sizes.hidden_bytes
 
 
 def _mixture_kept(sizes: RankSizes) -> float:

@@ -61,11 +61,18 @@ class CollapseAlarm:
     A kind is warned about once, and again only after it has lasted for 50 times as long.
     """
 
-    def __init__(self, patience: int) -> None:
-        """Take the number of intervals to wait, at least 1."""
+    def __init__(self, patience: int, *, trains_each_step: bool = False) -> None:
+        """Take what is watched.
+
+        Args:
+            patience: intervals to wait, at least 1.
+            trains_each_step: each step has a loss of its own, and learns however little of it is read: a low
+                tail mass is then no collapse.
+        """
         if patience < 1:
             raise ValueError(f"`metrics.collapse_patience` must be at least 1, but is {patience}")
         self._patience = patience
+        self._watches_tail_mass = not trains_each_step
         self._current: Collapse | None = None
         self._num_intervals = 0
         # Intervals until each kind is warned about again.
@@ -86,7 +93,7 @@ class CollapseAlarm:
                 taking every step is not a collapse.
             tail_mass: mean tail mass of steps 0..K; empty without a router.
         """
-        found = _collapse_of(steps_count, penalty_weight, tail_mass)
+        found = _collapse_of(steps_count, penalty_weight, tail_mass if self._watches_tail_mass else ())
         self._num_intervals = self._num_intervals + 1 if found == self._current else 1
         self._current = found
         self._silent = {kind: left - 1 for kind, left in self._silent.items() if left > 1}

@@ -194,7 +194,9 @@ def _prepare(config: RunConfig, groups: ParallelGroups, stop: StopFlag, watchdog
         meter=meter,
         sinks=open_sinks(config, groups, progress, start_iteration=state.iteration),
         progress=progress,
-        alarm=CollapseAlarm(config.metrics.collapse_patience),
+        alarm=CollapseAlarm(
+            config.metrics.collapse_patience, trains_each_step=config.ponder.step_loss_weight > 0
+        ),
         stop=stop,
         watchdog=watchdog,
         saver=_saver(config, parts, groups, identity),

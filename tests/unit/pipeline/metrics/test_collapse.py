@@ -83,6 +83,16 @@ def test_a_closed_router_is_warned_about_though_tokens_take_every_step() -> None
     assert kinds == [None, None, None, None, Collapse.ROUTER_CLOSED, None]
 
 
+def test_a_low_tail_mass_is_no_collapse_where_each_step_is_trained() -> None:
+    alarm = CollapseAlarm(1, trains_each_step=True)
+    took_one_step = (0, 8, 0)
+
+    assert alarm.observe(took_one_step, penalty_weight=0.0, tail_mass=[1.0, 0.7, 0.01]) is None
+    warning = alarm.observe(ALL_FIRST, penalty_weight=0.0, tail_mass=[1.0, 0.0, 0.0])
+    assert warning is not None
+    assert warning.kind is Collapse.ALWAYS_FIRST
+
+
 def test_what_lasts_is_warned_about_again_only_much_later() -> None:
     alarm = CollapseAlarm(2)
     found = [alarm.observe(ALL_FIRST, penalty_weight=0.3) is not None for _ in range(2 * REPEATED_AFTER + 10)]
