@@ -7,7 +7,7 @@ to decode take turns, so that a drift of the machine's speed affects them alike.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
+from statistics import median, quantiles
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from pipeline.evaluation.opened import OpenedCheckpoint
 from pipeline.metrics.records import DecodingSpeed
 
 BATCH_SIZES = (1, 8)
-PROMPT_TOKENS, TIMED_TOKENS, NUM_ROUNDS = 16, 16, 3
+# A single round of such short texts says little: in a few tenths of a second a neighbour can double its time.
+PROMPT_TOKENS, TIMED_TOKENS, NUM_ROUNDS = 16, 16, 9
 # Rounds after the first end when one batch size has taken so long.
 MOST_SECONDS = 20.0
 # FLOPs that differ by less are not worth a ratio.
@@ -131,8 +132,9 @@ def _decode(
     started = clock()
     taken = [decoded.steps for decoded in decoder.follow(texts, rest)]
     synchronize()
+    seconds = clock() - started
     if is_timed:
-        way.seconds.append((clock() - started) / len(rest[0]))
+        way.seconds.append(seconds / len(rest[0]))
     steps = torch.cat(taken)
     way.mean_steps = float(steps.double().mean())
     num_steps = way.account.num_latent_thoughts if way.limits.num_steps is None else way.limits.num_steps
@@ -144,15 +146,29 @@ def _speed(way: _Way, whole: _Way, tokens: Sequence[Sequence[int]]) -> DecodingS
     before = (num_prompt + len(tokens[0]) - 1) / 2
     seconds, flops = median(way.seconds), way.flops_per_token(before)
     saved = 1 - flops / whole.flops_per_token(before)
-    time_saved = 1 - seconds / median(whole.seconds)
+    gains = _gains(way, whole, saved) if saved >= SMALLEST_SAVING else []
     return DecodingSpeed(
         batch_size=len(tokens),
         milliseconds_per_token=1000 * seconds,
         tokens_per_second=len(tokens) / seconds,
         mean_steps=way.mean_steps,
         flops_per_token=flops,
-        gain_reached=time_saved / saved if saved >= SMALLEST_SAVING else None,
+        gain_reached=median(gains) if gains else None,
+        gain_range=_quartiles(gains) if len(gains) > 1 else None,
     )
+
+
+def _gains(way: _Way, whole: _Way, saved: float) -> list[float]:
+    """Return, for each round, the share of the FLOPs saved that was saved in time."""
+    return [
+        (1 - limited / unlimited) / saved
+        for limited, unlimited in zip(way.seconds, whole.seconds, strict=True)
+    ]
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    lower, _, upper = quantiles(values, n=4, method="inclusive")
+    return lower, upper
 
 
 def _agreed(is_late: bool) -> bool:

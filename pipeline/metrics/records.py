@@ -63,8 +63,9 @@ class DecodingSpeed:
         tokens_per_second: of all texts together.
         mean_steps: extra steps that the timed tokens took.
         flops_per_token: at these steps, after as many tokens as the timed ones had before them.
-        gain_reached: share of the time saved, against all steps, over the share of FLOPs saved; None where
-            no FLOPs are saved.
+        gain_reached: share of the time saved, against all steps, over the share of FLOPs saved, in the median
+            round; None where no FLOPs are saved.
+        gain_range: the same at the quartiles of the rounds; None where it was not measured.
     """
 
     batch_size: int
@@ -73,11 +74,22 @@ class DecodingSpeed:
     mean_steps: float
     flops_per_token: float
     gain_reached: float | None
+    gain_range: tuple[float, float] | None = None
+
+    @property
+    def gain(self) -> str:
+        """The share of the FLOPs saved that is saved in time, with its range; empty where none are saved."""
+        if self.gain_reached is None:
+            return ""
+        if self.gain_range is None:
+            return f"{self.gain_reached:.0%}"
+        lower, upper = self.gain_range
+        return f"{self.gain_reached:.0%} ({lower:.0%} to {upper:.0%})"
 
     @property
     def summary(self) -> str:
         """Time, speed, and the share of the FLOPs saved that is saved in time."""
-        gain = "" if self.gain_reached is None else f"; {self.gain_reached:.0%} of the FLOPs saved in time"
+        gain = f"; {self.gain} of the FLOPs saved in time" if self.gain else ""
         return (
             f"{self.milliseconds_per_token:.2f} ms/token, {self.tokens_per_second:,.0f} tokens/s "
             f"at {self.mean_steps:.2f} steps{gain}"

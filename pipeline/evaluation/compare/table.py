@@ -67,10 +67,9 @@ def _times(point: LossPoint, sizes: Sequence[int]) -> list[str]:
         return []
     by_size = {speed.batch_size: speed for speed in point.speeds}
     largest = by_size.get(sizes[-1])
-    reached = None if largest is None else largest.gain_reached
     return [
         *(f"{by_size[size].milliseconds_per_token:.2f}" if size in by_size else "" for size in sizes),
-        "" if reached is None else f"{reached:.0%}",
+        "" if largest is None else largest.gain,
     ]
 
 
