@@ -13,6 +13,7 @@ COMMANDS = {
     "data": {"--corpus-mb", "--workers", "--tokenizer", "--rows-per-step", "--minimum-lead", "--json"},
     "decode": {"--config", "--new-tokens", "--steps", "--seconds", "--threads", "--other", "--json"},
     "memory": {"--config", "--maximum-error"},
+    "methods": {"--case", "--precision", "--rounds"},
     "metrics": {"--config", "--intervals", "--maximum-share"},
     "pipeline": {"--config", "--stages", "--micro-batches", "--repeats"},
     "savings": {"--config", "--gradient-passes", "--repeats"},
@@ -39,3 +40,8 @@ def test_help_lists_the_options(command: str) -> None:
 
 def test_query_groups_that_do_not_divide_the_heads_are_a_usage_error() -> None:
     assert CliRunner().invoke(app, ["attention", "--heads", "4", "--query-groups", "3"]).exit_code == 2
+
+
+@pytest.mark.parametrize("words", [["--case", "unheard-of"], ["--case", "vanilla", "--case", "vanilla"]])
+def test_methods_must_be_known_and_at_least_two(words: list[str]) -> None:
+    assert CliRunner().invoke(app, ["methods", *words]).exit_code == 2
