@@ -106,7 +106,6 @@ def test_errors_crashes_and_logs_print_escapes(
     monkeypatch.setattr(logging.root, "level", logging.WARNING)
     set_up_logging()
     logging.getLogger("pipeline.test").info("reading %s", "\x1b]0;x\x07")
-    logging.shutdown()
     err = capsys.readouterr().err
     assert err.count("\\x") >= 3
     assert not raw_characters(err)
