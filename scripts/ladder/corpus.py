@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import logging
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +14,8 @@ from typing import NamedTuple
 
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 PACKAGE = "linux-doc-6.1"
 # Where the Debian package puts its pages; an installed package is used as it is.
@@ -60,8 +63,10 @@ def download_documentation(into: Path) -> Path:
     into.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=into.parent) as scratch:
         _run([apt, "download", PACKAGE], Path(scratch))
-        archives = list(Path(scratch).glob("*.deb"))
-        _run([dpkg, "-x", str(archives[0]), "unpacked"], Path(scratch))
+        (archive,) = Path(scratch).glob("*.deb")
+        # Another version has other pages and holds out others: losses are comparable within one alone.
+        logger.info("downloaded %s", archive.name)
+        _run([dpkg, "-x", str(archive), "unpacked"], Path(scratch))
         shutil.move(Path(scratch) / "unpacked" / INSTALLED.relative_to("/"), into)
     return into
 
