@@ -114,13 +114,16 @@ def resolved_output(path: Path) -> Path:
     Raises:
         DataError: a link of it leads to itself.
     """
+    # Path.resolve() raises an error for such links before Python 3.13 alone.
     try:
-        return path.resolve()
-    except RuntimeError as error:  # Python's own, for such links
-        raise DataError(
-            f"the output {path} must be a path that can be written, but a link of it leads to itself; "
-            "remove the link, or choose another output"
-        ) from error
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DataError(
+                f"the output {path} must be a path that can be written, but a link of it leads to itself; "
+                "remove the link, or choose another output"
+            ) from error
+    return path.resolve()
 
 
 @contextmanager
