@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +281,7 @@ def test_the_card_describes_the_model_and_its_evaluation(
         "loss": EVALUATION.loss,
     }
     assert "(https://arxiv.org/abs/2603.02023)" in card
-    assert f"| torch | {torch.__version__} |" in card
+    assert f"| torch | {version('torch')} |" in card
     # The weights were converted, and not trained.
     assert "| iterations |" not in card
     assert "\n\n\n" not in card
