@@ -114,7 +114,7 @@ def resolved_output(path: Path) -> Path:
     Raises:
         DataError: a link of it leads to itself.
     """
-    # Path.resolve() raises an error for such links before Python 3.13 alone.
+    # Path.resolve() raises an error for such links only before Python 3.13.
     try:
         path.stat()
     except OSError as error:
