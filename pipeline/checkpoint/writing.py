@@ -8,6 +8,7 @@ import io
 import logging
 import shutil
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -238,6 +239,9 @@ def _write_tensors(partial: Path, prepared: PreparedSave, group: ProcessGroup | 
     except CheckpointException as error:
         # Its text repeats the traceback of every rank.
         reasons = [f"rank {rank}: {failure}" for rank, (failure, _) in sorted(error.failures.items())]
+        # The frames refer to the error of this rank, whose own frames hold what was being written. The
+        # garbage collector of Python 3.12.1 crashes on such a buffer of a BytesIO (python/cpython#111049).
+        traceback.clear_frames(error.__traceback__)
         raise CheckpointError("; ".join(reasons)) from error
 
 

@@ -3,6 +3,7 @@
 Two ranks do everything once, and the tests check what they report.
 """
 
+import gc
 import os
 import resource
 import shutil
@@ -162,6 +163,20 @@ def _files_of_at_most(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _num_buffers() -> int:
+    return sum(isinstance(item, memoryview) for item in gc.get_objects())
+
+
 def _fail_on_one_rank(folder: Path, found: Found) -> None:
     run = TinyGpt(tensor=2)
     directory, config_file = folder / "full", folder / "run_config.yaml"
@@ -180,8 +195,10 @@ def _fail_on_one_rank(folder: Path, found: Found) -> None:
 
     save_at(STATE)
     for rank in (0, 1):
-        with _files_of_at_most(5000 if run.groups.rank == rank else 10**9):
+        with _files_of_at_most(5000 if run.groups.rank == rank else 10**9), _without_garbage_collection():
+            num_buffers = _num_buffers()
             found.errors[f"rank {rank} cannot write"] = _error_of(lambda: save_at(LATER))
+            found.facts[f"buffers left, rank {rank} cannot write"] = _num_buffers() - num_buffers
     found.facts["folders after a full disk"] = folders(directory)
     found.facts["damage after a full disk"] = find_damage(checkpoint_folder(directory, 3))
     # Before the other rank's next save removes anything.
@@ -266,6 +283,11 @@ def test_a_full_disk_on_one_rank_is_an_error_on_all_and_damages_nothing(
     for found in two_ranks:
         assert f" rank {rank}: " in (found.errors[f"rank {rank} cannot write"] or "")
         assert found.facts["damage after a full disk"] == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_in_writing_does_not_keep_what_was_written(two_ranks: list[Found], rank: int) -> None:
+    assert [found.facts[f"buffers left, rank {rank} cannot write"] for found in two_ranks] == [0, 0]
 
 
 def test_the_next_save_removes_the_files_that_a_full_disk_left(two_ranks: list[Found]) -> None:
