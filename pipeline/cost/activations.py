@@ -27,6 +27,7 @@ class PassBytes:
         waiting: gradients that wait for the pass's backward, of keys and values that later passes have used.
         working: what backward through a layer needs in addition.
         mixing: what the mixtures need in addition to what they keep, forward or backward.
+        predicting: logits of the step, which the penalty asks for in forward, without gradient.
     """
 
     layers: float
@@ -38,6 +39,7 @@ class PassBytes:
     waiting: float
     working: float
     mixing: float
+    predicting: float
 
     @property
     def kept(self) -> float:
@@ -77,6 +79,7 @@ def _without_gradient(sizes: RankSizes, whole: PassBytes, index: int, stage: int
         waiting=0,
         working=_layer_kept(sizes, rows, index) + whole.noted,
         mixing=_mixing(sizes, mixed, 0),
+        predicting=0,
     )
 
 
@@ -108,9 +111,8 @@ def _whole_pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
         again=again,
         waiting=_later_gradients(sizes, rows, index, num_layers),
         working=_layer_working(sizes, rows, index),
-        mixing=_mixing(sizes, mixed, mixture)
-        + (_summed_parts(sizes) if mixed else 0)
-        + (_predictions(sizes, index) if is_last else 0),
+        mixing=_mixing(sizes, mixed, mixture) + (_summed_parts(sizes) if mixed else 0),
+        predicting=_predictions(sizes, index) if is_last else 0,
     )
 
 
@@ -120,7 +122,7 @@ def mixture_rows(sizes: RankSizes, index: int) -> float:
 
 
 def _predictions(sizes: RankSizes, index: int) -> float:
-    """Logits of a step that the penalty asks for, without gradient."""
+    """Logits of a step that the penalty asks for."""
     is_asked = sizes.facts.predicts_each_step and not sizes.plan.is_final(index)
     return readout_bytes(sizes) if is_asked else 0
 

@@ -174,10 +174,11 @@ def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -
         index, each = work.pass_index, passes[work.pass_index]
         if not work.is_backward:
             held[index] += each.kept + each.noted
+        predicting = 0 if work.is_backward else each.predicting
         yield Moment(
             name=f"{'backward' if work.is_backward else 'forward'} of pass {index}",
             by_pass=tuple(held),
-            vocabulary=readout if index == final else each.mixing,
+            vocabulary=readout if index == final else each.mixing + predicting,
             working=waiting + (0 if index >= first else each.working),
             communication=communication,
         )
