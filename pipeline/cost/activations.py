@@ -24,7 +24,7 @@ class PassBytes:
         vocabulary: distributions of the mixtures at its end.
         again: what recomputation holds at a time: some tensors of one layer, all of them, or those of all
             layers.
-        waiting: gradients that wait for the pass's backward, of keys and values that later passes have used.
+        waiting: gradients that wait for the pass's backward, of what later passes have used.
         working: what backward through a layer needs in addition.
         mixing: what the mixtures need in addition to what they keep, forward or backward.
         predicting: logits of the step, which the penalty asks for in forward, without gradient.
@@ -109,7 +109,8 @@ def _whole_pass_bytes(sizes: RankSizes, index: int, stage: int) -> PassBytes:
         noted=(_noted(sizes, index) if is_last else 0) + (0 if _is_cut(sizes) else of_slot),
         vocabulary=mixed * mixture,
         again=again,
-        waiting=_later_gradients(sizes, rows, index, num_layers),
+        waiting=_later_gradients(sizes, rows, index, num_layers)
+        + (_readout_gradients(sizes, index) if is_last else 0),
         working=_layer_working(sizes, rows, index),
         mixing=_mixing(sizes, mixed, mixture) + (_summed_parts(sizes) if mixed else 0),
         predicting=_predictions(sizes, index) if is_last else 0,
@@ -190,6 +191,13 @@ def _later_gradients(sizes: RankSizes, rows: float, index: int, num_layers: int)
         return 0
     num_passes = 1 + (index if sizes.facts.sees_earlier_steps else 0)
     return num_passes * num_layers * rows * sizes.shape.key_value_size / sizes.tensor * sizes.value_bytes
+
+
+def _readout_gradients(sizes: RankSizes, index: int) -> float:
+    """Gradients that the mean over steps has left for the hidden states of a pass and of earlier ones."""
+    if not sizes.facts.sees_earlier_steps or sizes.plan.is_final(index):
+        return 0
+    return sizes.hidden_bytes * (1 + index)
 
 
 def _is_cut(sizes: RankSizes) -> bool:

@@ -164,7 +164,7 @@ def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -
         backward_per_forward=backward_time(sizes.recompute),
         first_with_gradient=first,
     )
-    waiting = _handed_round(sizes, stage)
+    waiting: float = _handed_round(sizes, stage)
     final = sizes.num_passes - 1
     readout = readout_bytes(sizes) if stage == sizes.num_stages - 1 else 0.0
     communication = _gathered(sizes)
@@ -174,6 +174,8 @@ def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -
         index, each = work.pass_index, passes[work.pass_index]
         if not work.is_backward:
             held[index] += each.kept + each.noted
+        elif index != final:
+            waiting -= each.waiting
         predicting = 0 if work.is_backward else each.predicting
         yield Moment(
             name=f"{'backward' if work.is_backward else 'forward'} of pass {index}",
@@ -190,6 +192,8 @@ def _moments_of_a_stage(sizes: RankSizes, passes: list[PassBytes], stage: int) -
                 communication=communication,
             )
             held[index] -= each.kept
+            # Until this micro-batch's backward goes on, after those of others.
+            waiting += passes[index - 1].waiting if index > first else 0
         elif index == final:
             for earlier, noted in enumerate(passes):
                 held[earlier] -= noted.noted

@@ -262,6 +262,14 @@ def test_the_peak_is_that_of_live_tensors() -> None:
         ("tiny_ponderlm", ()),
         # Its final pass leaves gradients for the keys of all passes.
         ("llama_410m_adaptive_latent_cot", ("model.num_layers=12",)),
+        # Its penalty asks for logits of each step, in forward only.
+        (
+            "llama_410m_adaptive_latent_cot",
+            ("model.num_layers=4", "parallel.recompute=full", "training.fused=never"),
+        ),
+        # Such gradients of one micro-batch wait while others run backward.
+        ("llama_410m_adaptive_latent_cot", ("model.num_layers=4", "parallel.pipeline=2")),
+        ("llama_410m_adaponderlm", ("model.num_layers=4", "parallel.pipeline=2")),
         # Logits of every step, with padding rows and without.
         *(
             ("tiny_ponderlm3", ("ponder.step_loss_weight=0.3", *settings))
