@@ -3,9 +3,11 @@
 import pytest
 from typer.testing import CliRunner
 
-from tests.bench.commands import app
+from pipeline.commands.lazy_group import CommandEntry, load_command
+from tests.bench import cli
+from tests.bench.cli import app
 
-COMMANDS = {
+OPTIONS = {
     "attention": {"--rows", "--batch-size", "--heads", "--query-groups", "--head-size", "--precision"},
     "compare_reference": {"--python", "--case", "--precision", "--part", "--rounds", "--json", "--table"},
     "context": {"--tokens", "--layers", "--hidden-size", "--rounds"},
@@ -23,19 +25,22 @@ COMMANDS = {
 
 
 def test_every_benchmark_is_a_command() -> None:
-    assert {command.callback.__name__ for command in app.registered_commands if command.callback} == set(
-        COMMANDS
-    )
+    assert {entry.attribute for entry in cli.COMMANDS} == set(OPTIONS)
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
+@pytest.mark.parametrize("entry", cli.COMMANDS, ids=lambda entry: entry.name)
+def test_the_list_of_benchmarks_repeats_the_first_line_of_their_help(entry: CommandEntry) -> None:
+    assert load_command(entry).help.splitlines()[0] == entry.help
+
+
+@pytest.mark.parametrize("command", sorted(OPTIONS))
 def test_help_lists_the_options(command: str) -> None:
     result = CliRunner().invoke(
         app, [command.replace("_", "-"), "--help"], env={"COLUMNS": "200", "TERM": "dumb"}
     )
 
     assert result.exit_code == 0
-    assert {option for option in COMMANDS[command] if option not in result.output} == set()
+    assert {option for option in OPTIONS[command] if option not in result.output} == set()
 
 
 def test_query_groups_that_do_not_divide_the_heads_are_a_usage_error() -> None:

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from pipeline.config.errors import ConfigError
 from pipeline.shared.exit_codes import ExitCode
-from tests.bench.commands import app
+from tests.bench.cli import app
 from tests.bench.machine import machine_name, num_processors
 from tests.bench.pipeline import PassTimes, load_bench_config, render_pass_times
 from tests.unit.pipeline.config.settings import changed_settings

@@ -15,7 +15,7 @@ from pipeline.config.load import build_config
 from pipeline.shared.errors import DataError
 from pipeline.shared.exit_codes import ExitCode
 from tests.bench import reference_own_worker, reference_worker
-from tests.bench.commands import app
+from tests.bench.cli import app
 from tests.bench.reference import (
     FIRST_LOSS_TOLERANCE,
     LATER_LOSS_TOLERANCE,
