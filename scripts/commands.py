@@ -1,16 +1,27 @@
-"""Run commands of the package as a user would type them."""
+"""Run a script, and commands of the package from it; who ends the script ends those too."""
 
 import subprocess
 import sys
+from collections.abc import Callable
 
+from data_prep.on_ray.interrupts import terminate_like_interrupt
+from pipeline.commands.shared import exit_on_user_error
 from pipeline.shared.console import say
 from pipeline.shared.errors import UserError
 
 _LIMIT_SECONDS = 3600
+# A training that is stopped finishes its step and saves.
+_SAVE_SECONDS = 600
 
 
 class CommandError(UserError):
     """A command failed, and has said why."""
+
+
+def run_script(app: Callable[[], object]) -> None:
+    """Run a script's command line: errors that a user can cure have no traceback, SIGTERM is like Ctrl-C."""
+    with exit_on_user_error(), terminate_like_interrupt():
+        app()
 
 
 def megaponder(*words: str) -> None:
@@ -22,9 +33,22 @@ def megaponder(*words: str) -> None:
     shown = f"megaponder {' '.join(words)}"
     say(f"$ {shown}")
     command = [sys.executable, "-P", "-m", "pipeline.cli", *words]
+    process = subprocess.Popen(command)
     try:
-        done = subprocess.run(command, timeout=_LIMIT_SECONDS, check=False)
+        process.wait(_LIMIT_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise CommandError(f"`{shown}` did not end within {_LIMIT_SECONDS} s; try again") from error
-    if done.returncode:
-        raise CommandError(f"`{shown}` ended with {done.returncode}; see its message above")
+    finally:
+        stop(process)
+    if process.returncode:
+        raise CommandError(f"`{shown}` ended with {process.returncode}; see its message above")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Let a command that still runs save and end; kill it if that takes too long."""
+    process.terminate()
+    try:
+        process.wait(timeout=_SAVE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

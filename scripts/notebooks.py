@@ -3,9 +3,8 @@
 Needs the extra `docs`. Outputs are stored without times and progress bars.
 """
 
-import subprocess
-import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +12,9 @@ import nbformat
 import typer
 from nbclient import NotebookClient
 
-from pipeline.commands.shared import exit_on_user_error
 from pipeline.shared.console import say
 from pipeline.shared.files import write_atomically
-from scripts.commands import CommandError
+from scripts.commands import megaponder, run_script
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "docs" / "notebooks"
 _LIMIT_SECONDS = 600
@@ -27,28 +25,11 @@ def main(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, such as runs/demo.")],
 ) -> None:
     """Export a run, and execute every notebook of the documentation beside the export."""
-    with exit_on_user_error(), tempfile.TemporaryDirectory() as folder:
-        _export(run, Path(folder, "exported"))
+    with tempfile.TemporaryDirectory() as folder:
+        megaponder("convert", "to-hf", str(run), "--output", str(Path(folder, "exported")))
         for file in sorted(NOTEBOOKS.glob("*.ipynb")):
             write_atomically(file, executed(file, Path(folder)))
             say(f"written to {file}")
-
-
-def _export(run: Path, output: Path) -> None:
-    command = (
-        sys.executable,
-        "-P",
-        "-m",
-        "pipeline.cli",
-        "convert",
-        "to-hf",
-        str(run),
-        "--output",
-        str(output),
-    )
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode != 0:
-        raise CommandError(f"{run} must be a run that can be exported, but {' '.join(command)} failed")
 
 
 def executed(file: Path, folder: Path) -> str:
@@ -85,4 +66,4 @@ def _is_progress(output: Any) -> bool:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(partial(typer.run, main))

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.shared import examples, exit_on_user_error, set_up_logging
+from pipeline.commands.shared import examples, set_up_logging
 from pipeline.shared.console import open_console, say
-from scripts.commands import megaponder
+from scripts.commands import megaponder, run_script
 from scripts.continued_demo.model import NoPackageError, download, unpack
 from scripts.ladder.corpus import find_documentation, write_pages
 from scripts.ladder.plan import load_ladder
@@ -116,5 +116,4 @@ def _export_and_generate(folder: Path, checkpoints: Path) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        app()
+    run_script(app)

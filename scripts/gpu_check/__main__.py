@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.shared import examples, exit_on_user_error
+from pipeline.commands.shared import examples
 from pipeline.shared.console import open_console, say
 from pipeline.shared.tables import Table
+from scripts.commands import run_script
 from scripts.gpu_check.checks import BY_NAME, CHECKS, TOTAL_SECONDS
 from scripts.gpu_check.outcome import Outcome, Status
 from scripts.gpu_check.running import run_checks
@@ -74,5 +75,4 @@ def _table(outcomes: list[Outcome]) -> Table:
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(epilog=EPILOG)(gpu_check)
-    with exit_on_user_error():
-        app()
+    run_script(app)

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.shared import examples, exit_on_user_error, set_up_logging
+from pipeline.commands.shared import examples, set_up_logging
 from pipeline.shared.console import open_console
 from pipeline.shared.errors import DataError
 from pipeline.shared.files import write_atomically
-from scripts.commands import megaponder
+from scripts.commands import megaponder, run_script
 from scripts.ladder.corpus import find_documentation, write_pages
 from scripts.ladder.limits_table import render_limits, render_limits_markdown
 from scripts.ladder.means import flops_of, milliseconds_of
@@ -213,5 +213,4 @@ def _write_plots(folder: Path, part: str, rows: list[RowPoints]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        app()
+    run_script(app)

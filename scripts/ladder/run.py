@@ -21,14 +21,13 @@ from pipeline.metrics.jsonl import METRICS_FILE, VALIDATION, read_events
 from pipeline.shared.errors import UserError
 from pipeline.shared.exit_codes import ExitCode
 from pipeline.shared.files import write_atomically
+from scripts.commands import stop
 from scripts.ladder.plan import Ladder, Part, Run, run_of
 
 logger = logging.getLogger(__name__)
 
 RESULT_FILE = "ladder.json"
 LOG_FILE = "train.log"
-# A training that is stopped finishes its step and saves.
-_SAVE_SECONDS = 600
 _POLL_SECONDS = 0.5
 
 
@@ -188,7 +187,7 @@ class Runner:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
             while process.poll() is None:
                 if time.monotonic() >= self.deadline or self._interrupted.is_set():
-                    _stop(process)
+                    stop(process)
                 self._interrupted.wait(_POLL_SECONDS)
         if process.returncode == ExitCode.REQUEUE:
             raise OutOfTimeError(f"{folder} was stopped and will resume")
@@ -230,13 +229,3 @@ def _check_settings(folder: Path, recorded: dict[str, Any], run: Run) -> None:
             f"{folder} holds a run whose settings must be those of the ladder, but these differ: "
             f"{', '.join(other)}; remove the folder, or name another with `runs` in the ladder's file"
         )
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Let a training save and end; kill it if that takes too long."""
-    process.terminate()
-    try:
-        process.wait(timeout=_SAVE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

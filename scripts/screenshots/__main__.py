@@ -4,13 +4,14 @@ import asyncio
 import base64
 import shlex
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands.shared import exit_on_user_error
 from pipeline.shared.console import say
+from scripts.commands import run_script
 from scripts.screenshots.board import serve_board, shown_charts
 from scripts.screenshots.browser import Page, open_page
 from scripts.screenshots.terminal import render_terminal, shown_by, size_of
@@ -31,19 +32,18 @@ def main(
     ] = False,
 ) -> None:
     """Make the pictures: the report wide and on a phone, light and dark; TensorBoard; the terminal."""
-    with exit_on_user_error():
-        output.mkdir(parents=True, exist_ok=True)
-        # A small model repeats itself when it always takes the most likely token.
-        sampling = ("--temperature", "0.8", "--top-p", "0.9", "--seed", "1")
-        commands = {
-            "doctor": ["doctor"],
-            "generate": ["generate", str(run), "--prompt", prompt, "--max-new-tokens", "60", *sampling],
-        }
-        terminals = {
-            name: render_terminal(f"megaponder {shlex.join(words)}", shown_by(*words))
-            for name, words in commands.items()
-        }
-        asyncio.run(_pictures(run, output, terminals, is_whole_page=whole))
+    output.mkdir(parents=True, exist_ok=True)
+    # A small model repeats itself when it always takes the most likely token.
+    sampling = ("--temperature", "0.8", "--top-p", "0.9", "--seed", "1")
+    commands = {
+        "doctor": ["doctor"],
+        "generate": ["generate", str(run), "--prompt", prompt, "--max-new-tokens", "60", *sampling],
+    }
+    terminals = {
+        name: render_terminal(f"megaponder {shlex.join(words)}", shown_by(*words))
+        for name, words in commands.items()
+    }
+    asyncio.run(_pictures(run, output, terminals, is_whole_page=whole))
 
 
 async def _pictures(run: Path, output: Path, terminals: Mapping[str, str], *, is_whole_page: bool) -> None:
@@ -83,4 +83,4 @@ def _write(file: Path, content: bytes) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(partial(typer.run, main))
