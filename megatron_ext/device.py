@@ -20,6 +20,9 @@ DEVICE_CHOICES = ("auto", "cpu", "cuda")
 HOST_BACKEND = "gloo"
 """Backend of process groups that only exchange tensors and objects in host memory."""
 
+# With any of them oneDNN multiplies in bf16: x86 with AVX-512, or AVX2 of 2024 and later; ARM.
+_BF16_CAPABILITIES = ("avx512_bw", "avx_ne_convert", "bf16")
+
 # What takes the place of CUDA, and its backend of process groups, innermost last; see `standing_in`.
 _stand_ins: list[tuple[torch.device, str | None]] = []
 
@@ -87,7 +90,19 @@ def device_name() -> str:
     """Return the product name of a CUDA device; of a CPU, how many threads each rank has."""
     if has_cuda():
         return torch.cuda.get_device_name()
-    return f"CPU ({torch.get_num_threads()} threads per rank)"
+    num_threads = torch.get_num_threads()
+    return f"CPU ({num_threads} thread{'s' if num_threads > 1 else ''} per rank)"
+
+
+def computes_bf16() -> bool:
+    """Return whether this device has instructions for products in bf16.
+
+    Without them a CPU takes several times as long as in fp32.
+    """
+    if has_cuda():
+        return True
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in _BF16_CAPABILITIES)
 
 
 def visible_devices() -> list[str]:

@@ -18,18 +18,22 @@ _SECONDS = 30
 
 def device_findings() -> Iterator[Finding]:
     """Yield the findings on torch, Megatron-Core and devices."""
-    found = _import_finding("torch", "torch")
-    yield found
-    if found.state is not State.OK:
+    torch = _import_finding("torch", "torch")
+    yield torch
+    if torch.state is not State.OK:
         return
     yield _import_finding("Megatron-Core", "megatron.core.parallel_state", package="megatron-core")
     yield _kernels()
     from torch.version import cuda as built_for
 
-    from megatron_ext.device import DEVICE_VARIABLE, visible_devices
+    from megatron_ext.device import DEVICE_CHOICES, DEVICE_VARIABLE, computes_bf16, visible_devices
 
+    chosen = os.environ.get(DEVICE_VARIABLE) or "auto"
+    if chosen in DEVICE_CHOICES and not computes_bf16():
+        found = "this CPU has no instructions for bf16 and takes several times as long with it as with fp32"
+        yield Finding(name="precision", state=State.NOTE, found=found, cure="set training.precision to fp32")
     yield device_finding(
-        chosen=os.environ.get(DEVICE_VARIABLE) or "auto",
+        chosen=chosen,
         seen=visible_devices(),
         driver=driver_lines(),
         built_for=built_for,

@@ -1,9 +1,10 @@
 """What a run prints and writes; only rank 0 does."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.device import device_name
+from megatron_ext.device import computes_bf16, device_name
 from megatron_ext.model.model import PonderModel
 from megatron_ext.parallel.groups import ParallelGroups
 from pipeline.checkpoint.folder import CONFIG_NAME
@@ -28,6 +29,8 @@ from pipeline.run.unwritable import naming_unwritable_outputs, on_rank_zero
 from pipeline.shared.console import open_console
 from pipeline.shared.files import remove_temporaries
 from pipeline.shared.progress import BarProgress, LinesProgress, Progress, SilentProgress
+
+logger = logging.getLogger(__name__)
 
 
 def config_file(config: RunConfig) -> Path:
@@ -153,6 +156,16 @@ def show_summary(config: RunConfig, vocab_size: int, module: PonderModel, groups
     console.print(render_summary(summary))
     if groups.world_size > 1:
         console.print(render_layout(config, stages))
+    warn_of_slow_precision(config)
+
+
+def warn_of_slow_precision(config: RunConfig) -> None:
+    """Log a warning where a run computes in bf16 and its device has no instructions for it."""
+    if config.training.precision == "bf16" and not computes_bf16():
+        logger.warning(
+            "training.precision is bf16, for which this CPU has no instructions: steps take several times as "
+            "long as with fp32"
+        )
 
 
 def peak_flops(config: RunConfig) -> float | None:

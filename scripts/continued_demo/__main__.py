@@ -13,6 +13,7 @@ from scripts.commands import megaponder, run_script
 from scripts.continued_demo.model import NoPackageError, download, unpack
 from scripts.ladder.corpus import find_documentation, write_pages
 from scripts.ladder.plan import load_ladder
+from scripts.ladder.precision import precision_settings
 from scripts.ladder.results import collect, render_table
 from scripts.ladder.run import Runner
 
@@ -72,13 +73,15 @@ def continued_demo(
         megaponder("convert", "from-hf", str(source), "--output", str(checkpoint))
     _prepare(folder, documentation, pages, tokenizer=source / "tokenizer.json")
     ladder = load_ladder(rows)
+    recipe = (rows.parent / ladder.recipe).resolve()
     runner = Runner(
         ladder=ladder,
-        recipe=(rows.parent / ladder.recipe).resolve(),
+        recipe=recipe,
         folder=folder.resolve(),
         data=(folder / "data").resolve(),
         deadline=time.monotonic() + 3600 * hours,
         checkpoint=checkpoint.resolve(),
+        settings=precision_settings(recipe),
     )
     runner.run_all(["continued"])
     open_console().print(render_table(collect(folder, ladder)))

@@ -25,6 +25,7 @@ from scripts.ladder.plots import (
     render_training_png,
 )
 from scripts.ladder.points import RowPoints, collect_points, points_of
+from scripts.ladder.precision import precision_settings
 from scripts.ladder.results import RunResult, collect, read_part, render_markdown, render_table
 from scripts.ladder.run import Runner
 from scripts.ladder.times import time_points
@@ -107,13 +108,15 @@ def run(
             f"{folder / 'data'} must hold prepared text; run `python -m scripts.ladder prepare` first"
         )
     wanted = load_ladder(ladder)
+    recipe = (ladder.parent / wanted.recipe).resolve()
     runner = Runner(
         ladder=wanted,
-        recipe=(ladder.parent / wanted.recipe).resolve(),
+        recipe=recipe,
         folder=_runs_of(wanted, ladder, folder).resolve(),
         data=(folder / "data").resolve(),
         deadline=time.monotonic() + 3600 * hours,
         num_processes=processes,
+        settings=precision_settings(recipe),
     )
     runner.run_all([name.value for name in part] if part else wanted.part_names())
 

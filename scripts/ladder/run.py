@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -51,6 +51,7 @@ class Runner:
         deadline: of `time.monotonic`; no training starts after it, one that runs is stopped and saves.
         num_processes: trainings at once.
         checkpoint: folder of checkpoints that all rows continue from, instead of a base of each seed.
+        settings: of all runs, unless a row sets them; by their dotted names.
     """
 
     ladder: Ladder
@@ -60,6 +61,7 @@ class Runner:
     deadline: float
     num_processes: int = 1
     checkpoint: Path | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
     # Rows that share a learning rate must not tune it at the same time.
     _tuning: dict[str, Lock] = field(default_factory=lambda: defaultdict(Lock), init=False, repr=False)
     _interrupted: Event = field(default_factory=Event, init=False, repr=False)
@@ -146,6 +148,7 @@ class Runner:
             LadderError: the training failed, or the folder holds a run with other settings.
             OutOfTimeError: there was no time left to start or to end it.
         """
+        run = replace(run, settings={**self.settings, **run.settings})
         folder = self.folder / run.folder
         done = folder / RESULT_FILE
         if not folder.exists():

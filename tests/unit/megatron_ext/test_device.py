@@ -4,6 +4,7 @@ import torch
 from megatron_ext.device import (
     DEVICE_VARIABLE,
     choose_device,
+    computes_bf16,
     device,
     device_name,
     generator_state,
@@ -40,6 +41,29 @@ def test_a_cpu_is_described_by_the_threads_of_a_rank(monkeypatch: pytest.MonkeyP
 
     assert "CPU" in device_name()
     assert "7" in device_name()
+
+
+@without_cuda
+@pytest.mark.parametrize(
+    ("capabilities", "is_able"),
+    [
+        ({"architecture": "x86_64", "avx2": True, "avx512_bw": False}, False),
+        ({"architecture": "x86_64", "avx2": True, "avx512_bw": True, "amx_bf16": True}, True),
+        ({"architecture": "arm64", "neon": True, "bf16": False}, False),
+        ({"architecture": "arm64", "neon": True, "bf16": True}, True),
+    ],
+)
+def test_a_cpu_computes_bf16_if_it_has_instructions_for_it(
+    capabilities: dict[str, object], is_able: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+
+    assert computes_bf16() is is_able
+
+
+@without_cuda
+def test_what_is_known_of_this_cpu_is_what_torch_goes_by() -> None:
+    assert computes_bf16() == torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def test_the_generator_repeats_its_numbers_from_a_saved_state() -> None:

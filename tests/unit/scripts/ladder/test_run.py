@@ -139,6 +139,18 @@ def test_a_run_with_other_settings_in_its_folder_is_refused(tmp_path: Path) -> N
         )
 
 
+def test_settings_of_all_runs_are_part_of_each_unless_its_row_sets_them(tmp_path: Path) -> None:
+    in_fp32 = runner(tmp_path, settings={"training.precision": "fp32"})
+    finished(tmp_path / "fp32", {"seed": 1, "training.precision": "fp32"}, loss=1.5)
+    finished(tmp_path / "bf16", {"seed": 1, "training.precision": "bf16"}, loss=1.0)
+
+    assert in_fp32.result_of(Run(folder=Path("fp32"), settings={"seed": 1})) == {"loss": 1.5}
+    with pytest.raises(LadderError, match=r"training\.precision"):
+        in_fp32.result_of(Run(folder=Path("bf16"), settings={"seed": 1}))
+    own = Run(folder=Path("bf16"), settings={"seed": 1, "training.precision": "bf16"})
+    assert in_fp32.result_of(own) == {"loss": 1.0}
+
+
 def finished(folder: Path, settings: dict[str, Any], *, loss: float) -> None:
     folder.mkdir(parents=True)
     (folder / RESULT_FILE).write_text(json.dumps({"settings": settings, "evaluation": {"loss": loss}}))
