@@ -9,7 +9,7 @@ from megatron_ext.methods.base import Mixer, PassContext, PassRows, Readout, bui
 from megatron_ext.methods.ponderlm import PonderLM
 from megatron_ext.ponder.config import PonderConfig
 from megatron_ext.ponder.decode.think import ByMixture, Observer, Thinking, ignore, think_until_halted
-from megatron_ext.ponder.halting import active_iterations, in_float32, still_active
+from megatron_ext.ponder.halting import active_iterations, closing_logit, in_float32, still_active
 from megatron_ext.ponder.penalties import bottom_k, of_real_tokens
 
 # Gates start at 0.9 for every token: close to PonderLM, which adds its mixtures in full.
@@ -59,9 +59,9 @@ class AdaPonderLM(PonderLM):
         logits = torch.stack([context.memory.recall(f"gate/{i}") for i in range(num_iterations)], dim=-1)
         # From here on every rank works on all tokens.
         logits = context.axis.to_full_use(logits)
-        penalty = bottom_k(of_real_tokens(logits, context.real, context.real_rows), context.bottom_k_fraction)
         steps = active_iterations(logits, self.config.pruning_threshold)
         context.observe("gate_logits", logits)
+        penalty = self._penalty(logits, context)
         self._record(steps, logits, penalty, context)
         scores = torch.sigmoid(logits).cummin(dim=-1).values
         return Readout(hidden=hidden, penalty=penalty, steps=steps, step_scores=scores)
@@ -99,6 +99,14 @@ class AdaPonderLM(PonderLM):
             return ended.rows
         is_active = (ended.column > 0).unsqueeze(-1)
         return torch.where(is_active, ended.rows, context.memory.recall(f"hidden/{index - 1}"))
+
+    def _penalty(self, logits: Tensor, context: PassContext) -> Tensor:
+        """Return the bottom-k penalty of the gate logits, [S, B, K] -> scalar."""
+        values = of_real_tokens(logits, context.real, context.real_rows)
+        if self.config.bottom_k_floor:
+            # A closed gate has nothing left to gain, but would draw on the gates' shared weights without end.
+            values = values.clamp_min(closing_logit(self.config.pruning_threshold))
+        return bottom_k(values, context.bottom_k_fraction)
 
     @torch.no_grad()
     def _record(self, steps: Tensor, logits: Tensor, penalty: Tensor, context: PassContext) -> None:

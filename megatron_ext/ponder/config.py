@@ -190,6 +190,8 @@ class PonderConfig:
         pruning_threshold: tau, the tail mass, gate value or reach below which a token halts.
         penalty: how the steps taken are penalised (ponderlm3).
         bottom_k_fraction: q of the bottom-k penalty, in [0, 1].
+        bottom_k_floor: whether the bottom-k penalty counts gates that are closed as if they were at tau
+            (adaponderlm).
         form: of the router (ponderlm3).
         reading: what is read of a token's steps (ponderlm3).
         step_loss_weight: weight of the mean loss of reading each step alone (ponderlm3).
@@ -212,6 +214,7 @@ class PonderConfig:
     pruning_threshold: float = 1e-4
     penalty: Penalty = Penalty.EXPECTED_STEPS
     bottom_k_fraction: float = 0.25
+    bottom_k_floor: bool = True
     form: RouterForm = field(default_factory=RouterForm)
     reading: Reading = Reading.MIXTURE
     step_loss_weight: float = 0.0
@@ -528,7 +531,14 @@ FACTS: Mapping[Method, MethodFacts] = {
         freezes_halted=True,
         ramps_fraction=True,
         continues=(Method.VANILLA, Method.PONDERLM),
-        settings=(*_STEPS, *_MIXTURES, "softmax_temperature", *_HALTING, "bottom_k_fraction"),
+        settings=(
+            *_STEPS,
+            *_MIXTURES,
+            "softmax_temperature",
+            *_HALTING,
+            "bottom_k_fraction",
+            "bottom_k_floor",
+        ),
         defaults={
             "mixture": Mixture.SOFTMAX,
             "penalty": Penalty.BOTTOM_K,

@@ -8,6 +8,7 @@ S = tokens, B = micro-batch, K = extra steps, H = hidden size. Step quantities o
 :mod:`megatron_ext.ponder.slots`.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -180,6 +181,11 @@ def step_entropy(steps: Tensor) -> Tensor:
     """Return the entropy of s in nats: [S, K + 1, B] -> [S, B]."""
     entropy: Tensor = -torch.special.xlogy(steps, steps).sum(dim=1)
     return entropy
+
+
+def closing_logit(threshold: float) -> float:
+    """Return the gate logit below which a token halts: the logit of tau, in [0, 1)."""
+    return math.log(threshold / (1 - threshold)) if threshold > 0 else -math.inf
 
 
 def still_active(active: Tensor, gate_logits: Tensor, threshold: float) -> Tensor:

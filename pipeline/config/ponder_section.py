@@ -203,6 +203,11 @@ class PonderSection(Section):
         default_factory=_by_method("bottom_k_fraction", 0.25),
         description="share of steps that a bottom_k penalty pushes down; default: 0.25, for adaponderlm 0.1",
     )
+    bottom_k_floor: bool = Field(
+        True,
+        description="gates below pruning_threshold count as if they were at it, so that the bottom_k penalty "
+        "pushes them no further; false: it pushes them without end, as in the paper",
+    )
     penalty_exponent: NonNegative = Field(
         1.0,
         description="beta: continuing is penalised in proportion to this power of the probability that a "

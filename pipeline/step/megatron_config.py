@@ -50,6 +50,7 @@ def ponder_config(ponder: PonderSection, vocab_size: int) -> PonderConfig:
         pruning_threshold=ponder.pruning_threshold,
         penalty=ponder.penalty,
         bottom_k_fraction=ponder.bottom_k_fraction,
+        bottom_k_floor=ponder.bottom_k_floor,
         form=ponder.router_form,
         penalty_exponent=ponder.penalty_exponent,
         reading=ponder.reading,

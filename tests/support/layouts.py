@@ -137,8 +137,11 @@ MODELS = {
     "ponderlm2, llama tied top-k": _model(
         Method.PONDERLM2, LLAMA, TIED, mixture="top_k", mixture_top_k=10, num_latent_thoughts=1
     ),
-    "adaponderlm, llama": _model(Method.ADAPONDERLM, LLAMA, **_HALTS),
-    "adaponderlm, neox": _model(Method.ADAPONDERLM, NEOX, num_latent_thoughts=3, **_HALTS_LATER),
+    # Gates that are open are among those that the penalty pushes down.
+    "adaponderlm, llama": _model(Method.ADAPONDERLM, LLAMA, bottom_k_fraction=0.75, **_HALTS),
+    "adaponderlm, neox": _model(
+        Method.ADAPONDERLM, NEOX, num_latent_thoughts=3, bottom_k_floor=False, **_HALTS_LATER
+    ),
     "adaponderlm, neox tied top-k": _model(
         Method.ADAPONDERLM, NEOX, TIED, mixture="top_k", mixture_top_k=10, **_HALTS_LATER
     ),

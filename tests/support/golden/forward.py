@@ -141,6 +141,7 @@ def ponder_config(case: GoldenCase) -> PonderConfig:
         pruning_threshold=flags.get("tau", 1e-4),
         penalty=Penalty(flags.get("penalty", Penalty.EXPECTED_STEPS)),
         bottom_k_fraction=flags.get("bottom_k_fraction", 0.25),
+        bottom_k_floor=False,
         form=case.form,
         **_variant(case),
     )

@@ -1,5 +1,6 @@
 """Halting in AdaPonderLM: a halted token stays frozen, and skipping it changes nothing (3.2)."""
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -26,6 +27,8 @@ from tests.support.ponder_models import (
 )
 
 NUM_THOUGHTS, NUM_LAYERS = 3, 2
+# The logit of tau.
+CLOSED = math.log(1e-2 / (1 - 1e-2))
 BATCH = batch_of(
     torch.cat([halting_tokens(), random_tokens(1, 9)]),
     torch.tensor([[0] * 9, [0] * 3 + [1] * 4 + [PADDING_DOCUMENT] * 2]),
@@ -52,14 +55,8 @@ class Watched:
     values: list[list[Tensor]] = field(default_factory=list)
 
 
-def model_of(groups: ParallelGroups, architecture: Architecture, fraction: float = 0.25) -> PonderModel:
-    return tiny_model(
-        groups,
-        "adaponderlm",
-        architecture,
-        num_latent_thoughts=NUM_THOUGHTS,
-        ponder={"bottom_k_fraction": fraction},
-    )
+def model_of(groups: ParallelGroups, architecture: Architecture, **ponder: object) -> PonderModel:
+    return tiny_model(groups, "adaponderlm", architecture, num_latent_thoughts=NUM_THOUGHTS, ponder=ponder)
 
 
 def watch(model: PonderModel, monkeypatch: pytest.MonkeyPatch) -> Watched:
@@ -159,24 +156,45 @@ def test_skipping_halted_tokens_gives_what_computing_them_gives(
 
 
 @each_backbone
-@pytest.mark.parametrize(("fraction", "count"), [(0.25, 12), (0.01, 1), (0.0, 0)])
+@pytest.mark.parametrize(
+    ("fraction", "count", "floor"),
+    [(0.25, 12, -math.inf), (0.01, 1, -math.inf), (0.0, 0, CLOSED), (0.25, 12, CLOSED)],
+)
 def test_the_penalty_pools_all_gates_of_real_tokens_halted_ones_included(
     groups: ParallelGroups,
     architecture: Architecture,
     monkeypatch: pytest.MonkeyPatch,
     fraction: float,
     count: int,
+    floor: float,
 ) -> None:
-    watched = watch(model_of(groups, architecture, fraction), monkeypatch)
+    settings = {"bottom_k_fraction": fraction, "bottom_k_floor": floor == CLOSED}
+    watched = watch(model_of(groups, architecture, **settings), monkeypatch)
     real = BATCH.is_real.T
 
     pooled = sorted(watched.seen["gate_logits"][real].flatten().tolist())
     assert len(pooled) == 16 * NUM_THOUGHTS
-    assert watched.penalty.item() == pytest.approx(sum(pooled[:count]) / max(count, 1))
+    counted = [max(logit, floor) for logit in pooled[:count]]
+    assert watched.penalty.item() == pytest.approx(sum(counted) / max(count, 1))
     if fraction == 0.25:
         asked = torch.stack(watched.active[:-1], dim=-1) & real.unsqueeze(-1)
         smallest = watched.seen["gate_logits"] <= pooled[count - 1]
         assert (smallest & ~asked & real.unsqueeze(-1)).any(), "a halted token must be among the smallest"
+
+
+@pytest.mark.parametrize("has_floor", [True, False])
+def test_the_penalty_pushes_a_closed_gate_no_further_unless_asked(
+    groups: ParallelGroups, has_floor: bool
+) -> None:
+    model = model_of(groups, Architecture.LLAMA, bottom_k_fraction=0.5, bottom_k_floor=has_floor)
+    output, seen = observed(model, BATCH)
+    assert output.penalty is not None
+
+    (pushed,) = torch.autograd.grad(output.penalty, seen["gate_logits"])
+
+    is_closed = torch.sigmoid(seen["gate_logits"]) < 1e-2
+    assert (is_closed & BATCH.is_real.T.unsqueeze(-1)).any()
+    assert (pushed[is_closed] != 0).any() == (not has_floor)
 
 
 def test_gates_of_halted_tokens_read_their_frozen_state(

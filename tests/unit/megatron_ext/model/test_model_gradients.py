@@ -138,11 +138,18 @@ def test_every_gate_learns_through_what_it_lets_in(
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"),
-    [*((Method.PONDERLM3, kind) for kind in Penalty), (Method.ADAPONDERLM, Penalty.BOTTOM_K)],
+    ("method", "ponder"),
+    [
+        *((Method.PONDERLM3, {"penalty": kind}) for kind in Penalty),
+        (Method.ADAPONDERLM, {"bottom_k_floor": False}),
+        # Gates that are open are among those that it pushes down.
+        (Method.ADAPONDERLM, {"bottom_k_fraction": 0.75}),
+    ],
 )
-def test_the_gradient_of_the_penalty_is_right(groups: ParallelGroups, method: Method, kind: Penalty) -> None:
-    model = mild_model(groups, method, penalty=kind)
+def test_the_gradient_of_the_penalty_is_right(
+    groups: ParallelGroups, method: Method, ponder: dict[str, Any]
+) -> None:
+    model = mild_model(groups, method, **ponder)
 
     def penalty() -> Tensor:
         value = observed(model, BATCH)[0].penalty

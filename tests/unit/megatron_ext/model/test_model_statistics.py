@@ -180,7 +180,10 @@ def test_the_gates_decisions_are_counted_over_real_tokens(groups: ParallelGroups
         closed = [index for index, value in enumerate(values) if value < TAU]
         counts[min(closed, default=2)] += 1
         gates = [total + value for total, value in zip(gates, values, strict=True)]
-        logits += seen["gate_logits"][token, row].tolist()
+        # A closed gate counts as one at tau.
+        logits += [
+            max(logit, math.log(TAU / (1 - TAU))) for logit in seen["gate_logits"][token, row].tolist()
+        ]
     smallest = sorted(logits)[: int(0.25 * len(logits))]
 
     statistics = output.statistics

@@ -191,6 +191,17 @@ def test_a_gate_at_the_threshold_is_open() -> None:
     ]
 
 
+def test_a_gate_closes_below_the_logit_of_the_threshold() -> None:
+    closing = halting.closing_logit(0.25)
+    active = torch.ones(1, 2, dtype=torch.bool)
+
+    assert closing == pytest.approx(-math.log(3))
+    assert halting.still_active(active, torch.tensor([[closing - 1e-4, closing + 1e-4]]), 0.25).tolist() == [
+        [False, True]
+    ]
+    assert halting.closing_logit(0.0) == -math.inf
+
+
 def test_a_halted_token_stays_halted_even_if_its_gate_opens() -> None:
     assert not halting.still_active(torch.tensor([[False]]), torch.tensor([[50.0]]), OPEN_ABOVE).any()
 

@@ -236,6 +236,7 @@ UNUSUAL = {
     "penalty_weight": 0.02,
     "penalty_ramp": [3, 9],
     "bottom_k_fraction": 0.5,
+    "bottom_k_floor": False,
     "penalty_exponent": 2.0,
     "freeze_backbone_tokens": 1000,
     "blended_start_iterations": 3,
