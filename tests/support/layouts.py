@@ -119,6 +119,10 @@ def _model(method: Method, *backbone: Mapping[str, Any], **ponder: Any) -> Model
 # Such that tokens halt at every step.
 _HALTS = {"pruning_threshold": 0.3}
 _HALTS_LATER = {"pruning_threshold": 0.1}
+# Gates that are open are among those that the penalty pushes down.
+_PUSHES_OPEN_GATES = {"bottom_k_fraction": 0.75}
+# Else the gradient of a gate's bias, one number, is what the terms of the loss leave of each other.
+_PUSHES_CLOSED_GATES = {"bottom_k_floor": False}
 MODELS = {
     "vanilla, llama": _model(Method.VANILLA, LLAMA),
     "vanilla, neox tied": _model(Method.VANILLA, NEOX, TIED),
@@ -137,13 +141,18 @@ MODELS = {
     "ponderlm2, llama tied top-k": _model(
         Method.PONDERLM2, LLAMA, TIED, mixture="top_k", mixture_top_k=10, num_latent_thoughts=1
     ),
-    # Gates that are open are among those that the penalty pushes down.
-    "adaponderlm, llama": _model(Method.ADAPONDERLM, LLAMA, bottom_k_fraction=0.75, **_HALTS),
+    "adaponderlm, llama": _model(Method.ADAPONDERLM, LLAMA, **_HALTS, **_PUSHES_OPEN_GATES),
     "adaponderlm, neox": _model(
-        Method.ADAPONDERLM, NEOX, num_latent_thoughts=3, bottom_k_floor=False, **_HALTS_LATER
+        Method.ADAPONDERLM, NEOX, num_latent_thoughts=3, **_HALTS_LATER, **_PUSHES_CLOSED_GATES
     ),
     "adaponderlm, neox tied top-k": _model(
-        Method.ADAPONDERLM, NEOX, TIED, mixture="top_k", mixture_top_k=10, **_HALTS_LATER
+        Method.ADAPONDERLM,
+        NEOX,
+        TIED,
+        mixture="top_k",
+        mixture_top_k=10,
+        **_HALTS_LATER,
+        **_PUSHES_CLOSED_GATES,
     ),
     "adaptive_latent_cot, llama": _model(Method.ADAPTIVE_LATENT_COT, LLAMA, pruning_threshold=0.35),
     "adaptive_latent_cot, neox tied": _model(
