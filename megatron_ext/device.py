@@ -20,7 +20,7 @@ DEVICE_CHOICES = ("auto", "cpu", "cuda")
 HOST_BACKEND = "gloo"
 """Backend of process groups that only exchange tensors and objects in host memory."""
 
-# With any of them oneDNN multiplies in bf16: x86 with AVX-512, or AVX2 of 2024 and later; ARM.
+# With any of them oneDNN multiplies in bf16: AVX-512 or AVX-NE-CONVERT on x86, BF16 on ARM.
 _BF16_CAPABILITIES = ("avx512_bw", "avx_ne_convert", "bf16")
 
 # What takes the place of CUDA, and its backend of process groups, innermost last; see `standing_in`.

@@ -1,4 +1,4 @@
-"""Run a script, and commands of the package from it; who ends the script ends those too."""
+"""Run a script, and commands of the package from it; they end when the script is stopped."""
 
 import subprocess
 import sys
