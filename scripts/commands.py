@@ -10,6 +10,8 @@ from pipeline.shared.console import say
 from pipeline.shared.errors import UserError
 
 _LIMIT_SECONDS = 3600
+# On Ctrl-C the terminal tells the command as well; a second signal would interrupt its cleaning up.
+_CLEAN_UP_SECONDS = 5.0
 # A training that is stopped finishes its step and saves.
 _SAVE_SECONDS = 600
 
@@ -39,14 +41,23 @@ def megaponder(*words: str) -> None:
     except subprocess.TimeoutExpired as error:
         raise CommandError(f"`{shown}` did not end within {_LIMIT_SECONDS} s; try again") from error
     finally:
-        stop(process)
+        stop(process, grace_seconds=_CLEAN_UP_SECONDS)
     if process.returncode:
         raise CommandError(f"`{shown}` ended with {process.returncode}; see its message above")
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Let a command that still runs save and end; kill it if that takes too long."""
-    process.terminate()
+def stop(process: subprocess.Popen[bytes], *, grace_seconds: float = 0.0) -> None:
+    """Let a command that still runs save and end; kill it if that takes too long.
+
+    Args:
+        process: the command; one that has ended is left alone.
+        grace_seconds: how long it may take to end without being told.
+    """
+    try:
+        process.wait(timeout=grace_seconds)
+        return
+    except subprocess.TimeoutExpired:
+        process.terminate()
     try:
         process.wait(timeout=_SAVE_SECONDS)
     except subprocess.TimeoutExpired:

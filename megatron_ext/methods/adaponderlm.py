@@ -104,7 +104,7 @@ class AdaPonderLM(PonderLM):
         """Return the bottom-k penalty of the gate logits, [S, B, K] -> scalar."""
         values = of_real_tokens(logits, context.real, context.real_rows)
         if self.config.bottom_k_floor:
-            # A closed gate has nothing left to gain, but would draw on the gates' shared weights without end.
+            # Pushing a closed gate changes nothing for its token, but moves weights that all tokens share.
             values = values.clamp_min(closing_logit(self.config.pruning_threshold))
         return bottom_k(values, context.bottom_k_fraction)
 

@@ -206,7 +206,7 @@ class PonderSection(Section):
     bottom_k_floor: bool = Field(
         True,
         description="gates below pruning_threshold count as if they were at it, so that the bottom_k penalty "
-        "pushes them no further; false: it pushes them without end, as in the paper",
+        "pushes them no further; false: it has no lower bound, as in the paper",
     )
     penalty_exponent: NonNegative = Field(
         1.0,

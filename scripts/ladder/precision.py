@@ -25,7 +25,9 @@ def precision_settings(recipe: Path) -> dict[str, str]:
         settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
         is_bf16 = settings["training"].get("precision") == "bf16"
     except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(f"{recipe} must be a recipe with a section `training`: {error}") from error
+        raise DataError(
+            f"{recipe} must be a recipe with a section `training`, but: {error}; correct it"
+        ) from error
     if not is_bf16 or computes_bf16():
         return {}
     logger.info("this CPU has no instructions for bf16: %s is fp32 instead", _SETTING)

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.shared.bounded import wait_until
 
-# Stands for a training: it saves when it is told to stop.
+# A stand-in for a training, which saves when it is told to stop.
 COMMAND = """
 import signal, sys, time
 from pathlib import Path
